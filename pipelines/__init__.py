@@ -1,0 +1,1 @@
+"""Distributed work around ``samtok``: Ray, object storage, tracking."""

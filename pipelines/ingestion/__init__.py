@@ -1,0 +1,1 @@
+"""Readers: from a dataset's published files to image rows."""

@@ -1,0 +1,103 @@
+"""Arrow schemas of all rows, and their version (design: one row per image everywhere).
+
+Masks and annotations are nested lists, so an image is decoded and encoded once whatever the number of
+its masks, and a row is either done or not done. Readers yield plain dicts in the shape of ``IMAGE_ROW``;
+``table`` turns them into Arrow and refuses what does not fit.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+MASK_FLAGS = ("crowd", "void", "empty", "box_only")
+"""Flags a reader may set. A reader flags, the pipeline filters and counts."""
+
+_MASK_FIELDS = [
+    pa.field("mask_id", pa.string(), nullable=False),  # unique inside the image
+    pa.field("rle", pa.string()),  # compressed COCO counts (column-major); null if the mask cannot be used
+    pa.field("box_xyxy", pa.list_(pa.float32())),  # pixels; only when the dataset has a box and no mask
+    pa.field("label", pa.string()),
+    pa.field("flags", pa.list_(pa.string()), nullable=False),
+]
+
+_ANNOTATION_FIELDS = [
+    pa.field("task", pa.string(), nullable=False),  # referring, region_caption, grounded_caption, ...
+    pa.field("mask_ids", pa.list_(pa.string()), nullable=False),  # an empty list is a no-target
+    pa.field("text", pa.string()),
+    pa.field("payload", pa.string()),  # JSON of what only this task has: spans, triplets, turns
+]
+
+_IMAGE_FIELDS = [
+    pa.field("dataset", pa.string(), nullable=False),
+    pa.field("split", pa.string(), nullable=False),
+    pa.field("image_id", pa.string(), nullable=False),  # unique in the dataset
+    pa.field("image_uri", pa.string(), nullable=False),  # file, s3 object, or ``archive.tar#member``
+    pa.field("height", pa.int32(), nullable=False),
+    pa.field("width", pa.int32(), nullable=False),
+]
+
+_CODE_MASK_FIELDS = [
+    *_MASK_FIELDS,
+    pa.field("codes", pa.list_(pa.int16()), nullable=False),  # one per level, each in [0, codebook size)
+    pa.field("words", pa.string(), nullable=False),
+    pa.field("area_px", pa.int64(), nullable=False),
+    pa.field("iou", pa.float32()),  # of the reconstruction; null where it was not asked for
+]
+
+
+def _rows(mask_fields: list[pa.Field]) -> pa.Schema:
+    return pa.schema(
+        [
+            *_IMAGE_FIELDS,
+            pa.field("masks", pa.list_(pa.struct(mask_fields)), nullable=False),
+            pa.field("annotations", pa.list_(pa.struct(_ANNOTATION_FIELDS)), nullable=False),
+        ],
+        metadata={"samtok_schema_version": str(SCHEMA_VERSION)},
+    )
+
+
+IMAGE_ROW = _rows(_MASK_FIELDS)
+CODE_ROW = _rows(_CODE_MASK_FIELDS)
+
+REJECT_ROW = pa.schema(
+    [
+        pa.field("stage", pa.string(), nullable=False),  # read, decode, tokenize, filter
+        pa.field("dataset", pa.string(), nullable=False),
+        pa.field("row_id", pa.string(), nullable=False),  # the image id, or the input's key if it was not read
+        pa.field("mask_id", pa.string()),  # null: the whole row
+        pa.field("num_masks", pa.int32(), nullable=False),  # masks lost with this entry, so that counts add up
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("message", pa.string(), nullable=False),
+    ],
+    metadata={"samtok_schema_version": str(SCHEMA_VERSION)},
+)
+
+
+def table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Builds a table from dicts; an empty input gives an empty table of the schema."""
+    return pa.Table.from_pylist(list(rows), schema=schema)
+
+
+def reject(
+    stage: str,
+    dataset: str,
+    row_id: str,
+    reason: str,
+    message: str,
+    *,
+    mask_id: str | None = None,
+    num_masks: int = 0,
+) -> dict[str, Any]:
+    """Returns one entry of the reject table."""
+    return {
+        "stage": stage,
+        "dataset": dataset,
+        "row_id": row_id,
+        "mask_id": mask_id,
+        "num_masks": num_masks,
+        "reason": reason,
+        "message": message[:2000],
+    }

@@ -1,0 +1,1 @@
+"""From image rows to code shards."""

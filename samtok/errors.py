@@ -1,0 +1,56 @@
+"""The error family. Each kind has the exit code with which a job ends.
+
+A message says what was wrong, what was got, what was expected, where, and what to do about it.
+"""
+
+
+class SamtokError(Exception):
+    """Base of all errors that a user can act on."""
+
+    exit_code = 1
+
+
+class ConfigError(SamtokError, ValueError):
+    """A flag or config value that cannot work."""
+
+    exit_code = 2
+
+
+class DataError(SamtokError, ValueError):
+    """A record, image or mask that cannot be used.
+
+    Args:
+        message: What, got, expected, where, remedy.
+        reason: Short code for the reject table, such as ``rle_sum``; counts are grouped by it.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, reason: str = "data") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple:  # keeps the reason when Ray pickles the error
+        return _rebuild_data_error, (type(self), str(self), self.reason)
+
+
+def _rebuild_data_error(kind: type[DataError], message: str, reason: str) -> DataError:
+    return kind(message, reason=reason)
+
+
+class StorageError(SamtokError):
+    """A file or object that could not be read or written, after retries."""
+
+    exit_code = 4
+
+
+class ClusterError(SamtokError):
+    """A Ray cluster that cannot be reached or is too small."""
+
+    exit_code = 5
+
+
+class CheckpointError(SamtokError):
+    """A weight file that is wrong, partial or foreign."""
+
+    exit_code = 6

@@ -1,0 +1,1 @@
+"""Metrics, as the official evaluators define them."""

@@ -1,0 +1,1 @@
+"""The mask tokenizer, built from the modules of the ``sam2`` package."""
