@@ -1,0 +1,263 @@
+"""Synthetic scenes with exact masks: coloured shapes that overlap on a textured background.
+
+A scene is a pure function of (seed, index, config), whatever the order or the process in which scenes are
+made, so a corpus needs no storage to be repeated, and disjoint index ranges are disjoint splits. What is
+said about a scene is in ``language``; writing scenes in published formats is left to the pipeline.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from samtok.shapes.drawing import KINDS, PALETTE, Footprint, background, grain
+
+MIN_SIDE_PX = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldConfig:
+    """What scenes look like. Lengths are shares of the image's shorter side."""
+
+    sizes_hw: tuple[tuple[int, int], ...] = ((128, 128),)
+    """Image sizes (height, width) in pixels; every image takes one of them at random."""
+    min_objects: int = 1
+    """Fewest shapes that are tried per image."""
+    max_objects: int = 6
+    """Most shapes that are tried per image; those that others hide are left out."""
+    small_radius: tuple[float, float] = (0.06, 0.12)
+    """Range of the radius of small shapes."""
+    large_radius: tuple[float, float] = (0.15, 0.24)
+    """Range of the radius of large shapes; the gap to the small ones keeps the two words clear."""
+    large_share: float = 0.6
+    """Share of shapes that are large."""
+    kinds: tuple[str, ...] = KINDS
+    """Shapes that may appear."""
+    colours: tuple[str, ...] = tuple(PALETTE)
+    """Colours that may appear."""
+    colour_jitter: int = 12
+    """Largest change of a colour channel, in 0..255."""
+    texture: float = 1.0
+    """Contrast of the background; 0 makes it flat."""
+    min_visible_px: int = 20
+    """Fewest visible pixels of a shape in an image of side 128; scaled with the area for other sizes."""
+    min_visible_share: float = 0.45
+    """Least share of a shape that must stay visible."""
+
+    def __post_init__(self) -> None:
+        for problem in self._problems():
+            raise ValueError(f"world: {problem}")
+
+    def _problems(self) -> list[str]:
+        radii = (*self.small_radius, *self.large_radius)
+        shares = {"large_share": self.large_share, "min_visible_share": self.min_visible_share}
+        checks = [
+            (bool(self.sizes_hw), "sizes_hw needs at least one (height, width)"),
+            (
+                all(min(size) >= MIN_SIDE_PX for size in self.sizes_hw),
+                f"sizes_hw must be at least {MIN_SIDE_PX} pixels a side, got {self.sizes_hw}",
+            ),
+            (
+                1 <= self.min_objects <= self.max_objects <= 99,
+                f"objects must be 1 <= min <= max <= 99, got {self.min_objects}..{self.max_objects}",
+            ),
+            (
+                0 < radii[0] <= radii[1] < radii[2] <= radii[3] <= 0.5,
+                f"radii must grow within (0, 0.5] and leave a gap between small and large, got {radii}",
+            ),
+            *((0 <= share <= 1, f"{name} must be in [0, 1], got {share}") for name, share in shares.items()),
+            (self.min_visible_px >= 1, f"min_visible_px must be at least 1, got {self.min_visible_px}"),
+            (0 <= self.texture <= 3, f"texture must be in [0, 3], got {self.texture}"),
+            (0 <= self.colour_jitter <= 40, f"colour_jitter must be in 0..40, got {self.colour_jitter}"),
+            *_known("kinds", self.kinds, KINDS),
+            *_known("colours", self.colours, tuple(PALETTE)),
+        ]
+        return [problem for fine, problem in checks if not fine]
+
+    @classmethod
+    def square(cls, side: int, **changes: object) -> WorldConfig:
+        """Returns a world of square images of ``side`` pixels, with other fields changed by name."""
+        return cls(sizes_hw=((side, side),), **changes)  # type: ignore[arg-type]
+
+
+def _known(field: str, chosen: tuple[str, ...], known: tuple[str, ...]) -> list[tuple[bool, str]]:
+    unknown = sorted(set(chosen) - set(known))
+    return [
+        (bool(chosen), f"{field} must not be empty; known are {', '.join(known)}"),
+        (not unknown, f"{field} has unknown {', '.join(unknown)}; known are {', '.join(known)}"),
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ShapeObject:
+    """One visible shape of a scene.
+
+    Attributes:
+        kind: One of the world's kinds.
+        colour: Colour name.
+        size: ``small`` or ``large``, by the radius.
+        centre_xy: Centre of the whole shape in pixels, also where a part of it is hidden.
+        radius_px: Radius of the whole shape in pixels.
+        angle: Rotation in radians.
+        mask: Visible pixels only; may have holes and several parts, never empty.
+    """
+
+    kind: str
+    colour: str
+    size: str
+    centre_xy: tuple[float, float]
+    radius_px: float
+    angle: float
+    mask: Bool[np.ndarray, "height width"]
+
+    @property
+    def box_xyxy(self) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom of the visible part in pixels; right and bottom are exclusive."""
+        columns = np.flatnonzero(self.mask.any(axis=0))
+        rows = np.flatnonzero(self.mask.any(axis=1))
+        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+    @property
+    def visible_centre_xy(self) -> tuple[float, float]:
+        """Centre of the visible part's box in pixels; position words and relations go by it."""
+        left, top, right, bottom = self.box_xyxy
+        return (left + right) / 2, (top + bottom) / 2
+
+    @property
+    def horizontal(self) -> str | None:
+        """``left`` or ``right`` of the image; None in the middle fifth, where neither word is clear."""
+        return _side(self.visible_centre_xy[0] / self.mask.shape[1], "left", "right")
+
+    @property
+    def vertical(self) -> str | None:
+        """``top`` or ``bottom`` of the image; None in the middle fifth."""
+        return _side(self.visible_centre_xy[1] / self.mask.shape[0], "top", "bottom")
+
+
+def _side(share: float, low: str, high: str) -> str | None:
+    return low if share < 0.4 else high if share > 0.6 else None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scene:
+    """An image with all its shapes.
+
+    Attributes:
+        seed, index: What it was made from.
+        image: RGB.
+        objects: Shapes in painting order: a later one hides an earlier one. At least one.
+        in_front: Pairs ``(i, j)``: the visible part of object ``i`` hides a clear piece of object ``j``.
+    """
+
+    seed: int
+    index: int
+    image: UInt8[np.ndarray, "height width 3"]
+    objects: tuple[ShapeObject, ...]
+    in_front: tuple[tuple[int, int], ...]
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Image size in pixels."""
+        return self.image.shape[0], self.image.shape[1]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Draft:
+    """A shape before it is known whether it stays visible."""
+
+    kind: str
+    colour: str
+    size: str
+    centre_xy: tuple[float, float]
+    radius_px: float
+    angle: float
+    rgb: tuple[float, float, float]
+    footprint: Footprint
+
+
+def _draft(rng: np.random.Generator, size_hw: tuple[int, int], config: WorldConfig) -> _Draft:
+    kind = config.kinds[int(rng.integers(len(config.kinds)))]
+    colour = config.colours[int(rng.integers(len(config.colours)))]
+    large = bool(rng.random() < config.large_share)
+    radius_px = float(rng.uniform(*(config.large_radius if large else config.small_radius))) * min(size_hw)
+    inset = 0.8 * radius_px  # a shape may stick out of the image, but not by much
+    centre_y, centre_x = (float(rng.uniform(inset, length - inset)) for length in size_hw)
+    angle = float(rng.uniform(0, 2 * math.pi))
+    jitter = rng.integers(-config.colour_jitter, config.colour_jitter + 1, 3)
+    red, green, blue = (float(value) for value in np.clip(PALETTE[colour] + jitter, 0, 255))
+    return _Draft(
+        kind=kind,
+        colour=colour,
+        size="large" if large else "small",
+        centre_xy=(centre_x, centre_y),
+        radius_px=radius_px,
+        angle=angle,
+        rgb=(red, green, blue),
+        footprint=Footprint(kind, (centre_x, centre_y), radius_px, angle, size_hw),
+    )
+
+
+def _visible(
+    drafts: list[_Draft], min_px: float, min_share: float
+) -> list[tuple[_Draft, Bool[np.ndarray, "height width"]]]:
+    """Returns the drafts that stay visible and their visible pixels, in painting order.
+
+    Goes from the front to the back, so a shape that is left out hides nothing. The front one always stays.
+    """
+    kept, covered = [], np.zeros(drafts[0].footprint.size_hw, dtype=bool)
+    for draft in reversed(drafts):
+        whole = draft.footprint.mask()
+        mask = whole & ~covered
+        area, whole_area = int(mask.sum()), int(whole.sum())
+        if kept and (area < min_px or area < min_share * whole_area):
+            continue
+        kept.append((draft, mask))
+        covered |= whole
+    return kept[::-1]
+
+
+def make_scene(seed: int, index: int, config: WorldConfig) -> Scene:
+    """Makes scene ``index`` of the corpus ``seed``; both are not negative."""
+    rng = np.random.default_rng([seed, index])
+    size_hw = config.sizes_hw[int(rng.integers(len(config.sizes_hw)))]
+    count = int(rng.integers(config.min_objects, config.max_objects + 1))
+    drafts = [_draft(rng, size_hw, config) for _ in range(count)]
+    min_px = config.min_visible_px * (min(size_hw) / 128) ** 2
+    kept = _visible(drafts, min_px, config.min_visible_share)
+    canvas, fabric = background(rng, size_hw, config.texture), grain(rng, size_hw)
+    for draft, _ in kept:
+        draft.footprint.paint(canvas, draft.rgb, fabric)
+    return Scene(
+        seed=seed,
+        index=index,
+        image=np.clip(canvas + np.float32(0.5), 0, 255).astype(np.uint8),
+        objects=tuple(_object(draft, mask) for draft, mask in kept),
+        in_front=_occlusions(kept, min_px),
+    )
+
+
+def _object(draft: _Draft, mask: Bool[np.ndarray, "height width"]) -> ShapeObject:
+    return ShapeObject(
+        kind=draft.kind,
+        colour=draft.colour,
+        size=draft.size,
+        centre_xy=draft.centre_xy,
+        radius_px=draft.radius_px,
+        angle=draft.angle,
+        mask=mask,
+    )
+
+
+def _occlusions(
+    kept: list[tuple[_Draft, Bool[np.ndarray, "height width"]]], min_px: float
+) -> tuple[tuple[int, int], ...]:
+    wholes = [draft.footprint.mask() for draft, _ in kept]
+    return tuple(
+        (front, back)
+        for front in range(len(kept))
+        for back in range(front)
+        if int((kept[front][1] & wholes[back]).sum()) >= min_px
+    )
