@@ -1,0 +1,265 @@
+"""Weights: our own format, SAM2.1's published files, and the authors' tokenizer.
+
+Our format is a folder with ``config.json`` and ``model.safetensors``. ``from_sam2`` reads ``sam2.1_hiera_*.pt`` and
+``from_authors`` reads ``mask_tokenizer_256x2.pth``; both are unpickled with ``weights_only=True``, so a file can
+hold tensors and nothing that runs. A file that is wrong, partial or foreign is refused with the keys named.
+"""
+
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import fsspec
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save_file
+from torch import Tensor
+
+from samtok.config import PRESETS, MaskTokenizerConfig
+from samtok.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from samtok.model.tokenizer import MaskTokenizer
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+SHIPPED = Path(__file__).parent / "weights"
+
+# Parts of SAM2 that only its video memory uses; a tokenizer has no place for them.
+_VIDEO_ONLY = re.compile(
+    r"(memory_attention|memory_encoder|obj_ptr_proj|obj_ptr_tpos_proj)\.|"
+    r"(maskmem_tpos_enc|no_mem_pos_enc|no_obj_ptr|no_obj_embed_spatial|mask_downsample\.\w+)$"
+)
+_RENAMED = {
+    "image_encoder.": "image_encoder.",
+    "sam_prompt_encoder.": "prompt_encoder.",
+    "sam_mask_decoder.": "mask_decoder.",
+    "sam_mask_encoder.": "mask_encoder.",
+    "no_mem_embed": "no_mem_embed",
+}
+_AUTHORS_PREFIX = "model.sam2_model."
+
+
+def save_pretrained(model: "MaskTokenizer", path: str) -> None:
+    """Writes a local folder; each file appears whole, and the config last."""
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with _whole(folder / WEIGHTS_FILE) as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})
+    with _whole(folder / CONFIG_FILE) as temporary:
+        temporary.write_text(model.config.to_json(), encoding="utf-8")
+
+
+class _whole:  # noqa: N801
+    """Gives a temporary path beside the final one and renames it when the block ends well."""
+
+    def __init__(self, final: Path) -> None:
+        self.final = final
+
+    def __enter__(self) -> Path:
+        handle, name = tempfile.mkstemp(dir=self.final.parent, prefix=f".{self.final.name}.")
+        os.close(handle)
+        self.temporary = Path(name)
+        return self.temporary
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.temporary.chmod(0o644)
+            self.temporary.replace(self.final)
+        else:
+            self.temporary.unlink(missing_ok=True)
+
+
+def resolve(uri: str) -> str:
+    """Returns the folder of a shipped name such as ``tiny``, and any other URI as it is."""
+    shipped = SHIPPED / uri
+    return str(shipped) if "/" not in uri and (shipped / CONFIG_FILE).exists() else uri.rstrip("/")
+
+
+def load_pretrained(kind: "type[MaskTokenizer]", uri: str) -> "MaskTokenizer":
+    """Builds the model that ``config.json`` describes and fills it.
+
+    Raises:
+        CheckpointError: If a file is missing or broken, or keys or shapes differ from the config's.
+    """
+    folder = resolve(uri)
+    config = read_config(uri)
+    try:
+        state = load_safetensors(_read(f"{folder}/{WEIGHTS_FILE}"))
+    except CheckpointError:
+        raise
+    except Exception as error:  # safetensors raises several kinds for broken files
+        raise CheckpointError(
+            f"{folder}/{WEIGHTS_FILE} is not a whole safetensors file: {error}. Copy it again."
+        ) from error
+    model = kind(config)
+    _fill(model, state, where=f"{folder}/{WEIGHTS_FILE}")
+    return model
+
+
+def read_config(uri: str) -> MaskTokenizerConfig:
+    """Reads the architecture of a tokenizer without its weights."""
+    where = f"{resolve(uri)}/{CONFIG_FILE}"
+    return MaskTokenizerConfig.from_json(_read(where).decode("utf-8"), where=where)
+
+
+def read_weights(uri: str) -> bytes:
+    """Returns the bytes of a tokenizer's weight file, for fingerprints."""
+    return _read(f"{resolve(uri)}/{WEIGHTS_FILE}")
+
+
+def _read(uri: str) -> bytes:
+    try:
+        with fsspec.open(uri, "rb") as file:
+            return file.read()  # type: ignore[union-attr]
+    except FileNotFoundError as error:
+        shipped = sorted(p.name for p in SHIPPED.glob("*") if (p / CONFIG_FILE).exists())
+        raise CheckpointError(
+            f"there is no {uri}. A tokenizer is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, "
+            f"or one of the shipped names {shipped}."
+        ) from error
+
+
+def from_sam2(path: str, preset: str) -> "MaskTokenizer":
+    """Starts a tokenizer from SAM2.1 weights (``sam2.1_hiera_*.pt``), as in paper appendix B.
+
+    The mask encoder has no counterpart in SAM2: its transformer starts as a copy of the mask decoder's and its
+    token as the decoder's first mask token. Codebooks are not set; ``quantizer.start`` does that in training.
+
+    Args:
+        path: The published file.
+        preset: The size it belongs to, such as ``sam2.1-large``.
+
+    Raises:
+        CheckpointError: If keys are missing, unknown, or shaped for another size.
+    """
+    body = _torch_file(path)
+    if not isinstance(body.get("model"), dict):
+        raise CheckpointError(
+            f'{path} has no "model" entry, so it is not a SAM2.1 file (top-level keys: {_some(body)}).'
+        )
+    state = _rename(body["model"], path)
+    decoder = "mask_decoder.transformer."
+    for name in [name for name in state if name.startswith(decoder)]:
+        state["mask_encoder.transformer." + name.removeprefix(decoder)] = state[name].clone()
+    if "mask_decoder.mask_tokens.weight" in state:
+        state["mask_encoder.mask_tokens.weight"] = state["mask_decoder.mask_tokens.weight"][:1].clone()
+    model = _build(preset)
+    state.update({name: value for name, value in model.state_dict().items() if name.startswith("quantizer.")})
+    _fill(model, state, where=f"{path} (as {preset})")
+    return model
+
+
+def from_authors(path: str, preset: str = "sam2.1-large") -> "MaskTokenizer":
+    """Loads the authors' published tokenizer (``mask_tokenizer_256x2.pth``).
+
+    Their codebooks end with a padding row that is never a code; it is left out here.
+
+    Raises:
+        CheckpointError: If keys are missing or unknown, or the file is of a variant with several mask tokens
+            or concatenated embeddings, which has another encoder.
+    """
+    body = _torch_file(path)
+    quantizer = {name: body.pop(name) for name in list(body) if name.startswith("quantizer.")}
+    foreign = [name for name in body if not name.startswith(_AUTHORS_PREFIX)]
+    if foreign:
+        raise CheckpointError(
+            f"{path} is not an authors' mask tokenizer of one token: keys {_some(foreign)} do not start with "
+            f"{_AUTHORS_PREFIX} or quantizer. Variants with concate_mask_embeds have no counterpart here."
+        )
+    state = _rename({n.removeprefix(_AUTHORS_PREFIX): v for n, v in body.items()}, path)
+    tokens = state.get("mask_encoder.mask_tokens.weight")
+    if tokens is not None and len(tokens) != 1:
+        raise CheckpointError(
+            f"{path} encodes a mask with {len(tokens)} tokens; only the published variant with one is supported."
+        )
+    state.update(_authors_codebooks(quantizer, path))
+    levels, num_codes = state["quantizer.cluster_size"].shape
+    model = _build(preset, num_codes=num_codes, num_levels=levels)
+    _fill(model, state, where=f"{path} (as {preset})")
+    return model
+
+
+def _authors_codebooks(entries: dict[str, Tensor], path: str) -> dict[str, Tensor]:
+    levels = len([name for name in entries if name.endswith(".weight")])
+    wanted = [
+        f"quantizer.codebooks.{level}.{part}"
+        for level in range(max(levels, 1))
+        for part in ("weight", "cluster_size_ema", "embed_ema")
+    ]
+    if set(wanted) != set(entries):
+        raise CheckpointError(f"{path}: quantizer keys are {_some(entries)}; expected {_some(wanted)}.")
+    if len({entries[name].shape for name in wanted[::3]}) != 1:
+        raise CheckpointError(f"{path}: codebooks of different sizes are not supported.")
+    return {
+        "quantizer.codebooks": torch.stack([entries[name][:-1] for name in wanted[0::3]]),
+        "quantizer.cluster_size": torch.stack([entries[name] for name in wanted[1::3]]),
+        "quantizer.embed_sum": torch.stack([entries[name] for name in wanted[2::3]]),
+    }
+
+
+def _build(preset: str, **quantizer: int) -> "MaskTokenizer":
+    import dataclasses
+
+    from samtok.model.tokenizer import MaskTokenizer
+
+    if not preset.startswith("sam2.1-") or preset not in PRESETS:
+        known = [name for name in PRESETS if name.startswith("sam2.1-")]
+        raise CheckpointError(f"preset {preset!r} is not a SAM2.1 size; choose one of {known}.")
+    config = PRESETS[preset]
+    replaced = dataclasses.replace(config.quantizer, **quantizer)
+    return MaskTokenizer(dataclasses.replace(config, quantizer=replaced))
+
+
+def _torch_file(path: str) -> dict:
+    try:
+        body = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no file {path}.") from error
+    except Exception as error:  # unpickling refuses in many ways; all mean the same to a user
+        raise CheckpointError(
+            f"{path} cannot be read as plain tensors ({type(error).__name__}: {str(error)[:200]}). It is broken, "
+            "or holds Python objects, which are never loaded."
+        ) from error
+    if not isinstance(body, dict):
+        raise CheckpointError(f"{path} holds a {type(body).__name__}; expected a dictionary of tensors.")
+    return body
+
+
+def _rename(entries: dict[str, Tensor], path: str) -> dict[str, Tensor]:
+    state, unknown = {}, []
+    for name, value in entries.items():
+        prefix = next((p for p in _RENAMED if name.startswith(p)), None)
+        if prefix is not None:
+            state[_RENAMED[prefix] + name.removeprefix(prefix)] = value
+        elif not _VIDEO_ONLY.match(name):
+            unknown.append(name)
+    if unknown:
+        raise CheckpointError(f"{path} has keys that SAM2.1 does not have: {_some(unknown)}.")
+    return state
+
+
+def _fill(model: "MaskTokenizer", state: dict[str, Tensor], *, where: str) -> None:
+    expected = model.state_dict()
+    missing, unknown = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
+    if missing or unknown:
+        raise CheckpointError(
+            f"{where} does not fit this architecture: missing {_some(missing)}, unknown {_some(unknown)}."
+        )
+    wrong = [
+        f"{n} is {tuple(state[n].shape)} instead of {tuple(t.shape)}"
+        for n, t in expected.items()
+        if state[n].shape != t.shape
+    ]
+    if wrong:
+        raise CheckpointError(f"{where} is of another size: {_some(wrong)}. Choose the preset it was made for.")
+    model.load_state_dict(state)
+
+
+def _some(names: "list[str] | dict") -> str:
+    shown = list(names)[:5]
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(shown) + more if shown else "none"

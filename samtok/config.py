@@ -1,0 +1,171 @@
+"""Architecture of a mask tokenizer: every number in one place, saved beside the weights.
+
+``PRESETS`` holds the four SAM2.1 sizes (numbers of ``configs/sam2.1/*.yaml`` in the ``sam2`` package), ``tiny``
+(the embedded default) and ``micro`` (unit tests).
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from samtok.errors import CheckpointError
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """The image encoder: a trunk and the widths of its levels, from fine to coarse."""
+
+    kind: Literal["hiera", "conv"]
+    """``hiera`` is SAM2's trunk, ``conv`` a small residual net that trains from scratch."""
+    embed_dim: int = 96
+    """Width of the first Hiera stage; it doubles at each of the next three."""
+    num_heads: int = 1
+    """Attention heads of the first Hiera stage."""
+    stages: tuple[int, ...] = (1, 2, 7, 2)
+    """Hiera blocks per stage, or residual blocks per level of the ``conv`` trunk."""
+    global_att_blocks: tuple[int, ...] = (5, 7, 9)
+    """Hiera blocks that attend over the whole image."""
+    window_pos_embed_bkg_spatial_size: tuple[int, int] = (7, 7)
+    """Size of Hiera's learned background position grid."""
+    window_spec: tuple[int, ...] = (8, 4, 14, 7)
+    """Hiera's attention window per stage."""
+    widths: tuple[int, ...] = (16, 32, 64)
+    """Channels of the ``conv`` trunk's levels."""
+    stem_stride: int = 4
+    """Pixels per cell of the finest level of the ``conv`` trunk; it doubles at each next one."""
+    fpn_top_down_levels: tuple[int, ...] = (2, 3)
+    """Levels that receive features from the coarser ones."""
+    scalp: int = 1
+    """Coarsest levels that are dropped after the neck; three must remain."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizerConfig:
+    """How an embedding becomes codes (paper, Eq. 2 and section D)."""
+
+    kind: Literal["rq"] = "rq"
+    """Residual quantization."""
+    num_codes: int = 256
+    """Entries of each codebook."""
+    num_levels: int = 2
+    """Residual steps: the number of words of a mask."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskTokenizerConfig:
+    """All that is needed to build a ``MaskTokenizer`` before its weights are loaded."""
+
+    image_size: int
+    """Side of the square image that the backbone sees, in pixels."""
+    dim: int = 256
+    """Width of features, prompts and mask embeddings."""
+    num_heads: int = 8
+    """Heads of the two-way transformers."""
+    mlp_dim: int = 2048
+    """Hidden width of the two-way transformers."""
+    depth: int = 2
+    """Layers of each two-way transformer."""
+    multimask: bool = True
+    """Decode three masks and keep the one with the highest predicted IoU, as SAM2 does; False decodes one."""
+    object_score: bool = True
+    """Whether the decoder has SAM2.1's object score head (it never gates a mask here)."""
+    backbone: BackboneConfig
+    quantizer: QuantizerConfig = QuantizerConfig()
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.stride:
+            raise ValueError(f"image_size must be a multiple of {self.stride}, got {self.image_size}")
+
+    @property
+    def stride(self) -> int:
+        """Image pixels per cell of the coarsest feature level that is kept."""
+        return 16 if self.backbone.kind == "hiera" else 4 * self.backbone.stem_stride
+
+    @property
+    def feature_size(self) -> int:
+        """Side of the feature map that masks attend to, in cells."""
+        return self.image_size // self.stride
+
+    @property
+    def mask_size(self) -> int:
+        """Side of mask prompts and of decoded logits, in pixels (256 at 1024 px, as in SAM)."""
+        return 4 * self.feature_size
+
+    def to_json(self) -> str:
+        """Returns the text of ``config.json``."""
+        body = {"format": "samtok.mask_tokenizer", "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        return json.dumps(body, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str = "config.json") -> "MaskTokenizerConfig":
+        """Reads ``config.json``; unknown or missing fields are named in a ``CheckpointError``."""
+        try:
+            body = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise CheckpointError(f"{where} is not JSON: {error}.") from error
+        if not isinstance(body, dict) or body.pop("format", None) != "samtok.mask_tokenizer":
+            raise CheckpointError(f'{where} is not a mask tokenizer: "format" must be "samtok.mask_tokenizer".')
+        version = body.pop("format_version", None)
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{where} has format version {version!r}; this release reads {FORMAT_VERSION}. Update samtok."
+            )
+        body["backbone"] = _build(BackboneConfig, body.get("backbone", {}), f"{where}: backbone")
+        body["quantizer"] = _build(QuantizerConfig, body.get("quantizer", {}), f"{where}: quantizer")
+        return _build(cls, body, where)
+
+
+def _build(kind: type, fields: dict[str, Any], where: str) -> Any:
+    known = {field.name for field in dataclasses.fields(kind)}
+    unknown = sorted(set(fields) - known)
+    if unknown:
+        raise CheckpointError(f"{where} has unknown fields {unknown}; known ones are {sorted(known)}.")
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+    try:
+        return kind(**values)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}: {error}") from error
+
+
+def _sam2(**backbone: Any) -> MaskTokenizerConfig:
+    return MaskTokenizerConfig(image_size=1024, backbone=BackboneConfig(kind="hiera", **backbone))
+
+
+def _from_scratch(image_size: int, widths: tuple[int, ...], num_codes: int) -> MaskTokenizerConfig:
+    return MaskTokenizerConfig(
+        image_size=image_size,
+        dim=64,
+        num_heads=4,
+        mlp_dim=256,
+        multimask=False,
+        object_score=False,
+        backbone=BackboneConfig(
+            kind="conv", widths=widths, stages=(1, 1, 1), fpn_top_down_levels=(0, 1, 2), scalp=0
+        ),
+        quantizer=QuantizerConfig(num_codes=num_codes),
+    )
+
+
+PRESETS: dict[str, MaskTokenizerConfig] = {
+    "sam2.1-tiny": _sam2(),
+    "sam2.1-small": _sam2(stages=(1, 2, 11, 2), global_att_blocks=(7, 10, 13)),
+    "sam2.1-base-plus": _sam2(
+        embed_dim=112,
+        num_heads=2,
+        stages=(2, 3, 16, 3),
+        global_att_blocks=(12, 16, 20),
+        window_pos_embed_bkg_spatial_size=(14, 14),
+    ),
+    "sam2.1-large": _sam2(
+        embed_dim=144,
+        num_heads=2,
+        stages=(2, 6, 36, 4),
+        global_att_blocks=(23, 33, 43),
+        window_spec=(8, 4, 16, 8),
+    ),
+    "tiny": _from_scratch(128, (16, 32, 64), 256),
+    "micro": _from_scratch(64, (16, 32, 64), 64),
+}
