@@ -7,6 +7,7 @@ said about a scene is in ``language``; writing scenes in published formats is le
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -113,7 +114,7 @@ class ShapeObject:
     angle: float
     mask: Bool[np.ndarray, "height width"]
 
-    @property
+    @functools.cached_property
     def box_xyxy(self) -> tuple[int, int, int, int]:
         """Left, top, right, bottom of the visible part in pixels; right and bottom are exclusive."""
         columns = np.flatnonzero(self.mask.any(axis=0))
@@ -146,7 +147,7 @@ class Scene:
     """An image with all its shapes.
 
     Attributes:
-        seed, index: What it was made from.
+        seed, index, config: What it was made from.
         image: RGB.
         objects: Shapes in painting order: a later one hides an earlier one. At least one.
         in_front: Pairs ``(i, j)``: the visible part of object ``i`` hides a clear piece of object ``j``.
@@ -154,6 +155,7 @@ class Scene:
 
     seed: int
     index: int
+    config: WorldConfig
     image: UInt8[np.ndarray, "height width 3"]
     objects: tuple[ShapeObject, ...]
     in_front: tuple[tuple[int, int], ...]
@@ -233,6 +235,7 @@ def make_scene(seed: int, index: int, config: WorldConfig) -> Scene:
     return Scene(
         seed=seed,
         index=index,
+        config=config,
         image=np.clip(canvas + np.float32(0.5), 0, 255).astype(np.uint8),
         objects=tuple(_object(draft, mask) for draft, mask in kept),
         in_front=_occlusions(kept, min_px),

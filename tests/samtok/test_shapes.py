@@ -1,0 +1,328 @@
+"""Scenes are pure, their masks are what the image shows, and every sentence is true of them."""
+
+import os
+import re
+import subprocess
+import sys
+from hashlib import sha256
+from itertools import pairwise, product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import samtok
+from samtok.shapes import (
+    KINDS,
+    PALETTE,
+    PREDICATES,
+    WorldConfig,
+    grounded_caption,
+    make_scene,
+    referring_expressions,
+    relations,
+)
+
+WORLD = WorldConfig.square(64)
+GOLDEN = [
+    ("large", "cyan", "crescent", 661),
+    ("small", "cyan", "crescent", 306),
+    ("large", "red", "square", 1422),
+    ("small", "blue", "cross", 267),
+    ("large", "blue", "crescent", 643),
+    ("large", "white", "circle", 2088),
+]
+SCENES = [make_scene(3, index, WORLD) for index in range(60)]
+
+
+def digest(scene):
+    parts = [scene.image.tobytes(), *(shape.mask.tobytes() for shape in scene.objects)]
+    return sha256(b"".join(parts)).hexdigest()
+
+
+def extents(scene):
+    """Returns box centres (x, y) from the masks alone, by another way than the generator's."""
+    centres = []
+    for shape in scene.objects:
+        y, x = np.nonzero(shape.mask)
+        centres.append(((x.min() + x.max() + 1) / 2, (y.min() + y.max() + 1) / 2))
+    return centres
+
+
+# --- scenes -----------------------------------------------------------------------------------------------
+
+
+def test_a_scene_does_not_depend_on_order_or_process():
+    code = (
+        "from hashlib import sha256; from samtok.shapes import *;"
+        "s = make_scene(3, 7, WorldConfig.square(64));"
+        "print(sha256(b''.join([s.image.tobytes(), *(o.mask.tobytes() for o in s.objects)])).hexdigest())"
+    )
+    root = {"PYTHONPATH": str(Path(samtok.__file__).parents[1])}
+    other = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | root
+    )
+    make_scene(3, 8, WORLD)
+    assert digest(make_scene(3, 7, WORLD)) == digest(SCENES[7]) == other.stdout.strip()
+
+
+def test_seed_and_index_both_change_the_scene():
+    made = [make_scene(seed, index, WORLD) for seed, index in ((0, 1), (1, 0), (0, 0), (1, 1))]
+    assert len({digest(scene) for scene in made}) == 4
+
+
+def test_the_corpus_that_shipped_weights_were_trained_on_stays_the_same():
+    scene = make_scene(0, 0, WorldConfig())
+    told = [(shape.size, shape.colour, shape.kind, int(shape.mask.sum())) for shape in scene.objects]
+    assert told == GOLDEN
+
+
+def test_masks_are_disjoint_and_clearly_visible():
+    crowded = WorldConfig.square(64, min_objects=25, max_objects=30)
+    for scene in [*SCENES, *(make_scene(1, index, crowded) for index in range(5))]:
+        stacked = np.stack([shape.mask for shape in scene.objects])
+        assert stacked.dtype == bool and stacked.shape[1:] == scene.image.shape[:2]
+        assert stacked.sum(axis=0).max() == 1
+        assert min(shape.mask.sum() for shape in scene.objects) >= 5  # 20 px at side 128
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_mask_of_every_kind_shows_its_colour_and_nothing_else_does(kind):
+    world = WorldConfig.square(96, kinds=(kind,), max_objects=3)
+    for index in range(8):
+        scene = make_scene(5, index, world)
+        palette = np.array(list(PALETTE.values()), dtype=float)
+        for shape in scene.objects:
+            assert shape.kind == kind
+            colour = np.median(scene.image[shape.mask], axis=0)
+            nearest = np.linalg.norm(palette - colour, axis=1).argmin()
+            assert list(PALETTE)[nearest] == shape.colour
+        outside = ~np.any([shape.mask for shape in scene.objects], axis=0)
+        shallow = np.ptp(scene.image[outside].astype(int), axis=1) < 75  # background colours are greyish
+        assert shallow.mean() > 0.97  # the rest is the soft edge
+
+
+@pytest.mark.parametrize(
+    ("kind", "area"),
+    [
+        ("circle", np.pi),
+        ("square", 1.7**2),
+        ("triangle", 3 * 0.6**2 * 3**0.5),
+        ("ring", np.pi * (1.05**2 - 0.45**2)),
+        ("cross", 4 * 0.34 * 2.2 - 4 * 0.34**2),
+        ("ellipse", np.pi * 1.2 * 0.6),
+        ("rectangle", 4 * 1.12 * 0.5),
+        ("semicircle", np.pi * 1.15**2 / 2),
+        ("star", 5 * 1.22 * 0.55 * np.sin(np.pi / 5)),
+    ],
+)
+def test_outlines_have_the_area_of_their_geometry(kind, area):
+    world = WorldConfig.square(256, kinds=(kind,), min_objects=1, max_objects=1, large_share=1.0)
+    shapes = [make_scene(0, index, world).objects[0] for index in range(12)]
+    whole = [shape for shape in shapes if min(shape.box_xyxy) > 0 and max(shape.box_xyxy) < 256]
+    assert len(whole) > 2
+    for shape in whole:
+        assert shape.mask.sum() / shape.radius_px**2 == pytest.approx(area, rel=0.02)
+
+
+def test_rings_leave_a_hole_in_the_mask():
+    world = WorldConfig.square(128, kinds=("ring",), min_objects=1, max_objects=1)
+    for index in range(5):
+        shape = make_scene(0, index, world).objects[0]
+        x, y = (int(value) for value in shape.centre_xy)
+        assert not shape.mask[y, x]
+        assert shape.mask[y, :x].any() or shape.mask[y, x:].any()
+        assert shape.mask[:y, x].any() or shape.mask[y:, x].any()
+
+
+def test_later_shapes_hide_earlier_ones_and_the_pairs_say_so():
+    pairs = [(scene, pair) for scene in SCENES for pair in scene.in_front]
+    assert len(pairs) > 20
+    for scene, (front, back) in pairs:
+        assert front > back
+        x, y = scene.objects[back].centre_xy
+        rows, columns = np.nonzero(scene.objects[front].mask)
+        reach = 1.25 * scene.objects[back].radius_px
+        assert np.hypot(columns + 0.5 - x, rows + 0.5 - y).min() < reach
+
+
+def test_images_take_the_sizes_of_the_world_height_first():
+    world = WorldConfig(sizes_hw=((48, 80), (64, 32)))
+    sizes = {make_scene(0, index, world).image.shape for index in range(12)}
+    assert sizes == {(48, 80, 3), (64, 32, 3)}
+    shape = make_scene(0, 0, world).objects[0]
+    left, top, right, bottom = shape.box_xyxy
+    assert shape.mask[top:bottom, left:right].sum() == shape.mask.sum()
+    assert shape.mask[top:bottom, left].any() and shape.mask[bottom - 1, left:right].any()
+
+
+def test_the_default_world_has_about_three_masks_an_image_and_all_words():
+    shapes = [shape for index in range(250) for shape in make_scene(0, index, WorldConfig()).objects]
+    assert 3.0 < len(shapes) / 250 < 3.6
+    assert {shape.kind for shape in shapes} == set(KINDS)
+    assert {shape.colour for shape in shapes} == set(PALETTE)
+    assert 0.5 < np.mean([shape.size == "large" for shape in shapes]) < 0.75
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sizes_hw": ()}, "at least one"),
+        ({"sizes_hw": ((8, 64),)}, "at least 16 pixels"),
+        ({"min_objects": 4, "max_objects": 3}, r"got 4\.\.3"),
+        ({"small_radius": (0.1, 0.2)}, "leave a gap"),
+        ({"large_share": 1.5}, "large_share must be"),
+        ({"kinds": ("circle", "hexagon")}, "unknown hexagon; known are circle"),
+        ({"colours": ()}, "colours must not be empty"),
+        ({"texture": 9.0}, "texture must be"),
+    ],
+)
+def test_a_world_that_cannot_work_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        WorldConfig(**changes)
+
+
+# --- sentences --------------------------------------------------------------------------------------------
+
+COLOUR, KIND = "|".join(PALETTE), "|".join(KINDS)
+
+
+def noun(prefix):
+    """Returns the pattern of a noun phrase whose groups start with ``prefix``."""
+    return (
+        rf"(?:(?P<{prefix}size>small|large) )?(?:(?P<{prefix}colour>{COLOUR}) )?"
+        rf"(?P<{prefix}kind>shape|{KIND})(?:e?s)?"
+    )
+
+
+PLACE = r"(?: (?P<place>on the left|on the right|at the top|at the bottom))?"
+BESIDE = rf"(?: (?P<side>left of|right of|above|below) the {noun('anchor_')})?"
+EXPRESSION = re.compile(
+    rf"(?:everything|(?P<article>the|all) (?:(?P<extreme>\w+most) )?{noun('')}){PLACE}{BESIDE}"
+)
+
+AXES = {"left": (0, 1), "right": (0, -1), "top": (1, 1), "bottom": (1, -1)}  # axis; 1 if less is more so
+AXES |= {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}
+
+
+def named(scene, found, prefix=""):
+    """Returns the shapes that the size, colour and kind words of a parsed expression fit."""
+    words = {key: found[prefix + key] for key in ("size", "colour", "kind")}
+    if words["kind"] == "shape":
+        words["kind"] = None
+    return {
+        i
+        for i, shape in enumerate(scene.objects)
+        if all(word in (None, getattr(shape, key)) for key, word in words.items())
+    }
+
+
+def evaluate(scene, text, *, slack_px, boundary):
+    """Finds an expression's targets by parsing its text; slack and boundary are how strict a reader is."""
+    found = EXPRESSION.fullmatch(text)
+    assert found, text
+    height, width = scene.size_hw
+    at = extents(scene)
+    targets = named(scene, found)
+    share = {
+        "on the left": lambda i: at[i][0] / width,
+        "on the right": lambda i: 1 - at[i][0] / width,
+        "at the top": lambda i: at[i][1] / height,
+        "at the bottom": lambda i: 1 - at[i][1] / height,
+    }
+    if found["place"]:
+        targets = {i for i in targets if share[found["place"]](i) < boundary}
+    if found["extreme"]:
+        axis, sign = {"left": (0, 1), "right": (0, -1), "top": (1, 1), "bottom": (1, -1)}[
+            found["extreme"][:-4]
+        ]
+        assert len(targets) > 1  # "the leftmost star" of one star would be odd
+        targets = {min(targets, key=lambda i: sign * at[i][axis])}
+    if found["side"]:
+        anchors = named(scene, found, "anchor_")
+        assert len(anchors) == 1, text
+        (anchor,) = anchors
+        axis, sign = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}[
+            found["side"]
+        ]
+        gap = {i: sign * (at[i][axis] - at[anchor][axis]) for i in targets - anchors}
+        targets = {i for i, value in gap.items() if value > slack_px}
+    return found["article"], tuple(sorted(targets))
+
+
+def test_expressions_are_true_for_strict_and_for_generous_readers():
+    count = 0
+    for scene in SCENES:
+        for text, targets in referring_expressions(scene, np.random.default_rng(scene.index), per_count=50):
+            for slack_px, boundary in ((0.0, 0.41), (0.07 * 64, 0.49)):
+                article, expected = evaluate(scene, text, slack_px=slack_px, boundary=boundary)
+                assert targets == expected, (scene.index, text)
+            assert article != "the" or len(targets) <= 1, text  # "the star" must not fit two
+            assert article != "all" or len(targets) != 1, text
+            count += 1
+    assert count > 2000
+
+
+def test_expressions_cover_one_several_and_no_targets_with_distinct_texts():
+    drawn = [referring_expressions(scene, np.random.default_rng(0)) for scene in SCENES]
+    for expressions in drawn:
+        assert len({text for text, _ in expressions}) == len(expressions) <= 6
+    counts = [min(len(targets), 2) for expressions in drawn for _, targets in expressions]
+    assert counts.count(0) == 120 and counts.count(1) >= 110 and counts.count(2) >= 80
+    texts = " ".join(text for expressions in drawn for text, _ in expressions)
+    for words in ("all red shapes", "everything left of the", "most ", "at the top", "above the"):
+        assert words in texts
+
+
+def test_expressions_are_repeated_by_the_same_generator_and_varied_by_another():
+    scene = max(SCENES, key=lambda scene: len(scene.objects))
+    first, again, other = (referring_expressions(scene, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_a_small_world_speaks_of_its_own_words_only():
+    world = WorldConfig.square(64, kinds=("circle", "star"), colours=("red", "blue"))
+    for index in range(20):
+        scene = make_scene(0, index, world)
+        for text, _ in referring_expressions(scene, np.random.default_rng(index), per_count=20):
+            assert not re.search("ring|square|cross|green|white|yellow", text)
+
+
+def test_relations_hold_between_the_masks_and_come_with_their_inverse():
+    inverse = {"left of": "right of", "above": "below", "in front of": "behind"}
+    inverse |= {value: key for key, value in inverse.items()}
+    assert set(inverse) == set(PREDICATES)
+    for scene in SCENES:
+        at, found = extents(scene), relations(scene)
+        assert len(set(found)) == len(found)
+        for i, predicate, j in found:
+            assert (j, inverse[predicate], i) in found
+            if predicate in ("left of", "above"):
+                axis = 0 if predicate == "left of" else 1
+                assert at[j][axis] - at[i][axis] > 0.08 * 64
+            if predicate == "in front of":
+                assert (i, j) in scene.in_front
+        clear = sum(abs(a[k] - b[k]) > 0.08 * 64 for a, b, k in product(at, at, (0, 1)))
+        assert clear == sum(predicate not in ("in front of", "behind") for _, predicate, _ in found)
+
+
+def test_captions_ground_every_object_once_and_claim_only_true_relations():
+    claims = 0
+    for scene in SCENES:
+        text, spans = grounded_caption(scene, np.random.default_rng(scene.index))
+        assert text[0].isupper() and text.endswith(".") and "  " not in text
+        assert sorted(i for _, _, members in spans for i in members) == list(range(len(scene.objects)))
+        assert all(a[1] <= b[0] for a, b in pairwise(spans))
+        phrases = [text[start:end] for start, end, _ in spans]
+        assert len(set(phrases)) == len(phrases)
+        for phrase, (_, _, members) in zip(phrases, spans, strict=True):
+            number, *rest = phrase.lower().split()
+            assert {"a": 1, "an": 1, "two": 2, "three": 3, "four": 4}[number] == len(members)
+            found = re.fullmatch(noun(""), " ".join(rest))
+            assert found and set(members) == named(scene, found)
+        for before, after in pairwise(spans):
+            claim = re.fullmatch(r" is (.+) ", text[before[1] : after[0]])
+            if claim:
+                claims += 1
+                assert (before[2][0], claim[1], after[2][0]) in relations(scene)
+    assert claims > 20
