@@ -1,0 +1,57 @@
+"""What every job does around its work: logging, exit codes, seeds, versions, the config beside the results."""
+
+import dataclasses
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import samtok
+from pipelines import log as logs
+from samtok.errors import SamtokError
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("ray", "torch", "transformers", "sam2", "deepspeed", "pyarrow", "mlflow", "numpy")
+
+
+def guard(work: Callable[[], int]) -> int:
+    """Runs a job and returns its exit code; errors of our family become one clear line, others a traceback."""
+    logs.setup()
+    try:
+        return work()
+    except SamtokError as error:
+        log.error("%s: %s", type(error).__name__, error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        log.error("interrupted; the same command resumes")
+        return 130
+
+
+def config_json(config: Any) -> str:
+    """Returns the resolved config as JSON text that ``--config`` reads back."""
+    return json.dumps(dataclasses.asdict(config), indent=2, sort_keys=True) + "\n"
+
+
+def versions() -> dict[str, str]:
+    """Returns what produced a result: our version and commit, Python, and the packages that matter."""
+    found = {name: version(name) for name in PACKAGES}
+    return {"samtok": samtok.__version__, "commit": commit(), "python": sys.version.split()[0], **found}
+
+
+def commit() -> str:
+    """Returns the commit of the working tree, with ``+`` if it has changes; ``unknown`` outside a checkout."""
+    root = Path(__file__).parent.parent
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(root), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,298 @@
+"""Shard plan, commit records and manifest: what decides that a corpus is written exactly once.
+
+    OUT/plan/inputs-00012.parquet     what shard 12 is made of, frozen when the plan was made
+    OUT/plan.json                     ordered shards and the fingerprint; written after all plan files
+    OUT/data/shard-00012-<hash8>.parquet
+    OUT/rejects/shard-00012-<hash8>.parquet
+    OUT/commits/shard-00012.json      proof that the shard is done; created only if absent
+    OUT/_MANIFEST.json                written last; readers follow it and never list folders
+
+A killed run loses at most the shards in flight. A second writer of the same shard finds the commit record and
+leaves its files as orphans, which ``finish`` removes.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import schema, storage
+from pipelines.ingestion.reader import Input
+from samtok.errors import ConfigError, DataError, StorageError
+
+log = logging.getLogger(__name__)
+
+PLAN, MANIFEST = "plan.json", "_MANIFEST.json"
+INPUT_ROW = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("payload", pa.string(), nullable=False),
+        pa.field("num_masks", pa.int32()),
+    ]
+)
+ROW_GROUP_ROWS = 64
+"""Rows per row group of a code shard: small, since training reads rows at random and rows are small."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A part of a shard that is worked on as one unit: one row group of its plan file."""
+
+    shard: int
+    index: int
+    num_chunks: int
+    num_inputs: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be written: the shards in order, and the fingerprint of all that decides their content."""
+
+    out: str
+    fingerprint: Mapping[str, Any]
+    chunk_rows: int
+    shard_rows: tuple[int, ...]
+    rejects: Mapping[str, Any] | None
+
+    @property
+    def num_inputs(self) -> int:
+        """Images of the corpus."""
+        return sum(self.shard_rows)
+
+    def chunks(self, shard: int) -> Iterator[Chunk]:
+        """Yields the chunks of one shard."""
+        rows = self.shard_rows[shard]
+        count = -(-rows // self.chunk_rows)
+        for index in range(count):
+            yield Chunk(shard, index, count, min(self.chunk_rows, rows - index * self.chunk_rows))
+
+
+def digest(value: Any) -> str:
+    """Returns the SHA-256 of a JSON value with sorted keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def load_plan(out: str) -> Plan | None:
+    """Reads the plan of a corpus; None if there is none yet."""
+    where = storage.join(out, PLAN)
+    if not storage.exists(where):
+        return None
+    body = storage.read_json(where)
+    if body.get("schema_version") != schema.SCHEMA_VERSION:
+        raise DataError(
+            f"{where} has schema version {body.get('schema_version')!r}; this release writes "
+            f"{schema.SCHEMA_VERSION}. Use another --out."
+        )
+    rows = tuple(body["shard_rows"])
+    return Plan(out, body["fingerprint"], body["chunk_rows"], rows, body["rejects"])
+
+
+def check_fingerprint(plan: Plan, wanted: Mapping[str, Any]) -> None:
+    """Refuses to resume a corpus that was planned differently.
+
+    Raises:
+        ConfigError: Naming every entry that differs, with both values.
+    """
+    names = sorted(set(plan.fingerprint) | set(wanted))
+    changed = [
+        f"{name}: planned {plan.fingerprint.get(name)!r}, now {wanted.get(name)!r}"
+        for name in names
+        if plan.fingerprint.get(name) != wanted.get(name)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{plan.out} was planned with other settings, so its shards would not fit together. Different: "
+            f"{'; '.join(changed)}. Repeat the first settings to resume, or choose another --out."
+        )
+
+
+def make_plan(
+    out: str,
+    fingerprint: Mapping[str, Any],
+    inputs: Iterable[Input | dict[str, Any]],
+    *,
+    shard_rows: int,
+    chunk_rows: int,
+) -> Plan:
+    """Freezes the corpus: streams its inputs into plan files and writes ``plan.json`` after them.
+
+    Args:
+        out: Folder of the corpus.
+        fingerprint: All that decides the content of the shards.
+        inputs: Of a reader; entries of the reject table among them become the plan's own rejects.
+        shard_rows: Images per shard.
+        chunk_rows: Images per chunk.
+    """
+    rejects: list[dict[str, Any]] = []
+    kept = _only_inputs(inputs, rejects)
+    rows = []
+    while batch := list(islice(kept, shard_rows)):
+        table = schema.table(map(dataclasses.asdict, batch), INPUT_ROW)
+        where = storage.join(out, _plan_file(len(rows)))
+        storage.write_bytes(where, parquet_bytes(table, row_group_rows=chunk_rows))
+        rows.append(len(batch))
+    listed = None
+    if rejects:
+        data = parquet_bytes(schema.table(rejects, schema.REJECT_ROW))
+        listed = {"file": "plan/rejects.parquet", "entries": len(rejects), **_reject_counts(rejects)}
+        storage.write_bytes(storage.join(out, listed["file"]), data)
+    body = {
+        "schema_version": schema.SCHEMA_VERSION,
+        "fingerprint": dict(fingerprint),
+        "chunk_rows": chunk_rows,
+        "shard_rows": rows,
+        "rejects": listed,
+    }
+    text = json.dumps(body, indent=1, sort_keys=True).encode()
+    if not storage.put_if_absent(storage.join(out, PLAN), text):
+        plan = load_plan(out)
+        assert plan is not None
+        check_fingerprint(plan, fingerprint)
+        return plan
+    return Plan(out, dict(fingerprint), chunk_rows, tuple(rows), listed)
+
+
+def _only_inputs(inputs: Iterable[Input | dict[str, Any]], rejects: list[dict[str, Any]]) -> Iterator[Input]:
+    for item in inputs:
+        if isinstance(item, Input):
+            yield item
+        else:
+            rejects.append(item)
+
+
+def _reject_counts(rejects: list[dict[str, Any]]) -> dict[str, int]:
+    return {
+        "rows": sum(entry["mask_id"] is None for entry in rejects),
+        "masks": sum(entry["num_masks"] for entry in rejects),
+    }
+
+
+def read_inputs(out: str, chunk: Chunk) -> list[Input]:
+    """Reads the inputs of one chunk from the plan."""
+    with storage.open_input(storage.join(out, _plan_file(chunk.shard))) as file:
+        table = pq.ParquetFile(file).read_row_group(chunk.index)
+    return [Input(row["key"], row["payload"], row["num_masks"]) for row in table.to_pylist()]
+
+
+def parquet_bytes(table: pa.Table, *, row_group_rows: int = ROW_GROUP_ROWS) -> bytes:
+    """Writes a table as Parquet (zstd); the same table gives the same bytes."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", row_group_size=row_group_rows)
+    return sink.getvalue().to_pybytes()
+
+
+def commit(
+    plan: Plan, shard: int, *, rows: pa.Table, rejects: pa.Table, summary: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Writes one shard and its commit record; returns the record that holds, ours or an earlier one.
+
+    The data are in place before the record, so a record never points to something missing.
+
+    Args:
+        plan: The plan that the shard belongs to.
+        shard: Its number.
+        rows: Code rows, in the order of the plan.
+        rejects: Reject rows.
+        summary: What the record says besides: ``counts``, histograms.
+    """
+    record: dict[str, Any] = {"shard": shard, "fingerprint": digest(plan.fingerprint), **summary}
+    for kind, table in (("data", rows), ("rejects", rejects)):
+        data = parquet_bytes(table)
+        sha256 = hashlib.sha256(data).hexdigest()
+        name = f"{kind}/shard-{shard:05d}-{sha256[:8]}.parquet"
+        record[kind] = {"file": name, "bytes": len(data), "sha256": sha256}
+        storage.write_bytes(storage.join(plan.out, name), data)
+    where = storage.join(plan.out, _commit_file(shard))
+    if storage.put_if_absent(where, json.dumps(record, sort_keys=True).encode()):
+        return record
+    earlier = storage.read_json(where)
+    if earlier["data"]["sha256"] != record["data"]["sha256"]:
+        log.warning("shard %d was committed by another run with other bytes; the earlier one holds", shard)
+    return earlier
+
+
+def committed(plan: Plan) -> dict[int, dict[str, Any]]:
+    """Returns the commit records that exist, by shard.
+
+    Raises:
+        DataError: If a record belongs to another fingerprint.
+    """
+    expected, records = digest(plan.fingerprint), {}
+    for info in storage.list_files(storage.join(plan.out, "commits"), suffix=".json"):
+        record = storage.read_json(info.uri)
+        if record["fingerprint"] != expected:
+            raise DataError(f"{info.uri} belongs to another plan. Remove it, or choose another --out.")
+        records[record["shard"]] = record
+    return records
+
+
+def finish(plan: Plan, records: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
+    """Removes orphans, writes the manifest and returns it.
+
+    Raises:
+        StorageError: If a shard has no commit record.
+    """
+    missing = [shard for shard in range(len(plan.shard_rows)) if shard not in records]
+    if missing:
+        raise StorageError(f"{len(missing)} shards of {plan.out} are not committed, first {missing[0]}. Run again.")
+    shards = [records[shard] for shard in sorted(records)]
+    _remove_orphans(plan.out, shards)
+    manifest = {
+        "schema_version": schema.SCHEMA_VERSION,
+        "fingerprint": dict(plan.fingerprint),
+        "plan_rejects": plan.rejects,
+        "totals": totals(plan, shards),
+        "shards": shards,
+    }
+    text = json.dumps(manifest, indent=1, sort_keys=True).encode()
+    storage.write_bytes(storage.join(plan.out, MANIFEST), text)
+    return manifest
+
+
+def totals(plan: Plan, shards: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Adds up what went in and what came out, the plan's own rejects included."""
+    shards = list(shards)
+    names = ("rows_in", "rows_out", "rows_rejected", "masks_in", "masks_out", "masks_rejected", "masks_filtered")
+    added = {name: sum(shard["counts"][name] for shard in shards) for name in names}
+    if plan.rejects:
+        added["rows_in"] += plan.rejects["rows"]
+        added["rows_rejected"] += plan.rejects["rows"]
+        added["masks_in"] += plan.rejects["masks"]
+        added["masks_rejected"] += plan.rejects["masks"]
+    return added
+
+
+def load_manifest(out: str) -> dict[str, Any]:
+    """Reads the manifest of a finished corpus.
+
+    Raises:
+        DataError: If the corpus is not finished.
+    """
+    where = storage.join(out, MANIFEST)
+    if not storage.exists(where):
+        raise DataError(f"there is no {where}: the corpus is not finished. Run the job that writes it again.")
+    return storage.read_json(where)
+
+
+def _remove_orphans(out: str, shards: list[dict[str, Any]]) -> None:
+    for kind in ("data", "rejects"):
+        wanted = {shard[kind]["file"] for shard in shards}
+        for info in storage.list_files(storage.join(out, kind)):
+            if f"{kind}/{info.uri.rpartition('/')[2]}" not in wanted:
+                log.info("removing the orphan %s", info.uri)
+                storage.delete(info.uri)
+
+
+def _plan_file(shard: int) -> str:
+    return f"plan/inputs-{shard:05d}.parquet"
+
+
+def _commit_file(shard: int) -> str:
+    return f"commits/shard-{shard:05d}.json"

@@ -1,0 +1,150 @@
+"""What can be told to ``jobs/tokenize_corpus.py``, and its presets."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import tyro
+
+from samtok.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    """Which dataset is read."""
+
+    reader: Literal["coco", "sa1b"]
+    """Layout of the dataset: ``coco`` is an instances JSON, ``sa1b`` a folder or tar of image + JSON pairs."""
+    source: str
+    """URI of the annotation file (coco), or of the folder or archive (sa1b)."""
+    images: str | None = None
+    """URI of the folder of images (coco)."""
+    dataset: str | None = None
+    """Name of the dataset in every row; by default the reader's."""
+    split: str = "train"
+    """Name of the split in every row."""
+    mask_key: str = "segmentation"
+    """Key of the mask in a COCO annotation."""
+    image_path: Literal["file_name", "coco_url"] = "file_name"
+    """Which COCO field names the image file; LVIS uses coco_url."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """Which tokenizer makes the words, and how it runs."""
+
+    uri: str = "tiny"
+    """A shipped name (tiny), or a folder written by save_pretrained, local or s3://."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the networks' arithmetic."""
+    compile: bool = False
+    """Compile the image encoder: slow first image, faster later ones."""
+    images_per_batch: int = 4
+    """Images per pass of the image encoder."""
+    masks_per_batch: int = 64
+    """Masks per pass of the mask encoder; bounds the memory."""
+    threshold: float = 0.0
+    """On logits, for reconstructions. 0 is probability one half; the authors' evaluators use 0.5."""
+
+    def __post_init__(self) -> None:
+        for name in ("images_per_batch", "masks_per_batch"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--tokenizer.{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig:
+    """Where the work runs."""
+
+    actors: int = 1
+    """Tokenizer actors to keep alive."""
+    gpus_per_actor: float = 0.0
+    """GPUs each actor holds, fractions allowed; 0 runs it on the CPU."""
+    cpus_per_actor: float = 1.0
+    """CPUs each actor holds."""
+    threads_per_actor: int = 1
+    """Threads of each actor's CPU arithmetic. Bits of the result may depend on it, so it is part of the plan."""
+    decoders: int = 1
+    """Image decoding tasks that may run at a time."""
+    num_cpus: int | None = None
+    """Logical CPUs of the Ray that the job starts by itself; by default the machine's, and at least enough."""
+
+    def __post_init__(self) -> None:
+        for name in ("actors", "threads_per_actor", "decoders"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--pool.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("gpus_per_actor", "cpus_per_actor"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--pool.{name} cannot be negative, got {getattr(self, name)}")
+        if self.gpus_per_actor > 1 and self.gpus_per_actor != int(self.gpus_per_actor):
+            raise ConfigError(f"--pool.gpus_per_actor above 1 must be whole, got {self.gpus_per_actor}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeCorpusConfig:
+    """A raw corpus becomes mask words."""
+
+    corpus: CorpusConfig
+    out: str
+    """URI of the folder that receives the corpus of words: a local path or s3://bucket/prefix."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    shard_rows: int = 256
+    """Images per shard: what a killed run repeats at most, per shard in flight."""
+    chunk_rows: int = 16
+    """Images per unit of work; at 1024 px each takes 3 MB on its way from decoding to the tokenizer."""
+    reconstruct: float = 0.0
+    """Share of images whose masks are decoded again and compared, in [0, 1]."""
+    keep_rle: bool = True
+    """Keep the original masks in the rows; without them rows are a few bytes a mask."""
+    skip: tuple[Literal["crowd", "void"], ...] = ("crowd", "void")
+    """Masks with these flags get no words; they are listed in the reject table as filtered."""
+    min_area_px: int = 1
+    """Masks with fewer pixels get no words; likewise."""
+    max_reject_rate: float = 1.0
+    """The job fails (exit code 3) if a larger share of images or of masks is unusable."""
+    limit: int | None = None
+    """Take only the first images of the corpus."""
+    seed: int = 0
+    """Draws the images that are reconstructed."""
+    tracking: str = "sqlite:///mlflow.db"
+    """MLflow tracking URI, or off."""
+    report: bool = True
+    """Write report/index.html with pictures beside the shards."""
+    dry_run: bool = False
+    """Print the resolved config, the checks and the size of the plan, and write nothing."""
+
+    def __post_init__(self) -> None:
+        for name in ("shard_rows", "chunk_rows", "min_area_px"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("reconstruct", "max_reject_rate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"--{name} is a share and must lie in [0, 1], got {getattr(self, name)}")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"--limit must be at least 1, got {self.limit}")
+
+
+_REQUIRED: Annotated[str, "what only the user knows"] = tyro.MISSING
+
+PRESETS: dict[str, TokenizeCorpusConfig] = {
+    # The synthetic corpus of `make quickstart` with the shipped tokenizer, on two CPU cores.
+    "smoke": TokenizeCorpusConfig(
+        corpus=CorpusConfig(
+            reader="coco",
+            source="runs/shapes/annotations/instances_train.json",
+            images="runs/shapes/train",
+            dataset="shapes",
+        ),
+        out="runs/words",
+        reconstruct=1.0,
+        shard_rows=64,
+    ),
+    # SAM2.1-large with trained words on GPUs; reconstructs one image in fifty as a check.
+    "gpu": TokenizeCorpusConfig(
+        corpus=CorpusConfig(reader="sa1b", source=_REQUIRED),
+        out=_REQUIRED,
+        tokenizer=TokenizerConfig(uri=_REQUIRED, dtype="bfloat16", images_per_batch=8, masks_per_batch=128),
+        pool=PoolConfig(actors=1, gpus_per_actor=1.0, decoders=12),
+        reconstruct=0.02,
+    ),
+}

@@ -1,0 +1,280 @@
+"""The two stages of tokenization: plain classes, a chunk in, a chunk out. They do not know about Ray.
+
+A chunk is one row of Arrow that carries up to ``chunk_rows`` images as a unit, so the batches a network sees
+are the same in every run and the codes do not depend on scheduling.
+"""
+
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipelines import schema, shards
+from pipelines.ingestion.image_source import read_image_bytes
+from pipelines.ingestion.reader import Reader, ReadResult
+from samtok import images, masks, words
+from samtok.errors import DataError
+from samtok.model.tokenizer import MaskTokenizer
+
+DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
+
+COUNTS = ("rows_in", "rows_out", "rows_rejected", "masks_in", "masks_out", "masks_rejected", "masks_filtered")
+"""What is counted per chunk, shard and corpus; in = out + rejected (+ filtered), always."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Which masks get words, and which images are reconstructed."""
+
+    skip: tuple[str, ...] = ("crowd", "void")
+    min_area_px: int = 1
+    reconstruct: float = 0.0
+    keep_rle: bool = True
+    threshold: float = 0.0
+    seed: int = 0
+
+    def filtered(self, mask: dict[str, Any], *, height: int, width: int) -> str | None:
+        """Returns why a mask gets no words, or None if it gets some."""
+        for flag in (*self.skip, "empty", "box_only"):
+            if flag in mask["flags"]:
+                return flag
+        if masks.area(mask["rle"], height=height, width=width) < self.min_area_px:
+            return "min_area"
+        return None
+
+    def reconstructs(self, image_id: str) -> bool:
+        """Draws an image by its id, so the same ones are drawn in every run."""
+        return zlib.crc32(f"{self.seed}/{image_id}".encode()) < self.reconstruct * 2**32
+
+
+class ReadImages:
+    """Reads the records of a chunk, fetches, decodes and shrinks their images on the CPU.
+
+    Args:
+        out: Folder of the corpus, whose plan says what a chunk is.
+        reader: The dataset.
+        image_size: Side of the tokenizer's input, in pixels.
+        policy: Which masks go on.
+    """
+
+    def __init__(self, out: str, reader: Reader, image_size: int, policy: Policy) -> None:
+        self.out, self.reader, self.image_size, self.policy = out, reader, image_size, policy
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Adds to a chunk its image rows, pixels (uint8, side x side x 3 each) and rejects."""
+        chunk = shards.Chunk(**batch.to_pylist()[0])
+        rows, pixels, rejects, counts = [], [], [], dict.fromkeys(COUNTS, 0)
+        for item in shards.read_inputs(self.out, chunk):
+            result = self.reader.read(item)
+            row, picture = self._picture(result, rejects)
+            counts["rows_in"] += 1
+            counts["masks_in"] += result.num_masks_in
+            if row is not None:
+                rows.append(self._filter(row, rejects))
+                pixels.append(picture)
+        body = {
+            **_columns(chunk),
+            "rows": [_ipc(schema.table(rows, schema.IMAGE_ROW))],
+            "rejects": [_ipc(schema.table(rejects, schema.REJECT_ROW))],
+            "pixels": [b"".join(picture.tobytes() for picture in pixels)],
+            "counts": [json.dumps(counts)],
+        }
+        return pa.table(body)
+
+    def _picture(
+        self, result: ReadResult, rejects: list[dict[str, Any]]
+    ) -> tuple[dict[str, Any] | None, np.ndarray]:
+        rejects.extend(result.rejects)
+        row, nothing = result.row, np.empty(0, np.uint8)
+        if row is None:
+            return None, nothing
+        try:
+            picture = images.decode_image(
+                read_image_bytes(row["image_uri"]),
+                where=row["image_uri"],
+                expected_hw=(row["height"], row["width"]),
+            )
+        except DataError as error:
+            lost = len(row["masks"])
+            rejects.append(
+                schema.reject(
+                    "decode", row["dataset"], row["image_id"], error.reason, str(error), num_masks=lost
+                )
+            )
+            return None, nothing
+        return row, images.resize_square(picture, self.image_size)
+
+    def _filter(self, row: dict[str, Any], rejects: list[dict[str, Any]]) -> dict[str, Any]:
+        kept = []
+        for mask in row["masks"]:
+            reason = self.policy.filtered(mask, height=row["height"], width=row["width"])
+            if reason is None:
+                kept.append(mask)
+            else:
+                message = f"mask has no words by policy: {reason}"
+                rejects.append(
+                    schema.reject(
+                        "filter",
+                        row["dataset"],
+                        row["image_id"],
+                        reason,
+                        message,
+                        mask_id=mask["mask_id"],
+                        num_masks=1,
+                    )
+                )
+        return {**row, "masks": kept}
+
+
+class TokenizeMasks:
+    """Turns the masks of a chunk into words. Each image is encoded once, for all its masks.
+
+    Args:
+        uri: The tokenizer.
+        device: ``cpu`` or ``cuda``.
+        dtype: ``float32`` or ``bfloat16``.
+        images_per_batch: Images per pass of the image encoder.
+        masks_per_batch: Masks per pass of the mask encoder.
+        policy: Which images are reconstructed.
+        compile: Compile the image encoder.
+        threads: Threads of CPU arithmetic.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        images_per_batch: int = 4,
+        masks_per_batch: int = 64,
+        policy: Policy,
+        compile: bool = False,
+        threads: int = 1,
+    ) -> None:
+        torch.set_num_threads(threads)
+        self.tokenizer = MaskTokenizer.from_pretrained(
+            uri, device=device, dtype=DTYPES[dtype], max_masks=masks_per_batch, compile=compile
+        )
+        self.images_per_batch, self.policy = images_per_batch, policy
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Replaces a chunk's image rows and pixels by code rows."""
+        body = batch.to_pylist()[0] if batch.num_rows == 1 else _not_one(batch.num_rows)
+        rows = read_ipc(body["rows"]).to_pylist()
+        size = self.tokenizer.config.image_size
+        pixels = np.frombuffer(body["pixels"], np.uint8).reshape(-1, size, size, 3)
+        done: list[dict[str, Any]] = []
+        for start in range(0, len(rows), self.images_per_batch):
+            part = slice(start, start + self.images_per_batch)
+            done += self._code_rows(rows[part], pixels[part])
+        counts = json.loads(body["counts"])
+        rejects = read_ipc(body["rejects"])
+        counts |= _outcome(done, rejects.to_pylist())
+        _check(counts, body["shard"])
+        kept = {name: [body[name]] for name in ("shard", "index", "num_chunks", "num_inputs", "rejects")}
+        codes = _ipc(schema.table(done, schema.CODE_ROW))
+        return pa.table({**kept, "rows": [codes], "counts": [json.dumps(counts)]})
+
+    def _code_rows(self, rows: list[dict[str, Any]], pixels: np.ndarray) -> list[dict[str, Any]]:
+        features = self.tokenizer.features_of(list(pixels))
+        todo = [(i, mask) for i, row in enumerate(rows) for mask in row["masks"]]
+        coded: list[list[dict[str, Any]]] = [[] for _ in rows]
+        for group in _groups(todo, self.tokenizer.max_masks):
+            owners = [i for i, _ in group]
+            dense = [
+                masks.decode(mask["rle"], height=rows[i]["height"], width=rows[i]["width"])
+                for i, mask in group
+            ]
+            codes = self.tokenizer.codes_of(features, dense, owners)
+            ious = self._reconstruct(features, rows, owners, dense, codes)
+            for (i, mask), full, code, iou in zip(group, dense, codes.tolist(), ious, strict=True):
+                coded[i].append(self._code_mask(mask, full, code, iou))
+        return [{**row, "masks": found} for row, found in zip(rows, coded, strict=True)]
+
+    def _code_mask(
+        self, mask: dict[str, Any], full: np.ndarray, code: list[int], iou: float | None
+    ) -> dict[str, Any]:
+        x0, y0, x1, y1 = masks.box_of(full) or (0, 0, 0, 0)
+        return {
+            **mask,
+            "rle": mask["rle"] if self.policy.keep_rle else None,
+            "box_xyxy": [x0, y0, x1 + 1, y1 + 1],
+            "codes": code,
+            "words": words.format_words(code, num_codes=self.tokenizer.num_codes),
+            "area_px": int(full.sum()),
+            "iou": iou,
+        }
+
+    def _reconstruct(
+        self,
+        features: Any,
+        rows: list[dict[str, Any]],
+        owners: list[int],
+        dense: list[np.ndarray],
+        codes: np.ndarray,
+    ) -> list[float | None]:
+        ious: list[float | None] = [None] * len(owners)
+        drawn = [k for k, i in enumerate(owners) if self.policy.reconstructs(rows[i]["image_id"])]
+        if not drawn:
+            return ious
+        batches = self.tokenizer.logits_of(features, codes[drawn], [owners[k] for k in drawn])
+        logits = torch.cat(list(batches))
+        for k, one in zip(drawn, logits, strict=True):
+            size_hw = dense[k].shape
+            (mask,) = self.tokenizer.masks_from_logits(one[None], size_hw, self.policy.threshold)
+            ious[k] = masks.iou(dense[k], mask)
+        return ious
+
+
+def read_ipc(data: bytes) -> pa.Table:
+    """Reads a table that travels inside a chunk."""
+    return pa.ipc.open_stream(data).read_all()
+
+
+def _ipc(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def _columns(chunk: shards.Chunk) -> dict[str, list[int]]:
+    return {
+        "shard": [chunk.shard],
+        "index": [chunk.index],
+        "num_chunks": [chunk.num_chunks],
+        "num_inputs": [chunk.num_inputs],
+    }
+
+
+def _groups(items: list, size: int) -> Iterator[list]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _outcome(rows: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> dict[str, int]:
+    faults = [entry for entry in rejects if entry["stage"] != "filter"]
+    return {
+        "rows_out": len(rows),
+        "rows_rejected": sum(entry["mask_id"] is None for entry in faults),
+        "masks_out": sum(len(row["masks"]) for row in rows),
+        "masks_rejected": sum(entry["num_masks"] for entry in faults),
+        "masks_filtered": len(rejects) - len(faults),
+    }
+
+
+def _check(counts: dict[str, int], shard: int) -> None:
+    rows = counts["rows_out"] + counts["rows_rejected"]
+    found = counts["masks_out"] + counts["masks_rejected"] + counts["masks_filtered"]
+    assert counts["rows_in"] == rows, f"shard {shard}: {counts['rows_in']} rows in, {rows} accounted for"
+    assert counts["masks_in"] == found, f"shard {shard}: {counts['masks_in']} masks in, {found} accounted for"
+
+
+def _not_one(num_rows: int) -> dict[str, Any]:
+    raise AssertionError(f"a batch must be one chunk, got {num_rows}; see the options of map_batches in run.py")

@@ -1,0 +1,129 @@
+"""MLflow behind one adapter, with an off switch.
+
+Tracking never ends a run: a server that fails is reported once as a warning, and the work goes on. The run id
+is kept beside the results, so a resumed job continues the same MLflow run.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines import storage
+
+log = logging.getLogger(__name__)
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+RUN_FILE = "mlflow_run.json"
+_MAX_PARAM = 500
+
+
+class Tracker:
+    """One MLflow run, or nothing at all if tracking is off.
+
+    Args:
+        uri: An MLflow tracking URI; ``off`` disables tracking.
+        experiment: Name of the experiment; it is made if there is none.
+        home: URI of the folder where the run id is kept.
+    """
+
+    def __init__(self, uri: str, *, experiment: str, home: str) -> None:
+        self.run_id: str | None = None
+        self.link = "off"
+        self._warned = False
+        self._client: Any = None
+        self._uri = uri
+        if uri != "off":
+            self._try(lambda: self._open(experiment, home))
+
+    def _open(self, experiment: str, home: str) -> None:
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        import mlflow
+
+        client = mlflow.MlflowClient(tracking_uri=self._uri)
+        found = client.get_experiment_by_name(experiment)
+        folder = found.experiment_id if found else client.create_experiment(experiment)
+        self.run_id = self._resumed(client, home) or client.create_run(folder).info.run_id
+        self._client = client
+        self.link = f"{self._uri} experiment {experiment} run {self.run_id}"
+        record = {"tracking_uri": self._uri, "experiment": experiment, "run_id": self.run_id}
+        storage.write_bytes(storage.join(home, RUN_FILE), json.dumps(record).encode())
+
+    def _resumed(self, client: Any, home: str) -> str | None:
+        where = storage.join(home, RUN_FILE)
+        if not storage.exists(where):
+            return None
+        record = storage.read_json(where)
+        if record["tracking_uri"] != self._uri:
+            return None
+        client.update_run(record["run_id"], status="RUNNING")
+        return record["run_id"]
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Logs parameters; nested mappings become dotted names. A resumed run keeps its first values."""
+        flat = _flatten(values)
+
+        def work() -> None:
+            known = self._client.get_run(self.run_id).data.params
+            for name, value in flat.items():
+                if name not in known:
+                    self._client.log_param(self.run_id, name, str(value)[:_MAX_PARAM])
+
+        self._try(work)
+
+    def tags(self, values: Mapping[str, Any]) -> None:
+        """Sets tags."""
+        self._try(lambda: [self._client.set_tag(self.run_id, k, str(v)) for k, v in values.items()])
+
+    def metrics(self, values: Mapping[str, float], *, step: int = 0) -> None:
+        """Logs metrics of one step in one call."""
+
+        def work() -> None:
+            from mlflow.entities import Metric
+            from mlflow.utils.time import get_current_time_millis
+
+            now = get_current_time_millis()
+            batch = [Metric(name, float(value), now, step) for name, value in values.items()]
+            self._client.log_batch(self.run_id, metrics=batch)
+
+        self._try(work)
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Uploads a local file."""
+        self._try(lambda: self._client.log_artifact(self.run_id, str(path), folder))
+
+    def text(self, text: str, name: str) -> None:
+        """Stores text as an artifact file."""
+        self._try(lambda: self._client.log_text(self.run_id, text, name))
+
+    def end(self, status: str = "FINISHED") -> None:
+        """Closes the run as FINISHED or FAILED."""
+        self._try(lambda: self._client.set_terminated(self.run_id, status))
+
+    def _try(self, work: Callable[[], Any]) -> None:
+        if self._uri == "off" or self._warned:
+            return
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 a tracking server may fail in any way; results must not
+            self._warned = True
+            log.warning(
+                "tracking at %s failed, this run goes on without it (%s: %s). Check --tracking, or set it to off.",
+                self._uri,
+                type(error).__name__,
+                str(error)[:300],
+            )
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
