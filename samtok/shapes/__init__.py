@@ -2,12 +2,14 @@
 
 from samtok.shapes.drawing import KINDS, PALETTE
 from samtok.shapes.language import PREDICATES, grounded_caption, referring_expressions, relations
-from samtok.shapes.world import Scene, ShapeObject, WorldConfig, make_scene
+from samtok.shapes.outline import trace_outline
+from samtok.shapes.world import WORLD_VERSION, Scene, ShapeObject, WorldConfig, make_scene
 
 __all__ = [
     "KINDS",
     "PALETTE",
     "PREDICATES",
+    "WORLD_VERSION",
     "Scene",
     "ShapeObject",
     "WorldConfig",
@@ -15,4 +17,5 @@ __all__ = [
     "make_scene",
     "referring_expressions",
     "relations",
+    "trace_outline",
 ]

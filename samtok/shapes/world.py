@@ -18,10 +18,15 @@ from samtok.shapes.drawing import KINDS, PALETTE, Footprint, background, grain
 
 MIN_SIDE_PX = 16
 
+WORLD_VERSION = 1
+"""Counts up when the same (seed, index, config) gives another scene; written into every stored corpus."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorldConfig:
     """What scenes look like. Lengths are shares of the image's shorter side."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 an unknown key in a config file is named
 
     sizes_hw: tuple[tuple[int, int], ...] = ((128, 128),)
     """Image sizes (height, width) in pixels; every image takes one of them at random."""
@@ -116,16 +121,16 @@ class ShapeObject:
 
     @functools.cached_property
     def box_xyxy(self) -> tuple[int, int, int, int]:
-        """Left, top, right, bottom of the visible part in pixels; right and bottom are exclusive."""
+        """First and last pixel indices (x, y, x, y) of the visible part, as ``samtok.masks.box_of``."""
         columns = np.flatnonzero(self.mask.any(axis=0))
         rows = np.flatnonzero(self.mask.any(axis=1))
-        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+        return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
 
     @property
     def visible_centre_xy(self) -> tuple[float, float]:
         """Centre of the visible part's box in pixels; position words and relations go by it."""
         left, top, right, bottom = self.box_xyxy
-        return (left + right) / 2, (top + bottom) / 2
+        return (left + right + 1) / 2, (top + bottom + 1) / 2
 
     @property
     def horizontal(self) -> str | None:

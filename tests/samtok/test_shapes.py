@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import samtok
+from samtok import masks
 from samtok.shapes import (
     KINDS,
     PALETTE,
@@ -21,6 +22,7 @@ from samtok.shapes import (
     make_scene,
     referring_expressions,
     relations,
+    trace_outline,
 )
 
 WORLD = WorldConfig.square(64)
@@ -119,7 +121,7 @@ def test_the_mask_of_every_kind_shows_its_colour_and_nothing_else_does(kind):
 def test_outlines_have_the_area_of_their_geometry(kind, area):
     world = WorldConfig.square(256, kinds=(kind,), min_objects=1, max_objects=1, large_share=1.0)
     shapes = [make_scene(0, index, world).objects[0] for index in range(12)]
-    whole = [shape for shape in shapes if min(shape.box_xyxy) > 0 and max(shape.box_xyxy) < 256]
+    whole = [shape for shape in shapes if min(shape.box_xyxy) > 0 and max(shape.box_xyxy) < 255]
     assert len(whole) > 2
     for shape in whole:
         assert shape.mask.sum() / shape.radius_px**2 == pytest.approx(area, rel=0.02)
@@ -152,8 +154,9 @@ def test_images_take_the_sizes_of_the_world_height_first():
     assert sizes == {(48, 80, 3), (64, 32, 3)}
     shape = make_scene(0, 0, world).objects[0]
     left, top, right, bottom = shape.box_xyxy
-    assert shape.mask[top:bottom, left:right].sum() == shape.mask.sum()
-    assert shape.mask[top:bottom, left].any() and shape.mask[bottom - 1, left:right].any()
+    assert shape.mask[top : bottom + 1, left : right + 1].sum() == shape.mask.sum()
+    assert shape.mask[:, left].any() and shape.mask[:, right].any()
+    assert shape.mask[top].any() and shape.mask[bottom].any()
 
 
 def test_the_default_world_has_about_three_masks_an_image_and_all_words():
@@ -326,3 +329,35 @@ def test_captions_ground_every_object_once_and_claim_only_true_relations():
                 claims += 1
                 assert (before[2][0], claim[1], after[2][0]) in relations(scene)
     assert claims > 20
+
+
+# --- outlines ---------------------------------------------------------------------------------------------
+
+
+def picture(text):
+    return np.array([[cell == "#" for cell in line] for line in text.split()])
+
+
+def test_an_outline_is_clockwise_in_corner_coordinates():
+    assert trace_outline(picture("... .## .#.")) == [1, 1, 3, 1, 3, 2, 2, 2, 2, 3, 1, 3]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["... ...", "### #.# ###", "#.# #.#", "#. .#", "##.. #.#. ##.#"],
+    ids=["empty", "hole", "two parts", "parts that touch at a corner", "all of it"],
+)
+def test_a_mask_that_one_polygon_cannot_say_has_no_outline(text):
+    assert trace_outline(picture(text)) is None
+
+
+def test_a_drawn_outline_is_the_same_mask():
+    rng, simple = np.random.default_rng(0), 0
+    noise = [rng.random(rng.integers(1, 7, 2)) < rng.random() for _ in range(800)]
+    for mask in [*noise, *(shape.mask for scene in SCENES for shape in scene.objects)]:
+        height, width = mask.shape
+        outline = trace_outline(mask)
+        if outline:
+            simple += 1
+            assert masks.to_counts([outline], height=height, width=width) == masks.encode(mask)
+    assert simple > 300
