@@ -40,7 +40,11 @@ def parse(kind: type[T], presets: Mapping[str, T], argv: list[str] | None, *, do
         f"{doc or ''}\n\n--preset NAME starts from one of: {', '.join(presets)}. "
         "--config RUN/config.json repeats a run. Flags win over both."
     )
-    options: dict[str, Any] = {"args": rest, "description": description, "config": (tyro.conf.AvoidSubcommands,)}
+    options: dict[str, Any] = {
+        "args": rest,
+        "description": description,
+        "config": (tyro.conf.AvoidSubcommands,),
+    }
     if base is not None:
         options["default"] = base
     return tyro.cli(kind, **options)

@@ -1,4 +1,4 @@
-"""What every job does around its work: logging, exit codes, seeds, versions, the config beside the results."""
+"""What every job does around its work: logging, exit codes, versions, the config beside the results."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ PACKAGES = ("ray", "torch", "transformers", "sam2", "deepspeed", "pyarrow", "mlf
 
 
 def guard(work: Callable[[], int]) -> int:
-    """Runs a job and returns its exit code; errors of our family become one clear line, others a traceback."""
+    """Runs a job and returns its exit code; errors of our family become one clear line."""
     logs.setup()
     try:
         return work()
@@ -44,7 +44,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Returns the commit of the working tree, with ``+`` if it has changes; ``unknown`` outside a checkout."""
+    """Returns the commit of the tree, with ``+`` if there are changes; ``unknown`` outside a checkout."""
     root = Path(__file__).parent.parent
 
     def git(*words: str) -> str:

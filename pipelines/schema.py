@@ -66,9 +66,13 @@ REJECT_ROW = pa.schema(
     [
         pa.field("stage", pa.string(), nullable=False),  # read, decode, tokenize, filter
         pa.field("dataset", pa.string(), nullable=False),
-        pa.field("row_id", pa.string(), nullable=False),  # the image id, or the input's key if it was not read
+        pa.field(
+            "row_id", pa.string(), nullable=False
+        ),  # the image id, or the input's key if it was not read
         pa.field("mask_id", pa.string()),  # null: the whole row
-        pa.field("num_masks", pa.int32(), nullable=False),  # masks lost with this entry, so that counts add up
+        pa.field(
+            "num_masks", pa.int32(), nullable=False
+        ),  # masks lost with this entry, so that counts add up
         pa.field("reason", pa.string(), nullable=False),
         pa.field("message", pa.string(), nullable=False),
     ],

@@ -241,7 +241,9 @@ def finish(plan: Plan, records: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
     """
     missing = [shard for shard in range(len(plan.shard_rows)) if shard not in records]
     if missing:
-        raise StorageError(f"{len(missing)} shards of {plan.out} are not committed, first {missing[0]}. Run again.")
+        raise StorageError(
+            f"{len(missing)} shards of {plan.out} are not committed, first {missing[0]}. Run again."
+        )
     shards = [records[shard] for shard in sorted(records)]
     _remove_orphans(plan.out, shards)
     manifest = {
@@ -259,7 +261,15 @@ def finish(plan: Plan, records: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
 def totals(plan: Plan, shards: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """Adds up what went in and what came out, the plan's own rejects included."""
     shards = list(shards)
-    names = ("rows_in", "rows_out", "rows_rejected", "masks_in", "masks_out", "masks_rejected", "masks_filtered")
+    names = (
+        "rows_in",
+        "rows_out",
+        "rows_rejected",
+        "masks_in",
+        "masks_out",
+        "masks_rejected",
+        "masks_filtered",
+    )
     added = {name: sum(shard["counts"][name] for shard in shards) for name in names}
     if plan.rejects:
         added["rows_in"] += plan.rejects["rows"]

@@ -1,8 +1,9 @@
 """Weights: our own format, SAM2.1's published files, and the authors' tokenizer.
 
-Our format is a folder with ``config.json`` and ``model.safetensors``. ``from_sam2`` reads ``sam2.1_hiera_*.pt`` and
-``from_authors`` reads ``mask_tokenizer_256x2.pth``; both are unpickled with ``weights_only=True``, so a file can
-hold tensors and nothing that runs. A file that is wrong, partial or foreign is refused with the keys named.
+Our format is a folder with ``config.json`` and ``model.safetensors``. ``from_sam2`` reads
+``sam2.1_hiera_*.pt`` and ``from_authors`` reads ``mask_tokenizer_256x2.pth``; both are unpickled with
+``weights_only=True``, so a file can hold tensors and nothing that runs. A file that is wrong, partial or
+foreign is refused with the keys named.
 """
 
 import os
@@ -47,13 +48,13 @@ def save_pretrained(model: "MaskTokenizer", path: str) -> None:
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with _whole(folder / WEIGHTS_FILE) as temporary:
+    with _Whole(folder / WEIGHTS_FILE) as temporary:
         save_file(state, temporary, metadata={"format": "pt"})
-    with _whole(folder / CONFIG_FILE) as temporary:
+    with _Whole(folder / CONFIG_FILE) as temporary:
         temporary.write_text(model.config.to_json(), encoding="utf-8")
 
 
-class _whole:  # noqa: N801
+class _Whole:
     """Gives a temporary path beside the final one and renames it when the block ends well."""
 
     def __init__(self, final: Path) -> None:
@@ -126,8 +127,9 @@ def _read(uri: str) -> bytes:
 def from_sam2(path: str, preset: str) -> "MaskTokenizer":
     """Starts a tokenizer from SAM2.1 weights (``sam2.1_hiera_*.pt``), as in paper appendix B.
 
-    The mask encoder has no counterpart in SAM2: its transformer starts as a copy of the mask decoder's and its
-    token as the decoder's first mask token. Codebooks are not set; ``quantizer.start`` does that in training.
+    The mask encoder has no counterpart in SAM2: its transformer starts as a copy of the mask decoder's and
+    its token as the decoder's first mask token. Codebooks are not set; ``quantizer.start`` does that in
+    training.
 
     Args:
         path: The published file.
@@ -174,7 +176,8 @@ def from_authors(path: str, preset: str = "sam2.1-large") -> "MaskTokenizer":
     tokens = state.get("mask_encoder.mask_tokens.weight")
     if tokens is not None and len(tokens) != 1:
         raise CheckpointError(
-            f"{path} encodes a mask with {len(tokens)} tokens; only the published variant with one is supported."
+            f"{path} encodes a mask with {len(tokens)} tokens; only the published variant with one is "
+            "supported."
         )
     state.update(_authors_codebooks(quantizer, path))
     levels, num_codes = state["quantizer.cluster_size"].shape
@@ -221,8 +224,8 @@ def _torch_file(path: str) -> dict:
         raise CheckpointError(f"there is no file {path}.") from error
     except Exception as error:  # unpickling refuses in many ways; all mean the same to a user
         raise CheckpointError(
-            f"{path} cannot be read as plain tensors ({type(error).__name__}: {str(error)[:200]}). It is broken, "
-            "or holds Python objects, which are never loaded."
+            f"{path} cannot be read as plain tensors ({type(error).__name__}: {str(error)[:200]}). It is "
+            "broken, or holds Python objects, which are never loaded."
         ) from error
     if not isinstance(body, dict):
         raise CheckpointError(f"{path} holds a {type(body).__name__}; expected a dictionary of tensors.")
@@ -255,7 +258,7 @@ def _fill(model: "MaskTokenizer", state: dict[str, Tensor], *, where: str) -> No
         if state[n].shape != t.shape
     ]
     if wrong:
-        raise CheckpointError(f"{where} is of another size: {_some(wrong)}. Choose the preset it was made for.")
+        raise CheckpointError(f"{where} is of another size: {_some(wrong)}. Choose another preset.")
     model.load_state_dict(state)
 
 

@@ -1,7 +1,7 @@
 """Architecture of a mask tokenizer: every number in one place, saved beside the weights.
 
-``PRESETS`` holds the four SAM2.1 sizes (numbers of ``configs/sam2.1/*.yaml`` in the ``sam2`` package), ``tiny``
-(the embedded default) and ``micro`` (unit tests).
+``PRESETS`` holds the four SAM2.1 sizes (numbers of ``configs/sam2.1/*.yaml`` in the ``sam2`` package),
+``tiny`` (the embedded default) and ``micro`` (unit tests).
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from samtok.errors import CheckpointError
 
-FORMAT_VERSION = 1
+FORMAT, FORMAT_VERSION = "samtok.mask_tokenizer", 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,11 @@ class MaskTokenizerConfig:
 
     def to_json(self) -> str:
         """Returns the text of ``config.json``."""
-        body = {"format": "samtok.mask_tokenizer", "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        body = {
+            "format": "samtok.mask_tokenizer",
+            "format_version": FORMAT_VERSION,
+            **dataclasses.asdict(self),
+        }
         return json.dumps(body, indent=2) + "\n"
 
     @classmethod
@@ -107,7 +111,9 @@ class MaskTokenizerConfig:
         except json.JSONDecodeError as error:
             raise CheckpointError(f"{where} is not JSON: {error}.") from error
         if not isinstance(body, dict) or body.pop("format", None) != "samtok.mask_tokenizer":
-            raise CheckpointError(f'{where} is not a mask tokenizer: "format" must be "samtok.mask_tokenizer".')
+            raise CheckpointError(
+                f'{where} is not a mask tokenizer: "format" must be "samtok.mask_tokenizer".'
+            )
         version = body.pop("format_version", None)
         if version != FORMAT_VERSION:
             raise CheckpointError(

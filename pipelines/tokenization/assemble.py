@@ -64,8 +64,8 @@ def summarize(
 ) -> dict[str, Any]:
     """Returns what a commit record says about its shard besides its files.
 
-    ``code_histogram`` has, per level, the pairs [code, count] of the codes that occur; ``iou_histogram`` counts
-    reconstruction IoUs in ``IOU_BINS`` equal bins over [0, 1].
+    ``code_histogram`` has, per level, the pairs [code, count] of the codes that occur; ``iou_histogram``
+    counts reconstruction IoUs in ``IOU_BINS`` equal bins over [0, 1].
     """
     masks = rows["masks"].combine_chunks().flatten()
     codes = masks.field("codes").flatten().to_numpy(zero_copy_only=False).reshape(-1, num_levels)

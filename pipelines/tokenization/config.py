@@ -13,7 +13,7 @@ class CorpusConfig:
     """Which dataset is read."""
 
     reader: Literal["coco", "sa1b"]
-    """Layout of the dataset: ``coco`` is an instances JSON, ``sa1b`` a folder or tar of image + JSON pairs."""
+    """Layout: ``coco`` is an instances JSON, ``sa1b`` a folder or tar of image + JSON pairs."""
     source: str
     """URI of the annotation file (coco), or of the folder or archive (sa1b)."""
     images: str | None = None
@@ -62,11 +62,11 @@ class PoolConfig:
     cpus_per_actor: float = 1.0
     """CPUs each actor holds."""
     threads_per_actor: int = 1
-    """Threads of each actor's CPU arithmetic. Bits of the result may depend on it, so it is part of the plan."""
+    """Threads of each actor's arithmetic; part of the plan, since low bits may depend on it."""
     decoders: int = 1
     """Image decoding tasks that may run at a time."""
     num_cpus: int | None = None
-    """Logical CPUs of the Ray that the job starts by itself; by default the machine's, and at least enough."""
+    """Logical CPUs of a Ray that the job starts; by default the machine's, and at least enough."""
 
     def __post_init__(self) -> None:
         for name in ("actors", "threads_per_actor", "decoders"):

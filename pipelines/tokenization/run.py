@@ -78,7 +78,9 @@ def _tokenize(config: TokenizeCorpusConfig) -> int:
 def reader_of(config: TokenizeCorpusConfig) -> Reader:
     """Builds the reader that the config asks for."""
     corpus = config.corpus
-    options = {"mask_key": corpus.mask_key, "image_path": corpus.image_path} if corpus.reader == "coco" else {}
+    options = (
+        {"mask_key": corpus.mask_key, "image_path": corpus.image_path} if corpus.reader == "coco" else {}
+    )
     return build_reader(
         corpus.reader,
         source=corpus.source,
@@ -171,7 +173,9 @@ def _work(
         cluster.require(cpus=cpus, gpus=pool.actors * pool.gpus_per_actor)
         started = time.monotonic()
         chunks = [chunk for shard in todo for chunk in plan.chunks(shard)]
-        for record in _commit_all(config, plan, architecture, _stream(config, plan, reader, architecture, chunks)):
+        for record in _commit_all(
+            config, plan, architecture, _stream(config, plan, reader, architecture, chunks)
+        ):
             records[record["shard"]] = record
             work.images += record["counts"]["rows_out"]
             work.masks += record["counts"]["masks_out"]
@@ -208,7 +212,9 @@ def _stream(
     )
     pool, tokenizer = config.pool, config.tokenizer
     read = ReadImages(plan.out, reader, architecture.image_size, policy)
-    dataset = ray.data.from_items([dataclasses.asdict(chunk) for chunk in chunks], override_num_blocks=len(chunks))
+    dataset = ray.data.from_items(
+        [dataclasses.asdict(chunk) for chunk in chunks], override_num_blocks=len(chunks)
+    )
     dataset = dataset.map_batches(
         read.__call__,
         batch_size=1,
@@ -276,9 +282,7 @@ def _commit_all(
     assert not assembler.in_flight, f"{assembler.in_flight} shards lack chunks although Ray Data ended"
 
 
-def _progress(
-    plan: Plan, records: Mapping[int, Any], work: Work, planned: int, tracker: Tracker
-) -> None:
+def _progress(plan: Plan, records: Mapping[int, Any], work: Work, planned: int, tracker: Tracker) -> None:
     done = len(records) - (len(plan.shard_rows) - planned)
     eta = work.seconds / done * (planned - done)
     log.info(
@@ -374,7 +378,7 @@ def _print_table(
         f"images   in {totals['rows_in']}  out {totals['rows_out']}  rejected {totals['rows_rejected']}",
         f"masks    in {totals['masks_in']}  words {totals['masks_out']}  rejected {totals['masks_rejected']}"
         f"  filtered {totals['masks_filtered']}",
-        f"time     {seconds:.0f} s in all, {work.seconds:.0f} s of tokenizing at {work.masks_per_s:.1f} masks/s",
+        f"time     {seconds:.0f} s in all, {work.seconds:.0f} s of it at {work.masks_per_s:.1f} masks/s",
         f"words    {storage.join(config.out, shards.MANIFEST)}",
     ]
     if config.report:

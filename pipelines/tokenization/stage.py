@@ -277,4 +277,6 @@ def _check(counts: dict[str, int], shard: int) -> None:
 
 
 def _not_one(num_rows: int) -> dict[str, Any]:
-    raise AssertionError(f"a batch must be one chunk, got {num_rows}; see the options of map_batches in run.py")
+    raise AssertionError(
+        f"a batch must be one chunk, got {num_rows}; see the options of map_batches in run.py"
+    )

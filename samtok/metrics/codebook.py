@@ -15,12 +15,14 @@ class LevelUsage:
     dead: int
     """Codes that never occur."""
     perplexity: float
-    """exp of the entropy of the code histogram: 1 if one code does all, the codebook size if all are equal."""
+    """exp of the histogram's entropy: 1 if one code does all, the codebook size if all are equally used."""
 
 
 def histogram(codes: Int[np.ndarray, "mask level"], num_codes: int) -> Int[np.ndarray, "level num_codes"]:
     """Counts every code of every level."""
-    return np.stack([np.bincount(level, minlength=num_codes) for level in np.asarray(codes, dtype=np.int64).T])
+    return np.stack(
+        [np.bincount(level, minlength=num_codes) for level in np.asarray(codes, dtype=np.int64).T]
+    )
 
 
 def usage(counts: Int[np.ndarray, "level num_codes"]) -> list[LevelUsage]:

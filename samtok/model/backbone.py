@@ -8,7 +8,7 @@ trained from scratch on a CPU. An image is encoded once, whatever the number of 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from sam2.modeling.backbones.hieradet import Hiera
 from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
 from torch import Tensor, nn
@@ -121,7 +121,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def normalize(pixels: Int[Tensor, "image height width 3"]) -> Float[Tensor, "image 3 height width"]:
+def normalize(pixels: UInt8[Tensor, "image height width 3"]) -> Float[Tensor, "image 3 height width"]:
     """Turns uint8 RGB into what the backbone was trained on: ImageNet mean and deviation, channels first."""
     mean = torch.tensor(IMAGENET_MEAN, device=pixels.device)
     std = torch.tensor(IMAGENET_STD, device=pixels.device)

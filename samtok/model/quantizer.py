@@ -66,8 +66,8 @@ class ResidualQuantizer(nn.Module):
         self.cluster_size: Tensor
         self.embed_sum: Tensor
         self.register_buffer("codebooks", torch.randn(num_levels, num_codes, dim))
-        self.register_buffer("cluster_size", torch.ones(num_levels, num_codes))
-        self.register_buffer("embed_sum", self.codebooks.clone())
+        self.register_buffer("cluster_size", torch.full((num_levels, num_codes), 1 / num_codes))
+        self.register_buffer("embed_sum", self.codebooks / num_codes)
 
     def encode(self, z: Float[Tensor, "mask dim"]) -> Int[Tensor, "mask level"]:
         """Returns the code of every level, each in ``[0, num_codes)``; distances are taken in float32."""
@@ -87,7 +87,7 @@ class ResidualQuantizer(nn.Module):
         levels = codes.shape[1]
         if not 1 <= levels <= self.num_levels:
             raise ValueError(f"codes must have 1 to {self.num_levels} levels, got {levels}")
-        if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < self.num_codes):
+        if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.num_codes):
             raise ValueError(
                 f"codes must lie in [0, {self.num_codes}), got {int(codes.min())} to {int(codes.max())}"
             )
@@ -111,7 +111,7 @@ class ResidualQuantizer(nn.Module):
             centres = kmeans(residual, self.num_codes, generator, steps=steps)
             self.codebooks[level] = centres
             residual = residual - centres[nearest(residual, centres)]
-        self.cluster_size.fill_(len(z) / self.num_codes)
+        self.cluster_size.fill_(1 / self.num_codes)
         self.embed_sum.copy_(self.codebooks * self.cluster_size[..., None])
 
     @torch.no_grad()
@@ -120,28 +120,37 @@ class ResidualQuantizer(nn.Module):
     ) -> int:
         """Moves the codebooks towards the embeddings that used them; returns how many dead codes restarted.
 
+        Averages are of shares of the step, not of counts, so a step counts the same whatever its number of
+        masks, and a fresh codebook (each code at ``1 / num_codes``) moves at its final pace from the start.
+
         Args:
-            z: Embeddings of one step.
+            z: Embeddings of one step; none leave everything as it is.
             codes: Their codes.
             generator: Draws the embeddings that restart dead codes.
         """
+        if len(z) == 0:
+            return 0
         residual, restarted = z.float(), 0
         for level in range(self.num_levels):
             code = codes[:, level]
-            used = torch.nn.functional.one_hot(code, self.num_codes).to(residual.dtype)
-            self.cluster_size[level].lerp_(used.sum(dim=0), 1 - self.decay)
-            self.embed_sum[level].lerp_(used.T @ residual, 1 - self.decay)
             entries = self.codebooks[level][code]
-            self.codebooks[level] = self.embed_sum[level] / self.cluster_size[level][:, None].clamp_min(1e-6)
+            self._move(level, residual, code)
             restarted += self._restart(level, residual, generator)
             residual = residual - entries
         return restarted
+
+    def _move(self, level: int, residual: Tensor, code: Tensor) -> None:
+        used = torch.nn.functional.one_hot(code, self.num_codes).to(residual.dtype)
+        self.cluster_size[level].lerp_(used.mean(dim=0), 1 - self.decay)
+        self.embed_sum[level].lerp_(used.T @ residual / len(residual), 1 - self.decay)
+        hit = code.unique()  # the ratio of the others did not change
+        self.codebooks[level][hit] = self.embed_sum[level][hit] / self.cluster_size[level][hit, None]
 
     def _restart(self, level: int, residual: Tensor, generator: torch.Generator) -> int:
         size = self.cluster_size[level]
         uniform = size.sum() / self.num_codes
         dead = (size < self.dead_below * uniform).nonzero().flatten()
-        if len(dead) == 0 or len(residual) == 0:
+        if len(dead) == 0:
             return 0
         picks = torch.randint(len(residual), (len(dead),), generator=generator).to(residual.device)
         self.codebooks[level][dead] = residual[picks]
@@ -150,7 +159,9 @@ class ResidualQuantizer(nn.Module):
         return len(dead)
 
 
-def nearest(points: Float[Tensor, "point dim"], centres: Float[Tensor, "centre dim"]) -> Int[Tensor, " point"]:
+def nearest(
+    points: Float[Tensor, "point dim"], centres: Float[Tensor, "centre dim"]
+) -> Int[Tensor, " point"]:
     """Returns the index of the centre nearest to each point (squared Euclidean distance)."""
     distance = centres.square().sum(dim=1) - 2 * points @ centres.T
     return distance.argmin(dim=1)
