@@ -84,9 +84,19 @@ def encode(mask: np.ndarray) -> str:
             f"and dtype {mask.dtype}; threshold logits and probabilities first"
         )
     flat = (mask != 0).ravel(order="F")
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    edges = np.concatenate(([0] * (1 + bool(flat[0])), changes, [flat.size]))
-    return _write(np.diff(edges), *mask.shape)
+    return from_edges(np.flatnonzero(np.diff(flat, prepend=False)), height=mask.shape[0], width=mask.shape[1])
+
+
+def from_edges(edges: Int[np.ndarray, " _edge"], *, height: int, width: int) -> str:
+    """Returns the counts of the mask that begins outside and changes side at each edge.
+
+    Args:
+        edges: Strictly increasing indices in ``[0, height * width]`` into the column-major pixels.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+    """
+    _check_image_size(height, width, MAX_PIXELS)
+    return _write(_runs_between(edges, height * width), height, width)
 
 
 def decode(counts: str, *, height: int, width: int) -> Bool[np.ndarray, "height width"]:
@@ -308,7 +318,11 @@ def _union(parts: Sequence[Runs], num_pixels: int) -> Runs:
     last = np.append(positions[1:] != positions[:-1], True)[: positions.size]
     inside, positions = depth[last] > 0, positions[last]
     changes = positions[np.diff(inside, prepend=False)]
-    runs = np.diff(np.concatenate(([0], changes, [num_pixels])))
+    return _runs_between(changes, num_pixels)
+
+
+def _runs_between(edges: Int[np.ndarray, " _edge"], num_pixels: int) -> Runs:
+    runs = np.diff(edges, prepend=0, append=num_pixels)
     return runs if runs[-1] else runs[:-1]  # ones that reach the last pixel leave no zeros behind them
 
 

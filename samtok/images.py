@@ -1,0 +1,202 @@
+"""Untrusted image bytes to RGB arrays, the reference's resize, and safe joining of file names to a root.
+
+Only five formats are opened, the size is checked from the header before a pixel is decoded, and every way
+in which an image can be broken becomes a ``DataError`` with a reason. Label maps need their raw values and
+are read by ``samtok.labelmaps``.
+"""
+
+import re
+import struct
+import zlib
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageFile, ImageOps
+
+from samtok.errors import ConfigError, DataError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+MAX_PIXELS = 2**28
+"""Largest accepted height x width. Pillow's own limit, twice ``Image.MAX_IMAGE_PIXELS``, holds as well."""
+
+_BROKEN = (  # what Pillow's readers raise on damaged bytes
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    AttributeError,
+    EOFError,
+    OverflowError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
+_ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap height and width
+_DRIVE = re.compile(r"[A-Za-z]:")
+
+
+def decode_image(
+    data: bytes, *, where: str, expected_hw: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Decodes an image file to RGB, values 0 to 255, in a new writable array.
+
+    Gray, CMYK and palette images are converted, 16-bit gray is scaled to 8 bits, alpha is dropped (as the
+    reference does), of several frames the first is taken.
+
+    The EXIF orientation is ignored where the stored size is the expected one or none is expected, because
+    masks were drawn on the stored pixels; it is applied only if that makes the sizes agree. (The
+    orientation tag of TIFF belongs to that format, so Pillow always applies it.)
+
+    Args:
+        data: The whole file.
+        where: Names the image in errors.
+        expected_hw: Height and width that the annotation states.
+        max_pixels: Largest accepted height x width.
+
+    Raises:
+        DataError: ``image_empty``, ``image_format`` (not one of ``FORMATS``, or pixels that have no meaning
+            as RGB), ``image_bomb`` (too many pixels), ``image_truncated`` (cut off or damaged),
+            ``image_size``.
+    """
+    image = open_image(data, where=where, max_pixels=max_pixels)
+    if expected_hw is not None and (image.height, image.width) != expected_hw:
+        image = _turn_upright(image, where, expected_hw)
+    return _to_rgb(image, where)
+
+
+def open_image(
+    data: bytes, *, where: str, formats: Sequence[str] = FORMATS, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Opens and decodes an image without changing its pixels; the errors are those of ``decode_image``."""
+    if not data:
+        raise DataError(f"{where}: the image file is empty", reason="image_empty")
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise ConfigError(
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on in this process, so cut-off images would be filled "
+            "with gray and go unnoticed; switch it off"
+        )
+    try:
+        image = Image.open(BytesIO(data), formats=list(formats))
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{where}: {error}", reason="image_bomb") from error
+    except _BROKEN as error:
+        raise DataError(
+            f"{where}: {len(data)} bytes that start with {data[:8]!r} are not a readable image, expected one "
+            f"of {', '.join(formats)}: {error}",
+            reason="image_format",
+        ) from error
+    if image.width * image.height > max_pixels:
+        raise DataError(
+            f"{where}: the image has {image.height}x{image.width} pixels, expected at most {max_pixels}",
+            reason="image_bomb",
+        )
+    try:
+        image.load()
+    except _BROKEN as error:
+        raise DataError(
+            f"{where}: the {image.format} image of {len(data)} bytes is cut off or damaged: {error}",
+            reason="image_truncated",
+        ) from error
+    return image
+
+
+def resize_square(
+    image: UInt8[np.ndarray, "height width 3"], size: int
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """Resizes to size x size pixels, bicubic as the reference does; the aspect ratio is not kept."""
+    return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def safe_join(root: str, name: str) -> str:
+    """Joins a file name from a dataset to its root, so that the result cannot lie outside.
+
+    Args:
+        root: A local folder or an ``s3://`` URI.
+        name: A relative name with forward slashes, as annotation files state it.
+
+    Raises:
+        DataError: ``unsafe_path`` for a name that is empty or absolute or has ``..``, a drive letter, a
+            backslash or NUL, and for a local name that leads outside through a link.
+        ValueError: For a root of another kind.
+    """
+    fault = _fault_of_name(name)
+    if fault:
+        raise _unsafe(root, name, fault)
+    if root.startswith("s3://"):
+        return f"{root.rstrip('/')}/{name}"
+    if "://" in root:
+        raise ValueError(f"the root of a dataset must be a local folder or an s3:// URI, got {root!r}")
+    path = Path(root) / name
+    try:
+        inside = path.resolve().is_relative_to(Path(root).resolve())
+    except (OSError, RuntimeError) as error:  # a link that leads to itself
+        raise _unsafe(root, name, f"it cannot be resolved: {error}") from error
+    if not inside:
+        raise _unsafe(root, name, "a link leads outside")
+    return str(path)
+
+
+def _turn_upright(image: Image.Image, where: str, expected_hw: tuple[int, int]) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        if orientation in (5, 6, 7, 8) and (image.width, image.height) == expected_hw:
+            return ImageOps.exif_transpose(image)
+    except _BROKEN as error:
+        raise DataError(f"{where}: the EXIF data cannot be read: {error}", reason="image_size") from error
+    raise DataError(
+        f"{where}: the image has {image.height}x{image.width} pixels (EXIF orientation {orientation}), the "
+        f"annotation states {expected_hw[0]}x{expected_hw[1]}; is it another version of the image?",
+        reason="image_size",
+    )
+
+
+def _to_rgb(image: Image.Image, where: str) -> np.ndarray:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _scale_16_bit(np.asarray(image), where)
+    image.info.pop("transparency", None)  # dropped with alpha; Pillow warns of it otherwise
+    try:
+        if image.mode == "F":  # Pillow would clip at 255, but the range of such pixels is not known
+            raise ValueError("floating-point pixels")
+        return np.array(image.convert("RGB"))
+    except ValueError as error:
+        raise DataError(
+            f"{where}: pixels of mode {image.mode} have no meaning as RGB: {error}; convert it to 8 bits",
+            reason="image_format",
+        ) from error
+
+
+def _scale_16_bit(values: np.ndarray, where: str) -> np.ndarray:
+    """Pillow would clip at 255, which turns a 16-bit image white."""
+    if values.min() < 0 or values.max() > 65535:
+        raise DataError(
+            f"{where}: gray values from {values.min()} to {values.max()} do not fit 16 bits",
+            reason="image_format",
+        )
+    gray = ((values.astype(np.int32) + 128) // 257).astype(np.uint8)  # 65535 / 257 is 255
+    return np.repeat(gray[:, :, None], 3, axis=2)
+
+
+def _fault_of_name(name: str) -> str | None:
+    if not name:
+        return "it is empty"
+    if "\0" in name or "\\" in name:
+        return "it has a NUL character or a backslash"
+    if name.startswith("/") or _DRIVE.match(name):
+        return "it is absolute"
+    if "://" in name:
+        return "it is a URI"
+    if ".." in name.split("/"):
+        return "it has a part '..'"
+    return None
+
+
+def _unsafe(root: str, name: str, fault: str) -> DataError:
+    return DataError(
+        f"the file name {name!r:.200} may lead outside {root}: {fault}; expected a name below the root",
+        reason="unsafe_path",
+    )
