@@ -272,11 +272,11 @@ def _extremes(scene: Scene) -> Iterator[Expression]:
 
 
 def _anchors(scene: Scene) -> dict[int, Phrase]:
-    """Returns for each shape that can be named uniquely its shortest name; a bare size is no name."""
+    """Returns for each shape that can be named uniquely its shortest name, ``small ring`` before ``small shape``."""
     names: dict[int, Phrase] = {}
     for phrase in sorted(_true_phrases(scene), key=lambda phrase: len(phrase.text().split())):
         targets = _select(scene, phrase)
-        if len(targets) == 1 and (phrase.colour or phrase.kind):
+        if len(targets) == 1:
             names.setdefault(targets[0], phrase)
     return names
 
