@@ -272,7 +272,7 @@ def _extremes(scene: Scene) -> Iterator[Expression]:
 
 
 def _anchors(scene: Scene) -> dict[int, Phrase]:
-    """Returns for each shape that can be named uniquely its shortest name, ``small ring`` before ``small shape``."""
+    """Returns the shortest name of each shape that has one of its own."""
     names: dict[int, Phrase] = {}
     for phrase in sorted(_true_phrases(scene), key=lambda phrase: len(phrase.text().split())):
         targets = _select(scene, phrase)
