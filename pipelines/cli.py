@@ -16,6 +16,9 @@ import tyro
 
 T = TypeVar("T")
 
+FORBID_UNKNOWN = pydantic.ConfigDict(extra="forbid")
+"""For ``__pydantic_config__`` of every config class: an unknown key in a config file is named."""
+
 
 def parse(kind: type[T], presets: Mapping[str, T], argv: list[str] | None, *, doc: str | None) -> T:
     """Returns the config that the command line asks for.

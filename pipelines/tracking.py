@@ -112,7 +112,7 @@ class Tracker:
         except Exception as error:  # noqa: BLE001 a tracking server may fail in any way; results must not
             self._warned = True
             log.warning(
-                "tracking at %s failed, this run goes on without it (%s: %s). Check --tracking or set it off.",
+                "tracking at %s failed, the run goes on without it (%s: %s). Check --tracking or set it off.",
                 self._uri,
                 type(error).__name__,
                 str(error)[:300],

@@ -97,7 +97,7 @@ class MaskTokenizerConfig:
     def to_json(self) -> str:
         """Returns the text of ``config.json``."""
         body = {
-            "format": "samtok.mask_tokenizer",
+            "format": FORMAT,
             "format_version": FORMAT_VERSION,
             **dataclasses.asdict(self),
         }
@@ -110,10 +110,8 @@ class MaskTokenizerConfig:
             body = json.loads(text)
         except json.JSONDecodeError as error:
             raise CheckpointError(f"{where} is not JSON: {error}.") from error
-        if not isinstance(body, dict) or body.pop("format", None) != "samtok.mask_tokenizer":
-            raise CheckpointError(
-                f'{where} is not a mask tokenizer: "format" must be "samtok.mask_tokenizer".'
-            )
+        if not isinstance(body, dict) or body.pop("format", None) != FORMAT:
+            raise CheckpointError(f'{where} is not a mask tokenizer: "format" must be "{FORMAT}".')
         version = body.pop("format_version", None)
         if version != FORMAT_VERSION:
             raise CheckpointError(

@@ -1,16 +1,19 @@
 """What can be told to ``jobs/tokenize_corpus.py``, and its presets."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Literal
 
 import tyro
 
+from pipelines.cli import FORBID_UNKNOWN
 from samtok.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusConfig:
     """Which dataset is read."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
 
     reader: Literal["coco", "sa1b"]
     """Layout: ``coco`` is an instances JSON, ``sa1b`` a folder or tar of image + JSON pairs."""
@@ -19,7 +22,7 @@ class CorpusConfig:
     images: str | None = None
     """URI of the folder of images (coco)."""
     dataset: str | None = None
-    """Name of the dataset in every row; by default the reader's."""
+    """Name of the dataset in every row; by default the name of the reader."""
     split: str = "train"
     """Name of the split in every row."""
     mask_key: str = "segmentation"
@@ -31,6 +34,8 @@ class CorpusConfig:
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
     """Which tokenizer makes the words, and how it runs."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
 
     uri: str = "tiny"
     """A shipped name (tiny), or a folder written by save_pretrained, local or s3://."""
@@ -54,6 +59,8 @@ class TokenizerConfig:
 @dataclass(frozen=True, kw_only=True)
 class PoolConfig:
     """Where the work runs."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
 
     actors: int = 1
     """Tokenizer actors to keep alive."""
@@ -82,6 +89,8 @@ class PoolConfig:
 @dataclass(frozen=True, kw_only=True)
 class TokenizeCorpusConfig:
     """A raw corpus becomes mask words."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
 
     corpus: CorpusConfig
     out: str
@@ -124,15 +133,15 @@ class TokenizeCorpusConfig:
             raise ConfigError(f"--limit must be at least 1, got {self.limit}")
 
 
-_REQUIRED: Annotated[str, "what only the user knows"] = tyro.MISSING
+_REQUIRED = tyro.MISSING
 
 PRESETS: dict[str, TokenizeCorpusConfig] = {
     # The synthetic corpus of `make quickstart` with the shipped tokenizer, on two CPU cores.
     "smoke": TokenizeCorpusConfig(
         corpus=CorpusConfig(
             reader="coco",
-            source="runs/shapes/annotations/instances_train.json",
-            images="runs/shapes/train",
+            source="runs/shapes/annotations/instances_val.json",
+            images="runs/shapes/val",
             dataset="shapes",
         ),
         out="runs/words",

@@ -14,7 +14,9 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
+
+import pyarrow as pa
 
 from pipelines import run as runs
 from pipelines import schema, shards, storage
@@ -86,7 +88,7 @@ def reader_of(config: TokenizeCorpusConfig) -> Reader:
         source=corpus.source,
         images=corpus.images,
         split=corpus.split,
-        dataset=corpus.dataset,
+        dataset=corpus.dataset or corpus.reader,
         options=options,
     )
 
@@ -222,12 +224,11 @@ def _stream(
         compute=ray.data.TaskPoolStrategy(size=pool.decoders),
         num_cpus=1,
     )
-    gpus = {"num_gpus": pool.gpus_per_actor} if pool.gpus_per_actor else {}
     dataset = dataset.map_batches(
         TokenizeMasks,
         fn_constructor_args=(tokenizer.uri,),
         fn_constructor_kwargs={
-            "device": "cuda" if gpus else "cpu",
+            "device": "cuda" if pool.gpus_per_actor else "cpu",
             "dtype": tokenizer.dtype,
             "images_per_batch": tokenizer.images_per_batch,
             "masks_per_batch": tokenizer.masks_per_batch,
@@ -239,12 +240,12 @@ def _stream(
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=pool.actors),
         num_cpus=pool.cpus_per_actor,
+        num_gpus=pool.gpus_per_actor or None,
         max_restarts=-1,
         max_task_retries=-1,
-        **gpus,
     )
     for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield from table.to_pylist()
+        yield from cast(pa.Table, table).to_pylist()
 
 
 def _commit_all(

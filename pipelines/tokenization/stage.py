@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipelines import schema, shards
+from pipelines import schema, shards, storage
 from pipelines.ingestion.image_source import read_image_bytes
-from pipelines.ingestion.reader import Reader, ReadResult
+from pipelines.ingestion.reader import Reader
 from samtok import images, masks, words
 from samtok.errors import DataError
 from samtok.model.tokenizer import MaskTokenizer
@@ -71,10 +71,12 @@ class ReadImages:
         rows, pixels, rejects, counts = [], [], [], dict.fromkeys(COUNTS, 0)
         for item in shards.read_inputs(self.out, chunk):
             result = self.reader.read(item)
-            row, picture = self._picture(result, rejects)
+            rejects += result.rejects
             counts["rows_in"] += 1
             counts["masks_in"] += result.num_masks_in
-            if row is not None:
+            row = result.row
+            picture = None if row is None else self._picture(row, rejects)
+            if row is not None and picture is not None:
                 rows.append(self._filter(row, rejects))
                 pixels.append(picture)
         body = {
@@ -86,28 +88,21 @@ class ReadImages:
         }
         return pa.table(body)
 
-    def _picture(
-        self, result: ReadResult, rejects: list[dict[str, Any]]
-    ) -> tuple[dict[str, Any] | None, np.ndarray]:
-        rejects.extend(result.rejects)
-        row, nothing = result.row, np.empty(0, np.uint8)
-        if row is None:
-            return None, nothing
+    def _picture(self, row: dict[str, Any], rejects: list[dict[str, Any]]) -> np.ndarray | None:
+        """Returns the image at the tokenizer's size; None, and a reject, if it cannot be used."""
+        where, size_hw = row["image_uri"], (row["height"], row["width"])
         try:
-            picture = images.decode_image(
-                read_image_bytes(row["image_uri"]),
-                where=row["image_uri"],
-                expected_hw=(row["height"], row["width"]),
-            )
+            picture = images.decode_image(read_image_bytes(where), where=where, expected_hw=size_hw)
+            return images.resize_square(picture, self.image_size)
         except DataError as error:
-            lost = len(row["masks"])
-            rejects.append(
-                schema.reject(
-                    "decode", row["dataset"], row["image_id"], error.reason, str(error), num_masks=lost
-                )
-            )
-            return None, nothing
-        return row, images.resize_square(picture, self.image_size)
+            reason, message = error.reason, str(error)
+        except storage.NotFoundError as error:
+            reason, message = "image_missing", str(error)
+        lost = len(row["masks"])
+        rejects.append(
+            schema.reject("decode", row["dataset"], row["image_id"], reason, message, num_masks=lost)
+        )
+        return None
 
     def _filter(self, row: dict[str, Any], rejects: list[dict[str, Any]]) -> dict[str, Any]:
         kept = []
@@ -165,10 +160,10 @@ class TokenizeMasks:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Replaces a chunk's image rows and pixels by code rows."""
-        body = batch.to_pylist()[0] if batch.num_rows == 1 else _not_one(batch.num_rows)
+        assert batch.num_rows == 1, f"a batch must be one chunk, got {batch.num_rows}; see run.py"
+        pixels = self._pixels(batch["pixels"][0].as_buffer())
+        body = batch.drop_columns("pixels").to_pylist()[0]
         rows = read_ipc(body["rows"]).to_pylist()
-        size = self.tokenizer.config.image_size
-        pixels = np.frombuffer(body["pixels"], np.uint8).reshape(-1, size, size, 3)
         done: list[dict[str, Any]] = []
         for start in range(0, len(rows), self.images_per_batch):
             part = slice(start, start + self.images_per_batch)
@@ -180,6 +175,11 @@ class TokenizeMasks:
         kept = {name: [body[name]] for name in ("shard", "index", "num_chunks", "num_inputs", "rejects")}
         codes = _ipc(schema.table(done, schema.CODE_ROW))
         return pa.table({**kept, "rows": [codes], "counts": [json.dumps(counts)]})
+
+    def _pixels(self, buffer: pa.Buffer | None) -> np.ndarray:
+        size = self.tokenizer.config.image_size
+        flat = np.frombuffer(buffer or b"", np.uint8)  # a view: pixels are the bulk of a chunk
+        return flat.reshape(-1, size, size, 3)
 
     def _code_rows(self, rows: list[dict[str, Any]], pixels: np.ndarray) -> list[dict[str, Any]]:
         features = self.tokenizer.features_of(list(pixels))
@@ -274,9 +274,3 @@ def _check(counts: dict[str, int], shard: int) -> None:
     found = counts["masks_out"] + counts["masks_rejected"] + counts["masks_filtered"]
     assert counts["rows_in"] == rows, f"shard {shard}: {counts['rows_in']} rows in, {rows} accounted for"
     assert counts["masks_in"] == found, f"shard {shard}: {counts['masks_in']} masks in, {found} accounted for"
-
-
-def _not_one(num_rows: int) -> dict[str, Any]:
-    raise AssertionError(
-        f"a batch must be one chunk, got {num_rows}; see the options of map_batches in run.py"
-    )

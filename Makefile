@@ -1,0 +1,51 @@
+# Shortcuts only. Every target sets up .venv by itself when needed.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+# Byte code on disk: without it every Ray worker compiles its imports again.
+unexport PYTHONDONTWRITEBYTECODE
+export OMP_NUM_THREADS ?= 1
+export RAY_USAGE_STATS_ENABLED ?= 0
+export MLFLOW_DISABLE_TELEMETRY ?= true
+
+.PHONY: help setup quickstart test test-all check doctor clean
+
+help:
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## install the pinned packages into .venv
+
+$(STAMP): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	UV=$$(command -v uv || true); \
+	if [ -z "$$UV" ]; then $(BIN)/python -m pip install -q uv; UV=$(BIN)/uv; fi; \
+	$$UV pip install -q --python $(BIN)/python --compile-bytecode -r requirements.lock; \
+	$$UV pip install -q --python $(BIN)/python --no-deps -e .
+	touch $(STAMP)
+
+quickstart: setup ## a synthetic corpus becomes mask words and a report with pictures
+	$(BIN)/python jobs/make_shapes.py --preset heldout --num-images 300 --out runs/shapes
+	$(BIN)/python jobs/tokenize_corpus.py --preset smoke
+	@echo "open runs/words/report/index.html, or: $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db"
+
+test: setup ## the fast tests
+	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+test-all: setup ## all tests: real Ray clusters, an S3 server, SAM2.1-large
+	$(BIN)/python -m pytest -q
+
+check: setup ## ruff, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+doctor: setup ## what works on this machine, with a remedy for what does not
+	$(BIN)/python -m pipelines.doctor
+
+clean: ## remove what the targets made
+	rm -rf .venv .venv-s3 runs mlruns mlflow.db .pytest_cache .ruff_cache .hypothesis build *.egg-info

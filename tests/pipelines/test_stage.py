@@ -1,0 +1,120 @@
+"""The stages as plain classes: bad input is listed with its reason, and counts always add up."""
+
+import json
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+from pipelines import shards
+from pipelines.ingestion.registry import build_reader
+from pipelines.tokenization.assemble import Assembler, summarize
+from pipelines.tokenization.stage import Policy, ReadImages, TokenizeMasks
+from samtok.model.tokenizer import MaskTokenizer
+from tests.bad_folder import IMAGE_REASONS, MASK_REASONS, READ_CORRECTLY, write_bad_folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer_uri(tmp_path_factory) -> str:
+    torch.manual_seed(0)
+    path = str(tmp_path_factory.mktemp("tokenizer") / "micro")
+    MaskTokenizer.from_preset("micro").save_pretrained(path)
+    return path
+
+
+def tokenize(
+    home: Path, source: Path, tokenizer_uri: str, *, chunk_rows: int = 3, policy: Policy | None = None
+):
+    """Runs both stages over a COCO corpus without Ray; returns rows, rejects and counts of its one shard."""
+    policy = policy or Policy(reconstruct=1.0)
+    reader = build_reader(
+        "coco", source=str(source), images=str(source.parent / "images"), split="train", dataset="bad"
+    )
+    plan = shards.make_plan(
+        str(home / "words"), {"a": 1}, reader.inputs(), shard_rows=1000, chunk_rows=chunk_rows
+    )
+    read = ReadImages(plan.out, reader, 64, policy)
+    words = TokenizeMasks(tokenizer_uri, policy=policy)
+    assembler, whole = Assembler(), None
+    for chunk in reversed(list(plan.chunks(0))):  # the order of arrival does not matter
+        assert whole is None
+        done = words(read(pa.table({k: [v] for k, v in asdict(chunk).items()})))
+        whole = assembler.add(done.to_pylist()[0])
+    assert whole is not None
+    return plan, whole
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory, tokenizer_uri):
+    home = tmp_path_factory.mktemp("bad")
+    return tokenize(home, write_bad_folder(home / "data"), tokenizer_uri)
+
+
+def test_every_bad_record_is_listed_with_its_reason(bad):
+    _, shard = bad
+    rejects = shard.rejects.to_pylist()
+    reasons = Counter(entry["reason"] for entry in rejects)
+    assert reasons == Counter([*IMAGE_REASONS.values(), *MASK_REASONS.values()])
+    assert all(entry["message"] and entry["stage"] in ("read", "decode") for entry in rejects)
+
+
+def test_odd_but_readable_images_get_words(bad):
+    _, shard = bad
+    names = [Path(row["image_uri"]).name for row in shard.rows.to_pylist()]
+    assert sorted(names) == sorted(READ_CORRECTLY)
+    assert all(len(row["masks"]) == 1 for row in shard.rows.to_pylist())
+
+
+def test_counts_add_up_over_bad_records(bad):
+    plan, shard = bad
+    counts = shard.counts
+    assert counts["rows_in"] == plan.num_inputs == 10
+    assert counts["rows_in"] == counts["rows_out"] + counts["rows_rejected"]
+    assert counts["masks_in"] == 12
+    assert counts["masks_in"] == counts["masks_out"] + counts["masks_rejected"] + counts["masks_filtered"]
+
+
+def test_a_policy_filters_and_says_so(tmp_path, tokenizer_uri):
+    source = write_bad_folder(tmp_path / "data")
+    _, shard = tokenize(tmp_path, source, tokenizer_uri, policy=Policy(min_area_px=1000))
+    assert shard.counts["masks_filtered"] == 5 and shard.counts["masks_out"] == 0
+    assert {e["reason"] for e in shard.rejects.to_pylist() if e["stage"] == "filter"} == {"min_area"}
+    assert len(shard.rows) == 5  # images stay: their annotations may say "no target"
+
+
+def test_rows_do_not_depend_on_how_chunks_are_cut(tmp_path, tokenizer_uri):
+    source = write_bad_folder(tmp_path / "data")
+    _, a = tokenize(tmp_path / "a", source, tokenizer_uri, chunk_rows=1)
+    _, b = tokenize(tmp_path / "b", source, tokenizer_uri, chunk_rows=100)
+    codes_a, codes_b = ([[m["codes"] for m in r["masks"]] for r in t.rows.to_pylist()] for t in (a, b))
+    assert codes_a == codes_b
+
+
+def test_a_commit_record_summarises_its_shard(bad):
+    plan, shard = bad
+    summary = summarize(shard.rows, shard.rejects, shard.counts, num_codes=64, num_levels=2)
+    used = [sum(count for _, count in level) for level in summary["code_histogram"]]
+    assert used == [5, 5]
+    assert sum(summary["iou_histogram"]) == summary["iou_count"] == 5
+    assert summary["reject_reasons"]["read/rle_sum"] == 1
+    record = shards.commit(plan, 0, rows=shard.rows, rejects=shard.rejects, summary=summary)
+    again = shards.commit(plan, 0, rows=shard.rows, rejects=shard.rejects, summary=summary)
+    assert record == again == shards.committed(plan)[0]
+    manifest = shards.finish(plan, shards.committed(plan))
+    assert manifest == shards.load_manifest(plan.out)
+    assert json.loads(json.dumps(manifest))["totals"]["masks_in"] == 12
+
+
+def test_an_empty_chunk_of_rejects_only_passes_through(tmp_path, tokenizer_uri):
+    source = write_bad_folder(tmp_path / "data")
+    body = json.loads(source.read_text())
+    body["images"] = [i for i in body["images"] if i["file_name"] == "zero.jpg"]
+    body["annotations"] = [a for a in body["annotations"] if a["image_id"] == body["images"][0]["id"]]
+    source.write_text(json.dumps(body))
+    _, shard = tokenize(tmp_path, source, tokenizer_uri)
+    assert len(shard.rows) == 0 and len(shard.rejects) == 1
+    summary = summarize(shard.rows, shard.rejects, shard.counts, num_codes=64, num_levels=2)
+    assert summary["code_histogram"] == [[], []]
