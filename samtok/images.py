@@ -17,10 +17,9 @@ from jaxtyping import UInt8
 from PIL import Image, ImageFile, ImageOps
 
 from samtok.errors import ConfigError, DataError
+from samtok.masks import MAX_PIXELS
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-MAX_PIXELS = 2**28
-"""Largest accepted height x width. Pillow's own limit, twice ``Image.MAX_IMAGE_PIXELS``, holds as well."""
 
 _BROKEN = (  # what Pillow's readers raise on damaged bytes
     OSError,
@@ -56,7 +55,7 @@ def decode_image(
         data: The whole file.
         where: Names the image in errors.
         expected_hw: Height and width that the annotation states.
-        max_pixels: Largest accepted height x width.
+        max_pixels: Largest accepted height x width; ``2 * PIL.Image.MAX_IMAGE_PIXELS`` holds as well.
 
     Raises:
         DataError: ``image_empty``, ``image_format`` (not one of ``FORMATS``, or pixels that have no meaning

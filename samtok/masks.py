@@ -23,8 +23,9 @@ from samtok.errors import DataError
 MAX_PIXELS = 2**28
 """Largest accepted height x width, 16384 x 16384: runs fit 32 bits, and a dense mask fits 256 MiB."""
 
-MAX_COUNTS_CHARS = 2**24
-"""Longest accepted counts string. A detailed SA-1B mask has about 10 thousand characters."""
+MAX_COUNTS_CHARS = 2**22
+"""Longest accepted counts string, read in 260 MB. A detailed SA-1B mask has about 10 thousand characters;
+only noise over millions of pixels has more than this, and such a mask can be encoded but not read again."""
 
 MAX_BOUNDARY_POINTS = 2**23
 """Most points, five per pixel of outline, that the polygons of one mask may need; 24 bytes of memory each."""

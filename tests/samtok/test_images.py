@@ -122,8 +122,9 @@ def test_exif_orientation_is_applied_only_if_that_makes_the_sizes_agree():
 @pytest.mark.parametrize(
     "body", [b"MM\x00\x2a\x00\x00\x00\x08\x00\x05\x01", b"XX\x00\x2a\x00\x00\x00\x08", b"MM"]
 )
-def test_exif_data_that_cannot_be_read_matters_only_where_the_size_differs(body):
-    data = _file(Image.fromarray(RGB), "JPEG", exif=b"Exif\x00\x00" + body)
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_exif_data_that_cannot_be_read_matters_only_where_the_size_differs(format, body):
+    data = _file(Image.fromarray(RGB), format, exif=b"Exif\x00\x00" + body)
     assert decode_image(data, where="x", expected_hw=(6, 9)).shape == (6, 9, 3)
     with pytest.raises(DataError, match=r"x: the (image has 6x9 pixels|EXIF data cannot be read)") as caught:
         decode_image(data, where="x", expected_hw=(9, 6))

@@ -229,6 +229,14 @@ def test_masks_of_the_largest_size_stay_in_run_space(size):
     assert masks.union([counts, counts], height=size, width=size) == counts
 
 
+@pytest.mark.parametrize("counts", ["0" * (2**22 + 1), [0] * (2**22 + 1)])
+def test_very_long_counts_are_refused_unread_even_for_large_images(counts):
+    with pytest.raises(
+        DataError, match=r"has 4194305 runs|have 4194305 characters, expected at most 4194304"
+    ):
+        masks.to_counts({"size": [2**14, 2**14], "counts": counts}, height=2**14, width=2**14)
+
+
 @given(dense_masks)
 def test_area_and_box_equal_those_of_the_dense_mask(mask):
     counts = masks.encode(mask)
