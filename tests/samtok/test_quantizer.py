@@ -1,0 +1,179 @@
+"""The residual quantizer against NumPy: lookup, gradients, commitment, averages, restarts, k-means."""
+
+import numpy as np
+import pytest
+import torch
+
+from samtok.model.quantizer import ResidualQuantizer, kmeans, nearest
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def embeddings(count: int, dim: int = 6, seed: int = 1) -> torch.Tensor:
+    return torch.randn(count, dim, generator=generator(seed))
+
+
+@pytest.fixture
+def quantizer() -> ResidualQuantizer:
+    torch.manual_seed(0)
+    return ResidualQuantizer(6, num_codes=16, num_levels=3)
+
+
+def numpy_codes(z: torch.Tensor, codebooks: torch.Tensor) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Returns codes and what each level saw."""
+    residual, codes, seen = z.double().numpy(), [], []
+    for book in codebooks.double().numpy():
+        seen.append(residual)
+        code = ((residual[:, None] - book[None]) ** 2).sum(-1).argmin(1)
+        residual = residual - book[code]
+        codes.append(code)
+    return np.stack(codes, 1), seen
+
+
+def test_every_level_takes_the_nearest_entry_to_what_is_left(quantizer):
+    z = embeddings(40)
+    expected, _ = numpy_codes(z, quantizer.codebooks)
+    assert quantizer.encode(z).tolist() == expected.tolist()
+
+
+def test_decoding_sums_the_entries_of_the_levels(quantizer):
+    codes = torch.tensor([[3, 0, 15], [7, 7, 7]])
+    books = quantizer.codebooks
+    for levels in (1, 2, 3):
+        expected = sum(books[level][codes[:, level]] for level in range(levels))
+        torch.testing.assert_close(quantizer.decode(codes[:, :levels]), expected)
+
+
+def test_each_level_brings_the_sum_closer_when_codebooks_fit():
+    quantizer = ResidualQuantizer(6, num_codes=16, num_levels=3)
+    z = embeddings(500)
+    quantizer.start(z, generator())
+    codes = quantizer.encode(z)
+    errors = [float((z - quantizer.decode(codes[:, :n])).square().mean()) for n in (1, 2, 3)]
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_the_forward_pass_gives_the_decoded_embedding(quantizer):
+    z = embeddings(9)
+    out = quantizer(z)
+    torch.testing.assert_close(out.embeddings, quantizer.decode(quantizer.encode(z)))
+    assert torch.equal(out.codes, quantizer.encode(z))
+
+
+def test_gradients_pass_straight_through(quantizer):
+    z = embeddings(9).requires_grad_()
+    upstream = embeddings(9, seed=4)
+    quantizer(z).embeddings.backward(upstream)
+    assert z.grad is not None
+    torch.testing.assert_close(z.grad, upstream)
+
+
+def test_commitment_is_the_mean_over_levels_of_the_distance_to_the_sum_so_far(quantizer):
+    z = embeddings(9)
+    codes, _ = numpy_codes(z, quantizer.codebooks)
+    books, total, losses = quantizer.codebooks.double().numpy(), 0.0, []
+    for level in range(3):
+        total = total + books[level][codes[:, level]]
+        losses.append(((z.double().numpy() - total) ** 2).mean())
+    assert float(quantizer(z).commitment) == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_commitment_moves_z_and_never_a_codebook(quantizer):
+    z = embeddings(9).requires_grad_()
+    quantizer(z).commitment.backward()
+    assert z.grad is not None and float(z.grad.abs().sum()) > 0
+    assert list(quantizer.parameters()) == []
+
+
+def test_update_equals_averages_in_numpy(quantizer):
+    quantizer.dead_below = 0.0  # no restarts here
+    z = embeddings(40)
+    before = {name: value.double().numpy().copy() for name, value in quantizer.state_dict().items()}
+    codes, seen = numpy_codes(z, quantizer.codebooks)
+    assert quantizer.update(z, torch.tensor(codes), generator()) == 0
+    for level in range(3):
+        used = np.eye(16)[codes[:, level]]
+        size = 0.99 * before["cluster_size"][level] + 0.01 * used.mean(0)
+        total = 0.99 * before["embed_sum"][level] + 0.01 * used.T @ seen[level] / 40
+        np.testing.assert_allclose(quantizer.cluster_size[level], size, rtol=1e-5)
+        np.testing.assert_allclose(quantizer.embed_sum[level], total, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(quantizer.codebooks[level], total / size[:, None], rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_counts_the_same_whatever_its_number_of_masks(quantizer):
+    other = ResidualQuantizer(6, num_codes=16, num_levels=3)
+    other.load_state_dict(quantizer.state_dict())
+    z = embeddings(20)
+    quantizer.update(z, quantizer.encode(z), generator())
+    other.update(z.repeat(5, 1), other.encode(z.repeat(5, 1)), generator())
+    torch.testing.assert_close(quantizer.cluster_size, other.cluster_size)
+
+
+def test_codebooks_drift_to_the_mean_of_what_uses_them():
+    quantizer = ResidualQuantizer(2, num_codes=2, num_levels=1)
+    quantizer.codebooks[0] = torch.tensor([[0.0, 0.0], [10.0, 0.0]])
+    quantizer.embed_sum.copy_(quantizer.codebooks / 2)
+    z = torch.tensor([[1.0, 1.0], [1.0, 3.0], [9.0, 0.0], [9.0, 0.0]])
+    for _ in range(1000):
+        quantizer.update(z, quantizer.encode(z), generator())
+    torch.testing.assert_close(
+        quantizer.codebooks[0], torch.tensor([[1.0, 2.0], [9.0, 0.0]]), atol=1e-3, rtol=0
+    )
+
+
+def test_dead_codes_restart_at_embeddings_of_the_step_and_then_live():
+    quantizer = ResidualQuantizer(4, num_codes=8, num_levels=1)
+    z = embeddings(64, dim=4)
+    quantizer.codebooks[0, 4:] = 1000.0  # far from everything
+    quantizer.embed_sum.copy_(quantizer.codebooks / 8)
+    restarted = 0
+    for _ in range(300):
+        restarted += quantizer.update(z, quantizer.encode(z), generator())
+    assert restarted == 4
+    assert sorted(quantizer.encode(z).unique().tolist()) == list(range(8))
+
+
+def test_a_small_batch_restarts_no_living_codes():
+    quantizer = ResidualQuantizer(6, num_codes=256, num_levels=2)
+    z = embeddings(4000)
+    quantizer.start(z, generator())
+    picks = torch.randint(len(z), (30, 16), generator=generator(9))
+    restarts = sum(quantizer.update(z[i], quantizer.encode(z[i]), generator()) for i in picks)
+    assert restarts == 0  # the authors' rule (a count below 1) would replace most of 512 codes at every step
+
+
+def test_an_update_without_masks_changes_nothing(quantizer):
+    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    assert quantizer.update(torch.zeros(0, 6), torch.zeros(0, 3, dtype=torch.long), generator()) == 0
+    assert all(torch.equal(before[name], value) for name, value in quantizer.state_dict().items())
+
+
+def test_kmeans_finds_separate_clusters():
+    centres = torch.tensor([[0.0, 0.0], [20.0, 0.0], [0.0, 20.0]])
+    points = (centres[:, None] + 0.1 * torch.randn(3, 50, 2, generator=generator())).reshape(-1, 2)
+    found = kmeans(points, 3, generator(1))
+    assert sorted(nearest(found, centres).tolist()) == [0, 1, 2]
+    means = points.reshape(3, 50, 2).mean(1)
+    torch.testing.assert_close(found[nearest(means, found)], means, atol=1e-4, rtol=0)
+
+
+def test_kmeans_needs_as_many_points_as_codes():
+    with pytest.raises(ValueError, match="at least 16 points, got 15"):
+        kmeans(embeddings(15), 16, generator())
+
+
+def test_start_is_the_same_for_the_same_generator_seed():
+    books = []
+    for seed in (3, 3, 4):
+        quantizer = ResidualQuantizer(6, num_codes=16, num_levels=2)
+        quantizer.start(embeddings(100), generator(seed))
+        books.append(quantizer.codebooks)
+    assert torch.equal(books[0], books[1]) and not torch.equal(books[0], books[2])
+
+
+@pytest.mark.parametrize("codes", [[[0, 16, 0]], [[-1, 0, 0]], [[0, 0, 0, 0]], [[]]])
+def test_codes_out_of_range_are_refused(quantizer, codes):
+    with pytest.raises(ValueError, match=r"codes must"):
+        quantizer.decode(torch.tensor(codes, dtype=torch.long))
