@@ -1,0 +1,23 @@
+"""Write a synthetic corpus with exact masks in a published format (COCO instances or SA-1B).
+
+    python jobs/make_shapes.py --preset smoke --out runs/shapes
+    python jobs/make_shapes.py --preset heldout --out s3://bucket/shapes-val --format sa1b --layout tar
+
+Needs neither Ray nor a download. The same flags give the same bytes; repeating a killed run finishes it.
+"""
+
+from pipelines import cli
+from pipelines.ingestion.config import PRESETS, ShapesConfig
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the job and returns its exit code."""
+    config = cli.parse(ShapesConfig, PRESETS, argv, doc=__doc__)
+    from pipelines import run
+    from pipelines.ingestion.shapes_corpus import make_shapes
+
+    return run.guard(lambda: make_shapes(config))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,77 @@
+"""What can be told about making the synthetic corpus, and presets (design: embedded default)."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import tyro
+
+from samtok.shapes import WORLD_VERSION, WorldConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapesConfig:
+    """A range of synthetic scenes and the published format that they are written in."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 an unknown key in a config file is named
+
+    out: str = tyro.MISSING
+    """Folder or s3:// prefix of the corpus; one corpus each."""
+    format: Literal["coco", "sa1b"] = "coco"
+    """Layout: COCO instances, or SA-1B side-cars."""
+    world: WorldConfig = field(default_factory=WorldConfig)
+    seed: int = 0
+    """Which family of scenes; splits of one family differ in their index range."""
+    first_index: int = 0
+    """First scene. Ranges that do not overlap are disjoint splits."""
+    num_images: int = 1000
+    """Scenes to write."""
+    split: str = "train"
+    """coco: name of the image folder and of the annotation file."""
+    segmentation: Literal["rle", "polygon"] = "rle"
+    """coco: compressed RLE, or a polygon where one polygon is exactly the mask and RLE elsewhere."""
+    crowd_share: float = 0.0
+    """coco: share of annotations that are crowds (iscrowd 1, uncompressed RLE)."""
+    image_format: Literal["jpg", "png"] = "jpg"
+    """coco: image files. SA-1B has JPEG only."""
+    jpeg_quality: int = 95
+    """JPEG quality, 1 to 95."""
+    layout: Literal["flat", "nested", "tar"] = "nested"
+    """sa1b: one folder, numbered sub-folders, or uncompressed archives as published."""
+    images_per_folder: int = 1000
+    """sa1b: images per sub-folder or archive; an archive is held in memory while it is made."""
+    dry_run: bool = False
+    """Say what would be written, and stop."""
+
+    def __post_init__(self) -> None:
+        for name, low in (("seed", 0), ("first_index", 0), ("num_images", 1), ("images_per_folder", 1)):
+            value, flag = getattr(self, name), name.replace("_", "-")
+            if value < low:
+                raise ValueError(f"--{flag} must be at least {low}, got {value}")
+        if not 0 <= self.crowd_share <= 1:
+            raise ValueError(f"--crowd-share must be in [0, 1], got {self.crowd_share}")
+        if not 1 <= self.jpeg_quality <= 95:
+            raise ValueError(f"--jpeg-quality must be in 1..95, got {self.jpeg_quality}")
+        if not self.split.isidentifier():
+            raise ValueError(f"--split must be a plain name such as train or val2017, got {self.split!r}")
+        if self.format == "sa1b" and self.image_format != "jpg":
+            raise ValueError(f"SA-1B has JPEG images only; drop --image-format {self.image_format}")
+
+    def identity(self) -> dict[str, Any]:
+        """Returns all that decides the corpus, as plain JSON values; not where it is."""
+        fields = dataclasses.asdict(self)
+        del fields["out"], fields["dry_run"]
+        fields["world"]["sizes_hw"] = [list(size) for size in self.world.sizes_hw]
+        fields["world"] = {k: list(v) if isinstance(v, tuple) else v for k, v in fields["world"].items()}
+        return {**fields, "world_version": WORLD_VERSION}
+
+
+HELD_OUT_INDEX = 10_000_000
+"""First scene of held-out splits, beyond training ranges; mask ids (100 per image) still fit 32 bits."""
+
+PRESETS: dict[str, ShapesConfig] = {
+    # 64 scenes of 64 px in about a second: enough for every job to run.
+    "smoke": ShapesConfig(num_images=64, world=WorldConfig.square(64), crowd_share=0.05),
+    "train": ShapesConfig(num_images=20_000),
+    "heldout": ShapesConfig(num_images=500, first_index=HELD_OUT_INDEX, split="val"),
+}
