@@ -1,0 +1,236 @@
+"""COCO-layout JSON: ``images``, ``annotations`` and, where there are any, ``categories`` (family F1).
+
+Serves COCO instances, LVIS, PACO, EntitySeg, V3Det (boxes), the official DLC-Bench file, Flickr30k-GCG
+(``mask_key="sam_mask"``) and the ``instances.json`` of the REFER family. Source: cocodataset/cocoapi.
+
+The file is parsed once, in ``inputs``; each image leaves with its own annotations as the payload, reduced to
+the fields that are used. Every annotation ends in one input or one reject:
+
+- it is no object, or has no id while others have one, or its image is not in the file: a mask reject;
+- its id is repeated: of equal records one stays, of differing ones none (``records.split_repeated``).
+  The same holds for images; annotations of an id that stands for different images count as without one.
+"""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from pipelines import schema, storage
+from pipelines.ingestion import records
+from pipelines.ingestion.image_source import parse_image_uri
+from pipelines.ingestion.reader import STAGE, Input, ReadResult, Reject
+from pipelines.ingestion.records import Record
+from samtok.errors import ConfigError, DataError
+from samtok.images import safe_join
+
+IMAGE_PATHS = ("file_name", "coco_url")
+MASK_KEYS = ("segmentation", "sam_mask")
+
+_IMAGE_FIELDS = ("coco_url", "file_name", "height", "width")
+_NO_OWNER = "?"  # row id of annotations that do not say whose they are
+_CHUNK_BYTES = 2**24
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoReader:
+    """Reads one COCO-layout file; an image without annotations gives a row without masks.
+
+    Args:
+        name: Dataset name of the rows.
+        split: Split name of the rows.
+        annotation_uri: The JSON file.
+        image_root: Folder or prefix that image names are relative to and may not leave.
+        image_path: ``file_name``, or ``coco_url`` for its last two parts (LVIS mixes train and val images).
+        mask_key: Field of an annotation that holds its mask.
+        image_folders: Folders below ``image_root`` to search when the name is not found as it is (EntitySeg
+            names may lack their ``entity_0x`` folder). Empty: names are taken as they are, without a look.
+    """
+
+    name: str
+    split: str
+    annotation_uri: str
+    image_root: str
+    image_path: Literal["file_name", "coco_url"] = "file_name"
+    mask_key: str = "segmentation"
+    image_folders: tuple[str, ...] = ()
+
+    def sources(self) -> dict[str, str]:
+        """Returns ``{file name: "size:sha256"}`` of the annotation file."""
+        digest, size_bytes = hashlib.sha256(), 0
+        with storage.open_input(self.annotation_uri) as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                size_bytes += len(chunk)
+        return {PurePosixPath(self.annotation_uri).name: f"{size_bytes}:{digest.hexdigest()}"}
+
+    def inputs(self) -> Iterator[Input | Reject]:
+        """Yields rejects, then one input per image by ascending key. Holds the whole file meanwhile.
+
+        Raises:
+            DataError: If the file is not JSON, or its lists are missing or of another type.
+            ConfigError: If no annotation has ``mask_key``, though it was named or another known key is there.
+        """
+        corpus = self._load()
+        labels = _labels(corpus["categories"], self.annotation_uri)
+        self._check_mask_key(corpus["annotations"])
+        images, image_rejects = self._images(corpus["images"])
+        annotations, mask_rejects = records.identify(
+            self.name, corpus["annotations"], lambda entry: _owner(entry) or _NO_OWNER
+        )
+        by_image: dict[str, list[Record]] = defaultdict(list)
+        for mask_id, annotation in annotations.items():
+            owner = _owner(annotation)
+            if owner is not None and owner in images:
+                by_image[owner].append(self._reduced(mask_id, annotation, labels))
+            else:
+                mask_rejects.append(self._orphan(owner, mask_id))
+
+        yield from sorted(image_rejects, key=_reject_order)
+        yield from sorted(mask_rejects, key=_reject_order)
+        for image_id in sorted(images):
+            own = sorted(by_image[image_id], key=lambda entry: records.id_order(entry["mask_id"]))
+            fields = {key: images[image_id][key] for key in _IMAGE_FIELDS if key in images[image_id]}
+            payload = records.compact_json({"image": fields, "annotations": own})
+            yield Input(key=image_id, payload=payload, num_masks=len(own))
+
+    def read(self, item: Input) -> ReadResult:
+        """Reads one image's record; ``num_masks_in`` of the result equals ``item.num_masks``."""
+        record = json.loads(item.payload)
+        image, annotations = record["image"], record["annotations"]
+        try:
+            image_hw = records.size_hw(image, f"image {item.key}")
+            image_uri = self._image_uri(image, item.key)
+        except DataError as error:
+            return ReadResult.refused(self.name, item.key, error, num_masks=len(annotations))
+        return records.make_row(
+            dataset=self.name,
+            split=self.split,
+            image_id=item.key,
+            image_uri=image_uri,
+            image_hw=image_hw,
+            annotations=annotations,
+        )
+
+    def _load(self) -> dict[str, Any]:
+        corpus = records.parse_json(storage.read_bytes(self.annotation_uri), self.annotation_uri)
+        if not isinstance(corpus, dict) or "images" not in corpus:
+            keys = f" with {sorted(corpus)[:8]}" if isinstance(corpus, dict) else ""
+            expected = 'an object with the lists "images" and "annotations"'
+            raise _layout_error(self.annotation_uri, f"a {type(corpus).__name__}{keys}", expected)
+        lists = {key: corpus.get(key) for key in ("images", "annotations", "categories")}
+        for key, entries in lists.items():
+            if entries is None and key != "images":
+                lists[key] = entries = []  # image_info files have no annotations, some sets no categories
+            if not isinstance(entries, list):
+                raise _layout_error(self.annotation_uri, f'"{key}" as a {type(entries).__name__}', "a list")
+        return lists
+
+    def _check_mask_key(self, annotations: list[Any]) -> None:
+        """A wrong key would turn every mask into a box, or into nothing."""
+        objects = [entry for entry in annotations if isinstance(entry, dict)]
+        if not objects or any(self.mask_key in entry for entry in objects):
+            return
+        others = [key for key in MASK_KEYS if any(key in entry for entry in objects)]
+        if others or self.mask_key != MASK_KEYS[0]:
+            raise ConfigError(
+                f"no annotation of {self.annotation_uri} has the mask key {self.mask_key!r}; of the known "
+                f"keys it has {others or 'none'}. Set the reader option mask_key accordingly."
+            )
+
+    def _images(self, entries: list[Any]) -> tuple[dict[str, Record], list[Reject]]:
+        identified: list[tuple[str, Record]] = []
+        rejects: list[Reject] = []
+        for index, entry in enumerate(entries):
+            image_id = records.id_text(entry.get("id")) if isinstance(entry, dict) else None
+            if image_id is None:
+                message = f"image at index {index} is {entry!r:.200}, expected an object with an id"
+                rejects.append(schema.reject(STAGE, self.name, f"#{index}", "image_id", message))
+            else:
+                identified.append((image_id, entry))
+        images, repeated = records.split_repeated(identified)
+        for image_id, _ in repeated:
+            kept = "one equal" if image_id in images else "none"
+            message = f"image id {image_id} is repeated; {kept} is kept"
+            rejects.append(schema.reject(STAGE, self.name, image_id, "duplicate_image_id", message))
+        return images, rejects
+
+    def _orphan(self, owner: str | None, mask_id: str) -> Reject:
+        message = f"annotation {mask_id} is of image {owner}, which has no record here or differing ones"
+        return records.mask_reject(self.name, owner or _NO_OWNER, mask_id, "unknown_image", message)
+
+    def _reduced(self, mask_id: str, annotation: Record, labels: dict[str, str]) -> Record:
+        """Keeps the fields that ``records.make_row`` uses; the box only where it stands in for the mask."""
+        reduced: Record = {"mask_id": mask_id}
+        label = labels.get(records.id_text(annotation.get("category_id")) or "")
+        if label is not None:
+            reduced["label"] = label
+        if annotation.get("iscrowd") is not None:
+            reduced["iscrowd"] = annotation["iscrowd"]
+        if self.mask_key in annotation:
+            reduced["segmentation"] = annotation[self.mask_key]
+        elif annotation.get("bbox") is not None:
+            reduced["bbox"] = annotation["bbox"]
+        return reduced
+
+    def _image_uri(self, image: Record, image_id: str) -> str:
+        name = image.get(self.image_path)
+        if not isinstance(name, str) or not name or not records.is_utf8(name):
+            raise DataError(
+                f"image {image_id} has {name!r:.200} as {self.image_path}, expected its picture's place. "
+                "The reader option image_path names the field.",
+                reason="image_path",
+            )
+        if self.image_path == "coco_url":
+            name = "/".join(name.partition("?")[0].split("/")[-2:])
+        return self._found(name) if self.image_folders else self._below_root(name)
+
+    def _below_root(self, name: str) -> str:
+        uri = str(safe_join(self.image_root, name))
+        if parse_image_uri(uri).member is not None:  # would be read from inside an archive, past safe_join
+            raise DataError(f"image name {name!r:.200} has the form of a tar member", reason="unsafe_path")
+        return uri
+
+    def _found(self, name: str) -> str:
+        names = [name, *(f"{folder}/{name}" for folder in self.image_folders)]
+        tried = [self._below_root(path) for path in names]
+        found = [uri for uri in tried if storage.exists(uri)]
+        if len(found) != 1:
+            raise DataError(
+                f"{len(found)} pictures for the name {name!r:.200}, expected one; looked at {tried}",
+                reason="ambiguous_image" if found else "missing_image",
+            )
+        return found[0]
+
+
+def _owner(annotation: Any) -> str | None:
+    return records.id_text(annotation.get("image_id")) if isinstance(annotation, dict) else None
+
+
+def _labels(categories: list[Any], where: str) -> dict[str, str]:
+    """Returns category names by id as text. Entries without a name label nothing."""
+    labels: dict[str, str] = {}
+    for entry in categories:
+        category_id = records.id_text(entry.get("id")) if isinstance(entry, dict) else None
+        name = entry.get("name") if category_id is not None else None
+        if category_id is None or not isinstance(name, str) or not records.is_utf8(name):
+            continue
+        if labels.setdefault(category_id, name) != name:
+            got = f"category {category_id} named both {labels[category_id]!r:.40} and {name!r:.40}"
+            raise _layout_error(where, got, "one name for each category")
+    return labels
+
+
+def _reject_order(entry: Reject) -> tuple[str, str, str, str]:
+    return entry["row_id"], entry["mask_id"] or "", entry["reason"], entry["message"]
+
+
+def _layout_error(where: str, got: str, expected: str) -> DataError:
+    return DataError(
+        f"{where} holds {got}, expected {expected} (COCO layout). Check that --source names the right file; "
+        "a bare list of annotations must be wrapped together with its images.",
+        reason="coco_layout",
+    )

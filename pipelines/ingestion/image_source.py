@@ -1,0 +1,76 @@
+"""Where the bytes of an image are: a file or object of its own, or a member of an uncompressed tar.
+
+A member is written ``archive.tar#offset:size:name``: where its bytes start in the archive, how many there
+are, and its name there, as in ``s3://bucket/sa_000020.tar#1536:204800:sa_223750.jpg``. So reading one image
+of an archive is one ranged read, and no index is needed. Decoding the bytes is ``samtok.images``.
+"""
+
+import re
+from dataclasses import dataclass
+
+from pipelines import storage
+from samtok.errors import DataError
+
+MAX_IMAGE_BYTES = 256 * 2**20
+"""Largest encoded image that is read, a bound against giant files. SA-1B has about 0.5 MB per image."""
+
+_MEMBER = re.compile(r"(?P<archive>.+?\.tar)#(?P<offset>\d{1,18}):(?P<size>\d{1,18}):(?P<name>.+)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class ImageLocation:
+    """A file or object, and for a member of an archive the part of it."""
+
+    uri: str
+    """The file, or the archive."""
+    offset: int = 0
+    """First byte of the member."""
+    size_bytes: int | None = None
+    """Length of the member; None for a file of its own."""
+    member: str | None = None
+    """Name of the member in the archive; None for a file of its own."""
+
+
+def member_uri(archive_uri: str, offset: int, size_bytes: int, name: str) -> str:
+    """Returns the URI of a member of an uncompressed tar; ``parse_image_uri`` is its inverse."""
+    return f"{archive_uri}#{offset}:{size_bytes}:{name}"
+
+
+def parse_image_uri(image_uri: str) -> ImageLocation:
+    """Splits an ``image_uri``; whatever is not ``archive.tar#offset:size:name`` is a file of its own."""
+    match = _MEMBER.fullmatch(image_uri)
+    if match is None:
+        return ImageLocation(image_uri)
+    return ImageLocation(match["archive"], int(match["offset"]), int(match["size"]), match["name"])
+
+
+def read_image_bytes(image_uri: str, *, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
+    """Returns the encoded image.
+
+    Raises:
+        DataError: ``image_too_large`` beyond ``max_bytes``, ``image_cut`` if an archive ends inside the
+            member, ``image_empty`` if there are no bytes.
+        StorageError: If it cannot be read; ``storage.NotFoundError`` if there is no such file.
+    """
+    location = parse_image_uri(image_uri)
+    if (location.size_bytes or 0) > max_bytes:
+        raise _too_large(image_uri, f"{location.size_bytes} bytes", max_bytes)
+    size = max_bytes + 1 if location.size_bytes is None else location.size_bytes
+    content = storage.read_bytes(location.uri, offset=location.offset, size=size)
+    if len(content) > max_bytes:
+        raise _too_large(image_uri, f"over {max_bytes} bytes", max_bytes)
+    if location.size_bytes is not None and len(content) != location.size_bytes:
+        raise DataError(
+            f"{image_uri} ends after {len(content)} of {location.size_bytes} bytes; the archive was cut off "
+            "or replaced after the corpus was planned",
+            reason="image_cut",
+        )
+    if not content:
+        raise DataError(f"{image_uri} is empty, expected an encoded image", reason="image_empty")
+    return content
+
+
+def _too_large(image_uri: str, got: str, max_bytes: int) -> DataError:
+    return DataError(
+        f"{image_uri} has {got}, expected an image of at most {max_bytes}", reason="image_too_large"
+    )

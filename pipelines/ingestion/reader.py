@@ -1,0 +1,95 @@
+"""What a dataset reader is, and what it hands over.
+
+Listing and reading are apart: ``inputs`` is cheap, runs once in the driver and fixes the order of the corpus;
+``read`` runs in many workers and opens no images. Both say what they could not use instead of dropping it:
+
+- masks counted in = masks in rows + masks in rejects, for every ``ReadResult`` (``ReadResult`` refuses to be
+  built otherwise) and for a whole corpus: an annotation that ``inputs`` cannot give to an image is a reject
+  that counts one mask, and every other one is in exactly one ``Input``;
+- records in = inputs + whole-row rejects of ``inputs``. A record that cannot be parsed (a broken side-car)
+  loses an unknown number of masks, which counts as 0.
+
+A reject without ``mask_id`` loses a whole row, a reject with one loses one mask of a row that goes on.
+Readers never decide policy: crowds, boxes without masks and empty masks are flagged, the pipeline filters.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pipelines import schema
+from samtok.errors import DataError
+
+STAGE = "read"
+"""Stage of all rejects that a reader makes."""
+
+Reject = dict[str, Any]
+"""An entry of the reject table, made by ``pipelines.schema.reject``."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """One image to read."""
+
+    key: str
+    """Unique and stable in the dataset: the image id. Sorts the corpus, as text."""
+    payload: str
+    """JSON with all that ``read`` needs besides the reader; names no folder outside the dataset."""
+    num_masks: int | None
+    """Masks that the record claims; None where only reading can tell."""
+
+
+@dataclass(frozen=True)
+class ReadResult:
+    """What became of one input: a row, or one reject of the whole row; and one reject per unusable mask."""
+
+    row: dict[str, Any] | None
+    """In the shape of ``pipelines.schema.IMAGE_ROW``; None if the record cannot be used."""
+    rejects: list[Reject]
+    num_masks_in: int
+    """Masks that the record claims, so masks in the row plus ``num_masks`` of the rejects."""
+
+    def __post_init__(self) -> None:
+        kept = len(self.row["masks"]) if self.row is not None else 0
+        lost = sum(entry["num_masks"] for entry in self.rejects)
+        assert kept + lost == self.num_masks_in, f"{kept} masks kept + {lost} lost != {self.num_masks_in} in"
+
+    @classmethod
+    def refused(cls, dataset: str, row_id: str, error: DataError, *, num_masks: int = 0) -> "ReadResult":
+        """Returns the result of a record that gives no row, with all of its masks lost."""
+        entry = schema.reject(STAGE, dataset, row_id, error.reason, str(error), num_masks=num_masks)
+        return cls(row=None, rejects=[entry], num_masks_in=num_masks)
+
+
+class Reader(Protocol):
+    """A dataset, or one split of it. Readers are small and picklable; what they list is not kept in them."""
+
+    @property
+    def name(self) -> str:
+        """Name of the dataset, as in the column ``dataset``."""
+        ...
+
+    @property
+    def split(self) -> str:
+        """Name of the split, as in the column ``split``."""
+        ...
+
+    def sources(self) -> dict[str, str]:
+        """Returns what the corpus is made of, for its fingerprint: a relative name -> size and SHA-256.
+
+        Neither absolute paths nor times of change are in it, so a copy elsewhere gives the same.
+        """
+        ...
+
+    def inputs(self) -> Iterator[Input | Reject]:
+        """Yields images by ascending key, and in any place what cannot be used; the same at each call.
+
+        Raises:
+            DataError: If the dataset as a whole has another layout than the reader expects.
+            StorageError: If it cannot be listed or read.
+        """
+        ...
+
+    def read(self, item: Input) -> ReadResult:
+        """Reads one image's record. Bad records and masks become rejects; only ``StorageError`` is raised."""
+        ...

@@ -1,0 +1,242 @@
+"""Checks of dataset records that all readers share. Records are untrusted JSON.
+
+``make_row`` builds a row from annotations in one common shape, a dict with ``mask_id`` and, where the dataset
+has them, ``label``, ``iscrowd``, ``bbox`` (x, y, width, height in pixels) and ``segmentation`` in any form
+that ``samtok.masks.to_counts`` reads.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from pipelines import schema
+from pipelines.ingestion.reader import STAGE, ReadResult, Reject
+from samtok import masks
+from samtok.errors import DataError
+
+_MAX_COORDINATE_PX = 2**24  # beyond this float32, in which rows keep boxes, misses whole pixels
+
+Record = dict[str, Any]
+
+
+def parse_json(raw: bytes, where: str) -> Any:
+    """Parses UTF-8 JSON, with or without a byte order mark.
+
+    Raises:
+        DataError: With reason ``json`` and the position of the fault in bytes.
+    """
+    try:
+        return json.loads(raw.decode().removeprefix("\ufeff"))  # utf-8-sig would misstate where a fault is
+    except UnicodeDecodeError as error:
+        raise _json_error(where, error.start, f"is not UTF-8 ({error.reason})") from error
+    except json.JSONDecodeError as error:
+        mark_bytes = len(raw) - len(error.doc.encode())
+        position = len(error.doc[: error.pos].encode()) + mark_bytes
+        raise _json_error(where, position, f"is not JSON ({error.msg})") from error
+    except RecursionError as error:
+        raise DataError(f"{where} nests lists or objects too deeply to be read", reason="json") from error
+    except ValueError as error:  # an integer of thousands of digits
+        raise DataError(f"{where} cannot be read as JSON: {error}", reason="json") from error
+
+
+def compact_json(value: Any) -> str:
+    """Returns ASCII JSON without spaces and with sorted keys, so that equal values give equal text."""
+    return json.dumps(value, separators=(",", ":"), sort_keys=True)
+
+
+def is_utf8(text: str) -> bool:
+    """Tells whether Arrow can store the text: JSON can spell half a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def id_text(value: object) -> str | None:
+    """Returns an id as text: whole numbers without a fraction, strings as they are; None if it is no id."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value if isinstance(value, str) and value and is_utf8(value) else None
+
+
+def id_order(text: str) -> tuple[int, str]:
+    """Sorts ids by length, then as text: numbers ascend, and any other ids have a fixed order too."""
+    return len(text), text
+
+
+def size_hw(record: Mapping[str, Any], where: str) -> tuple[int, int]:
+    """Returns ``height`` and ``width`` of an image record in pixels.
+
+    Raises:
+        DataError: With reason ``image_size`` if one is missing, not a whole number above 0, or if the image
+            has more than ``samtok.masks.MAX_PIXELS``.
+    """
+    height, width = _whole(record.get("height")), _whole(record.get("width"))
+    if height is None or width is None or height < 1 or width < 1 or height * width > masks.MAX_PIXELS:
+        raise DataError(
+            f"{where} has height {record.get('height')!r:.40} and width {record.get('width')!r:.40}, "
+            f"expected whole numbers above 0 with a product of at most {masks.MAX_PIXELS}",
+            reason="image_size",
+        )
+    return height, width
+
+
+def split_repeated(
+    records: Iterable[tuple[str, Record]],
+) -> tuple[dict[str, Record], list[tuple[str, Record]]]:
+    """Separates records whose id is theirs alone from those that repeat one.
+
+    Of equal records one is kept. Where records with the same id differ, what points at the id is ambiguous:
+    none is kept. Which one came first never matters.
+
+    Returns:
+        The kept records by id, and the others with their ids.
+    """
+    kept: dict[str, Record] = {}
+    repeated: list[tuple[str, Record]] = []
+    conflicting: set[str] = set()
+    for identity, record in records:
+        first = kept.setdefault(identity, record)
+        if first is not record:
+            repeated.append((identity, record))
+            if first != record:
+                conflicting.add(identity)
+    repeated.extend((identity, kept.pop(identity)) for identity in sorted(conflicting))
+    return kept, repeated
+
+
+def identify(
+    dataset: str, entries: Sequence[Any], row_id: Callable[[Any], str]
+) -> tuple[dict[str, Record], list[Reject]]:
+    """Gives annotations their ids: each entry is either among the records or one mask reject.
+
+    Where no annotation has an id (V3Det), they are numbered from 1 in file order. Otherwise those without
+    one and those that repeat one (``split_repeated``) are rejected.
+
+    Args:
+        dataset: Dataset name of the rejects.
+        entries: The annotations as they are in the file.
+        row_id: Gives the image id of an entry, which can be any JSON value.
+
+    Returns:
+        Usable annotations by id, and the rejects.
+    """
+    numbered = not any(isinstance(entry, dict) and "id" in entry for entry in entries)
+    identified: list[tuple[str, Record]] = []
+    rejects: list[Reject] = []
+    for index, entry in enumerate(entries):
+        mask_id, reason = None, "annotation_type"
+        if isinstance(entry, dict):
+            mask_id, reason = (str(index + 1) if numbered else id_text(entry.get("id"))), "annotation_id"
+        if mask_id is None:
+            message = f"annotation at index {index} is {entry!r:.200}, expected an object with an id"
+            rejects.append(mask_reject(dataset, row_id(entry), f"#{index}", reason, message))
+        else:
+            identified.append((mask_id, entry))
+    kept, repeated = split_repeated(identified)
+    for mask_id, entry in repeated:
+        message = f"annotation id {mask_id} is repeated; {'one equal' if mask_id in kept else 'none'} is kept"
+        rejects.append(mask_reject(dataset, row_id(entry), mask_id, "duplicate_annotation_id", message))
+    return kept, rejects
+
+
+def mask_reject(dataset: str, row_id: str, mask_id: str, reason: str, message: str) -> Reject:
+    """Returns the reject of one mask; an annotation without an id goes as ``#7``, its index in the file."""
+    return schema.reject(STAGE, dataset, row_id, reason, message, mask_id=mask_id, num_masks=1)
+
+
+def make_row(
+    *,
+    dataset: str,
+    split: str,
+    image_id: str,
+    image_uri: str,
+    image_hw: tuple[int, int],
+    annotations: Iterable[Record],
+    rejects: Sequence[Reject] = (),
+) -> ReadResult:
+    """Builds the row of an image from its annotations; each is a mask of the row or one reject.
+
+    Masks are sorted by id. A mask that cannot be decoded leaves the others as they are. Rejects that the
+    caller has already made for this image, of one mask each, go along.
+    """
+    kept: list[Record] = []
+    lost = list(rejects)
+    for annotation in sorted(annotations, key=lambda entry: id_order(entry["mask_id"])):
+        mask_id = annotation["mask_id"]
+        try:
+            kept.append(_mask(annotation, *image_hw))
+        except DataError as error:
+            message = f"annotation {mask_id} of image {image_id}: {error}"
+            lost.append(mask_reject(dataset, image_id, mask_id, error.reason, message))
+    row = {
+        "dataset": dataset,
+        "split": split,
+        "image_id": image_id,
+        "image_uri": image_uri,
+        "height": image_hw[0],
+        "width": image_hw[1],
+        "masks": kept,
+        "annotations": [],
+    }
+    return ReadResult(row=row, rejects=lost, num_masks_in=len(kept) + len(lost))
+
+
+def _mask(annotation: Record, height: int, width: int) -> Record:
+    counts = masks.to_counts(annotation.get("segmentation"), height=height, width=width)
+    if counts is not None and masks.area(counts, height=height, width=width) == 0:
+        counts = None
+    has_box_only = "segmentation" not in annotation and annotation.get("bbox") is not None
+    box_xyxy = _box_xyxy(annotation["bbox"]) if has_box_only else None
+    stated = {
+        "crowd": _is_crowd(annotation.get("iscrowd")),
+        "empty": counts is None and box_xyxy is None,
+        "box_only": has_box_only,
+    }
+    return {
+        "mask_id": annotation["mask_id"],
+        "rle": counts,
+        "box_xyxy": box_xyxy,
+        "label": annotation.get("label"),
+        "flags": [flag for flag in schema.MASK_FLAGS if stated.get(flag)],
+    }
+
+
+def _box_xyxy(bbox: object) -> list[float] | None:
+    """Turns x, y, width, height into x0, y0, x1, y1, both in pixels; None for a box without area."""
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(_is_coordinate(number) for number in bbox):
+        raise DataError(
+            f"bbox is {bbox!r:.80}, expected four finite numbers [x, y, width, height] in pixels",
+            reason="bbox",
+        )
+    x, y, width, height = bbox
+    return [float(x), float(y), float(x + width), float(y + height)] if width > 0 and height > 0 else None
+
+
+def _is_crowd(value: object) -> bool:
+    if value not in (None, 0, 1):
+        raise DataError(f"iscrowd is {value!r:.40}, expected 0, 1 or nothing", reason="iscrowd")
+    return bool(value)
+
+
+def _is_coordinate(value: object) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= _MAX_COORDINATE_PX  # also refuses NaN
+
+
+def _whole(value: object) -> int | None:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _json_error(where: str, position: int, problem: str) -> DataError:
+    return DataError(
+        f"{where} {problem} at byte {position}; the file may be cut off or of another kind: fetch it again "
+        "or check the path",
+        reason="json",
+    )

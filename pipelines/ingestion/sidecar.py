@@ -1,0 +1,224 @@
+"""SA-1B: an image and beside it a JSON file with its masks (family F2).
+
+Source: facebookresearch/segment-anything, README. The dataset is a folder, flat or with sub-folders, of
+``sa_<id>.jpg`` and ``sa_<id>.json``, or the uncompressed ``.tar`` archives as published, which are read in
+place. The image id of a row is the stem (``sa_223750``), unique in SA-1B, so rows of all three are equal but
+for ``image_uri``.
+
+``inputs`` lists names only: a JSON without image, an image without JSON and a stem that was there before are
+rejects of a row each, with no masks counted, since none was read. The listing is held in memory, about a
+kilobyte per image. The headers of an archive lie between its images, so listing archives in an object store
+reads most of their bytes once; on a disk it only seeks.
+"""
+
+import hashlib
+import io
+import json
+import posixpath
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from pipelines import schema, storage
+from pipelines.ingestion import records, tar_index
+from pipelines.ingestion.image_source import member_uri
+from pipelines.ingestion.reader import STAGE, Input, ReadResult, Reject
+from samtok.errors import DataError
+from samtok.images import safe_join
+
+MAX_SIDECAR_BYTES = 256 * 2**20
+"""Largest side-car that is parsed. SA-1B's have under 1 MB; an upper bound against giant files."""
+
+_ANNOTATION, _IMAGE = ".json", ".jpg"
+_ARCHIVES_AT_ONCE = 16  # threads: finding the headers of an archive is waiting for the storage
+
+
+class _File(NamedTuple):
+    name: str  # relative to the source, or in its archive
+    size_bytes: int
+    offset: int = 0
+    archive: str | None = None  # relative to the source; None for a file of its own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sa1bReader:
+    """Reads SA-1B, whole or in part.
+
+    Args:
+        name: Dataset name of the rows.
+        split: Split name of the rows; SA-1B itself has none.
+        source: A folder or prefix with side-cars, a folder or prefix with ``.tar`` archives, or one archive.
+        max_sidecar_bytes: Largest side-car that is parsed.
+    """
+
+    name: str
+    split: str
+    source: str
+    max_sidecar_bytes: int = MAX_SIDECAR_BYTES
+
+    def sources(self) -> dict[str, str]:
+        """Returns ``{kind: "count:total size:sha256"}``, with the hash of sorted names and sizes."""
+        files = sorted((file.name, file.size_bytes) for file in self._listing())
+        digest = hashlib.sha256()
+        for name, size_bytes in files:
+            digest.update(records.compact_json([name, size_bytes]).encode() + b"\n")
+        kind = "archives" if files[0][0].endswith(".tar") else "side-cars and images"
+        return {kind: f"{len(files)}:{sum(size for _, size in files)}:{digest.hexdigest()}"}
+
+    def inputs(self) -> Iterator[Input | Reject]:
+        """Yields images and rejects, sorted by stem.
+
+        Raises:
+            DataError: If there are neither side-cars nor archives, or both, or an archive is compressed or
+                cut off.
+            StorageError: If the source cannot be listed.
+        """
+        pairs, rejects = self._pairs()
+        yield from rejects
+        previous = None
+        for (stem, archive, path), pair in sorted(pairs.items()):
+            where = f"{archive}: {path}" if archive else path
+            if len(pair) < 2:
+                present, missing = (_IMAGE, _ANNOTATION) if _IMAGE in pair else (_ANNOTATION, _IMAGE)
+                reason = "missing_image" if missing == _IMAGE else "missing_annotation"
+                yield self._row_reject(stem, reason, f"{where}{present} has no {stem}{missing} beside it")
+            elif stem == previous:
+                yield self._row_reject(stem, "duplicate_image_id", f"{where} is a further image named {stem}")
+            else:
+                previous = stem
+                located = {"annotation": pair[_ANNOTATION], "image": pair[_IMAGE]}
+                yield Input(key=stem, payload=records.compact_json(located), num_masks=None)
+
+    def read(self, item: Input) -> ReadResult:
+        """Reads one side-car. If it cannot be parsed no masks are counted, else all of its annotations."""
+        located = {key: _File(*values) for key, values in json.loads(item.payload).items()}
+        num_masks = 0
+        try:
+            record = _parse_sidecar(self._sidecar_bytes(located["annotation"]), item.key)
+            num_masks = len(record["annotations"])
+            image_hw = _checked_size(record["image"], item.key)
+            image_uri = self._uri(located["image"])
+        except DataError as error:
+            return ReadResult.refused(self.name, item.key, error, num_masks=num_masks)
+        annotations, rejects = records.identify(self.name, record["annotations"], lambda _: item.key)
+        return records.make_row(
+            dataset=self.name,
+            split=self.split,
+            image_id=item.key,
+            image_uri=image_uri,
+            image_hw=image_hw,
+            annotations=[
+                {**entry, "mask_id": mask_id, "label": None} for mask_id, entry in annotations.items()
+            ],
+            rejects=rejects,
+        )
+
+    def _listing(self) -> list[_File]:
+        """Returns either the archives or the side-cars and images of the source."""
+        tar_index.check_uncompressed(self.source)
+        if self.source.endswith(".tar"):
+            with storage.open_input(self.source) as stream:
+                return [_File(self.source.rpartition("/")[2], stream.seek(0, io.SEEK_END))]
+        listed = storage.list_files(self.source)
+        files = [_File(_relative(found.uri, self.source), found.size) for found in listed]
+        for file in files:
+            tar_index.check_uncompressed(file.name)
+        archives = [file for file in files if file.name.endswith(".tar")]
+        loose = [file for file in files if file.name.endswith((_ANNOTATION, _IMAGE))]
+        if bool(archives) == bool(loose):
+            raise DataError(
+                f"{self.source} has {len(archives)} .tar archives and {len(loose)} {_ANNOTATION} and "
+                f"{_IMAGE} files among {len(files)} files, expected exactly one of the two kinds; let "
+                "--source name the folder of either the archives or what was unpacked from them",
+                reason="sa1b_layout",
+            )
+        return archives or loose
+
+    def _pairs(self) -> tuple[dict[tuple[str, str, str], dict[str, _File]], list[Reject]]:
+        """Returns files by suffix for each (stem, archive, path without suffix), and what cannot be one."""
+        pairs: dict[tuple[str, str, str], dict[str, _File]] = {}
+        rejects: list[Reject] = []
+        for file in self._files():
+            if isinstance(file, dict):
+                rejects.append(file)
+                continue
+            path, suffix = posixpath.splitext(file.name)
+            pair = pairs.setdefault((posixpath.basename(path), file.archive or "", path), {})
+            if suffix in pair:  # unpacking the archive would leave the later one
+                message = f"{file.name} is replaced later in {file.archive}"
+                rejects.append(self._row_reject(file.name, "duplicate_member", message))
+            pair[suffix] = file
+        return pairs, rejects
+
+    def _files(self) -> Iterator[_File | Reject]:
+        listing = self._listing()
+        if not listing[0].name.endswith(".tar"):
+            for file in listing:
+                fault = tar_index.name_fault(file.name)
+                yield self._unsafe(file.name, fault) if fault else file
+            return
+        with ThreadPoolExecutor(_ARCHIVES_AT_ONCE) as pool:
+            for archive, members in zip(listing, pool.map(self._members, listing), strict=True):
+                for member in members:
+                    if member.fault:
+                        yield self._unsafe(f"{archive.name}: {member.name}", member.fault)
+                    else:
+                        yield _File(member.name, member.size_bytes, member.offset, archive.name)
+
+    def _members(self, archive: _File) -> list[tar_index.Member]:
+        return list(tar_index.list_members(self._archive_uri(archive.name), (_ANNOTATION, _IMAGE)))
+
+    def _unsafe(self, name: str, fault: str) -> Reject:
+        shown = name.encode(errors="backslashreplace").decode()
+        return self._row_reject(shown, "unsafe_path", f"{shown!r} {fault}")
+
+    def _row_reject(self, row_id: str, reason: str, message: str) -> Reject:
+        return schema.reject(STAGE, self.name, row_id, reason, f"{message} ({self.source})")
+
+    def _archive_uri(self, archive: str) -> str:
+        return self.source if self.source.endswith(".tar") else str(safe_join(self.source, archive))
+
+    def _uri(self, file: _File) -> str:
+        if file.archive is None:
+            return str(safe_join(self.source, file.name))
+        return member_uri(self._archive_uri(file.archive), file.offset, file.size_bytes, file.name)
+
+    def _sidecar_bytes(self, file: _File) -> bytes:
+        if file.archive is None:  # to its end, whatever its size was when it was listed
+            raw = storage.read_bytes(self._uri(file), size=self.max_sidecar_bytes + 1)
+        else:
+            size = min(file.size_bytes, self.max_sidecar_bytes + 1)
+            raw = storage.read_bytes(self._archive_uri(file.archive), offset=file.offset, size=size)
+        if len(raw) > self.max_sidecar_bytes:
+            raise DataError(
+                f"{file.name} has over {self.max_sidecar_bytes} bytes, more than a side-car can have",
+                reason="sidecar_too_large",
+            )
+        return raw
+
+
+def _parse_sidecar(raw: bytes, stem: str) -> dict[str, Any]:
+    record = records.parse_json(raw, f"side-car {stem}{_ANNOTATION}")
+    fields = record if isinstance(record, dict) else {}
+    if not isinstance(fields.get("image"), dict) or not isinstance(fields.get("annotations"), list):
+        raise DataError(
+            f"side-car {stem}{_ANNOTATION} is {record!r:.80}, expected an object with the object 'image' and "
+            "the list 'annotations' (SA-1B)",
+            reason="sidecar_layout",
+        )
+    return fields
+
+
+def _checked_size(image: dict[str, Any], stem: str) -> tuple[int, int]:
+    """The name in the JSON is compared and never used: a side-car beside the wrong image would go unseen."""
+    if image.get("file_name") != stem + _IMAGE:
+        raise DataError(
+            f"side-car {stem}{_ANNOTATION} names {image.get('file_name')!r:.200}, expected {stem}{_IMAGE}",
+            reason="file_name",
+        )
+    return records.size_hw(image, f"side-car {stem}{_ANNOTATION}")
+
+
+def _relative(uri: str, root: str) -> str:
+    return uri.removeprefix(root.rstrip("/") + "/")
