@@ -17,6 +17,7 @@ import logging
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,8 @@ def write_sa1b(root: str, config: ShapesConfig) -> CorpusCounts:
     """Writes SA-1B: per image a JPEG and a JSON of the same stem, loose or in archives.
 
     Masks are the visible parts, so they do not overlap. ``predicted_iou`` and ``stability_score`` are drawn
-    from [0.88, 1) and [0.92, 1), ``point_coords`` is a pixel of the mask. Memory is bounded by an archive.
+    from [0.88, 1) and [0.92, 1), ``point_coords`` is a pixel of the mask. Memory is bounded by the
+    files of an archive.
 
     Args:
         root: Folder or prefix.
@@ -243,15 +245,18 @@ def _sa1b_files(root: str, config: ShapesConfig) -> int:
 
 
 def _sa1b_archives(root: str, config: ShapesConfig) -> int:
-    num_masks, members = 0, []
-    for position, scene in enumerate(_scenes(config)):
-        num_masks += len(scene.objects)
-        members += _sa1b_pair(scene, config)
-        number, place = divmod(position, config.images_per_folder)
-        if place == config.images_per_folder - 1 or position == config.num_images - 1:
-            uri = storage.join(root, f"sa_{number:06d}.tar")
-            _put_new(uri, lambda members=members: _tar_bytes(members))
-            members = []
+    num_masks = 0
+    scenes = _scenes(config)
+    for number in range(-(-config.num_images // config.images_per_folder)):
+        uri = storage.join(root, f"sa_{number:06d}.tar")
+        wanted = not storage.exists(uri)
+        members: list[tuple[str, bytes]] = []  # as bytes: scenes are a multiple of their files
+        for scene in islice(scenes, config.images_per_folder):
+            num_masks += len(scene.objects)
+            if wanted:
+                members += [(name, make()) for name, make in _sa1b_pair(scene, config)]
+        if wanted:
+            storage.write_bytes(uri, _tar_bytes(members))
     return num_masks
 
 
@@ -286,12 +291,11 @@ def _sidecar(scene: Scene, file_name: str) -> dict[str, Any]:
     return {"image": image, "annotations": annotations}
 
 
-def _tar_bytes(members: list[tuple[str, Callable[[], bytes]]]) -> bytes:
+def _tar_bytes(members: list[tuple[str, bytes]]) -> bytes:
     """Packs files without times and owners, so that the same files give the same archive."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for name, make in members:
-            content = make()
+        for name, content in members:
             info = tarfile.TarInfo(name)
             info.size, info.mode = len(content), 0o644
             archive.addfile(info, io.BytesIO(content))
