@@ -173,6 +173,16 @@ def test_start_is_the_same_for_the_same_generator_seed():
     assert torch.equal(books[0], books[1]) and not torch.equal(books[0], books[2])
 
 
+def test_a_fresh_codebook_already_moves_at_its_final_pace():
+    quantizer = ResidualQuantizer(6, num_codes=16, num_levels=1)
+    quantizer.start(embeddings(3000), generator())
+    before = quantizer.codebooks[0, 5].clone()
+    z = (before + 0.1)[None].expand(10, -1)  # all of the step uses one code: 16 times its uniform share
+    quantizer.update(z, quantizer.encode(z), generator())
+    pace = 0.01 / (0.99 / 16 + 0.01)
+    torch.testing.assert_close(quantizer.codebooks[0, 5], before + 0.1 * pace)
+
+
 @pytest.mark.parametrize("codes", [[[0, 16, 0]], [[-1, 0, 0]], [[0, 0, 0, 0]], [[]]])
 def test_codes_out_of_range_are_refused(quantizer, codes):
     with pytest.raises(ValueError, match=r"codes must"):
