@@ -199,7 +199,7 @@ def test_a_stem_that_comes_again_is_rejected(tmp_path):
 
 def test_of_a_member_that_is_twice_in_an_archive_the_later_counts(tmp_path):
     path = write_tar(tmp_path / "sa.tar", {**pairs("sa_1"), "sa_1.json": b"{}"})
-    write_tar(path, {"sa_1.json": sidecar_of("sa_1")}, mode="a")
+    write_tar(path, {"./sa_1.json": sidecar_of("sa_1")}, mode="a")
 
     assert rejected(reader_of(path)) == [("sa_1.json", None, "duplicate_member", 0)]
     assert len(read_all(reader_of(path))[0]) == 1
@@ -332,6 +332,9 @@ def test_an_image_uri_is_parsed_into_what_it_was_made_of():
     uri = member_uri("s3://b/sa#1:2:3/sa_0.tar", 512, 7, "a/b#c:1.jpg")
 
     assert parse_image_uri(uri) == ImageLocation("s3://b/sa#1:2:3/sa_0.tar", 512, 7, "a/b#c:1.jpg")
+    assert parse_image_uri(member_uri("a.tar", 5, 7, "b.tar#1:2:c")) == ImageLocation(
+        "a.tar", 5, 7, "b.tar#1:2:c"
+    )
     assert parse_image_uri("s3://b/a#1.jpg") == ImageLocation("s3://b/a#1.jpg")
 
 
@@ -352,7 +355,10 @@ def test_images_beyond_the_limit_cut_or_empty_are_refused(tmp_path):
     (tmp_path / "empty.jpg").touch()
 
     assert read_image_bytes(str(tmp_path / "large.jpg"), max_bytes=11) == bytes(11)
-    for uri in (tmp_path / "large.jpg", member_uri(str(path), 512, 11, "sa_1.jpg")):
+    for uri in (
+        tmp_path / "large.jpg",
+        *(member_uri(str(path), 512, size, "sa_1.jpg") for size in (11, 10**17)),
+    ):
         with pytest.raises(DataError, match="expected an image of at most 10"):
             read_image_bytes(str(uri), max_bytes=10)
     with pytest.raises(DataError, match=r"ends after .* of 100000 bytes"):
