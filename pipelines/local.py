@@ -1,0 +1,186 @@
+"""Files of a mounted disk: one operation per call, atomic writes. The twin of ``s3.py``."""
+
+import contextlib
+import errno
+import os
+import urllib.parse
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from samtok.errors import ConfigError
+
+FAULTS: tuple[type[Exception], ...] = (OSError,)
+
+_TEMPORARY = ".tmp-"  # start of the names of files that are being written
+_TRANSIENT = {errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO}  # network file systems
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
+_REMEDIES = {
+    errno.ENOSPC: "Free space on that disk or write elsewhere.",
+    errno.EDQUOT: "Free space in your quota or write elsewhere.",
+    errno.EFBIG: "The file is larger than this disk or `ulimit -f` allows; write elsewhere.",
+    errno.EROFS: "That disk is read-only; write elsewhere.",
+    errno.EACCES: "Check the permissions of the file and its folders.",
+    errno.EPERM: "Check the permissions of the file and its folders.",
+    errno.EMFILE: "Raise the limit of open files: `ulimit -n 65536`.",
+    errno.EISDIR: "That is a folder; name a file.",
+    errno.EEXIST: "A file stands where a folder is needed; correct the URI.",
+    errno.ENOTDIR: "A file stands where a folder is needed; correct the URI.",
+}
+
+
+def path_of(uri: str) -> Path:
+    """Turns a plain path or a ``file://`` URI into a path.
+
+    Raises:
+        ConfigError: the URI names another host, or is empty.
+    """
+    if not uri.startswith("file://"):
+        if not uri:
+            raise ConfigError("A path or URI must not be empty.")
+        return Path(uri)
+    address = urllib.parse.urlsplit(uri)
+    if address.netloc not in ("", "localhost"):
+        raise ConfigError(f"Cannot use {uri}: it names a host. Local files are file:///folder/name.")
+    return Path(urllib.parse.unquote(address.path))
+
+
+def named(uri: str, *names: str) -> str:
+    """Appends names to a folder; in a ``file://`` URI special characters are escaped."""
+    if uri.startswith("file://"):
+        names = tuple(urllib.parse.quote(name) for name in names)
+    return "/".join([uri.rstrip("/"), *names])
+
+
+def get(uri: str, *, start: int = 0, stop: int | None = None) -> bytes:
+    """Reads bytes ``[start, stop)`` of a file; what lies behind its end is left out."""
+    with path_of(uri).open("rb") as file:
+        file.seek(start)
+        return file.read(-1 if stop is None else stop - start)
+
+
+def put(uri: str, data: bytes) -> None:
+    """Writes a file whole, beside its place first; makes missing folders."""
+    path = path_of(uri)
+    with _temporary(path, data) as temporary:
+        temporary.replace(path)
+        _sync_folder(path.parent)
+
+
+def create(uri: str, data: bytes, _writer: str) -> bool:
+    """Writes a file unless it exists; False if it does. A link is what a disk makes only once."""
+    path = path_of(uri)
+    with _temporary(path, data) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return temporary.stat().st_nlink > 1  # over NFS a repeated request can meet its own link
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            return create_without_links(path, data)
+        _sync_folder(path.parent)
+    return True
+
+
+def create_without_links(path: Path, data: bytes) -> bool:
+    """Does ``create`` where there are no hard links: one winner, but readers may see a part of the file."""
+    try:
+        file = path.open("xb")
+    except FileExistsError:
+        return False
+    try:
+        with file:
+            _write_through(file, data)
+    except OSError:
+        path.unlink(missing_ok=True)  # ours, and incomplete
+        raise
+    _sync_folder(path.parent)
+    return True
+
+
+def exists(uri: str) -> bool:
+    """Whether it is a file; a folder does not count."""
+    return path_of(uri).is_file()
+
+
+def delete(uri: str) -> None:
+    """Deletes a file if it is there."""
+    path_of(uri).unlink(missing_ok=True)
+
+
+def list_page(uri: str, _after: str | None) -> tuple[list[tuple[str, int]], None]:
+    """Lists (URI, size in bytes) of all files below a folder, in one page."""
+    return list(_walk(uri, path_of(uri), frozenset())), None
+
+
+def _walk(uri: str, folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, int]]:
+    try:
+        here = folder.stat()
+        entries = list(os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    identity = (here.st_dev, here.st_ino)
+    if identity in above:  # a link that leads back up
+        return
+    for entry in entries:
+        with contextlib.suppress(FileNotFoundError):  # deleted since, or a dead link
+            if entry.is_dir():
+                yield from _walk(named(uri, entry.name), Path(entry.path), above | {identity})
+            elif entry.is_file() and not entry.name.startswith(_TEMPORARY):
+                yield named(uri, entry.name), entry.stat().st_size
+
+
+@contextlib.contextmanager
+def _temporary(target: Path, data: bytes) -> Iterator[Path]:
+    """A file with the data beside the target, safely on disk; it is gone at the end."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path = target.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
+    try:
+        with path.open("xb") as file:
+            _write_through(file, data)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _write_through(file: BinaryIO, data: bytes) -> None:
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a new name survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def place(uri: str) -> str:
+    """Names what has an outage when this file has one: its folder."""
+    return str(path_of(uri).parent)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same operation may succeed later."""
+    return isinstance(error, OSError) and error.errno in _TRANSIENT
+
+
+def is_missing(error: BaseException) -> bool:
+    """Whether the file does not exist."""
+    return isinstance(error, FileNotFoundError)
+
+
+def describe(error: BaseException) -> str:
+    """Says in one line what happened."""
+    return str(error)
+
+
+def remedy(error: BaseException) -> str:
+    """Says what the user can do about it."""
+    number = error.errno if isinstance(error, OSError) else None
+    return _REMEDIES.get(number or 0, "Check the path and the disk.")

@@ -1,0 +1,293 @@
+"""Objects of an S3 store: one request per call.
+
+No retries (``storage.py`` has them all), no caches of listings, no guessing whether a key is a folder.
+Credentials and endpoint come from the variables in ``env.py``, or else from whatever the AWS tools find
+(profile, instance role). Source: the S3 API reference, and s3fs for transport and multipart.
+"""
+
+import functools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import aiohttp
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
+from botocore.exceptions import ConnectionError as NoConnectionError
+from botocore.parsers import ResponseParserError
+from fsspec.asyn import sync
+from s3fs import S3FileSystem
+
+from pipelines import env
+from samtok.errors import ConfigError
+
+FAULTS: tuple[type[Exception], ...] = (
+    OSError,
+    BotoCoreError,
+    ClientError,
+    ResponseParserError,
+    aiohttp.ClientError,
+)
+"""All that a request can raise, whether the store refused it or could not be reached."""
+
+_TRANSIENT = (
+    ConnectionError,
+    NoConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+    ResponseParserError,
+    aiohttp.ClientError,
+    TimeoutError,
+)
+_TRANSIENT_STATUS = (408, 429)  # and all of 500 and above
+_TRANSIENT_CODES = {
+    "BadDigest",  # the body was damaged on its way
+    "ConditionalRequestConflict",  # a racing writer of the same key has not finished
+    "IncompleteBody",
+    "OperationAborted",
+    "RequestTimeout",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "XAmzContentSHA256Mismatch",
+}
+_WRITER = "samtok-writer"  # metadata that tells whose write created an object
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """What a HEAD request tells of an object."""
+
+    size: int
+    etag: str
+    writer: str | None
+
+
+def split(uri: str) -> tuple[str, str]:
+    """Splits ``s3://bucket/some/key`` into bucket and key; the key may be empty."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
+
+
+@functools.lru_cache(maxsize=8)
+def _connect(
+    _pid: int,
+    endpoint: str | None,
+    key: str | None,
+    secret: str | None,
+    token: str | None,
+    region: str | None,
+) -> S3FileSystem:
+    filesystem = S3FileSystem(
+        endpoint_url=endpoint,
+        key=key,
+        secret=secret,
+        token=token,
+        client_kwargs={"region_name": region} if region else {},
+        config_kwargs={
+            "retries": {"total_max_attempts": 1},
+            "connect_timeout": 10,
+            "read_timeout": 60,
+            "max_pool_connections": 64,
+        },
+        max_concurrency=8,
+        use_listings_cache=False,
+        skip_instance_cache=True,
+    )
+    filesystem.retries = 1
+    return filesystem
+
+
+def _filesystem() -> S3FileSystem:
+    """The connection of this process for the current credentials; a forked child makes its own."""
+    endpoint = env.get(env.AWS_ENDPOINT_URL)
+    if endpoint and not endpoint.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"{env.AWS_ENDPOINT_URL} must be http://HOST:PORT or https://..., got {endpoint!r}."
+        )
+    names = (env.AWS_ACCESS_KEY_ID, env.AWS_SECRET_ACCESS_KEY, env.AWS_SESSION_TOKEN, env.AWS_REGION)
+    return _connect(os.getpid(), endpoint, *(env.get(name) for name in names))
+
+
+def _call(method: str, **request: Any) -> dict[str, Any]:
+    call: Any = _filesystem().call_s3
+    return call(method, **request)
+
+
+async def _read(filesystem: S3FileSystem, **request: Any) -> bytes:
+    answer = await filesystem._call_s3("get_object", **request)
+    async with answer["Body"] as body:
+        return await body.read()
+
+
+def get(uri: str, *, start: int = 0, stop: int | None = None, etag: str | None = None) -> bytes:
+    """Reads bytes ``[start, stop)`` of an object; what lies behind its end is left out.
+
+    With ``etag`` the request fails (412) if the object has been replaced since.
+    """
+    bucket, key = split(uri)
+    request: dict[str, Any] = {"Bucket": bucket, "Key": key}
+    if etag is not None:
+        request["IfMatch"] = etag
+    if stop is not None and stop <= start:  # HTTP has no empty range
+        head(uri)
+        return b""
+    if start or stop is not None:
+        request["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
+    filesystem = _filesystem()
+    try:
+        return cast(bytes, sync(filesystem.loop, _read, filesystem, **request))
+    except FAULTS as error:
+        if status(error) == 416:  # the range starts at or behind the end
+            return b""
+        raise
+
+
+def put(uri: str, data: bytes) -> None:
+    """Writes an object in one piece; a large one in parts that appear together at the end."""
+    _filesystem().pipe_file("/".join(split(uri)), data)
+
+
+def create(uri: str, data: bytes, writer: str) -> bool:
+    """Writes an object unless the key exists; False if it does.
+
+    A repeated request can meet its own object. So the mark of the writer, which is kept with the object,
+    decides who made it, and not the refusal. (The HTTP client repeats requests too, without telling.)
+    """
+    metadata = {_WRITER: writer}
+    try:
+        _filesystem().pipe_file("/".join(split(uri)), data, mode="create", Metadata=metadata)
+    except FAULTS as error:
+        if status(error) != 412:
+            raise
+        return head(uri).writer == writer
+    return True
+
+
+def head(uri: str) -> ObjectInfo:
+    """Tells size, version and writer of an object."""
+    bucket, key = split(uri)
+    try:
+        answer = _call("head_object", Bucket=bucket, Key=key)
+    except FAULTS as error:
+        if status(error) != 404:
+            raise
+        get(uri, stop=1)  # HEAD has no body to say whether the key or the bucket is missing; GET raises it
+        answer = _call("head_object", Bucket=bucket, Key=key)
+    return ObjectInfo(answer["ContentLength"], answer["ETag"], answer.get("Metadata", {}).get(_WRITER))
+
+
+def exists(uri: str) -> bool:
+    """Whether the object exists; a missing bucket is an error."""
+    try:
+        head(uri)
+    except FAULTS as error:
+        if is_missing(error):
+            return False
+        raise
+    return True
+
+
+def list_page(uri: str, after: str | None) -> tuple[list[tuple[str, int]], str | None]:
+    """Lists one page of the keys that start with the URI's key.
+
+    Returns:
+        (URI, size in bytes) of each object, and the token of the next page or None after the last.
+    """
+    bucket, prefix = split(uri)
+    token = {"ContinuationToken": after} if after else {}
+    answer = _call("list_objects_v2", Bucket=bucket, Prefix=prefix, **token)
+    found = [(f"s3://{bucket}/{entry['Key']}", entry["Size"]) for entry in answer.get("Contents", [])]
+    return found, answer["NextContinuationToken"] if answer["IsTruncated"] else None
+
+
+def delete(uri: str) -> None:
+    """Deletes an object; that it does not exist is no error in S3."""
+    bucket, key = split(uri)
+    _call("delete_object", Bucket=bucket, Key=key)
+
+
+def place(uri: str) -> str:
+    """Names what has an outage when this object has one: its bucket."""
+    return f"s3://{split(uri)[0]}"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__
+
+
+def _answer(error: BaseException) -> dict[str, Any] | None:
+    """The store's answer, if the request got as far as to be answered; s3fs wraps it in an OSError."""
+    for link in _chain(error):
+        if isinstance(link, ClientError):
+            return dict(link.response)
+    return None
+
+
+def status(error: BaseException) -> int | None:
+    """Returns the HTTP status of the store's answer, None if there was no answer."""
+    answer = _answer(error)
+    return answer["ResponseMetadata"].get("HTTPStatusCode") if answer else None
+
+
+def code(error: BaseException) -> str | None:
+    """Returns the S3 error code, such as ``NoSuchKey``; requests without a body have the status instead."""
+    answer = _answer(error)
+    return str(answer["Error"].get("Code")) if answer else None
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed later."""
+    number = status(error)
+    if number is None:
+        return isinstance(error, _TRANSIENT)
+    return (number >= 500 and number != 501) or number in _TRANSIENT_STATUS or code(error) in _TRANSIENT_CODES
+
+
+def is_missing(error: BaseException) -> bool:
+    """Whether the bucket is there and the object is not."""
+    return status(error) == 404 and code(error) != "NoSuchBucket"
+
+
+def describe(error: BaseException) -> str:
+    """Says in one line what happened."""
+    answer = _answer(error)
+    if answer is None:
+        return f"{type(error).__name__}: {error}"
+    return f"{code(error)} (HTTP {status(error)}): {answer['Error'].get('Message', 'no message')}"
+
+
+def remedy(error: BaseException) -> str:
+    """Says what the user can do about it."""
+    where = env.get(env.AWS_ENDPOINT_URL) or "AWS"
+    keys = f"{env.AWS_ACCESS_KEY_ID} and {env.AWS_SECRET_ACCESS_KEY}"
+    if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
+        return f"Set {keys}."
+    if code(error) == "NoSuchBucket":
+        return f"Make the bucket or correct its name; the store asked is {where} ({env.AWS_ENDPOINT_URL})."
+    if code(error) == "RequestTimeTooSkewed":
+        return "Set the clock of this machine."
+    if status(error) in (401, 403) or code(error) in (
+        "InvalidAccessKeyId",
+        "SignatureDoesNotMatch",
+        "ExpiredToken",
+    ):
+        return (
+            f"Check {keys}, and that this account may do it at {where} ({env.AWS_ENDPOINT_URL}). "
+            "A store that forbids listing also answers so for an object that does not exist."
+        )
+    if status(error) == 501:
+        return f"The store {where} lacks this function; commit records need If-None-Match on PUT."
+    if status(error) == 412:
+        return "The object was replaced while it was read; read it again."
+    return f"Check the URI and that the store {where} ({env.AWS_ENDPOINT_URL}) is up and reachable."

@@ -1,0 +1,29 @@
+"""Fixtures for all tests: a real S3 server, started once, on first use."""
+
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `tests.x` can be imported
+
+from tests.s3_server import S3Server
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """The S3 server of this test session. A test that kills it starts it again."""
+    server = S3Server(tmp_path_factory.mktemp("s3") / "data")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A new empty bucket, as ``s3://name``; this process and its children are signed in to its server."""
+    for name, value in s3.env.items():
+        monkeypatch.setenv(name, value)
+    return s3.make_bucket(f"test-{uuid.uuid4().hex[:12]}")
