@@ -191,7 +191,7 @@ def contact_sheet(items: Sequence[Panel], *, side: int = 256, columns: int = 1) 
 
 def png_bytes(picture: Picture) -> bytes:
     """Returns a picture as a PNG file."""
-    return _file_bytes(picture, "PNG", optimize=True)
+    return _file_bytes(picture, "PNG")
 
 
 def jpeg_bytes(picture: Picture, quality: int = 88) -> bytes:

@@ -136,6 +136,13 @@ def test_small_images_grow_by_whole_pixels_and_large_ones_shrink_with_their_mask
     assert shrunk.sum() == 40 * 40
 
 
+@pytest.mark.parametrize(("rows", "kept"), [(2, 0), (3, 1), (7, 1), (8, 2)])
+def test_a_shrunken_pixel_belongs_to_the_mask_if_half_of_it_does(rows, kept):
+    mask = np.zeros((400, 600), bool)
+    mask[:rows] = True
+    assert viz.fit_mask(mask, 120).sum() == kept * 120
+
+
 def test_a_very_thin_image_keeps_a_pixel_of_height():
     assert viz.fit(np.zeros((1, 4000, 3), np.uint8), 100).shape == (1, 100, 3)
     assert viz.fit_mask(np.ones((1, 4000), bool), 100).shape == (1, 100)
@@ -167,8 +174,10 @@ def test_a_contact_sheet_says_what_is_not_available():
 
 
 def test_captions_that_do_not_fit_are_cut_and_counted():
-    many = viz.contact_sheet([panel(captions=[f"caption {i} " + "x" * 300 for i in range(100)])], side=128)
-    assert many.shape == viz.contact_sheet([panel()], side=128).shape
+    captions = [f"caption {i} " + "x" * 300 for i in range(101)]
+    more, most = (viz.contact_sheet([panel(captions=captions[:n])], side=128) for n in (100, 101))
+    assert more.shape == most.shape == viz.contact_sheet([panel()], side=128).shape
+    assert (more != most).any()  # the last line says how many are left out
 
 
 def test_an_empty_contact_sheet_is_only_the_legend():
@@ -210,6 +219,8 @@ def test_plots_are_png_files_that_show_their_data():
         for counts in ([[5, 0, 2]], [[0, 0, 0]], [[1, 1], [2, 0]])
     ]
     assert usage[2].shape[0] > usage[0].shape[0]
+    blue = [(plot == (0, 114, 178)).all(axis=-1).any() for plot in (*shown, *usage)]
+    assert blue == [True, True, False, True, False, True]
 
 
 def test_a_histogram_needs_one_more_edge_than_bins():

@@ -1,0 +1,94 @@
+"""Small corpora of words, made by the real stages without Ray."""
+
+import dataclasses
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+
+from pipelines import shards
+from pipelines.ingestion.coco import CocoReader
+from pipelines.ingestion.config import ShapesConfig
+from pipelines.ingestion.shapes_corpus import write_coco
+from pipelines.tokenization.assemble import Assembler, summarize
+from pipelines.tokenization.stage import Policy, ReadImages, TokenizeMasks
+from samtok.model.tokenizer import MaskTokenizer
+from samtok.shapes import WorldConfig
+
+
+def save_micro_tokenizer(folder: Path, *, seed: int = 0) -> str:
+    """Writes a micro tokenizer with random weights and returns its URI."""
+    torch.manual_seed(seed)
+    MaskTokenizer.from_preset("micro").save_pretrained(str(folder))
+    return str(folder)
+
+
+def write_shapes(root: Path, *, num_images: int, crowd_share: float = 0.0, side: int = 64) -> CocoReader:
+    """Writes synthetic scenes in COCO's layout and returns their reader."""
+    world = WorldConfig.square(side)
+    config = ShapesConfig(
+        out=str(root), num_images=num_images, world=world, crowd_share=crowd_share, image_format="png"
+    )
+    write_coco(str(root), config)
+    annotations = root / "annotations" / "instances_train.json"
+    return CocoReader(
+        name="shapes", split="train", annotation_uri=str(annotations), image_root=str(root / "train")
+    )
+
+
+def fingerprint(tokenizer_uri: str, **changed: object) -> dict[str, object]:
+    """Returns a fingerprint of a micro corpus."""
+    return {
+        "dataset": "shapes",
+        "split": "train",
+        "tokenizer": tokenizer_uri,
+        "num_codes": 64,
+        "num_levels": 2,
+        "threshold": 0.0,
+        **changed,
+    }
+
+
+def make_corpus(
+    out: str,
+    reader: CocoReader,
+    tokenizer_uri: str,
+    *,
+    policy: Policy | None = None,
+    shard_rows: int = 4,
+    only_shards: tuple[int, ...] | None = None,
+    plan_rejects: tuple[dict, ...] = (),
+    **changed: object,
+) -> str:
+    """Plans and tokenizes a corpus in this process; with ``only_shards`` it stays unfinished.
+
+    ``changed`` replaces entries of the fingerprint.
+    """
+    policy = policy or Policy(reconstruct=1.0)
+    inputs = [*plan_rejects, *reader.inputs()]
+    plan = shards.make_plan(
+        out, fingerprint(tokenizer_uri, **changed), inputs, shard_rows=shard_rows, chunk_rows=2
+    )
+    tokenize = TokenizeMasks(tokenizer_uri, policy=policy)
+    config = tokenize.tokenizer.config
+    read = ReadImages(out, reader, config.image_size, policy)
+    todo = range(len(plan.shard_rows)) if only_shards is None else only_shards
+    for number in todo:
+        assembler, shard = Assembler(), None
+        for chunk in plan.chunks(number):
+            done = tokenize(read(pa.table({k: [v] for k, v in dataclasses.asdict(chunk).items()})))
+            shard = assembler.add(done.to_pylist()[0])
+        assert shard is not None
+        quantizer = config.quantizer
+        says = summarize(
+            shard.rows,
+            shard.rejects,
+            shard.counts,
+            num_codes=quantizer.num_codes,
+            num_levels=quantizer.num_levels,
+        )
+        shards.commit(plan, number, rows=shard.rows, rejects=shard.rejects, summary=says)
+    records = shards.committed(plan)
+    if len(records) == len(plan.shard_rows):
+        shards.finish(plan, records)
+    return out
