@@ -143,6 +143,7 @@ PRESETS: dict[str, TokenizeCorpusConfig] = {
             source="runs/shapes/annotations/instances_val.json",
             images="runs/shapes/val",
             dataset="shapes",
+            split="val",
         ),
         out="runs/words",
         reconstruct=1.0,

@@ -32,6 +32,9 @@ from samtok.errors import DataError
 
 log = logging.getLogger(__name__)
 
+LAST_RUN = "last_run.json"
+"""How fast the last call of the job that had work to do was."""
+
 COMMIT_THREADS = 4
 MAX_UNCOMMITTED = 16
 """Whole shards that may wait for storage before the driver stops taking chunks."""
@@ -39,7 +42,23 @@ MAX_UNCOMMITTED = 16
 
 def tokenize_corpus(config: TokenizeCorpusConfig) -> int:
     """Runs the job; returns its exit code."""
-    return runs.guard(lambda: _tokenize(config))
+    return runs.guard(lambda: _tokenize(_with_absolute_paths(config)))
+
+
+def _with_absolute_paths(config: TokenizeCorpusConfig) -> TokenizeCorpusConfig:
+    """Makes local paths mean the same in workers, whose working directory is another."""
+    corpus, tokenizer = config.corpus, config.tokenizer
+    images = corpus.images and storage.absolute(corpus.images)
+    return dataclasses.replace(
+        config,
+        out=storage.absolute(config.out),
+        corpus=dataclasses.replace(corpus, source=storage.absolute(corpus.source), images=images),
+        tokenizer=dataclasses.replace(tokenizer, uri=_absolute_tokenizer(tokenizer.uri)),
+    )
+
+
+def _absolute_tokenizer(uri: str) -> str:
+    return uri if checkpoint.resolve(uri) != uri.rstrip("/") else storage.absolute(uri)
 
 
 def _tokenize(config: TokenizeCorpusConfig) -> int:
@@ -67,6 +86,9 @@ def _tokenize(config: TokenizeCorpusConfig) -> int:
     try:
         work = _work(config, plan, reader, architecture, records, tracker)
         manifest = shards.finish(plan, records)
+        if work.masks:
+            record = json.dumps(work.record(), indent=1).encode()
+            storage.write_bytes(storage.join(config.out, LAST_RUN), record)
         _report(config, manifest, work, tracker)
         code = _verdict(config, manifest["totals"])
     except BaseException:
@@ -149,11 +171,36 @@ class Work:
     images: int = 0
     masks: int = 0
     seconds: float = 0.0
+    first: tuple[int, float] | None = None
+    """Masks and seconds at the first commit, before which workers start and models load."""
+
+    def add(self, counts: Mapping[str, int], seconds: float) -> None:
+        """Takes the counts of a shard that was committed ``seconds`` after the work began."""
+        self.images += counts["rows_out"]
+        self.masks += counts["masks_out"]
+        self.seconds = seconds
+        self.first = self.first or (self.masks, seconds)
 
     @property
     def masks_per_s(self) -> float:
-        """Masks that got words per second, from the first chunk that was asked for to the last commit."""
+        """Masks that got words per second, start-up included."""
         return self.masks / self.seconds if self.seconds else 0.0
+
+    @property
+    def steady_masks_per_s(self) -> float:
+        """The same from the first commit on; 0 where there was only one."""
+        masks, seconds = self.first or (0, 0.0)
+        return (self.masks - masks) / (self.seconds - seconds) if self.seconds > seconds else 0.0
+
+    def record(self) -> dict[str, float]:
+        """Returns the figures of ``last_run.json``."""
+        return {
+            "images": self.images,
+            "masks": self.masks,
+            "seconds": self.seconds,
+            "masks_per_s": self.masks_per_s,
+            "steady_masks_per_s": self.steady_masks_per_s,
+        }
 
 
 def _work(
@@ -179,9 +226,7 @@ def _work(
             config, plan, architecture, _stream(config, plan, reader, architecture, chunks)
         ):
             records[record["shard"]] = record
-            work.images += record["counts"]["rows_out"]
-            work.masks += record["counts"]["masks_out"]
-            work.seconds = time.monotonic() - started
+            work.add(record["counts"], time.monotonic() - started)
             _progress(plan, records, work, len(todo), tracker)
             _stop_early(config, plan, records)
     return work
@@ -241,9 +286,7 @@ def _stream(
         compute=ray.data.ActorPoolStrategy(size=pool.actors),
         num_cpus=pool.cpus_per_actor,
         num_gpus=pool.gpus_per_actor or None,
-        max_restarts=-1,
-        max_task_retries=-1,
-    )
+    )  # Ray Data restarts a killed actor and repeats its chunks
     for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from cast(pa.Table, table).to_pylist()
 
@@ -356,7 +399,7 @@ def _report(config: TokenizeCorpusConfig, manifest: dict[str, Any], work: Work, 
 
     metrics = report.summary(manifest)
     if work.masks:
-        metrics |= {"throughput/run_masks_per_s": work.masks_per_s}
+        metrics |= {f"throughput/{name}": value for name, value in work.record().items()}
     tracker.metrics(metrics)
     tracker.text(json.dumps(manifest["fingerprint"], indent=2), "lineage/fingerprint.json")
     tracker.text(json.dumps(manifest["totals"], indent=2), "lineage/totals.json")
