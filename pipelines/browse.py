@@ -18,7 +18,7 @@ from pipelines import run as runs
 from samtok.errors import CheckpointError, ConfigError
 from samtok.model.tokenizer import MaskTokenizer
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("pipelines.browse")  # also when it runs as __main__
 
 
 def main(argv: list[str] | None = None) -> int:
