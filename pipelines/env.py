@@ -28,7 +28,6 @@ RAY_TMPDIR = "RAY_TMPDIR"
 RAY_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # the name Ray really gives it
 RAY_USAGE_STATS_ENABLED = "RAY_USAGE_STATS_ENABLED"
 RAY_ENABLE_UV_RUN_RUNTIME_ENV = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
-RAY_BACKEND_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 RAY_DATA_DISABLE_PROGRESS_BARS = "RAY_DATA_DISABLE_PROGRESS_BARS"
 
 OMP_NUM_THREADS = "OMP_NUM_THREADS"
@@ -37,7 +36,6 @@ PYTHONDONTWRITEBYTECODE = "PYTHONDONTWRITEBYTECODE"
 RAY_DEFAULTS: Mapping[str, str] = {
     RAY_USAGE_STATS_ENABLED: "0",
     RAY_ENABLE_UV_RUN_RUNTIME_ENV: "0",  # else workers under `uv run` rebuild the environment
-    RAY_BACKEND_LOG_LEVEL: "fatal",
     RAY_DATA_DISABLE_PROGRESS_BARS: "1",
 }
 """What ``cluster.connect`` sets before it imports Ray, unless the user has set it."""
@@ -77,7 +75,6 @@ VARIABLES = (
     Variable(RAY_JOB_CONFIG, "what `ray job submit` tells the driver", secret=True),
     Variable(RAY_USAGE_STATS_ENABLED, "0 unless set: Ray reports nothing home"),
     Variable(RAY_ENABLE_UV_RUN_RUNTIME_ENV, "0 unless set: workers use the environment that is there"),
-    Variable(RAY_BACKEND_LOG_LEVEL, "how much Ray's own processes say; fatal unless set"),
     Variable(RAY_DATA_DISABLE_PROGRESS_BARS, "1 unless set: no progress bars in logs"),
     Variable(OMP_NUM_THREADS, "threads of each worker's maths"),
     Variable(

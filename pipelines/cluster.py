@@ -1,0 +1,298 @@
+"""The one place where Ray starts: joins the cluster of ``RAY_ADDRESS``, or starts a local one.
+
+Ray is imported inside the functions, because it reads its variables when it is imported. What is special:
+
+- Authentication is always settled before Ray starts. Left alone, Ray turns tokens on for local clusters and
+  saves one in the home folder, but never for a cluster joined by its address; so what worked on a fresh
+  machine fails after the first local run. A local Ray listens on all network interfaces, so ours gets a token
+  of its own, which lives in the variables of this process and its children only.
+- Every local Ray has a folder of its own, since several on one host mislead each other through a shared one.
+- Ray gives a node 30 s to start, which a busy machine exceeds, and leaves processes behind that make the
+  next try fail too. So a start is tried three times, and the processes of a failed one are killed, no others.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipelines import env
+from samtok.errors import ClusterError
+
+log = logging.getLogger(__name__)
+
+_STARTS = 3
+_KNOCK_TIMEOUT_S = 10.0
+_SOCKET_LIMIT = 107  # bytes of a Unix socket's path
+_SOCKET_NAME = len("/ray-12345678/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
+
+
+@dataclass(frozen=True)
+class ClusterInfo:
+    """What the cluster has in all, busy or not."""
+
+    num_cpus: float
+    num_gpus: float
+    address: str
+    """Host and port of its head, or the address by which it was joined."""
+    started_here: bool
+    """Whether this process started it, so that it ends with this process."""
+
+    def require(self, *, cpus: float = 0, gpus: float = 0) -> None:
+        """Makes sure that what a job wants to hold at the same time is there at all.
+
+        Ray itself would wait for ever for what no node has.
+
+        Raises:
+            ClusterError: the cluster is too small.
+        """
+        for asked, have, name in ((cpus, self.num_cpus, "CPUs"), (gpus, self.num_gpus, "GPUs")):
+            if asked > have:
+                raise ClusterError(
+                    f"This job needs {asked:g} {name} at the same time; the cluster at {self.address} has "
+                    f"{have:g}. Ask for fewer workers, actors or {name} per worker, or {self._more(name)}."
+                )
+
+    def _more(self, name: str) -> str:
+        if self.started_here and name == "CPUs":
+            return "let the local Ray count more of them (num_cpus)"
+        if self.started_here:
+            return f"set {env.RAY_ADDRESS} to a cluster that has them"
+        return "add nodes to the cluster"
+
+
+@contextlib.contextmanager
+def session(
+    *,
+    num_cpus: int | None = None,
+    num_gpus: int | None = None,
+    at_least_cpus: float = 0,
+    namespace: str | None = None,
+    log_to_driver: bool = False,
+) -> Iterator[ClusterInfo]:
+    """Does ``connect`` for the time of the block, and afterwards ends what it began and nothing else.
+
+    A cluster that was started is stopped, one that was joined is left, a connection that was there stays.
+    """
+    ray = _import_ray()
+    was_connected = ray.is_initialized()
+    info = connect(
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+        at_least_cpus=at_least_cpus,
+        namespace=namespace,
+        log_to_driver=log_to_driver,
+    )
+    try:
+        yield info
+    finally:
+        if not was_connected:
+            disconnect()
+
+
+_local_folder: Path | None = None
+"""Folder of the Ray that this process started, if it did."""
+
+
+def connect(
+    *,
+    num_cpus: int | None = None,
+    num_gpus: int | None = None,
+    at_least_cpus: float = 0,
+    namespace: str | None = None,
+    log_to_driver: bool = False,
+) -> ClusterInfo:
+    """Connects this process to Ray; does nothing if it is connected already.
+
+    Args:
+        num_cpus: CPUs that a local Ray counts, which may be more than there are; None counts the real ones.
+        num_gpus: GPUs that a local Ray counts; None finds them.
+        at_least_cpus: A local Ray counts no fewer, unless ``num_cpus`` is given: on a laptop, stages that
+            need more workers than it has cores share the cores.
+        namespace: Where named actors live; None gives this driver a namespace of its own.
+        log_to_driver: Whether what workers print is shown here.
+
+    Raises:
+        ClusterError: no cluster answers at ``RAY_ADDRESS``, or a local one did not start.
+    """
+    ray = _import_ray()
+    if ray.is_initialized():
+        return _info(ray)
+    options: dict[str, Any] = {
+        "namespace": namespace,
+        "log_to_driver": log_to_driver,
+        "logging_level": logging.ERROR,
+    }
+    address = env.get(env.RAY_ADDRESS)
+    if address and address != "local":
+        _join(ray, address, options)
+    else:
+        if num_cpus is None and at_least_cpus:
+            num_cpus = max(len(os.sched_getaffinity(0)), math.ceil(at_least_cpus))
+        _start(ray, {**options, "num_cpus": num_cpus, "num_gpus": num_gpus})
+    return _info(ray)
+
+
+def disconnect() -> None:
+    """Leaves the cluster; one that this process started is stopped and its folder deleted."""
+    global _local_folder
+    import ray
+
+    ray.shutdown()
+    if _local_folder is not None:
+        kill_processes_of(_local_folder)
+        if not env.get(env.RAY_TMPDIR):  # who names a folder wants to read the logs
+            shutil.rmtree(_local_folder, ignore_errors=True)
+        _local_folder = None
+
+
+def _import_ray() -> Any:
+    """Imports Ray, after what it reads at import is set."""
+    for name, value in env.RAY_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    address = env.get(env.RAY_ADDRESS)
+    has_token = bool(
+        env.get(env.RAY_AUTH_TOKEN)
+        or env.get(env.RAY_AUTH_TOKEN_PATH)
+        or (Path.home() / ".ray" / "auth_token").exists()
+    )
+    starts_here = not address or address == "local"
+    if not env.get(env.RAY_AUTH_MODE):
+        os.environ[env.RAY_AUTH_MODE] = "token" if has_token or starts_here else "disabled"
+        if starts_here and not has_token:
+            os.environ[env.RAY_AUTH_TOKEN] = secrets.token_hex(32)
+    import ray
+
+    return ray
+
+
+def _info(ray: Any) -> ClusterInfo:
+    have = ray.cluster_resources()
+    return ClusterInfo(
+        num_cpus=have.get("CPU", 0.0),
+        num_gpus=have.get("GPU", 0.0),
+        address=ray.get_runtime_context().gcs_address,
+        started_here=_local_folder is not None,
+    )
+
+
+# ---------------------------------------------------------------- joining
+
+
+def _join(ray: Any, address: str, options: dict[str, Any]) -> None:
+    _knock(address)
+    try:
+        ray.init(address=address, runtime_env={"env_vars": shipped_variables()}, **options)
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        ray.shutdown()
+        raise ClusterError(
+            f"Could not join the Ray cluster at {address} ({env.RAY_ADDRESS}): {_told(error)}. "
+            "Check that it runs (`ray status`) and that authentication is the same on both sides: "
+            f"here {env.RAY_AUTH_MODE} is {env.get(env.RAY_AUTH_MODE)}; a cluster with a token needs "
+            f"{env.RAY_AUTH_MODE}=token and its token in {env.RAY_AUTH_TOKEN} or {env.RAY_AUTH_TOKEN_PATH}."
+        ) from error
+
+
+def _knock(address: str) -> None:
+    """Makes sure that something listens at the address; Ray itself would try for a quarter of an hour."""
+    if address == "auto":
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if "://" in host or not host or not port.isdecimal():
+        raise ClusterError(
+            f"{env.RAY_ADDRESS} must be HOST:PORT of a Ray head, ray://HOST:PORT or auto, got {address!r}. "
+            "An http address is that of the job server: use it with `ray job submit --address`."
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_TIMEOUT_S).close()
+    except OSError as error:
+        raise ClusterError(
+            f"No Ray cluster answers at {address} ({env.RAY_ADDRESS}): {error}. Start it, correct the "
+            f"address, or unset {env.RAY_ADDRESS} to start a local Ray."
+        ) from error
+
+
+def shipped_variables() -> dict[str, str]:
+    """Returns the variables that workers of a joined cluster get from this driver; no secrets.
+
+    Those that the submitted job gives them already are left out: Ray refuses to be told twice.
+    """
+    job = json.loads(env.get(env.RAY_JOB_CONFIG) or "{}")
+    told = (job.get("runtime_env") or {}).get("env_vars") or {}
+    values = {name: env.get(name) for name in env.SHIPPED_TO_WORKERS if name not in told}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _told(error: BaseException) -> str:
+    """What Ray said, on one line and not longer than a few."""
+    return " ".join(str(error).split())[:500].rstrip(".:") or type(error).__name__
+
+
+# ---------------------------------------------------------------- starting
+
+
+def _start(ray: Any, options: dict[str, Any]) -> None:
+    global _local_folder
+    base = _base_folder()
+    for left in reversed(range(_STARTS)):
+        folder = Path(tempfile.mkdtemp(prefix="ray-", dir=base))
+        try:
+            with env.hidden(env.PYTHONDONTWRITEBYTECODE):
+                ray.init(address="local", include_dashboard=False, _temp_dir=str(folder), **options)
+        except Exception as error:  # Ray raises no narrower one when a node is too slow
+            ray.shutdown()
+            kill_processes_of(folder)
+            if left == 0 or isinstance(error, (ValueError, TypeError)):
+                raise _not_started(folder, error) from error
+            log.warning("Ray did not start (%s); trying again.", _told(error))
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            _local_folder = folder
+            return
+
+
+def _not_started(folder: Path, error: Exception) -> ClusterError:
+    return ClusterError(
+        f"A local Ray did not start: {_told(error)}. Its logs are in {folder}. The usual reason is "
+        f"a busy machine or little free memory; try again, or set {env.RAY_ADDRESS} to a cluster that runs."
+    )
+
+
+def _base_folder() -> Path:
+    """The folder for local Rays: Unix sockets below it must have short paths."""
+    asked = env.get(env.RAY_TMPDIR)
+    for folder in [asked] if asked else [tempfile.gettempdir(), "/tmp"]:
+        if len(os.fsencode(folder)) + _SOCKET_NAME <= _SOCKET_LIMIT and Path(folder).is_dir():
+            return Path(folder)
+    longest = _SOCKET_LIMIT - _SOCKET_NAME
+    raise ClusterError(
+        f"Ray cannot put its sockets into {asked or '/tmp'}: the folder must exist and its path have at most "
+        f"{longest} characters. Set {env.RAY_TMPDIR} to such a folder."
+    )
+
+
+def kill_processes_of(folder: Path) -> None:
+    """Kills the processes of the Ray that lives in the folder; it stands in their command lines."""
+    mine = [process for process in psutil.process_iter() if _mentions(process, str(folder))]
+    for process in mine:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(mine, timeout=10)
+
+
+def _mentions(process: psutil.Process, folder: str) -> bool:
+    try:
+        return process.pid != os.getpid() and any(folder in word for word in process.cmdline())
+    except psutil.Error:  # gone, or another user's
+        return False
