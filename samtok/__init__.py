@@ -10,7 +10,12 @@ The package needs neither Ray nor MLflow. Names load on first use, so that ``sam
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from samtok.config import MaskTokenizerConfig
+    from samtok.model.tokenizer import MaskTokenizer
+    from samtok.words import format_words, parse_words
 
 _HOME = {
     "MaskTokenizer": "samtok.model.tokenizer",
@@ -19,7 +24,7 @@ _HOME = {
     "parse_words": "samtok.words",
 }
 
-__all__ = ["MaskTokenizer", "MaskTokenizerConfig", "format_words", "parse_words"]  # noqa: F822
+__all__ = ["MaskTokenizer", "MaskTokenizerConfig", "format_words", "parse_words"]
 __version__ = "0.1.0"
 
 

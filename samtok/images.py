@@ -86,7 +86,7 @@ def open_image(
     except _BROKEN as error:
         raise DataError(
             f"{where}: {len(data)} bytes that start with {data[:8]!r} are not a readable image, expected one "
-            f"of {', '.join(formats)}: {error}",
+            f"of {', '.join(formats)}",  # Pillow's own words hold a memory address, which would differ
             reason="image_format",
         ) from error
     if image.width * image.height > max_pixels:

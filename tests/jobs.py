@@ -1,6 +1,5 @@
 """Runs jobs as real processes, the way a user does, and injects real faults into them."""
 
-import json
 import os
 import signal
 import subprocess
@@ -11,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+
+from pipelines import storage
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT_S = 240
@@ -90,6 +91,26 @@ def run_job(name: str, *flags: str, log: Path, env: dict[str, str] | None = None
     return code, started.output()
 
 
+NUM_IMAGES = 120
+"""Images of the corpus that jobs are tested on (``tests/pipelines/conftest.py``): 15 shards of two chunks."""
+
+
+def flags(home: Path, out: str, *more: str) -> list[str]:
+    """Returns the flags of a tokenization of the test corpus."""
+    shapes = home / "shapes"
+    return [
+        *("--corpus.reader", "coco", "--corpus.source", str(shapes / "annotations/instances_train.json")),
+        *("--corpus.images", str(shapes / "train"), "--corpus.dataset", "shapes", "--out", out),
+        *("--tokenizer.uri", str(home / "micro"), "--shard-rows", "8", "--chunk-rows", "4"),
+        *("--reconstruct", "0.5", "--tracking", "off", "--report-images", "0", *more),
+    ]
+
+
+def commits(out: str | Path) -> int:
+    """Returns how many shards of a corpus are committed."""
+    return len(storage.list_files(storage.join(str(out), "commits"), suffix=".json"))
+
+
 def data_digests(manifest: dict) -> list[tuple[str, str]]:
     """Returns name and SHA-256 of all data and reject files of a corpus, in order."""
     return [
@@ -99,6 +120,6 @@ def data_digests(manifest: dict) -> list[tuple[str, str]]:
     ]
 
 
-def read_manifest(out: Path) -> dict:
-    """Reads a local manifest."""
-    return json.loads((out / "_MANIFEST.json").read_text())
+def read_manifest(out: str | Path) -> dict:
+    """Reads the manifest of a corpus."""
+    return storage.read_json(storage.join(str(out), "_MANIFEST.json"))

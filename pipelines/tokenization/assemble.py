@@ -43,14 +43,14 @@ class Assembler:
         if len(parts) < chunk["num_chunks"]:
             return None
         ordered = [parts[index] for index in sorted(self._parts.pop(number))]
-        counts = Counter(dict.fromkeys(COUNTS, 0))
+        counts: Counter[str] = Counter()
         for part in ordered:
             counts.update(json.loads(part["counts"]))
         return Shard(
             number,
             pa.concat_tables([read_ipc(part["rows"]) for part in ordered]).combine_chunks(),
             pa.concat_tables([read_ipc(part["rejects"]) for part in ordered]).combine_chunks(),
-            dict(counts),
+            {name: counts[name] for name in COUNTS},
         )
 
     @property

@@ -117,8 +117,8 @@ class TokenizeCorpusConfig:
     """Draws the images that are reconstructed."""
     tracking: str = "sqlite:///mlflow.db"
     """MLflow tracking URI, or off."""
-    report: bool = True
-    """Write report/index.html with pictures beside the shards."""
+    report_images: int = 24
+    """Images that are drawn in report/index.html, each encoded once more; 0 writes no report."""
     dry_run: bool = False
     """Print the resolved config, the checks and the size of the plan, and write nothing."""
 
@@ -129,6 +129,8 @@ class TokenizeCorpusConfig:
         for name in ("reconstruct", "max_reject_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"--{name} is a share and must lie in [0, 1], got {getattr(self, name)}")
+        if self.report_images < 0:
+            raise ConfigError(f"--report-images cannot be negative, got {self.report_images}")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"--limit must be at least 1, got {self.limit}")
 

@@ -7,55 +7,15 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from pipelines import shards
-from pipelines.ingestion.config import ShapesConfig
-from pipelines.ingestion.shapes_corpus import make_shapes
 from samtok.model.tokenizer import MaskTokenizer
-from samtok.shapes import WorldConfig
 from samtok.words import parse_words
-from tests.jobs import data_digests, job, read_manifest, run_job
+from tests.bad_folder import IMAGE_REASONS, MASK_REASONS, write_bad_folder
+from tests.jobs import NUM_IMAGES, commits, data_digests, flags, job, read_manifest, run_job
+from tests.ray_head import RayHead
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-NUM_IMAGES = 120
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Path:
-    """A corpus of 64 px shapes in COCO layout and a tokenizer with random weights."""
-    home = tmp_path_factory.mktemp("job")
-    config = ShapesConfig(
-        out=str(home / "shapes"), num_images=NUM_IMAGES, world=WorldConfig.square(64), crowd_share=0.1
-    )
-    assert make_shapes(config) == 0
-    torch.manual_seed(0)
-    MaskTokenizer.from_preset("micro").save_pretrained(str(home / "micro"))
-    return home
-
-
-def flags(home: Path, out: str, *more: str) -> list[str]:
-    shapes = home / "shapes"
-    return [
-        *("--corpus.reader", "coco", "--corpus.source", str(shapes / "annotations/instances_train.json")),
-        *("--corpus.images", str(shapes / "train"), "--corpus.dataset", "shapes", "--out", out),
-        *("--tokenizer.uri", str(home / "micro"), "--shard-rows", "8", "--chunk-rows", "4"),
-        *("--reconstruct", "0.5", "--tracking", "off", "--no-report", *more),
-    ]
-
-
-@pytest.fixture(scope="module")
-def whole(home) -> Path:
-    """The corpus of words of an uninterrupted run."""
-    out = home / "whole"
-    code, output = run_job("tokenize_corpus", *flags(home, str(out)), log=home / "whole.log")
-    assert code == 0, output[-3000:]
-    return out
-
-
-def commits(out: Path) -> int:
-    return len(list((out / "commits").glob("*.json"))) if (out / "commits").exists() else 0
 
 
 def rows(out: Path) -> Iterator[dict]:
@@ -154,3 +114,64 @@ def test_a_manifest_is_needed_to_read_a_corpus(home):
 
     with pytest.raises(DataError, match="is not finished"):
         shards.load_manifest(str(home / "nothing"))
+
+
+def bad_flags(source: Path, out: Path, home: Path, *more: str) -> list[str]:
+    return [
+        *("--corpus.reader", "coco", "--corpus.source", str(source)),
+        *("--corpus.images", str(source.parent / "images"), "--out", str(out)),
+        *("--tokenizer.uri", str(home / "micro"), "--tracking", "off", "--report-images", "0", *more),
+    ]
+
+
+def test_a_folder_of_bad_files_ends_well_unless_the_reject_rate_is_limited(home, tmp_path):
+    source, out = write_bad_folder(tmp_path / "data"), tmp_path / "words"
+    code, output = run_job("tokenize_corpus", *bad_flags(source, out, home), log=tmp_path / "bad.log")
+    assert code == 0, output[-3000:]
+    assert "images   in 10  out 5  rejected 5" in output
+    assert "masks    in 12  words 5  rejected 7  filtered 0" in output
+    (shard,) = read_manifest(out)["shards"]
+    rejects = pq.read_table(out / shard["rejects"]["file"]).to_pylist()
+    assert sorted(r["reason"] for r in rejects) == sorted([*IMAGE_REASONS.values(), *MASK_REASONS.values()])
+
+    code, output = run_job(
+        "tokenize_corpus",
+        *bad_flags(source, out, home, "--max-reject-rate", "0.1"),
+        log=tmp_path / "rate.log",
+    )
+    assert code == 3
+    assert "50.0% of the images are unusable; --max-reject-rate allows 10.0%" in output
+
+
+def test_mlflow_has_config_counts_usage_pictures_and_lineage(home, tmp_path):
+    import mlflow
+
+    out, uri = tmp_path / "words", f"sqlite:///{tmp_path}/mlflow.db"
+    more = ("--limit", "16", "--tracking", uri, "--report-images", "4")
+    log = tmp_path / "tracked.log"
+    code, output = run_job("tokenize_corpus", *flags(home, str(out), *more), log=log)
+    assert code == 0, output[-3000:]
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    (experiment,) = client.search_experiments(filter_string="name = 'tokenize_corpus'")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["tokenizer.uri"] == str(home / "micro")
+    assert run.data.metrics["counts/rows_in"] == 16
+    assert run.data.metrics["codes/level0_used"] >= 1
+    assert 0 < run.data.metrics["iou/mean"] < 1
+    assert run.data.metrics["throughput/masks_per_s"] > 0
+    assert run.data.tags["fingerprint"] == shards.digest(read_manifest(out)["fingerprint"])
+    pictures = {Path(item.path).name for item in client.list_artifacts(run.info.run_id, "report")}
+    assert pictures >= {"index.html", "contact_sheet.png", "iou_histogram.png", "code_usage.png"}
+
+    code, output = run_job("tokenize_corpus", *flags(home, str(out), *more), log=log)  # resumes the same run
+    assert code == 0 and len(client.search_runs([experiment.experiment_id])) == 1
+
+
+def test_the_job_runs_under_ray_job_submit(home, whole, tmp_path):
+    out, head = tmp_path / "words", RayHead(tmp_path)
+    with head:
+        command = ["python", "jobs/tokenize_corpus.py", *flags(home, str(out))]
+        code, output = head.submit(command)
+    assert code == 0, output[-3000:]
+    assert data_digests(read_manifest(out)) == data_digests(read_manifest(whole))

@@ -1,0 +1,156 @@
+"""What is known before anything runs: the reader, the architecture, the fingerprint, the plan."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines import run as runs
+from pipelines import schema, shards, storage
+from pipelines.ingestion.reader import Input, Reader, Reject
+from pipelines.ingestion.registry import build_reader
+from pipelines.tokenization.config import CorpusConfig, TokenizeCorpusConfig
+from samtok import checkpoint
+from samtok.config import MaskTokenizerConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A tokenization that was checked: everything it needs is there and fits."""
+
+    config: TokenizeCorpusConfig
+    """With absolute local paths."""
+    reader: Reader
+    architecture: MaskTokenizerConfig
+    fingerprint: Mapping[str, Any]
+    """All that decides the bytes of the shards; a run with another one is refused."""
+
+
+def prepare(config: TokenizeCorpusConfig) -> Job:
+    """Checks what can be known before Ray starts: the storage, the dataset's files, the tokenizer."""
+    config = _with_absolute_paths(config)
+    if not config.dry_run:
+        storage.check(config.out)
+    architecture = checkpoint.read_config(config.tokenizer.uri)
+    reader = _reader_of(config.corpus)
+    return Job(config, reader, architecture, _fingerprint(config, reader, architecture))
+
+
+def _with_absolute_paths(config: TokenizeCorpusConfig) -> TokenizeCorpusConfig:
+    """Makes local paths mean the same in workers, whose working directory is another."""
+    corpus, tokenizer = config.corpus, config.tokenizer
+    images = corpus.images and storage.absolute(corpus.images)
+    shipped = checkpoint.resolve(tokenizer.uri) != tokenizer.uri.rstrip("/")
+    uri = tokenizer.uri if shipped else storage.absolute(tokenizer.uri)
+    return dataclasses.replace(
+        config,
+        out=storage.absolute(config.out),
+        corpus=dataclasses.replace(corpus, source=storage.absolute(corpus.source), images=images),
+        tokenizer=dataclasses.replace(tokenizer, uri=uri),
+    )
+
+
+def _reader_of(corpus: CorpusConfig) -> Reader:
+    options = (
+        {"mask_key": corpus.mask_key, "image_path": corpus.image_path} if corpus.reader == "coco" else {}
+    )
+    return build_reader(
+        corpus.reader,
+        source=corpus.source,
+        images=corpus.images,
+        split=corpus.split,
+        dataset=corpus.dataset or corpus.reader,
+        options=options,
+    )
+
+
+def _fingerprint(
+    config: TokenizeCorpusConfig, reader: Reader, architecture: MaskTokenizerConfig
+) -> dict[str, Any]:
+    """How many actors there are, where they run and where the dataset lies are not in it."""
+    corpus, tokenizer = config.corpus, config.tokenizer
+    return {
+        "reader": corpus.reader,
+        "dataset": reader.name,
+        "split": reader.split,
+        "sources": shards.digest(reader.sources()),
+        "mask_key": corpus.mask_key,
+        "image_path": corpus.image_path,
+        "tokenizer": tokenizer.uri,
+        "weights_sha256": hashlib.sha256(checkpoint.read_weights(tokenizer.uri)).hexdigest(),
+        "architecture": hashlib.sha256(architecture.to_json().encode()).hexdigest(),
+        "num_codes": architecture.quantizer.num_codes,
+        "num_levels": architecture.quantizer.num_levels,
+        "dtype": tokenizer.dtype,
+        "threshold": tokenizer.threshold,
+        "images_per_batch": tokenizer.images_per_batch,
+        "masks_per_batch": tokenizer.masks_per_batch,
+        "threads_per_actor": config.pool.threads_per_actor,
+        "shard_rows": config.shard_rows,
+        "chunk_rows": config.chunk_rows,
+        "reconstruct": config.reconstruct,
+        "keep_rle": config.keep_rle,
+        "skip": sorted(config.skip),
+        "min_area_px": config.min_area_px,
+        "limit": config.limit,
+        "seed": config.seed,
+        "schema_version": schema.SCHEMA_VERSION,
+        "samtok": runs.versions()["samtok"],
+    }
+
+
+def plan_of(job: Job) -> shards.Plan:
+    """Returns the plan of an earlier run of the same job, or makes it.
+
+    Raises:
+        ConfigError: If the earlier run had other settings.
+    """
+    config, plan = job.config, shards.load_plan(job.config.out)
+    if plan is not None:
+        shards.check_fingerprint(plan, job.fingerprint)
+        return plan
+    log.info("planning %s from %s", config.out, config.corpus.source)
+    return shards.make_plan(
+        config.out, job.fingerprint, _inputs(job), shard_rows=config.shard_rows, chunk_rows=config.chunk_rows
+    )
+
+
+def _inputs(job: Job) -> Iterator[Input | Reject]:
+    """Yields the rejects of the listing and the first ``limit`` images."""
+    taken, limit = 0, job.config.limit
+    for item in job.reader.inputs():
+        if isinstance(item, Input):
+            if taken == limit:
+                return
+            taken += 1
+        yield item
+
+
+def dry_run(job: Job) -> int:
+    """Prints what would be done: the config, the fingerprint, and how much is left to do."""
+    sys.stdout.write(runs.config_json(job.config))
+    sys.stdout.write(json.dumps(dict(job.fingerprint), indent=2) + "\n")
+    plan = shards.load_plan(job.config.out)
+    if plan is not None:
+        shards.check_fingerprint(plan, job.fingerprint)
+        left = len(plan.shard_rows) - len(shards.committed(plan))
+        sys.stdout.write(f"plan: {plan.num_inputs} images in {len(plan.shard_rows)} shards, {left} left\n")
+        return 0
+    images = masks = rejects = unknown = 0
+    for item in _inputs(job):
+        if isinstance(item, Input):
+            images += 1
+            masks += item.num_masks or 0
+            unknown += item.num_masks is None
+        else:
+            rejects += 1
+    count = -(-images // job.config.shard_rows)
+    known = f"{masks} masks" if not unknown else "masks known after reading"
+    sys.stdout.write(f"plan: {images} images, {known}, {count} shards, {rejects} rejects when listing\n")
+    return 0

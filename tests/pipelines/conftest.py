@@ -1,0 +1,26 @@
+"""Fixtures of tests that run whole jobs."""
+
+from pathlib import Path
+
+import pytest
+
+from tests import corpora
+from tests.jobs import NUM_IMAGES, flags, run_job
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of 64 px shapes in COCO layout, with some crowds, and a tokenizer with random weights."""
+    home = tmp_path_factory.mktemp("job")
+    corpora.write_shapes(home / "shapes", num_images=NUM_IMAGES, crowd_share=0.1)
+    corpora.save_micro_tokenizer(home / "micro")
+    return home
+
+
+@pytest.fixture(scope="session")
+def whole(home: Path) -> Path:
+    """The corpus of words of an uninterrupted run of the job."""
+    out = home / "whole"
+    code, output = run_job("tokenize_corpus", *flags(home, str(out)), log=home / "whole.log")
+    assert code == 0, output[-3000:]
+    return out
