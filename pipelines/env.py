@@ -30,6 +30,8 @@ RAY_USAGE_STATS_ENABLED = "RAY_USAGE_STATS_ENABLED"
 RAY_ENABLE_UV_RUN_RUNTIME_ENV = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 RAY_DATA_DISABLE_PROGRESS_BARS = "RAY_DATA_DISABLE_PROGRESS_BARS"
 
+MLFLOW_HTTP_REQUEST_MAX_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+
 OMP_NUM_THREADS = "OMP_NUM_THREADS"
 PYTHONDONTWRITEBYTECODE = "PYTHONDONTWRITEBYTECODE"
 
@@ -76,6 +78,7 @@ VARIABLES = (
     Variable(RAY_USAGE_STATS_ENABLED, "0 unless set: Ray reports nothing home"),
     Variable(RAY_ENABLE_UV_RUN_RUNTIME_ENV, "0 unless set: workers use the environment that is there"),
     Variable(RAY_DATA_DISABLE_PROGRESS_BARS, "1 unless set: no progress bars in logs"),
+    Variable(MLFLOW_HTTP_REQUEST_MAX_RETRIES, "tries of a request to MLflow; few, so that jobs do not hang"),
     Variable(OMP_NUM_THREADS, "threads of each worker's maths"),
     Variable(
         PYTHONDONTWRITEBYTECODE, "hidden from a local Ray: with it every worker compiles all imports anew"
