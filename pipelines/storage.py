@@ -6,7 +6,7 @@ throttling) are waited out for ``SAMTOK_STORAGE_RETRY_S`` seconds, so a run surv
 faults that stay (no permission, no bucket, disk full) fail at once. All functions may be used from
 several threads and processes, forked ones too.
 
-Single operations are in ``local.py`` and ``s3.py``; variables are in ``env.py``.
+Single operations are in ``storage_local.py`` and ``storage_s3.py``; variables are in ``env.py``.
 """
 
 import contextlib
@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
-from pipelines import env, local, s3
+from pipelines import env
+from pipelines import storage_local as local
+from pipelines import storage_s3 as s3
 from samtok.errors import ConfigError, DataError, StorageError
 
 log = logging.getLogger(__name__)

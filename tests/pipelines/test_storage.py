@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import env, local, storage
+from pipelines import env, storage
+from pipelines import storage_local as local
 from samtok.errors import ConfigError, DataError, StorageError
 from tests.faulty_store import FaultyStore, faulty_store
 
@@ -294,6 +295,18 @@ def test_a_writer_killed_in_the_middle_leaves_the_old_content(tmp_path: Path):
     child.stdout.close()
     assert (tmp_path / "weights").read_bytes() == b"old"
     assert [file.uri for file in storage.list_files(str(tmp_path))] == [str(tmp_path / "weights")]
+
+
+def test_a_reader_sees_the_old_content_or_the_new_and_nothing_between(tmp_path: Path):
+    uri, size = str(tmp_path / "a"), 1 << 20
+    storage.write_bytes(uri, b"0" * size)
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(lambda: [storage.write_bytes(uri, b"%d" % (n % 10) * size) for n in range(60)])
+        while not writing.done():
+            seen = storage.read_bytes(uri)
+            assert len(seen) == size
+            assert seen == seen[:1] * size
+        writing.result()
 
 
 def test_a_folder_that_can_be_used_passes_the_check_and_stays_clean(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Files of a mounted disk: one operation per call, atomic writes. The twin of ``s3.py``."""
+"""Files of a mounted disk: one operation per call, atomic writes. The twin of ``storage_s3.py``."""
 
 import contextlib
 import errno

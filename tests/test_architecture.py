@@ -1,0 +1,91 @@
+"""The rules that keep the tree readable: import arrows, sizes, light imports, a small submission."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS = {"samtok": set(), "pipelines": {"samtok"}, "jobs": {"samtok", "pipelines"}}
+OURS = {*LAYERS, "tests", "infra"}
+HEAVY_FOR_SAMTOK = {"ray", "mlflow"}
+
+
+def sources(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Returns the top-level packages that a file imports anywhere."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_arrows_go_from_jobs_to_pipelines_to_samtok(layer: str):
+    for path in sources(layer):
+        wrong = (imported(path) & OURS) - LAYERS[layer] - {layer}
+        assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+
+
+def test_the_library_needs_neither_ray_nor_mlflow():
+    for path in sources("samtok"):
+        assert not imported(path) & HEAVY_FOR_SAMTOK, path
+
+
+def test_no_file_is_long_and_none_hides_a_standard_module():
+    for path in [p for folder in OURS for p in sources(folder)]:
+        assert len(path.read_text().splitlines()) <= 500, path
+        if path.parent in (ROOT / "jobs", ROOT):
+            assert path.stem not in sys.stdlib_module_names, path
+
+
+def test_jobs_hold_entry_points_only():
+    for path in sources("jobs"):
+        tree = ast.parse(path.read_text())
+        names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+        assert names == ["main"], path
+        assert len(path.read_text().splitlines()) <= 40, path
+
+
+@pytest.mark.parametrize("module", ["samtok.words", "samtok.errors", "samtok.masks", "pipelines.schema"])
+def test_light_modules_load_no_torch(module: str):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("job", [path.name for path in sources("jobs")])
+def test_help_and_wrong_flags_answer_without_ray_and_torch(job: str):
+    code = (
+        "import runpy, sys; sys.argv = ['x', '--no-such-flag']\n"
+        f"try: runpy.run_path({str(ROOT / 'jobs' / job)!r}, run_name='__main__')\n"
+        "except SystemExit as end: code = end.code\n"
+        "sys.exit(code if not {'ray', 'torch'} & set(sys.modules) else 99)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 2, done.stderr.decode()[-2000:]
+
+
+def test_a_submission_stays_small():
+    """``ray job submit --working-dir .`` packs what git and .rayignore leave."""
+    ignored = [line.strip().rstrip("/") for line in (ROOT / ".rayignore").read_text().splitlines()]
+    size = 0
+    for folder, names, files in os.walk(ROOT):
+        names[:] = [n for n in names if not _ignored(Path(folder) / n, ignored)]
+        size += sum(
+            (Path(folder) / f).stat().st_size for f in files if not _ignored(Path(folder) / f, ignored)
+        )
+    assert size < 8 * 2**20, f"{size / 2**20:.1f} MB"
+
+
+def _ignored(path: Path, patterns: list[str]) -> bool:
+    inside = path.relative_to(ROOT).as_posix()
+    return any(inside == p or Path(path.name).match(p) or inside.startswith(f"{p}/") for p in patterns if p)
