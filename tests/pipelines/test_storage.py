@@ -291,8 +291,8 @@ def test_a_writer_killed_in_the_middle_leaves_the_old_content(tmp_path: Path):
     while not list(tmp_path.glob(".tmp-*")):  # until it has begun to write
         assert child.poll() is None, "the writer ended before it could be killed"
     child.kill()
-    assert child.wait() == -signal.SIGKILL
-    child.stdout.close()
+    child.communicate()
+    assert child.returncode == -signal.SIGKILL
     assert (tmp_path / "weights").read_bytes() == b"old"
     assert [file.uri for file in storage.list_files(str(tmp_path))] == [str(tmp_path / "weights")]
 
