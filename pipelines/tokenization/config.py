@@ -53,7 +53,9 @@ class TokenizerConfig:
     def __post_init__(self) -> None:
         for name in ("images_per_batch", "masks_per_batch"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"--tokenizer.{name} must be at least 1, got {getattr(self, name)}")
+                raise ConfigError(
+                    f"--tokenizer.{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +80,16 @@ class PoolConfig:
     def __post_init__(self) -> None:
         for name in ("actors", "threads_per_actor", "decoders"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"--pool.{name} must be at least 1, got {getattr(self, name)}")
+                raise ConfigError(
+                    f"--pool.{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
+                )
         for name in ("gpus_per_actor", "cpus_per_actor"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"--pool.{name} cannot be negative, got {getattr(self, name)}")
+                raise ConfigError(
+                    f"--pool.{name.replace('_', '-')} cannot be negative, got {getattr(self, name)}"
+                )
         if self.gpus_per_actor > 1 and self.gpus_per_actor != int(self.gpus_per_actor):
-            raise ConfigError(f"--pool.gpus_per_actor above 1 must be whole, got {self.gpus_per_actor}")
+            raise ConfigError(f"--pool.gpus-per-actor above 1 must be whole, got {self.gpus_per_actor}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +105,8 @@ class TokenizeCorpusConfig:
     pool: PoolConfig = field(default_factory=PoolConfig)
     shard_rows: int = 256
     """Images per shard: what a killed run repeats at most, per shard in flight."""
-    chunk_rows: int = 16
-    """Images per unit of work; at 1024 px each takes 3 MB on its way from decoding to the tokenizer."""
+    chunk_rows: int | None = None
+    """Images per unit of work. By default as many as fill 48 MB (16 at 1024 px), at most 64."""
     reconstruct: float = 0.0
     """Share of images whose masks are decoded again and compared, in [0, 1]."""
     keep_rle: bool = True
@@ -123,16 +129,16 @@ class TokenizeCorpusConfig:
     """Print the resolved config, the checks and the size of the plan, and write nothing."""
 
     def __post_init__(self) -> None:
-        for name in ("shard_rows", "chunk_rows", "min_area_px"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("shard_rows", "chunk_rows", "min_area_px", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
         for name in ("reconstruct", "max_reject_rate"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"--{name} is a share and must lie in [0, 1], got {getattr(self, name)}")
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--{flag} is a share and must lie in [0, 1], got {getattr(self, name)}")
         if self.report_images < 0:
             raise ConfigError(f"--report-images cannot be negative, got {self.report_images}")
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"--limit must be at least 1, got {self.limit}")
 
 
 _REQUIRED = tyro.MISSING

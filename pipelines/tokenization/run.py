@@ -29,6 +29,9 @@ from pipelines.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
+DECODER_MEMORY_BYTES = 512 * 2**20
+"""Memory that Ray reserves for a decoding task: one full-size image and a chunk of shrunken ones."""
+
 COMMIT_THREADS = 4
 MAX_UNCOMMITTED = 16
 """Whole shards that may wait for storage before the driver stops taking chunks."""
@@ -108,6 +111,7 @@ def _stream(job: Job, plan: Plan, todo: list[int]) -> Iterator[dict[str, Any]]:
         batch_format="pyarrow",
         compute=ray.data.TaskPoolStrategy(size=pool.decoders),
         num_cpus=1,
+        memory=DECODER_MEMORY_BYTES,  # also keeps Ray Data from fusing this stage into the tokenizer actors
     )
     dataset = dataset.map_batches(
         TokenizeMasks,

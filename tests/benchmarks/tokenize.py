@@ -206,7 +206,7 @@ def _run_job(
     out = home / name
     gpus = "1" if options.device == "cuda" else "0"
     flags = [
-        *(*corpus, "--out", str(out), "--tracking", "off", "--report-images", "0", "--shard-rows", "64"),
+        *(*corpus, "--out", str(out), "--tracking", "off", "--report-images", "0", "--shard-rows", "128"),
         *("--tokenizer.uri", "tiny", "--tokenizer.dtype", options.dtype),
         *("--pool.gpus-per-actor", gpus, "--pool.threads-per-actor", str(options.threads)),
     ]
