@@ -1,8 +1,7 @@
 """Tokenize every mask of a corpus: raw annotations become code shards, a manifest and a report.
 
     python jobs/tokenize_corpus.py --preset smoke
-    ray job submit --working-dir . -- python jobs/tokenize_corpus.py --corpus.reader sa1b \
-        --corpus.source s3://bucket/sa1b --out s3://bucket/words --pool.gpus-per-actor 1
+    ray job submit --working-dir . -- python jobs/tokenize_corpus.py --preset sa1b ...
 
 Running it again resumes: only shards without a commit record are done.
 """

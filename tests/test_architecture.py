@@ -89,3 +89,25 @@ def test_a_submission_stays_small():
 def _ignored(path: Path, patterns: list[str]) -> bool:
     inside = path.relative_to(ROOT).as_posix()
     return any(inside == p or Path(path.name).match(p) or inside.startswith(f"{p}/") for p in patterns if p)
+
+
+def test_the_readme_names_functions_that_exist():
+    import re
+
+    readme = (ROOT / "README.md").read_text()
+    named = re.findall(r"`((?:samtok|pipelines|jobs)/[\w/]+\.py):(\w+)`", readme)
+    assert len(named) >= 5
+    for file, name in named:
+        tree = ast.parse((ROOT / file).read_text())
+        assert name in {node.name for node in tree.body if hasattr(node, "name")}, f"{file}:{name}"
+
+
+def test_no_file_names_a_package_registry():
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), "grep", "-nIE", r"pypi\.(org|python)|pythonhosted|registry\.npmjs"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = [line for line in done.stdout.splitlines() if "test_architecture" not in line]
+    assert not found

@@ -157,9 +157,9 @@ PRESETS: dict[str, TokenizeCorpusConfig] = {
         reconstruct=1.0,
         shard_rows=64,
     ),
-    # SAM2.1-large with trained words on GPUs; reconstructs one image in fifty as a check.
-    "gpu": TokenizeCorpusConfig(
-        corpus=CorpusConfig(reader="sa1b", source=_REQUIRED),
+    # SA-1B with a SAM2.1-size tokenizer on GPUs; one image in fifty is reconstructed as a check. Not run yet.
+    "sa1b": TokenizeCorpusConfig(
+        corpus=CorpusConfig(reader="sa1b", source=_REQUIRED, dataset="sa1b"),
         out=_REQUIRED,
         tokenizer=TokenizerConfig(uri=_REQUIRED, dtype="bfloat16", images_per_batch=8, masks_per_batch=128),
         pool=PoolConfig(actors=1, gpus_per_actor=1.0, decoders=12),
