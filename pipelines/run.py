@@ -24,12 +24,26 @@ def guard(work: Callable[[], int]) -> int:
     logs.setup()
     try:
         return work()
-    except SamtokError as error:
-        log.error("%s: %s", type(error).__name__, error)
-        return error.exit_code
     except KeyboardInterrupt:
         log.error("interrupted; the same command resumes")
         return 130
+    except Exception as error:
+        ours = known_cause(error)
+        if ours is None:
+            raise
+        log.error("%s: %s", type(ours).__name__, ours)
+        return ours.exit_code
+
+
+def known_cause(error: BaseException | None) -> SamtokError | None:
+    """Finds the error of our family behind another one: Ray wraps what its workers raise, several times."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, SamtokError) and type(error).__module__ != "ray.exceptions":
+            return error
+        seen.add(id(error))
+        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+    return None
 
 
 def config_json(config: Any) -> str:

@@ -26,6 +26,7 @@ from pipelines.tokenization.outcome import Work
 from pipelines.tokenization.prepare import Job, dry_run, plan_of, prepare
 from pipelines.tokenization.stage import Policy, ReadImages, TokenizeMasks
 from pipelines.tracking import Tracker
+from samtok.model.tokenizer import MaskTokenizer
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ def _work(job: Job, plan: Plan, records: dict[int, dict[str, Any]], tracker: Tra
     work, pool = Work(), job.config.pool
     if not todo:
         return work
+    MaskTokenizer.from_pretrained(job.config.tokenizer.uri)  # a broken one fails here, not in every actor
     cpus = pool.actors * pool.cpus_per_actor + pool.decoders
     with session(num_cpus=pool.num_cpus, at_least_cpus=cpus) as cluster:
         cluster.require(cpus=cpus, gpus=pool.actors * pool.gpus_per_actor)
