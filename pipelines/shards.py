@@ -16,6 +16,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -37,6 +38,9 @@ INPUT_ROW = pa.schema(
         pa.field("num_masks", pa.int32()),
     ]
 )
+READ_THREADS = 16
+"""Commit records that are read at a time; a request to an object store is mostly waiting."""
+
 ROW_GROUP_ROWS = 64
 """Rows per row group of a code shard: small, since training reads rows at random and rows are small."""
 
@@ -225,11 +229,12 @@ def committed(plan: Plan) -> dict[int, dict[str, Any]]:
         DataError: If a record belongs to another fingerprint.
     """
     expected, records = digest(plan.fingerprint), {}
-    for info in storage.list_files(storage.join(plan.out, "commits"), suffix=".json"):
-        record = storage.read_json(info.uri)
-        if record["fingerprint"] != expected:
-            raise DataError(f"{info.uri} belongs to another plan. Remove it, or choose another --out.")
-        records[record["shard"]] = record
+    uris = [info.uri for info in storage.list_files(storage.join(plan.out, "commits"), suffix=".json")]
+    with ThreadPoolExecutor(READ_THREADS) as threads:
+        for uri, record in zip(uris, threads.map(storage.read_json, uris), strict=True):
+            if record["fingerprint"] != expected:
+                raise DataError(f"{uri} belongs to another plan. Remove it, or choose another --out.")
+            records[record["shard"]] = record
     return records
 
 
@@ -253,8 +258,7 @@ def finish(plan: Plan, records: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
         "totals": totals(plan, shards),
         "shards": shards,
     }
-    text = json.dumps(manifest, indent=1, sort_keys=True).encode()
-    storage.write_bytes(storage.join(plan.out, MANIFEST), text)
+    storage.write_bytes(storage.join(plan.out, MANIFEST), json.dumps(manifest, sort_keys=True).encode())
     return manifest
 
 

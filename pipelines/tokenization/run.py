@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 DECODER_MEMORY_BYTES = 512 * 2**20
 """Memory that Ray reserves for a decoding task: one full-size image and a chunk of shrunken ones."""
 
+MAX_BLOCKS = 10_000
+"""Blocks that Ray Data is given at once; each costs the driver a little time and memory."""
+
 COMMIT_THREADS = 4
 MAX_UNCOMMITTED = 16
 """Whole shards that may wait for storage before the driver stops taking chunks."""
@@ -105,8 +108,7 @@ def _stream(job: Job, plan: Plan, todo: list[int]) -> Iterator[dict[str, Any]]:
         threshold=config.tokenizer.threshold,
         seed=config.seed,
     )
-    chunks = [dataclasses.asdict(chunk) for shard in todo for chunk in plan.chunks(shard)]
-    dataset = ray.data.from_items(chunks, override_num_blocks=len(chunks))
+    dataset = ray.data.from_arrow(_blocks(plan, todo))
     dataset = dataset.map_batches(
         ReadImages(plan.out, job.reader, job.architecture.image_size, policy).__call__,
         batch_size=1,
@@ -135,6 +137,15 @@ def _stream(job: Job, plan: Plan, todo: list[int]) -> Iterator[dict[str, Any]]:
     )
     for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from cast(pa.Table, table).to_pylist()
+
+
+def _blocks(plan: Plan, todo: list[int]) -> list[pa.Table]:
+    """Lists the chunks to do, one row each. A small corpus has a block, so a decoding task, per chunk."""
+    chunks = [dataclasses.astuple(chunk) for shard in todo for chunk in plan.chunks(shard)]
+    names = [field.name for field in dataclasses.fields(shards.Chunk)]
+    columns = [pa.array(column, pa.int32()) for column in zip(*chunks, strict=True)]
+    table, rows = pa.table(columns, names=names), -(-len(chunks) // MAX_BLOCKS)
+    return [table.slice(start, rows) for start in range(0, len(chunks), rows)]
 
 
 def _commit_all(job: Job, plan: Plan, chunks: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
