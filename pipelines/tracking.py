@@ -41,9 +41,10 @@ class Tracker:
     def _open(self, experiment: str, home: str) -> None:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
         logging.getLogger("alembic").setLevel(logging.WARNING)
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
         import mlflow
 
+        for name in ("mlflow", "mlflow.store.db.utils"):  # each sets its own level when it is imported
+            logging.getLogger(name).setLevel(logging.WARNING)
         client = mlflow.MlflowClient(tracking_uri=self._uri)
         found = client.get_experiment_by_name(experiment)
         folder = found.experiment_id if found else client.create_experiment(experiment)

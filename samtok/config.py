@@ -6,6 +6,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -46,12 +47,49 @@ class BackboneConfig:
 class QuantizerConfig:
     """How an embedding becomes codes (paper, Eq. 2 and section D)."""
 
-    kind: Literal["rq"] = "rq"
-    """Residual quantization."""
+    kind: Literal["rq", "vq", "fsq"] = "rq"
+    """``rq`` is residual quantization, ``vq`` one codebook and one word, ``fsq`` rounds a few scalars."""
     num_codes: int = 256
-    """Entries of each codebook."""
+    """Entries of each codebook, so the different words of a level."""
     num_levels: int = 2
     """Residual steps: the number of words of a mask."""
+    shared: bool = False
+    """Whether all levels of ``rq`` look into one codebook instead of one each."""
+    grid: tuple[int, ...] = ()
+    """Steps of each scalar of an ``fsq`` word, such as (8, 8, 4); their product is ``num_codes``."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("rq", "vq", "fsq"):
+            raise ValueError(f"kind must be rq, vq or fsq, got {self.kind!r}")
+        if self.num_codes < 2 or self.num_levels < 1:
+            raise ValueError(
+                "a quantizer needs num_codes of at least 2 and num_levels of at least 1, got "
+                f"{self.num_codes} and {self.num_levels}"
+            )
+        if self.kind == "vq" and self.num_levels != 1:
+            raise ValueError(
+                f"vq has one codebook and one word: set num_levels to 1, got {self.num_levels}, or use rq"
+            )
+        if self.shared and self.kind != "rq":
+            raise ValueError(
+                f"shared says that the levels of rq have one codebook; {self.kind} has no choice"
+            )
+        self._check_grid()
+
+    def _check_grid(self) -> None:
+        if self.kind != "fsq":
+            if self.grid:
+                raise ValueError(f"grid belongs to fsq, got {self.grid} with {self.kind}; leave it empty")
+            return
+        if not self.grid or not all(2 <= size <= 256 for size in self.grid):
+            raise ValueError(
+                f"fsq needs a grid with 2 to 256 steps for each scalar, such as (8, 8, 4), got {self.grid}"
+            )
+        if math.prod(self.grid) != self.num_codes:
+            raise ValueError(
+                f"grid {self.grid} has {math.prod(self.grid)} points and num_codes is {self.num_codes}; "
+                "they must be equal"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +116,12 @@ class MaskTokenizerConfig:
     def __post_init__(self) -> None:
         if self.image_size % self.stride:
             raise ValueError(f"image_size must be a multiple of {self.stride}, got {self.image_size}")
+        scalars = self.quantizer.num_levels * len(self.quantizer.grid)
+        if scalars > self.dim:
+            raise ValueError(
+                f"{self.quantizer.num_levels} words on grid {self.quantizer.grid} need {scalars} scalars, "
+                f"but an embedding has dim {self.dim}; take fewer scalars per word or fewer words"
+            )
 
     @property
     def stride(self) -> int:
@@ -96,11 +140,17 @@ class MaskTokenizerConfig:
 
     def to_json(self) -> str:
         """Returns the text of ``config.json``."""
-        body = {
+        body: dict[str, Any] = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             **dataclasses.asdict(self),
         }
+        for later in (
+            "shared",
+            "grid",
+        ):  # unset, they are left out: the text of older configs stays as it was
+            if not body["quantizer"][later]:
+                del body["quantizer"][later]
         return json.dumps(body, indent=2) + "\n"
 
     @classmethod

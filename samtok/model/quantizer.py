@@ -1,14 +1,19 @@
-"""Residual vector quantization of mask embeddings (paper, Eq. 2).
+"""What every quantizer of mask embeddings shares: the interface, the builder, sums over ranks.
 
-``Quantizer`` is the interface that every kind of quantizer shares. Codebooks are buffers: they move by
-exponential averages in ``update``, never by gradient.
+``residual`` holds residual and plain vector quantization (paper, Eq. 2), ``fsq`` finite scalar
+quantization (paper, section D). Where torch.distributed is initialised, ``start`` and ``update`` are
+collective: every rank calls them, with as many masks as it has, and all ranks end with equal buffers. They
+work on the default process group.
 """
 
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+
+from samtok.config import QuantizerConfig
 
 
 class Quantized(NamedTuple):
@@ -19,11 +24,14 @@ class Quantized(NamedTuple):
     commitment: Float[Tensor, ""]
 
 
+@runtime_checkable
 class Quantizer(Protocol):
     """Turns mask embeddings into one code per level, and codes into embeddings."""
 
     num_codes: int
     num_levels: int
+    cluster_size: Float[Tensor, "book num_codes"]
+    """Averaged share of each code in the use of its codebook; it follows ``update``."""
 
     def encode(self, z: Float[Tensor, "mask dim"]) -> Int[Tensor, "mask level"]:
         """Returns the code of every level, each in ``[0, num_codes)``."""
@@ -37,156 +45,110 @@ class Quantizer(Protocol):
         """Quantizes with straight-through gradients and the commitment loss."""
         ...
 
+    def start(self, z: Float[Tensor, "sample dim"], generator: torch.Generator) -> None:
+        """Fits the quantizer to embeddings, before quantized training begins."""
+        ...
 
-class ResidualQuantizer(nn.Module):
-    """Every level looks up the nearest entry of its own codebook and hands on what is left over.
-
-    Args:
-        dim: Width of a mask embedding.
-        num_codes: Entries of each codebook.
-        num_levels: Residual steps, so also the number of words of a mask.
-        decay: Weight of the past in the averages of ``update`` (0.99 as in the authors' config).
-        dead_below: A code is restarted when its share of use falls below this part of uniform use. It is
-            relative, so it means the same at every batch size.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        num_codes: int = 256,
-        num_levels: int = 2,
-        decay: float = 0.99,
-        dead_below: float = 0.1,
-    ) -> None:
-        super().__init__()
-        self.num_codes, self.num_levels = num_codes, num_levels
-        self.decay, self.dead_below = decay, dead_below
-        self.codebooks: Tensor
-        self.cluster_size: Tensor
-        self.embed_sum: Tensor
-        self.register_buffer("codebooks", torch.randn(num_levels, num_codes, dim))
-        self.register_buffer("cluster_size", torch.full((num_levels, num_codes), 1 / num_codes))
-        self.register_buffer("embed_sum", self.codebooks / num_codes)
-
-    def encode(self, z: Float[Tensor, "mask dim"]) -> Int[Tensor, "mask level"]:
-        """Returns the code of every level, each in ``[0, num_codes)``; distances are taken in float32."""
-        residual, codes = z.float(), []
-        for codebook in self.codebooks:
-            code = nearest(residual, codebook)
-            residual = residual - codebook[code]  # the next level sees only what this one missed
-            codes.append(code)
-        return torch.stack(codes, dim=-1)
-
-    def decode(self, codes: Int[Tensor, "mask level"]) -> Float[Tensor, "mask dim"]:
-        """Returns the sum of the code embeddings.
-
-        Raises:
-            ValueError: If there are no levels, more than the quantizer has, or a code out of range.
-        """
-        levels = codes.shape[1]
-        if not 1 <= levels <= self.num_levels:
-            raise ValueError(f"codes must have 1 to {self.num_levels} levels, got {levels}")
-        if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.num_codes):
-            raise ValueError(
-                f"codes must lie in [0, {self.num_codes}), got {int(codes.min())} to {int(codes.max())}"
-            )
-        return torch.stack([self.codebooks[i][codes[:, i]] for i in range(levels)]).sum(dim=0)
-
-    def forward(self, z: Float[Tensor, "mask dim"]) -> Quantized:
-        """Quantizes; commitment is the mean over levels of the distance to the sum up to that level."""
-        z = z.float()
-        codes = self.encode(z)
-        total, losses = torch.zeros_like(z), []
-        for level in range(self.num_levels):
-            total = total + self.codebooks[level][codes[:, level]]
-            losses.append((z - total.detach()).square().mean())
-        return Quantized(z + (total - z).detach(), codes, torch.stack(losses).mean())
-
-    @torch.no_grad()
-    def start(self, z: Float[Tensor, "sample dim"], generator: torch.Generator, *, steps: int = 10) -> None:
-        """Sets every codebook by k-means on the residuals of ``z`` (k-means++ seeds, ``steps`` of Lloyd)."""
-        residual = z.float()
-        for level in range(self.num_levels):
-            centres = kmeans(residual, self.num_codes, generator, steps=steps)
-            self.codebooks[level] = centres
-            residual = residual - centres[nearest(residual, centres)]
-        self.cluster_size.fill_(1 / self.num_codes)
-        self.embed_sum.copy_(self.codebooks * self.cluster_size[..., None])
-
-    @torch.no_grad()
     def update(
         self, z: Float[Tensor, "mask dim"], codes: Int[Tensor, "mask level"], generator: torch.Generator
     ) -> int:
-        """Moves the codebooks towards the embeddings that used them; returns how many dead codes restarted.
-
-        Averages are of shares of the step, not of counts, so a step counts the same whatever its number of
-        masks, and a fresh codebook (each code at ``1 / num_codes``) moves at its final pace from the start.
-
-        Args:
-            z: Embeddings of one step; none leave everything as it is.
-            codes: Their codes.
-            generator: Draws the embeddings that restart dead codes.
-        """
-        if len(z) == 0:
-            return 0
-        residual, restarted = z.float(), 0
-        for level in range(self.num_levels):
-            code = codes[:, level]
-            entries = self.codebooks[level][code]
-            self._move(level, residual, code)
-            restarted += self._restart(level, residual, generator)
-            residual = residual - entries
-        return restarted
-
-    def _move(self, level: int, residual: Tensor, code: Tensor) -> None:
-        used = torch.nn.functional.one_hot(code, self.num_codes).to(residual.dtype)
-        self.cluster_size[level].lerp_(used.mean(dim=0), 1 - self.decay)
-        self.embed_sum[level].lerp_(used.T @ residual / len(residual), 1 - self.decay)
-        hit = code.unique()  # the ratio of the others did not change
-        self.codebooks[level][hit] = self.embed_sum[level][hit] / self.cluster_size[level][hit, None]
-
-    def _restart(self, level: int, residual: Tensor, generator: torch.Generator) -> int:
-        size = self.cluster_size[level]
-        uniform = size.sum() / self.num_codes
-        dead = (size < self.dead_below * uniform).nonzero().flatten()
-        if len(dead) == 0:
-            return 0
-        picks = torch.randint(len(residual), (len(dead),), generator=generator).to(residual.device)
-        self.codebooks[level][dead] = residual[picks]
-        size[dead] = uniform  # else the next step would restart them again
-        self.embed_sum[level][dead] = residual[picks] * uniform
-        return len(dead)
+        """Follows the embeddings of one step and their codes; returns how many dead codes restarted."""
+        ...
 
 
-def nearest(
-    points: Float[Tensor, "point dim"], centres: Float[Tensor, "centre dim"]
-) -> Int[Tensor, " point"]:
-    """Returns the index of the centre nearest to each point (squared Euclidean distance)."""
-    distance = centres.square().sum(dim=1) - 2 * points @ centres.T
-    return distance.argmin(dim=1)
+class Float32Buffers(nn.Module):
+    """A module whose buffers stay in float32 when a model is cast, as bf16 training engines do.
+
+    Averages that move by a hundredth per step would stand still in eight bits.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Float32Buffers":
+        kept = {id(buffer) for buffer in self._buffers.values()}
+
+        def apply(tensor: Tensor) -> Tensor:
+            if id(tensor) not in kept:
+                return fn(tensor)
+            probe = fn(tensor[:0])
+            return fn(tensor) if probe.dtype == tensor.dtype else tensor.to(probe.device)
+
+        super()._apply(apply, recurse)
+        return self
 
 
-def kmeans(
-    points: Float[Tensor, "point dim"], k: int, generator: torch.Generator, *, steps: int = 10
-) -> Float[Tensor, "k dim"]:
-    """Clusters by Lloyd's steps from k-means++ seeds; a cluster that empties keeps its centre.
+def build_quantizer(config: QuantizerConfig, dim: int) -> Quantizer:
+    """Builds the quantizer of a config, an ``nn.Module``, for embeddings of width ``dim``."""
+    from samtok.model.fsq import FiniteScalarQuantizer  # late: both files need the interface above
+    from samtok.model.residual import ResidualQuantizer
+
+    if config.kind == "fsq":
+        return FiniteScalarQuantizer(dim, grid=config.grid, num_levels=config.num_levels)
+    return ResidualQuantizer(  # vq is one level of it
+        dim, num_codes=config.num_codes, num_levels=config.num_levels, shared=config.shared
+    )
+
+
+def check_codes(codes: Int[Tensor, "mask level"], num_codes: int, num_levels: int) -> None:
+    """Refuses what cannot be decoded.
 
     Raises:
-        ValueError: If there are fewer points than clusters.
+        ValueError: If there are no levels, more than ``num_levels``, or a code out of range.
     """
-    if len(points) < k:
-        raise ValueError(f"k-means needs at least {k} points, got {len(points)}; collect more embeddings")
-    centres = points[torch.randint(len(points), (1,), generator=generator).to(points.device)]
-    distance = (points - centres).square().sum(dim=1)
-    for _ in range(k - 1):
-        weights = distance.clamp_min(1e-12).cpu()  # CPU draws make the seeds the same on every device
-        pick = torch.multinomial(weights, 1, generator=generator).to(points.device)
-        centres = torch.cat([centres, points[pick]])
-        distance = torch.minimum(distance, (points - points[pick]).square().sum(dim=1))
-    for _ in range(steps):
-        code = nearest(points, centres)
-        used = torch.bincount(code, minlength=k)
-        sums = torch.zeros_like(centres).index_add_(0, code, points)
-        centres = torch.where(used[:, None] > 0, sums / used.clamp_min(1)[:, None], centres)
-    return centres
+    levels = codes.shape[1]
+    if not 1 <= levels <= num_levels:
+        raise ValueError(f"codes must have 1 to {num_levels} levels, got {levels}")
+    if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= num_codes):
+        raise ValueError(f"codes must lie in [0, {num_codes}), got {int(codes.min())} to {int(codes.max())}")
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Sums in place over all ranks, with the same bits on each; alone it changes nothing."""
+    if _distributed():
+        distributed.all_reduce(tensor)
+    return tensor
+
+
+def from_first_rank(tensor: Tensor) -> Tensor:
+    """Overwrites in place with what the first rank has; alone it changes nothing."""
+    if _distributed():
+        distributed.broadcast(tensor, src=0)
+    return tensor
+
+
+def gather_rows(rows: Float[Tensor, "row dim"]) -> Float[Tensor, "all dim"]:
+    """Returns the rows of all ranks in the order of ranks, which may have different numbers of them."""
+    if not _distributed():
+        return rows
+    counts = _row_counts(rows)
+    padded = rows.new_zeros(max(counts), rows.shape[1])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in counts]
+    distributed.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def pick_rows(
+    rows: Float[Tensor, "row dim"], count: int, generator: torch.Generator
+) -> Float[Tensor, "count dim"]:
+    """Draws rows of all ranks with replacement; every rank gets the same ones, those that the first drew.
+
+    Only what is drawn travels. At least one rank must have rows.
+    """
+    counts = _row_counts(rows) if _distributed() else [len(rows)]
+    picks = torch.randint(sum(counts), (count,), generator=generator).to(rows.device)
+    if not _distributed():
+        return rows[picks]
+    own = from_first_rank(picks) - sum(counts[: distributed.get_rank()])
+    here = (own >= 0) & (own < len(rows))
+    picked = rows.new_zeros(count, rows.shape[1])
+    picked[here] = rows[own[here]]
+    return sum_over_ranks(picked)  # one rank adds a row, the others zeros
+
+
+def _row_counts(rows: Tensor) -> list[int]:
+    counts = torch.zeros(distributed.get_world_size(), dtype=torch.int64, device=rows.device)
+    counts[distributed.get_rank()] = len(rows)
+    return sum_over_ranks(counts).tolist()
+
+
+def _distributed() -> bool:
+    return distributed.is_available() and distributed.is_initialized()

@@ -21,7 +21,7 @@ from samtok.model import decoder as mask_decoding
 from samtok.model.backbone import ImageFeatures, build_image_encoder, normalize
 from samtok.model.encoder import MaskEncoder
 from samtok.model.prompts import BOX_LABELS, mask_prompts, normalized_boxes
-from samtok.model.quantizer import ResidualQuantizer
+from samtok.model.quantizer import build_quantizer
 
 Image = UInt8[np.ndarray, "height width 3"]
 MaskList = Sequence[np.ndarray]
@@ -57,10 +57,7 @@ class MaskTokenizer(nn.Module):
         self.mask_encoder = MaskEncoder(mask_decoding.build_transformer(config), config.dim)
         self.mask_decoder = mask_decoding.build_mask_decoder(config)
         self.no_mem_embed = nn.Parameter(torch.zeros(1, 1, config.dim))
-        quantizer = config.quantizer
-        self.quantizer = ResidualQuantizer(
-            config.dim, num_codes=quantizer.num_codes, num_levels=quantizer.num_levels
-        )
+        self.quantizer = build_quantizer(config.quantizer, config.dim)
         self.autocast_dtype: torch.dtype | None = None
         self.max_masks = 64
 
