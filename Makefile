@@ -21,14 +21,17 @@ help:
 setup: $(STAMP) ## install the pinned packages into .venv
 
 $(STAMP): requirements.lock pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed: make $@ PYTHON=/path/to/python3.11"; exit 1; }
 	UV=$$(command -v uv || true); \
-	if [ -z "$$UV" ]; then $(BIN)/python -m pip install -q uv; UV=$(BIN)/uv; fi; \
+	if [ -n "$$UV" ]; then $$UV venv -q --allow-existing --python $(PYTHON) .venv; \
+	else $(PYTHON) -m venv --clear .venv; $(BIN)/python -m pip install -q uv; UV=$(BIN)/uv; fi; \
 	$$UV pip install -q --python $(BIN)/python --compile-bytecode -r requirements.lock; \
 	$$UV pip install -q --python $(BIN)/python --no-deps -e .
 	touch $(STAMP)
 
 quickstart: setup ## a synthetic corpus becomes mask words and a report with pictures
+	rm -rf runs/shapes runs/words
 	$(BIN)/python jobs/make_shapes.py --preset heldout --num-images 300 --out runs/shapes
 	$(BIN)/python jobs/tokenize_corpus.py --preset smoke
 	@echo "open runs/words/report/index.html, or: $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db"

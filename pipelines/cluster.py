@@ -48,8 +48,10 @@ class ClusterInfo:
     """Host and port of its head, or the address by which it was joined."""
     started_here: bool
     """Whether this process started it, so that it ends with this process."""
+    memory_bytes: float = math.inf
+    """Memory that tasks may reserve."""
 
-    def require(self, *, cpus: float = 0, gpus: float = 0) -> None:
+    def require(self, *, cpus: float = 0, gpus: float = 0, memory_bytes: int = 0) -> None:
         """Makes sure that what a job wants to hold at the same time is there at all.
 
         Ray itself would wait for ever for what no node has.
@@ -57,7 +59,13 @@ class ClusterInfo:
         Raises:
             ClusterError: the cluster is too small.
         """
-        for asked, have, name in ((cpus, self.num_cpus, "CPUs"), (gpus, self.num_gpus, "GPUs")):
+        gib = 2**30
+        wanted = (
+            (cpus, self.num_cpus, "CPUs"),
+            (gpus, self.num_gpus, "GPUs"),
+            (memory_bytes / gib, self.memory_bytes / gib, "GiB of memory"),
+        )
+        for asked, have, name in wanted:
             if asked > have:
                 raise ClusterError(
                     f"This job needs {asked:g} {name} at the same time; the cluster at {self.address} has "
@@ -184,6 +192,7 @@ def _info(ray: Any) -> ClusterInfo:
         num_gpus=have.get("GPU", 0.0),
         address=ray.get_runtime_context().gcs_address,
         started_here=_local_folder is not None,
+        memory_bytes=have.get("memory", 0.0),
     )
 
 

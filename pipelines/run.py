@@ -12,7 +12,7 @@ from typing import Any
 
 import samtok
 from pipelines import log as logs
-from samtok.errors import SamtokError
+from samtok.errors import ClusterError, SamtokError
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,8 @@ def guard(work: Callable[[], int]) -> int:
         return 130
     except Exception as error:
         ours = known_cause(error)
+        if ours is None and type(error).__module__ == "ray.exceptions":
+            ours = ClusterError(f"{type(error).__name__}: {str(error).strip()[-1500:]}")
         if ours is None:
             raise
         log.error("%s: %s", type(ours).__name__, ours)

@@ -1,6 +1,6 @@
 """Shard plan, commit records and manifest: what decides that a corpus is written exactly once.
 
-    OUT/plan/inputs-00012.parquet     what shard 12 is made of, frozen when the plan was made
+    OUT/plan/<hash8>/inputs-00012.parquet   what shard 12 is made of, frozen when the plan was made
     OUT/plan.json                     ordered shards and the fingerprint; written after all plan files
     OUT/data/shard-00012-<hash8>.parquet
     OUT/rejects/shard-00012-<hash8>.parquet
@@ -139,13 +139,14 @@ def make_plan(
     rows = []
     while batch := list(islice(kept, shard_rows)):
         table = schema.table(map(dataclasses.asdict, batch), INPUT_ROW)
-        where = storage.join(out, _plan_file(len(rows)))
+        where = storage.join(out, _plan_folder(fingerprint), _inputs_file(len(rows)))
         storage.write_bytes(where, parquet_bytes(table, row_group_rows=chunk_rows))
         rows.append(len(batch))
     listed = None
     if rejects:
         data = parquet_bytes(schema.table(rejects, schema.REJECT_ROW))
-        listed = {"file": "plan/rejects.parquet", "entries": len(rejects), **_reject_counts(rejects)}
+        name = f"{_plan_folder(fingerprint)}/rejects.parquet"
+        listed = {"file": name, "entries": len(rejects), **_reject_counts(rejects)}
         storage.write_bytes(storage.join(out, listed["file"]), data)
     body = {
         "schema_version": schema.SCHEMA_VERSION,
@@ -178,10 +179,19 @@ def _reject_counts(rejects: list[dict[str, Any]]) -> dict[str, int]:
     }
 
 
-def read_inputs(out: str, chunk: Chunk) -> list[Input]:
-    """Reads the inputs of one chunk from the plan."""
-    with storage.open_input(storage.join(out, _plan_file(chunk.shard))) as file:
+def read_inputs(plan: Plan, chunk: Chunk) -> list[Input]:
+    """Reads the inputs of one chunk from the plan.
+
+    Raises:
+        DataError: If the plan file has another number of them.
+    """
+    where = storage.join(plan.out, _plan_folder(plan.fingerprint), _inputs_file(chunk.shard))
+    with storage.open_input(where) as file:
         table = pq.ParquetFile(file).read_row_group(chunk.index)
+    if len(table) != chunk.num_inputs:
+        raise DataError(
+            f"{where} has {len(table)} images in chunk {chunk.index}, expected {chunk.num_inputs}."
+        )
     return [Input(row["key"], row["payload"], row["num_masks"]) for row in table.to_pylist()]
 
 
@@ -250,6 +260,7 @@ def finish(plan: Plan, records: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
             f"{len(missing)} shards of {plan.out} are not committed, first {missing[0]}. Run again."
         )
     shards = [records[shard] for shard in sorted(records)]
+    _check_rows(plan, shards)
     _remove_orphans(plan.out, shards)
     manifest = {
         "schema_version": schema.SCHEMA_VERSION,
@@ -260,6 +271,15 @@ def finish(plan: Plan, records: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
     }
     storage.write_bytes(storage.join(plan.out, MANIFEST), json.dumps(manifest, sort_keys=True).encode())
     return manifest
+
+
+def _check_rows(plan: Plan, shards: list[dict[str, Any]]) -> None:
+    for shard, planned in zip(shards, plan.shard_rows, strict=True):
+        if shard["counts"]["rows_in"] != planned:
+            raise DataError(
+                f"shard {shard['shard']} of {plan.out} has {shard['counts']['rows_in']} images, the plan "
+                f"{planned}. Remove its commit record and run again."
+            )
 
 
 def totals(plan: Plan, shards: Iterable[Mapping[str, Any]]) -> dict[str, int]:
@@ -304,8 +324,12 @@ def _remove_orphans(out: str, shards: list[dict[str, Any]]) -> None:
                 storage.delete(info.uri)
 
 
-def _plan_file(shard: int) -> str:
-    return f"plan/inputs-{shard:05d}.parquet"
+def _plan_folder(fingerprint: Mapping[str, Any]) -> str:
+    return f"plan/{digest(fingerprint)[:8]}"  # two jobs that plan at once must not mix their files
+
+
+def _inputs_file(shard: int) -> str:
+    return f"inputs-{shard:05d}.parquet"
 
 
 def _commit_file(shard: int) -> str:

@@ -39,7 +39,7 @@ _down: dict[str, float] = {}
 """Places that do not answer, and since when; so that an outage is told once, not by every thread."""
 
 
-class NotFoundError(StorageError):
+class NotFoundError(StorageError, FileNotFoundError):
     """The file or object does not exist."""
 
 
@@ -84,6 +84,11 @@ def is_remote(uri: str) -> bool:
     if scheme != "s3":
         raise ConfigError(f"Cannot use {uri}: {scheme}:// is unknown. Use a path, file:// or s3://.")
     return True
+
+
+def is_anchored(uri: str) -> bool:
+    """Whether the URI means the same in every working directory."""
+    return is_remote(uri) or local.path_of(uri).is_absolute()
 
 
 def join(uri: str, *parts: str) -> str:

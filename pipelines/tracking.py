@@ -55,13 +55,20 @@ class Tracker:
         storage.write_bytes(storage.join(home, RUN_FILE), json.dumps(record).encode())
 
     def _resumed(self, client: Any, home: str) -> str | None:
+        import mlflow
+
         where = storage.join(home, RUN_FILE)
         if not storage.exists(where):
             return None
         record = storage.read_json(where)
         if record["tracking_uri"] != self._uri:
             return None
-        client.update_run(record["run_id"], status="RUNNING")
+        try:
+            client.update_run(record["run_id"], status="RUNNING")
+        except mlflow.MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None  # another database under the same name, as sqlite in another folder
         return record["run_id"]
 
     def params(self, values: Mapping[str, Any]) -> None:

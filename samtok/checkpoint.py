@@ -6,9 +6,11 @@ Our format is a folder with ``config.json`` and ``model.safetensors``. ``from_sa
 foreign is refused with the keys named.
 """
 
+import hashlib
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from samtok.config import PRESETS, MaskTokenizerConfig
-from samtok.errors import CheckpointError
+from samtok.errors import CheckpointError, SamtokError
 
 if TYPE_CHECKING:
     from samtok.model.tokenizer import MaskTokenizer
@@ -80,48 +82,62 @@ def resolve(uri: str) -> str:
     return str(shipped) if "/" not in uri and (shipped / CONFIG_FILE).exists() else uri.rstrip("/")
 
 
-def load_pretrained(kind: "type[MaskTokenizer]", uri: str) -> "MaskTokenizer":
+def load_pretrained(
+    kind: "type[MaskTokenizer]", uri: str, *, read: Callable[[str], bytes] | None = None
+) -> "MaskTokenizer":
     """Builds the model that ``config.json`` describes and fills it.
+
+    Args:
+        kind: The class to build.
+        uri: A shipped name, or a folder.
+        read: Reads a file by its URI, so that callers can bring their own credentials and retries.
 
     Raises:
         CheckpointError: If a file is missing or broken, or keys or shapes differ from the config's.
     """
     folder = resolve(uri)
-    config = read_config(uri)
+    config, data = read_config(uri, read=read), read_weights(uri, read=read)
     try:
-        state = load_safetensors(_read(f"{folder}/{WEIGHTS_FILE}"))
-    except CheckpointError:
-        raise
+        state = load_safetensors(data)
     except Exception as error:  # safetensors raises several kinds for broken files
         raise CheckpointError(
             f"{folder}/{WEIGHTS_FILE} is not a whole safetensors file: {error}. Copy it again."
         ) from error
     model = kind(config)
     _fill(model, state, where=f"{folder}/{WEIGHTS_FILE}")
+    model.weights_sha256 = hashlib.sha256(data).hexdigest()
     return model
 
 
-def read_config(uri: str) -> MaskTokenizerConfig:
+def read_config(uri: str, *, read: Callable[[str], bytes] | None = None) -> MaskTokenizerConfig:
     """Reads the architecture of a tokenizer without its weights."""
     where = f"{resolve(uri)}/{CONFIG_FILE}"
-    return MaskTokenizerConfig.from_json(_read(where).decode("utf-8"), where=where)
+    return MaskTokenizerConfig.from_json(_read(where, read).decode("utf-8"), where=where)
 
 
-def read_weights(uri: str) -> bytes:
+def read_weights(uri: str, *, read: Callable[[str], bytes] | None = None) -> bytes:
     """Returns the bytes of a tokenizer's weight file, for fingerprints."""
-    return _read(f"{resolve(uri)}/{WEIGHTS_FILE}")
+    return _read(f"{resolve(uri)}/{WEIGHTS_FILE}", read)
 
 
-def _read(uri: str) -> bytes:
+def _read(uri: str, read: Callable[[str], bytes] | None) -> bytes:
     try:
-        with fsspec.open(uri, "rb") as file:
-            return file.read()  # type: ignore[union-attr]
+        return (read or _read_with_fsspec)(uri)
     except FileNotFoundError as error:
         shipped = sorted(p.name for p in SHIPPED.glob("*") if (p / CONFIG_FILE).exists())
         raise CheckpointError(
             f"there is no {uri}. A tokenizer is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, "
             f"or one of the shipped names {shipped}."
         ) from error
+    except SamtokError:
+        raise
+    except Exception as error:  # every store has its own errors; all mean that there are no weights
+        raise CheckpointError(f"{uri} cannot be read ({type(error).__name__}: {error}).") from error
+
+
+def _read_with_fsspec(uri: str) -> bytes:
+    with fsspec.open(uri, "rb") as file:
+        return file.read()  # type: ignore[union-attr]
 
 
 def from_sam2(path: str, preset: str) -> "MaskTokenizer":

@@ -71,7 +71,7 @@ def make_corpus(
     )
     tokenize = TokenizeMasks(tokenizer_uri, policy=policy)
     config = tokenize.tokenizer.config
-    read = ReadImages(out, reader, config.image_size, policy)
+    read = ReadImages(plan, reader, config.image_size, policy)
     todo = range(len(plan.shard_rows)) if only_shards is None else only_shards
     for number in todo:
         assembler, shard = Assembler(), None

@@ -31,17 +31,21 @@ class Assembler:
     """Holds the chunks of shards in flight; a shard leaves as soon as it is whole."""
 
     _parts: dict[int, dict[int, dict[str, Any]]] = field(default_factory=dict)
+    _left: set[int] = field(default_factory=set)
 
     def add(self, chunk: Mapping[str, Any]) -> Shard | None:
         """Takes one finished chunk; returns its shard if that is now whole.
 
-        A chunk that comes twice (its actor died after the answer was on its way) replaces its equal.
+        A chunk that comes twice (its actor died after the answer was on its way) changes nothing.
         """
         number = chunk["shard"]
+        if number in self._left:
+            return None
         parts = self._parts.setdefault(number, {})
         parts[chunk["index"]] = {name: chunk[name] for name in ("rows", "rejects", "counts")}
         if len(parts) < chunk["num_chunks"]:
             return None
+        self._left.add(number)
         ordered = [parts[index] for index in sorted(self._parts.pop(number))]
         counts: Counter[str] = Counter()
         for part in ordered:

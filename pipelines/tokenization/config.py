@@ -66,8 +66,8 @@ class PoolConfig:
 
     actors: int = 1
     """Tokenizer actors to keep alive."""
-    gpus_per_actor: float = 0.0
-    """GPUs each actor holds, fractions allowed; 0 runs it on the CPU."""
+    gpus_per_actor: float | None = None
+    """GPUs each actor holds, fractions allowed; 0 is the CPU. By default 1 if this machine has one."""
     cpus_per_actor: float = 1.0
     """CPUs each actor holds."""
     threads_per_actor: int = 1
@@ -84,11 +84,12 @@ class PoolConfig:
                     f"--pool.{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
                 )
         for name in ("gpus_per_actor", "cpus_per_actor"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise ConfigError(
                     f"--pool.{name.replace('_', '-')} cannot be negative, got {getattr(self, name)}"
                 )
-        if self.gpus_per_actor > 1 and self.gpus_per_actor != int(self.gpus_per_actor):
+        gpus = self.gpus_per_actor or 0
+        if gpus > 1 and gpus != int(gpus):
             raise ConfigError(f"--pool.gpus-per-actor above 1 must be whole, got {self.gpus_per_actor}")
 
 
@@ -137,6 +138,11 @@ class TokenizeCorpusConfig:
             if not 0 <= getattr(self, name) <= 1:
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} is a share and must lie in [0, 1], got {getattr(self, name)}")
+        if "@" in self.tracking.partition("://")[2].partition("/")[0]:
+            raise ConfigError(
+                "--tracking must not hold a user or password, since configs are written beside results. "
+                "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead."
+            )
         if self.report_images < 0:
             raise ConfigError(f"--report-images cannot be negative, got {self.report_images}")
 

@@ -75,6 +75,11 @@ def check_rejects(config: TokenizeCorpusConfig, totals: Mapping[str, int]) -> No
     Raises:
         DataError: If one is larger. The corpus and its reject table are complete all the same.
     """
+    if totals["rows_in"] and not totals["rows_out"]:
+        raise DataError(
+            f"none of the {totals['rows_in']} images could be used. Is --corpus.images right, and mounted? "
+            f"See `python -m pipelines.browse {config.out}` for the reasons; then choose another --out."
+        )
     for what, lost, of in (("images", "rows_rejected", "rows_in"), ("masks", "masks_rejected", "masks_in")):
         rate = totals[lost] / max(totals[of], 1)
         if rate > config.max_reject_rate:
@@ -100,7 +105,7 @@ def publish(config: TokenizeCorpusConfig, manifest: dict[str, Any], work: Work, 
     if not config.report_images:
         return
     device = "cuda" if config.pool.gpus_per_actor and _has_gpu() else "cpu"
-    tokenizer = MaskTokenizer.from_pretrained(config.tokenizer.uri, device=device)
+    tokenizer = MaskTokenizer.from_pretrained(config.tokenizer.uri, device=device, read=storage.read_bytes)
     report.write_report(config.out, tokenizer=tokenizer, max_images=config.report_images, seed=config.seed)
     with tempfile.TemporaryDirectory() as folder:
         for info in storage.list_files(storage.join(config.out, "report")):

@@ -9,16 +9,23 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from pipelines import env, schema, shards, storage
 from pipelines import run as runs
-from pipelines import schema, shards, storage
 from pipelines.ingestion.reader import Input, Reader, Reject
 from pipelines.ingestion.registry import build_reader
 from pipelines.tokenization.config import CorpusConfig, TokenizeCorpusConfig
 from samtok import checkpoint
 from samtok.config import MaskTokenizerConfig
+from samtok.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+CODE_VERSION = 1
+"""Raised by hand with every change of the code that changes words or rows."""
+
+MAX_CHUNK_BYTES = 2**30
 CHUNK_BYTES, MAX_CHUNK_ROWS = 48 * 2**20, 64
 """A chunk's pixels travel through Ray's object store at once; much smaller ones leave actors waiting for Ray:
 at 128 px on two cores, chunks of 64 images gave 1.8 times the rate of chunks of 16."""
@@ -38,15 +45,42 @@ class Job:
 
 def prepare(config: TokenizeCorpusConfig) -> Job:
     """Checks what can be known before Ray starts: the storage, the dataset's files, the tokenizer."""
+    _refuse_lost_folders(config)
     config = _with_absolute_paths(config)
     if not config.dry_run:
         storage.check(config.out)
-    architecture = checkpoint.read_config(config.tokenizer.uri)
-    if config.chunk_rows is None:
-        fitting = CHUNK_BYTES // (3 * architecture.image_size**2)
-        config = dataclasses.replace(config, chunk_rows=max(1, min(MAX_CHUNK_ROWS, fitting)))
+    architecture = checkpoint.read_config(config.tokenizer.uri, read=storage.read_bytes)
+    config = _filled_in(config, architecture)
     reader = _reader_of(config.corpus)
     return Job(config, reader, architecture, _fingerprint(config, reader, architecture))
+
+
+def _refuse_lost_folders(config: TokenizeCorpusConfig) -> None:
+    """Under ``ray job submit --working-dir`` the working directory is a copy that Ray deletes later."""
+    if env.get(env.RAY_JOB_CONFIG) is None:
+        return
+    relative_db = config.tracking.startswith("sqlite:///") and not config.tracking.startswith("sqlite:////")
+    for flag, lost in (("out", not storage.is_anchored(config.out)), ("tracking", relative_db)):
+        if lost:
+            raise ConfigError(
+                f"--{flag} {getattr(config, flag)} is relative, so a submitted job would write it into Ray's "
+                "temporary copy of the working directory. Give an absolute path or a URI."
+            )
+
+
+def _filled_in(config: TokenizeCorpusConfig, architecture: MaskTokenizerConfig) -> TokenizeCorpusConfig:
+    """Replaces what is chosen by the architecture and the machine, and checks what the user chose."""
+    pixels = 3 * architecture.image_size**2
+    rows = config.chunk_rows or max(1, min(MAX_CHUNK_ROWS, CHUNK_BYTES // pixels))
+    if rows * pixels > MAX_CHUNK_BYTES:
+        raise ConfigError(
+            f"--chunk-rows {rows} makes chunks of {rows * pixels / 2**20:.0f} MB of pixels; at most "
+            f"{MAX_CHUNK_BYTES // 2**20} fit. Lower it to {MAX_CHUNK_BYTES // pixels}."
+        )
+    pool = config.pool
+    if pool.gpus_per_actor is None:
+        pool = dataclasses.replace(pool, gpus_per_actor=1.0 if torch.cuda.is_available() else 0.0)
+    return dataclasses.replace(config, chunk_rows=rows, pool=pool)
 
 
 def _with_absolute_paths(config: TokenizeCorpusConfig) -> TokenizeCorpusConfig:
@@ -80,22 +114,27 @@ def _reader_of(corpus: CorpusConfig) -> Reader:
 def _fingerprint(
     config: TokenizeCorpusConfig, reader: Reader, architecture: MaskTokenizerConfig
 ) -> dict[str, Any]:
-    """How many actors there are, where they run and where the dataset lies are not in it."""
+    """How many actors there are is not in it. Where the dataset lies is, since rows name their images."""
     corpus, tokenizer = config.corpus, config.tokenizer
+    weights = checkpoint.read_weights(tokenizer.uri, read=storage.read_bytes)
     return {
         "reader": corpus.reader,
         "dataset": reader.name,
         "split": reader.split,
+        "source": corpus.source,
+        "images": corpus.images,
         "sources": shards.digest(reader.sources()),
         "mask_key": corpus.mask_key,
         "image_path": corpus.image_path,
         "tokenizer": tokenizer.uri,
-        "weights_sha256": hashlib.sha256(checkpoint.read_weights(tokenizer.uri)).hexdigest(),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "architecture": hashlib.sha256(architecture.to_json().encode()).hexdigest(),
         "num_codes": architecture.quantizer.num_codes,
         "num_levels": architecture.quantizer.num_levels,
         "dtype": tokenizer.dtype,
         "threshold": tokenizer.threshold,
+        "device": "cuda" if config.pool.gpus_per_actor else "cpu",
+        "compile": tokenizer.compile,
         "images_per_batch": tokenizer.images_per_batch,
         "masks_per_batch": tokenizer.masks_per_batch,
         "threads_per_actor": config.pool.threads_per_actor,
@@ -108,7 +147,7 @@ def _fingerprint(
         "limit": config.limit,
         "seed": config.seed,
         "schema_version": schema.SCHEMA_VERSION,
-        "samtok": runs.versions()["samtok"],
+        "code_version": CODE_VERSION,
     }
 
 

@@ -26,12 +26,16 @@ from pipelines.tokenization.outcome import Work
 from pipelines.tokenization.prepare import Job, dry_run, plan_of, prepare
 from pipelines.tokenization.stage import Policy, ReadImages, TokenizeMasks
 from pipelines.tracking import Tracker
+from samtok.errors import ClusterError
 from samtok.model.tokenizer import MaskTokenizer
 
 log = logging.getLogger(__name__)
 
 DECODER_MEMORY_BYTES = 512 * 2**20
 """Memory that Ray reserves for a decoding task: one full-size image and a chunk of shrunken ones."""
+
+MAX_RETRIES = 8
+"""Times a chunk is repeated after its worker died; without a bound, one that kills workers never ends."""
 
 MAX_BLOCKS = 10_000
 """Blocks that Ray Data is given at once; each costs the driver a little time and memory."""
@@ -78,10 +82,13 @@ def _work(job: Job, plan: Plan, records: dict[int, dict[str, Any]], tracker: Tra
     work, pool = Work(), job.config.pool
     if not todo:
         return work
-    MaskTokenizer.from_pretrained(job.config.tokenizer.uri)  # a broken one fails here, not in every actor
+    MaskTokenizer.from_pretrained(
+        job.config.tokenizer.uri, read=storage.read_bytes
+    )  # a broken one fails here, not in every actor
     cpus = pool.actors * pool.cpus_per_actor + pool.decoders
     with session(num_cpus=pool.num_cpus, at_least_cpus=cpus) as cluster:
-        cluster.require(cpus=cpus, gpus=pool.actors * pool.gpus_per_actor)
+        memory = pool.decoders * DECODER_MEMORY_BYTES
+        cluster.require(cpus=cpus, gpus=pool.actors * (pool.gpus_per_actor or 0), memory_bytes=memory)
         started = time.monotonic()
         for record in _commit_all(job, plan, _stream(job, plan, todo)):
             records[record["shard"]] = record
@@ -98,6 +105,7 @@ def _stream(job: Job, plan: Plan, todo: list[int]) -> Iterator[dict[str, Any]]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # else the exit code of a worker's error is lost
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     config, pool = job.config, job.config.pool
     policy = Policy(
@@ -110,28 +118,31 @@ def _stream(job: Job, plan: Plan, todo: list[int]) -> Iterator[dict[str, Any]]:
     )
     dataset = ray.data.from_arrow(_blocks(plan, todo))
     dataset = dataset.map_batches(
-        ReadImages(plan.out, job.reader, job.architecture.image_size, policy).__call__,
+        ReadImages(plan, job.reader, job.architecture.image_size, policy).__call__,
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.TaskPoolStrategy(size=pool.decoders),
         num_cpus=1,
+        ray_remote_args_fn=lambda: {"max_retries": MAX_RETRIES},
         memory=DECODER_MEMORY_BYTES,  # also keeps Ray Data from fusing this stage into the tokenizer actors
     )
     dataset = dataset.map_batches(
         TokenizeMasks,
         fn_constructor_args=(config.tokenizer.uri,),
         fn_constructor_kwargs={
-            "device": "cuda" if pool.gpus_per_actor else "cpu",
+            "device": job.fingerprint["device"],
             "dtype": config.tokenizer.dtype,
             "images_per_batch": config.tokenizer.images_per_batch,
             "masks_per_batch": config.tokenizer.masks_per_batch,
             "policy": policy,
             "compile": config.tokenizer.compile,
             "threads": pool.threads_per_actor,
+            "weights_sha256": job.fingerprint["weights_sha256"],
         },
         batch_size=1,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=pool.actors),  # restarts killed actors, repeats their chunks
+        compute=ray.data.ActorPoolStrategy(size=pool.actors),  # restarts killed actors
+        ray_remote_args_fn=lambda: {"max_task_retries": MAX_RETRIES},
         num_cpus=pool.cpus_per_actor,
         num_gpus=pool.gpus_per_actor or None,
     )
@@ -173,7 +184,8 @@ def _commit_all(job: Job, plan: Plan, chunks: Iterator[dict[str, Any]]) -> Itera
                 yield waiting.pop(0).result()
         for future in waiting:
             yield future.result()
-    assert not assembler.in_flight, f"{assembler.in_flight} shards lack chunks although Ray Data ended"
+    if assembler.in_flight:
+        raise ClusterError(f"{assembler.in_flight} shards lack chunks although Ray Data ended. Run again.")
 
 
 def _progress(plan: Plan, records: Mapping[int, Any], work: Work, planned: int, tracker: Tracker) -> None:

@@ -4,6 +4,7 @@ A chunk is one row of Arrow that carries up to ``chunk_rows`` images as a unit, 
 are the same in every run and the codes do not depend on scheduling.
 """
 
+import dataclasses
 import json
 import zlib
 from collections.abc import Iterator
@@ -18,10 +19,13 @@ from pipelines import schema, shards, storage
 from pipelines.ingestion.image_source import read_image_bytes
 from pipelines.ingestion.reader import Reader
 from samtok import images, masks, words
-from samtok.errors import DataError
+from samtok.errors import CheckpointError, DataError
 from samtok.model.tokenizer import MaskTokenizer
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
+
+MAX_DENSE_PIXELS = 2**28
+"""Pixels, and bytes, of the masks that are held at full size at once."""
 
 COUNTS = ("rows_in", "rows_out", "rows_rejected", "masks_in", "masks_out", "masks_rejected", "masks_filtered")
 """What is counted per chunk, shard and corpus; in = out + rejected (+ filtered), always."""
@@ -56,20 +60,21 @@ class ReadImages:
     """Reads the records of a chunk, fetches, decodes and shrinks their images on the CPU.
 
     Args:
-        out: Folder of the corpus, whose plan says what a chunk is.
+        plan: Says what a chunk is.
         reader: The dataset.
         image_size: Side of the tokenizer's input, in pixels.
         policy: Which masks go on.
     """
 
-    def __init__(self, out: str, reader: Reader, image_size: int, policy: Policy) -> None:
-        self.out, self.reader, self.image_size, self.policy = out, reader, image_size, policy
+    def __init__(self, plan: shards.Plan, reader: Reader, image_size: int, policy: Policy) -> None:
+        self.plan = dataclasses.replace(plan, shard_rows=())  # travels with every task; chunks say the rest
+        self.reader, self.image_size, self.policy = reader, image_size, policy
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Adds to a chunk its image rows, pixels (uint8, side x side x 3 each) and rejects."""
         chunk = shards.Chunk(**batch.to_pylist()[0])
         rows, pixels, rejects, counts = [], [], [], dict.fromkeys(COUNTS, 0)
-        for item in shards.read_inputs(self.out, chunk):
+        for item in shards.read_inputs(self.plan, chunk):
             result = self.reader.read(item)
             rejects += result.rejects
             counts["rows_in"] += 1
@@ -138,6 +143,10 @@ class TokenizeMasks:
         policy: Which images are reconstructed.
         compile: Compile the image encoder.
         threads: Threads of CPU arithmetic.
+        weights_sha256: What the plan says of the weights; None takes any.
+
+    Raises:
+        CheckpointError: If the weights are not those of the plan, as after a replacement in mid-run.
     """
 
     def __init__(
@@ -151,11 +160,22 @@ class TokenizeMasks:
         policy: Policy,
         compile: bool = False,
         threads: int = 1,
+        weights_sha256: str | None = None,
     ) -> None:
         torch.set_num_threads(threads)
         self.tokenizer = MaskTokenizer.from_pretrained(
-            uri, device=device, dtype=DTYPES[dtype], max_masks=masks_per_batch, compile=compile
+            uri,
+            device=device,
+            dtype=DTYPES[dtype],
+            max_masks=masks_per_batch,
+            compile=compile,
+            read=storage.read_bytes,
         )
+        if weights_sha256 not in (None, self.tokenizer.weights_sha256):
+            raise CheckpointError(
+                f"the weights of {uri} are no longer those that the corpus was planned with. "
+                "Put them back, or choose another --out."
+            )
         self.images_per_batch, self.policy = images_per_batch, policy
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -185,7 +205,8 @@ class TokenizeMasks:
         features = self.tokenizer.features_of(list(pixels))
         todo = [(i, mask) for i, row in enumerate(rows) for mask in row["masks"]]
         coded: list[list[dict[str, Any]]] = [[] for _ in rows]
-        for group in _groups(todo, self.tokenizer.max_masks):
+        areas = [row["height"] * row["width"] for row in rows]
+        for group in _groups(todo, areas, self.tokenizer.max_masks):
             owners = [i for i, _ in group]
             dense = [
                 masks.decode(mask["rle"], height=rows[i]["height"], width=rows[i]["width"])
@@ -193,21 +214,22 @@ class TokenizeMasks:
             ]
             codes = self.tokenizer.codes_of(features, dense, owners)
             ious = self._reconstruct(features, rows, owners, dense, codes)
-            for (i, mask), full, code, iou in zip(group, dense, codes.tolist(), ious, strict=True):
-                coded[i].append(self._code_mask(mask, full, code, iou))
+            for (i, mask), code, iou in zip(group, codes.tolist(), ious, strict=True):
+                coded[i].append(self._code_mask(rows[i], mask, code, iou))
         return [{**row, "masks": found} for row, found in zip(rows, coded, strict=True)]
 
     def _code_mask(
-        self, mask: dict[str, Any], full: np.ndarray, code: list[int], iou: float | None
+        self, row: dict[str, Any], mask: dict[str, Any], code: list[int], iou: float | None
     ) -> dict[str, Any]:
-        x0, y0, x1, y1 = masks.box_of(full) or (0, 0, 0, 0)
+        size = {"height": row["height"], "width": row["width"]}
+        x0, y0, x1, y1 = masks.box_xyxy(mask["rle"], **size) or (0, 0, 0, 0)
         return {
             **mask,
             "rle": mask["rle"] if self.policy.keep_rle else None,
             "box_xyxy": [x0, y0, x1 + 1, y1 + 1],
             "codes": code,
             "words": words.format_words(code, num_codes=self.tokenizer.num_codes),
-            "area_px": int(full.sum()),
+            "area_px": masks.area(mask["rle"], **size),
             "iou": iou,
         }
 
@@ -253,9 +275,20 @@ def _columns(chunk: shards.Chunk) -> dict[str, list[int]]:
     }
 
 
-def _groups(items: list, size: int) -> Iterator[list]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def _groups(
+    todo: list[tuple[int, dict[str, Any]]], areas: list[int], size: int
+) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+    """Cuts masks into groups of at most ``size``, and of few enough pixels to hold them dense at once."""
+    group: list[tuple[int, dict[str, Any]]] = []
+    pixels = 0
+    for i, mask in todo:
+        if group and (len(group) == size or pixels + areas[i] > MAX_DENSE_PIXELS):
+            yield group
+            group, pixels = [], 0
+        group.append((i, mask))
+        pixels += areas[i]
+    if group:
+        yield group
 
 
 def _outcome(rows: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> dict[str, int]:
@@ -272,5 +305,8 @@ def _outcome(rows: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> dict[
 def _check(counts: dict[str, int], shard: int) -> None:
     rows = counts["rows_out"] + counts["rows_rejected"]
     found = counts["masks_out"] + counts["masks_rejected"] + counts["masks_filtered"]
-    assert counts["rows_in"] == rows, f"shard {shard}: {counts['rows_in']} rows in, {rows} accounted for"
-    assert counts["masks_in"] == found, f"shard {shard}: {counts['masks_in']} masks in, {found} accounted for"
+    if counts["rows_in"] != rows or counts["masks_in"] != found:
+        raise RuntimeError(
+            f"shard {shard}: {counts['rows_in']} rows and {counts['masks_in']} masks went in, {rows} and "
+            f"{found} are accounted for; this is a defect of samtok"
+        )

@@ -84,7 +84,7 @@ def _embed_one(model: MaskTokenizer, scene: Scene) -> Tensor:
     masks = [shape.mask for shape in scene.objects]
     prompts = mask_prompts(masks, model.config.mask_size, model.device)
     boxes = torch.from_numpy(normalized_boxes(masks)).to(model.device)
-    return model.embed_masks(_repeated(model, scene), prompts, boxes).float()
+    return model.embed_masks(_repeated(model, scene).coarse, prompts, boxes).float()
 
 
 @torch.inference_mode()

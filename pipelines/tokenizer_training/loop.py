@@ -97,7 +97,7 @@ def forward(state: TrainState, batch: Batch, config: LossConfig, *, quantize: bo
     """Encodes the masks of a batch, decodes them again, and compares."""
     model = state.model
     features = model.embed_images(normalize(batch.pixels)).of_masks(batch.image_index)
-    z = model.embed_masks(features, batch.prompts, batch.boxes)
+    z = model.embed_masks(features.coarse, batch.prompts, batch.boxes)
     quantized = model.quantizer(z) if quantize else None
     logits = model.decode_embeddings(features, z if quantized is None else quantized.embeddings)
     masks = mask_losses(

@@ -5,7 +5,7 @@ number. ``embed_images``, ``embed_masks`` and ``decode_embeddings`` are the tens
 uses too; ``encode``, ``decode`` and ``reconstruct`` take and give NumPy arrays.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from samtok import images
 from samtok.config import PRESETS, MaskTokenizerConfig
+from samtok.errors import CheckpointError
 from samtok.masks import iou
 from samtok.model import decoder as mask_decoding
 from samtok.model.backbone import ImageFeatures, build_image_encoder, normalize
@@ -60,6 +61,8 @@ class MaskTokenizer(nn.Module):
         self.quantizer = build_quantizer(config.quantizer, config.dim)
         self.autocast_dtype: torch.dtype | None = None
         self.max_masks = 64
+        self.weights_sha256: str | None = None
+        """Of the file that the weights were loaded from; None if they were not."""
 
     @classmethod
     def from_preset(cls, name: str) -> "MaskTokenizer":
@@ -81,6 +84,7 @@ class MaskTokenizer(nn.Module):
         dtype: torch.dtype | None = None,
         max_masks: int = 64,
         compile: bool = False,
+        read: Callable[[str], bytes] | None = None,
     ) -> "MaskTokenizer":
         """Loads a tokenizer for inference.
 
@@ -92,13 +96,14 @@ class MaskTokenizer(nn.Module):
                 quantized and logits returned in float32 all the same.
             max_masks: Masks per forward pass; bounds the memory (about 40 MB each at 1024 px in float32).
             compile: Compiles the image encoder; the first image is slow, the following ones are faster.
+            read: Reads a file by its URI; by default fsspec does.
 
         Raises:
             CheckpointError: If files are missing, foreign, or do not fit their config.
         """
         from samtok.checkpoint import load_pretrained
 
-        model = load_pretrained(cls, uri).to(device).eval().requires_grad_(False)
+        model = load_pretrained(cls, uri, read=read).to(device).eval().requires_grad_(False)
         model.autocast_dtype, model.max_masks = dtype, max_masks
         if compile:
             model.image_encoder.compile()  # in place: the names of the weights stay
@@ -138,21 +143,21 @@ class MaskTokenizer(nn.Module):
 
     def embed_masks(
         self,
-        features: ImageFeatures,
+        coarse: Float[Tensor, "mask dim s s"],
         prompts: Float[Tensor, "mask 1 size size"],
         boxes: Float[Tensor, "mask 4"],
     ) -> Float[Tensor, "mask dim"]:
         """Returns z of each mask.
 
         Args:
-            features: One entry per mask (``ImageFeatures.of_masks``).
+            coarse: The coarse features of its image, one entry per mask.
             prompts: Soft masks in [0, 1] at ``config.mask_size``.
             boxes: x0, y0, x1, y1 over width and height, in [0, 1].
         """
         corners = (boxes * self.config.image_size).reshape(-1, 2, 2)
         labels = torch.tensor([BOX_LABELS], device=boxes.device, dtype=torch.int32).expand(len(boxes), -1)
         sparse, dense = self.prompt_encoder(points=(corners, labels), boxes=None, masks=prompts)
-        return self.mask_encoder(features.coarse, self.prompt_encoder.get_dense_pe(), sparse, dense)
+        return self.mask_encoder(coarse, self.prompt_encoder.get_dense_pe(), sparse, dense)
 
     def decode_embeddings(
         self, features: ImageFeatures, embeddings: Float[Tensor, "mask dim"]
@@ -187,14 +192,20 @@ class MaskTokenizer(nn.Module):
 
         Raises:
             ValueError: If a mask is empty.
+            CheckpointError: If the weights give embeddings that are not finite.
         """
         codes = np.empty((len(masks), self.num_levels), dtype=np.int64)
         boxes = normalized_boxes(masks)
         for part in self._chunks(len(masks)):
-            of_masks = features.of_masks(torch.tensor(image_index[part], device=self.device))
+            coarse = features.coarse[torch.tensor(image_index[part], device=self.device)]
             prompts = mask_prompts(masks[part], self.config.mask_size, self.device)
             with self._autocast():
-                z = self.embed_masks(of_masks, prompts, torch.from_numpy(boxes[part]).to(self.device))
+                z = self.embed_masks(coarse, prompts, torch.from_numpy(boxes[part]).to(self.device))
+            if not z.isfinite().all():
+                raise CheckpointError(
+                    f"embeddings are not finite in {self.autocast_dtype or torch.float32}: the weights are "
+                    "damaged, or this type is too small for them. Try float32."
+                )
             codes[part] = self.quantizer.encode(z).cpu().numpy()
         return codes
 
@@ -308,5 +319,9 @@ def _check_sizes(batch: Sequence[np.ndarray], masks: Sequence[MaskList]) -> None
                 f"image {i} must be RGB uint8 of height x width x 3, got {image.dtype} {image.shape}"
             )
         for j, mask in enumerate(of_image):
+            if mask.dtype != bool:
+                raise ValueError(
+                    f"mask {j} of image {i} is {mask.dtype}, expected bool; use mask > 0 for 0/255 pictures"
+                )
             if mask.shape != image.shape[:2]:
                 raise ValueError(f"mask {j} of image {i} is {mask.shape}, its image {image.shape[:2]}")

@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from pipelines import shards
+from pipelines.ingestion.reader import Input
 from pipelines.ingestion.registry import build_reader
+from pipelines.tokenization import stage
 from pipelines.tokenization.assemble import Assembler, summarize
 from pipelines.tokenization.stage import Policy, ReadImages, TokenizeMasks
+from samtok.errors import CheckpointError, ConfigError, DataError
 from samtok.model.tokenizer import MaskTokenizer
 from tests.bad_folder import IMAGE_REASONS, MASK_REASONS, READ_CORRECTLY, write_bad_folder
 
@@ -36,7 +39,7 @@ def tokenize(
     plan = shards.make_plan(
         str(home / "words"), {"a": 1}, reader.inputs(), shard_rows=1000, chunk_rows=chunk_rows
     )
-    read = ReadImages(plan.out, reader, 64, policy)
+    read = ReadImages(plan, reader, 64, policy)
     words = TokenizeMasks(tokenizer_uri, policy=policy)
     assembler, whole = Assembler(), None
     for chunk in reversed(list(plan.chunks(0))):  # the order of arrival does not matter
@@ -118,3 +121,47 @@ def test_an_empty_chunk_of_rejects_only_passes_through(tmp_path, tokenizer_uri):
     assert len(shard.rows) == 0 and len(shard.rejects) == 1
     summary = summarize(shard.rows, shard.rejects, shard.counts, num_codes=64, num_levels=2)
     assert summary["code_histogram"] == [[], []]
+
+
+def test_replaced_weights_are_noticed(tokenizer_uri):
+    with pytest.raises(CheckpointError, match="no longer those that the corpus was planned with"):
+        TokenizeMasks(tokenizer_uri, policy=Policy(), weights_sha256="0" * 64)
+
+
+def test_dense_masks_are_bounded_by_their_pixels(monkeypatch):
+    todo = [(i % 2, {"mask_id": str(i)}) for i in range(10)]
+    monkeypatch.setattr(stage, "MAX_DENSE_PIXELS", 350)
+    sizes = [len(group) for group in stage._groups(todo, [100, 100], 64)]
+    assert sizes == [3, 3, 3, 1]
+    assert [len(group) for group in stage._groups(todo, [1, 1], 4)] == [4, 4, 2]
+    assert [mask for group in stage._groups(todo, [1000, 1000], 4) for mask in group] == todo
+
+
+def test_a_chunk_that_comes_again_changes_nothing(bad):
+    _, shard = bad
+    assembler = Assembler()
+    empty = {
+        "rows": stage._ipc(shard.rows),
+        "rejects": stage._ipc(shard.rejects),
+        "counts": json.dumps(shard.counts),
+    }
+    chunk = {"shard": 0, "index": 0, "num_chunks": 1, **empty}
+    assert assembler.add(chunk) is not None
+    assert assembler.add(chunk) is None
+    assert assembler.in_flight == 0
+
+
+def test_a_plan_file_of_another_size_is_refused(bad):
+    plan, _ = bad
+    wrong = shards.Chunk(shard=0, index=0, num_chunks=4, num_inputs=2)
+    with pytest.raises(DataError, match="has 3 images in chunk 0, expected 2"):
+        shards.read_inputs(plan, wrong)
+
+
+def test_two_jobs_that_plan_at_once_do_not_mix_their_files(tmp_path):
+    inputs = [[Input(f"{name}{i}", "{}", 1) for i in range(2)] for name in "ab"]
+    first = shards.make_plan(str(tmp_path), {"job": "a"}, inputs[0], shard_rows=2, chunk_rows=2)
+    with pytest.raises(ConfigError, match="job: planned 'a', now 'b'"):
+        shards.make_plan(str(tmp_path), {"job": "b"}, inputs[1], shard_rows=2, chunk_rows=2)
+    (chunk,) = first.chunks(0)
+    assert [item.key for item in shards.read_inputs(first, chunk)] == ["a0", "a1"]

@@ -143,6 +143,26 @@ def test_a_folder_of_bad_files_ends_well_unless_the_reject_rate_is_limited(home,
     assert "50.0% of the images are unusable; --max-reject-rate allows 10.0%" in output
 
 
+def test_a_wrong_image_folder_fails_and_can_be_set_right(home, tmp_path):
+    source, out = write_bad_folder(tmp_path / "data"), tmp_path / "words"
+    wrong = [f if not f.endswith("images") else str(tmp_path) for f in bad_flags(source, out, home)]
+    wrong[wrong.index(str(tmp_path)) - 1] = "--corpus.images"
+    code, output = run_job("tokenize_corpus", *wrong, log=tmp_path / "wrong.log")
+    assert code == 3 and "none of the 10 images could be used. Is --corpus.images right" in output
+    code, output = run_job("tokenize_corpus", *bad_flags(source, out, home), log=tmp_path / "right.log")
+    assert code == 2 and "images: planned" in output  # no silent reuse of the rejected corpus
+
+
+def test_a_storage_error_in_a_worker_keeps_its_exit_code(home, tmp_path):
+    source = write_bad_folder(tmp_path / "data")
+    (tmp_path / "data/images/missing.jpg").mkdir()  # reading a folder is no fault of the record
+    flags = bad_flags(source, tmp_path / "words", home)
+    code, output = run_job("tokenize_corpus", *flags, log=tmp_path / "worker.log")
+    assert code == 4, output[-3000:]
+    assert "StorageError: " in output and "missing.jpg" in output
+    assert "Traceback" not in output[-1000:]
+
+
 def test_mlflow_has_config_counts_usage_pictures_and_lineage(home, tmp_path):
     import mlflow
 

@@ -30,10 +30,15 @@ def test_a_killed_driver_is_resumed_to_the_same_bytes_on_s3(home: Path, whole: P
     assert stored == {shard["data"]["file"].removeprefix("data/") for shard in read_manifest(out)["shards"]}
 
 
-def test_a_run_survives_a_restart_of_the_s3_server(home: Path, whole: Path, bucket: str, s3: S3Server):
+def test_a_run_survives_a_killed_actor_and_a_restart_of_the_s3_server(
+    home: Path, whole: Path, bucket: str, s3: S3Server
+):
     out = f"{bucket}/outage"
     with job("tokenize_corpus", *flags(home, out), log=home / "outage.log") as running:
         running.until(lambda: storage.exists(f"{out}/plan.json") and commits(out) >= 3)
+        actors = running.processes("TokenizeMasks")
+        assert actors
+        actors[0].kill()
         s3.kill()
         time.sleep(3)  # an outage has a length; the job must go on trying through it
         assert running.process.poll() is None, running.output()[-3000:]

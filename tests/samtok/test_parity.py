@@ -31,7 +31,7 @@ def image() -> np.ndarray:
 def tokenizer(golden, tmp_path_factory) -> MaskTokenizer:
     path = tmp_path_factory.mktemp("authors") / "mask_tokenizer_256x2.pth"
     torch.save(authors_state([golden["codebook0"], golden["codebook1"]]), path)
-    return from_authors(str(path)).eval()
+    return from_authors(str(path)).eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_embeddings_codes_and_commitment_equal_the_authors(tokenizer, features, 
     owners = torch.zeros(len(masks), dtype=torch.long)
     with torch.inference_mode():
         prompts = mask_prompts(masks, 256, "cpu")
-        z = tokenizer.embed_masks(features.of_masks(owners), prompts, torch.from_numpy(boxes))
+        z = tokenizer.embed_masks(features.coarse[owners], prompts, torch.from_numpy(boxes))
         quantized = tokenizer.quantizer(z)
     assert np.abs(z.numpy() - golden["z"]).max() < 1e-3
     assert quantized.codes.tolist() == golden["codes"].tolist()

@@ -247,7 +247,7 @@ def test_a_shared_codebook_averages_what_all_levels_see():
     np.testing.assert_allclose(quantizer.codebooks[0], total / size[:, None], rtol=1e-4, atol=1e-5)
 
 
-def test_a_shared_codebook_starts_from_residuals_too():
+def test_a_shared_codebook_starts_from_embeddings_and_residuals_together():
     z = embeddings(600, dim=3)
     deep, flat = (ResidualQuantizer(3, num_codes=24, num_levels=n, shared=True) for n in (3, 1))
     for quantizer in (deep, flat):
@@ -255,7 +255,9 @@ def test_a_shared_codebook_starts_from_residuals_too():
     codes = deep.encode(z)
     errors = [float((z - deep.decode(codes[:, :n])).square().mean()) for n in (1, 2, 3)]
     assert errors[0] > errors[1] > errors[2]
-    assert float((z - flat.decode(flat.encode(z))).square().mean()) > errors[1]
+    alone = float((z - flat.decode(flat.encode(z))).square().mean())
+    assert alone < errors[0] < 1.2 * alone  # few codes are given up for the residuals, which gain much
+    assert errors[1] < 0.4 * alone
 
 
 def test_very_many_seeds_are_points_drawn_without_replacement(monkeypatch):

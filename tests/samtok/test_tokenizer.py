@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from samtok.config import PRESETS
+from samtok.errors import CheckpointError
 from samtok.model.tokenizer import MaskTokenizer
 
 
@@ -90,6 +91,19 @@ def test_an_empty_mask_is_refused_by_name(tokenizer):
 def test_a_mask_of_another_size_is_refused(tokenizer):
     with pytest.raises(ValueError, match=r"mask 0 of image 0 is \(64, 64\)"):
         tokenizer.encode(picture(), rectangles(1, 64, 64))
+
+
+def test_a_picture_of_0_and_255_is_not_taken_for_a_mask(tokenizer):
+    picture_of_mask = rectangles(1)[0].astype(np.uint8) * 255
+    with pytest.raises(ValueError, match="mask 0 of image 0 is uint8, expected bool"):
+        tokenizer.encode(picture(), [picture_of_mask])
+
+
+def test_damaged_weights_do_not_pass_for_codes():
+    broken = MaskTokenizer.from_preset("micro").eval().requires_grad_(False)
+    broken.mask_encoder.mask_tokens.weight.fill_(float("nan"))
+    with pytest.raises(CheckpointError, match="not finite"):
+        broken.encode(picture(), rectangles(1))
 
 
 def test_an_image_that_is_not_rgb_is_refused(tokenizer):
