@@ -81,15 +81,8 @@ def load_corpus(out: str) -> Corpus:
             f"{out} is no corpus of words: it has neither {shards.MANIFEST} nor {shards.PLAN}. "
             "Expected the --out folder of jobs/tokenize_corpus.py."
         )
-    records = shards.committed(plan)
-    listed = [records[shard] for shard in sorted(records)]
-    manifest = {
-        "schema_version": schema.SCHEMA_VERSION,
-        "fingerprint": dict(plan.fingerprint),
-        "plan_rejects": plan.rejects,
-        "totals": shards.totals(plan, listed),
-        "shards": listed,
-    }
+    manifest = shards.manifest_of(plan)
+    records = {record["shard"] for record in manifest["shards"]}
     missing = tuple(shard for shard in range(len(plan.shard_rows)) if shard not in records)
     return Corpus(out, manifest, missing, _num_planned(plan))
 
@@ -118,43 +111,28 @@ def summary(manifest: Mapping[str, Any]) -> dict[str, float]:
         metrics[f"rejects/{reason}"] = count
     if manifest["plan_rejects"]:
         metrics["rejects/plan"] = manifest["plan_rejects"]["entries"]
-    return metrics | _iou_metrics(records)
+    return metrics | _iou_metrics(manifest["iou"])
 
 
-def _iou_metrics(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    records = list(records)
-    count = sum(record["iou_count"] for record in records)
+def _iou_metrics(iou: Mapping[str, Any]) -> dict[str, float]:
+    count, bins = iou["count"], iou["histogram"]
     if not count:
         return {}
-    bins = iou_counts(records)
     edges = np.linspace(0, 1, len(bins) + 1)
     below = np.concatenate([[0], np.cumsum(bins)])
-    first = (
-        int(np.searchsorted(below, count / 2, side="left")) - 1
-    )  # the bin in which half of the masks is reached
+    first = int(np.searchsorted(below, count / 2, side="left")) - 1  # where half of the masks is reached
     share = (count / 2 - below[first]) / bins[first]
     return {
         "iou/count": count,
-        "iou/mean": sum(record["iou_sum"] for record in records) / count,
+        "iou/mean": iou["sum"] / count,
         "iou/median": float(edges[first] + share * (edges[first + 1] - edges[first])),
         "iou/share_below_half": float(below[len(bins) // 2] / count),
     }
 
 
 def code_counts(manifest: Mapping[str, Any]) -> np.ndarray:
-    """Adds up the code histograms of all shards to int64 counts of level x num_codes."""
-    fingerprint = manifest["fingerprint"]
-    counts = np.zeros((fingerprint["num_levels"], fingerprint["num_codes"]), np.int64)
-    for record in manifest["shards"]:
-        for level, pairs in enumerate(record["code_histogram"]):
-            for code, count in pairs:
-                counts[level, code] += count
-    return counts
-
-
-def iou_counts(records: Iterable[Mapping[str, Any]]) -> np.ndarray:
-    """Adds up the IoU histograms: masks per equal bin over [0, 1]; empty without records."""
-    return np.array([record["iou_histogram"] for record in records], np.int64).sum(axis=0).reshape(-1)
+    """Returns how often each code occurs in the corpus: int64 counts of level x num_codes."""
+    return np.array(manifest["code_histogram"], np.int64)
 
 
 def reject_counts(records: Iterable[Mapping[str, Any]]) -> Counter[str]:
@@ -273,7 +251,7 @@ def _check_tokenizer(corpus: Corpus, tokenizer: MaskTokenizer | None) -> None:
 
 
 def _iou_plot(corpus: Corpus, mean: float) -> bytes:
-    counts = iou_counts(corpus.records)
+    counts = np.array(corpus.manifest["iou"]["histogram"], np.int64)
     return plots.histogram_plot(
         counts,
         np.linspace(0, 1, len(counts) + 1),

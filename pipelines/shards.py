@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -38,6 +39,9 @@ INPUT_ROW = pa.schema(
         pa.field("num_masks", pa.int32()),
     ]
 )
+SUMMED = ("code_histogram", "iou_histogram", "iou_sum", "iou_count")
+"""Entries of a commit record that the manifest holds as sums over all shards."""
+
 READ_THREADS = 16
 """Commit records that are read at a time; a request to an object store is mostly waiting."""
 
@@ -233,44 +237,84 @@ def commit(
 
 
 def committed(plan: Plan) -> dict[int, dict[str, Any]]:
-    """Returns the commit records that exist, by shard.
+    """Returns the commit records that exist, by shard, without their histograms.
 
     Raises:
         DataError: If a record belongs to another fingerprint.
     """
-    expected, records = digest(plan.fingerprint), {}
+    return {record["shard"]: slim(record) for record in _records(plan)}
+
+
+def slim(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves out of a commit record what is only ever wanted as a sum, and would fill the driver's memory."""
+    return {name: value for name, value in record.items() if name not in SUMMED}
+
+
+def _records(plan: Plan) -> Iterator[dict[str, Any]]:
+    """Yields whole commit records as they are read."""
+    expected = digest(plan.fingerprint)
     uris = [info.uri for info in storage.list_files(storage.join(plan.out, "commits"), suffix=".json")]
     with ThreadPoolExecutor(READ_THREADS) as threads:
         for uri, record in zip(uris, threads.map(storage.read_json, uris), strict=True):
             if record["fingerprint"] != expected:
                 raise DataError(f"{uri} belongs to another plan. Remove it, or choose another --out.")
-            records[record["shard"]] = record
-    return records
+            yield record
 
 
-def finish(plan: Plan, records: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
+def finish(plan: Plan) -> dict[str, Any]:
     """Removes orphans, writes the manifest and returns it.
 
     Raises:
         StorageError: If a shard has no commit record.
+        DataError: If a shard has another number of images than planned.
     """
-    missing = [shard for shard in range(len(plan.shard_rows)) if shard not in records]
+    manifest = manifest_of(plan)
+    found = [record["shard"] for record in manifest["shards"]]
+    missing = sorted(set(range(len(plan.shard_rows))) - set(found))
     if missing:
         raise StorageError(
             f"{len(missing)} shards of {plan.out} are not committed, first {missing[0]}. Run again."
         )
-    shards = [records[shard] for shard in sorted(records)]
-    _check_rows(plan, shards)
-    _remove_orphans(plan.out, shards)
-    manifest = {
+    _check_rows(plan, manifest["shards"])
+    _remove_orphans(plan.out, manifest["shards"])
+    storage.write_bytes(storage.join(plan.out, MANIFEST), json.dumps(manifest, sort_keys=True).encode())
+    return manifest
+
+
+def manifest_of(plan: Plan) -> dict[str, Any]:
+    """Adds up the commit records that exist; of an unfinished corpus, what its manifest would be now."""
+    size = (plan.fingerprint["num_levels"], plan.fingerprint["num_codes"])
+    codes, iou, shards = np.zeros(size, np.int64), {"histogram": [], "sum": 0.0, "count": 0}, {}
+    for record in _records(plan):
+        shards[record["shard"]] = slim(record)
+        add_sums(codes, iou, record)
+    ordered = [shards[shard] for shard in sorted(shards)]
+    return {
         "schema_version": schema.SCHEMA_VERSION,
         "fingerprint": dict(plan.fingerprint),
         "plan_rejects": plan.rejects,
-        "totals": totals(plan, shards),
-        "shards": shards,
+        "totals": totals(plan, ordered),
+        "code_histogram": codes.tolist(),
+        "iou": iou,
+        "shards": ordered,
     }
-    storage.write_bytes(storage.join(plan.out, MANIFEST), json.dumps(manifest, sort_keys=True).encode())
-    return manifest
+
+
+def add_sums(codes: np.ndarray, iou: dict[str, Any], record: Mapping[str, Any]) -> None:
+    """Adds the histograms of one commit record to those of a manifest, in place.
+
+    Args:
+        codes: Counts of level x code.
+        iou: ``histogram`` (masks per bin), ``sum`` and ``count``.
+        record: As ``pipelines.tokenization.assemble.summarize`` makes it.
+    """
+    for level, pairs in enumerate(record["code_histogram"]):
+        for code, count in pairs:
+            codes[level, code] += count
+    bins = record["iou_histogram"]
+    iou["histogram"] = [a + b for a, b in zip(iou["histogram"] or [0] * len(bins), bins, strict=True)]
+    iou["sum"] += record["iou_sum"]
+    iou["count"] += record["iou_count"]
 
 
 def _check_rows(plan: Plan, shards: list[dict[str, Any]]) -> None:

@@ -90,5 +90,5 @@ def make_corpus(
         shards.commit(plan, number, rows=shard.rows, rejects=shard.rejects, summary=says)
     records = shards.committed(plan)
     if len(records) == len(plan.shard_rows):
-        shards.finish(plan, records)
+        shards.finish(plan)
     return out

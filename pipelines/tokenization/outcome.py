@@ -61,12 +61,11 @@ class Work:
         }
 
 
-def stop_early(config: TokenizeCorpusConfig, plan: Plan, records: Mapping[int, Any]) -> None:
+def stop_early(config: TokenizeCorpusConfig, plan: Plan, rejected: int) -> None:
     """Ends a run whose rejected images already exceed the allowed share of all planned images."""
-    totals = shards.totals(plan, records.values())
     planned = plan.num_inputs + (plan.rejects or {}).get("rows", 0)
-    if totals["rows_rejected"] > config.max_reject_rate * planned:
-        raise DataError(_too_many(config, totals["rows_rejected"] / planned, "images"))
+    if rejected > config.max_reject_rate * planned:
+        raise DataError(_too_many(config, rejected / planned, "images"))
 
 
 def check_rejects(config: TokenizeCorpusConfig, totals: Mapping[str, int]) -> None:

@@ -65,7 +65,7 @@ def _tokenize(config: TokenizeCorpusConfig) -> int:
     tracker.tags({"fingerprint": shards.digest(job.fingerprint), **runs.versions()})
     try:
         work = _work(job, plan, records, tracker)
-        manifest = shards.finish(plan, records)
+        manifest = shards.finish(plan)
         outcome.publish(config, manifest, work, tracker)
         outcome.print_table(config, manifest, work, time.monotonic() - started, tracker)
         outcome.check_rejects(config, manifest["totals"])
@@ -90,11 +90,13 @@ def _work(job: Job, plan: Plan, records: dict[int, dict[str, Any]], tracker: Tra
         memory = pool.decoders * DECODER_MEMORY_BYTES
         cluster.require(cpus=cpus, gpus=pool.actors * (pool.gpus_per_actor or 0), memory_bytes=memory)
         started = time.monotonic()
+        rejected = shards.totals(plan, records.values())["rows_rejected"]
         for record in _commit_all(job, plan, _stream(job, plan, todo)):
-            records[record["shard"]] = record
+            records[record["shard"]] = shards.slim(record)
+            rejected += record["counts"]["rows_rejected"]
             work.add(record["counts"], time.monotonic() - started)
             _progress(plan, records, work, len(todo), tracker)
-            outcome.stop_early(job.config, plan, records)
+            outcome.stop_early(job.config, plan, rejected)
     return work
 
 

@@ -179,10 +179,15 @@ def record(iou_histogram=(0,) * 20, iou_sum=0.0, codes=((), ())):
 
 
 def manifest(*records):
+    codes, iou = np.zeros((2, 4), np.int64), {"histogram": [], "sum": 0.0, "count": 0}
+    for one in records:
+        shards.add_sums(codes, iou, one)
     return {
         "fingerprint": {"num_codes": 4, "num_levels": 2},
         "totals": {"rows_in": 0},
-        "shards": list(records),
+        "code_histogram": codes.tolist(),
+        "iou": iou,
+        "shards": [shards.slim(one) for one in records],
         "plan_rejects": None,
     }
 

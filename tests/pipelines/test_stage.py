@@ -19,6 +19,9 @@ from samtok.errors import CheckpointError, ConfigError, DataError
 from samtok.model.tokenizer import MaskTokenizer
 from tests.bad_folder import IMAGE_REASONS, MASK_REASONS, READ_CORRECTLY, write_bad_folder
 
+SIZE = {"num_codes": 64, "num_levels": 2}
+"""Fingerprint of the corpora here: what the manifest must know."""
+
 
 @pytest.fixture(scope="module")
 def tokenizer_uri(tmp_path_factory) -> str:
@@ -37,7 +40,11 @@ def tokenize(
         "coco", source=str(source), images=str(source.parent / "images"), split="train", dataset="bad"
     )
     plan = shards.make_plan(
-        str(home / "words"), {"a": 1}, reader.inputs(), shard_rows=1000, chunk_rows=chunk_rows
+        str(home / "words"),
+        {"num_codes": 64, "num_levels": 2},
+        reader.inputs(),
+        shard_rows=1000,
+        chunk_rows=chunk_rows,
     )
     read = ReadImages(plan, reader, 64, policy)
     words = TokenizeMasks(tokenizer_uri, policy=policy)
@@ -105,8 +112,9 @@ def test_a_commit_record_summarises_its_shard(bad):
     assert summary["reject_reasons"]["read/rle_sum"] == 1
     record = shards.commit(plan, 0, rows=shard.rows, rejects=shard.rejects, summary=summary)
     again = shards.commit(plan, 0, rows=shard.rows, rejects=shard.rejects, summary=summary)
-    assert record == again == shards.committed(plan)[0]
-    manifest = shards.finish(plan, shards.committed(plan))
+    assert record == again
+    assert shards.committed(plan) == {0: shards.slim(record)}
+    manifest = shards.finish(plan)
     assert manifest == shards.load_manifest(plan.out)
     assert json.loads(json.dumps(manifest))["totals"]["masks_in"] == 12
 

@@ -54,7 +54,7 @@ def test_a_share_of_images_is_reconstructed(whole):
     assert 0.3 < sum(drawn) / len(drawn) < 0.7
     manifest = read_manifest(whole)
     with_iou = sum(mask["iou"] is not None for row in rows(whole) for mask in row["masks"])
-    assert sum(shard["iou_count"] for shard in manifest["shards"]) == with_iou
+    assert manifest["iou"]["count"] == sum(manifest["iou"]["histogram"]) == with_iou
 
 
 def test_a_finished_corpus_is_left_as_it_is(home, whole):
@@ -145,8 +145,8 @@ def test_a_folder_of_bad_files_ends_well_unless_the_reject_rate_is_limited(home,
 
 def test_a_wrong_image_folder_fails_and_can_be_set_right(home, tmp_path):
     source, out = write_bad_folder(tmp_path / "data"), tmp_path / "words"
-    wrong = [f if not f.endswith("images") else str(tmp_path) for f in bad_flags(source, out, home)]
-    wrong[wrong.index(str(tmp_path)) - 1] = "--corpus.images"
+    images = str(source.parent / "images")
+    wrong = [flag if flag != images else str(tmp_path / "nothing") for flag in bad_flags(source, out, home)]
     code, output = run_job("tokenize_corpus", *wrong, log=tmp_path / "wrong.log")
     assert code == 3 and "none of the 10 images could be used. Is --corpus.images right" in output
     code, output = run_job("tokenize_corpus", *bad_flags(source, out, home), log=tmp_path / "right.log")
