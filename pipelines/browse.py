@@ -107,7 +107,7 @@ def _tokenizer(corpus: report.Corpus, uri: str | None) -> MaskTokenizer | None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     log.info("loading the tokenizer %s on %s", wanted, device)
     try:
-        return MaskTokenizer.from_pretrained(wanted, device=device)
+        return MaskTokenizer.from_pretrained(wanted, device=device, read=storage.read_bytes)
     except CheckpointError as error:
         if uri is not None:
             raise

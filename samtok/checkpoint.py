@@ -213,10 +213,12 @@ def _authors_codebooks(entries: dict[str, Tensor], path: str) -> dict[str, Tenso
         raise CheckpointError(f"{path}: quantizer keys are {_some(entries)}; expected {_some(wanted)}.")
     if len({entries[name].shape for name in wanted[::3]}) != 1:
         raise CheckpointError(f"{path}: codebooks of different sizes are not supported.")
+    sizes = torch.stack([entries[name] for name in wanted[1::3]])
+    steps = sizes.sum(dim=1, keepdim=True).clamp_min(1)  # theirs are counts per step, ours shares of it
     return {
         "quantizer.codebooks": torch.stack([entries[name][:-1] for name in wanted[0::3]]),
-        "quantizer.cluster_size": torch.stack([entries[name] for name in wanted[1::3]]),
-        "quantizer.embed_sum": torch.stack([entries[name] for name in wanted[2::3]]),
+        "quantizer.cluster_size": sizes / steps,
+        "quantizer.embed_sum": torch.stack([entries[name] for name in wanted[2::3]]) / steps[..., None],
     }
 
 

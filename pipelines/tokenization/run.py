@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, cast
@@ -118,6 +119,8 @@ def _stream(job: Job, plan: Plan, todo: list[int]) -> Iterator[dict[str, Any]]:
         threshold=config.tokenizer.threshold,
         seed=config.seed,
     )
+    # Ray 2.60 has no other way to bound retries, and will have one before it removes this (pyproject.toml).
+    warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")
     dataset = ray.data.from_arrow(_blocks(plan, todo))
     dataset = dataset.map_batches(
         ReadImages(plan, job.reader, job.architecture.image_size, policy).__call__,

@@ -10,13 +10,16 @@ import pytest
 import torch
 
 from pipelines import shards
+from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.reader import Input
 from pipelines.ingestion.registry import build_reader
+from pipelines.ingestion.shapes_corpus import make_shapes
 from pipelines.tokenization import stage
 from pipelines.tokenization.assemble import Assembler, summarize
 from pipelines.tokenization.stage import Policy, ReadImages, TokenizeMasks
 from samtok.errors import CheckpointError, ConfigError, DataError
 from samtok.model.tokenizer import MaskTokenizer
+from samtok.shapes import WorldConfig, make_scene
 from tests.bad_folder import IMAGE_REASONS, MASK_REASONS, READ_CORRECTLY, write_bad_folder
 
 SIZE = {"num_codes": 64, "num_levels": 2}
@@ -173,3 +176,23 @@ def test_two_jobs_that_plan_at_once_do_not_mix_their_files(tmp_path):
         shards.make_plan(str(tmp_path), {"job": "b"}, inputs[1], shard_rows=2, chunk_rows=2)
     (chunk,) = first.chunks(0)
     assert [item.key for item in shards.read_inputs(first, chunk)] == ["a0", "a1"]
+
+
+@pytest.mark.parametrize("layout", ["nested", "tar"])
+def test_sa1b_corpora_give_the_same_words_from_folders_and_archives(tmp_path, tokenizer_uri, layout):
+    config = ShapesConfig(
+        out=str(tmp_path / layout), format="sa1b", layout=layout, num_images=5, world=WorldConfig.square(64)
+    )
+    assert make_shapes(config) == 0
+    reader = build_reader("sa1b", source=config.out, split="train", dataset="sa1b")
+    plan = shards.make_plan(str(tmp_path / "out"), SIZE, reader.inputs(), shard_rows=9, chunk_rows=9)
+    (chunk,) = plan.chunks(0)
+    read = ReadImages(plan, reader, 64, Policy())
+    words = TokenizeMasks(tokenizer_uri, policy=Policy())
+    done = words(read(pa.table({k: [v] for k, v in asdict(chunk).items()}))).to_pylist()[0]
+    rows = stage.read_ipc(done["rows"]).to_pylist()
+    expected = [make_scene(0, index, config.world) for index in range(5)]
+    assert [len(row["masks"]) for row in rows] == [len(scene.objects) for scene in expected]
+    areas = [[mask["area_px"] for mask in row["masks"]] for row in rows]
+    assert areas == [[int(thing.mask.sum()) for thing in scene.objects] for scene in expected]
+    assert ("#" in rows[0]["image_uri"]) == (layout == "tar")
