@@ -104,12 +104,13 @@ def _work(job: Job, plan: Plan, records: dict[int, dict[str, Any]], tracker: Tra
 def _stream(job: Job, plan: Plan, todo: list[int]) -> Iterator[dict[str, Any]]:
     """Sends the chunks of shards through decoding tasks and tokenizer actors; yields them in any order."""
     import ray.data
+    from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, WorkerCrashedError
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True  # else the exit code of a worker's error is lost
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors reach us, with their exit codes
     config, pool = job.config, job.config.pool
     policy = Policy(
         skip=config.skip,
@@ -151,8 +152,16 @@ def _stream(job: Job, plan: Plan, todo: list[int]) -> Iterator[dict[str, Any]]:
         num_cpus=pool.cpus_per_actor,
         num_gpus=pool.gpus_per_actor or None,
     )
-    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield from cast(pa.Table, table).to_pylist()
+    try:
+        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield from cast(pa.Table, table).to_pylist()
+    except (WorkerCrashedError, ActorDiedError, ActorUnavailableError, OutOfMemoryError) as error:
+        raise ClusterError(
+            f"Workers died {MAX_RETRIES + 1} times on the same chunk ({type(error).__name__}). Either memory "
+            "is short: lower --chunk-rows, --tokenizer.images-per-batch or --pool.actors. Or an image "
+            "crashes the decoder: with --shard-rows 1 and another --out, the plan file of the last shard "
+            "names it."
+        ) from error
 
 
 def _blocks(plan: Plan, todo: list[int]) -> list[pa.Table]:
