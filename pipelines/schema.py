@@ -1,4 +1,4 @@
-"""Arrow schemas of all rows, and their version (design: one row per image everywhere).
+"""Arrow schemas of all rows, and their version. One row per image everywhere.
 
 Masks and annotations are nested lists, so an image is decoded and encoded once whatever the number of
 its masks, and a row is either done or not done. Readers yield plain dicts in the shape of ``IMAGE_ROW``;

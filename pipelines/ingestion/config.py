@@ -1,4 +1,4 @@
-"""What can be told about making the synthetic corpus, and presets (design: embedded default)."""
+"""What can be told about making the synthetic corpus, and presets."""
 
 import dataclasses
 from dataclasses import dataclass, field
