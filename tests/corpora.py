@@ -10,7 +10,7 @@ from pipelines import shards
 from pipelines.ingestion.coco import CocoReader
 from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.shapes_corpus import write_coco
-from pipelines.tokenization.assemble import Assembler, summarize
+from pipelines.tokenization.assemble import Assembler, commit_shard
 from pipelines.tokenization.stage import Policy, ReadImages, TokenizeMasks
 from samtok.model.tokenizer import MaskTokenizer
 from samtok.shapes import WorldConfig
@@ -79,15 +79,7 @@ def make_corpus(
             done = tokenize(read(pa.table({k: [v] for k, v in dataclasses.asdict(chunk).items()})))
             shard = assembler.add(done.to_pylist()[0])
         assert shard is not None
-        quantizer = config.quantizer
-        says = summarize(
-            shard.rows,
-            shard.rejects,
-            shard.counts,
-            num_codes=quantizer.num_codes,
-            num_levels=quantizer.num_levels,
-        )
-        shards.commit(plan, number, rows=shard.rows, rejects=shard.rejects, summary=says)
+        commit_shard(plan, shard)
     records = shards.committed(plan)
     if len(records) == len(plan.shard_rows):
         shards.finish(plan)

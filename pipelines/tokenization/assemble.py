@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipelines import shards
 from pipelines.tokenization.stage import COUNTS, read_ipc
 from samtok.metrics import codebook
 
@@ -61,6 +62,13 @@ class Assembler:
     def in_flight(self) -> int:
         """Shards of which some chunks are here and others not."""
         return len(self._parts)
+
+
+def commit_shard(plan: shards.Plan, shard: Shard) -> dict[str, Any]:
+    """Commits a whole shard with what its record says; returns the record that holds."""
+    size = {name: plan.fingerprint[name] for name in ("num_codes", "num_levels")}
+    summary = summarize(shard.rows, shard.rejects, shard.counts, **size)
+    return shards.commit(plan, shard.number, rows=shard.rows, rejects=shard.rejects, summary=summary)
 
 
 def summarize(

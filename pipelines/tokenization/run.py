@@ -21,7 +21,7 @@ from pipelines import shards, storage
 from pipelines.cluster import session
 from pipelines.shards import Plan
 from pipelines.tokenization import outcome
-from pipelines.tokenization.assemble import Assembler, Shard, summarize
+from pipelines.tokenization.assemble import Assembler, commit_shard
 from pipelines.tokenization.config import TokenizeCorpusConfig
 from pipelines.tokenization.outcome import Work
 from pipelines.tokenization.prepare import Job, dry_run, plan_of, prepare
@@ -92,7 +92,7 @@ def _work(job: Job, plan: Plan, records: dict[int, dict[str, Any]], tracker: Tra
         cluster.require(cpus=cpus, gpus=pool.actors * (pool.gpus_per_actor or 0), memory_bytes=memory)
         started = time.monotonic()
         rejected = shards.totals(plan, records.values())["rows_rejected"]
-        for record in _commit_all(job, plan, _stream(job, plan, todo)):
+        for record in _commit_all(plan, _stream(job, plan, todo)):
             records[record["shard"]] = shards.slim(record)
             rejected += record["counts"]["rows_rejected"]
             work.add(record["counts"], time.monotonic() - started)
@@ -173,27 +173,15 @@ def _blocks(plan: Plan, todo: list[int]) -> list[pa.Table]:
     return [table.slice(start, rows) for start in range(0, len(chunks), rows)]
 
 
-def _commit_all(job: Job, plan: Plan, chunks: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _commit_all(plan: Plan, chunks: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Assembles shards and commits them in threads; yields the records as they come to hold."""
-    quantizer = job.architecture.quantizer
-
-    def commit(shard: Shard) -> dict[str, Any]:
-        summary = summarize(
-            shard.rows,
-            shard.rejects,
-            shard.counts,
-            num_codes=quantizer.num_codes,
-            num_levels=quantizer.num_levels,
-        )
-        return shards.commit(plan, shard.number, rows=shard.rows, rejects=shard.rejects, summary=summary)
-
     assembler = Assembler()
     waiting: list[Future[dict[str, Any]]] = []
     with ThreadPoolExecutor(COMMIT_THREADS) as threads:
         for chunk in chunks:
             shard = assembler.add(chunk)
             if shard is not None:
-                waiting.append(threads.submit(commit, shard))
+                waiting.append(threads.submit(commit_shard, plan, shard))
             while waiting and (waiting[0].done() or len(waiting) >= MAX_UNCOMMITTED):
                 yield waiting.pop(0).result()
         for future in waiting:
