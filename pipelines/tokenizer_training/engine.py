@@ -1,0 +1,153 @@
+"""From losses to steps: what adds up gradients over micro-batches and workers, clips, and moves the weights.
+
+``PlainEngine`` is AdamW with every worker holding everything. ``engine_deepspeed`` shares optimizer state and
+gradients out (ZeRO). Both take the same losses to the same weights but for rounding, and hand out and take in
+the same full optimizer state by parameter name, so a checkpoint fits any engine and any number of workers.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, distributed, nn
+
+from pipelines.tokenizer_training.config import OptimizerConfig
+from samtok.errors import CheckpointError
+
+
+@dataclass
+class OptimizerState:
+    """AdamW's state, whole.
+
+    Attributes:
+        steps: Optimizer steps taken.
+        moments: Per parameter name, its first and second moment, each of its shape in float32 on the CPU.
+    """
+
+    steps: int = 0
+    moments: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """What a training loop drives. All calls are collective over workers."""
+
+    def backward(self, loss: Float[Tensor, ""]) -> None:
+        """Adds the gradients of one micro-batch.
+
+        The gradient of a step is the sum over all micro-batches of all workers, so each loss comes already
+        divided by what the whole step counts. Every worker makes the same number of calls.
+        """
+        ...
+
+    def step(self, rate: float) -> float:
+        """Clips, moves the weights and forgets the gradients; returns their norm before clipping.
+
+        If the norm is not finite, on any worker, weights and optimizer state stay as they were.
+        """
+        ...
+
+    def optimizer_state(self) -> OptimizerState:
+        """Gathers the whole state on every worker."""
+        ...
+
+    def load_optimizer_state(self, state: OptimizerState) -> None:
+        """Takes in a whole state. Call it after the weights were loaded into the module.
+
+        Raises:
+            CheckpointError: If names or shapes are not those of the trained parameters.
+        """
+        ...
+
+
+class PlainEngine:
+    """AdamW on every worker, gradients summed over workers.
+
+    Args:
+        module: What is trained; parameters that need no gradient are left alone.
+        config: Of AdamW; the rate comes with every step.
+    """
+
+    def __init__(self, module: nn.Module, config: OptimizerConfig) -> None:
+        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.clip_norm = config.clip_norm
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(),
+            lr=config.lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+
+    def backward(self, loss: Float[Tensor, ""]) -> None:
+        """Adds the gradients of one micro-batch."""
+        loss.backward()
+
+    def step(self, rate: float) -> float:
+        """Sums the gradients over workers, clips, and moves the weights unless the norm is not finite."""
+        for parameter in self.parameters.values():
+            if parameter.grad is None:  # as ZeRO has it: the moments of unused parameters decay too
+                parameter.grad = torch.zeros_like(parameter)
+        self._sum_over_workers()
+        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self.clip_norm))
+        if torch.isfinite(torch.tensor(norm)):
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _sum_over_workers(self) -> None:
+        if not distributed.is_initialized() or distributed.get_world_size() == 1:
+            return
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        distributed.all_reduce(flat)
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def optimizer_state(self) -> OptimizerState:
+        """Copies the state; before the first step there is none."""
+        found, steps = {}, 0
+        for name, parameter in self.parameters.items():
+            state = self.optimizer.state.get(parameter)
+            if state:
+                found[name] = (state["exp_avg"].cpu().clone(), state["exp_avg_sq"].cpu().clone())
+                steps = int(state["step"])
+        return OptimizerState(steps, found)
+
+    def load_optimizer_state(self, state: OptimizerState) -> None:
+        """Takes in a whole state."""
+        check_moments(state, self.parameters)
+        for name, (first, second) in state.moments.items():
+            parameter = self.parameters[name]
+            self.optimizer.state[parameter] = {
+                "step": torch.tensor(float(state.steps), device=parameter.device),
+                "exp_avg": first.to(parameter.device, copy=True),
+                "exp_avg_sq": second.to(parameter.device, copy=True),
+            }
+
+
+def check_moments(state: OptimizerState, parameters: Mapping[str, Tensor]) -> None:
+    """Makes sure that a state belongs to these parameters; a state before the first step fits all.
+
+    Raises:
+        CheckpointError: Names the first that differs.
+    """
+    if not state.moments:
+        return
+    if odd := sorted(set(state.moments) ^ set(parameters)):
+        raise CheckpointError(
+            f"the optimizer state of the checkpoint and this run differ in {', '.join(odd[:3])}"
+            f"{' and more' if len(odd) > 3 else ''}. Use the --model, --freeze and --loss.box of the "
+            "checkpoint's run, or another --out."
+        )
+    for name, moments in state.moments.items():
+        if any(moment.shape != parameters[name].shape for moment in moments):
+            raise CheckpointError(
+                f"the optimizer state of {name} is {tuple(moments[0].shape)}, the parameter "
+                f"{tuple(parameters[name].shape)}. The checkpoint is of another architecture: use its "
+                "--model, or another --out."
+            )
