@@ -291,7 +291,7 @@ class TrainTokenizerConfig:
     checkpoints: CheckpointsConfig = CheckpointsConfig()
     """Checkpoints."""
     max_bad_steps: int = 5
-    """Steps in a row whose loss or gradient is no number before the run fails; each is skipped and counted."""
+    """Steps in a row with a loss or gradient that is no number before the run fails; each is skipped."""
     log_every: int = 1
     """Steps between progress lines."""
     tracking: str = "sqlite:///mlflow.db"
