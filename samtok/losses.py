@@ -4,12 +4,15 @@ Points are chosen as in PointRend (section 3.3) and Mask2Former: draw more than 
 logit is closest to 0, fill up with uniform ones. Where the logits have no more pixels than points, sampling
 would only add noise, so all pixels are used. Weights and numbers of points are the caller's
 (``LossConfig`` of tokenizer training has the authors').
+
+The points of a mask are a function of its key, whatever other masks are beside it and wherever it is
+computed: a step may be cut into micro-batches and spread over devices without changing its loss.
 """
 
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -24,7 +27,7 @@ class MaskLosses(NamedTuple):
 def mask_losses(
     logits: Float[Tensor, "mask height width"],
     targets: Float[Tensor, "mask target_height target_width"],
-    generator: torch.Generator,
+    keys: Int[Tensor, " mask"],
     *,
     num_points: int,
     oversample: float,
@@ -35,7 +38,7 @@ def mask_losses(
     Args:
         logits: Values before the sigmoid.
         targets: Share of each pixel that is inside, in [0, 1]; at least as large as the logits.
-        generator: Draws the points; not used when all pixels are.
+        keys: Any int64 per mask, from which its points follow; not used when all pixels are.
         num_points: Points per mask (12544 in the authors' config).
         oversample: Points that are looked at for each uncertain point that is kept.
         importance: Share of the points that are kept for being uncertain, in [0, 1].
@@ -54,7 +57,7 @@ def mask_losses(
     else:
         with torch.no_grad():
             points = uncertain_points(
-                logits, generator, num_points=num_points, oversample=oversample, importance=importance
+                logits, keys, num_points=num_points, oversample=oversample, importance=importance
             )
             at_targets = at_points(targets, points)
         at_logits = at_points(logits, points)
@@ -94,7 +97,7 @@ def at_points(
 
 def uncertain_points(
     logits: Float[Tensor, "mask height width"],
-    generator: torch.Generator,
+    keys: Int[Tensor, " mask"],
     *,
     num_points: int,
     oversample: float,
@@ -109,15 +112,32 @@ def uncertain_points(
         raise ValueError(
             f"oversample must be at least 1 and importance in [0, 1], got {oversample} and {importance}"
         )
-    num_uncertain = int(importance * num_points)
-    candidates = _uniform(len(logits), int(oversample * num_points), logits, generator)
+    num_uncertain, num_candidates = int(importance * num_points), int(oversample * num_points)
+    drawn = uniform_points(keys, num_candidates + num_points - num_uncertain).to(logits.dtype)
+    candidates, uniform = drawn[:, :num_candidates], drawn[:, num_candidates:]
     certainty = at_points(logits, candidates).abs()
     kept = certainty.topk(num_uncertain, dim=1, largest=False).indices
     uncertain = candidates.gather(1, kept[:, :, None].expand(-1, -1, 2))
-    uniform = _uniform(len(logits), num_points - num_uncertain, logits, generator)
     return torch.cat([uncertain, uniform], dim=1)
 
 
-def _uniform(masks: int, points: int, like: Tensor, generator: torch.Generator) -> Tensor:
-    drawn = torch.rand(masks, points, 2, generator=generator, device=generator.device)
-    return drawn.to(like.device, like.dtype)
+def uniform_points(keys: Int[Tensor, " mask"], points: int) -> Float[Tensor, "mask points 2"]:
+    """Returns points in [0, 1) that follow from each key alone, the same on every device.
+
+    The numbers are those of SplitMix64 (Steele, Lea and Flood 2014) started at the key.
+    """
+    counter = torch.arange(1, 2 * points + 1, device=keys.device)
+    x = keys[:, None] + counter * _signed(0x9E3779B97F4A7C15)
+    x = (x ^ _shifted(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shifted(x, 27)) * _signed(0x94D049BB133111EB)
+    x = x ^ _shifted(x, 31)
+    return (_shifted(x, 40).float() / 2**24).unflatten(1, (points, 2))
+
+
+def _signed(constant: int) -> int:
+    return constant - 2**64
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """Shifts 64 bits to the right and fills up with zeros; torch itself repeats the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
