@@ -6,29 +6,8 @@ from typing import Literal
 import tyro
 
 from pipelines.cli import FORBID_UNKNOWN
+from pipelines.ingestion.corpora import CorpusConfig
 from samtok.errors import ConfigError
-
-
-@dataclass(frozen=True, kw_only=True)
-class CorpusConfig:
-    """Which dataset is read."""
-
-    __pydantic_config__ = FORBID_UNKNOWN
-
-    reader: Literal["coco", "sa1b"]
-    """Layout: ``coco`` is an instances JSON, ``sa1b`` a folder or tar of image + JSON pairs."""
-    source: str
-    """URI of the annotation file (coco), or of the folder or archive (sa1b)."""
-    images: str | None = None
-    """URI of the folder of images (coco)."""
-    dataset: str | None = None
-    """Name of the dataset in every row; by default the name of the reader."""
-    split: str = "train"
-    """Name of the split in every row."""
-    mask_key: str = "segmentation"
-    """Key of the mask in a COCO annotation."""
-    image_path: Literal["file_name", "coco_url"] = "file_name"
-    """Which COCO field names the image file; LVIS uses coco_url."""
 
 
 @dataclass(frozen=True, kw_only=True)

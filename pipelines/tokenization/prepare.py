@@ -13,9 +13,9 @@ import torch
 
 from pipelines import env, schema, shards, storage
 from pipelines import run as runs
+from pipelines.ingestion.corpora import absolute_corpus, reader_of
 from pipelines.ingestion.reader import Input, Reader, Reject
-from pipelines.ingestion.registry import build_reader
-from pipelines.tokenization.config import CorpusConfig, TokenizeCorpusConfig
+from pipelines.tokenization.config import TokenizeCorpusConfig
 from samtok import checkpoint
 from samtok.config import MaskTokenizerConfig
 from samtok.errors import ConfigError
@@ -51,7 +51,7 @@ def prepare(config: TokenizeCorpusConfig) -> Job:
         storage.check(config.out)
     architecture = checkpoint.read_config(config.tokenizer.uri, read=storage.read_bytes)
     config = _filled_in(config, architecture)
-    reader = _reader_of(config.corpus)
+    reader = reader_of(config.corpus)
     return Job(config, reader, architecture, _fingerprint(config, reader, architecture))
 
 
@@ -85,29 +85,14 @@ def _filled_in(config: TokenizeCorpusConfig, architecture: MaskTokenizerConfig) 
 
 def _with_absolute_paths(config: TokenizeCorpusConfig) -> TokenizeCorpusConfig:
     """Makes local paths mean the same in workers, whose working directory is another."""
-    corpus, tokenizer = config.corpus, config.tokenizer
-    images = corpus.images and storage.absolute(corpus.images)
+    tokenizer = config.tokenizer
     shipped = checkpoint.resolve(tokenizer.uri) != tokenizer.uri.rstrip("/")
     uri = tokenizer.uri if shipped else storage.absolute(tokenizer.uri)
     return dataclasses.replace(
         config,
         out=storage.absolute(config.out),
-        corpus=dataclasses.replace(corpus, source=storage.absolute(corpus.source), images=images),
+        corpus=absolute_corpus(config.corpus),
         tokenizer=dataclasses.replace(tokenizer, uri=uri),
-    )
-
-
-def _reader_of(corpus: CorpusConfig) -> Reader:
-    options = (
-        {"mask_key": corpus.mask_key, "image_path": corpus.image_path} if corpus.reader == "coco" else {}
-    )
-    return build_reader(
-        corpus.reader,
-        source=corpus.source,
-        images=corpus.images,
-        split=corpus.split,
-        dataset=corpus.dataset or corpus.reader,
-        options=options,
     )
 
 
