@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import pydantic
 import tyro
 
+from samtok.errors import ConfigError
+
 T = TypeVar("T")
 
 FORBID_UNKNOWN = pydantic.ConfigDict(extra="forbid")
@@ -51,6 +53,19 @@ def parse(kind: type[T], presets: Mapping[str, T], argv: list[str] | None, *, do
     if base is not None:
         options["default"] = base
     return tyro.cli(kind, **options)
+
+
+def refuse_password(tracking: str) -> None:
+    """Refuses a tracking URI with a user or password in it.
+
+    Raises:
+        ConfigError: Names the variables to use instead.
+    """
+    if "@" in tracking.partition("://")[2].partition("/")[0]:
+        raise ConfigError(
+            "--tracking must not hold a user or password, since configs are written beside results. "
+            "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead."
+        )
 
 
 def _common_flags(presets: Mapping[str, Any]) -> argparse.ArgumentParser:

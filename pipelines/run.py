@@ -5,14 +5,15 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import samtok
+from pipelines import env, storage
 from pipelines import log as logs
-from samtok.errors import ClusterError, SamtokError
+from samtok.errors import ClusterError, ConfigError, SamtokError
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,35 @@ def known_cause(error: BaseException | None) -> SamtokError | None:
         seen.add(id(error))
         error = getattr(error, "cause", None) or error.__cause__ or error.__context__
     return None
+
+
+def refuse_lost_folders(out: str, tracking: str) -> None:
+    """Refuses relative places under ``ray job submit``, whose working directory is a copy that Ray deletes.
+
+    Raises:
+        ConfigError: Names the flag.
+    """
+    if env.get(env.RAY_JOB_CONFIG) is None:
+        return
+    relative_db = tracking.startswith("sqlite:///") and not tracking.startswith("sqlite:////")
+    for flag, value, lost in (
+        ("out", out, not storage.is_anchored(out)),
+        ("tracking", tracking, relative_db),
+    ):
+        if lost:
+            raise ConfigError(
+                f"--{flag} {value} is relative, so a submitted job would write it into Ray's temporary copy "
+                "of the working directory. Give an absolute path or a URI."
+            )
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Names every entry that two fingerprints differ in, with both values; empty if there is none."""
+    return "; ".join(
+        f"{name}: before {before.get(name)!r}, now {now.get(name)!r}"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    )
 
 
 def config_json(config: Any) -> str:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import fsspec
 import torch
 from safetensors.torch import load as load_safetensors
-from safetensors.torch import save_file
+from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from samtok.config import PRESETS, MaskTokenizerConfig
+from samtok.config import PRESETS, MaskTokenizerConfig, QuantizerConfig
 from samtok.errors import CheckpointError, SamtokError
 
 if TYPE_CHECKING:
@@ -49,11 +49,18 @@ def save_pretrained(model: "MaskTokenizer", path: str) -> None:
     """Writes a local folder; each file appears whole, and the config last."""
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
+    for name, data in pretrained_files(model).items():
+        with _Whole(folder / name) as temporary:
+            temporary.write_bytes(data)
+
+
+def pretrained_files(model: "MaskTokenizer") -> dict[str, bytes]:
+    """Returns the files of a tokenizer's folder by name, in the order in which they should be written."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with _Whole(folder / WEIGHTS_FILE) as temporary:
-        save_file(state, temporary, metadata={"format": "pt"})
-    with _Whole(folder / CONFIG_FILE) as temporary:
-        temporary.write_text(model.config.to_json(), encoding="utf-8")
+    return {
+        WEIGHTS_FILE: save_safetensors(state, metadata={"format": "pt"}),
+        CONFIG_FILE: model.config.to_json().encode(),
+    }
 
 
 class _Whole:
@@ -140,7 +147,7 @@ def _read_with_fsspec(uri: str) -> bytes:
         return file.read()  # type: ignore[union-attr]
 
 
-def from_sam2(path: str, preset: str) -> "MaskTokenizer":
+def from_sam2(path: str, preset: str, *, quantizer: QuantizerConfig | None = None) -> "MaskTokenizer":
     """Starts a tokenizer from SAM2.1 weights (``sam2.1_hiera_*.pt``), as in paper appendix B.
 
     The mask encoder has no counterpart in SAM2: its transformer starts as a copy of the mask decoder's and
@@ -150,6 +157,7 @@ def from_sam2(path: str, preset: str) -> "MaskTokenizer":
     Args:
         path: The published file.
         preset: The size it belongs to, such as ``sam2.1-large``.
+        quantizer: Another one than the preset's.
 
     Raises:
         CheckpointError: If keys are missing, unknown, or shaped for another size.
@@ -165,7 +173,7 @@ def from_sam2(path: str, preset: str) -> "MaskTokenizer":
         state["mask_encoder.transformer." + name.removeprefix(decoder)] = state[name].clone()
     if "mask_decoder.mask_tokens.weight" in state:
         state["mask_encoder.mask_tokens.weight"] = state["mask_decoder.mask_tokens.weight"][:1].clone()
-    model = _build(preset)
+    model = _build(preset, quantizer)
     state.update({name: value for name, value in model.state_dict().items() if name.startswith("quantizer.")})
     _fill(model, state, where=f"{path} (as {preset})")
     return model
@@ -197,7 +205,7 @@ def from_authors(path: str, preset: str = "sam2.1-large") -> "MaskTokenizer":
         )
     state.update(_authors_codebooks(quantizer, path))
     levels, num_codes = state["quantizer.cluster_size"].shape
-    model = _build(preset, num_codes=num_codes, num_levels=levels)
+    model = _build(preset, QuantizerConfig(num_codes=num_codes, num_levels=levels))
     _fill(model, state, where=f"{path} (as {preset})")
     return model
 
@@ -222,7 +230,7 @@ def _authors_codebooks(entries: dict[str, Tensor], path: str) -> dict[str, Tenso
     }
 
 
-def _build(preset: str, **quantizer: int) -> "MaskTokenizer":
+def _build(preset: str, quantizer: QuantizerConfig | None) -> "MaskTokenizer":
     import dataclasses
 
     from samtok.model.tokenizer import MaskTokenizer
@@ -231,8 +239,7 @@ def _build(preset: str, **quantizer: int) -> "MaskTokenizer":
         known = [name for name in PRESETS if name.startswith("sam2.1-")]
         raise CheckpointError(f"preset {preset!r} is not a SAM2.1 size; choose one of {known}.")
     config = PRESETS[preset]
-    replaced = dataclasses.replace(config.quantizer, **quantizer)
-    return MaskTokenizer(dataclasses.replace(config, quantizer=replaced))
+    return MaskTokenizer(dataclasses.replace(config, quantizer=quantizer or config.quantizer))
 
 
 def _torch_file(path: str) -> dict:

@@ -76,6 +76,16 @@ class QuantizerConfig:
             )
         self._check_grid()
 
+    @property
+    def num_words(self) -> int:
+        """Different words that masks are written with."""
+        return self.num_levels * self.num_codes
+
+    @property
+    def bits_per_mask(self) -> float:
+        """Information that the codes of a mask can carry."""
+        return self.num_levels * math.log2(self.num_codes)
+
     def _check_grid(self) -> None:
         if self.kind != "fsq":
             if self.grid:

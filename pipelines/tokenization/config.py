@@ -5,7 +5,7 @@ from typing import Literal
 
 import tyro
 
-from pipelines.cli import FORBID_UNKNOWN
+from pipelines.cli import FORBID_UNKNOWN, refuse_password
 from pipelines.ingestion.corpora import CorpusConfig
 from samtok.errors import ConfigError
 
@@ -117,11 +117,7 @@ class TokenizeCorpusConfig:
             if not 0 <= getattr(self, name) <= 1:
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} is a share and must lie in [0, 1], got {getattr(self, name)}")
-        if "@" in self.tracking.partition("://")[2].partition("/")[0]:
-            raise ConfigError(
-                "--tracking must not hold a user or password, since configs are written beside results. "
-                "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead."
-            )
+        refuse_password(self.tracking)
         if self.report_images < 0:
             raise ConfigError(f"--report-images cannot be negative, got {self.report_images}")
 

@@ -45,7 +45,7 @@ class Job:
 
 def prepare(config: TokenizeCorpusConfig) -> Job:
     """Checks what can be known before Ray starts: the storage, the dataset's files, the tokenizer."""
-    _refuse_lost_folders(config)
+    runs.refuse_lost_folders(config.out, config.tracking)
     config = _with_absolute_paths(config)
     if not config.dry_run:
         storage.check(config.out)
@@ -53,19 +53,6 @@ def prepare(config: TokenizeCorpusConfig) -> Job:
     config = _filled_in(config, architecture)
     reader = reader_of(config.corpus)
     return Job(config, reader, architecture, _fingerprint(config, reader, architecture))
-
-
-def _refuse_lost_folders(config: TokenizeCorpusConfig) -> None:
-    """Under ``ray job submit --working-dir`` the working directory is a copy that Ray deletes later."""
-    if env.get(env.RAY_JOB_CONFIG) is None:
-        return
-    relative_db = config.tracking.startswith("sqlite:///") and not config.tracking.startswith("sqlite:////")
-    for flag, lost in (("out", not storage.is_anchored(config.out)), ("tracking", relative_db)):
-        if lost:
-            raise ConfigError(
-                f"--{flag} {getattr(config, flag)} is relative, so a submitted job would write it into Ray's "
-                "temporary copy of the working directory. Give an absolute path or a URI."
-            )
 
 
 def _filled_in(config: TokenizeCorpusConfig, architecture: MaskTokenizerConfig) -> TokenizeCorpusConfig:

@@ -7,7 +7,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipelines.cli import FORBID_UNKNOWN
+from pipelines.cli import FORBID_UNKNOWN, refuse_password
 from samtok.config import PRESETS as ARCHITECTURES
 from samtok.config import QuantizerConfig
 from samtok.errors import ConfigError
@@ -292,8 +292,8 @@ class TrainTokenizerConfig:
     """Checkpoints."""
     max_bad_steps: int = 5
     """Steps in a row with a loss or gradient that is no number before the run fails; each is skipped."""
-    log_every: int = 1
-    """Steps between progress lines."""
+    log_every_s: float = 5.0
+    """Seconds between progress lines, each with means over the steps since the last one."""
     tracking: str = "sqlite:///mlflow.db"
     """MLflow tracking URI, or off."""
     seed: int = 101
@@ -304,8 +304,10 @@ class TrainTokenizerConfig:
     def __post_init__(self) -> None:
         if self.model not in ARCHITECTURES:
             raise ConfigError(f"--model must be one of {sorted(ARCHITECTURES)}, got {self.model!r}")
-        for name in ("steps", "kmeans_samples", "max_bad_steps", "log_every"):
+        for name in ("steps", "kmeans_samples", "max_bad_steps"):
             _at_least(name.replace("_", "-"), getattr(self, name), 1)
+        _at_least("log-every-s", self.log_every_s, 0)
+        refuse_password(self.tracking)
         if not 0 <= self.quantize_from < 1:
             raise ConfigError(f"--quantize-from must be in [0, 1), got {self.quantize_from:g}")
         if self.quantize_from == 0 and self.start.tokenizer is None:

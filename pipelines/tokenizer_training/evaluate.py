@@ -1,116 +1,145 @@
-"""How well a tokenizer says the masks of held-out scenes, and whether it uses its codes at all.
+"""How well a tokenizer says held-out masks while it is trained, and whether it uses its codes at all.
 
-IoU is taken at image size. A decoder can score by looking at the image alone, so every number comes with the
-same number for codes that were shuffled among all masks: only the difference is due to the codes.
+IoU is taken at image size. A decoder can score by looking at the image alone, so the same is measured with
+the codes of masks of another image: only the difference is due to the codes. Every image is encoded once.
+``pipelines.evaluation`` measures finished tokenizers on whole corpora.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pipelines.tokenizer_training.samples import Sample
+from samtok.errors import DataError
 from samtok.masks import iou
-from samtok.metrics.codebook import LevelUsage, distinct, histogram, usage
+from samtok.metrics.codebook import distinct, histogram, usage
 from samtok.model.backbone import ImageFeatures
 from samtok.model.prompts import mask_prompts, normalized_boxes
+from samtok.model.quantizer import gather_rows
 from samtok.model.tokenizer import MaskTokenizer
-from samtok.shapes import Scene
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Means over all masks; IoU in [0, 1] at image size, logits cut at 0."""
+class Validation:
+    """Means over all masks of all workers; IoU in [0, 1] at image size, logits cut at 0."""
 
-    images: int
     masks: int
     iou: float
-    """Through the codes."""
-    iou_continuous: float
-    """With z handed to the decoder as it is."""
+    """Through the codes, or through z itself before quantization began."""
     iou_shuffled: float
-    """With the codes of another mask, drawn among all masks."""
-    levels: tuple[LevelUsage, ...]
-    """Use of each codebook."""
-    distinct: int
+    """With what belongs to masks of another image; NaN where there was only one image."""
+    below_half: float
+    """Share of masks with an IoU under one half."""
+    quantized: bool
+    iou_continuous: float | None = None
+    """With z handed to the decoder as it is; only in a full look at codes."""
+    perplexity: tuple[float, ...] = ()
+    """Of every level's codes."""
+    used: tuple[int, ...] = ()
+    """Codes of every level that occur."""
+    distinct: int = 0
     """Different code tuples."""
 
-
-@dataclass(frozen=True)
-class Probe:
-    """A cheap look while training: IoU, and IoU with embeddings shuffled among the masks."""
-
-    iou: float
-    iou_shuffled: float
+    def row(self) -> dict[str, Any]:
+        """Returns the numbers as a flat row: levels as ``perplexity_0`` and so on, without what is None."""
+        body = dataclasses.asdict(self)
+        levels = {f"{name}_{i}": v for name in ("perplexity", "used") for i, v in enumerate(body.pop(name))}
+        return {name: value for name, value in (body | levels).items() if value is not None}
 
 
 @torch.inference_mode()
-def evaluate(model: MaskTokenizer, scenes: Sequence[Scene], *, seed: int = 0) -> Evaluation:
-    """Measures a tokenizer; ``seed`` draws the shuffling."""
-    z = embed(model, scenes)
-    codes = model.quantizer.encode(z)
-    order = _shuffled(len(z), seed)
-    quantized = model.quantizer.decode(codes)
-    levels = usage(histogram(codes.cpu().numpy(), model.num_codes))
-    return Evaluation(
-        images=len(scenes),
-        masks=len(z),
-        iou=float(ious(model, scenes, quantized).mean()),
-        iou_continuous=float(ious(model, scenes, z).mean()),
-        iou_shuffled=float(ious(model, scenes, quantized[order]).mean()),
-        levels=tuple(levels),
-        distinct=distinct(codes.cpu().numpy()),
+def validate(
+    tokenizer: MaskTokenizer, samples: Iterable[Sample], *, quantize: bool, full: bool = False
+) -> Validation:
+    """Measures; collective over workers, each of which has images of its own.
+
+    Args:
+        tokenizer: In evaluation mode or not; it is left as it was.
+        samples: This worker's images.
+        quantize: Through the codes, or through z before the codebooks are set.
+        full: Also measure with z itself.
+
+    Raises:
+        DataError: If no worker had a mask.
+    """
+    was_training = tokenizer.training
+    tokenizer.eval()
+    columns = 3 + (tokenizer.num_levels if quantize else 0)
+    rows = list(_rows(tokenizer, samples, quantize=quantize, full=full))
+    table = torch.cat(rows) if rows else torch.empty(0, columns)
+    table = gather_rows(table.double().to(tokenizer.device)).cpu().numpy()
+    tokenizer.train(was_training)
+    if not len(table):
+        raise DataError(
+            "there is no usable mask to validate on; check --validation-corpora and --sampling.min-area-px",
+            reason="no_masks",
+        )
+    return _summary(tokenizer, table, quantize=quantize, full=full)
+
+
+def _summary(tokenizer: MaskTokenizer, table: np.ndarray, *, quantize: bool, full: bool) -> Validation:
+    scores, shuffled, continuous = table[:, :3].T
+    codes = table[:, 3:].astype(np.int64)
+    levels = usage(histogram(codes, tokenizer.num_codes)) if quantize else []
+    others = shuffled[~np.isnan(shuffled)]
+    return Validation(
+        masks=len(table),
+        iou=float(scores.mean()),
+        iou_shuffled=float(others.mean()) if len(others) else float("nan"),
+        below_half=float((scores < 0.5).mean()),
+        quantized=quantize,
+        iou_continuous=float(continuous.mean()) if full and quantize else None,
+        perplexity=tuple(level.perplexity for level in levels),
+        used=tuple(level.used for level in levels),
+        distinct=distinct(codes) if quantize else 0,
     )
 
 
-@torch.inference_mode()
-def probe(model: MaskTokenizer, scenes: Sequence[Scene], *, quantize: bool, seed: int = 0) -> Probe:
-    """Measures with codes, or with z itself before the codebooks are set."""
-    z = embed(model, scenes)
-    embeddings = model.quantizer.decode(model.quantizer.encode(z)) if quantize else z
-    shuffled = embeddings[_shuffled(len(z), seed)]
-    return Probe(float(ious(model, scenes, embeddings).mean()), float(ious(model, scenes, shuffled).mean()))
+def _rows(
+    tokenizer: MaskTokenizer, samples: Iterable[Sample], *, quantize: bool, full: bool
+) -> Iterator[Float[Tensor, "mask column"]]:
+    """Yields per image and mask: IoU, IoU with another image's embeddings, IoU with z, codes."""
+    previous: Tensor | None = None
+    for sample in samples:
+        features = tokenizer.features_of([sample.image])
+        z = embed(tokenizer, features, sample.masks)
+        codes = tokenizer.quantizer.encode(z)
+        said = tokenizer.quantizer.decode(codes) if quantize else z
+        unknown = np.full(len(z), np.nan)
+        columns = [
+            _ious(tokenizer, features, sample, said),
+            unknown if previous is None else _ious(tokenizer, features, sample, _tiled(previous, len(z))),
+            _ious(tokenizer, features, sample, z) if full and quantize else unknown,
+        ]
+        numbers = torch.from_numpy(np.stack(columns, axis=1))
+        yield torch.cat([numbers, codes.cpu().double()], dim=1) if quantize else numbers
+        previous = said
 
 
-@torch.inference_mode()
-def embed(model: MaskTokenizer, scenes: Sequence[Scene]) -> Float[Tensor, "mask dim"]:
-    """Returns z of all masks, in the order of scenes and shapes."""
-    return torch.cat([_embed_one(model, scene) for scene in scenes])
+def embed(
+    tokenizer: MaskTokenizer, features: ImageFeatures, masks: list[np.ndarray]
+) -> Float[Tensor, "mask dim"]:
+    """Returns z of the masks of one image."""
+    owners = torch.zeros(len(masks), dtype=torch.int64, device=tokenizer.device)
+    prompts = mask_prompts(masks, tokenizer.config.mask_size, tokenizer.device)
+    boxes = torch.from_numpy(normalized_boxes(masks)).to(tokenizer.device)
+    with tokenizer.autocast():
+        return tokenizer.embed_masks(features.coarse[owners], prompts, boxes).float()
 
 
-def _embed_one(model: MaskTokenizer, scene: Scene) -> Tensor:
-    masks = [shape.mask for shape in scene.objects]
-    prompts = mask_prompts(masks, model.config.mask_size, model.device)
-    boxes = torch.from_numpy(normalized_boxes(masks)).to(model.device)
-    return model.embed_masks(_repeated(model, scene).coarse, prompts, boxes).float()
+def _ious(tokenizer: MaskTokenizer, features: ImageFeatures, sample: Sample, said: Tensor) -> np.ndarray:
+    owners = torch.zeros(len(said), dtype=torch.int64, device=tokenizer.device)
+    with tokenizer.autocast():
+        logits = tokenizer.decode_embeddings(features.of_masks(owners), said).float()
+    decoded = tokenizer.masks_from_logits(logits, sample.image.shape[:2])
+    return np.array([iou(a, b) for a, b in zip(sample.masks, decoded, strict=True)])
 
 
-@torch.inference_mode()
-def ious(
-    model: MaskTokenizer, scenes: Sequence[Scene], embeddings: Float[Tensor, "mask dim"]
-) -> Float[np.ndarray, " mask"]:
-    """Decodes one embedding per mask and compares at image size."""
-    scores, start = [], 0
-    for scene in scenes:
-        of_scene = embeddings[start : start + len(scene.objects)]
-        start += len(scene.objects)
-        logits = model.decode_embeddings(_repeated(model, scene), of_scene)
-        decoded = model.masks_from_logits(logits, scene.size_hw)
-        scores += [iou(a.mask, b) for a, b in zip(scene.objects, decoded, strict=True)]
-    return np.array(scores)
-
-
-def _repeated(model: MaskTokenizer, scene: Scene) -> ImageFeatures:
-    """Returns the features of a scene's image, once per mask."""
-    owners = torch.zeros(len(scene.objects), dtype=torch.int64, device=model.device)
-    return model.features_of([scene.image]).of_masks(owners)
-
-
-def _shuffled(count: int, seed: int) -> Tensor:
-    """Returns an order in which (with more than one mask) nothing stays in its place."""
-    cycle = torch.from_numpy(np.random.default_rng(seed).permutation(count))
-    order = torch.empty_like(cycle)
-    order[cycle] = cycle.roll(1)
-    return order
+def _tiled(embeddings: Tensor, count: int) -> Tensor:
+    return embeddings[torch.arange(count, device=embeddings.device) % len(embeddings)]

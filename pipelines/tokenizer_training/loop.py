@@ -1,50 +1,38 @@
-"""Training of a mask tokenizer: plain torch, free of where it runs, what feeds it and who listens.
+"""The steps of tokenizer training: plain torch, free of where it runs, what feeds it and who listens.
 
 Until ``quantization_step`` the decoder reads z itself, so encoder and decoder first agree on a language. Then
 k-means sets the codebooks on the latest embeddings, and every step quantizes with straight-through gradients
 and moves the codebooks by averages (paper, section 2.1 and appendix B).
+
+A step is the same whatever the number of workers and micro-batches: losses are means over the masks of the
+whole step, embeddings reach the codebooks in the order of the masks, and every draw follows from the run's
+seed and the step, so there is no state of a random generator to keep.
 """
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from pipelines.tokenizer_training.config import LossConfig, OptimizerConfig, TrainTokenizerConfig
 from pipelines.tokenizer_training.data import Batch
+from pipelines.tokenizer_training.engine import Engine
+from pipelines.tokenizer_training.trainee import Trainee
 from samtok.errors import SamtokError
 from samtok.losses import mask_losses
 from samtok.model.backbone import normalize
-from samtok.model.tokenizer import MaskTokenizer
+from samtok.model.quantizer import gather_rows, sum_over_ranks
 
-Report = Callable[[int, dict[str, float]], None]
+MEANS = ("bce", "dice", "box", "commitment", "iou")
 
 
 class TrainingDiverged(SamtokError):
-    """A loss that is no number."""
-
-
-@dataclass
-class TrainState:
-    """All that changes while training.
-
-    Attributes:
-        model: The tokenizer.
-        box_head: Reads the box from z; it is not part of the tokenizer and is thrown away.
-        optimizer: Of both.
-        generator: Draws points, k-means seeds and restarts; on the CPU.
-        recent: Latest embeddings, for k-means.
-    """
-
-    model: MaskTokenizer
-    box_head: nn.Module
-    optimizer: torch.optim.Optimizer
-    generator: torch.Generator
-    recent: deque[Tensor] = field(default_factory=deque)
+    """Losses or gradients that stay no numbers."""
 
 
 @dataclass(frozen=True)
@@ -52,68 +40,185 @@ class Forward:
     """What one forward pass gives.
 
     Attributes:
-        losses: Unweighted, by the names of ``LossConfig``'s weights.
+        means: Losses, unweighted, by the names of ``LossConfig``'s weights, and the IoU at the size of the
+            logits: means over the masks of the micro-batch.
         z: Embeddings before quantization.
         codes: None before quantization begins.
-        iou: Mean over masks at the size of the logits.
     """
 
-    losses: dict[str, Tensor]
+    means: dict[str, Tensor]
     z: Float[Tensor, "mask dim"]
     codes: Int[Tensor, "mask level"] | None
-    iou: Float[Tensor, ""]
 
 
-def start_training(model: MaskTokenizer, config: TrainTokenizerConfig) -> TrainState:
-    """Puts optimizer, box head and generator beside a model."""
-    dim = model.config.dim
-    box_head = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, 4)).to(model.device)
-    parameters = [p for module in (model, box_head) for p in module.parameters() if p.requires_grad]
-    return TrainState(
-        model=model.train(),
-        box_head=box_head,
-        optimizer=build_optimizer(parameters, config.optimizer),
-        generator=torch.Generator().manual_seed(config.seed),
-    )
+@dataclass
+class Progress:
+    """What changes while training besides weights and optimizer.
+
+    Attributes:
+        step: Steps done.
+        bad_in_a_row: Steps skipped since the last good one.
+        skipped: Steps skipped in all.
+        recent: Embeddings of the latest steps, this worker's, with the number of masks on all workers.
+    """
+
+    step: int = 0
+    bad_in_a_row: int = 0
+    skipped: int = 0
+    recent: deque[tuple[Tensor, int]] = field(default_factory=deque)
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Builds AdamW; the learning rate is set at every step by ``learning_rate``."""
-    return torch.optim.AdamW(
-        parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
-    )
+class Trainer:
+    """Takes steps.
+
+    Args:
+        trainee: On its device; all workers start with equal weights.
+        engine: Moves the weights of the trainee.
+        config: The run.
+    """
+
+    def __init__(self, trainee: Trainee, engine: Engine, config: TrainTokenizerConfig) -> None:
+        self.trainee, self.engine, self.config = trainee, engine, config
+        self.quantizer = trainee.tokenizer.quantizer
+        self.progress = Progress()
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether the codebooks are in use."""
+        first = self.config.quantization_step
+        return first == 0 or self.progress.step > first
+
+    def take_step(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """Takes one step over the micro-batches of this worker; collective. Returns the step's metrics.
+
+        A step whose gradient is no number is skipped on all workers: neither weights nor codebooks move.
+
+        Raises:
+            TrainingDiverged: If too many steps in a row were skipped.
+        """
+        step, device = self.progress.step, self.trainee.tokenizer.device
+        generator = torch.Generator().manual_seed(_mixed(self.config.seed, step))
+        torch.manual_seed(_mixed(self.config.seed, step, _rank()))  # a model may have dropout
+        if step == self.config.quantization_step > 0:
+            self._start_quantizer(generator)
+        total = int(sum_over_ranks(torch.tensor(sum(map(len, batches)), device=device)))
+        passes = [self._pass(batch.to(device), total) for batch in batches]
+        rate = learning_rate(step, self.config.steps, self.config.optimizer)
+        norm = self.engine.step(rate)
+        metrics = self._means(passes, [len(batch) for batch in batches])
+        metrics |= {"step": step, "masks": total, "lr": rate, "gradient_norm": norm}
+        if math.isfinite(norm):  # a loss that is no number has no gradient that is one
+            metrics |= self._follow(passes, total, generator)
+            self.progress.bad_in_a_row = 0
+        else:
+            self._skip(metrics)
+        self.progress.step += 1
+        return metrics | {"skipped": float(self.progress.bad_in_a_row > 0)}
+
+    def _pass(self, batch: Batch, total: int) -> Forward:
+        quantize = self.progress.step >= self.config.quantization_step
+        precision = torch.bfloat16 if self.config.engine.precision == "bfloat16" else None
+        with torch.autocast(batch.pixels.device.type, precision, enabled=precision is not None):
+            out = forward(self.trainee, batch, self.config.loss, quantize=quantize)
+        self.engine.backward(total_loss(out.means, self.config.loss) * (len(batch) / total))
+        return Forward({name: mean.detach() for name, mean in out.means.items()}, out.z, out.codes)
+
+    def _means(self, passes: Sequence[Forward], sizes: Sequence[int]) -> dict[str, float]:
+        """Returns means over the masks of all workers, and their weighted sum."""
+        names = [name for name in MEANS if name in passes[0].means]
+        sums = torch.stack([torch.stack([out.means[name] for name in names]).double() * size
+                            for out, size in zip(passes, sizes, strict=True)]).sum(dim=0)  # fmt: skip
+        sums = torch.cat([sums, sums.new_tensor([sum(sizes)])])
+        *values, count = sum_over_ranks(sums).tolist()
+        means = {name: value / count for name, value in zip(names, values, strict=True)}
+        loss = sum(getattr(self.config.loss, name) * mean for name, mean in means.items() if name != "iou")
+        return {"loss": loss, "iou": means.pop("iou")} | {f"loss_{name}": v for name, v in means.items()}
+
+    def _follow(self, passes: Sequence[Forward], total: int, generator: torch.Generator) -> dict[str, float]:
+        """Moves the codebooks after a good step, or keeps embeddings for their start."""
+        z = torch.cat([out.z for out in passes])
+        codes = [out.codes for out in passes if out.codes is not None]
+        if not codes:
+            self._remember(z, total)
+            return {}
+        restarted = self.quantizer.update(z, torch.cat(codes), generator)
+        return {"codes_restarted": restarted, **perplexities(self.quantizer.cluster_size)}
+
+    def _remember(self, z: Tensor, total: int) -> None:
+        recent = self.progress.recent
+        recent.append((z, total))
+        while sum(count for _, count in recent) - recent[0][1] >= self.config.kmeans_samples:
+            recent.popleft()
+
+    def _start_quantizer(self, generator: torch.Generator) -> None:
+        """Fits the quantizer to the latest embeddings in the order of steps and masks.
+
+        Raises:
+            TrainingDiverged: If so many steps were skipped that there are too few.
+        """
+        steps = [gather_rows(z) for z, _ in self.progress.recent]  # so their order is that of one worker
+        rows = torch.cat(steps)[-self.config.kmeans_samples :] if steps else torch.empty(0, 0)
+        self.progress.recent.clear()
+        try:
+            self.quantizer.start(rows if _rank() == 0 else rows[:0], generator)
+        except ValueError as error:
+            raise TrainingDiverged(
+                f"quantization cannot begin at step {self.progress.step}: {error}. Raise --quantize-from, or "
+                "see why steps before it were skipped."
+            ) from error
+
+    def _skip(self, metrics: dict[str, float]) -> None:
+        progress = self.progress
+        progress.skipped += 1
+        progress.bad_in_a_row += 1
+        if progress.bad_in_a_row >= self.config.max_bad_steps:
+            parts = ", ".join(f"{name} {value:g}" for name, value in metrics.items() if name != "step")
+            raise TrainingDiverged(
+                f"{progress.bad_in_a_row} steps in a row had a loss or gradient that is no number, the last "
+                f"of them step {progress.step} ({parts}). Lower --optimizer.lr, raise "
+                "--optimizer.warmup-steps, or raise --max-bad-steps if the data explain it."
+            )
+
+    def gathered_recent(self) -> list[tuple[Tensor, int]]:
+        """Returns the kept embeddings of all workers, step by step, on the CPU; collective."""
+        return [(gather_rows(z).cpu(), count) for z, count in self.progress.recent]
+
+    def restore_recent(self, steps: Sequence[tuple[Tensor, int]]) -> None:
+        """Takes in what ``gathered_recent`` gave; the first worker keeps it for all."""
+        device, first = self.trainee.tokenizer.device, _rank() == 0
+        kept = [(z.to(device) if first else z[:0].to(device), count) for z, count in steps]
+        self.progress.recent = deque(kept)
 
 
-def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
-    """Returns the rate of a step: it rises over the warm-up and falls along a cosine to the last step."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, steps - 1 - config.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-    return config.lr * (config.final_lr_share + (1 - config.final_lr_share) * cosine)
-
-
-def forward(state: TrainState, batch: Batch, config: LossConfig, *, quantize: bool) -> Forward:
+def forward(trainee: Trainee, batch: Batch, config: LossConfig, *, quantize: bool) -> Forward:
     """Encodes the masks of a batch, decodes them again, and compares."""
-    model = state.model
+    model = trainee.tokenizer
     features = model.embed_images(normalize(batch.pixels)).of_masks(batch.image_index)
-    z = model.embed_masks(features.coarse, batch.prompts, batch.boxes)
+    z = model.embed_masks(features.coarse, batch.prompts, batch.boxes).float()
     quantized = model.quantizer(z) if quantize else None
-    logits = model.decode_embeddings(features, z if quantized is None else quantized.embeddings)
-    masks = mask_losses(
-        logits,
-        batch.targets,
-        state.generator,
-        num_points=config.num_points,
-        oversample=config.oversample,
-        importance=config.importance,
-    )
-    box = nn.functional.smooth_l1_loss(state.box_head(z), batch.boxes)
-    losses = {"bce": masks.bce, "dice": masks.dice, "box": box}
+    logits = model.decode_embeddings(features, z if quantized is None else quantized.embeddings).float()
+    with torch.autocast(logits.device.type, enabled=False):
+        masks = mask_losses(
+            logits,
+            batch.targets,
+            batch.keys,
+            num_points=config.num_points,
+            oversample=config.oversample,
+            importance=config.importance,
+        )
+        means = {"bce": masks.bce, "dice": masks.dice}
+        if trainee.box_head is not None:
+            means["box"] = nn.functional.smooth_l1_loss(trainee.box_head(z), batch.boxes)
     if quantized is not None:
-        losses["commitment"] = quantized.commitment
-    codes = None if quantized is None else quantized.codes
-    return Forward(losses, z.detach(), codes, mean_iou(logits.detach(), batch.targets))
+        means["commitment"] = quantized.commitment
+    means["iou"] = mean_iou(logits.detach(), batch.targets)
+    return Forward(means, z.detach(), None if quantized is None else quantized.codes)
+
+
+def total_loss(means: dict[str, Tensor], config: LossConfig) -> Float[Tensor, ""]:
+    """Returns the weighted sum of the losses."""
+    parts = [getattr(config, name) * mean for name, mean in means.items() if name != "iou"]
+    return torch.stack(parts).sum()
 
 
 def mean_iou(
@@ -126,77 +231,26 @@ def mean_iou(
     return torch.where(either > 0, both / either.clamp_min(1), 1.0).mean()
 
 
-def total_loss(losses: dict[str, Tensor], config: LossConfig) -> Float[Tensor, ""]:
-    """Returns the weighted sum."""
-    return torch.stack([getattr(config, name) * loss for name, loss in losses.items()]).sum()
-
-
-def train_step(state: TrainState, batch: Batch, config: TrainTokenizerConfig, step: int) -> dict[str, float]:
-    """Takes one optimizer step and moves the codebooks; returns the metrics of the step.
-
-    Raises:
-        TrainingDiverged: If the loss is not a number; weights are left as they were.
-    """
-    quantize = step >= config.quantization_step
-    if step == config.quantization_step:
-        state.model.quantizer.start(torch.cat(list(state.recent))[-config.kmeans_samples :], state.generator)
-        state.recent.clear()
-    out = forward(state, batch, config.loss, quantize=quantize)
-    loss = total_loss(out.losses, config.loss)
-    if not torch.isfinite(loss):
-        parts = ", ".join(f"{name} {float(value.detach()):g}" for name, value in out.losses.items())
-        raise TrainingDiverged(
-            f"the loss is {float(loss.detach())} at step {step} ({parts}); expected a finite number. "
-            "Lower --optimizer.lr or raise --optimizer.warmup-steps."
-        )
-    rate = learning_rate(step, config.steps, config.optimizer)
-    norm = _descend(state.optimizer, loss, rate, config.optimizer.clip_norm)
-    metrics = {f"loss_{name}": float(value.detach()) for name, value in out.losses.items()}
-    metrics |= {"loss": float(loss.detach()), "iou": float(out.iou), "masks": len(batch)}
-    metrics |= {"lr": rate, "gradient_norm": norm}
-    if out.codes is None:
-        _remember(state.recent, out.z, config.kmeans_samples)
-    else:
-        metrics["codes_restarted"] = state.model.quantizer.update(out.z, out.codes, state.generator)
-        metrics |= _codebook_metrics(state.model.quantizer.cluster_size)
-    return metrics
-
-
-def _descend(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float, clip_norm: float) -> float:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
-    optimizer.step()
-    return float(norm)
-
-
-def _remember(recent: deque[Tensor], z: Tensor, samples: int) -> None:
-    recent.append(z)
-    while sum(map(len, recent)) - len(recent[0]) >= samples:
-        recent.popleft()
-
-
-def _codebook_metrics(cluster_size: Float[Tensor, "level num_codes"]) -> dict[str, float]:
-    """Returns the perplexity of the averaged use of every level."""
+def perplexities(cluster_size: Float[Tensor, "book num_codes"]) -> dict[str, float]:
+    """Returns the perplexity of the averaged use of every codebook."""
     share = cluster_size / cluster_size.sum(dim=1, keepdim=True)
     entropy = -(share * share.clamp_min(1e-12).log()).sum(dim=1)
-    return {f"perplexity_{level}": float(value.exp()) for level, value in enumerate(entropy)}
+    return {f"perplexity_{book}": float(value.exp()) for book, value in enumerate(entropy)}
 
 
-def train(
-    state: TrainState, batch_of: Callable[[int], Batch], config: TrainTokenizerConfig, report: Report
-) -> None:
-    """Runs all steps.
+def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
+    """Returns the rate of a step: it rises over the warm-up and falls along a cosine to the last step."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, steps - 1 - config.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    return config.lr * (config.final_lr_share + (1 - config.final_lr_share) * cosine)
 
-    Args:
-        state: From ``start_training``; it is changed.
-        batch_of: Gives the batch of a step, on the model's device.
-        config: The run.
-        report: Hears the metrics of every step.
-    """
-    for step in range(config.steps):
-        report(step, train_step(state, batch_of(step), config, step))
-    state.model.eval()
+
+def _mixed(*numbers: int) -> int:
+    """Returns a seed that differs wherever any of the numbers does."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _rank() -> int:
+    return distributed.get_rank() if distributed.is_initialized() else 0

@@ -181,7 +181,7 @@ class MaskTokenizer(nn.Module):
             image if image.shape[:2] == (size, size) else images.resize_square(image, size) for image in batch
         ]
         pixels = torch.from_numpy(np.stack(squares)).to(self.device)
-        with self._autocast():
+        with self.autocast():
             return self.embed_images(normalize(pixels))
 
     @torch.inference_mode()
@@ -199,7 +199,7 @@ class MaskTokenizer(nn.Module):
         for part in self._chunks(len(masks)):
             coarse = features.coarse[torch.tensor(image_index[part], device=self.device)]
             prompts = mask_prompts(masks[part], self.config.mask_size, self.device)
-            with self._autocast():
+            with self.autocast():
                 z = self.embed_masks(coarse, prompts, torch.from_numpy(boxes[part]).to(self.device))
             if not z.isfinite().all():
                 raise CheckpointError(
@@ -217,7 +217,7 @@ class MaskTokenizer(nn.Module):
         for part in self._chunks(len(codes)):
             of_masks = features.of_masks(torch.tensor(image_index[part], device=self.device))
             embeddings = self.quantizer.decode(torch.as_tensor(codes[part], device=self.device))
-            with self._autocast():
+            with self.autocast():
                 logits = self.decode_embeddings(of_masks, embeddings)
             yield logits.float()
 
@@ -306,7 +306,8 @@ class MaskTokenizer(nn.Module):
         for start in range(0, count, self.max_masks):
             yield slice(start, min(start + self.max_masks, count))
 
-    def _autocast(self) -> AbstractContextManager:
+    def autocast(self) -> AbstractContextManager:
+        """Returns the context in which its networks run, as ``autocast_dtype`` says."""
         return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
 

@@ -1,0 +1,191 @@
+"""Checkpoints of a run: complete, committed last, and free of how many workers made them.
+
+A checkpoint is a folder of safetensors files and a ``state.json`` that names their SHA-256; it exists once
+that last file does. Model and optimizer state are whole and by parameter name, so any engine and any number
+of workers can go on from it. There is no state of a random generator: all draws follow from seed and step.
+
+The loss curve is kept in segments beside the checkpoints. A segment is written before the checkpoint that
+ends it, and counts only if a checkpoint names it.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from pipelines import storage
+from pipelines.storage import NotFoundError
+from pipelines.tokenizer_training.engine import OptimizerState
+from samtok.errors import CheckpointError
+from samtok.model.tokenizer import MaskTokenizer
+
+log = logging.getLogger(__name__)
+
+STATE_FILE = "state.json"
+FORMAT_VERSION = 1
+
+
+@dataclass
+class Checkpoint:
+    """All that a run needs to go on.
+
+    Attributes:
+        model: State of the trainee.
+        optimizer: Its optimizer's.
+        recent: Embeddings of the latest steps of all workers with their number, before quantization began.
+        body: The rest, as JSON: ``step`` (steps done), ``draws`` (the sampler's cursor: images drawn), ``seed``,
+            ``bad_in_a_row``, ``skipped``, ``workers``, ``fingerprint``, ``lineage`` (with the MLflow run), and
+            the ``tally`` of validations, rejects, times and the names of the curve's segments.
+    """
+
+    model: dict[str, Tensor]
+    optimizer: OptimizerState
+    recent: list[tuple[Tensor, int]] = field(default_factory=list)
+    body: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.body["step"]
+
+
+def save(out: str, checkpoint: Checkpoint) -> None:
+    """Writes a checkpoint; only one process does."""
+    folder = _folder(out, checkpoint.step)
+    moments = {
+        f"{name}.{part}": moment
+        for name, pair in checkpoint.optimizer.moments.items()
+        for part, moment in zip(("exp_avg", "exp_avg_sq"), pair, strict=True)
+    }
+    recent = {f"{i:08d}": z for i, (z, _) in enumerate(checkpoint.recent)}
+    files = {
+        "model.safetensors": checkpoint.model,
+        "optimizer.safetensors": moments,
+        "recent.safetensors": recent,
+    }
+    digests = {}
+    for name, tensors in files.items():
+        data = save_safetensors({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
+        digests[name] = hashlib.sha256(data).hexdigest()
+        storage.write_bytes(storage.join(folder, name), data)
+    body = {
+        **checkpoint.body,
+        "format_version": FORMAT_VERSION,
+        "optimizer_steps": checkpoint.optimizer.steps,
+        "recent_counts": [count for _, count in checkpoint.recent],
+        "files": digests,
+    }
+    storage.write_bytes(storage.join(folder, STATE_FILE), json.dumps(body, indent=1).encode())
+
+
+def steps(out: str) -> list[int]:
+    """Returns the steps of the checkpoints that are there, oldest first."""
+    found = storage.list_files(storage.join(out, "checkpoints"), suffix=f"/{STATE_FILE}")
+    return sorted(int(file.uri.split("/")[-2].removeprefix("step-")) for file in found)
+
+
+def load(out: str, step: int) -> Checkpoint:
+    """Reads a checkpoint.
+
+    Raises:
+        CheckpointError: If a file is missing, or not the one that was written.
+    """
+    folder = _folder(out, step)
+    body = storage.read_json(storage.join(folder, STATE_FILE))
+    if body.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{folder} has format version {body.get('format_version')!r}, this release reads "
+            f"{FORMAT_VERSION}. Go on with the release that wrote it, or choose another --out."
+        )
+    model, moments, recent = (
+        _tensors(folder, name, body["files"][name])
+        for name in ("model.safetensors", "optimizer.safetensors", "recent.safetensors")
+    )
+    names = [name.removesuffix(".exp_avg") for name in moments if name.endswith(".exp_avg")]
+    pairs = {name: (moments[f"{name}.exp_avg"], moments[f"{name}.exp_avg_sq"]) for name in names}
+    kept = [(recent[f"{i:08d}"], count) for i, count in enumerate(body["recent_counts"])]
+    return Checkpoint(model, OptimizerState(body["optimizer_steps"], pairs), kept, body)
+
+
+def _tensors(folder: str, name: str, digest: str) -> dict[str, Tensor]:
+    uri = storage.join(folder, name)
+    remedy = f"Delete {folder} to go on from the checkpoint before it, or choose another --out."
+    try:
+        data = storage.read_bytes(uri)
+    except NotFoundError as error:
+        raise CheckpointError(f"the checkpoint lacks {uri}. {remedy}") from error
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise CheckpointError(
+            f"{uri} is not the file that the checkpoint names ({len(data)} bytes). {remedy}"
+        )
+    return load_safetensors(data)
+
+
+def drop_old(out: str, keep: int) -> None:
+    """Deletes all but the newest checkpoints; the file that makes one valid goes first."""
+    for step in steps(out)[:-keep]:
+        folder = _folder(out, step)
+        storage.delete(storage.join(folder, STATE_FILE))
+        for file in storage.list_files(folder):
+            storage.delete(file.uri)
+
+
+def load_module(module: torch.nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Fills a module.
+
+    Raises:
+        CheckpointError: Names what is missing, unknown or of another shape.
+    """
+    own = module.state_dict()
+    odd = sorted(set(own) ^ set(state))
+    odd += [name for name in own if name in state and own[name].shape != state[name].shape]
+    if odd:
+        raise CheckpointError(
+            f"the checkpoint {where} is of another architecture: {', '.join(odd[:3])}"
+            f"{f' and {len(odd) - 3} more' if len(odd) > 3 else ''} differ. Use the --model, --quantizer and "
+            "--loss.box of its run, or another --out."
+        )
+    module.load_state_dict(dict(state))
+
+
+# ---------------------------------------------------------------- the curve
+
+
+def save_segment(out: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Writes the metrics of consecutive steps as JSON lines and returns the segment's name."""
+    name = f"history/{int(rows[0]['step']):08d}-{int(rows[-1]['step']) + 1:08d}.jsonl"
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    storage.write_bytes(storage.join(out, name), text.encode())
+    return name
+
+
+def load_history(out: str, segments: Sequence[str]) -> list[dict[str, Any]]:
+    """Reads the metrics of all steps in the segments that a checkpoint names."""
+    texts = [storage.read_bytes(storage.join(out, name)).decode() for name in segments]
+    return [json.loads(line) for text in texts for line in text.splitlines()]
+
+
+# ---------------------------------------------------------------- export
+
+
+def export(tokenizer: MaskTokenizer, uri: str, lineage: Mapping[str, Any]) -> str:
+    """Writes a tokenizer that ``from_pretrained`` reads, with its lineage; returns the weights' SHA-256."""
+    from samtok.checkpoint import WEIGHTS_FILE, pretrained_files
+
+    files = pretrained_files(tokenizer)
+    digest = hashlib.sha256(files[WEIGHTS_FILE]).hexdigest()
+    body = json.dumps({**lineage, "weights_sha256": digest}, indent=2) + "\n"
+    for name, data in {"lineage.json": body.encode(), **files}.items():  # the config is the last of them
+        storage.write_bytes(storage.join(uri, name), data)
+    return digest
+
+
+def _folder(out: str, step: int) -> str:
+    return storage.join(out, "checkpoints", f"step-{step:08d}")

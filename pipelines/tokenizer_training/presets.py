@@ -1,0 +1,59 @@
+"""Presets of ``jobs/train_tokenizer.py``."""
+
+import dataclasses
+
+import tyro
+
+from pipelines.tokenizer_training.config import (
+    CheckpointsConfig,
+    EngineConfig,
+    LossConfig,
+    OptimizerConfig,
+    SamplingConfig,
+    StartConfig,
+    TrainTokenizerConfig,
+    ValidationConfig,
+    WorkersConfig,
+)
+from samtok.shapes import WorldConfig
+
+# From SAM2 weights (paper, section 2.1 and appendix B): AdamW at 4e-5, 1024 masks a step, losses 1:1. An image
+# gives up to 32 of its masks, so 32 images make the 1024. Warm-up, decay, betas and the start of quantization
+# are ours. 204,000 steps see 209 M masks once. Not run at its size yet.
+_PAPER = TrainTokenizerConfig(
+    out=tyro.MISSING,
+    model="sam2.1-large",
+    start=StartConfig(sam2=tyro.MISSING),
+    corpora=tyro.MISSING,
+    validation_corpora=tyro.MISSING,
+    sampling=SamplingConfig(images_per_step=32, masks_per_image=32),
+    steps=204_000,
+    quantize_from=0.005,
+    kmeans_samples=65_536,
+    loss=LossConfig(bce=1.0, dice=1.0, commitment=1.0, box=0.0),
+    optimizer=OptimizerConfig(lr=4e-5, warmup_steps=1000, betas=(0.9, 0.999), weight_decay=0.05),
+    engine=EngineConfig(
+        deepspeed="infra/deepspeed/zero1.json", images_per_micro_batch=2, precision="bfloat16"
+    ),
+    workers=WorkersConfig(count=8, gpus=1, cpus=12, threads=4, loaders=8),
+    validation=ValidationConfig(every=2000, images=500, final_images=2000),
+    checkpoints=CheckpointsConfig(every=1000),
+)
+
+PRESETS: dict[str, TrainTokenizerConfig] = {
+    # The tokenizer that ships with the package, from random weights; about 8 minutes on one core.
+    "tiny": TrainTokenizerConfig(model="tiny", out="runs/tokenizer-tiny", steps=6000),
+    # A smaller one in under a minute of training.
+    "micro": TrainTokenizerConfig(
+        model="micro",
+        out="runs/tokenizer-micro",
+        world=WorldConfig.square(64, small_radius=(0.12, 0.18), large_radius=(0.22, 0.32)),
+        steps=600,
+        kmeans_samples=2000,
+        validation=ValidationConfig(every=200, images=50, final_images=100),
+        checkpoints=CheckpointsConfig(every=200),
+    ),
+    "paper": _PAPER,
+    # The same with the loss weights of the authors' config.
+    "authors": dataclasses.replace(_PAPER, loss=dataclasses.replace(_PAPER.loss, bce=2.0, dice=0.5)),
+}
