@@ -32,6 +32,9 @@ RAY_DATA_DISABLE_PROGRESS_BARS = "RAY_DATA_DISABLE_PROGRESS_BARS"
 
 MLFLOW_HTTP_REQUEST_MAX_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
+DS_ACCELERATOR = "DS_ACCELERATOR"
+LOCAL_RANK = "LOCAL_RANK"
+
 OMP_NUM_THREADS = "OMP_NUM_THREADS"
 PYTHONDONTWRITEBYTECODE = "PYTHONDONTWRITEBYTECODE"
 
@@ -79,6 +82,8 @@ VARIABLES = (
     Variable(RAY_ENABLE_UV_RUN_RUNTIME_ENV, "0 unless set: workers use the environment that is there"),
     Variable(RAY_DATA_DISABLE_PROGRESS_BARS, "1 unless set: no progress bars in logs"),
     Variable(MLFLOW_HTTP_REQUEST_MAX_RETRIES, "tries of a request to MLflow; few, so that jobs do not hang"),
+    Variable(DS_ACCELERATOR, "what DeepSpeed runs on, cpu or cuda; where unset, what the weights are on"),
+    Variable(LOCAL_RANK, "a worker's number on its machine; Ray Train sets it, DeepSpeed asks for it"),
     Variable(OMP_NUM_THREADS, "threads of each worker's maths"),
     Variable(
         PYTHONDONTWRITEBYTECODE, "hidden from a local Ray: with it every worker compiles all imports anew"

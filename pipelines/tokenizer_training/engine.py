@@ -5,7 +5,8 @@ gradients out (ZeRO). Both take the same losses to the same weights but for roun
 the same full optimizer state by parameter name, so a checkpoint fits any engine and any number of workers.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,6 +16,9 @@ from torch import Tensor, distributed, nn
 
 from pipelines.tokenizer_training.config import OptimizerConfig
 from samtok.errors import CheckpointError
+
+_BUCKET_BYTES = 256 << 20
+"""Gradients that workers add up at a time: what the flat copy of them costs in memory."""
 
 
 @dataclass
@@ -31,13 +35,14 @@ class OptimizerState:
 
 
 class Engine(Protocol):
-    """What a training loop drives. All calls are collective over workers."""
+    """What a training loop drives, with the module's own methods in between. All calls are collective."""
 
     def backward(self, loss: Float[Tensor, ""]) -> None:
         """Adds the gradients of one micro-batch.
 
         The gradient of a step is the sum over all micro-batches of all workers, so each loss comes already
-        divided by what the whole step counts. Every worker makes the same number of calls.
+        divided by what the whole step counts. Workers make the same number of calls, any number of them, with
+        losses of the same graph.
         """
         ...
 
@@ -53,7 +58,7 @@ class Engine(Protocol):
         ...
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
-        """Takes in a whole state. Call it after the weights were loaded into the module.
+        """Takes in a whole state, also an empty one. Call it after the weights were loaded into the module.
 
         Raises:
             CheckpointError: If names or shapes are not those of the trained parameters.
@@ -91,7 +96,7 @@ class PlainEngine:
                 parameter.grad = torch.zeros_like(parameter)
         self._sum_over_workers()
         norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self.clip_norm))
-        if torch.isfinite(torch.tensor(norm)):
+        if math.isfinite(norm):
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
@@ -102,11 +107,12 @@ class PlainEngine:
         if not distributed.is_initialized() or distributed.get_world_size() == 1:
             return
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        distributed.all_reduce(flat)
-        parts = flat.split([gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
+        for bucket in buckets(gradients, _BUCKET_BYTES):
+            flat = torch.cat([gradient.flatten() for gradient in bucket])
+            distributed.all_reduce(flat)
+            parts = flat.split([gradient.numel() for gradient in bucket])
+            for gradient, part in zip(bucket, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
 
     def optimizer_state(self) -> OptimizerState:
         """Copies the state; before the first step there is none."""
@@ -114,20 +120,39 @@ class PlainEngine:
         for name, parameter in self.parameters.items():
             state = self.optimizer.state.get(parameter)
             if state:
-                found[name] = (state["exp_avg"].cpu().clone(), state["exp_avg_sq"].cpu().clone())
+                found[name] = (_copied(state["exp_avg"], "cpu"), _copied(state["exp_avg_sq"], "cpu"))
                 steps = int(state["step"])
         return OptimizerState(steps, found)
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
         """Takes in a whole state."""
         check_moments(state, self.parameters)
+        self.optimizer.state.clear()
         for name, (first, second) in state.moments.items():
             parameter = self.parameters[name]
             self.optimizer.state[parameter] = {
                 "step": torch.tensor(float(state.steps), device=parameter.device),
-                "exp_avg": first.to(parameter.device, copy=True),
-                "exp_avg_sq": second.to(parameter.device, copy=True),
+                "exp_avg": _copied(first, parameter.device),
+                "exp_avg_sq": _copied(second, parameter.device),
             }
+
+
+def buckets(tensors: Sequence[Tensor], limit_bytes: int) -> Iterator[list[Tensor]]:
+    """Cuts tensors, in order, into groups of at most so many bytes; a larger tensor is a group of its own."""
+    group: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        if group and size + tensor.nbytes > limit_bytes:
+            yield group
+            group, size = [], 0
+        group.append(tensor)
+        size += tensor.nbytes
+    if group:
+        yield group
+
+
+def _copied(tensor: Tensor, device: torch.device | str) -> Tensor:
+    return tensor.detach().to(device, copy=True)
 
 
 def check_moments(state: OptimizerState, parameters: Mapping[str, Tensor]) -> None:
