@@ -1,26 +1,21 @@
-"""Lays out the report of a corpus as one HTML page without scripts and without anything outside of it.
+"""Lays out the report of a corpus from the parts of ``report_html``.
 
-Texts of datasets are untrusted: every value goes through ``html.escape``, and the page's own policy forbids
-scripts and foreign resources besides.
+Texts of datasets are untrusted: every value goes through ``html.escape``.
 """
 
-import base64
-import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
+from pipelines import report_html as html
 from pipelines.report_pictures import MAX_WORST, Card, CloseUp, Gallery, MaskLine, short_words
-from pipelines.report_style import STYLE
-from samtok import viz
 from samtok.metrics.codebook import LevelUsage
 
 BESIDE = 8
 """Masks whose table fits beside the pictures; a longer one goes below them, in three columns."""
 _LABEL_LENGTH = 60
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,7 @@ def render(content: Content) -> str:
     fingerprint = content.manifest["fingerprint"]
     title = f"{fingerprint.get('dataset', 'corpus')} {fingerprint.get('split', '')} in mask words"
     body = [
-        f"<h1>{_e(title)}</h1><p class=faint><code>{_e(content.out)}</code></p>",
+        html.heading(title, content.out),
         _unfinished(content),
         _tiles(content),
         f"<h2>Counts</h2>{_counts(content)}",
@@ -67,19 +62,7 @@ def render(content: Content) -> str:
         f"<h2>Fingerprint</h2>{_fingerprint(content)}",
         f"<h2>Schema</h2>{_schema(content.schema)}",
     ]
-    return (
-        "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name=viewport content="width=device-width, initial-scale=1">'
-        f"<title>{_e(title)}</title><style>{STYLE}</style></head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body></html>\n"
-    )
-
-
-def share_of(part: float, whole: float) -> str:
-    """Returns a percentage as text; nothing out of nothing is ``-``."""
-    return f"{part / whole:.1%}" if whole else "-"
+    return html.page(title, body)
 
 
 def _unfinished(content: Content) -> str:
@@ -100,18 +83,14 @@ def _tiles(content: Content) -> str:
     tiles = [
         (f"{totals['rows_out']:,}", "images with rows"),
         (f"{totals['masks_out']:,}", "masks with words"),
-        (share_of(lost, totals["masks_in"]), "of the masks without words"),
+        (html.share_of(lost, totals["masks_in"]), "of the masks without words"),
     ]
     if "iou/mean" in metrics:
         tiles.append((f"{metrics['iou/mean']:.3f}", "mean IoU of reconstructions"))
     used = " / ".join(str(level.used) for level in content.usage)
     tiles.append((used, f"of {content.manifest['fingerprint']['num_codes']} codes used, by level"))
     tiles.append((_size(metrics["corpus/size_bytes"]), f"in {len(content.manifest['shards'])} shards"))
-    return (
-        "<div class=tiles>"
-        + "".join(f"<div class=tile><b>{_e(b)}</b>{_e(t)}</div>" for b, t in tiles)
-        + "</div>"
-    )
+    return html.tiles(tiles)
 
 
 def _counts(content: Content) -> str:
@@ -126,27 +105,28 @@ def _counts(content: Content) -> str:
         numbers = (f"{into:,}", f"= {out:,}", f"+ {rejected:,}", f"+ {filtered:,}" if kind == "masks" else "")
         cells = "".join(f"<td class=num>{number}</td>" for number in numbers)
         lines.append(
-            f"<tr><td>{name}</td>{cells}<td class=num>{share_of(rejected, into)}</td><td>{verdict}</td></tr>"
+            f"<tr><td>{name}</td>{cells}<td class=num>{html.share_of(rejected, into)}</td>"
+            f"<td>{verdict}</td></tr>"
         )
     heads = ["in", "out", "rejected", "filtered by policy", "reject rate"]
     head = "<th></th>" + "".join(f"<th class=num>{name}</th>" for name in heads) + "<th></th>"
     planned = ""
     if content.missing and content.num_planned is not None:
         planned = f"<p class=faint>The plan has {content.num_planned:,} images.</p>"
-    return _card(_table(head, lines, "narrow") + planned)
+    return html.card(html.table(head, lines, "narrow") + planned)
 
 
 def _reconstruction(content: Content) -> str:
     metrics = content.metrics
     if "iou/mean" not in metrics:
         text = "No reconstruction was compared while the corpus was made (--reconstruct 0)."
-        return _card(f"<h3>Reconstruction</h3><p class=faint>{text}</p>")
+        return html.card(f"<h3>Reconstruction</h3><p class=faint>{text}</p>")
     below = metrics["iou/share_below_half"]
     text = (
         f"{metrics['iou/count']:,.0f} masks: mean IoU {metrics['iou/mean']:.3f}, median about "
         f"{metrics['iou/median']:.3f}, {below:.1%} below 0.5."
     )
-    return _card(
+    return html.card(
         f"<h3>Reconstruction</h3><p>{text}</p>{_plot(content, 'iou_histogram.png', 'IoU histogram')}"
     )
 
@@ -159,21 +139,23 @@ def _codebooks(content: Content) -> str:
         for level, use in enumerate(content.usage)
     ]
     head = "<th>level</th><th class=num>used</th><th class=num>dead</th><th class=num>perplexity</th>"
-    table = _table(head, lines)
+    table = html.table(head, lines)
     plot = _plot(content, "code_usage.png", "masks per code, by rank")
     note = "Dashed: all codes used alike. Grey: codes that no mask uses."
-    return _card(f"<h3>Codebooks</h3>{table}{plot}<p class=faint>{note}</p>")
+    return html.card(f"<h3>Codebooks</h3>{table}{plot}<p class=faint>{note}</p>")
 
 
 def _rejects(content: Content) -> str:
     if not content.rejects:
-        return _card("<p class=faint>None.</p>")
+        return html.card("<p class=faint>None.</p>")
     lines = [
-        f"<tr><td>{_e(line.stage)}</td><td class=whole><code>{_e(line.reason)}</code></td>"
-        f"<td class=num>{line.count:,}</td><td class=text>{_e(line.example[:400])}</td></tr>"
+        f"<tr><td>{html.escape(line.stage)}</td><td class=whole><code>{html.escape(line.reason)}</code></td>"
+        f"<td class=num>{line.count:,}</td><td class=text>{html.escape(line.example[:400])}</td></tr>"
         for line in content.rejects
     ]
-    return _card(_table("<th>stage</th><th>reason</th><th class=num>entries</th><th>example</th>", lines))
+    return html.card(
+        html.table("<th>stage</th><th>reason</th><th class=num>entries</th><th>example</th>", lines)
+    )
 
 
 def _worst(worst: Sequence[CloseUp]) -> str:
@@ -182,7 +164,7 @@ def _worst(worst: Sequence[CloseUp]) -> str:
     cards = []
     for close_up in worst:
         line, row = close_up.line, close_up.row
-        text = f"<b>IoU {_iou(line)}</b> <code>{_e(short_words(line.words))}</code> {_label(line)}"
+        text = f"<b>IoU {_iou(line)}</b> <code>{html.escape(short_words(line.words))}</code> {_label(line)}"
         where = f"{_name(row)}, mask {line.number}, {line.area_px:,} px"
         cards.append(
             f"<div class=card><p class=text>{text}<br><span class=faint>{where}</span></p>"
@@ -191,7 +173,7 @@ def _worst(worst: Sequence[CloseUp]) -> str:
     return (
         "<h2>Worst masks</h2>"
         f"<p class=faint>The lowest IoUs among the images below, at most {MAX_WORST}, cropped."
-        f"{_legend()}</p><div class=two>{''.join(cards)}</div>"
+        f"{html.legend()}</p><div class=two>{''.join(cards)}</div>"
     )
 
 
@@ -199,7 +181,9 @@ def _images(content: Content) -> str:
     gallery = content.gallery
     parts = [f"<p class=faint>{len(gallery.cards)} images drawn at random, seed {content.seed}."]
     parts.append(
-        f"{_legend()}</p>" if content.decoded else " Without a tokenizer, only original masks are shown.</p>"
+        f"{html.legend()}</p>"
+        if content.decoded
+        else " Without a tokenizer, only original masks are shown.</p>"
     )
     if gallery.num_differing:
         parts.append(
@@ -216,10 +200,10 @@ def _image(card: Card) -> str:
     head = f"<h3 class=text>{_name(row)} <span class=faint>{size}</span></h3>"
     shots = _shots(card.pictures)
     if card.problem is not None:
-        shots = f"<div class=problem>The image cannot be shown: {_e(card.problem)}</div>"
+        shots = f"<div class=problem>The image cannot be shown: {html.escape(card.problem)}</div>"
     step = len(card.lines) if len(card.lines) <= BESIDE else -(-len(card.lines) // 3)
     tables = [_masks(card.lines[start : start + step]) for start in range(0, len(card.lines), step or 1)]
-    note = f"<p class=faint>{_e(card.note)}</p>" if card.note else ""
+    note = f"<p class=faint>{html.escape(card.note)}</p>" if card.note else ""
     if not tables:
         note = "<p class=faint>No masks.</p>"
     kind = "beside" if len(tables) < 2 else "below"
@@ -232,27 +216,23 @@ def _image(card: Card) -> str:
 def _masks(lines: Iterable[MaskLine]) -> str:
     rows = [
         f"<tr><td>{_chip(line)}</td><td class=num>{_iou(line)}</td>"
-        f"<td><code>{_e(short_words(line.words))}</code></td><td class=text>{_label(line)}</td></tr>"
+        f"<td><code>{html.escape(short_words(line.words))}</code></td><td class=text>{_label(line)}</td></tr>"
         for line in lines
     ]
-    return _table("<th></th><th class=num>IoU</th><th>words</th><th>label</th>", rows, "masks")
+    return html.table("<th></th><th class=num>IoU</th><th>words</th><th>label</th>", rows, "masks")
 
 
 def _fingerprint(content: Content) -> str:
-    lines = [
-        f"<tr><td>{_e(name)}</td><td class='text mono'>{_e(value)}</td></tr>"
-        for name, value in sorted(content.manifest["fingerprint"].items())
-    ]
-    return _card(_table("<th>setting</th><th>value</th>", lines))
+    return html.card(html.settings(sorted(content.manifest["fingerprint"].items())))
 
 
 def _schema(rows: pa.Schema) -> str:
     lines = [
-        f"<tr><td class=mono style='padding-left:{22 * depth}px'>{_e(name)}</td>"
-        f"<td class=mono>{_e(kind)}</td><td>{'may be null' if nullable else ''}</td></tr>"
+        f"<tr><td class=mono style='padding-left:{22 * depth}px'>{html.escape(name)}</td>"
+        f"<td class=mono>{html.escape(kind)}</td><td>{'may be null' if nullable else ''}</td></tr>"
         for depth, name, kind, nullable in flat_schema(rows)
     ]
-    return _card(_table("<th>column</th><th>type</th><th></th>", lines))
+    return html.card(html.table("<th>column</th><th>type</th><th></th>", lines))
 
 
 def flat_schema(fields: Iterable[pa.Field], depth: int = 0) -> list[tuple[int, str, str, bool]]:
@@ -272,51 +252,32 @@ def flat_schema(fields: Iterable[pa.Field], depth: int = 0) -> list[tuple[int, s
 
 def _shots(pictures: Iterable[tuple[str, bytes]]) -> str:
     figures = [
-        f"<figure><img loading=lazy alt='{_e(caption)}' src='data:image/jpeg;base64,{_base64(data)}'>"
-        f"<figcaption>{_e(caption)}</figcaption></figure>"
+        f"<figure>{html.image(data, caption, media='jpeg')}"
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         for caption, data in pictures
     ]
     return f"<div class=shots>{''.join(figures)}</div>"
 
 
 def _plot(content: Content, name: str, alt: str) -> str:
-    return f"<img class=plot alt='{_e(alt)}' src='data:image/png;base64,{_base64(content.plots[name])}'>"
-
-
-def _legend() -> str:
-    names = ((viz.AGREED, "agreed"), (viz.MISSED, "missed"), (viz.EXTRA, "extra"))
-    return "".join(
-        f"<span class=key style='background:{_css(colour)}'></span>{name}" for colour, name in names
-    )
+    return html.image(content.plots[name], alt, kind="plot")
 
 
 def _chip(line: MaskLine) -> str:
-    return f"<span class=chip style='background:{_css(line.colour)}'>{line.number}</span>"
+    return f"<span class=chip style='background:{html.css(line.colour)}'>{line.number}</span>"
 
 
 def _label(line: MaskLine) -> str:
     label = line.label or ""
-    return _e(label if len(label) <= _LABEL_LENGTH else label[: _LABEL_LENGTH - 3] + "...")
+    return html.escape(label if len(label) <= _LABEL_LENGTH else label[: _LABEL_LENGTH - 3] + "...")
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    return f"{_e(row['dataset'])} {_e(row['image_id'])}"
+    return f"{html.escape(row['dataset'])} {html.escape(row['image_id'])}"
 
 
 def _iou(line: MaskLine) -> str:
     return "-" if line.iou is None else f"{line.iou:.2f}"
-
-
-def _table(head: str, lines: Iterable[str], kind: str = "") -> str:
-    return f"<div class=scroll><table class='{kind}'><tr>{head}</tr>{''.join(lines)}</table></div>"
-
-
-def _card(inside: str) -> str:
-    return f"<div class=card>{inside}</div>"
-
-
-def _css(colour: tuple[int, int, int]) -> str:
-    return "rgb({}, {}, {})".format(*colour)
 
 
 def _size(num_bytes: float) -> str:
@@ -325,11 +286,3 @@ def _size(num_bytes: float) -> str:
             return f"{num_bytes:.3g} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:.3g} TB"
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def _e(value: Any) -> str:
-    return html.escape(str(value), quote=True)

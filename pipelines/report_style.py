@@ -52,6 +52,9 @@ table.narrow { width: auto; }
 .narrow td, .narrow th { padding-right: 34px; }
 img { display: block; max-width: 100%; }
 img.plot { width: 100%; max-width: 640px; margin: 8px auto 0; }
+img.plot.wide { max-width: none; }
+pre { font-size: 13px; margin: 10px 0 0; overflow-x: auto; }
+summary { cursor: pointer; color: var(--faint); }
 .image { display: grid; gap: 18px; align-items: start; }
 .beside { grid-template-columns: minmax(0, 2fr) minmax(320px, 1fr); }
 .below .lists { display: grid; gap: 0 28px; align-items: start; }
