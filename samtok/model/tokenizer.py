@@ -145,18 +145,21 @@ class MaskTokenizer(nn.Module):
         self,
         coarse: Float[Tensor, "mask dim s s"],
         prompts: Float[Tensor, "mask 1 size size"],
-        boxes: Float[Tensor, "mask 4"],
+        boxes: Float[Tensor, "mask 4"] | None,
     ) -> Float[Tensor, "mask dim"]:
         """Returns z of each mask.
 
         Args:
             coarse: The coarse features of its image, one entry per mask.
             prompts: Soft masks in [0, 1] at ``config.mask_size``.
-            boxes: x0, y0, x1, y1 over width and height, in [0, 1].
+            boxes: x0, y0, x1, y1 over width and height, in [0, 1]; None prompts with the masks alone.
         """
-        corners = (boxes * self.config.image_size).reshape(-1, 2, 2)
-        labels = torch.tensor([BOX_LABELS], device=boxes.device, dtype=torch.int32).expand(len(boxes), -1)
-        sparse, dense = self.prompt_encoder(points=(corners, labels), boxes=None, masks=prompts)
+        points = None
+        if boxes is not None:
+            corners = (boxes * self.config.image_size).reshape(-1, 2, 2)
+            labels = torch.tensor([BOX_LABELS], device=boxes.device, dtype=torch.int32)
+            points = corners, labels.expand(len(boxes), -1)
+        sparse, dense = self.prompt_encoder(points=points, boxes=None, masks=prompts)
         return self.mask_encoder(coarse, self.prompt_encoder.get_dense_pe(), sparse, dense)
 
     def decode_embeddings(
@@ -186,9 +189,20 @@ class MaskTokenizer(nn.Module):
 
     @torch.inference_mode()
     def codes_of(
-        self, features: ImageFeatures, masks: MaskList, image_index: Sequence[int]
+        self,
+        features: ImageFeatures,
+        masks: MaskList,
+        image_index: Sequence[int],
+        *,
+        box_prompt: bool = True,
     ) -> Int[np.ndarray, "mask level"]:
         """Returns the codes of masks, each belonging to the image that ``image_index`` names.
+
+        Args:
+            features: Of the images.
+            masks: Bool arrays, each at the size of its image.
+            image_index: The image of each mask.
+            box_prompt: Prompt with each mask's box besides the mask, as tokenizers are trained.
 
         Raises:
             ValueError: If a mask is empty.
@@ -199,8 +213,9 @@ class MaskTokenizer(nn.Module):
         for part in self._chunks(len(masks)):
             coarse = features.coarse[torch.tensor(image_index[part], device=self.device)]
             prompts = mask_prompts(masks[part], self.config.mask_size, self.device)
+            prompt_boxes = torch.from_numpy(boxes[part]).to(self.device) if box_prompt else None
             with self.autocast():
-                z = self.embed_masks(coarse, prompts, torch.from_numpy(boxes[part]).to(self.device))
+                z = self.embed_masks(coarse, prompts, prompt_boxes)
             if not z.isfinite().all():
                 raise CheckpointError(
                     f"embeddings are not finite in {self.autocast_dtype or torch.float32}: the weights are "

@@ -6,6 +6,7 @@ import torch
 
 from samtok.config import PRESETS
 from samtok.errors import CheckpointError
+from samtok.model.prompts import mask_prompts, normalized_boxes
 from samtok.model.tokenizer import MaskTokenizer
 
 
@@ -124,6 +125,21 @@ def test_bfloat16_runs_and_gives_float32_logits(tokenizer):
     logits = tokenizer.decode_logits(image, codes)
     tokenizer.autocast_dtype = None
     assert codes.shape == (2, 2) and logits.dtype == np.float32
+
+
+def test_without_a_box_prompt_a_box_changes_nothing_and_the_mask_still_does(tokenizer):
+    image, masks = picture(), rectangles(2)
+    features = tokenizer.features_of([image])
+    coarse = features.coarse.expand(2, -1, -1, -1)
+    prompts = mask_prompts(masks, tokenizer.config.mask_size, "cpu")
+    boxes = torch.from_numpy(normalized_boxes(masks))
+    with torch.inference_mode():
+        bare, boxed = (tokenizer.embed_masks(coarse, prompts, given) for given in (None, boxes))
+    assert bare.shape == boxed.shape and not torch.allclose(bare, boxed)
+    assert not torch.allclose(bare[0], bare[1])
+    codes = tokenizer.codes_of(features, masks, [0, 0], box_prompt=False)
+    assert (codes == tokenizer.quantizer.encode(bare).numpy()).all()
+    assert (codes != tokenizer.codes_of(features, masks, [0, 0])).any()
 
 
 @pytest.mark.parametrize("preset", sorted(name for name in PRESETS if name.startswith("sam2.1-")))
