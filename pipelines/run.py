@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -87,6 +88,11 @@ def versions() -> dict[str, str]:
     """Returns what produced a result: our version and commit, Python, and the packages that matter."""
     found = {name: version(name) for name in PACKAGES}
     return {"samtok": samtok.__version__, "commit": commit(), "python": sys.version.split()[0], **found}
+
+
+def command() -> str:
+    """Returns the command line of this process, without the interpreter's folder."""
+    return shlex.join(["python", *sys.argv])
 
 
 def commit() -> str:

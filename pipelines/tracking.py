@@ -7,7 +7,8 @@ is kept beside the results, so a resumed job continues the same MLflow run.
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 DEFAULT_URI = "sqlite:///mlflow.db"
 RUN_FILE = "mlflow_run.json"
 _MAX_PARAM = 500
+_MAX_METRICS = 1000  # MLflow takes no more in a request
 
 
 class Tracker:
@@ -27,18 +29,22 @@ class Tracker:
         uri: An MLflow tracking URI; ``off`` disables tracking.
         experiment: Name of the experiment; it is made if there is none.
         home: URI of the folder where the run id is kept.
+        name: Shown in lists of runs; MLflow makes one up.
+        parent: Run id of the run that this one is a part of.
     """
 
-    def __init__(self, uri: str, *, experiment: str, home: str) -> None:
+    def __init__(
+        self, uri: str, *, experiment: str, home: str, name: str | None = None, parent: str | None = None
+    ) -> None:
         self.run_id: str | None = None
         self.link = "off"
         self._warned = False
         self._client: Any = None
         self._uri = uri
         if uri != "off":
-            self._try(lambda: self._open(experiment, home))
+            self._try(lambda: self._open(experiment, home, name, parent))
 
-    def _open(self, experiment: str, home: str) -> None:
+    def _open(self, experiment: str, home: str, name: str | None, parent: str | None) -> None:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
         logging.getLogger("alembic").setLevel(logging.WARNING)
         import mlflow
@@ -48,7 +54,10 @@ class Tracker:
         client = mlflow.MlflowClient(tracking_uri=self._uri)
         found = client.get_experiment_by_name(experiment)
         folder = found.experiment_id if found else client.create_experiment(experiment)
-        self.run_id = self._resumed(client, home) or client.create_run(folder).info.run_id
+        tags = {"mlflow.parentRunId": parent} if parent else {}
+        self.run_id = self._resumed(client, home)
+        if self.run_id is None:
+            self.run_id = client.create_run(folder, run_name=name, tags=tags).info.run_id
         self._client = client
         self.link = f"{self._uri} experiment {experiment} run {self.run_id}"
         record = {"tracking_uri": self._uri, "experiment": experiment, "run_id": self.run_id}
@@ -89,14 +98,31 @@ class Tracker:
 
     def metrics(self, values: Mapping[str, float], *, step: int = 0) -> None:
         """Logs metrics of one step in one call."""
+        self.history([(step, values)])
+
+    def history(self, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """Logs metrics of many steps, a thousand numbers a call."""
 
         def work() -> None:
             from mlflow.entities import Metric
             from mlflow.utils.time import get_current_time_millis
 
             now = get_current_time_millis()
-            batch = [Metric(name, float(value), now, step) for name, value in values.items()]
-            self._client.log_batch(self.run_id, metrics=batch)
+            batch = [Metric(name, float(v), now, step) for step, values in rows for name, v in values.items()]
+            for start in range(0, len(batch), _MAX_METRICS):
+                self._client.log_batch(self.run_id, metrics=batch[start : start + _MAX_METRICS])
+
+        if rows:
+            self._try(work)
+
+    def picture(self, data: bytes, name: str) -> None:
+        """Stores a picture, or any bytes, as an artifact file."""
+
+        def work() -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / Path(name).name
+                path.write_bytes(data)
+                self._client.log_artifact(self.run_id, str(path), str(Path(name).parent))
 
         self._try(work)
 

@@ -40,9 +40,9 @@ class Checkpoint:
         model: State of the trainee.
         optimizer: Its optimizer's.
         recent: Embeddings of the latest steps of all workers with their number, before quantization began.
-        body: The rest, as JSON: ``step`` (steps done), ``draws`` (the sampler's cursor: images drawn), ``seed``,
-            ``bad_in_a_row``, ``skipped``, ``workers``, ``fingerprint``, ``lineage`` (with the MLflow run), and
-            the ``tally`` of validations, rejects, times and the names of the curve's segments.
+        body: The rest, as JSON: ``step`` (steps done), ``draws`` (the sampler's cursor: images drawn),
+            ``seed``, ``bad_in_a_row``, ``skipped``, ``workers``, ``fingerprint``, ``lineage`` (with the
+            MLflow run), and the ``tally`` of validations, rejects, times and the curve's segments.
     """
 
     model: dict[str, Tensor]

@@ -275,7 +275,7 @@ class TrainTokenizerConfig:
     """Optimizer steps."""
     quantize_from: float = 0.6
     """Share of the steps before quantization begins with k-means; until then the decoder reads z itself.
-    0 quantizes at once, with the codebooks of --start.tokenizer."""
+    0 quantizes at once, with the codebooks of --start.tokenizer; 1 never does."""
     kmeans_samples: int = 6000
     """Latest embeddings that k-means sees."""
     loss: LossConfig = LossConfig()
@@ -308,8 +308,7 @@ class TrainTokenizerConfig:
             _at_least(name.replace("_", "-"), getattr(self, name), 1)
         _at_least("log-every-s", self.log_every_s, 0)
         refuse_password(self.tracking)
-        if not 0 <= self.quantize_from < 1:
-            raise ConfigError(f"--quantize-from must be in [0, 1), got {self.quantize_from:g}")
+        _share("quantize-from", self.quantize_from)
         if self.quantize_from == 0 and self.start.tokenizer is None:
             raise ConfigError(
                 "--quantize-from 0 needs codebooks to begin with: give --start.tokenizer, or a share above 0"

@@ -15,7 +15,7 @@ import torch
 from pipelines import run as runs
 from pipelines import shards, storage
 from pipelines.ingestion.corpora import CorpusSpec
-from pipelines.tokenizer_training.config import HELD_OUT_START, TrainTokenizerConfig
+from pipelines.tokenizer_training.config import TrainTokenizerConfig
 from pipelines.tokenizer_training.corpus import Index, build_index
 from pipelines.tokenizer_training.trainee import architecture_of, check_quantize_from, freezes
 from pipelines.tokenizer_training.worker import Task
@@ -158,14 +158,11 @@ def dry_run(task: Task) -> int:
     sys.stdout.write(runs.config_json(config))
     architecture = architecture_of(config)
     images = config.sampling.images_per_step
-    known = (
-        task.training_index.num_images if task.training_index else min(config.scenes_needed, HELD_OUT_START)
-    )
     quantizer = architecture.quantizer
     sys.stdout.write(
-        f"run: {config.steps} steps of {images} images and at most {images * config.sampling.masks_per_image} "
-        f"masks; {config.workers.count} workers with {config.images_per_worker} images each, in micro-batches "
-        f"of {config.micro_images}\n"
+        f"run: {config.steps} steps of {images} images and at most "
+        f"{images * config.sampling.masks_per_image} masks; {config.workers.count} workers with "
+        f"{config.images_per_worker} images each, in micro-batches of {config.micro_images}\n"
         f"data: {known} images, {config.steps * images / known:.2f} epochs\n"
         f"words: {quantizer.kind} of {quantizer.num_levels} x {quantizer.num_codes}, "
         f"{quantizer.num_words} words, {quantizer.bits_per_mask:.1f} bits a mask\n"

@@ -17,9 +17,9 @@ from pipelines.tokenizer_training.config import (
 )
 from samtok.shapes import WorldConfig
 
-# From SAM2 weights (paper, section 2.1 and appendix B): AdamW at 4e-5, 1024 masks a step, losses 1:1. An image
-# gives up to 32 of its masks, so 32 images make the 1024. Warm-up, decay, betas and the start of quantization
-# are ours. 204,000 steps see 209 M masks once. Not run at its size yet.
+# From SAM2 weights (paper, section 2.1 and appendix B): AdamW at 4e-5, 1024 masks a step, losses 1:1. An
+# image gives up to 32 of its masks, so 32 images make the 1024. Steps, warm-up, decay, betas and the start of
+# quantization are ours. Not run at its size yet.
 _PAPER = TrainTokenizerConfig(
     out=tyro.MISSING,
     model="sam2.1-large",
@@ -27,7 +27,7 @@ _PAPER = TrainTokenizerConfig(
     corpora=tyro.MISSING,
     validation_corpora=tyro.MISSING,
     sampling=SamplingConfig(images_per_step=32, masks_per_image=32),
-    steps=204_000,
+    steps=200_000,
     quantize_from=0.005,
     kmeans_samples=65_536,
     loss=LossConfig(bce=1.0, dice=1.0, commitment=1.0, box=0.0),

@@ -1,120 +1,239 @@
-"""Wiring of tokenizer training: threads and seeds, progress, the saved folder and what was measured."""
+"""The Ray wiring of tokenizer training.
 
+Ray Train starts the workers, joins them into a process group and replaces dead ones; workers find the last
+checkpoint in the run's own folder (``checkpoints``). They tell a small actor what happens, and the driver,
+which alone shows progress and talks to MLflow, listens to it.
+"""
+
+import contextlib
 import dataclasses
 import json
 import logging
-import shlex
-import sys
+import threading
 import time
-from collections import defaultdict
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
-
 from pipelines import run as runs
+from pipelines import storage
+from pipelines.cluster import session
+from pipelines.tokenizer_training import report
+from pipelines.tokenizer_training.checkpoints import load_history
 from pipelines.tokenizer_training.config import TrainTokenizerConfig
-from pipelines.tokenizer_training.data import held_out_scenes, scene_batch
-from pipelines.tokenizer_training.evaluate import Evaluation, evaluate, probe
-from pipelines.tokenizer_training.loop import start_training, train
+from pipelines.tokenizer_training.data import held_out_samples, validation_sources
+from pipelines.tokenizer_training.prepare import dry_run, prepare, resolve
+from pipelines.tokenizer_training.progress import Event, Progress
+from pipelines.tokenizer_training.worker import RECORD_FILE, Task, train_worker, write_record
+from pipelines.tracking import Tracker
+from samtok.errors import ClusterError, SamtokError
 from samtok.model.tokenizer import MaskTokenizer
 
 log = logging.getLogger(__name__)
 
-RECORD_FILE = "record.json"
-PROBE_IMAGES = 24
+LISTEN_EVERY_S = 0.5
+SHEET_IMAGES = 8
 
 
 def train_tokenizer(config: TrainTokenizerConfig) -> int:
-    """Trains, evaluates and saves a tokenizer; returns the exit code."""
+    """Runs the job; returns its exit code."""
     return runs.guard(lambda: _train_tokenizer(config))
 
 
 def _train_tokenizer(config: TrainTokenizerConfig) -> int:
-    torch.set_num_threads(config.threads)
-    torch.manual_seed(config.seed)
-    model = MaskTokenizer.from_preset(config.model)
-    progress = Progress(model, config)
-    wall, cpu = time.monotonic(), time.process_time()
-    train(start_training(model, config), lambda step: scene_batch(config, step), config, progress)
-    times = {
-        "training_cpu_s": time.process_time() - cpu - progress.probe_cpu_s,
-        "probes_cpu_s": progress.probe_cpu_s,
-        "training_wall_s": time.monotonic() - wall,
-    }
-    scenes = held_out_scenes(config.world, seed=config.evaluation_seed, count=config.evaluation_images)
-    result = evaluate(model, scenes, seed=config.evaluation_seed)
-    model.save_pretrained(config.out)
-    _write_record(config, model, result, times)
-    log.info("held out: %s", describe(result))
-    log.info("saved to %s", config.out)
+    config = resolve(config)
+    task = prepare(config)
+    if config.dry_run:
+        return dry_run(task)
+    storage.write_bytes(storage.join(config.out, "config.json"), runs.config_json(config).encode())
+    tracker = Tracker(config.tracking, experiment="train_tokenizer", home=config.out)
+    tracker.params(json.loads(runs.config_json(config)))
+    tracker.tags({"fingerprint": task.fingerprint, **runs.versions()})
+    task = _with_mlflow_run(task, tracker)
+    try:
+        if storage.exists(storage.join(config.out, RECORD_FILE)):
+            log.info("%s is complete; nothing is left to train", config.out)
+        else:
+            train_on_ray(task, Progress(config, tracker))
+        _publish(task, tracker)
+    except BaseException:
+        tracker.end("FAILED")
+        raise
+    tracker.end()
     return 0
 
 
-def describe(result: Evaluation) -> str:
-    """Returns the numbers as one line."""
-    levels = "; ".join(
-        f"level {i}: {level.used} used, {level.dead} dead, perplexity {level.perplexity:.1f}"
-        for i, level in enumerate(result.levels)
-    )
-    return (
-        f"IoU {result.iou:.4f} quantized, {result.iou_continuous:.4f} continuous, "
-        f"{result.iou_shuffled:.4f} with shuffled codes, "
-        f"over {result.masks} masks of {result.images} images; {levels}; "
-        f"{result.distinct} distinct code tuples"
-    )
+def _with_mlflow_run(task: Task, tracker: Tracker) -> Task:
+    return dataclasses.replace(task, lineage={**task.lineage, "mlflow_run": tracker.run_id})
 
 
-def _write_record(
-    config: TrainTokenizerConfig, model: MaskTokenizer, result: Evaluation, times: dict[str, float]
-) -> None:
-    record: dict[str, Any] = {
-        "command": shlex.join(["python", *sys.argv]),
-        "seed": config.seed,
-        "config": dataclasses.asdict(config),
-        "versions": runs.versions(),
-        "date": time.strftime("%Y-%m-%d"),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "times": {name: round(value, 1) for name, value in times.items()},
-        "measured": dataclasses.asdict(result),
-    }
-    (Path(config.out) / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+# ---------------------------------------------------------------- Ray
 
 
-class Progress:
-    """Logs means over the steps since the last line, and a small held-out probe.
+class Board:
+    """Where workers write and the driver reads; lives in an actor of its own."""
 
-    Args:
-        model: The tokenizer in training.
-        config: The run.
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.error: SamtokError | None = None
+
+    def tell(self, kind: str, body: Mapping[str, Any]) -> None:
+        """Adds an event."""
+        self.events.append((kind, body))
+
+    def take(self) -> list[Event]:
+        """Hands over the events since the last time."""
+        events, self.events = self.events, []
+        return events
+
+    def fail(self, error: SamtokError) -> None:
+        """Keeps the first error that no restart can mend."""
+        self.error = self.error or error
+
+    def failure(self) -> SamtokError | None:
+        """Returns that error."""
+        return self.error
+
+
+def train_on_ray(task: Task, progress: Progress) -> None:
+    """Trains on the workers of the config; returns when the run is complete.
+
+    Raises:
+        ClusterError: If the cluster is too small, or workers died more often than ``--workers.max-failures``.
+        SamtokError: What a worker raised.
     """
+    workers = task.config.workers
+    cpus = workers.count * workers.cpus
+    with session(num_cpus=workers.num_cpus, at_least_cpus=cpus + 1) as cluster:
+        cluster.require(cpus=cpus, gpus=workers.count * (workers.gpus or 0))
+        import ray
 
-    def __init__(self, model: MaskTokenizer, config: TrainTokenizerConfig) -> None:
-        self.model, self.config = model, config
-        self.scenes = held_out_scenes(config.world, seed=config.evaluation_seed, count=PROBE_IMAGES)
-        self.probe_cpu_s = 0.0
-        self._sums: dict[str, list[float]] = defaultdict(list)
-        self._began = self._last = time.monotonic()
+        board = ray.remote(num_cpus=0)(Board).remote()
+        log.info("%d workers on %s", workers.count, "GPUs" if workers.gpus else "CPUs")
+        with _listening(board, progress):
+            _fit(task, board)
 
-    def __call__(self, step: int, metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
-            self._sums[name].append(value)
-        last = step + 1 == self.config.steps
-        if (step + 1) % self.config.log_every == 0 or last:
-            self._line(step + 1)
 
-    def _line(self, done: int) -> None:
-        now = time.monotonic()
-        masks_per_s = sum(self._sums["masks"]) / max(now - self._last, 1e-9)
-        left = (now - self._began) / done * (self.config.steps - done)
-        means = {name: sum(values) / len(values) for name, values in self._sums.items() if name != "masks"}
-        shown = " ".join(f"{name} {value:.4g}" for name, value in means.items())
-        cpu = time.process_time()
-        held_out = probe(self.model, self.scenes, quantize=done > self.config.quantization_step)
-        self.probe_cpu_s += time.process_time() - cpu
-        log.info(
-            "step %d/%d %s | held out: iou %.3f shuffled %.3f | %.0f masks/s, %.0f s left",
-            *(done, self.config.steps, shown, held_out.iou, held_out.iou_shuffled, masks_per_s, left),
-        )
-        self._sums.clear()
-        self._last = time.monotonic()
+def _fit(task: Task, board: Any) -> None:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # what went wrong is told by us
+    workers, name = task.config.workers, f"attempt-{time.time_ns()}"
+    trainer = TorchTrainer(
+        _on_worker,
+        train_loop_config={"task": task, "board": board},
+        torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=workers.count,
+            use_gpu=bool(workers.gpus),
+            resources_per_worker={"CPU": workers.cpus} | ({"GPU": 1} if workers.gpus else {}),
+        ),
+        run_config=RunConfig(
+            name=name,  # a fresh one: what is done already is ours to know, not Ray's
+            storage_path=storage.join(task.config.out, "ray"),
+            failure_config=FailureConfig(max_failures=workers.max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        _raise_told(board)
+        raise ClusterError(
+            f"workers died {workers.max_failures + 1} times. The last time: {_last_line(error)}. Checkpoints "
+            "are kept: the same command goes on from the last one. If memory is short, lower "
+            "--engine.images-per-micro-batch; raise --workers.max-failures for unstable nodes."
+        ) from error
+    _raise_told(board)
+    for file in storage.list_files(storage.join(task.config.out, "ray", name)):
+        storage.delete(file.uri)
+
+
+def _on_worker(arguments: dict[str, Any]) -> None:
+    """Runs in every worker. An error of our family is told to the driver: a restart would meet it again."""
+    import ray
+    import ray.train.torch
+
+    board, task = arguments["board"], arguments["task"]
+    if ray.get(board.failure.remote(), timeout=60) is not None:
+        return
+    device = ray.train.torch.get_device() if task.config.workers.gpus else "cpu"
+    try:
+        train_worker(task, lambda kind, body: board.tell.remote(kind, dict(body)), device)
+    except SamtokError as error:
+        ray.get(board.fail.remote(error), timeout=60)
+        raise
+
+
+def _raise_told(board: Any) -> None:
+    import ray
+
+    error = ray.get(board.failure.remote(), timeout=60)
+    if error is not None:
+        raise error
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:500].rstrip(".") if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _listening(board: Any, progress: Progress) -> Iterator[None]:
+    """Passes events on while the block runs, and what is left at its end."""
+    import ray
+
+    done = threading.Event()
+
+    def listen() -> None:
+        while not done.wait(LISTEN_EVERY_S):
+            progress.hear(ray.get(board.take.remote(), timeout=60))
+
+    thread = threading.Thread(target=listen, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=120)
+        progress.hear(ray.get(board.take.remote(), timeout=60))
+
+
+# ---------------------------------------------------------------- afterwards
+
+
+def _publish(task: Task, tracker: Tracker) -> None:
+    """Adds to the record what only the driver knows, and makes the report."""
+    config = task.config
+    record = storage.read_json(storage.join(config.out, RECORD_FILE))
+    record |= {"command": runs.command(), "date": time.strftime("%Y-%m-%d"), "versions": runs.versions()}
+    write_record(config.out, record)
+    tokenizer = MaskTokenizer.from_pretrained(storage.join(config.out, "final"), read=storage.read_bytes)
+    samples = held_out_samples(
+        validation_sources(config, task.validation_index),
+        SHEET_IMAGES,
+        masks_per_image=4,
+        seed=config.validation.seed,
+        rank=0,
+        world=1,
+    )
+    pictures = report.write_report(
+        config.out,
+        config=json.loads(runs.config_json(config)),
+        record=record,
+        history=load_history(config.out, record["history"]),
+        validations=record["validations"],
+        sheet=report.contact_sheet_of(tokenizer, list(samples)),
+    )
+    for name, data in pictures.items():
+        tracker.picture(data, f"pictures/{name}")
+    final = {name: value for name, value in record["final"].items() if not isinstance(value, bool)}
+    tracker.metrics({f"final/{name}": value for name, value in final.items()}, step=config.steps)
+    log.info(
+        "held out: IoU %.4f through codes, %.4f unquantized, %.4f with codes of another image, %d masks",
+        *(final["iou"], final["iou_continuous"], final["iou_shuffled"], final["masks"]),
+    )
+    log.info(
+        "tokenizer: %s  report: %s",
+        *(storage.join(config.out, name) for name in ("final", "report/index.html")),
+    )

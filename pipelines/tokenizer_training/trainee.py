@@ -145,6 +145,8 @@ def check_quantize_from(config: TrainTokenizerConfig) -> None:
                 f"run asks for {quantizer}. Drop the --quantizer flags, or raise --quantize-from."
             )
         return
+    if config.quantization_step == config.steps:
+        return  # it never begins
     if quantizer.kind != "fsq" and config.kmeans_samples < quantizer.num_codes:
         raise ConfigError(
             f"--kmeans-samples must be at least the {quantizer.num_codes} codes of the quantizer, "

@@ -1,0 +1,214 @@
+"""What can be told to ``jobs/sweep_codebook.py``, and its presets."""
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import tyro
+
+from pipelines.cli import FORBID_UNKNOWN, refuse_password
+from pipelines.tokenizer_training.config import (
+    CheckpointsConfig,
+    QuantizerFlags,
+    StartConfig,
+    TrainTokenizerConfig,
+    ValidationConfig,
+    WorkersConfig,
+)
+from pipelines.tokenizer_training.presets import PRESETS as TRAINING
+from samtok.errors import ConfigError
+
+_NAME = re.compile(r"(?P<kind>rq|rq-shared|vq|fsq)-(?P<size>\d+(?:x\d+)*)(?:-(?P<words>\d+))?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerConfig:
+    """Which trials run on, and how many at a time."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+
+    kind: Literal["plain", "asha"] = "plain"
+    """``plain`` trains all to the end; ``asha`` stops the worst early, judged by held-out IoU."""
+    grace_steps: int = 500
+    """asha: steps that every trial gets."""
+    reduction: int = 3
+    """asha: of so many trials one goes on at each halt."""
+    concurrent: int = 1
+    """Trials at a time."""
+    max_failures: int = 2
+    """Times that a trial is started again after its process died; it goes on from its checkpoint."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("grace_steps", 1), ("reduction", 2), ("concurrent", 1), ("max_failures", 0)):
+            if getattr(self, name) < least:
+                flag = f"scheduler.{name.replace('_', '-')}"
+                raise ConfigError(f"--{flag} must be at least {least}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """One tokenizer per quantizer, otherwise alike. The same --out resumes it."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+
+    out: str
+    """URI of the sweep's folder, a local path or s3://: base/, trials/NAME/ and report/."""
+    quantizers: tuple[str, ...]
+    """Quantizers such as rq-256x2 (two levels of 256), rq-shared-256x2, vq-1024, fsq-16x16 (a grid of 256
+    codes) and fsq-16x16-2 (two such words)."""
+    train: TrainTokenizerConfig
+    """The run of every trial; its --train.out, .quantizer and .tracking are set by the sweep."""
+    base_steps: int = 0
+    """Steps that all trials have in common, so they are trained once, without quantization; trials go on from
+    there. 0 trains every trial from its own start."""
+    scheduler: SchedulerConfig = SchedulerConfig()
+    """Which trials run on."""
+    tracking: str = "sqlite:///mlflow.db"
+    """MLflow tracking URI, or off."""
+    dry_run: bool = False
+    """Print the resolved config and the trials, and write nothing."""
+
+    def __post_init__(self) -> None:
+        if not self.quantizers:
+            raise ConfigError("--quantizers is empty; name at least one, such as rq-256x2")
+        for name in self.quantizers:
+            flags_of(name)
+        doubled = sorted({name for name in self.quantizers if self.quantizers.count(name) > 1})
+        if doubled:
+            raise ConfigError(f"--quantizers names {', '.join(doubled)} twice")
+        if self.base_steps < 0:
+            raise ConfigError(f"--base-steps must be at least 0, got {self.base_steps}")
+        if self.train.workers.count != 1:
+            raise ConfigError(
+                f"a trial trains on one worker, got --train.workers.count {self.train.workers.count}; "
+                "run more trials at a time with --scheduler.concurrent"
+            )
+        refuse_password(self.tracking)
+
+    def trial(self, name: str, base: str | None) -> TrainTokenizerConfig:
+        """Returns the run of a trial.
+
+        Args:
+            name: One of ``quantizers``.
+            base: URI of the tokenizer that the common steps gave, if there were any.
+        """
+        start = self.train.start if base is None else StartConfig(tokenizer=base)
+        return dataclasses.replace(
+            self.train,
+            out=f"{self.out.rstrip('/')}/trials/{name}",
+            quantizer=flags_of(name),
+            start=start,
+            freeze=self.train.freeze if base is None else self._freezes,
+            tracking="off",  # the driver logs for all trials
+        )
+
+    @property
+    def _freezes(self) -> bool:
+        return self.train.freeze if self.train.freeze is not None else self.train.start.sam2 is not None
+
+    def base(self) -> TrainTokenizerConfig:
+        """Returns the run of the common steps."""
+        return dataclasses.replace(
+            self.train,
+            out=f"{self.out.rstrip('/')}/base",
+            steps=self.base_steps,
+            quantize_from=1.0,
+            tracking="off",
+        )
+
+
+def flags_of(name: str) -> QuantizerFlags:
+    """Reads the name of a quantizer.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    found = _NAME.fullmatch(name)
+    if found is None:
+        raise ConfigError(
+            f"--quantizers {name!r} is no quantizer; write rq-256x2, rq-shared-256x2, vq-1024, fsq-16x16 or "
+            "fsq-16x16-2"
+        )
+    kind, sizes, words = found["kind"], [int(s) for s in found["size"].split("x")], int(found["words"] or 1)
+    if kind == "fsq":
+        return QuantizerFlags(kind="fsq", num_codes=math.prod(sizes), num_levels=words, grid=tuple(sizes))
+    levels = 1 if kind == "vq" else 2
+    if len(sizes) != levels or found["words"]:
+        form = "vq-CODES" if kind == "vq" else f"{kind}-CODESxLEVELS"
+        raise ConfigError(f"--quantizers {name!r}: {kind} is written as {form}")
+    return QuantizerFlags(
+        kind="vq" if kind == "vq" else "rq",
+        num_codes=sizes[0],
+        num_levels=1 if kind == "vq" else sizes[1],
+        shared=kind == "rq-shared",
+    )
+
+
+TABLES = (
+    "rq-256x2",
+    "rq-512x2",
+    "rq-1024x2",
+    "rq-256x4",
+    "rq-1024x4",
+    "vq-1024",
+    "vq-65536",
+    "fsq-16x16x16x16",
+)
+"""Rows of the paper's Tables 12 and 13; the grid of its FSQ with 65536 codes is not given, so it is ours."""
+
+PRESETS: dict[str, SweepConfig] = {
+    # Everything once, in some two minutes; the numbers mean nothing.
+    "smoke": SweepConfig(
+        out="runs/sweep-smoke",
+        quantizers=("rq-64x2", "vq-64", "fsq-8x8"),
+        train=dataclasses.replace(
+            TRAINING["micro"],
+            steps=40,
+            quantize_from=0.5,
+            kmeans_samples=256,
+            validation=ValidationConfig(every=20, images=10, final_images=20),
+            checkpoints=CheckpointsConfig(every=20),
+        ),
+        base_steps=40,
+    ),
+    # The questions of Tables 12 and 13 at the size of the shapes corpus: depth and size of RQ; RQ, VQ, FSQ
+    # at equal bits (8, 10, 12, 16) and at equal words (512). A codebook of 65536 would have more entries
+    # than a trial sees masks. About 40 minutes on two cores.
+    "shapes": SweepConfig(
+        out="runs/sweep-shapes",
+        quantizers=(
+            *("rq-256x2", "rq-512x2", "rq-1024x2", "rq-256x4", "rq-1024x4", "rq-shared-256x2"),
+            *("rq-16x2", "vq-256", "fsq-16x16"),
+            *("rq-32x2", "vq-1024", "fsq-8x8x4x4"),
+            *("rq-64x2", "vq-4096", "fsq-8x8x8x8"),
+            *("fsq-16x16x16x16", "vq-512"),
+        ),
+        train=dataclasses.replace(
+            TRAINING["tiny"],
+            steps=1200,
+            quantize_from=0.25,
+            kmeans_samples=12_000,
+            optimizer=dataclasses.replace(TRAINING["tiny"].optimizer, lr=1e-3),
+            validation=ValidationConfig(every=400, images=50, final_images=400),
+            checkpoints=CheckpointsConfig(every=400),
+        ),
+        base_steps=4000,
+        scheduler=SchedulerConfig(concurrent=2),
+    ),
+    # Tables 12 and 13 as the paper has them: from SAM2 weights, one GPU a trial. Not run at its size yet.
+    "paper": SweepConfig(
+        out=tyro.MISSING,
+        quantizers=TABLES,
+        train=dataclasses.replace(
+            TRAINING["paper"],
+            out="",
+            steps=20_000,
+            quantize_from=0.05,
+            kmeans_samples=131_072,
+            workers=WorkersConfig(count=1, gpus=1, cpus=12, threads=4, loaders=8),
+        ),
+        scheduler=SchedulerConfig(kind="asha", grace_steps=4000, concurrent=8),
+    ),
+}

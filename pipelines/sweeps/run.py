@@ -1,0 +1,206 @@
+"""The Ray wiring of a codebook sweep: one training run per quantizer, side by side on Ray Tune.
+
+A trial is an ordinary training run in a folder of its own, so it resumes like one, and its record says that
+it is done; Tune decides who runs when and who is stopped early. The driver alone talks to MLflow: the sweep
+is a run, its trials are runs below it.
+"""
+
+import dataclasses
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines import run as runs
+from pipelines import storage
+from pipelines.cluster import session
+from pipelines.sweeps import report
+from pipelines.sweeps.config import SweepConfig
+from pipelines.sweeps.listener import EXPERIMENT, STOPPED_FILE, Listener
+from pipelines.tokenizer_training.prepare import prepare, resolve
+from pipelines.tokenizer_training.progress import Progress
+from pipelines.tokenizer_training.run import train_on_ray
+from pipelines.tokenizer_training.trainee import architecture_of
+from pipelines.tokenizer_training.worker import RECORD_FILE, Task, train_worker
+from pipelines.tracking import Tracker
+from samtok.errors import ClusterError
+
+log = logging.getLogger(__name__)
+
+
+def sweep_codebook(config: SweepConfig) -> int:
+    """Runs the job; returns its exit code."""
+    return runs.guard(lambda: _sweep(config))
+
+
+def _sweep(config: SweepConfig) -> int:
+    started = time.monotonic()
+    runs.refuse_lost_folders(config.out, config.tracking)
+    config = dataclasses.replace(config, out=storage.absolute(config.out))
+    if config.dry_run:
+        return _dry_run(config)
+    storage.check(config.out)
+    storage.write_bytes(storage.join(config.out, "config.json"), runs.config_json(config).encode())
+    tracker = Tracker(config.tracking, experiment=EXPERIMENT, home=config.out)
+    tracker.params(json.loads(runs.config_json(config)))
+    tracker.tags(runs.versions())
+    try:
+        base = _train_base(config) if config.base_steps else None
+        tasks = {name: prepare(resolve(config.trial(name, base))) for name in config.quantizers}
+        todo = {name: task for name, task in tasks.items() if _outcome(task.config.out) is None}
+        log.info("%d trials, %d done before", len(tasks), len(tasks) - len(todo))
+        failed = _tune(config, todo, tracker) if todo else {}
+        rows = [_row(task, failed.get(name)) for name, task in tasks.items()]
+        _publish(config, rows, tracker, base)
+        log.info("%d trials in %.0f s", len(todo), time.monotonic() - started)
+        if failed:
+            told = "; ".join(f"{name}: {error}" for name, error in failed.items())
+            raise ClusterError(
+                f"{len(failed)} of {len(tasks)} trials failed ({told}). The others are in the report; the "
+                "same command tries the failed ones again."
+            )
+    except BaseException:
+        tracker.end("FAILED")
+        raise
+    tracker.end()
+    return 0
+
+
+def _dry_run(config: SweepConfig) -> int:
+    sys.stdout.write(runs.config_json(config))
+    for name in config.quantizers:
+        quantizer = architecture_of(config.trial(name, None)).quantizer
+        words, bits = quantizer.num_words, quantizer.bits_per_mask
+        sys.stdout.write(f"trial {name}: {words} words, {bits:.1f} bits a mask, {config.train.steps} steps\n")
+    return 0
+
+
+def _train_base(config: SweepConfig) -> str:
+    """Trains the steps that all trials share, unless that was done before; returns the tokenizer."""
+    task = prepare(resolve(config.base()))
+    if not storage.exists(storage.join(task.config.out, RECORD_FILE)):
+        log.info("training the %d steps that all trials share", config.base_steps)
+        tracker = Tracker("off", experiment="", home=task.config.out)
+        train_on_ray(task, Progress(task.config, tracker))
+    return storage.join(task.config.out, "final")
+
+
+def _outcome(out: str) -> dict[str, Any] | None:
+    """Returns how a trial ended; None if it did not."""
+    for name in (RECORD_FILE, STOPPED_FILE):
+        if storage.exists(storage.join(out, name)):
+            return {"file": name, **storage.read_json(storage.join(out, name))}
+    return None
+
+
+# ---------------------------------------------------------------- Ray Tune
+
+
+def _tune(config: SweepConfig, todo: Mapping[str, Task], tracker: Tracker) -> dict[str, str]:
+    """Runs the trials that are left; returns what went wrong, by trial."""
+    scheduler, workers = config.scheduler, next(iter(todo.values())).config.workers
+    cpus = scheduler.concurrent * workers.cpus
+    with session(num_cpus=workers.num_cpus, at_least_cpus=cpus + 1) as cluster:
+        cluster.require(cpus=cpus, gpus=scheduler.concurrent * (workers.gpus or 0))
+        from ray import tune
+
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        tuner = tune.Tuner(
+            tune.with_resources(
+                tune.with_parameters(_trial, tasks=dict(todo)),
+                {"cpu": workers.cpus, "gpu": workers.gpus or 0},
+            ),
+            param_space={"name": tune.grid_search(list(todo))},
+            tune_config=tune.TuneConfig(
+                metric="iou",
+                mode="max",
+                scheduler=_scheduler(config),
+                max_concurrent_trials=scheduler.concurrent,
+                trial_dirname_creator=lambda trial: f"{trial.config['name']}-{trial.trial_id}",
+            ),
+            run_config=tune.RunConfig(
+                name=f"attempt-{time.time_ns()}",  # a fresh one: what is done is ours to know, not Tune's
+                storage_path=storage.join(config.out, "ray"),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=scheduler.max_failures),
+                callbacks=[Listener(config.tracking, tracker.run_id, todo)],
+            ),
+        )
+        results = tuner.fit()
+        return {
+            result.config["name"]: _last_line(result.error)
+            for result in results
+            if result.error is not None and result.config is not None
+        }
+
+
+def _scheduler(config: SweepConfig) -> Any:
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+
+    if config.scheduler.kind == "plain":
+        return FIFOScheduler()
+    return ASHAScheduler(
+        time_attr="step",
+        max_t=config.train.steps,
+        grace_period=config.scheduler.grace_steps,
+        reduction_factor=config.scheduler.reduction,
+    )
+
+
+def _trial(params: dict[str, Any], tasks: Mapping[str, Task]) -> None:
+    """Runs in a trial's process: trains, and reports every look at held-out masks."""
+    from ray import tune
+
+    def tell(kind: str, body: Mapping[str, Any]) -> None:
+        if kind == "validation":
+            tune.report({name: float(value) for name, value in body.items()})
+
+    task = tasks[params["name"]]
+    train_worker(task, tell, "cuda" if task.config.workers.gpus else "cpu")
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300].rstrip(".") if lines else type(error).__name__
+
+
+# ---------------------------------------------------------------- afterwards
+
+
+def _row(task: Task, error: str | None) -> dict[str, Any]:
+    """Returns a trial's line of the table."""
+    quantizer = architecture_of(task.config).quantizer
+    row = {
+        "name": task.config.out.rsplit("/", 1)[-1],
+        "kind": "rq-shared" if quantizer.shared else quantizer.kind,
+        "num_codes": quantizer.num_codes,
+        "num_levels": quantizer.num_levels,
+        "shared": quantizer.shared,
+        "grid": list(quantizer.grid),
+        "words": quantizer.num_words,
+        "bits_per_mask": quantizer.bits_per_mask,
+    }
+    outcome = _outcome(task.config.out)
+    if outcome is None:
+        return row | {"status": "failed", "error": error or "it did not end"}
+    status = "finished" if outcome["file"] == RECORD_FILE else "stopped"
+    seconds = outcome.get("times", {}).get("training_s")
+    steps = int(outcome["final"].get("step", outcome.get("steps", 0)))
+    return row | outcome["final"] | {"status": status, "seconds": seconds, "steps": steps}
+
+
+def _publish(config: SweepConfig, rows: list[dict[str, Any]], tracker: Tracker, base: str | None) -> None:
+    ceiling = None
+    if base is not None:
+        ceiling = storage.read_json(storage.join(config.out, "base", RECORD_FILE))["final"]["iou"]
+    storage.write_bytes(storage.join(config.out, "results.json"), json.dumps(rows, indent=2).encode())
+    pictures = report.write_report(config.out, rows, ceiling=ceiling)
+    for name, data in pictures.items():
+        tracker.picture(data, f"pictures/{name}")
+    table = report.markdown_table(rows)
+    tracker.text(table, "table.md")
+    tracker.metrics({f"iou/{row['name']}": row["iou"] for row in rows if "iou" in row})
+    sys.stdout.write(table + "\n")
+    log.info("report: %s", storage.join(config.out, "report/index.html"))
