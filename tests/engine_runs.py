@@ -1,0 +1,199 @@
+"""Small training runs with each engine, on real gloo processes; ``test_engine_deepspeed`` compares them.
+
+``work`` is one process: it runs everything once and saves what it saw.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, distributed, nn
+
+from pipelines.tokenizer_training.config import OptimizerConfig
+from pipelines.tokenizer_training.engine import Engine, OptimizerState, PlainEngine
+from pipelines.tokenizer_training.engine_deepspeed import DeepSpeedEngine
+from samtok.errors import ConfigError
+
+CONFIG = OptimizerConfig(lr=1e-2, clip_norm=1.0, weight_decay=0.05)
+RATE, IMAGES, STEPS, HALF, BAD_STEP = 1e-2, 16, 20, 10, 3
+WORLDS = (1, 2)
+ENGINES: dict[str, dict[str, Any] | None] = {"plain": None, "zero1": {"stage": 1}, "zero2": {"stage": 2}}
+VARIANTS: dict[str, dict[str, Any] | None] = {
+    "zero1_small_buckets": {"stage": 1, "reduce_bucket_size": 100},  # less than the largest parameter has
+    "zero2_small_buckets": {"stage": 2, "reduce_bucket_size": 100},
+    "zero2_overlap": {"stage": 2, "reduce_bucket_size": 300, "overlap_comm": True},
+    "zero2_whole": {"stage": 2, "reduce_scatter": False},
+    "zero2_reduce": {"stage": 2, "use_multi_rank_bucket_allreduce": False},
+    "zero2_scattered": {"stage": 2, "contiguous_gradients": False},
+}
+SPLITS = (1, 2, 4)
+"""Micro-batches of a worker's share of a step."""
+
+
+class Net(nn.Module):
+    """Odd sizes, so that ZeRO cuts through parameters; one part is frozen, one is never used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.frozen = nn.Linear(7, 33), nn.Linear(33, 33)
+        self.last, self.unused = nn.Linear(33, 5), nn.Linear(3, 3)
+        self.twins = nn.ModuleList([nn.Linear(5, 5), nn.Linear(5, 5)])
+        self.frozen.requires_grad_(False)
+        self.dtypes: set[torch.dtype] = set()
+
+    def loss(self, x: Tensor, y: Tensor, twins: tuple[int, ...] = (0, 1)) -> Tensor:
+        hidden = self.frozen(torch.tanh(self.first(x)))
+        self.dtypes.add(hidden.dtype)
+        out = self.last(hidden)
+        for twin in twins:
+            out = out + torch.tanh(self.twins[twin](out))
+        return (out.float() - y).square().sum() / IMAGES
+
+
+def build(kind: str) -> tuple[Net, Engine]:
+    module = Net()
+    zero = {**ENGINES, **VARIANTS}[kind]
+    if zero is None:
+        return module, PlainEngine(module, CONFIG)
+    return module, DeepSpeedEngine(
+        module, CONFIG, {"zero_optimization": {"reduce_bucket_size": 10_000, **zero}}
+    )
+
+
+def share(step: int, split: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's micro-batches of a step."""
+    generator = torch.Generator().manual_seed(step)
+    x = torch.randn(IMAGES, 7, generator=generator)
+    y = 3 + x[:, :5]
+    rank, world = distributed.get_rank(), distributed.get_world_size()
+    yield from zip(x.chunk(world)[rank].chunk(split), y.chunk(world)[rank].chunk(split), strict=True)
+
+
+def train(module: Net, engine: Engine, steps: range, split: int = 1) -> dict[str, Any]:
+    """Takes steps; returns the losses of all ranks, norms, and what the weights and the state came to."""
+    losses, norms = [], []
+    for step in steps:
+        total = torch.zeros((), dtype=torch.float64)
+        for x, y in share(step, split):
+            loss = module.loss(x, y)
+            engine.backward(loss)
+            total += loss.detach()
+        distributed.all_reduce(total)
+        losses.append(total.item())
+        norms.append(engine.step(RATE))
+    return {"losses": losses, "norms": norms, **snapshot(module, engine)}
+
+
+def snapshot(module: Net, engine: Engine) -> dict[str, Any]:
+    state = engine.optimizer_state()
+    weights = {name: value.clone() for name, value in module.state_dict().items()}
+    return {"weights": weights, "steps": state.steps, "moments": state.moments}
+
+
+def straight(kind: str) -> dict[str, Any]:
+    """Whole runs of each split; the first also tells what it was half-way, and how it was exported."""
+    results: dict[str, Any] = {}
+    for split in SPLITS if kind in ENGINES else (2,):
+        module, engine = build(kind)
+        half = train(module, engine, range(HALF), split)
+        rest = train(module, engine, range(HALF, STEPS), split)
+        exported = safetensors.torch.load(safetensors.torch.save(module.state_dict()))
+        results[f"{split}"] = {
+            **rest,
+            "losses": half["losses"] + rest["losses"],
+            "half": half,
+            "file": exported,
+        }
+    return results
+
+
+def skipped(kind: str) -> dict[str, Any]:
+    """A run in which the last rank's loss of one step is no number, and a run without that step."""
+    module, engine = build(kind)
+    train(module, engine, range(BAD_STEP))
+    for x, y in share(BAD_STEP, 1):
+        is_last = distributed.get_rank() == distributed.get_world_size() - 1
+        engine.backward(module.loss(x, y) * (math.nan if is_last else 1.0))
+    norm = engine.step(RATE)
+    after = train(module, engine, range(BAD_STEP + 1, HALF))
+    module, engine = build(kind)
+    train(module, engine, range(BAD_STEP))
+    return {"norm": norm, "after": after, "without": train(module, engine, range(BAD_STEP + 1, HALF))}
+
+
+def uneven(kind: str, twins: list[tuple[int, ...]]) -> dict[str, Any]:
+    """Steps in which each rank uses the twins in its own way."""
+    module, engine = build(kind)
+    try:
+        for step in range(3):
+            for x, y in share(step, 1):
+                engine.backward(module.loss(x, y, twins[distributed.get_rank()]))
+            engine.step(RATE)
+    except ConfigError as error:
+        return {"error": str(error)}
+    return snapshot(module, engine)
+
+
+def rounded(kind: str) -> dict[str, Any]:
+    """A run whose forward passes are under bfloat16 autocast."""
+    module, engine = build(kind)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = module.loss(*next(share(0, 1)))
+    engine.backward(loss)
+    norm = engine.step(RATE)
+    kinds = [str(dtype) for dtype in module.dtypes]
+    return {"loss": loss.item(), "norm": norm, "dtypes": kinds, **snapshot(module, engine)}
+
+
+def resumed(kind: str, half: dict[str, Any]) -> dict[str, Any]:
+    """The second half of a run, by an engine that has done something else before."""
+    module, engine = build(kind)
+    train(module, engine, range(90, 92))
+    module.load_state_dict(half["weights"])
+    engine.load_optimizer_state(OptimizerState(half["steps"], half["moments"]))
+    return train(module, engine, range(HALF, STEPS))
+
+
+def restarted(kind: str) -> dict[str, Any]:
+    """A run from an empty state, by an engine that has done something else before."""
+    module, engine = build(kind)
+    train(module, engine, range(90, 92))
+    module.load_state_dict(Net().state_dict())
+    engine.load_optimizer_state(OptimizerState())
+    return train(module, engine, range(STEPS))
+
+
+def first_pass(world: int) -> dict[str, Any]:
+    results: dict[str, Any] = {kind: straight(kind) for kind in (*ENGINES, *VARIANTS)}
+    results["again"] = {kind: straight(kind) for kind in ENGINES}
+    results["skipped"] = {kind: skipped(kind) for kind in ENGINES}
+    results["rounded"] = {kind: rounded(kind) for kind in ENGINES}
+    if world == 2:
+        results["one_uses_less"] = {kind: uneven(kind, [(0, 1), (0,)]) for kind in ("plain", "zero1")}
+        results["other_order"] = {kind: uneven(kind, [(0, 1), (1, 0)]) for kind in ENGINES}
+    return results
+
+
+def second_pass(folder: Path) -> dict[str, Any]:
+    results: dict[str, Any] = {"restarted": {kind: restarted(kind) for kind in ENGINES}}
+    for world in WORLDS:
+        saved = torch.load(folder / f"first-{world}-0.pt", weights_only=True)
+        for origin in ENGINES:
+            half = saved[origin]["1"]["half"]
+            results |= {f"{origin}-{world}-{kind}": resumed(kind, half) for kind in ENGINES}
+    return results
+
+
+def work(rank: int, world: int, name: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ["TORCH_EXTENSIONS_DIR"] = f"{folder}/compiled"
+    meet = f"file://{folder}/meet-{name}-{world}"
+    distributed.init_process_group("gloo", init_method=meet, rank=rank, world_size=world)
+    results = first_pass(world) if name == "first" else second_pass(Path(folder))
+    torch.save(results, Path(folder) / f"{name}-{world}-{rank}.pt")
+    distributed.destroy_process_group()

@@ -1,0 +1,130 @@
+"""ZeRO-1, ZeRO-2 and the plain engine, on one and on two real gloo processes, are the same training."""
+
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.multiprocessing.spawn import spawn
+
+from tests.engine_runs import CONFIG, ENGINES, HALF, VARIANTS, WORLDS, Net, work
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]  # whichever test comes first starts all processes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where processes put their results, after both passes on one and on two ranks."""
+    folder = tmp_path_factory.mktemp("ranks")
+    for name in ("first", "second"):
+        for world in WORLDS:
+            spawn(work, args=(world, name, str(folder)), nprocs=world)
+    return folder
+
+
+@functools.cache
+def load(folder: Path, name: str, world: int, rank: int = 0) -> dict[str, Any]:
+    return torch.load(folder / f"{name}-{world}-{rank}.pt", weights_only=True)
+
+
+def assert_close(first: dict[str, Any], second: dict[str, Any]) -> None:
+    """Weights, moments and, where both tell, losses are equal within float32's rounding."""
+    assert first["steps"] == second["steps"] > 0
+    assert first["moments"].keys() == second["moments"].keys()
+    torch.testing.assert_close(first["weights"], second["weights"], rtol=2e-5, atol=2e-6)
+    torch.testing.assert_close(first["moments"], second["moments"], rtol=1e-4, atol=1e-6)
+    if "losses" in first:
+        assert first["losses"] == pytest.approx(second["losses"], rel=1e-5)
+        assert first["norms"] == pytest.approx(second["norms"], rel=1e-5)
+
+
+def assert_same_bits(first: dict[str, Any], second: dict[str, Any]) -> None:
+    for name in ("weights", "moments", "losses", "norms", "steps"):
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("kind", [*ENGINES, *VARIANTS])
+def test_all_engines_worlds_and_splits_take_the_same_steps(folder: Path, kind: str, world: int):
+    reference = load(folder, "first", 1)["plain"]["1"]
+    assert (
+        reference["losses"][-1] < 0.8 * reference["losses"][0] and min(reference["norms"]) > CONFIG.clip_norm
+    )
+    for result in load(folder, "first", world)[kind].values():
+        assert_close(result, reference)
+        untrained = Net().state_dict()
+        assert torch.equal(result["weights"]["frozen.weight"], untrained["frozen.weight"])
+        assert not torch.equal(result["weights"]["unused.weight"], untrained["unused.weight"])
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+def test_equal_runs_give_equal_bits_on_all_ranks(folder: Path, kind: str):
+    for world in WORLDS:
+        results = load(folder, "first", world)
+        for split in results[kind]:
+            assert_same_bits(results[kind][split], results["again"][kind][split])
+            assert_same_bits(results[kind][split], load(folder, "first", world, world - 1)[kind][split])
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+@pytest.mark.parametrize("origin", ENGINES)
+def test_any_engine_goes_on_from_the_state_of_any_other(folder: Path, origin: str, kind: str):
+    for saved_by in WORLDS:
+        whole = load(folder, "first", saved_by)[origin]["1"]
+        for loaded_by in WORLDS:
+            result = load(folder, "second", loaded_by)[f"{origin}-{saved_by}-{kind}"]
+            rest = {**whole, "losses": whole["losses"][HALF:]}
+            if (origin, saved_by) == (kind, loaded_by):
+                assert_same_bits(result, rest)
+            else:
+                assert_close(result, rest)
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+def test_an_empty_state_starts_from_the_weights_of_the_module(folder: Path, kind: str):
+    for world in WORLDS:
+        whole = load(folder, "first", world)[kind]["1"]
+        again = load(folder, "second", world)["restarted"][kind]
+        assert_same_bits({**again, "norms": again["norms"][HALF:]}, whole)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("kind", ENGINES)
+def test_a_bad_gradient_on_one_rank_skips_the_step_on_all(folder: Path, kind: str, world: int):
+    for rank in range(world):
+        result = load(folder, "first", world, rank)["skipped"][kind]
+        assert not math.isfinite(result["norm"])
+        assert_same_bits(result["after"], result["without"])
+        assert result["after"]["steps"] == HALF - 1
+
+
+def test_autocast_is_neither_turned_off_nor_doubled(folder: Path):
+    for world in WORLDS:
+        plain, *others = load(folder, "first", world)["rounded"].values()
+        assert plain["dtypes"] == ["torch.bfloat16"]
+        for other in others:
+            assert other["dtypes"] == plain["dtypes"] and other["loss"] == plain["loss"]
+            assert_close(other, plain)
+            assert all(value.dtype == torch.float32 for value in other["weights"].values())
+
+
+def test_parameters_that_one_rank_alone_uses_are_no_matter_to_zero1(folder: Path):
+    results = load(folder, "first", 2)["one_uses_less"]
+    assert_close(results["zero1"], results["plain"])
+
+
+def test_zero2_refuses_to_mix_gradients_of_different_parameters(folder: Path):
+    for rank in WORLDS:
+        results = load(folder, "first", 2, rank - 1)["other_order"]
+        assert "same parameters in the same order" in results["zero2"]["error"]
+        assert "zero1.json" in results["zero2"]["error"]
+        assert_close(results["zero1"], results["plain"])
+
+
+def test_weights_can_be_written_to_a_file_and_nothing_was_compiled(folder: Path):
+    for kind in ENGINES:
+        result = load(folder, "first", 2)[kind]["1"]
+        torch.testing.assert_close(result["file"], result["weights"], rtol=0, atol=0)
+    assert not (folder / "compiled").exists()
