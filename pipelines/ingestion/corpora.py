@@ -72,11 +72,13 @@ class CorpusSpec:
         corpus: The dataset.
         weight: How much of a mixture it is, relative to the other corpora; above 0. None: by its size.
         limit: Take only its first images; at least 1. None takes all.
+        flag: Where it was named, without the dashes; for errors.
     """
 
     corpus: CorpusConfig
     weight: float | None = None
     limit: int | None = None
+    flag: str = "corpora"
 
     @classmethod
     def parse(cls, text: str, *, flag: str) -> "CorpusSpec":
@@ -89,7 +91,8 @@ class CorpusSpec:
         Raises:
             ConfigError: Names the flag, the bad part, and what would be right.
         """
-        where = f"--{flag.removeprefix('--')} {text}"
+        flag = flag.removeprefix("--")
+        where = f"--{flag} {text}"
         parts = _parts(text, where)
         if missing := [key for key in ("reader", "source") if key not in parts]:
             raise ConfigError(
@@ -97,7 +100,7 @@ class CorpusSpec:
                 "or reader=sa1b,source=FOLDER"
             )
         corpus: dict[str, Any] = {key: parts[key] for key in CORPUS_KEYS if key in parts}
-        spec = cls(CorpusConfig(**corpus), _weight(parts, where), _limit(parts, where))
+        spec = cls(CorpusConfig(**corpus), _weight(parts, where), _limit(parts, where), flag)
         try:
             spec.reader()
         except ConfigError as error:

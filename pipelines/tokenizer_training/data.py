@@ -1,97 +1,266 @@
-"""Batches for tokenizer training: what the model reads of some images and their masks.
+"""The steps of a run as batches: which images, read by whom, in which order; and the held-out images.
 
-``scene_batch`` makes a batch out of synthetic scenes as a pure function of (config, step), so a run that is
-resumed at a step sees what an uninterrupted one saw.
+Step t is draws [t * I, (t + 1) * I) of the mixture, with I images per step. Each worker has a slice of them
+and cuts it into micro-batches, so the same masks come in the same order whatever the number of workers, the
+size of micro-batches and the number of loader processes, and a run can begin at any step.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+import re
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
-from torch import Tensor
+from jaxtyping import Int
+from torch.utils.data import DataLoader
 
+from pipelines.tokenizer_training.batch import Batch, MicroBatch, area_targets, build_batch, joined
 from pipelines.tokenizer_training.config import HELD_OUT_START, TrainTokenizerConfig
-from samtok.config import PRESETS as ARCHITECTURES
+from pipelines.tokenizer_training.corpus import Index, open_sources
+from pipelines.tokenizer_training.sampler import Mixture
+from pipelines.tokenizer_training.samples import Sample, Source, Unusable
+from pipelines.tokenizer_training.sources import SceneSource
 from samtok.config import MaskTokenizerConfig
-from samtok.images import resize_square
-from samtok.model.prompts import mask_prompts, normalized_boxes
-from samtok.shapes import Scene, WorldConfig, make_scene
+from samtok.errors import ClusterError, DataError, SamtokError
+
+__all__ = [
+    "Batch",
+    "MicroBatch",
+    "StepLoader",
+    "area_targets",
+    "build_batch",
+    "held_out_samples",
+    "mask_keys",
+    "training_sources",
+    "validation_sources",
+]
+
+log = logging.getLogger(__name__)
+
+REPLACEMENTS = 16
+"""Images that are tried in the place of one that cannot be used."""
+
+_KEYS, _READS, _LOOKS = 0x6B6579, 0x72656164, 0x6C6F6F6B
+"""Last words of the seeds here, so that no other use of the run's seed draws the same numbers."""
+
+
+# ---------------------------------------------------------------- sources of a run
+
+
+def training_sources(config: TrainTokenizerConfig, index: Index | None) -> tuple[Source, ...]:
+    """Returns what a run trains on: the corpora of an index, or without one synthetic scenes."""
+    if index is not None:
+        return open_sources(index, config.sampling)
+    return (SceneSource(config.seed, config.scenes_needed, 0, config.world, config.sampling),)
+
+
+def validation_sources(config: TrainTokenizerConfig, index: Index | None) -> tuple[Source, ...]:
+    """Returns what a run is measured on, of which all usable masks count alike, however training picks."""
+    policy = replace(config.sampling, pick="uniform", drop_nested=False)
+    if index is not None:
+        return open_sources(index, policy)
+    validation = config.validation
+    count = max(validation.images, validation.final_images)
+    return (SceneSource(validation.seed, count, HELD_OUT_START, config.world, policy),)
+
+
+def held_out_samples(
+    sources: Sequence[Source], count: int, *, masks_per_image: int, seed: int, rank: int, world: int
+) -> Iterator[Sample]:
+    """Yields this worker's share of the first held-out images, taken from the sources in turn.
+
+    Images that cannot be used are left out and not replaced; how many is logged once, at the end.
+
+    Args:
+        sources: Where they are.
+        count: Images over all workers; fewer if there are no more.
+        masks_per_image: Most masks of an image; of more, so many are drawn by ``seed``.
+        seed: Of the masks that are drawn.
+        rank: This worker; it has every ``world``-th image.
+        world: Number of workers.
+    """
+    unusable: list[Unusable] = []
+    own = islice(enumerate(_in_turn(sources)), rank, count, world)
+    for number, (source, index) in own:
+        draw = np.random.default_rng([seed, number, 0, _LOOKS])
+        try:
+            yield source.read(index, most=masks_per_image, draw=draw)
+        except Unusable as error:
+            unusable.append(error)
+    if unusable:
+        first = unusable[0].reject
+        log.warning(
+            "%d held-out images cannot be used and are left out; the first is %s/%s: %s",
+            *(len(unusable), first["dataset"], first["row_id"], first["message"]),
+        )
+
+
+def _in_turn(sources: Sequence[Source]) -> Iterator[tuple[Source, int]]:
+    for index in range(max(map(len, sources))):
+        yield from ((source, index) for source in sources if index < len(source))
+
+
+# ---------------------------------------------------------------- steps
+
+
+class _Draw(NamedTuple):
+    number: int
+    source: int
+    index: int
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Images, and masks that each belong to one of them.
+class _Preparer:
+    """Turns draws into a micro-batch. Picklable: DataLoader hands it to loader processes as a dataset."""
 
-    Attributes:
-        pixels: RGB squares at the model's image size.
-        image_index: The image of each mask.
-        prompts: What the mask encoder reads, in [0, 1], at the model's mask size.
-        boxes: x0, y0, x1, y1 over width and height, in [0, 1].
-        targets: Share of each pixel that is inside, in [0, 1], at the model's mask size.
+    sources: tuple[Source, ...]
+    model: MaskTokenizerConfig
+    masks_per_image: int
+    seed: int
+
+    def __getitem__(self, draws: Sequence[_Draw]) -> "MicroBatch | _Failure":
+        try:
+            return self.prepare(draws)
+        except SamtokError as error:
+            return _Failure(error)  # DataLoader would replace the message by a traceback
+
+    def prepare(self, draws: Sequence[_Draw]) -> MicroBatch:
+        """Reads and prepares one image after the other, so that one at a time is held at full size."""
+        parts, names, rejects = [], [], []
+        for draw in draws:
+            sample = self._sample(draw, rejects)
+            keys = mask_keys(self.seed, draw.number, len(sample.masks))
+            owners = [0] * len(sample.masks)
+            parts.append(build_batch([sample.image], sample.masks, owners, self.model, keys=keys))
+            names.append(sample.name)
+        return MicroBatch(joined(parts), names, rejects)
+
+    def _sample(self, draw: _Draw, rejects: list[dict[str, Any]]) -> Sample:
+        """Reads what was drawn, or in its place an image that depends on nothing but the draw."""
+        source, index, last = self.sources[draw.source], draw.index, ""
+        for attempt in range(1 + REPLACEMENTS):
+            rng = np.random.default_rng([self.seed, draw.number, attempt, _READS])
+            if attempt:
+                index = int(rng.integers(len(source)))
+            try:
+                return source.read(index, most=self.masks_per_image, draw=rng)
+            except Unusable as error:
+                rejects.append(error.reject)
+                last = f"{error.reject['dataset']}/{error.reject['row_id']}: {error.reject['message']}"
+        raise DataError(
+            f"no usable masks in {1 + REPLACEMENTS} draws from corpus {source.name}; the last is {last}. "
+            "Look at the rejects, lower --sampling.min-area-px, shorten --sampling.skip, or leave the corpus "
+            "out of --corpora.",
+            reason="no_masks",
+        )
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error on its way out of a loader process."""
+
+    error: SamtokError
+
+
+def mask_keys(seed: int, draw: int, count: int) -> Int[np.ndarray, " mask"]:
+    """Returns well-mixed 63-bit keys of the masks of a draw; the first ones do not depend on ``count``."""
+    words = np.random.SeedSequence([seed, draw, 0, _KEYS]).generate_state(count, np.uint64)
+    return (words >> np.uint64(1)).astype(np.int64)
+
+
+class StepLoader:
+    """Reads and prepares a worker's share of every step, ahead of time.
+
+    Args:
+        sources: Where images come from.
+        mixture: Which one of which source is drawn when.
+        config: The run; ``config.workers.loaders`` processes prepare micro-batches, or a thread if 0.
+        model: The architecture that reads the batches.
+        rank: This worker.
     """
 
-    pixels: UInt8[Tensor, "image height width 3"]
-    image_index: Int[Tensor, " mask"]
-    prompts: Float[Tensor, "mask 1 size size"]
-    boxes: Float[Tensor, "mask 4"]
-    targets: Float[Tensor, "mask size size"]
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        mixture: Mixture,
+        config: TrainTokenizerConfig,
+        model: MaskTokenizerConfig,
+        *,
+        rank: int,
+    ) -> None:
+        if not 0 <= rank < config.workers.count:
+            raise ValueError(f"rank must be in [0, {config.workers.count}), got {rank}")
+        self.mixture, self.config, self.rank = mixture, config, rank
+        self.preparer = _Preparer(tuple(sources), model, config.sampling.masks_per_image, config.seed)
 
-    def __len__(self) -> int:
-        return len(self.image_index)
+    def steps(self, start: int) -> Iterator[list[MicroBatch]]:
+        """Yields the micro-batches of the steps from ``start`` to the last one of the run.
 
-    def to(self, device: torch.device | str) -> "Batch":
-        """Returns the batch on a device."""
-        return Batch(**{name: value.to(device) for name, value in vars(self).items()})
+        Raises:
+            DataError: If many draws in a row from a corpus are unusable.
+            StorageError: If the storage fails.
+            ClusterError: If a loader process dies.
+        """
+        tasks = (task for step in range(start, self.config.steps) for task in self._tasks(step))
+        prepare = self._in_processes if self.config.workers.loaders else self._in_thread
+        with closing(prepare(tasks)) as batches:
+            while step := list(islice(batches, self._per_step)):
+                yield step
 
+    @property
+    def _per_step(self) -> int:
+        return self.config.images_per_worker // self.config.micro_images
 
-def build_batch(
-    images: Sequence[np.ndarray],
-    masks: Sequence[np.ndarray],
-    image_index: Sequence[int],
-    model: MaskTokenizerConfig,
-) -> Batch:
-    """Prepares RGB uint8 images of any sizes and the bool masks that belong to them.
+    def _tasks(self, step: int) -> Iterator[tuple[_Draw, ...]]:
+        config = self.config
+        first = step * config.sampling.images_per_step + self.rank * config.images_per_worker
+        drawn = self.mixture.draws(first, config.images_per_worker)
+        draws = [_Draw(first + i, source, index) for i, (source, index) in enumerate(drawn)]
+        for begin in range(0, len(draws), config.micro_images):
+            yield tuple(draws[begin : begin + config.micro_images])
 
-    Raises:
-        ValueError: If a mask is empty.
-    """
-    squares = [
-        image if image.shape[:2] == (model.image_size,) * 2 else resize_square(image, model.image_size)
-        for image in images
-    ]
-    return Batch(
-        pixels=torch.from_numpy(np.stack(squares)),
-        image_index=torch.as_tensor(image_index, dtype=torch.int64),
-        prompts=mask_prompts(masks, model.mask_size, "cpu"),
-        boxes=torch.from_numpy(normalized_boxes(masks)),
-        targets=area_targets(masks, model.mask_size),
-    )
+    def _in_thread(self, tasks: Iterable[tuple[_Draw, ...]]) -> Generator[MicroBatch, None, None]:
+        """Prepares in a thread, one step ahead of what is asked for."""
+        pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        ahead: deque[Future[MicroBatch]] = deque()
+        try:
+            for task in tasks:
+                ahead.append(pool.submit(self.preparer.prepare, task))
+                if len(ahead) > self._per_step:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
-
-def area_targets(masks: Sequence[np.ndarray], size: int) -> Float[Tensor, "mask size size"]:
-    """Returns the share of every cell of a ``size`` x ``size`` grid that lies inside each mask."""
-    targets = torch.empty(len(masks), size, size)
-    for i, mask in enumerate(masks):
-        full = torch.from_numpy(mask).float()[None, None]
-        targets[i] = torch.nn.functional.adaptive_avg_pool2d(full, size)[0, 0]
-    return targets
-
-
-def scene_batch(config: TrainTokenizerConfig, step: int) -> Batch:
-    """Makes the batch of a training step: new scenes, and of their masks at most ``max_masks_per_step``."""
-    first = step * config.images_per_step
-    scenes = [make_scene(config.seed, first + i, config.world) for i in range(config.images_per_step)]
-    owned = [(i, shape.mask) for i, scene in enumerate(scenes) for shape in scene.objects]
-    if len(owned) > config.max_masks_per_step:
-        rng = np.random.default_rng([config.seed, step, 1])
-        kept = np.sort(rng.permutation(len(owned))[: config.max_masks_per_step])
-        owned = [owned[i] for i in kept]
-    owners, masks = zip(*owned, strict=True)
-    return build_batch([scene.image for scene in scenes], masks, owners, ARCHITECTURES[config.model])
-
-
-def held_out_scenes(world: WorldConfig, *, seed: int, count: int) -> list[Scene]:
-    """Returns scenes that no training step makes, whatever its seed."""
-    return [make_scene(seed, HELD_OUT_START + i, world) for i in range(count)]
+    def _in_processes(self, tasks: Iterable[tuple[_Draw, ...]]) -> Generator[MicroBatch, None, None]:
+        """Prepares in processes that each have whole micro-batches in work, at least a step ahead."""
+        workers = self.config.workers
+        loader = DataLoader(
+            self.preparer,  # type: ignore[arg-type] what DataLoader needs of a dataset is __getitem__
+            batch_size=None,
+            sampler=tasks,
+            num_workers=workers.loaders,
+            multiprocessing_context="spawn",
+            prefetch_factor=max(2, -(-2 * self._per_step // workers.loaders)),
+            pin_memory=workers.gpus != 0 and torch.cuda.is_available(),
+            generator=torch.Generator(),  # else it would draw from the generator of the whole process
+        )
+        try:
+            for prepared in loader:
+                if isinstance(prepared, _Failure):
+                    raise prepared.error
+                yield prepared
+        except RuntimeError as error:
+            if not re.search(r"exited unexpectedly|killed by signal", str(error)):
+                raise
+            raise ClusterError(
+                f"a loader process of worker {self.rank} died ({error}); often for lack of memory. Lower "
+                "--workers.loaders, or give the workers' machines more memory or a larger /dev/shm."
+            ) from error

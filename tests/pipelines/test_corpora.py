@@ -1,14 +1,29 @@
-"""Corpora named in one flag: what is read, what is refused, and in which words."""
+"""Corpora named in one flag, the index of them that training reads, and single images out of it."""
 
+import json
+import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from pipelines import schema, storage
 from pipelines.ingestion.coco import CocoReader
 from pipelines.ingestion.corpora import CorpusConfig, CorpusSpec, reader_of
+from pipelines.ingestion.reader import Input
 from pipelines.ingestion.sidecar import Sa1bReader
-from samtok.errors import ConfigError
+from pipelines.tokenizer_training import corpus
+from pipelines.tokenizer_training.config import SamplingConfig
+from pipelines.tokenizer_training.corpus import build_index, load_index, open_sources
+from pipelines.tokenizer_training.samples import Unusable
+from samtok import masks
+from samtok.errors import ConfigError, DataError, StorageError
+from tests.bad_folder import IMAGE_REASONS, READ_CORRECTLY, write_bad_folder
+from tests.corpora import write_shapes
 
 
 def parse(text: str) -> CorpusSpec:
@@ -97,3 +112,235 @@ def test_local_paths_become_absolute_and_uris_stay(tmp_path, monkeypatch):
 def test_options_of_coco_do_not_reach_other_readers():
     corpus = CorpusConfig(reader="sa1b", source="folder", mask_key="sam_mask")
     assert reader_of(corpus) == reader_of(replace(corpus, mask_key="segmentation"))
+
+
+# ---------------------------------------------------------------- the index of training corpora
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory) -> Path:
+    """A folder with 12 scenes in COCO layout, some of whose masks are crowds."""
+    root = tmp_path_factory.mktemp("shapes")
+    write_shapes(root, num_images=12, crowd_share=0.2)
+    return root
+
+
+def spec_of(root: Path, more: str = "", *, flag: str = "corpora") -> CorpusSpec:
+    annotations = root / "annotations" / "instances_train.json"
+    text = f"reader=coco,source={annotations},images={root / 'train'},dataset=shapes{more}"
+    return CorpusSpec.parse(text, flag=flag)
+
+
+def write_json(path: Path, images: list[dict], annotations: list[dict]) -> Path:
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": []}))
+    return path
+
+
+def draw() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def test_an_index_lists_every_image_of_every_corpus_once(shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "BATCH_ROWS", 5)
+    index = build_index([spec_of(shapes), spec_of(shapes, ",limit=7,weight=2")], str(tmp_path))
+    assert [entry.images for entry in index.corpora] == [12, 7] and index.num_images == 19
+    assert [entry.weight for entry in index.corpora] == [None, 2]
+    sources = open_sources(index, SamplingConfig())
+    assert [(source.name, len(source)) for source in sources] == [("shapes", 12), ("shapes", 7)]
+    names = [source.read(i, most=1, draw=draw()).name for source in sources for i in range(len(source))]
+    expected = [f"shapes/{item.key}" for item in spec_of(shapes).reader().inputs() if isinstance(item, Input)]
+    assert names == expected + expected[:7]
+
+
+def test_the_same_corpora_find_their_index_again(shapes, tmp_path):
+    specs = [spec_of(shapes, ",limit=3")]
+    first = build_index(specs, str(tmp_path))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert build_index(specs, str(tmp_path)) == load_index(str(tmp_path)) == first
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_corpus_that_was_moved_is_still_the_same(shapes, tmp_path):
+    first = build_index([spec_of(shapes)], str(tmp_path / "run"))
+    copy = tmp_path / "copy"
+    shutil.copytree(shapes, copy)
+    again = build_index([spec_of(copy)], str(tmp_path / "run"))
+    assert again != first and again.digest == first.digest
+    (source,) = open_sources(again, SamplingConfig())
+    assert str(copy) in repr(source) and str(shapes) not in repr(source)
+    assert source.read(0, most=4, draw=draw()).name == "shapes/1"
+
+
+def test_other_corpora_are_refused_with_the_difference_named(shapes, tmp_path):
+    build_index([spec_of(shapes, ",weight=1")], str(tmp_path))
+    changes = {
+        ",weight=2": "weight was 1.0, now 2.0",
+        ",weight=1,limit=3": "limit was None, now 3",
+        ",weight=1,split=val": "split was 'train', now 'val'",
+    }
+    for more, difference in changes.items():
+        with pytest.raises(ConfigError, match=f"holds a run on other corpora.*{difference}.*another --out"):
+            build_index([spec_of(shapes, more)], str(tmp_path))
+    with pytest.raises(ConfigError, match="there were 1 corpora, now 2"):
+        build_index([spec_of(shapes, ",weight=1")] * 2, str(tmp_path))
+
+
+def test_changed_annotations_are_refused(shapes, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(shapes, copy)
+    first = build_index([spec_of(copy)], str(tmp_path / "run"))
+    annotations = copy / "annotations" / "instances_train.json"
+    annotations.write_text(annotations.read_text() + " ")
+    with pytest.raises(ConfigError, match=r"corpus 1 \(shapes\): content was"):
+        build_index([spec_of(copy)], str(tmp_path / "run"))
+    assert build_index([spec_of(copy)], str(tmp_path / "other")).digest != first.digest
+
+
+def test_an_index_that_was_not_finished_is_made_again(shapes, tmp_path):
+    first = build_index([spec_of(shapes)], str(tmp_path))
+    (tmp_path / "index" / "index.json").unlink()
+    assert load_index(str(tmp_path)) is None
+    assert build_index([spec_of(shapes)], str(tmp_path)) == first
+
+
+def test_images_without_masks_are_counted_and_rejects_are_kept(tmp_path):
+    images = [{"id": i, "file_name": f"{i}.png", "height": 8, "width": 8} for i in (1, 2, 3)]
+    annotation = {"id": 7, "image_id": 2, "segmentation": [[1, 1, 5, 1, 5, 5]]}
+    annotations = write_json(
+        tmp_path / "a.json", images, [annotation, {**annotation, "id": 8, "image_id": 9}]
+    )
+    spec = CorpusSpec.parse(f"reader=coco,source={annotations},images={tmp_path}", flag="corpora")
+    (entry,) = build_index([spec], str(tmp_path / "run")).corpora
+    assert (entry.images, entry.without_masks, entry.rejects) == (1, 2, 1)
+    rejects = pq.read_table(tmp_path / "run" / "index" / "rejects.parquet")
+    assert rejects.schema.equals(schema.REJECT_ROW)
+    assert rejects["reason"].to_pylist() == ["unknown_image"]
+
+
+def test_a_corpus_without_masks_ends_the_run_with_its_flag(tmp_path):
+    images = [{"id": 1, "file_name": "1.png", "height": 8, "width": 8}]
+    annotations = write_json(tmp_path / "a.json", images, [{"id": 8, "image_id": 9, "segmentation": []}])
+    text = f"reader=coco,source={annotations},images={tmp_path}"
+    spec = CorpusSpec.parse(text, flag="validation-corpora")
+    message = "--validation-corpora reader=coco,source=.*a.json has no image with masks: 1 images without"
+    with pytest.raises(DataError, match=f"{message} masks, rejects: 1 x unknown_image"):
+        build_index([spec], str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "index" / "index.json").exists()
+
+
+def test_a_corpus_that_does_not_exist_is_a_storage_error(tmp_path):
+    spec = CorpusSpec.parse(f"reader=coco,source={tmp_path}/none.json,images=a", flag="corpora")
+    with pytest.raises(StorageError, match="none.json: it does not exist"):
+        build_index([spec], str(tmp_path / "run"))
+
+
+# ---------------------------------------------------------------- reading one image
+
+
+def read_all(root: Path, out: Path, policy: SamplingConfig, *, most: int = 64) -> tuple[list, list[dict]]:
+    """Returns the samples of a corpus and the rejects of the images that gave none."""
+    (source,) = open_sources(build_index([spec_of(root)], str(out)), policy)
+    samples, rejects = [], []
+    for i in range(len(source)):
+        try:
+            samples.append(source.read(i, most=most, draw=draw()))
+        except Unusable as error:
+            rejects.append(error.reject)
+    return samples, rejects
+
+
+def test_a_sample_has_the_pixels_and_masks_of_its_row(shapes, tmp_path):
+    samples, rejects = read_all(shapes, tmp_path, SamplingConfig(skip=(), min_area_px=1))
+    assert len(samples) == 12 and not rejects
+    reader = spec_of(shapes).reader()
+    for sample, item in zip(samples, reader.inputs(), strict=True):
+        assert isinstance(item, Input)
+        row = reader.read(item).row
+        assert row is not None
+        with Image.open(row["image_uri"]) as image:
+            assert np.array_equal(sample.image, np.asarray(image.convert("RGB")))
+        rles = [masks.encode(mask) for mask in sample.masks]
+        assert rles == [mask["rle"] for mask in row["masks"]]
+
+
+def test_flags_and_small_areas_are_left_out(shapes, tmp_path):
+    every, _ = read_all(shapes, tmp_path, SamplingConfig(skip=(), min_area_px=1))
+    without_crowds, lost = read_all(shapes, tmp_path, SamplingConfig(skip=("crowd",), min_area_px=1))
+    large, lost_small = read_all(shapes, tmp_path, SamplingConfig(skip=(), min_area_px=200))
+    total = sum(len(sample.masks) for sample in every)
+    assert 0 < sum(len(sample.masks) for sample in without_crowds) < total
+    assert sum(len(s.masks) for s in large) == sum(m.sum() >= 200 for s in every for m in s.masks) < total
+    assert len(without_crowds) + len(lost) == len(large) + len(lost_small) == 12
+    assert {entry["reason"] for entry in lost_small} <= {"no_masks"}
+
+
+def test_an_image_without_usable_masks_is_unusable_with_the_reasons(shapes, tmp_path):
+    _, rejects = read_all(shapes, tmp_path, SamplingConfig(min_area_px=10**6))
+    assert len(rejects) == 12
+    assert schema.table(rejects, schema.REJECT_ROW).num_rows == 12
+    assert {(entry["stage"], entry["dataset"], entry["reason"]) for entry in rejects} == {
+        ("train", "shapes", "no_masks")
+    }
+    assert all("none of the" in entry["message"] and "min_area" in entry["message"] for entry in rejects)
+
+
+def test_bad_records_become_unusable_and_the_rest_is_read(tmp_path):
+    annotations = write_bad_folder(tmp_path / "bad")
+    text = f"reader=coco,source={annotations},images={annotations.parent / 'images'},dataset=bad"
+    index = build_index([CorpusSpec.parse(text, flag="corpora")], str(tmp_path / "run"))
+    (source,) = open_sources(index, SamplingConfig())
+    good, reasons = 0, []
+    for i in range(len(source)):
+        try:
+            good += len(source.read(i, most=9, draw=draw()).masks) == 1
+        except Unusable as error:
+            reasons.append(error.reject["reason"])
+    assert good == len(READ_CORRECTLY)
+    assert sorted(reasons) == sorted(IMAGE_REASONS.values())
+
+
+def test_an_image_is_not_opened_for_masks_that_are_not_trained_on(shapes, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(shapes / "annotations", copy / "annotations")  # without its pictures
+    _, rejects = read_all(copy, tmp_path / "run", SamplingConfig(min_area_px=10**6))
+    assert {entry["reason"] for entry in rejects} == {"no_masks"}
+    _, rejects = read_all(copy, tmp_path / "run", SamplingConfig(skip=(), min_area_px=1))
+    assert {entry["reason"] for entry in rejects} == {"image_missing"}
+
+
+def test_at_most_so_many_masks_are_picked_and_they_follow_the_draw(shapes, tmp_path):
+    (source,) = open_sources(build_index([spec_of(shapes)], str(tmp_path)), SamplingConfig(min_area_px=1))
+    full = {i: source.read(i, most=64, draw=draw()) for i in range(len(source))}
+    largest = max(full, key=lambda i: len(full[i].masks))
+    picks = set()
+    for seed in range(20):
+        once, again = (source.read(largest, most=1, draw=np.random.default_rng(seed)) for _ in range(2))
+        assert len(once.masks) == 1 and np.array_equal(once.masks[0], again.masks[0])
+        picks.add(masks.encode(once.masks[0]))
+    assert picks == {masks.encode(mask) for mask in full[largest].masks} and len(picks) > 1
+
+
+def test_sources_travel_to_other_processes(shapes, tmp_path):
+    index = build_index([spec_of(shapes)], str(tmp_path))
+    sources = open_sources(index, SamplingConfig())
+    sources[0].read(0, most=1, draw=draw())  # what is mapped stays here
+    assert pickle.loads(pickle.dumps((index, sources))) == (index, sources)
+    assert len(pickle.dumps(sources)) < 2000
+
+
+def test_an_index_file_that_is_broken_says_what_to_do(shapes, tmp_path):
+    index = build_index([spec_of(shapes)], str(tmp_path))
+    (tmp_path / "index" / index.corpora[0].file).write_bytes(b"nothing")
+    (source,) = open_sources(index, SamplingConfig())
+    with pytest.raises(StorageError, match="cannot be read as an Arrow file.*Delete its folder"):
+        source.read(0, most=1, draw=draw())
+
+
+@pytest.mark.slow
+def test_an_index_in_an_object_store_is_copied_once_and_read(shapes, bucket):
+    index = build_index([spec_of(shapes)], f"{bucket}/run")
+    (source,) = open_sources(index, SamplingConfig(skip=()))
+    assert source.read(0, most=4, draw=draw()).name == "shapes/1"
+    storage.delete(storage.join(index.uri, index.corpora[0].file))
+    assert source.read(3, most=4, draw=draw()).name == "shapes/12"
+    assert load_index(f"{bucket}/run") == index

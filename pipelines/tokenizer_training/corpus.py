@@ -1,0 +1,245 @@
+"""Corpora that training reads, listed once.
+
+    OUT/index/00-<hash8>.arrow    inputs of the first corpus: an Arrow file, which is mapped and not loaded
+    OUT/index/rejects.parquet     what the readers could not use when they listed
+    OUT/index/index.json          written last: which corpora, how many images, what was left out
+
+The driver makes the index when a run first starts and finds it again when the run is resumed. Draws are
+numbers of its images, so a run is not resumed on other corpora; that they lie elsewhere is no difference.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines import schema, shards, storage
+from pipelines.ingestion.corpora import CorpusConfig, CorpusSpec
+from pipelines.ingestion.reader import Input, Reject
+from pipelines.tokenizer_training.config import SamplingConfig
+from pipelines.tokenizer_training.samples import Source
+from pipelines.tokenizer_training.sources import CorpusSource
+from samtok.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+
+INDEX_VERSION = 1
+BATCH_ROWS, BATCH_CHARS = 4096, 2**24
+"""Most rows and payload of a record batch, which bounds the memory of writing."""
+
+_PLACES = ("source", "images")  # fields of a corpus that say where it lies
+_ROW = pa.schema(
+    [pa.field("key", pa.string(), nullable=False), pa.field("payload", pa.string(), nullable=False)]
+)
+
+
+@dataclass(frozen=True)
+class IndexedCorpus:
+    """One corpus as it was listed.
+
+    Attributes:
+        spec: Which one.
+        sources: Hash of what it is made of.
+        file: Name of its inputs in the index's folder.
+        images: Images that may be drawn.
+        without_masks: Images left out because their records claim no mask.
+        rejects: Entries of the reject table that listing made.
+    """
+
+    spec: CorpusSpec
+    sources: str
+    file: str
+    images: int
+    without_masks: int
+    rejects: int
+
+    @property
+    def weight(self) -> float | None:
+        """How much of a mixture it is; None goes by its size."""
+        return self.spec.weight
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what makes it this corpus: its content and how it is read, not where it lies."""
+        return _identity(self.spec, self.sources)
+
+
+@dataclass(frozen=True)
+class Index:
+    """Corpora in the order in which they were given; small, and travels to workers.
+
+    Attributes:
+        uri: Folder of the files.
+        corpora: What is in them.
+    """
+
+    uri: str
+    corpora: tuple[IndexedCorpus, ...]
+
+    @property
+    def num_images(self) -> int:
+        """Images that may be drawn, of all corpora together."""
+        return sum(corpus.images for corpus in self.corpora)
+
+    @property
+    def digest(self) -> str:
+        """Returns a hash of what the corpora hold and how they are read, wherever they lie."""
+        return shards.digest([corpus.identity() for corpus in self.corpora])
+
+
+def build_index(specs: Sequence[CorpusSpec], out: str) -> Index:
+    """Lists corpora into ``out/index``, or returns the index that an earlier run with the same ones made.
+
+    The readers are run once, here. Memory is that of the readers, and of one index file when it is written.
+
+    Args:
+        specs: The corpora.
+        out: Folder of the run.
+
+    Raises:
+        ConfigError: If ``out`` holds an index of other corpora, or of the same ones with other content.
+        DataError: If a corpus has no image with masks, or another layout than its reader's.
+        StorageError: If a corpus cannot be listed or the index not written.
+    """
+    specs = [spec.absolute() for spec in specs]
+    sources = [shards.digest(spec.reader().sources()) for spec in specs]
+    earlier = load_index(out)
+    if earlier is not None:
+        _check_same(earlier, specs, sources, out)
+        moved = zip(earlier.corpora, specs, strict=True)
+        return Index(earlier.uri, tuple(dataclasses.replace(corpus, spec=spec) for corpus, spec in moved))
+    uri, listed, rejects = storage.join(out, "index"), [], []
+    for number, (spec, digest) in enumerate(zip(specs, sources, strict=True)):
+        corpus, lost = _list_corpus(spec, digest, uri, number)
+        listed.append(corpus)
+        rejects += lost
+    table = schema.table(rejects, schema.REJECT_ROW)
+    storage.write_bytes(storage.join(uri, "rejects.parquet"), shards.parquet_bytes(table))
+    index = Index(uri, tuple(listed))
+    body = {"version": INDEX_VERSION, "corpora": [dataclasses.asdict(corpus) for corpus in listed]}
+    storage.write_bytes(storage.join(uri, "index.json"), json.dumps(body, indent=1).encode())
+    return index
+
+
+def load_index(out: str) -> Index | None:
+    """Reads the index of a run; None if there is none yet.
+
+    Raises:
+        ConfigError: If another release of this code made it.
+    """
+    uri = storage.join(out, "index")
+    where = storage.join(uri, "index.json")
+    if not storage.exists(where):
+        return None
+    body = storage.read_json(where)
+    if body["version"] != INDEX_VERSION:
+        raise ConfigError(
+            f"{where} has version {body['version']}, expected {INDEX_VERSION}. Choose another --out."
+        )
+    return Index(uri, tuple(_indexed(corpus) for corpus in body["corpora"]))
+
+
+def _indexed(body: dict[str, Any]) -> IndexedCorpus:
+    told = body["spec"]
+    spec: Any = CorpusSpec(**(told | {"corpus": CorpusConfig(**told["corpus"])}))
+    return IndexedCorpus(**(body | {"spec": spec}))
+
+
+def _check_same(earlier: Index, specs: Sequence[CorpusSpec], sources: Sequence[str], out: str) -> None:
+    now = [_identity(spec, digest) for spec, digest in zip(specs, sources, strict=True)]
+    changed = [
+        f"corpus {number + 1} ({new['name']}): {key} was {old[key]!r}, now {new[key]!r}"
+        for number, (old, new) in enumerate(zip((c.identity() for c in earlier.corpora), now, strict=False))
+        for key in old
+        if old[key] != new[key]
+    ]
+    if len(now) != len(earlier.corpora):
+        changed.append(f"there were {len(earlier.corpora)} corpora, now {len(now)}")
+    if changed:
+        raise ConfigError(
+            f"{out} holds a run on other corpora: {'; '.join(changed)}. Give the first --corpora again to "
+            "resume it, or choose another --out."
+        )
+
+
+def _identity(spec: CorpusSpec, sources: str) -> dict[str, Any]:
+    body = {key: value for key, value in dataclasses.asdict(spec.corpus).items() if key not in _PLACES}
+    body |= {"dataset": spec.name, "weight": spec.weight, "limit": spec.limit, "content": sources[:16]}
+    return {"name": spec.name, **body}
+
+
+def _list_corpus(spec: CorpusSpec, sources: str, uri: str, number: int) -> tuple[IndexedCorpus, list[Reject]]:
+    """Writes the inputs of one corpus and returns what there is, and the rejects of the listing."""
+    counts, rejects = Counter(), []
+    with tempfile.TemporaryDirectory(prefix="samtok-") as folder:
+        path = Path(folder) / "inputs.arrow"
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _ROW) as writer:
+            for batch in _batches(_usable(spec, counts, rejects)):
+                writer.write_batch(batch)
+        _check_any(spec, counts, rejects)
+        data = path.read_bytes()
+    file = f"{number:02d}-{hashlib.sha256(data).hexdigest()[:8]}.arrow"
+    storage.write_bytes(storage.join(uri, file), data)
+    corpus = IndexedCorpus(spec, sources, file, counts["images"], counts["without_masks"], len(rejects))
+    log.info(
+        "corpus %s (%s): %d images, %d without masks left out, %d rejects when listing",
+        *(spec.name, spec.corpus.source, corpus.images, corpus.without_masks, corpus.rejects),
+    )
+    return corpus, rejects
+
+
+def _usable(spec: CorpusSpec, counts: Counter[str], rejects: list[Reject]) -> Iterator[Input]:
+    """Yields the images that may have masks, ``limit`` at most, and keeps account of the others."""
+    for item in spec.reader().inputs():
+        if not isinstance(item, Input):
+            rejects.append(item)
+        elif item.num_masks == 0:
+            counts["without_masks"] += 1
+        else:
+            counts["images"] += 1
+            yield item
+            if counts["images"] == spec.limit:
+                return
+
+
+def _batches(items: Iterable[Input]) -> Iterator[pa.RecordBatch]:
+    keys: list[str] = []
+    payloads: list[str] = []
+    chars = 0
+    for item in items:
+        keys.append(item.key)
+        payloads.append(item.payload)
+        chars += len(item.payload)
+        if len(keys) == BATCH_ROWS or chars >= BATCH_CHARS:
+            yield pa.record_batch([keys, payloads], schema=_ROW)
+            keys, payloads, chars = [], [], 0
+    if keys:
+        yield pa.record_batch([keys, payloads], schema=_ROW)
+
+
+def _check_any(spec: CorpusSpec, counts: Counter[str], rejects: list[Reject]) -> None:
+    if counts["images"]:
+        return
+    reasons = Counter(entry["reason"] for entry in rejects).most_common(3)
+    because = ", ".join(f"{count} x {reason}" for reason, count in reasons) or "none"
+    raise DataError(
+        f"--{spec.flag} reader={spec.corpus.reader},source={spec.corpus.source} has no image with masks: "
+        f"{counts['without_masks']} images without masks, rejects: {because}. Check that source names the "
+        "annotations, and mask_key the key of their masks.",
+        reason="no_masks",
+    )
+
+
+def open_sources(index: Index, sampling: SamplingConfig) -> tuple[Source, ...]:
+    """Returns the corpora of an index, in its order, without touching the storage."""
+    return tuple(
+        CorpusSource(corpus.spec.reader(), storage.join(index.uri, corpus.file), corpus.images, sampling)
+        for corpus in index.corpora
+    )

@@ -1,0 +1,166 @@
+"""Where samples come from: datasets behind a reader, and synthetic scenes. See ``samples.Source``."""
+
+import functools
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines import schema, storage
+from pipelines.ingestion.image_source import read_image_bytes
+from pipelines.ingestion.reader import Input, Reader, ReadResult
+from pipelines.tokenizer_training.config import SamplingConfig
+from pipelines.tokenizer_training.samples import Sample, Unusable
+from pipelines.tokenizer_training.select import draw_masks, pick_masks, why_unusable
+from samtok import images, masks
+from samtok.errors import DataError, StorageError
+from samtok.shapes import WorldConfig, make_scene
+
+STAGE = "train"
+"""Stage of all rejects made here."""
+
+
+@dataclass(frozen=True)
+class CorpusSource:
+    """A dataset behind a reader, over the inputs that ``corpus.build_index`` listed.
+
+    Attributes:
+        reader: Reads records.
+        uri: File with the inputs.
+        count: How many there are.
+        policy: Which masks are usable, and how they are picked.
+    """
+
+    reader: Reader
+    uri: str
+    count: int
+    policy: SamplingConfig
+
+    @property
+    def name(self) -> str:
+        """Name of the dataset."""
+        return self.reader.name
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, index: int, *, most: int, draw: np.random.Generator) -> Sample:
+        """Reads an image and at most ``most`` of its masks; an image is only decoded if it has usable ones.
+
+        Raises:
+            Unusable: If the record, the image or all of its masks cannot be used.
+            StorageError: If the storage fails.
+        """
+        item = self._item(index)
+        try:
+            result = self.reader.read(item)
+            rles = self._picked(result, most, draw)
+            row = result.row
+            assert row is not None  # or nothing had been picked
+            where, height, width = row["image_uri"], row["height"], row["width"]
+            image = images.decode_image(read_image_bytes(where), where=where, expected_hw=(height, width))
+            dense = [masks.decode(rle, height=height, width=width) for rle in rles]
+        except DataError as error:
+            raise self._unusable(item, error.reason, error) from error
+        except storage.NotFoundError as error:
+            raise self._unusable(item, "image_missing", error) from error
+        return Sample(f"{self.name}/{item.key}", image, dense)
+
+    def _picked(self, result: ReadResult, most: int, draw: np.random.Generator) -> list[str]:
+        """Returns the RLEs of the masks that are trained on; at least one."""
+        row = result.row
+        if row is None:
+            first = result.rejects[0]
+            raise DataError(first["message"], reason=first["reason"])
+        size_hw, lost = (row["height"], row["width"]), Counter[str]()
+        rles, areas = [], []
+        for mask in row["masks"]:
+            reason = why_unusable(mask["flags"], self.policy)
+            area = 0 if reason else masks.area(mask["rle"], height=size_hw[0], width=size_hw[1])
+            if reason or area < self.policy.min_area_px:
+                lost[reason or "min_area"] += 1
+            else:
+                rles.append(mask["rle"])
+                areas.append(area)
+        if not rles:
+            lost.update(entry["reason"] for entry in result.rejects)
+            because = ", ".join(f"{count} {reason}" for reason, count in sorted(lost.items()))
+            raise DataError(
+                f"none of the {result.num_masks_in} masks can be trained on ({because or 'there are none'})",
+                reason="no_masks",
+            )
+        picked = pick_masks(rles, areas, size_hw=size_hw, most=most, policy=self.policy, draw=draw)
+        return [rles[i] for i in picked]
+
+    def _unusable(self, item: Input, reason: str, error: Exception) -> Unusable:
+        lost = item.num_masks or 0
+        return Unusable(schema.reject(STAGE, self.name, item.key, reason, str(error), num_masks=lost))
+
+    def _item(self, index: int) -> Input:
+        table = _mapped(self.uri)
+        if not 0 <= index < self.count == table.num_rows:
+            raise IndexError(
+                f"{self.uri} has {table.num_rows} images, expected {self.count}; asked for {index}"
+            )
+        return Input(table["key"][index].as_py(), table["payload"][index].as_py(), None)
+
+
+@functools.cache
+def _mapped(uri: str) -> pa.Table:
+    """Maps an index file into this process, once.
+
+    An object is copied to a file first, which is deleted at once: the mapping keeps its content until the
+    process ends.
+    """
+    with storage.local_copy(uri) as path:
+        try:
+            return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise StorageError(
+                f"{uri} cannot be read as an Arrow file: {error}. Delete its folder; the same command "
+                "makes it again."
+            ) from error
+
+
+@dataclass(frozen=True)
+class SceneSource:
+    """Synthetic scenes, made when they are read. Their masks are what is visible, so none lies in another.
+
+    Attributes:
+        seed: Of the scenes.
+        count: How many may be drawn.
+        first_index: Number of the first one.
+        world: What they look like.
+        policy: Which masks are usable, and how they are picked.
+    """
+
+    seed: int
+    count: int
+    first_index: int
+    world: WorldConfig
+    policy: SamplingConfig
+
+    @property
+    def name(self) -> str:
+        """Name of the dataset."""
+        return "scenes"
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, index: int, *, most: int, draw: np.random.Generator) -> Sample:
+        """Makes a scene and picks at most ``most`` of its masks.
+
+        Raises:
+            Unusable: If all masks are too small for ``--sampling.min-area-px``.
+        """
+        scene = make_scene(self.seed, self.first_index + index, self.world)
+        found = [(shape.mask, int(shape.mask.sum())) for shape in scene.objects]
+        usable = [(mask, area) for mask, area in found if area >= self.policy.min_area_px]
+        if not usable:
+            message = f"none of the {len(found)} masks of a scene can be trained on ({len(found)} min_area)"
+            name, lost = str(scene.index), len(found)
+            raise Unusable(schema.reject(STAGE, self.name, name, "no_masks", message, num_masks=lost))
+        picked = draw_masks([area for _, area in usable], most=most, policy=self.policy, draw=draw)
+        return Sample(f"{self.name}/{scene.index}", scene.image, [usable[i][0] for i in picked])
