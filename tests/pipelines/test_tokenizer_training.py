@@ -1,136 +1,71 @@
-"""Tokenizer training: data, schedule, steps, evaluation and what is saved. A few steps of the micro model."""
+"""Tokenizer training in one process: steps, micro-batches, checkpoints, exports. The micro model."""
 
 import dataclasses
 import json
 import math
 
-import numpy as np
 import pydantic
 import pytest
 import torch
 
-from pipelines.tokenizer_training import evaluate as evaluation
+from pipelines import storage
+from pipelines.tokenizer_training import checkpoints
 from pipelines.tokenizer_training.config import (
-    HELD_OUT_START,
-    PRESETS,
+    EngineConfig,
     LossConfig,
     OptimizerConfig,
+    QuantizerFlags,
+    SamplingConfig,
+    StartConfig,
     TrainTokenizerConfig,
+    ValidationConfig,
+    WorkersConfig,
 )
-from pipelines.tokenizer_training.data import area_targets, build_batch, held_out_scenes, scene_batch
-from pipelines.tokenizer_training.loop import (
-    TrainingDiverged,
-    learning_rate,
-    mean_iou,
-    start_training,
-    train,
-    train_step,
+from pipelines.tokenizer_training.data import (
+    StepLoader,
+    held_out_samples,
+    training_sources,
+    validation_sources,
 )
-from pipelines.tokenizer_training.run import train_tokenizer
+from pipelines.tokenizer_training.engine import PlainEngine
+from pipelines.tokenizer_training.evaluate import validate
+from pipelines.tokenizer_training.loop import Trainer, TrainingDiverged, learning_rate, mean_iou
+from pipelines.tokenizer_training.prepare import prepare, resolve
+from pipelines.tokenizer_training.presets import PRESETS
+from pipelines.tokenizer_training.sampler import Mixture
+from pipelines.tokenizer_training.trainee import architecture_of, build_trainee, check_quantize_from
 from samtok.checkpoint import SHIPPED
+from samtok.errors import CheckpointError, ConfigError
 from samtok.model.tokenizer import MaskTokenizer
-from samtok.shapes import make_scene
-
-
-def short(**changes) -> TrainTokenizerConfig:
-    """Five steps of the micro model; the last one quantizes."""
-    base = {"steps": 5, "quantize_from": 0.8, "evaluation_images": 3, "log_every": 5}
-    return dataclasses.replace(PRESETS["micro"], **(base | changes))
-
-
-def run(config: TrainTokenizerConfig) -> tuple[MaskTokenizer, list[dict[str, float]]]:
-    """Trains on one thread and returns the model and what was reported."""
-    threads, reports = torch.get_num_threads(), []
-    torch.set_num_threads(1)
-    torch.manual_seed(config.seed)
-    model = MaskTokenizer.from_preset(config.model)
-    try:
-        train(
-            start_training(model, config),
-            lambda step: scene_batch(config, step),
-            config,
-            lambda step, metrics: reports.append({"step": step, **metrics}),
-        )
-    finally:
-        torch.set_num_threads(threads)
-    return model, reports
+from tests.training import curve_of, record_of, short, train, weights_of
 
 
 @pytest.fixture(scope="module")
-def trained() -> tuple[MaskTokenizer, list[dict[str, float]]]:
-    return run(short())
+def whole(tmp_path_factory):
+    """An uninterrupted run."""
+    out = tmp_path_factory.mktemp("training") / "whole"
+    train(short(out))
+    return out
 
 
-def test_a_batch_is_a_function_of_seed_and_step():
-    config = short()
-    once, again, later = scene_batch(config, 3), scene_batch(config, 3), scene_batch(config, 4)
-    other = scene_batch(short(seed=102), 3)
-    for name, value in vars(once).items():
-        assert torch.equal(value, getattr(again, name)), name
-    assert not torch.equal(once.pixels, later.pixels) and not torch.equal(once.pixels, other.pixels)
+def trainer_of(config: TrainTokenizerConfig) -> Trainer:
+    trainee = build_trainee(config)
+    return Trainer(trainee, PlainEngine(trainee, config.optimizer), config)
 
 
-def test_a_batch_holds_what_the_model_reads():
-    config = short(images_per_step=4, max_masks_per_step=6)
-    batch = scene_batch(config, 0)
-    assert batch.pixels.shape == (4, 64, 64, 3) and batch.pixels.dtype == torch.uint8
-    assert len(batch) == 6 and batch.prompts.shape == (6, 1, 16, 16) and batch.targets.shape == (6, 16, 16)
-    assert batch.image_index.tolist() == sorted(batch.image_index.tolist())
-    assert float(batch.boxes.min()) >= 0 and float(batch.boxes.max()) < 1
-
-
-def test_the_masks_of_a_batch_belong_to_its_images():
-    config = short(max_masks_per_step=5)
-    batch = scene_batch(config, 2)
-    for owner, target in zip(batch.image_index.tolist(), batch.targets, strict=True):
-        scene = make_scene(config.seed, 2 * config.images_per_step + owner, config.world)
-        of_image = area_targets([shape.mask for shape in scene.objects], 16)
-        assert any(torch.equal(target, one) for one in of_image)
-
-
-def test_targets_are_the_share_of_each_cell_inside_the_mask():
-    mask = np.zeros((32, 64), dtype=bool)
-    mask[:3, 4:7] = True  # cells span 2 rows and 4 columns
-    target = area_targets([mask], 16)[0]
-    assert target[0, 1] == pytest.approx(6 / 8) and target[1, 1] == pytest.approx(3 / 8)
-    assert float(target.sum()) == pytest.approx(9 / 8)
-
-
-def test_an_image_of_another_size_is_resized_and_an_empty_mask_refused():
-    image, mask = np.zeros((50, 80, 3), dtype=np.uint8), np.ones((50, 80), dtype=bool)
-    model = MaskTokenizer.from_preset("micro").config
-    assert build_batch([image], [mask], [0], model).pixels.shape == (1, 64, 64, 3)
-    with pytest.raises(ValueError, match="empty"):
-        build_batch([image], [~mask], [0], model)
-
-
-def test_held_out_scenes_are_beyond_all_training_scenes():
-    config = PRESETS["tiny"]
-    assert config.steps * config.images_per_step <= HELD_OUT_START
-    scenes = held_out_scenes(config.world, seed=config.seed, count=2)
-    assert [scene.index for scene in scenes] == [HELD_OUT_START, HELD_OUT_START + 1]
-    with pytest.raises(ValueError, match="held-out scenes begin"):
-        short(steps=HELD_OUT_START)
+def steps_of(config: TrainTokenizerConfig, start: int = 0):
+    sources = training_sources(config, None)
+    mixture = Mixture([len(source) for source in sources], [None], config.seed)
+    loader = StepLoader(sources, mixture, config, architecture_of(config), rank=0)
+    return ([micro.batch for micro in batches] for batches in loader.steps(start))
 
 
 def test_the_learning_rate_rises_and_falls_to_its_last_share():
     config = OptimizerConfig(lr=1.0, warmup_steps=10, final_lr_share=0.02)
     rates = [learning_rate(step, 101, config) for step in range(101)]
-    assert (
-        rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0) and rates[10] == pytest.approx(1.0)
-    )
+    assert (rates[0], rates[9], rates[10]) == pytest.approx((0.1, 1.0, 1.0))
     assert rates[55] == pytest.approx(0.02 + 0.98 * 0.5) and rates[100] == pytest.approx(0.02)
     assert rates[10:] == sorted(rates[10:], reverse=True)
-
-
-def test_every_step_sets_its_learning_rate():
-    config = short()
-    state = start_training(MaskTokenizer.from_preset("micro"), config)
-    for step in range(2):
-        reported = train_step(state, scene_batch(config, step), config, step)
-        expected = learning_rate(step, 5, config.optimizer)
-        assert [group["lr"] for group in state.optimizer.param_groups] == [expected]
-        assert reported["lr"] == expected
 
 
 def test_mean_iou_counts_logits_above_zero_and_targets_from_one_half():
@@ -139,114 +74,222 @@ def test_mean_iou_counts_logits_above_zero_and_targets_from_one_half():
     assert float(mean_iou(logits, targets)) == pytest.approx((1 / 3 + 1) / 2)
 
 
-def test_steps_change_the_weights_of_encoder_and_decoder(trained):
-    torch.manual_seed(short().seed)
-    before = MaskTokenizer.from_preset("micro").state_dict()
-    after = trained[0].state_dict()
-    for part in ("image_encoder", "prompt_encoder", "mask_encoder", "mask_decoder"):
-        changed = [
-            name for name in before if name.startswith(part) and not torch.equal(before[name], after[name])
-        ]
-        assert changed, part
+@pytest.mark.parametrize("micro", [4, 1])
+def test_any_split_into_micro_batches_gives_the_same_losses_and_codebooks(tmp_path, whole, micro):
+    train(short(tmp_path / "out", micro=micro))
+    for one, other in zip(curve_of(whole), curve_of(tmp_path / "out"), strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert other[name] == pytest.approx(one[name], rel=2e-4, abs=1e-5), (one["step"], name)
+    books = [
+        MaskTokenizer.from_pretrained(str(out / "final")).quantizer.codebooks
+        for out in (whole, tmp_path / "out")
+    ]
+    torch.testing.assert_close(*books, rtol=1e-3, atol=1e-4)
 
 
-def test_the_same_seed_gives_the_same_weights_bit_for_bit(trained):
-    again, reports = run(short())
-    assert reports == trained[1]
-    for name, value in trained[0].state_dict().items():
-        assert torch.equal(value, again.state_dict()[name]), name
+def test_the_same_settings_give_the_same_bits(tmp_path, whole):
+    train(short(tmp_path / "out"))
+    assert curve_of(tmp_path / "out") == curve_of(whole) and weights_of(tmp_path / "out") == weights_of(whole)
+    train(short(tmp_path / "other", seed=102))
+    assert weights_of(tmp_path / "other") != weights_of(whole)
 
 
-def test_quantization_begins_at_its_step_with_codebooks_from_kmeans():
-    config = short(steps=6, quantize_from=0.7)
-    assert config.quantization_step == 4
-    torch.manual_seed(0)
-    state = start_training(MaskTokenizer.from_preset("micro"), config)
-    reported = []
-    for step in range(6):
-        before = state.model.quantizer.codebooks.clone()
-        reported.append(train_step(state, scene_batch(config, step), config, step))
-        moved = (state.model.quantizer.codebooks - before).abs().amax(dim=(1, 2))
-        assert (
-            bool((moved > 0).all()) if step >= 4 else bool((moved == 0).all())
-        )  # both levels, at every step
-    assert ["loss_commitment" in metrics for metrics in reported] == [False] * 4 + [True] * 2
-    assert ["perplexity_1" in metrics for metrics in reported] == [False] * 4 + [True] * 2
+class Killed(BaseException):
+    """Ends a run where it stands; nothing of ours catches it."""
 
 
-def test_kmeans_sees_the_latest_embeddings_only():
-    config = short(steps=8, quantize_from=0.9, kmeans_samples=64)
-    state = start_training(MaskTokenizer.from_preset("micro"), config)
-    sizes = []
-    for step in range(6):
-        train_step(state, scene_batch(config, step), config, step)
-        sizes.append([len(z) for z in state.recent])
-    assert all(sum(kept) < 64 + kept[0] for kept in sizes)
-    assert sum(sizes[-1]) >= 64 and len(sizes[-1]) < 6
+@pytest.mark.parametrize("step", [4, 8, 12])
+def test_a_run_that_ends_at_a_checkpoint_goes_on_bit_for_bit(tmp_path, whole, step, monkeypatch):
+    """Before quantization began, after, and after the last step; six steps are an epoch."""
+    config, saved = short(tmp_path / "out"), checkpoints.save
+
+    def save_and_die(out, checkpoint):
+        saved(out, checkpoint)
+        if checkpoint.step == step:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            checkpoints, "save", save_and_die
+        )  # a kill at this very moment cannot be timed otherwise
+        with pytest.raises(Killed):
+            train(config)
+    assert not (tmp_path / "out" / "record.json").exists()
+    told = train(config)
+    assert ("resumed", step) in [(kind, body["step"]) for kind, body in told]
+    assert curve_of(tmp_path / "out") == curve_of(whole)
+    assert weights_of(tmp_path / "out") == weights_of(whole)
+    assert weights_of(tmp_path / "out", "best") == weights_of(whole, "best")
 
 
-def test_a_loss_that_is_no_number_ends_training_with_its_parts():
-    config = short()
-    state = start_training(MaskTokenizer.from_preset("micro"), config)
-    batch = scene_batch(config, 0)
-    with torch.no_grad():
-        state.model.no_mem_embed.fill_(math.nan)
-    weight = state.box_head[0].weight.clone()
-    with pytest.raises(TrainingDiverged, match=r"loss is nan at step 0 \(bce nan.*optimizer.lr"):
-        train_step(state, batch, config, 0)
-    assert torch.equal(weight, state.box_head[0].weight)
+def test_quantization_begins_at_its_step_with_codebooks_from_kmeans(whole):
+    curve = curve_of(whole)
+    assert ["loss_commitment" in row for row in curve] == [False] * 6 + [True] * 6
+    assert ["perplexity_1" in row for row in curve] == [False] * 6 + [True] * 6
+    assert curve[6]["perplexity_0"] > 40  # of 64: k-means spreads them
 
 
-def test_loss_weights_are_applied(trained):
-    for metrics in trained[1]:
-        expected = 2 * metrics["loss_bce"] + metrics["loss_dice"] + 2 * metrics["loss_box"]
-        expected += 0.25 * metrics.get("loss_commitment", 0)
-        assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
+def test_codebooks_move_only_once_quantization_has_begun(tmp_path):
+    trainer = trainer_of(short(tmp_path))
+    moved = []
+    for batches in steps_of(trainer.config):
+        before = trainer.quantizer.codebooks.clone()
+        trainer.take_step(batches)
+        moved.append(not torch.equal(before, trainer.quantizer.codebooks))
+        if trainer.progress.step == 9:
+            break
+    assert moved == [False] * 6 + [True] * 3
 
 
-def test_with_as_many_codes_as_masks_quantized_equals_continuous(trained):
-    model = MaskTokenizer.from_preset("micro")
-    model.load_state_dict(trained[0].state_dict())
-    scenes = held_out_scenes(short().world, seed=3, count=30)
-    z = evaluation.embed(model.eval(), scenes)[:64]
-    scenes = scenes[: np.searchsorted(np.cumsum([len(scene.objects) for scene in scenes]), 64, side="right")]
-    model.quantizer.start(z.repeat(2, 1), torch.Generator().manual_seed(0))
-    result = evaluation.evaluate(model, scenes)
-    assert result.masks > 50 and result.images == len(scenes)
-    assert result.iou == pytest.approx(result.iou_continuous, abs=0.01)
-    assert result.distinct > 0.9 * result.masks
-    assert result.levels[0].used + result.levels[0].dead == 64
+def test_embeddings_are_kept_for_kmeans_only_as_long_as_needed(tmp_path):
+    trainer = trainer_of(short(tmp_path, steps=40, quantize_from=0.9))
+    for batches in steps_of(trainer.config):
+        trainer.take_step(batches)
+        kept = [count for _, count in trainer.progress.recent]
+        assert sum(kept) - kept[0] < 80
+        if trainer.progress.step == 10:
+            break
+    assert sum(kept) >= 80 and len(kept) < 10
 
 
-def test_shuffling_leaves_nothing_in_its_place():
-    for count in (2, 3, 50):
-        order = evaluation._shuffled(count, 1).tolist()
-        assert sorted(order) == list(range(count)) and all(i != j for i, j in enumerate(order))
+def test_loss_weights_are_applied(whole):
+    for row in curve_of(whole):
+        expected = (
+            2 * row["loss_bce"]
+            + row["loss_dice"]
+            + 2 * row["loss_box"]
+            + 0.25 * row.get("loss_commitment", 0)
+        )
+        assert row["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_run_saves_a_tokenizer_that_loads_and_a_record(tmp_path):
-    threads = torch.get_num_threads()
-    config = short(out=str(tmp_path / "out"))
-    try:
-        assert train_tokenizer(config) == 0
-        expected = run(config)[0]
-    finally:
-        torch.set_num_threads(threads)
-    scene = held_out_scenes(config.world, seed=1, count=1)[0]
-    masks = [shape.mask for shape in scene.objects]
-    loaded = MaskTokenizer.from_pretrained(config.out)
-    assert loaded.encode(scene.image, masks).tolist() == expected.encode(scene.image, masks).tolist()
-    record = json.loads((tmp_path / "out" / "record.json").read_text())
-    assert record["config"]["steps"] == 5 and record["seed"] == config.seed
-    assert record["measured"]["images"] == 3 and record["times"]["training_cpu_s"] >= 0
-    assert {"torch", "commit"} <= set(record["versions"])
+def test_a_step_with_a_loss_that_is_no_number_changes_nothing_and_is_counted(tmp_path):
+    trainer, batches = trainer_of(short(tmp_path, quantize_from=0.3)), steps_of(short(tmp_path))
+    good = [next(batches) for _ in range(8)]
+    for step in good[:4]:
+        trainer.take_step(step)
+    before = {name: value.clone() for name, value in trainer.trainee.state_dict().items()}
+    moments = trainer.engine.optimizer_state()
+    bad = dataclasses.replace(good[4][0], prompts=torch.full_like(good[4][0].prompts, math.nan))
+    row = trainer.take_step([bad])
+    assert row["skipped"] == 1 and math.isnan(row["loss"])
+    assert trainer.progress.skipped == trainer.progress.bad_in_a_row == 1
+    for name, value in trainer.trainee.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert trainer.engine.optimizer_state().steps == moments.steps
+    assert trainer.take_step(good[5])["skipped"] == 0
+    assert (trainer.progress.skipped, trainer.progress.bad_in_a_row) == (1, 0)
 
 
-def test_a_diverged_run_saves_nothing_and_has_an_exit_code(tmp_path):
-    out = tmp_path / "out"
-    hot = short(out=str(out), optimizer=OptimizerConfig(lr=1e30, warmup_steps=0))
-    assert train_tokenizer(hot) == TrainingDiverged.exit_code
-    assert not out.exists()
+def test_too_many_such_steps_in_a_row_end_the_run_with_a_remedy(tmp_path):
+    trainer = trainer_of(short(tmp_path, max_bad_steps=3))
+    batch = next(steps_of(trainer.config))[0]
+    bad = dataclasses.replace(batch, prompts=torch.full_like(batch.prompts, math.nan))
+    for _ in range(2):
+        trainer.take_step([bad])
+    with pytest.raises(TrainingDiverged, match=r"3 steps in a row.*step 2.*--optimizer.lr"):
+        trainer.take_step([bad])
+
+
+def test_an_overflow_that_never_ends_is_a_divergence_with_an_exit_code(tmp_path):
+    with pytest.raises(TrainingDiverged):
+        train(short(tmp_path / "out", optimizer=OptimizerConfig(lr=1e30, warmup_steps=0), steps=30))
+    assert TrainingDiverged.exit_code == 1 and not (tmp_path / "out" / "final").exists()
+
+
+def test_frozen_parts_stay_and_the_others_learn(tmp_path):
+    config = short(tmp_path / "out", freeze=True, start=StartConfig(tokenizer="tiny"), model="tiny", steps=2)
+    config = dataclasses.replace(config, quantize_from=0.0, sampling=SamplingConfig(images_per_step=2))
+    train(config)
+    before = MaskTokenizer.from_pretrained("tiny").state_dict()
+    after = MaskTokenizer.from_pretrained(str(tmp_path / "out" / "final")).state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not [n for n in changed if n.startswith(("image_encoder.", "prompt_encoder.", "no_mem_embed"))]
+    assert not [n for n in changed if "iou_prediction_head" in n]
+    assert {n.split(".")[0] for n in changed} == {"mask_encoder", "mask_decoder", "quantizer"}
+
+
+def test_a_tokenizer_with_another_quantizer_keeps_its_networks(tmp_path):
+    config = short(
+        tmp_path,
+        model="tiny",
+        start=StartConfig(tokenizer="tiny"),
+        quantizer=QuantizerFlags(kind="vq", num_codes=64),
+    )
+    trainee, given = build_trainee(config), MaskTokenizer.from_pretrained("tiny")
+    assert trainee.tokenizer.num_levels == 1 and trainee.tokenizer.num_codes == 64
+    for name, value in given.mask_decoder.state_dict().items():
+        assert torch.equal(value, trainee.tokenizer.mask_decoder.state_dict()[name])
+
+
+def test_the_words_of_a_trained_tokenizer_follow_from_its_quantizer(tmp_path):
+    quantizer = QuantizerFlags(kind="fsq", num_codes=16, num_levels=3, grid=(4, 4))
+    train(short(tmp_path / "out", quantizer=quantizer))
+    tokenizer = MaskTokenizer.from_pretrained(str(tmp_path / "out" / "final"))
+    assert (tokenizer.num_codes, tokenizer.num_levels) == (16, 3)
+    assert tokenizer.config.quantizer.num_words == 48 and tokenizer.config.quantizer.bits_per_mask == 12
+
+
+def test_exports_load_and_say_where_they_come_from(whole):
+    record, lineage = record_of(whole), json.loads((whole / "final" / "lineage.json").read_text())
+    assert lineage["weights_sha256"] == weights_of(whole) and lineage["step"] == 12
+    assert lineage["start"] == {"random": "seed 101"} and lineage["run"] == str(whole)
+    assert {"torch", "commit"} <= set(lineage["versions"])
+    assert record["final"]["masks"] > 6 and record["best"]["step"] == 12
+    best = json.loads((whole / "best" / "lineage.json").read_text())
+    assert best["validation"]["iou"] == record["best"]["iou"]
+
+
+def test_the_final_numbers_are_those_of_the_exported_tokenizer(whole):
+    config = short(whole)
+    tokenizer = MaskTokenizer.from_pretrained(str(whole / "final"))
+    samples = held_out_samples(
+        validation_sources(config, None), 6, masks_per_image=64, seed=config.validation.seed, rank=0, world=1
+    )
+    assert validate(tokenizer, samples, quantize=True, full=True).row() == record_of(whole)["final"]
+
+
+def test_old_checkpoints_go(tmp_path):
+    config = short(tmp_path / "out")
+    train(dataclasses.replace(config, checkpoints=dataclasses.replace(config.checkpoints, keep=1)))
+    assert checkpoints.steps(str(tmp_path / "out")) == [12]
+    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir() if any(path.iterdir())] == [
+        "step-00000012"
+    ]
+
+
+def test_other_settings_are_refused_with_what_differs(whole):
+    with pytest.raises(ConfigError, match=r"holds a run with other settings.*seed: before 101, now 102"):
+        prepare(resolve(short(whole, seed=102)))
+    prepare(resolve(short(whole, workers=2, micro=2)))  # these may differ
+
+
+def test_a_damaged_checkpoint_is_refused_and_says_what_to_delete(tmp_path):
+    config = short(tmp_path / "out")
+    train(config)
+    (tmp_path / "out" / "record.json").unlink()
+    weights = tmp_path / "out" / "checkpoints" / "step-00000012" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"model.safetensors is not the file.*Delete .*step-00000012"):
+        train(config)
+    storage.delete(str(weights.parent / "state.json"))
+    told = train(config)
+    assert told[0][0] == "resumed" and told[0][1]["step"] == 8
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, whole):
+    saved = checkpoints.load(str(whole), 12)
+    with pytest.raises(CheckpointError, match=r"another architecture.*--model"):
+        checkpoints.load_module(
+            build_trainee(short(tmp_path, quantizer=QuantizerFlags(num_codes=32))), saved.model, "12"
+        )
+    with pytest.raises(
+        CheckpointError, match=r"not of the architecture --model micro.*image_size.*--model tiny"
+    ):
+        architecture_of(short(tmp_path, start=StartConfig(tokenizer="tiny")))
+    with pytest.raises(CheckpointError, match=r"--start.sam2 .* holds SAM2.1 weights and --model is micro"):
+        build_trainee(short(tmp_path, start=StartConfig(sam2=str(whole / "record.json"))))
 
 
 @pytest.mark.parametrize(
@@ -254,13 +297,21 @@ def test_a_diverged_run_saves_nothing_and_has_an_exit_code(tmp_path):
     [
         ({"model": "huge"}, "--model must be one of"),
         ({"steps": 0}, "--steps must be at least 1"),
-        ({"quantize_from": 1.0}, "--quantize-from must be between 0 and 1"),
-        ({"kmeans_samples": 63}, "at least the 64 codes"),
+        ({"quantize_from": 1.5}, "--quantize-from must be in"),
+        ({"quantize_from": 0.0}, "--quantize-from 0 needs codebooks"),
+        ({"corpora": ("reader=sa1b,source=x",)}, "--validation-corpora go together"),
+        ({"workers": 3}, "8 does not divide among --workers.count 3; take 6 or 9"),
+        (
+            {"engine": EngineConfig(images_per_micro_batch=3)},
+            r"images-per-micro-batch 3.*take one of \[1, 2, 4, 8\]",
+        ),
+        ({"steps": 1 << 30}, "held-out scenes begin"),
+        ({"tracking": "http://me:secret@host"}, "must not hold a user or password"),
     ],
 )
 def test_impossible_configs_are_refused_by_flag(changes, message):
     with pytest.raises(ValueError, match=message):
-        short(**changes)
+        short("out", **changes)
 
 
 @pytest.mark.parametrize(
@@ -270,11 +321,28 @@ def test_impossible_configs_are_refused_by_flag(changes, message):
         (LossConfig, {"importance": 2.0}, "--loss.importance"),
         (OptimizerConfig, {"betas": (0.9, 1.0)}, "--optimizer.betas"),
         (OptimizerConfig, {"clip_norm": 0.0}, "--optimizer.clip-norm"),
+        (WorkersConfig, {"gpus": 2.0}, "--workers.gpus must be 0 or 1"),
+        (ValidationConfig, {"every": 0}, "--validation.every"),
+        (StartConfig, {"sam2": "a", "tokenizer": "b"}, "exclude each other"),
     ],
 )
-def test_impossible_losses_and_schedules_are_refused_by_flag(kind, changes, message):
+def test_impossible_parts_are_refused_by_flag(kind, changes, message):
     with pytest.raises(ValueError, match=message):
         kind(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kmeans_samples": 63}, "--kmeans-samples must be at least the 64 codes"),
+        ({"steps": 3, "quantize_from": 0.3}, "1 steps before quantization give at most 32"),
+        ({"quantizer": QuantizerFlags(kind="fsq", num_codes=64, grid=(8, 9))}, r"--quantizer.*grid \(8, 9\)"),
+        ({"quantizer": QuantizerFlags(kind="vq", num_levels=2)}, "--quantizer.*vq has one codebook"),
+    ],
+)
+def test_a_quantizer_that_cannot_begin_is_refused_before_training(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        check_quantize_from(short("out", **changes))
 
 
 def test_the_shipped_tokenizer_is_what_the_tiny_preset_makes_and_as_good_as_its_record_says():
@@ -284,7 +352,9 @@ def test_the_shipped_tokenizer_is_what_the_tiny_preset_makes_and_as_good_as_its_
     config = pydantic.TypeAdapter(TrainTokenizerConfig).validate_python(record["config"])
     assert config == PRESETS["tiny"]
     assert (folder / "model.safetensors").stat().st_size <= 4 * 2**20
-    scenes = held_out_scenes(config.world, seed=config.evaluation_seed, count=40)
-    result = evaluation.evaluate(MaskTokenizer.from_pretrained("tiny"), scenes)
-    assert result.iou == pytest.approx(record["measured"]["iou"], abs=0.03)
+    samples = held_out_samples(
+        validation_sources(config, None), 40, masks_per_image=64, seed=config.validation.seed, rank=0, world=1
+    )
+    result = validate(MaskTokenizer.from_pretrained("tiny"), samples, quantize=True)
+    assert result.iou == pytest.approx(record["final"]["iou"], abs=0.03)
     assert result.iou_shuffled < 0.2

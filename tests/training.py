@@ -1,0 +1,86 @@
+"""Training runs of the micro model for tests: in this process or several, and what they left."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+from torch.multiprocessing.spawn import spawn
+
+from pipelines import storage
+from pipelines.tokenizer_training.checkpoints import load_history
+from pipelines.tokenizer_training.config import (
+    CheckpointsConfig,
+    EngineConfig,
+    OptimizerConfig,
+    SamplingConfig,
+    TrainTokenizerConfig,
+    ValidationConfig,
+    WorkersConfig,
+)
+from pipelines.tokenizer_training.prepare import prepare, resolve
+from pipelines.tokenizer_training.presets import PRESETS
+from pipelines.tokenizer_training.worker import Task, train_worker
+
+
+def short(
+    out: Path | str, *, workers: int = 1, micro: int | None = None, **changes: Any
+) -> TrainTokenizerConfig:
+    """A dozen steps of the micro model on 64 px scenes; half of them quantize."""
+    base = {
+        "out": str(out),
+        "steps": 12,
+        "quantize_from": 0.5,
+        "kmeans_samples": 80,
+        "optimizer": OptimizerConfig(lr=1e-3, warmup_steps=3),
+        "sampling": SamplingConfig(images_per_step=8, masks_per_image=4),
+        "workers": WorkersConfig(count=workers),
+        "engine": EngineConfig(images_per_micro_batch=micro),
+        "validation": ValidationConfig(every=6, images=4, final_images=6),
+        "checkpoints": CheckpointsConfig(every=4, keep=10),
+        "tracking": "off",
+    }
+    return dataclasses.replace(PRESETS["micro"], **(base | changes))
+
+
+def train(
+    config: TrainTokenizerConfig, *, rendezvous: Path | None = None
+) -> list[tuple[str, dict[str, Any]]]:
+    """Trains as workers do, without Ray; returns what the first worker told, if it is this process."""
+    task, told = prepare(resolve(config)), []
+    if config.workers.count == 1 and rendezvous is None:
+        threads = torch.get_num_threads()
+        try:
+            train_worker(task, lambda kind, body: told.append((kind, dict(body))))
+        finally:
+            torch.set_num_threads(threads)
+        return told
+    assert rendezvous is not None
+    spawn(_work, (task, str(rendezvous)), nprocs=config.workers.count)
+    return told
+
+
+def _work(rank: int, task: Task, rendezvous: str) -> None:
+    world = task.config.workers.count
+    distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
+    try:
+        train_worker(task, lambda kind, body: None)
+    finally:
+        distributed.destroy_process_group()
+
+
+def record_of(out: Path | str) -> dict[str, Any]:
+    """Reads what became of a run."""
+    return storage.read_json(storage.join(str(out), "record.json"))
+
+
+def curve_of(out: Path | str) -> list[dict[str, float]]:
+    """Reads the metrics of all steps of a finished run."""
+    return load_history(str(out), record_of(out)["history"])
+
+
+def weights_of(out: Path | str, name: str = "final") -> str:
+    """Returns the SHA-256 of an exported tokenizer's weights."""
+    return hashlib.sha256((Path(out) / name / "model.safetensors").read_bytes()).hexdigest()
