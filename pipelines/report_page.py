@@ -9,13 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines import report_gallery
 from pipelines import report_html as html
-from pipelines.report_pictures import MAX_WORST, Card, CloseUp, Gallery, MaskLine, short_words
+from pipelines.report_pictures import MAX_WORST, CloseUp, Gallery
 from samtok.metrics.codebook import LevelUsage
-
-BESIDE = 8
-"""Masks whose table fits beside the pictures; a longer one goes below them, in three columns."""
-_LABEL_LENGTH = 60
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ def render(content: Content) -> str:
         _tiles(content),
         f"<h2>Counts</h2>{_counts(content)}",
         f"<div class=two>{_reconstruction(content)}{_codebooks(content)}</div>",
-        f"<h2>Rejects</h2>{_rejects(content)}",
+        f"<h2>Rejects</h2>{rejects_table(content.rejects)}",
         _worst(content.gallery.worst),
         f"<h2>Images</h2>{_images(content)}",
         f"<h2>Fingerprint</h2>{_fingerprint(content)}",
@@ -133,25 +130,37 @@ def _reconstruction(content: Content) -> str:
 
 def _codebooks(content: Content) -> str:
     num_codes = content.manifest["fingerprint"]["num_codes"]
+    return codebooks(content.usage, num_codes, content.plots["code_usage.png"])
+
+
+def codebooks(usage: Sequence[LevelUsage], num_codes: int, plot: bytes) -> str:
+    """Returns a card about the use of the codebooks.
+
+    Args:
+        usage: Of each level.
+        num_codes: Entries of each codebook.
+        plot: From ``samtok.plots.code_usage_plot``.
+    """
     lines = [
         f"<tr><td>{level}</td><td class=num>{use.used} of {num_codes}</td><td class=num>{use.dead}</td>"
         f"<td class=num>{use.perplexity:.1f}</td></tr>"
-        for level, use in enumerate(content.usage)
+        for level, use in enumerate(usage)
     ]
     head = "<th>level</th><th class=num>used</th><th class=num>dead</th><th class=num>perplexity</th>"
     table = html.table(head, lines)
-    plot = _plot(content, "code_usage.png", "masks per code, by rank")
+    picture = html.image(plot, "masks per code, by rank", kind="plot")
     note = "Dashed: all codes used alike. Grey: codes that no mask uses."
-    return html.card(f"<h3>Codebooks</h3>{table}{plot}<p class=faint>{note}</p>")
+    return html.card(f"<h3>Codebooks</h3>{table}{picture}<p class=faint>{note}</p>")
 
 
-def _rejects(content: Content) -> str:
-    if not content.rejects:
+def rejects_table(rejects: Sequence[RejectLine]) -> str:
+    """Returns a card of what got no words, and why."""
+    if not rejects:
         return html.card("<p class=faint>None.</p>")
     lines = [
         f"<tr><td>{html.escape(line.stage)}</td><td class=whole><code>{html.escape(line.reason)}</code></td>"
         f"<td class=num>{line.count:,}</td><td class=text>{html.escape(line.example[:400])}</td></tr>"
-        for line in content.rejects
+        for line in rejects
     ]
     return html.card(
         html.table("<th>stage</th><th>reason</th><th class=num>entries</th><th>example</th>", lines)
@@ -161,19 +170,10 @@ def _rejects(content: Content) -> str:
 def _worst(worst: Sequence[CloseUp]) -> str:
     if not worst:
         return ""
-    cards = []
-    for close_up in worst:
-        line, row = close_up.line, close_up.row
-        text = f"<b>IoU {_iou(line)}</b> <code>{html.escape(short_words(line.words))}</code> {_label(line)}"
-        where = f"{_name(row)}, mask {line.number}, {line.area_px:,} px"
-        cards.append(
-            f"<div class=card><p class=text>{text}<br><span class=faint>{where}</span></p>"
-            f"{_shots(close_up.pictures)}</div>"
-        )
     return (
         "<h2>Worst masks</h2>"
         f"<p class=faint>The lowest IoUs among the images below, at most {MAX_WORST}, cropped."
-        f"{html.legend()}</p><div class=two>{''.join(cards)}</div>"
+        f"{html.legend()}</p>{report_gallery.close_ups(worst)}"
     )
 
 
@@ -185,41 +185,7 @@ def _images(content: Content) -> str:
         if content.decoded
         else " Without a tokenizer, only original masks are shown.</p>"
     )
-    if gallery.num_differing:
-        parts.append(
-            f"<p class=banner>{gallery.num_differing} of {gallery.num_compared} recorded IoUs are not those "
-            "of the pictures. The tokenizer is not the one that made these words, or it computes "
-            "differently here.</p>"
-        )
-    return "".join(parts) + "".join(map(_image, gallery.cards))
-
-
-def _image(card: Card) -> str:
-    row = card.row
-    size = f"{row['width']} x {row['height']} px, {len(row['masks'])} masks"
-    head = f"<h3 class=text>{_name(row)} <span class=faint>{size}</span></h3>"
-    shots = _shots(card.pictures)
-    if card.problem is not None:
-        shots = f"<div class=problem>The image cannot be shown: {html.escape(card.problem)}</div>"
-    step = len(card.lines) if len(card.lines) <= BESIDE else -(-len(card.lines) // 3)
-    tables = [_masks(card.lines[start : start + step]) for start in range(0, len(card.lines), step or 1)]
-    note = f"<p class=faint>{html.escape(card.note)}</p>" if card.note else ""
-    if not tables:
-        note = "<p class=faint>No masks.</p>"
-    kind = "beside" if len(tables) < 2 else "below"
-    return (
-        f"<div class=card>{head}<div class='image {kind}'>{shots}"
-        f"<div class=lists>{''.join(tables)}</div></div>{note}</div>"
-    )
-
-
-def _masks(lines: Iterable[MaskLine]) -> str:
-    rows = [
-        f"<tr><td>{_chip(line)}</td><td class=num>{_iou(line)}</td>"
-        f"<td><code>{html.escape(short_words(line.words))}</code></td><td class=text>{_label(line)}</td></tr>"
-        for line in lines
-    ]
-    return html.table("<th></th><th class=num>IoU</th><th>words</th><th>label</th>", rows, "masks")
+    return "".join(parts) + report_gallery.images(gallery)
 
 
 def _fingerprint(content: Content) -> str:
@@ -250,34 +216,8 @@ def flat_schema(fields: Iterable[pa.Field], depth: int = 0) -> list[tuple[int, s
     return found
 
 
-def _shots(pictures: Iterable[tuple[str, bytes]]) -> str:
-    figures = [
-        f"<figure>{html.image(data, caption, media='jpeg')}"
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-        for caption, data in pictures
-    ]
-    return f"<div class=shots>{''.join(figures)}</div>"
-
-
 def _plot(content: Content, name: str, alt: str) -> str:
     return html.image(content.plots[name], alt, kind="plot")
-
-
-def _chip(line: MaskLine) -> str:
-    return f"<span class=chip style='background:{html.css(line.colour)}'>{line.number}</span>"
-
-
-def _label(line: MaskLine) -> str:
-    label = line.label or ""
-    return html.escape(label if len(label) <= _LABEL_LENGTH else label[: _LABEL_LENGTH - 3] + "...")
-
-
-def _name(row: Mapping[str, Any]) -> str:
-    return f"{html.escape(row['dataset'])} {html.escape(row['image_id'])}"
-
-
-def _iou(line: MaskLine) -> str:
-    return "-" if line.iou is None else f"{line.iou:.2f}"
 
 
 def _size(num_bytes: float) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from jaxtyping import Int
 
 from pipelines import storage
 from pipelines.ingestion.image_source import read_image_bytes
@@ -33,6 +34,7 @@ class MaskLine:
     """What the report says about one mask."""
 
     number: int
+    mask_id: str
     colour: tuple[int, int, int]
     words: str
     label: str | None
@@ -59,12 +61,14 @@ class CloseUp:
     row: Mapping[str, Any]
     line: MaskLine
     pictures: Sequence[tuple[str, bytes]]
+    panel: viz.Panel
 
 
 @dataclass
 class Gallery:
     """All pictures of a report."""
 
+    max_worst: int = MAX_WORST
     cards: list[Card] = field(default_factory=list)
     worst: list[CloseUp] = field(default_factory=list)
     panels: list[viz.Panel] = field(default_factory=list)
@@ -74,8 +78,12 @@ class Gallery:
 
     def contact_sheet(self) -> bytes:
         """Returns all images with pictures as one PNG."""
-        sheet = viz.contact_sheet(self.panels, side=SHEET_SIDE, columns=2 if len(self.panels) > 6 else 1)
-        return viz.png_bytes(sheet)
+        return sheet_of(self.panels, SHEET_SIDE)
+
+
+def sheet_of(panels: Sequence[viz.Panel], side: int) -> bytes:
+    """Returns panels as one PNG; of more than six, two in a row."""
+    return viz.png_bytes(viz.contact_sheet(panels, side=side, columns=2 if len(panels) > 6 else 1))
 
 
 def draw_rows(
@@ -92,6 +100,21 @@ def draw_rows(
     records = list(records)
     ends = np.cumsum([0, *(record["counts"]["rows_out"] for record in records)])
     chosen = np.sort(rng.choice(ends[-1], min(max_images, int(ends[-1])), replace=False))
+    return rows_at(out, records, chosen)
+
+
+def rows_at(
+    out: str, records: Iterable[Mapping[str, Any]], chosen: Int[np.ndarray, " row"]
+) -> list[dict[str, Any]]:
+    """Reads rows of committed shards; only the row groups that hold one are read.
+
+    Args:
+        out: Folder of the corpus.
+        records: Commit records, in the order of the shards.
+        chosen: Places of the rows in the corpus, in rising order.
+    """
+    records = list(records)
+    ends = np.cumsum([0, *(record["counts"]["rows_out"] for record in records)])
     shards = np.searchsorted(ends, chosen, side="right") - 1
     rows: list[dict[str, Any]] = []
     for shard, positions in itertools.groupby(
@@ -124,6 +147,7 @@ def make_gallery(
     *,
     threshold: float,
     rng: np.random.Generator,
+    max_worst: int = MAX_WORST,
 ) -> Gallery:
     """Makes the pictures of drawn rows, one image at a time.
 
@@ -132,8 +156,9 @@ def make_gallery(
         tokenizer: Decodes the words; without one there are only original masks.
         threshold: On the logits, as the corpus was made with.
         rng: Decides which masks are drawn of an image with very many.
+        max_worst: Close-ups to make, of the masks with the lowest IoUs.
     """
-    gallery = Gallery()
+    gallery = Gallery(max_worst)
     for row in rows:
         shown = row["masks"]
         note = None
@@ -190,7 +215,7 @@ def _compare(
 def _lines(shown: Sequence[Mapping[str, Any]], ious: Sequence[float | None]) -> list[MaskLine]:
     colours = viz.mask_colours(len(shown))
     return [
-        MaskLine(number, colour, mask["words"], mask["label"], mask["area_px"], iou)
+        MaskLine(number, mask["mask_id"], colour, mask["words"], mask["label"], mask["area_px"], iou)
         for number, (mask, colour, iou) in enumerate(zip(shown, colours, ious, strict=True), start=1)
     ]
 
@@ -221,10 +246,14 @@ def _panel(
     lines: Sequence[MaskLine],
 ) -> viz.Panel:
     """Shrinks at once, so that the sheet does not keep whole images in memory."""
-    captions = [f"{_number(line.iou)}  {short_words(line.words)}  {line.label or ''}" for line in lines]
+    captions = [_caption(line) for line in lines]
     title = f"{row['dataset']} {row['image_id']}"
     first, second = _fitted(wanted, SHEET_SIDE), _fitted(decoded, SHEET_SIDE)
     return viz.Panel(viz.fit(image, SHEET_SIDE), first, second, captions=captions, title=title)
+
+
+def _caption(line: MaskLine) -> str:
+    return f"{_number(line.iou)}  {short_words(line.words)}  {line.label or ''}"
 
 
 def _fitted(stack: Sequence[np.ndarray] | None, side: int) -> list[np.ndarray] | None:
@@ -251,15 +280,18 @@ def _keep_worst(
     for line, mask, other in zip(lines, wanted, decoded, strict=True):
         assert line.iou is not None
         worst = [close_up.line.iou or 0.0 for close_up in gallery.worst]
-        if len(worst) == MAX_WORST and line.iou >= worst[-1]:
+        if len(worst) == gallery.max_worst and line.iou >= min(worst, default=0.0):
             continue
         view = _view(mask | other)
         crops = (viz.fit_mask(np.ascontiguousarray(part[view]), CLOSE_UP_SIDE) for part in (mask, other))
         first, second = ([crop] for crop in crops)
         picture = viz.fit(np.ascontiguousarray(image[view]), CLOSE_UP_SIDE)
-        gallery.worst.append(CloseUp(row, line, _pictures(picture, first, second, [line.colour])))
+        title = f"{row['dataset']} {row['image_id']} mask {line.mask_id}, {line.area_px} px"
+        panel = viz.Panel(picture, first, second, captions=[_caption(line)], title=title)
+        pictures = _pictures(picture, first, second, [line.colour])
+        gallery.worst.append(CloseUp(row, line, pictures, panel))
         gallery.worst.sort(key=lambda close_up: close_up.line.iou or 0.0)
-        del gallery.worst[MAX_WORST:]
+        del gallery.worst[gallery.max_worst :]
 
 
 def _view(mask: np.ndarray) -> tuple[slice, slice]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 MASK_FLAGS = ("crowd", "void", "empty", "box_only")
 """Flags a reader may set. A reader flags, the pipeline filters and counts."""
@@ -45,6 +45,7 @@ _CODE_MASK_FIELDS = [
     pa.field("words", pa.string(), nullable=False),
     pa.field("area_px", pa.int64(), nullable=False),
     pa.field("iou", pa.float32()),  # of the reconstruction; null where it was not asked for
+    pa.field("boundary_iou", pa.float32()),  # likewise, of the boundaries (samtok.metrics.regions)
 ]
 
 

@@ -26,6 +26,8 @@ class TokenizerConfig:
     """Images per pass of the image encoder."""
     masks_per_batch: int = 64
     """Masks per pass of the mask encoder; bounds the memory."""
+    box_prompt: bool = True
+    """Prompt the mask encoder with each mask's box besides the mask, as tokenizers are trained."""
     threshold: float = 0.0
     """On logits, for reconstructions. 0 is probability one half; the authors' evaluators use 0.5."""
 
@@ -89,6 +91,8 @@ class TokenizeCorpusConfig:
     """Images per unit of work. By default as many as fill 48 MB (16 at 1024 px), at most 64."""
     reconstruct: float = 0.0
     """Share of images whose masks are decoded again and compared, in [0, 1]."""
+    boundary_iou: bool = False
+    """Compare the boundaries of decoded masks too (Cheng et al. 2021)."""
     keep_rle: bool = True
     """Keep the original masks in the rows; without them rows are a few bytes a mask."""
     skip: tuple[Literal["crowd", "void"], ...] = ("crowd", "void")

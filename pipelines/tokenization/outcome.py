@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines import report, shards, storage
 from pipelines.shards import Plan
-from pipelines.tokenization.config import TokenizeCorpusConfig
+from pipelines.tokenization.config import PoolConfig, TokenizeCorpusConfig, TokenizerConfig
 from pipelines.tracking import Tracker
 from samtok.errors import DataError
 from samtok.model.tokenizer import MaskTokenizer
@@ -103,11 +103,21 @@ def publish(config: TokenizeCorpusConfig, manifest: dict[str, Any], work: Work, 
     tracker.text(json.dumps(manifest["totals"], indent=2), "lineage/totals.json")
     if not config.report_images:
         return
-    device = "cuda" if config.pool.gpus_per_actor and _has_gpu() else "cpu"
-    tokenizer = MaskTokenizer.from_pretrained(config.tokenizer.uri, device=device, read=storage.read_bytes)
+    tokenizer = tokenizer_of_reports(config.tokenizer, config.pool)
     report.write_report(config.out, tokenizer=tokenizer, max_images=config.report_images, seed=config.seed)
+    track_report(config.out, tracker)
+
+
+def tokenizer_of_reports(tokenizer: TokenizerConfig, pool: PoolConfig) -> MaskTokenizer:
+    """Loads the tokenizer in the driver, on a GPU if the pool uses them and one is here."""
+    device = "cuda" if pool.gpus_per_actor and _has_gpu() else "cpu"
+    return MaskTokenizer.from_pretrained(tokenizer.uri, device=device, read=storage.read_bytes)
+
+
+def track_report(out: str, tracker: Tracker) -> None:
+    """Copies the page and the pictures of ``OUT/report`` to MLflow."""
     with tempfile.TemporaryDirectory() as folder:
-        for info in storage.list_files(storage.join(config.out, "report")):
+        for info in storage.list_files(storage.join(out, report.FOLDER)):
             path = Path(folder) / info.uri.rpartition("/")[2]
             path.write_bytes(storage.read_bytes(info.uri))
             tracker.artifact(path, "report")

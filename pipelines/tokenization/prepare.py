@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from pipelines import schema, shards, storage
 from pipelines import run as runs
+from pipelines import schema, shards, storage
 from pipelines.ingestion.corpora import absolute_corpus, reader_of
 from pipelines.ingestion.reader import Input, Reader, Reject
 from pipelines.tokenization.config import TokenizeCorpusConfig
@@ -22,7 +22,7 @@ from samtok.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Raised by hand with every change of the code that changes words or rows."""
 
 MAX_CHUNK_BYTES = 2**30
@@ -104,6 +104,7 @@ def _fingerprint(
         "num_codes": architecture.quantizer.num_codes,
         "num_levels": architecture.quantizer.num_levels,
         "dtype": tokenizer.dtype,
+        "box_prompt": tokenizer.box_prompt,
         "threshold": tokenizer.threshold,
         "device": "cuda" if config.pool.gpus_per_actor else "cpu",
         "compile": tokenizer.compile,
@@ -113,6 +114,7 @@ def _fingerprint(
         "shard_rows": config.shard_rows,
         "chunk_rows": config.chunk_rows,
         "reconstruct": config.reconstruct,
+        "boundary_iou": config.boundary_iou,
         "keep_rle": config.keep_rle,
         "skip": sorted(config.skip),
         "min_area_px": config.min_area_px,
@@ -158,12 +160,21 @@ def dry_run(job: Job) -> int:
     """Prints what would be done: the config, the fingerprint, and how much is left to do."""
     sys.stdout.write(runs.config_json(job.config))
     sys.stdout.write(json.dumps(dict(job.fingerprint), indent=2) + "\n")
+    sys.stdout.write(f"plan: {foresee(job)}\n")
+    return 0
+
+
+def foresee(job: Job) -> str:
+    """Says how much there is to do, in one line; lists the dataset and writes nothing.
+
+    Raises:
+        ConfigError: If an earlier run had other settings.
+    """
     plan = shards.load_plan(job.config.out)
     if plan is not None:
         shards.check_fingerprint(plan, job.fingerprint)
         left = len(plan.shard_rows) - len(shards.committed(plan))
-        sys.stdout.write(f"plan: {plan.num_inputs} images in {len(plan.shard_rows)} shards, {left} left\n")
-        return 0
+        return f"{plan.num_inputs} images in {len(plan.shard_rows)} shards, {left} left"
     images = masks = rejects = unknown = 0
     for item in _inputs(job):
         if isinstance(item, Input):
@@ -174,5 +185,4 @@ def dry_run(job: Job) -> int:
             rejects += 1
     count = -(-images // job.config.shard_rows)
     known = f"{masks} masks" if not unknown else "masks known after reading"
-    sys.stdout.write(f"plan: {images} images, {known}, {count} shards, {rejects} rejects when listing\n")
-    return 0
+    return f"{images} images, {known}, {count} shards, {rejects} rejects when listing"

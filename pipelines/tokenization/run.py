@@ -12,17 +12,18 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import pyarrow as pa
 
 from pipelines import run as runs
 from pipelines import shards, storage
-from pipelines.cluster import session
+from pipelines.cluster import ClusterInfo, session
 from pipelines.shards import Plan
 from pipelines.tokenization import outcome
 from pipelines.tokenization.assemble import Assembler, commit_shard
-from pipelines.tokenization.config import TokenizeCorpusConfig
+from pipelines.tokenization.config import PoolConfig, TokenizeCorpusConfig
 from pipelines.tokenization.outcome import Work
 from pipelines.tokenization.prepare import Job, dry_run, plan_of, prepare
 from pipelines.tokenization.stage import Policy, ReadImages, TokenizeMasks
@@ -58,15 +59,11 @@ def _tokenize(config: TokenizeCorpusConfig) -> int:
     if config.dry_run:
         return dry_run(job)
     plan = plan_of(job)
-    storage.write_bytes(storage.join(config.out, "config.json"), runs.config_json(config).encode())
-    records = shards.committed(plan)
-    log.info("%d images in %d shards, %d committed", plan.num_inputs, len(plan.shard_rows), len(records))
     tracker = Tracker(config.tracking, experiment="tokenize_corpus", home=config.out)
     tracker.params(json.loads(runs.config_json(config)))
     tracker.tags({"fingerprint": shards.digest(job.fingerprint), **runs.versions()})
     try:
-        work = _work(job, plan, records, tracker)
-        manifest = shards.finish(plan)
+        manifest, work = make_words(job, plan, tracker)
         outcome.publish(config, manifest, work, tracker)
         outcome.print_table(config, manifest, work, time.monotonic() - started, tracker)
         outcome.check_rejects(config, manifest["totals"])
@@ -75,6 +72,36 @@ def _tokenize(config: TokenizeCorpusConfig) -> int:
         raise
     tracker.end()
     return 0
+
+
+def make_words(job: Job, plan: Plan, tracker: Tracker) -> tuple[dict[str, Any], Work]:
+    """Does what is left of a corpus; returns its manifest, and what this call did.
+
+    Ray is started for it, unless this process is connected already (``ray_for``).
+
+    Args:
+        job: From ``prepare``.
+        plan: From ``plan_of``.
+        tracker: Gets the rate while it runs.
+
+    Raises:
+        DataError: If more images are rejected than ``max_reject_rate`` allows.
+        ClusterError: If the cluster is too small, or a chunk kills its workers.
+    """
+    storage.write_bytes(storage.join(plan.out, "config.json"), runs.config_json(job.config).encode())
+    records = shards.committed(plan)
+    log.info("%d images in %d shards, %d committed", plan.num_inputs, len(plan.shard_rows), len(records))
+    work = _work(job, plan, records, tracker)
+    return shards.finish(plan), work
+
+
+def ray_for(pool: PoolConfig) -> AbstractContextManager[ClusterInfo]:
+    """Returns a Ray session that has the CPUs of the pool, if it is started here."""
+    return session(num_cpus=pool.num_cpus, at_least_cpus=_cpus(pool))
+
+
+def _cpus(pool: PoolConfig) -> float:
+    return pool.actors * pool.cpus_per_actor + pool.decoders
 
 
 def _work(job: Job, plan: Plan, records: dict[int, dict[str, Any]], tracker: Tracker) -> Work:
@@ -86,10 +113,9 @@ def _work(job: Job, plan: Plan, records: dict[int, dict[str, Any]], tracker: Tra
     MaskTokenizer.from_pretrained(
         job.config.tokenizer.uri, read=storage.read_bytes
     )  # a broken one fails here, not in every actor
-    cpus = pool.actors * pool.cpus_per_actor + pool.decoders
-    with session(num_cpus=pool.num_cpus, at_least_cpus=cpus) as cluster:
+    with ray_for(pool) as cluster:
         memory = pool.decoders * DECODER_MEMORY_BYTES
-        cluster.require(cpus=cpus, gpus=pool.actors * (pool.gpus_per_actor or 0), memory_bytes=memory)
+        cluster.require(cpus=_cpus(pool), gpus=pool.actors * (pool.gpus_per_actor or 0), memory_bytes=memory)
         started = time.monotonic()
         rejected = shards.totals(plan, records.values())["rows_rejected"]
         for record in _commit_all(plan, _stream(job, plan, todo)):
@@ -116,6 +142,7 @@ def _stream(job: Job, plan: Plan, todo: list[int]) -> Iterator[dict[str, Any]]:
         skip=config.skip,
         min_area_px=config.min_area_px,
         reconstruct=config.reconstruct,
+        boundary_iou=config.boundary_iou,
         keep_rle=config.keep_rle,
         threshold=config.tokenizer.threshold,
         seed=config.seed,
@@ -141,6 +168,7 @@ def _stream(job: Job, plan: Plan, todo: list[int]) -> Iterator[dict[str, Any]]:
             "images_per_batch": config.tokenizer.images_per_batch,
             "masks_per_batch": config.tokenizer.masks_per_batch,
             "policy": policy,
+            "box_prompt": config.tokenizer.box_prompt,
             "compile": config.tokenizer.compile,
             "threads": pool.threads_per_actor,
             "weights_sha256": job.fingerprint["weights_sha256"],

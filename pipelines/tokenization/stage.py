@@ -9,7 +9,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ from pipelines.ingestion.image_source import read_image_bytes
 from pipelines.ingestion.reader import Reader
 from samtok import images, masks, words
 from samtok.errors import CheckpointError, DataError
+from samtok.metrics import regions
 from samtok.model.tokenizer import MaskTokenizer
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
@@ -38,6 +39,8 @@ class Policy:
     skip: tuple[str, ...] = ("crowd", "void")
     min_area_px: int = 1
     reconstruct: float = 0.0
+    boundary_iou: bool = False
+    """Compare boundaries of reconstructions besides their areas."""
     keep_rle: bool = True
     threshold: float = 0.0
     seed: int = 0
@@ -54,6 +57,13 @@ class Policy:
     def reconstructs(self, image_id: str) -> bool:
         """Draws an image by its id, so the same ones are drawn in every run."""
         return zlib.crc32(f"{self.seed}/{image_id}".encode()) < self.reconstruct * 2**32
+
+
+class Score(NamedTuple):
+    """How well a reconstruction matches its mask, each in [0, 1]; None where nothing was compared."""
+
+    iou: float | None = None
+    boundary_iou: float | None = None
 
 
 class ReadImages:
@@ -140,7 +150,8 @@ class TokenizeMasks:
         dtype: ``float32`` or ``bfloat16``.
         images_per_batch: Images per pass of the image encoder.
         masks_per_batch: Masks per pass of the mask encoder.
-        policy: Which images are reconstructed.
+        policy: Which images are reconstructed, and how they are compared.
+        box_prompt: Prompt with boxes besides masks.
         compile: Compile the image encoder.
         threads: Threads of CPU arithmetic.
         weights_sha256: What the plan says of the weights; None takes any.
@@ -158,6 +169,7 @@ class TokenizeMasks:
         images_per_batch: int = 4,
         masks_per_batch: int = 64,
         policy: Policy,
+        box_prompt: bool = True,
         compile: bool = False,
         threads: int = 1,
         weights_sha256: str | None = None,
@@ -176,7 +188,7 @@ class TokenizeMasks:
                 f"the weights of {uri} are no longer those that the corpus was planned with. "
                 "Put them back, or choose another --out."
             )
-        self.images_per_batch, self.policy = images_per_batch, policy
+        self.images_per_batch, self.policy, self.box_prompt = images_per_batch, policy, box_prompt
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Replaces a chunk's image rows and pixels by code rows."""
@@ -212,14 +224,14 @@ class TokenizeMasks:
                 masks.decode(mask["rle"], height=rows[i]["height"], width=rows[i]["width"])
                 for i, mask in group
             ]
-            codes = self.tokenizer.codes_of(features, dense, owners)
-            ious = self._reconstruct(features, rows, owners, dense, codes)
-            for (i, mask), code, iou in zip(group, codes.tolist(), ious, strict=True):
-                coded[i].append(self._code_mask(rows[i], mask, code, iou))
+            codes = self.tokenizer.codes_of(features, dense, owners, box_prompt=self.box_prompt)
+            scores = self._reconstruct(features, rows, owners, dense, codes)
+            for (i, mask), code, score in zip(group, codes.tolist(), scores, strict=True):
+                coded[i].append(self._code_mask(rows[i], mask, code, score))
         return [{**row, "masks": found} for row, found in zip(rows, coded, strict=True)]
 
     def _code_mask(
-        self, row: dict[str, Any], mask: dict[str, Any], code: list[int], iou: float | None
+        self, row: dict[str, Any], mask: dict[str, Any], code: list[int], score: Score
     ) -> dict[str, Any]:
         size = {"height": row["height"], "width": row["width"]}
         x0, y0, x1, y1 = masks.box_xyxy(mask["rle"], **size) or (0, 0, 0, 0)
@@ -230,7 +242,8 @@ class TokenizeMasks:
             "codes": code,
             "words": words.format_words(code, num_codes=self.tokenizer.num_codes),
             "area_px": masks.area(mask["rle"], **size),
-            "iou": iou,
+            "iou": score.iou,
+            "boundary_iou": score.boundary_iou,
         }
 
     def _reconstruct(
@@ -240,18 +253,22 @@ class TokenizeMasks:
         owners: list[int],
         dense: list[np.ndarray],
         codes: np.ndarray,
-    ) -> list[float | None]:
-        ious: list[float | None] = [None] * len(owners)
+    ) -> list[Score]:
+        scores = [Score()] * len(owners)
         drawn = [k for k, i in enumerate(owners) if self.policy.reconstructs(rows[i]["image_id"])]
         if not drawn:
-            return ious
+            return scores
         batches = self.tokenizer.logits_of(features, codes[drawn], [owners[k] for k in drawn])
         logits = torch.cat(list(batches))
         for k, one in zip(drawn, logits, strict=True):
             size_hw = dense[k].shape
             (mask,) = self.tokenizer.masks_from_logits(one[None], size_hw, self.policy.threshold)
-            ious[k] = masks.iou(dense[k], mask)
-        return ious
+            scores[k] = self._score(dense[k], mask)
+        return scores
+
+    def _score(self, original: np.ndarray, decoded: np.ndarray) -> Score:
+        boundary = regions.boundary_iou(original, decoded) if self.policy.boundary_iou else None
+        return Score(masks.iou(original, decoded), boundary)
 
 
 def read_ipc(data: bytes) -> pa.Table:

@@ -34,6 +34,7 @@ def code_mask(top, *, keep=True, iou=None):
     mask[top : top + 6, 5:20] = True
     codes = [top % 64, 3]
     return {
+        "mask_id": str(top),
         "rle": masks.encode(mask) if keep else None,
         "codes": codes,
         "words": words.format_words(codes, num_codes=64),
