@@ -14,6 +14,7 @@ import io
 import json
 import logging
 import random
+import shutil
 import tempfile
 import time
 import uuid
@@ -331,6 +332,14 @@ def put_if_absent(uri: str, data: bytes) -> bool:
 def delete(uri: str) -> None:
     """Deletes a file or object; that it does not exist is no error."""
     _patiently("delete", uri, lambda: _backend(uri).delete(uri))
+
+
+def delete_folder(uri: str) -> None:
+    """Deletes all files below a folder, and a local folder itself; that there is none is no error."""
+    for file in list_files(uri):
+        delete(file.uri)
+    if not is_remote(uri):
+        shutil.rmtree(uri, ignore_errors=True)
 
 
 def check(folder_uri: str) -> None:

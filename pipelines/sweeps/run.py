@@ -129,6 +129,7 @@ def _tune(config: SweepConfig, todo: Mapping[str, Task], tracker: Tracker) -> di
             ),
         )
         results = tuner.fit()
+        storage.delete_folder(storage.join(config.out, "ray"))
         return {
             result.config["name"]: _last_line(result.error)
             for result in results

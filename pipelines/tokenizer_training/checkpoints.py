@@ -133,8 +133,7 @@ def drop_old(out: str, keep: int) -> None:
     for step in steps(out)[:-keep]:
         folder = _folder(out, step)
         storage.delete(storage.join(folder, STATE_FILE))
-        for file in storage.list_files(folder):
-            storage.delete(file.uri)
+        storage.delete_folder(folder)
 
 
 def load_module(module: torch.nn.Module, state: Mapping[str, Tensor], where: str) -> None:

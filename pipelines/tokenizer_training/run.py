@@ -145,8 +145,7 @@ def _fit(task: Task, board: Any) -> None:
             "--engine.images-per-micro-batch; raise --workers.max-failures for unstable nodes."
         ) from error
     _raise_told(board)
-    for file in storage.list_files(storage.join(task.config.out, "ray", name)):
-        storage.delete(file.uri)
+    storage.delete_folder(storage.join(task.config.out, "ray"))
 
 
 def _on_worker(arguments: dict[str, Any]) -> None:

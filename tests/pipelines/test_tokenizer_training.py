@@ -167,18 +167,18 @@ def test_loss_weights_are_applied(whole):
 def test_a_step_with_a_loss_that_is_no_number_changes_nothing_and_is_counted(tmp_path):
     trainer, batches = trainer_of(short(tmp_path, quantize_from=0.3)), steps_of(short(tmp_path))
     good = [next(batches) for _ in range(8)]
-    for step in good[:4]:
+    for step in good[:5]:
         trainer.take_step(step)
     before = {name: value.clone() for name, value in trainer.trainee.state_dict().items()}
     moments = trainer.engine.optimizer_state()
-    bad = dataclasses.replace(good[4][0], prompts=torch.full_like(good[4][0].prompts, math.nan))
+    bad = dataclasses.replace(good[5][0], prompts=torch.full_like(good[5][0].prompts, math.nan))
     row = trainer.take_step([bad])
     assert row["skipped"] == 1 and math.isnan(row["loss"])
     assert trainer.progress.skipped == trainer.progress.bad_in_a_row == 1
     for name, value in trainer.trainee.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert trainer.engine.optimizer_state().steps == moments.steps
-    assert trainer.take_step(good[5])["skipped"] == 0
+    assert trainer.take_step(good[6])["skipped"] == 0
     assert (trainer.progress.skipped, trainer.progress.bad_in_a_row) == (1, 0)
 
 

@@ -1,0 +1,75 @@
+"""Several workers learn what one learns, plain or under ZeRO, and take over each other's checkpoints."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipelines import storage
+from pipelines.tokenizer_training.config import EngineConfig
+from samtok.model.tokenizer import MaskTokenizer
+from tests.training import curve_of, record_of, short, train, weights_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+STEPS = {"steps": 20, "quantize_from": 0.5}
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """One worker, plain, twenty steps."""
+    out = tmp_path_factory.mktemp("training") / "whole"
+    train(short(out, **STEPS))
+    return out
+
+
+def assert_same_curve(one: Path, other: Path) -> None:
+    for a, b in zip(curve_of(one), curve_of(other), strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            assert b[name] == pytest.approx(a[name], rel=1e-3, abs=1e-4), (a["step"], name)
+    books = [MaskTokenizer.from_pretrained(str(out / "final")).quantizer.codebooks for out in (one, other)]
+    assert float((books[0] - books[1]).abs().max()) < 5e-3 * float(books[0].abs().max())
+
+
+def engine(name: str, micro: int | None) -> EngineConfig:
+    file = None if name == "plain" else str(ROOT / "infra" / "deepspeed" / f"{name}.json")
+    return EngineConfig(deepspeed=file, images_per_micro_batch=micro)
+
+
+@pytest.mark.parametrize(
+    ("name", "workers", "micro"),
+    [("plain", 2, None), ("plain", 2, 1), ("plain", 4, 2), ("zero1", 2, 2), ("zero2", 2, 1), ("zero2", 1, 4)],
+)
+def test_workers_micro_batches_and_engines_give_the_same_losses_and_codebooks(
+    tmp_path, whole, name, workers, micro
+):
+    out = tmp_path / "out"
+    train(short(out, workers=workers, **STEPS, engine=engine(name, micro)), rendezvous=tmp_path / "meet")
+    assert_same_curve(whole, out)
+    assert record_of(out)["workers"] == workers
+
+
+@pytest.mark.parametrize("name", ["plain", "zero1"])
+def test_a_checkpoint_of_two_workers_goes_on_with_one(tmp_path, whole, name):
+    """From before quantization began, so that embeddings kept by both workers are handed over too."""
+    out = tmp_path / "out"
+    train(short(out, workers=2, **STEPS, engine=engine(name, 2)), rendezvous=tmp_path / "meet")
+    (out / "record.json").unlink()
+    for step in (12, 16, 20):
+        storage.delete(str(out / "checkpoints" / f"step-{step:08d}" / "state.json"))
+    told = train(short(out, **STEPS))
+    assert told[0] == ("resumed", {"step": 8, "masks_so_far": told[0][1]["masks_so_far"]})
+    assert_same_curve(whole, out)
+    assert record_of(out)["workers"] == 1
+
+
+def test_two_workers_repeat_bit_for_bit(tmp_path):
+    for name in ("one", "other"):
+        train(short(tmp_path / name, workers=2, micro=2), rendezvous=tmp_path / f"meet-{name}")
+    assert curve_of(tmp_path / "one") == curve_of(tmp_path / "other")
+    assert weights_of(tmp_path / "one") == weights_of(tmp_path / "other")
+    for name in ("one", "other"):
+        state = tmp_path / name / "checkpoints" / "step-00000008" / "state.json"
+        assert json.loads(state.read_text())["draws"] == 64
