@@ -63,6 +63,21 @@ def _rows(mask_fields: list[pa.Field]) -> pa.Schema:
 IMAGE_ROW = _rows(_MASK_FIELDS)
 CODE_ROW = _rows(_CODE_MASK_FIELDS)
 
+MASK_ROW = pa.schema(
+    [
+        pa.field("dataset", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("mask_id", pa.string(), nullable=False),
+        pa.field("area_px", pa.int64(), nullable=False),
+        pa.field("iou", pa.float32(), nullable=False),
+        pa.field("boundary_iou", pa.float32(), nullable=False),
+        pa.field("codes", pa.list_(pa.int16()), nullable=False),
+    ],
+    metadata={"samtok_schema_version": str(SCHEMA_VERSION)},
+)
+"""One mask of an evaluation."""
+
 REJECT_ROW = pa.schema(
     [
         pa.field("stage", pa.string(), nullable=False),  # read, decode, tokenize, filter
