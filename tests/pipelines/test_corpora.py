@@ -105,6 +105,8 @@ def test_local_paths_become_absolute_and_uris_stay(tmp_path, monkeypatch):
     spec = parse("reader=coco,source=a.json,images=s3://bucket/pictures,weight=3").absolute()
     assert spec.corpus.source == str(Path(tmp_path) / "a.json")
     assert spec.corpus.images == "s3://bucket/pictures" and spec.weight == 3
+    local = parse("reader=coco,source=s3://bucket/a.json,images=pictures").absolute()
+    assert local.corpus.images == str(Path(tmp_path) / "pictures")
     sa1b = parse("reader=sa1b,source=s3://bucket/sa1b")
     assert sa1b.absolute() == sa1b
 

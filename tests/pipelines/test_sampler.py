@@ -94,6 +94,16 @@ def test_a_weighted_corpus_goes_on_where_the_last_epoch_left_it():
     assert sum(often.values()) == 50 and set(often.values()) == {5}
 
 
+def test_each_epoch_mixes_anew_and_each_pass_through_a_corpus_shuffles_anew():
+    mixture = Mixture([40, 40], [None, None], 5)
+    epochs = [mixture.draws(epoch * 80, 80) for epoch in range(2)]
+    assert [source for source, _ in epochs[0]] != [source for source, _ in epochs[1]]
+    entries = [dict(zip(mixture._order.tolist(), draws, strict=True)) for draws in epochs[1:]]
+    mixture.draws(0, 1)
+    first = dict(zip(mixture._order.tolist(), epochs[0], strict=True))
+    assert all(first != other for other in entries)
+
+
 def test_corpora_are_mixed_all_through_an_epoch():
     drawn = Mixture([500, 500], [None, None], 0).draws(0, 1000)
     tenths = [sum(source for source, _ in drawn[i : i + 100]) for i in range(0, 1000, 100)]

@@ -264,6 +264,19 @@ def test_a_replacement_is_of_the_same_corpus_and_leaves_other_draws_alone():
     assert replaced and all(b.startswith("numbered/") and b != "numbered/4" for b in replaced)
 
 
+def test_an_image_that_comes_again_gets_other_masks_or_another_replacement():
+    few = config_of(images=8, masks=1, num_scenes=4, steps=6)
+    steps = whole_steps(few)
+    picked: dict[str, set[bytes]] = {name: set() for name in steps[0].names}
+    for step in steps:
+        for name, prompt in zip(step.names, step.batch.prompts, strict=True):
+            picked[name].add(prompt.numpy().tobytes())
+    assert sum(map(len, picked.values())) > len(picked) == 4
+    steps = whole_steps(config_of(images=8, steps=10), sources=(Numbered(8, bad=(3,)),))
+    replaced = {max(step.names, key=step.names.count) for step in steps}  # the one that is there twice
+    assert len(replaced) > 2
+
+
 def test_a_corpus_of_unusable_images_ends_the_run_with_reason_and_remedy():
     message = "no usable masks in 17 draws from corpus numbered; the last is numbered/.* is bad.*min-area-px"
     with pytest.raises(DataError, match=message):
