@@ -61,7 +61,7 @@ class Tally:
     validations: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] | None = None
     final: dict[str, Any] | None = None
-    rejects: Counter[str] = field(default_factory=Counter)
+    rejects: dict[str, int] = field(default_factory=dict)
     history: list[str] = field(default_factory=list)
     reject_files: list[str] = field(default_factory=list)
     masks: int = 0
@@ -210,7 +210,8 @@ class Worker:
         self.tell("checkpoint", {"step": progress.step})
 
     def _add_rejects(self, rejects: list[dict[str, Any]], step: int) -> None:
-        self.tally.rejects.update(entry["reason"] for entry in rejects)
+        counts = Counter(self.tally.rejects) + Counter(entry["reason"] for entry in rejects)
+        self.tally.rejects = dict(counts)
         if rejects:
             name = f"rejects/{step:08d}.parquet"
             table = schema.table(rejects, schema.REJECT_ROW)
@@ -236,7 +237,6 @@ class Worker:
         progress.step = step
         progress.bad_in_a_row, progress.skipped = saved.body["bad_in_a_row"], saved.body["skipped"]
         self.tally = Tally(**saved.body["tally"])
-        self.tally.rejects = Counter(self.tally.rejects)
         if self.rank == 0:
             self.tell("resumed", {"step": step, "masks_so_far": self.tally.masks})
 
@@ -250,7 +250,7 @@ class Worker:
             "best": tally.best,
             "validations": tally.validations,
             "history": tally.history,
-            "rejects": dict(tally.rejects),
+            "rejects": tally.rejects,
             "reject_files": tally.reject_files,
             "skipped_steps": self.trainer.progress.skipped,
             "workers": self.world,

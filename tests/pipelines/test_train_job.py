@@ -1,0 +1,154 @@
+"""The training job as real processes: results, kills at any moment, errors that reach the user."""
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.tokenizer_training import checkpoints
+from samtok.model.tokenizer import MaskTokenizer
+from tests.jobs import Job, job, run_job
+from tests.ray_head import RayHead
+from tests.training import curve_of, record_of, short, train, weights_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+STEPS, EPOCH = 90, 15  # 120 images, 8 a step
+
+
+def corpus(home: Path) -> str:
+    shapes = home / "shapes"
+    return (
+        f"reader=coco,source={shapes}/annotations/instances_train.json,images={shapes}/train,dataset=shapes"
+    )
+
+
+def flags(home: Path, out: Path, *more: str) -> list[str]:
+    """Returns the flags of the same run as ``config`` describes."""
+    return [
+        *("--preset", "micro", "--out", str(out), "--corpora", corpus(home)),
+        *("--validation-corpora", corpus(home), "--steps", str(STEPS), "--quantize-from", "0.5"),
+        *("--kmeans-samples", "80", "--optimizer.lr", "1e-3", "--optimizer.warmup-steps", "3"),
+        *("--sampling.images-per-step", "8", "--sampling.masks-per-image", "4"),
+        *("--validation.every", "30", "--validation.images", "4", "--validation.final-images", "6"),
+        *("--checkpoints.every", "5", "--checkpoints.keep", "2", "--tracking", "off", *more),
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(home, tmp_path_factory):
+    """The uninterrupted run of two workers, without Ray."""
+    folder = tmp_path_factory.mktemp("training")
+    config = short(
+        folder / "whole",
+        workers=2,
+        steps=STEPS,
+        corpora=(corpus(home),),
+        validation_corpora=(corpus(home),),
+    )
+    config = dataclasses.replace(
+        config,
+        validation=dataclasses.replace(config.validation, every=30),
+        checkpoints=dataclasses.replace(config.checkpoints, every=5, keep=2),
+    )
+    train(config, rendezvous=folder / "meet")
+    return folder / "whole"
+
+
+def assert_equal(out: Path, whole: Path) -> None:
+    """Loss curve, final and best weights, and what was measured are the same, bit for bit."""
+    assert curve_of(out) == curve_of(whole)
+    assert weights_of(out) == weights_of(whole) and weights_of(out, "best") == weights_of(whole, "best")
+    for name in ("final", "best", "validations", "masks", "rejects"):
+        assert record_of(out)[name] == record_of(whole)[name], name
+
+
+def steps_saved(out: Path) -> int:
+    return max(checkpoints.steps(str(out)), default=0)
+
+
+def test_a_killed_worker_is_replaced_and_the_result_is_the_same(home, whole, tmp_path):
+    out = tmp_path / "out"
+    with job("train_tokenizer", *flags(home, out, "--workers.count", "2"), log=tmp_path / "log") as running:
+        running.until(lambda: steps_saved(out) >= random.choice([5, 20, 45]))
+        random.choice(training_workers(running)).kill()
+        assert running.wait(400) == 0, running.output()[-3000:]
+    assert "resumed at step" in running.output()
+    assert_equal(out, whole)
+
+
+def training_workers(running: Job) -> list:
+    found = running.processes("RayTrainWorker")
+    assert len(found) == 2, [process.cmdline() for process in running.processes()]
+    return found
+
+
+@pytest.mark.parametrize("moment", [EPOCH, 3 * EPOCH, None])
+def test_a_killed_job_goes_on_when_it_is_run_again(home, whole, tmp_path, moment):
+    """At an epoch's border, at the border where quantization begins, and at any time."""
+    out, moment = tmp_path / "out", moment or random.randrange(STEPS)
+    command = flags(home, out, "--workers.count", "2")
+    with job("train_tokenizer", *command, log=tmp_path / "log") as running:
+        running.until(lambda: steps_saved(out) >= moment)
+        running.kill()
+    assert not (out / "record.json").exists(), "it ended before it was killed"
+    code, output = run_job("train_tokenizer", *command, log=tmp_path / "again")
+    assert code == 0, output[-3000:]
+    assert "resumed at step" in output
+    assert_equal(out, whole)
+
+
+def test_a_finished_run_is_left_as_it_is_and_its_report_is_whole(home, whole, tmp_path):
+    before = weights_of(whole)
+    command = flags(home, whole, "--workers.count", "2")
+    code, output = run_job("train_tokenizer", *command, log=tmp_path / "log")
+    assert code == 0 and "nothing is left to train" in output, output[-3000:]
+    assert weights_of(whole) == before
+    page = (whole / "report" / "index.html").read_text()
+    assert page.count("data:image/png;base64") >= 2 and "shapes" in page
+
+
+def test_the_job_runs_under_ray_job_submit_and_tracks_in_mlflow(home, tmp_path):
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    out = tmp_path / "out"
+    command = ["python", "jobs/train_tokenizer.py", *flags(home, out, "--steps", "12", "--tracking", uri)]
+    with RayHead(tmp_path) as head:
+        code, output = head.submit(command)
+    assert code == 0, output[-3000:]
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("train_tokenizer")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED" and run.data.params["steps"] == "12"
+    losses = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [point.value for point in losses] == pytest.approx([row["loss"] for row in curve_of(out)])
+    assert {"curves.png", "masks.png"} <= {
+        Path(file.path).name for file in client.list_artifacts(run.info.run_id, "pictures")
+    }
+    assert json.loads((out / "final" / "lineage.json").read_text())["mlflow_run"] == run.info.run_id
+
+
+def test_an_error_of_a_worker_reaches_the_user_with_its_exit_code(home, tmp_path):
+    command = flags(home, tmp_path / "out", "--optimizer.lr", "1e30", "--workers.count", "2")
+    code, output = run_job("train_tokenizer", *command, log=tmp_path / "log")
+    assert code == 1, output[-3000:]
+    assert "steps in a row had a loss or gradient that is no number" in output and "--optimizer.lr" in output
+    assert "Traceback" not in output
+
+
+def test_a_corpus_without_usable_masks_is_refused_before_workers_start(home, tmp_path):
+    command = flags(home, tmp_path / "out", "--sampling.min-area-px", "100000")
+    code, output = run_job("train_tokenizer", *command, log=tmp_path / "log")
+    assert code == 3, output[-3000:]
+    assert "--sampling.min-area-px" in output and "Traceback" not in output
+
+
+def test_a_trained_tokenizer_says_masks_of_its_corpus(whole):
+    tokenizer = MaskTokenizer.from_pretrained(str(whole / "final"))
+    assert torch.isfinite(tokenizer.quantizer.codebooks).all()
+    assert record_of(whole)["final"]["masks"] >= 6
