@@ -17,8 +17,9 @@ from torch import Tensor, distributed, nn
 from pipelines.tokenizer_training.config import OptimizerConfig
 from samtok.errors import CheckpointError
 
-_BUCKET_BYTES = 256 << 20
-"""Gradients that workers add up at a time: what the flat copy of them costs in memory."""
+_BUCKET_BYTES = 64 << 20
+"""Gradients that workers add up at a time, which costs about twice as much memory. With 840 MB of gradients
+on two gloo processes, 64 MB took as long as all at once, and 0.14 GB instead of 0.8."""
 
 
 @dataclass
