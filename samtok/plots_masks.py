@@ -35,7 +35,7 @@ def iou_area_plot(iou: Float[np.ndarray, " mask"], area_px: Float[np.ndarray, " 
     if len(iou) > MAX_DOTS:
         axes.hexbin(area_px, iou, xscale="log", gridsize=(48, 30), bins="log", mincnt=1, cmap="Blues")
     else:
-        axes.plot(area_px, iou, ".", color=rgb(BARS), alpha=0.35, markersize=4, markeredgewidth=0)
+        axes.plot(area_px, iou, ".", color=rgb(BARS), alpha=0.5, markersize=4, markeredgewidth=0)
     _draw_quartiles(axes, iou, area_px)
     for _, end in AREA_BUCKETS[:-1]:
         axes.axvline(end, color=rgb(FAINT), linestyle=":", linewidth=1.2)

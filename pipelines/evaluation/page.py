@@ -34,22 +34,20 @@ class Content:
 
 def render(content: Content) -> str:
     """Returns the page as HTML."""
-    measured_with = content.metrics["measured_with"]
     title = "What comes back of masks in words"
-    num_codes = content.metrics["overall"]["codes"]["num_codes"]
     body = [
         html.heading(title, content.out),
         _tiles(content),
         f"<h2>Datasets</h2>{_datasets(content)}",
         f"<h2>By area</h2>{_by_area(content)}",
-        f"<div class=two>{_histogram(content)}{_against_area(content)}</div>",
-        f"<h2>Words</h2>{report_page.codebooks(content.usage, num_codes, content.plots['code_usage.png'])}",
+        f"<div class=two>{_plot(content, 'iou_histogram.png', 'masks by IoU')}"
+        f"{_plot(content, 'iou_area.png', 'IoU against area')}</div>",
+        f"<h2>Words</h2><div class=two>{_codebooks(content)}{_measured_with(content)}</div>",
         f"<h2>Counts</h2>{_counts(content)}",
         *_rejects(content),
         _worst(content),
         f"<h2>Images</h2><p class=faint>{len(content.gallery.cards)} images drawn at random, seed "
         f"{content.seed}.{html.legend()}</p>{report_gallery.images(content.gallery)}",
-        f"<h2>Measured with</h2>{html.card(html.settings(measured_with.items()))}",
     ]
     return html.page(title, body)
 
@@ -112,14 +110,18 @@ def _by_area(content: Content) -> str:
     return html.card(html.grid(head, lines, numbers=range(1, len(head))))
 
 
-def _histogram(content: Content) -> str:
-    picture = html.image(content.plots["iou_histogram.png"], "masks by IoU", kind="plot")
-    return html.card(f"<h3>IoU of all masks</h3>{picture}")
+def _plot(content: Content, name: str, alt: str) -> str:
+    return html.card(html.image(content.plots[name], alt, kind="plot"))
 
 
-def _against_area(content: Content) -> str:
-    picture = html.image(content.plots["iou_area.png"], "IoU against area", kind="plot")
-    return html.card(f"<h3>IoU and size</h3>{picture}")
+def _codebooks(content: Content) -> str:
+    num_codes = content.metrics["overall"]["codes"]["num_codes"]
+    return report_page.codebooks(content.usage, num_codes, content.plots["code_usage.png"])
+
+
+def _measured_with(content: Content) -> str:
+    settings = html.settings(content.metrics["measured_with"].items())
+    return html.card(f"<h3>Measured with</h3>{settings}")
 
 
 def _counts(content: Content) -> str:
