@@ -53,22 +53,25 @@ def table(head: str, lines: Iterable[str], kind: str = "") -> str:
     return f"<div class=scroll><table class='{kind}'><tr>{head}</tr>{''.join(lines)}</table></div>"
 
 
-def grid(heads: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int] = ()) -> str:
+def grid(
+    heads: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int] = (), kind: str = ""
+) -> str:
     """Returns a table of texts.
 
     Args:
         heads: Names of the columns.
         rows: One text per column.
         numbers: Columns that are set to the right.
+        kind: Class of the table; ``dense`` is small and has one line per row.
     """
 
     def cells(tag: str, texts: Sequence[str]) -> str:
-        kinds = ["num" if place in numbers else "text" for place in range(len(heads))]
+        sides = ["num" if place in numbers else "text" for place in range(len(heads))]
         return "".join(
-            f"<{tag} class={kind}>{escape(text)}</{tag}>" for kind, text in zip(kinds, texts, strict=True)
+            f"<{tag} class={side}>{escape(text)}</{tag}>" for side, text in zip(sides, texts, strict=True)
         )
 
-    return table(cells("th", heads), [f"<tr>{cells('td', row)}</tr>" for row in rows])
+    return table(cells("th", heads), [f"<tr>{cells('td', row)}</tr>" for row in rows], kind)
 
 
 def settings(values: Iterable[tuple[str, Any]]) -> str:

@@ -49,6 +49,8 @@ th { font-weight: 600; color: var(--faint); font-size: 13px; white-space: nowrap
 .masks td, .masks th { padding: 3px 12px 3px 0; font-size: 13.5px; }
 .masks code, .whole code { white-space: nowrap; }
 table.narrow { width: auto; }
+.dense td { padding: 3px 14px 3px 0; font-size: 13.5px; white-space: nowrap; }
+.dense th { padding-right: 14px; }
 .narrow td, .narrow th { padding-right: 34px; }
 img { display: block; max-width: 100%; }
 img.plot { width: 100%; max-width: 640px; margin: 8px auto 0; }

@@ -63,9 +63,9 @@ class Events:
         skipped: Left out: ticks at the foot.
     """
 
-    quantized_from: float | None = None
-    best: float | None = None
-    skipped: Sequence[float] = ()
+    quantized_from: int | None = None
+    best: int | None = None
+    skipped: Sequence[int] = ()
 
 
 def curves_plot(
@@ -198,7 +198,7 @@ def _draw_events(axes: Any, events: Events) -> None:
             axes.axvline(at, color=rgb(colour), linestyle=style, linewidth=1.3, zorder=1)
     if len(events.skipped):
         heights = np.full(len(events.skipped), 0.03)
-        place = {"transform": axes.get_xaxis_transform(), "markersize": 9}
+        place = {"transform": axes.get_xaxis_transform(), "markersize": 9, "markeredgewidth": 1.5}
         axes.plot(events.skipped, heights, "|", color=rgb(MISSED), **place)
 
 
@@ -207,11 +207,11 @@ def _legend_of(events: Events) -> list[Any]:
 
     found: list[tuple[str, Colour, dict[str, Any]]] = []
     if events.quantized_from is not None:
-        found.append((f"quantized from step {events.quantized_from:,.0f}", INK, {"linestyle": "--"}))
+        found.append((f"quantized from step {events.quantized_from:,}", INK, {"linestyle": "--"}))
     if events.best is not None:
-        found.append((f"best on held-out masks: step {events.best:,.0f}", GOOD, {"linestyle": ":"}))
+        found.append((f"best on held-out masks: step {events.best:,}", GOOD, {"linestyle": ":"}))
     if count := len(events.skipped):
-        tick = {"linestyle": "", "marker": "|", "markersize": 9}
+        tick = {"linestyle": "", "marker": "|", "markersize": 9, "markeredgewidth": 1.5}
         found.append((f"{count:,} skipped step{'s' if count > 1 else ''}", MISSED, tick))
     return [
         Line2D([], [], color=rgb(colour), linewidth=1.3, label=label, **style)

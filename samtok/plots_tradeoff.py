@@ -49,7 +49,7 @@ def tradeoff_plot(
         baseline: Score of something to compare with, a dotted line.
     """
     points = [point for point in points if math.isfinite(point.score)]
-    figure, (axes,) = figure_of(1, title, height_in=5.0, width_in=8.2)
+    figure, (axes,) = figure_of(1, title, height_in=5.2, width_in=9.6)
     marks = [("dashed: z itself, not quantized,", "--", ceiling), ("dotted: baseline", ":", baseline)]
     lines = [(name, style, score) for name, style, score in marks if score is not None]
     for _, style, score in lines:

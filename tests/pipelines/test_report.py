@@ -1,11 +1,8 @@
 """The report of a corpus of words and its browser: numbers, pictures, untrusted text, unfinished corpora."""
 
-import base64
-import io
 import json
 import logging
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -18,33 +15,10 @@ from pipelines.tokenization.stage import Policy
 from samtok.errors import ConfigError, DataError
 from samtok.model.tokenizer import MaskTokenizer
 from tests import corpora
+from tests.pages import Page
 
 HOSTILE = "<script>alert('x')</script> & \"<img src=//evil>\""
 NUM_IMAGES = 10
-
-
-class Page(HTMLParser):
-    """Tags, attributes and visible text of a page."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str]] = []
-        self.words: list[str] = []
-        self.feed(text)
-        self.text = " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(name, value or "") for name, value in attrs]
-
-    def handle_data(self, data):
-        if self.tags[-1:] != ["style"]:
-            self.words.append(data)
-
-    def pictures(self):
-        sources = [value for name, value in self.attributes if name == "src"]
-        return [Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) for source in sources]
 
 
 @pytest.fixture(scope="module")
