@@ -29,6 +29,7 @@ RAY_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # the name Ray really gives it
 RAY_USAGE_STATS_ENABLED = "RAY_USAGE_STATS_ENABLED"
 RAY_ENABLE_UV_RUN_RUNTIME_ENV = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 RAY_DATA_DISABLE_PROGRESS_BARS = "RAY_DATA_DISABLE_PROGRESS_BARS"
+RAY_AIR_NEW_OUTPUT = "RAY_AIR_NEW_OUTPUT"
 
 MLFLOW_HTTP_REQUEST_MAX_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
@@ -42,6 +43,7 @@ RAY_DEFAULTS: Mapping[str, str] = {
     RAY_USAGE_STATS_ENABLED: "0",
     RAY_ENABLE_UV_RUN_RUNTIME_ENV: "0",  # else workers under `uv run` rebuild the environment
     RAY_DATA_DISABLE_PROGRESS_BARS: "1",
+    RAY_AIR_NEW_OUTPUT: "0",  # the newer output of Ray Tune cannot be silenced
 }
 """What ``cluster.connect`` sets before it imports Ray, unless the user has set it."""
 
@@ -81,6 +83,7 @@ VARIABLES = (
     Variable(RAY_USAGE_STATS_ENABLED, "0 unless set: Ray reports nothing home"),
     Variable(RAY_ENABLE_UV_RUN_RUNTIME_ENV, "0 unless set: workers use the environment that is there"),
     Variable(RAY_DATA_DISABLE_PROGRESS_BARS, "1 unless set: no progress bars in logs"),
+    Variable(RAY_AIR_NEW_OUTPUT, "0 unless set: Ray Tune prints no tables of its own"),
     Variable(MLFLOW_HTTP_REQUEST_MAX_RETRIES, "tries of a request to MLflow; few, so that jobs do not hang"),
     Variable(DS_ACCELERATOR, "what DeepSpeed runs on, cpu or cuda; where unset, what the weights are on"),
     Variable(LOCAL_RANK, "a worker's number on its machine; Ray Train sets it, DeepSpeed asks for it"),

@@ -63,6 +63,13 @@ def test_light_modules_load_no_torch(module: str):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.parametrize("room", ["tokenization", "tokenizer_training", "evaluation", "sweeps"])
+def test_ray_is_imported_by_the_cluster_module_first(room: str):
+    """Ray reads its variables at import: an earlier one starts a cluster that it then cannot join."""
+    code = f"import sys, pipelines.{room}.run; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 @pytest.mark.parametrize("job", [path.name for path in sources("jobs")])
 def test_help_and_wrong_flags_answer_without_ray_and_torch(job: str):
     code = (

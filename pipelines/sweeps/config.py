@@ -20,6 +20,12 @@ from pipelines.tokenizer_training.config import (
 from pipelines.tokenizer_training.presets import PRESETS as TRAINING
 from samtok.errors import ConfigError
 
+EXPERIMENT = "sweep_codebook"
+"""Name of the MLflow experiment."""
+
+STOPPED_FILE = "stopped.json"
+"""Marks a trial that the scheduler ended; like a record it keeps the trial from being run again."""
+
 _NAME = re.compile(r"(?P<kind>rq|rq-shared|vq|fsq)-(?P<size>\d+(?:x\d+)*)(?:-(?P<words>\d+))?")
 
 
@@ -175,7 +181,7 @@ PRESETS: dict[str, SweepConfig] = {
     ),
     # The questions of Tables 12 and 13 at the size of the shapes corpus: depth and size of RQ; RQ, VQ, FSQ
     # at equal bits (8, 10, 12, 16) and at equal words (512). A codebook of 65536 would have more entries
-    # than a trial sees masks. About 40 minutes on two cores.
+    # than a trial sees masks. About 25 minutes on two cores.
     "shapes": SweepConfig(
         out="runs/sweep-shapes",
         quantizers=(
@@ -187,14 +193,14 @@ PRESETS: dict[str, SweepConfig] = {
         ),
         train=dataclasses.replace(
             TRAINING["tiny"],
-            steps=1200,
-            quantize_from=0.25,
-            kmeans_samples=12_000,
+            steps=800,
+            quantize_from=0.35,
+            kmeans_samples=7500,
             optimizer=dataclasses.replace(TRAINING["tiny"].optimizer, lr=1e-3),
             validation=ValidationConfig(every=400, images=50, final_images=400),
             checkpoints=CheckpointsConfig(every=400),
         ),
-        base_steps=4000,
+        base_steps=3000,
         scheduler=SchedulerConfig(concurrent=2),
     ),
     # Tables 12 and 13 as the paper has them: from SAM2 weights, one GPU a trial. Not run at its size yet.

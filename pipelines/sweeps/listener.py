@@ -1,6 +1,7 @@
 """The driver's ear for a sweep: progress lines, MLflow child runs, the mark of trials that were ended early.
 
 Trials must not talk to MLflow themselves: one that the scheduler ends would stay open there for ever.
+Import this module after Ray was connected (``pipelines.cluster``): Ray reads its variables at import.
 """
 
 import json
@@ -12,16 +13,12 @@ from ray.tune import Callback
 
 from pipelines import run as runs
 from pipelines import storage
+from pipelines.sweeps.config import EXPERIMENT, STOPPED_FILE
 from pipelines.tokenizer_training.checkpoints import load_history
 from pipelines.tokenizer_training.worker import RECORD_FILE, Task
 from pipelines.tracking import Tracker
 
 log = logging.getLogger(__name__)
-
-STOPPED_FILE = "stopped.json"
-"""Marks a trial that the scheduler ended; like a record it keeps the trial from being run again."""
-
-EXPERIMENT = "sweep_codebook"
 
 
 class Listener(Callback):

@@ -17,8 +17,7 @@ from pipelines import run as runs
 from pipelines import storage
 from pipelines.cluster import session
 from pipelines.sweeps import report
-from pipelines.sweeps.config import SweepConfig
-from pipelines.sweeps.listener import EXPERIMENT, STOPPED_FILE, Listener
+from pipelines.sweeps.config import EXPERIMENT, STOPPED_FILE, SweepConfig
 from pipelines.tokenizer_training.prepare import prepare, resolve
 from pipelines.tokenizer_training.progress import Progress
 from pipelines.tokenizer_training.run import train_on_ray
@@ -105,6 +104,8 @@ def _tune(config: SweepConfig, todo: Mapping[str, Task], tracker: Tracker) -> di
     with session(num_cpus=workers.num_cpus, at_least_cpus=cpus + 1) as cluster:
         cluster.require(cpus=cpus, gpus=scheduler.concurrent * (workers.gpus or 0))
         from ray import tune
+
+        from pipelines.sweeps.listener import Listener
 
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         tuner = tune.Tuner(
