@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -17,10 +18,13 @@ from pipelines import shards, storage
 from pipelines.ingestion.corpora import CorpusSpec
 from pipelines.tokenizer_training.config import TrainTokenizerConfig
 from pipelines.tokenizer_training.corpus import Index, build_index
+from pipelines.tokenizer_training.sampler import check_weights
 from pipelines.tokenizer_training.trainee import architecture_of, check_quantize_from, freezes
 from pipelines.tokenizer_training.worker import Task
 from samtok import checkpoint
 from samtok.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 CODE_VERSION = 1
 """Raised by hand with every change of the code that changes what is learnt."""
@@ -68,8 +72,7 @@ def prepare(config: TrainTokenizerConfig) -> Task:
     deepspeed = _deepspeed(config)
     if not config.dry_run:
         storage.check(config.out)
-    specs = [CorpusSpec.parse(text, flag="corpora").absolute() for text in config.corpora]
-    held_out = [CorpusSpec.parse(t, flag="validation-corpora").absolute() for t in config.validation_corpora]
+    specs, held_out = _specs(config)
     with _index_folder(config) as folder:
         training = build_index(specs, storage.join(folder, "train")) if specs else None
         validation = build_index(held_out, storage.join(folder, "validation")) if held_out else None
@@ -84,6 +87,29 @@ def prepare(config: TrainTokenizerConfig) -> Task:
         "versions": runs.versions(),
     }
     return Task(config, digest, lineage, training, validation, deepspeed)
+
+
+def _specs(config: TrainTokenizerConfig) -> tuple[list[CorpusSpec], list[CorpusSpec]]:
+    """Returns the corpora to train and to measure on.
+
+    Raises:
+        ConfigError: If only some have weights, or one to measure on has.
+    """
+    specs = [CorpusSpec.parse(text, flag="corpora").absolute() for text in config.corpora]
+    held_out = [CorpusSpec.parse(t, flag="validation-corpora").absolute() for t in config.validation_corpora]
+    check_weights([spec.weight for spec in specs])
+    if weighted := [spec.name for spec in held_out if spec.weight is not None]:
+        raise ConfigError(
+            f"--validation-corpora {', '.join(weighted)} has a weight, but held-out images are taken in turn; "
+            "drop weight="
+        )
+    trained = [spec.corpus for spec in specs]
+    for spec in held_out:
+        if spec.corpus in trained:
+            log.warning(
+                "%s is trained on and measured on; its numbers say nothing of other images", spec.name
+            )
+    return specs, held_out
 
 
 @contextlib.contextmanager
@@ -159,6 +185,7 @@ def dry_run(task: Task) -> int:
     architecture = architecture_of(config)
     images = config.sampling.images_per_step
     quantizer = architecture.quantizer
+    known = task.training_index.num_images if task.training_index else config.scenes_needed
     sys.stdout.write(
         f"run: {config.steps} steps of {images} images and at most "
         f"{images * config.sampling.masks_per_image} masks; {config.workers.count} workers with "

@@ -97,6 +97,6 @@ def _validation_line(body: Mapping[str, Any]) -> str:
     )
     best = ", the best so far" if body["best"] else ""
     return (
-        f"held out after {body['step']} steps: IoU {body['iou']:.4f}, {body['iou_shuffled']:.4f} with codes of "
-        f"another image, {100 * body['below_half']:.1f} % under one half, {how}{best}"
+        f"held out after {body['step']} steps: IoU {body['iou']:.4f}, {body['iou_shuffled']:.4f} with codes "
+        f"of another image, {100 * body['below_half']:.1f} % under one half, {how}{best}"
     )

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from pipelines import run as runs
 from pipelines import storage
@@ -39,8 +39,8 @@ def train_tokenizer(config: TrainTokenizerConfig) -> int:
     return runs.guard(lambda: _train_tokenizer(config))
 
 
-def _train_tokenizer(config: TrainTokenizerConfig) -> int:
-    config = resolve(config)
+def _train_tokenizer(told: TrainTokenizerConfig) -> int:
+    config = resolve(told)
     task = prepare(config)
     if config.dry_run:
         return dry_run(task)
@@ -54,7 +54,7 @@ def _train_tokenizer(config: TrainTokenizerConfig) -> int:
             log.info("%s is complete; nothing is left to train", config.out)
         else:
             train_on_ray(task, Progress(config, tracker))
-        _publish(task, tracker)
+        _publish(task, told, tracker)
     except BaseException:
         tracker.end("FAILED")
         raise
@@ -115,7 +115,7 @@ def train_on_ray(task: Task, progress: Progress) -> None:
 
 def _fit(task: Task, board: Any) -> None:
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # what went wrong is told by us
@@ -137,7 +137,7 @@ def _fit(task: Task, board: Any) -> None:
     )
     try:
         trainer.fit()
-    except ray.train.TrainingFailedError as error:
+    except TrainingFailedError as error:
         _raise_told(board)
         raise ClusterError(
             f"workers died {workers.max_failures + 1} times. The last time: {_last_line(error)}. Checkpoints "
@@ -167,7 +167,7 @@ def _on_worker(arguments: dict[str, Any]) -> None:
 def _raise_told(board: Any) -> None:
     import ray
 
-    error = ray.get(board.failure.remote(), timeout=60)
+    error = cast(SamtokError | None, ray.get(board.failure.remote(), timeout=60))
     if error is not None:
         raise error
 
@@ -201,12 +201,14 @@ def _listening(board: Any, progress: Progress) -> Iterator[None]:
 # ---------------------------------------------------------------- afterwards
 
 
-def _publish(task: Task, tracker: Tracker) -> None:
+def _publish(task: Task, told: TrainTokenizerConfig, tracker: Tracker) -> None:
     """Adds to the record what only the driver knows, and makes the report."""
     config = task.config
     record = storage.read_json(storage.join(config.out, RECORD_FILE))
-    record |= {"command": runs.command(), "date": time.strftime("%Y-%m-%d"), "versions": runs.versions()}
-    write_record(config.out, record)
+    if "command" not in record:
+        record |= {"command": runs.command(), "date": time.strftime("%Y-%m-%d")}
+        record |= {"config": json.loads(runs.config_json(told)), "versions": runs.versions()}
+        write_record(config.out, record)
     tokenizer = MaskTokenizer.from_pretrained(storage.join(config.out, "final"), read=storage.read_bytes)
     samples = held_out_samples(
         validation_sources(config, task.validation_index),
