@@ -100,8 +100,8 @@ def _specs(config: TrainTokenizerConfig) -> tuple[list[CorpusSpec], list[CorpusS
     check_weights([spec.weight for spec in specs])
     if weighted := [spec.name for spec in held_out if spec.weight is not None]:
         raise ConfigError(
-            f"--validation-corpora {', '.join(weighted)} has a weight, but held-out images are taken in turn; "
-            "drop weight="
+            f"--validation-corpora {', '.join(weighted)} has a weight, but held-out images are taken in "
+            "turn; drop weight="
         )
     trained = [spec.corpus for spec in specs]
     for spec in held_out:

@@ -114,7 +114,6 @@ def train_on_ray(task: Task, progress: Progress) -> None:
 
 
 def _fit(task: Task, board: Any) -> None:
-    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
