@@ -1,0 +1,144 @@
+"""What the driver does around training: checks, a dry run, progress lines. No Ray."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from pipelines.tokenizer_training.config import EngineConfig
+from pipelines.tokenizer_training.prepare import dry_run, prepare, resolve
+from pipelines.tokenizer_training.progress import Progress
+from pipelines.tokenizer_training.run import Board
+from samtok.errors import ConfigError, DataError
+from tests import corpora
+from tests.training import short, train
+
+
+class Lines(logging.Handler):
+    """Keeps what was logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@pytest.fixture
+def lines() -> Iterator[list[str]]:
+    handler, logger = Lines(), logging.getLogger("pipelines")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield handler.lines
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
+class Log:
+    """Stands where MLflow is and keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    def history(self, rows) -> None:
+        self.rows += rows
+
+
+def step(number: int, **more: float) -> tuple[str, dict[str, float]]:
+    row = {"step": number, "loss": 2.0 - number, "iou": 0.5, "masks": 20, "images": 8, "seconds": 0.5}
+    return "step", row | {"skipped": 0.0, "masks_so_far": 20 * number} | more
+
+
+def progress_of(tmp_path, clock: list[float]) -> Progress:
+    return Progress(short(tmp_path), Log(), clock=lambda: clock[0])  # type: ignore[arg-type]
+
+
+def test_a_line_has_the_means_since_the_last_one_and_the_time_that_is_left(tmp_path, lines):
+    clock = [0.0]
+    progress = progress_of(tmp_path, clock)
+    progress.hear([step(0)])
+    assert lines == []  # five seconds have not passed
+    clock[0] = 6.0
+    progress.hear([step(1)])
+    assert lines == ["step 2/12 loss 1.5 iou 0.5 | 40 masks/s, 5 s left"]
+    progress.hear([step(number) for number in range(2, 12)])
+    assert lines[-1].startswith("step 12/12") and lines[-1].endswith("0 s left") and len(lines) == 2
+
+
+def test_steps_that_are_told_again_after_a_restart_are_logged_once(tmp_path, lines):
+    progress = progress_of(tmp_path, [0.0])
+    progress.hear(
+        [step(0), step(1), step(2), ("resumed", {"step": 1, "masks_so_far": 20}), step(1), step(2), step(3)]
+    )
+    assert [number for number, _ in progress.tracker.rows] == [1, 2, 3, 4]
+    assert progress.tracker.rows[0][1]["train/loss"] == 2.0
+    assert progress.tracker.rows[0][1]["throughput/masks_per_s"] == 40
+    assert "resumed at step 1/12" in lines
+
+
+def test_a_run_that_was_resumed_by_another_driver_goes_on_in_the_log(tmp_path, lines):
+    progress = progress_of(tmp_path, [0.0])
+    progress.hear([("resumed", {"step": 8, "masks_so_far": 20}), step(8)])
+    assert [number for number, _ in progress.tracker.rows] == [9]
+
+
+def test_skipped_steps_are_told_at_once(tmp_path, lines):
+    progress_of(tmp_path, [0.0]).hear([step(3, skipped=1.0)])
+    assert lines == ["step 3 was skipped: its loss or gradient is no number"]
+
+
+def test_the_board_hands_over_each_event_once_and_keeps_the_first_error():
+    board = Board()
+    board.tell("step", {"step": 0})
+    assert board.take() == [("step", {"step": 0})] and board.take() == []
+    first = DataError("first")
+    board.fail(first)
+    board.fail(DataError("second"))
+    assert board.failure() is first
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, capsys):
+    corpora.write_shapes(tmp_path / "shapes", num_images=10)
+    source = tmp_path / "shapes" / "annotations" / "instances_train.json"
+    spec = f"reader=coco,source={source},images={tmp_path}/shapes/train"
+    config = short(tmp_path / "out", corpora=(spec,), validation_corpora=(spec,), dry_run=True, workers=2)
+    assert dry_run(prepare(resolve(config))) == 0
+    printed = capsys.readouterr().out
+    assert "12 steps of 8 images and at most 32 masks; 2 workers with 4 images each" in printed
+    assert "data: 10 images, 9.60 epochs" in printed and "rq of 2 x 64, 128 words, 12.0 bits" in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_corpus_without_usable_masks_is_refused_with_a_remedy(tmp_path):
+    corpora.write_shapes(tmp_path / "shapes", num_images=3)
+    annotations = tmp_path / "shapes" / "annotations" / "instances_train.json"
+    annotations.write_text(
+        annotations.read_text().replace('"iscrowd":0', '"iscrowd":1').replace('"iscrowd": 0', '"iscrowd": 1')
+    )
+    spec = f"reader=coco,source={annotations},images={tmp_path}/shapes/train"
+    config = short(tmp_path / "out", corpora=(spec,), validation_corpora=(spec,))
+    with pytest.raises(DataError, match=r"no usable mask"):
+        train(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"corpora": ("reader=coco",)}, "--corpora"),
+        (
+            {"corpora": ("reader=sa1b,source=a,weight=1", "reader=sa1b,source=b,dataset=b")},
+            "1 of 2 --corpora have a weight",
+        ),
+        (
+            {"validation_corpora": ("reader=sa1b,source=v,weight=1",)},
+            "--validation-corpora sa1b has a weight",
+        ),
+        ({"engine": EngineConfig(deepspeed="no/such.json")}, "--engine.deepspeed"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_read(tmp_path, changes, message):
+    known = {"corpora": ("reader=sa1b,source=t",), "validation_corpora": ("reader=sa1b,source=v",)}
+    with pytest.raises(ConfigError, match=message):
+        prepare(resolve(short(tmp_path / "out", **(known | changes))))
