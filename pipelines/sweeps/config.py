@@ -18,6 +18,7 @@ from pipelines.tokenizer_training.config import (
     WorkersConfig,
 )
 from pipelines.tokenizer_training.presets import PRESETS as TRAINING
+from samtok.config import QuantizerConfig
 from samtok.errors import ConfigError
 
 EXPERIMENT = "sweep_codebook"
@@ -91,6 +92,11 @@ class SweepConfig:
                 f"a trial trains on one worker, got --train.workers.count {self.train.workers.count}; "
                 "run more trials at a time with --scheduler.concurrent"
             )
+        if self.scheduler.kind == "asha" and self.scheduler.grace_steps > self.train.steps:
+            raise ConfigError(
+                f"--scheduler.grace-steps {self.scheduler.grace_steps} is more than the {self.train.steps} "
+                "--train.steps of a trial, so asha would end none; lower it, or take --scheduler.kind plain"
+            )
         refuse_password(self.tracking)
 
     def trial(self, name: str, base: str | None) -> TrainTokenizerConfig:
@@ -137,11 +143,22 @@ def flags_of(name: str) -> QuantizerFlags:
             f"--quantizers {name!r} is no quantizer; write rq-256x2, rq-shared-256x2, vq-1024, fsq-16x16 or "
             "fsq-16x16-2"
         )
-    kind, sizes, words = found["kind"], [int(s) for s in found["size"].split("x")], int(found["words"] or 1)
+    flags = _flags(name, found["kind"], [int(size) for size in found["size"].split("x")], found["words"])
+    try:
+        QuantizerConfig(
+            **{key: value for key, value in dataclasses.asdict(flags).items() if value is not None}
+        )
+    except ValueError as error:
+        raise ConfigError(f"--quantizers {name!r}: {error}") from error
+    return flags
+
+
+def _flags(name: str, kind: str, sizes: list[int], words: str | None) -> QuantizerFlags:
     if kind == "fsq":
-        return QuantizerFlags(kind="fsq", num_codes=math.prod(sizes), num_levels=words, grid=tuple(sizes))
-    levels = 1 if kind == "vq" else 2
-    if len(sizes) != levels or found["words"]:
+        return QuantizerFlags(
+            kind="fsq", num_codes=math.prod(sizes), num_levels=int(words or 1), grid=tuple(sizes)
+        )
+    if len(sizes) != (1 if kind == "vq" else 2) or words is not None:
         form = "vq-CODES" if kind == "vq" else f"{kind}-CODESxLEVELS"
         raise ConfigError(f"--quantizers {name!r}: {kind} is written as {form}")
     return QuantizerFlags(

@@ -17,6 +17,7 @@ from pipelines import run as runs
 from pipelines import storage
 from pipelines.cluster import session
 from pipelines.sweeps import report
+from pipelines.sweeps.children import Children
 from pipelines.sweeps.config import EXPERIMENT, STOPPED_FILE, SweepConfig
 from pipelines.tokenizer_training.prepare import prepare, resolve
 from pipelines.tokenizer_training.progress import Progress
@@ -50,15 +51,18 @@ def _sweep(config: SweepConfig) -> int:
         tasks = {name: prepare(resolve(config.trial(name, base))) for name in config.quantizers}
         todo = {name: task for name, task in tasks.items() if _outcome(task.config.out) is None}
         log.info("%d trials, %d done before", len(tasks), len(tasks) - len(todo))
-        failed = _tune(config, todo, tracker) if todo else {}
+        children = Children(config.tracking, tracker.run_id, tasks)
+        for name in tasks.keys() - todo.keys():
+            children.close(name)
+        failed = _tune(config, todo, children) if todo else {}
         rows = [_row(task, failed.get(name)) for name, task in tasks.items()]
         _publish(config, rows, tracker, base)
         log.info("%d trials in %.0f s", len(todo), time.monotonic() - started)
         if failed:
             told = "; ".join(f"{name}: {error}" for name, error in failed.items())
             raise ClusterError(
-                f"{len(failed)} of {len(tasks)} trials failed ({told}). The others are in the report; the "
-                "same command tries the failed ones again."
+                f"{len(failed)} of {len(tasks)} trials did not end ({told}). The others are in the "
+                "report; the same command goes on with these."
             )
     except BaseException:
         tracker.end("FAILED")
@@ -97,7 +101,7 @@ def _outcome(out: str) -> dict[str, Any] | None:
 # ---------------------------------------------------------------- Ray Tune
 
 
-def _tune(config: SweepConfig, todo: Mapping[str, Task], tracker: Tracker) -> dict[str, str]:
+def _tune(config: SweepConfig, todo: Mapping[str, Task], children: Children) -> dict[str, str]:
     """Runs the trials that are left; returns what went wrong, by trial."""
     scheduler, workers = config.scheduler, next(iter(todo.values())).config.workers
     cpus = scheduler.concurrent * workers.cpus
@@ -126,15 +130,16 @@ def _tune(config: SweepConfig, todo: Mapping[str, Task], tracker: Tracker) -> di
                 storage_path=storage.join(config.out, "ray"),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=scheduler.max_failures),
-                callbacks=[Listener(config.tracking, tracker.run_id, todo)],
+                callbacks=[Listener(children, todo)],
             ),
         )
         results = tuner.fit()
         storage.delete_folder(storage.join(config.out, "ray"))
+        errors = {result.config["name"]: result.error for result in results if result.config is not None}
         return {
-            result.config["name"]: _last_line(result.error)
-            for result in results
-            if result.error is not None and result.config is not None
+            name: _last_line(errors.get(name))
+            for name, task in todo.items()
+            if _outcome(task.config.out) is None
         }
 
 
@@ -152,18 +157,27 @@ def _scheduler(config: SweepConfig) -> Any:
 
 
 def _trial(params: dict[str, Any], tasks: Mapping[str, Task]) -> None:
-    """Runs in a trial's process: trains, and reports every look at held-out masks."""
+    """Runs in a trial's process: trains, and reports every look at held-out masks.
+
+    The last look is reported after the record is written, since Tune ends a trial that reports its last step.
+    """
     from ray import tune
 
+    task = tasks[params["name"]]
+
     def tell(kind: str, body: Mapping[str, Any]) -> None:
-        if kind == "validation":
+        if kind == "validation" and body["step"] < task.config.steps:
             tune.report({name: float(value) for name, value in body.items()})
 
-    task = tasks[params["name"]]
     train_worker(task, tell, "cuda" if task.config.workers.gpus else "cpu")
+    last = storage.read_json(storage.join(task.config.out, RECORD_FILE))["validations"][-1]
+    tune.report({name: float(value) for name, value in last.items()})
 
 
-def _last_line(error: BaseException) -> str:
+def _last_line(error: BaseException | None) -> str:
+    """Returns what an error says; Tune, when interrupted, leaves trials without one."""
+    if error is None:
+        return "interrupted"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:300].rstrip(".") if lines else type(error).__name__
 

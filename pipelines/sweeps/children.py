@@ -1,0 +1,73 @@
+"""The MLflow runs of a sweep's trials, below the run of the sweep itself.
+
+The driver keeps them for all trials: a trial that the scheduler ends could not close its own. A driver that
+is killed right after a trial ended leaves that trial's run open; the next driver closes it.
+"""
+
+import json
+from collections.abc import Mapping
+
+from pipelines import run as runs
+from pipelines import storage
+from pipelines.sweeps.config import EXPERIMENT
+from pipelines.tokenizer_training.checkpoints import load_history
+from pipelines.tokenizer_training.worker import RECORD_FILE, Task
+from pipelines.tracking import Tracker
+
+CLOSED_FILE = "mlflow_closed.json"
+"""Says that all of a trial is in MLflow, so that its curve is not logged twice."""
+
+
+class Children:
+    """Opens the run of a trial when it is first asked for, and closes it once.
+
+    Args:
+        tracking: MLflow tracking URI, or off.
+        parent: Run id of the sweep.
+        tasks: All trials, by name.
+    """
+
+    def __init__(self, tracking: str, parent: str | None, tasks: Mapping[str, Task]) -> None:
+        self.tracking, self.parent, self.tasks = tracking, parent, tasks
+        self._open: dict[str, Tracker] = {}
+
+    def of(self, name: str) -> Tracker:
+        """Returns the run of a trial; a resumed trial has the one it had."""
+        if name not in self._open:
+            task = self.tasks[name]
+            tracker = Tracker(
+                self.tracking, experiment=EXPERIMENT, home=task.config.out, name=name, parent=self.parent
+            )
+            tracker.params({"trial": name, **json.loads(runs.config_json(task.config))})
+            tracker.tags({"fingerprint": task.fingerprint})
+            self._open[name] = tracker
+        return self._open[name]
+
+    def close(self, name: str) -> None:
+        """Logs what became of a trial that has ended, and closes its run, unless that was done before."""
+        where = storage.join(self.tasks[name].config.out, CLOSED_FILE)
+        if storage.exists(where) and storage.read_json(where)["tracking_uri"] == self.tracking:
+            return
+        tracker, record = self.of(name), self._record(name)
+        if record is not None:
+            self._log(name, record)
+        tracker.tags({"status": "ended by the scheduler" if record is None else "finished"})
+        tracker.end()
+        if tracker.run_id is not None:
+            body = {"tracking_uri": self.tracking, "run_id": tracker.run_id}
+            storage.write_bytes(where, json.dumps(body).encode())
+
+    def fail(self, name: str) -> None:
+        """Closes the run of a trial as failed; it is opened again when the trial is tried again."""
+        self.of(name).end("FAILED")
+
+    def _record(self, name: str) -> dict | None:
+        where = storage.join(self.tasks[name].config.out, RECORD_FILE)
+        return storage.read_json(where) if storage.exists(where) else None
+
+    def _log(self, name: str, record: dict) -> None:
+        rows = load_history(self.tasks[name].config.out, record["history"])
+        shown = [(int(r["step"]) + 1, {f"train/{k}": v for k, v in r.items() if k != "step"}) for r in rows]
+        self.of(name).history(shown)
+        final = {f"final/{key}": float(value) for key, value in record["final"].items()}
+        self.of(name).metrics(final, step=record["steps"])
