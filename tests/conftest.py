@@ -1,5 +1,6 @@
 """Fixtures for all tests: a real S3 server, started once, on first use."""
 
+import logging
 import sys
 import uuid
 from collections.abc import Iterator
@@ -27,3 +28,26 @@ def bucket(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in s3.env.items():
         monkeypatch.setenv(name, value)
     return s3.make_bucket(f"test-{uuid.uuid4().hex[:12]}")
+
+
+class _Lines(logging.Handler):
+    """Keeps what was logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@pytest.fixture
+def lines() -> Iterator[list[str]]:
+    """What our own loggers say, whatever a job that ran in this process has set up before."""
+    handler, logger = _Lines(), logging.getLogger("pipelines")
+    before = logger.level, logger.propagate, logger.handlers[:]
+    logger.propagate, logger.handlers[:] = False, [handler]
+    logger.setLevel(logging.INFO)
+    yield handler.lines
+    level, logger.propagate, logger.handlers[:] = before
+    logger.setLevel(level)

@@ -1,8 +1,5 @@
 """What the driver does around training: checks, a dry run, progress lines. No Ray."""
 
-import logging
-from collections.abc import Iterator
-
 import pytest
 
 from pipelines.tokenizer_training.config import EngineConfig
@@ -12,28 +9,6 @@ from pipelines.tokenizer_training.run import Board
 from samtok.errors import ConfigError, DataError
 from tests import corpora
 from tests.training import short, train
-
-
-class Lines(logging.Handler):
-    """Keeps what was logged."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
-
-
-@pytest.fixture
-def lines() -> Iterator[list[str]]:
-    handler, logger = Lines(), logging.getLogger("pipelines")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    yield handler.lines
-    logger.removeHandler(handler)
-    logger.setLevel(level)
 
 
 class Log:
