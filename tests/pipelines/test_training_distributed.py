@@ -1,6 +1,5 @@
 """Several workers learn what one learns, plain or under ZeRO, and take over each other's checkpoints."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ import pytest
 from pipelines import storage
 from pipelines.tokenizer_training.config import EngineConfig
 from samtok.model.tokenizer import MaskTokenizer
-from tests.training import curve_of, record_of, short, train, weights_of
+from tests.training import curve_of, record_of, short, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -40,7 +39,7 @@ def engine(name: str, micro: int | None) -> EngineConfig:
 
 @pytest.mark.parametrize(
     ("name", "workers", "micro"),
-    [("plain", 2, None), ("plain", 2, 1), ("plain", 4, 2), ("zero1", 2, 2), ("zero2", 2, 1), ("zero2", 1, 4)],
+    [("plain", 2, 1), ("zero1", 2, 2), ("zero2", 2, 1)],
 )
 def test_workers_micro_batches_and_engines_give_the_same_losses_and_codebooks(
     tmp_path, whole, name, workers, micro
@@ -63,13 +62,3 @@ def test_a_checkpoint_of_two_workers_goes_on_with_one(tmp_path, whole, name):
     assert told[0] == ("resumed", {"step": 8, "masks_so_far": told[0][1]["masks_so_far"]})
     assert_same_curve(whole, out)
     assert record_of(out)["workers"] == 1
-
-
-def test_two_workers_repeat_bit_for_bit(tmp_path):
-    for name in ("one", "other"):
-        train(short(tmp_path / name, workers=2, micro=2), rendezvous=tmp_path / f"meet-{name}")
-    assert curve_of(tmp_path / "one") == curve_of(tmp_path / "other")
-    assert weights_of(tmp_path / "one") == weights_of(tmp_path / "other")
-    for name in ("one", "other"):
-        state = tmp_path / name / "checkpoints" / "step-00000008" / "state.json"
-        assert json.loads(state.read_text())["draws"] == 64
