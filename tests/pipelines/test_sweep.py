@@ -230,6 +230,7 @@ def test_a_trial_that_ended_unheard_is_closed_by_the_next_driver_and_only_once(f
     tasks = {"fsq-8x8": finished}
     killed = Children(uri, "parent", tasks).of("fsq-8x8")  # a driver that saw it begin
     client = MlflowClient(uri)
+    assert killed.run_id is not None
     assert client.get_run(killed.run_id).info.status == "RUNNING"
     for _ in range(2):
         Children(uri, "parent", tasks).close("fsq-8x8")
