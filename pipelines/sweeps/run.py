@@ -2,7 +2,7 @@
 
 A trial is an ordinary training run in a folder of its own, so it resumes like one, and its record says that
 it is done; Tune decides who runs when and who is stopped early. The driver alone talks to MLflow: the sweep
-is a run, its trials are runs below it.
+is a run, its trials are runs below it. After a kill ASHA judges the trials that are left among themselves.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from pipelines.sweeps.config import EXPERIMENT, STOPPED_FILE, SweepConfig
 from pipelines.tokenizer_training.prepare import prepare, resolve
 from pipelines.tokenizer_training.progress import Progress
 from pipelines.tokenizer_training.run import train_on_ray
-from pipelines.tokenizer_training.trainee import architecture_of
+from pipelines.tokenizer_training.trainee import architecture_of, check_quantize_from
 from pipelines.tokenizer_training.worker import RECORD_FILE, Task, train_worker
 from pipelines.tracking import Tracker
 from samtok.errors import ClusterError
@@ -39,16 +39,21 @@ def _sweep(config: SweepConfig) -> int:
     started = time.monotonic()
     runs.refuse_lost_folders(config.out, config.tracking)
     config = dataclasses.replace(config, out=storage.absolute(config.out))
+    for name in config.quantizers:  # all of them, before the first one costs anything
+        check_quantize_from(config.trial(name, None))
     if config.dry_run:
         return _dry_run(config)
     storage.check(config.out)
-    storage.write_bytes(storage.join(config.out, "config.json"), runs.config_json(config).encode())
     tracker = Tracker(config.tracking, experiment=EXPERIMENT, home=config.out)
     tracker.params(json.loads(runs.config_json(config)))
     tracker.tags(runs.versions())
     try:
         base = _train_base(config) if config.base_steps else None
         tasks = {name: prepare(resolve(config.trial(name, base))) for name in config.quantizers}
+        storage.write_bytes(storage.join(config.out, "config.json"), runs.config_json(config).encode())
+        if config.scheduler.kind == "plain":  # what asha ended in an earlier attempt goes on
+            for task in tasks.values():
+                storage.delete(storage.join(task.config.out, STOPPED_FILE))
         todo = {name: task for name, task in tasks.items() if _outcome(task.config.out) is None}
         log.info("%d trials, %d done before", len(tasks), len(tasks) - len(todo))
         children = Children(config.tracking, tracker.run_id, tasks)
@@ -179,7 +184,7 @@ def _last_line(error: BaseException | None) -> str:
     if error is None:
         return "interrupted"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:300].rstrip(".") if lines else type(error).__name__
+    return lines[-1][:500].rstrip(".") if lines else type(error).__name__
 
 
 # ---------------------------------------------------------------- afterwards

@@ -1,6 +1,8 @@
 """The sweep job as real processes: killed and run again, trials that are ended early, what MLflow has."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -127,3 +129,33 @@ def test_what_asha_ends_early_is_measured_marked_and_not_run_again(tmp_path):
     assert code == 0 and "2 trials, 2 done before" in output, output[-3000:]
     assert {path: path.stat().st_mtime_ns for path in out.glob("trials/**/*") if path.is_file()} == before
     assert json.loads((out / "results.json").read_text()) == [good, bad]
+
+
+def test_an_interrupted_sweep_does_not_pass_for_a_finished_one(tmp_path):
+    """Tune takes the signal itself and returns as if all were well."""
+    out, database = tmp_path / "out", tmp_path / "mlflow.db"
+    command = flags(out, database, "--base-steps", "0", "--quantizers", "rq-16x2", "vq-2")
+    with job("sweep_codebook", *command, log=tmp_path / "log") as running:
+        running.until(lambda: any(out.glob("trials/*/checkpoints/*/state.json")))
+        os.kill(running.process.pid, signal.SIGINT)
+        assert running.wait() == 5, running.output()[-3000:]
+    assert "did not end" in running.output() and "vq-2: interrupted" in running.output()
+    parent, _ = runs_of(MlflowClient(f"sqlite:///{database}"))
+    assert parent.info.status == "FAILED"
+    assert not (out / "trials" / "vq-2" / "stopped.json").exists(), "it would not be run again"
+
+
+def test_what_a_trial_failed_of_reaches_the_user_and_the_page(tmp_path):
+    out, database = tmp_path / "out", tmp_path / "mlflow.db"
+    command = flags(
+        *(out, database, "--base-steps", "0", "--quantizers", "fsq-8x8", "--scheduler.max-failures", "0"),
+        *("--train.optimizer.lr", "1e30"),
+    )
+    code, output = run_job("sweep_codebook", *command, log=tmp_path / "log")
+    assert code == 5, output[-3000:]
+    assert "1 of 1 trials did not end (fsq-8x8: " in output and "or raise --max-bad-steps" in output
+    assert "Traceback" not in output
+    parent, children = runs_of(MlflowClient(f"sqlite:///{database}"))
+    assert parent.info.status == children["fsq-8x8"].info.status == "FAILED"
+    (row,) = json.loads((out / "results.json").read_text())
+    assert row["status"] == "failed" and "TrainingDiverged" in (out / "report" / "index.html").read_text()
