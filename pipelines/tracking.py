@@ -49,8 +49,8 @@ class Tracker:
         logging.getLogger("alembic").setLevel(logging.WARNING)
         import mlflow
 
-        for name in ("mlflow", "mlflow.store.db.utils"):  # each sets its own level when it is imported
-            logging.getLogger(name).setLevel(logging.WARNING)
+        for logger in ("mlflow", "mlflow.store.db.utils"):  # each sets its own level when it is imported
+            logging.getLogger(logger).setLevel(logging.WARNING)
         client = mlflow.MlflowClient(tracking_uri=self._uri)
         found = client.get_experiment_by_name(experiment)
         folder = found.experiment_id if found else client.create_experiment(experiment)

@@ -11,6 +11,7 @@ import tyro
 from pipelines.cli import FORBID_UNKNOWN, refuse_password
 from pipelines.tokenizer_training.config import (
     CheckpointsConfig,
+    EngineConfig,
     QuantizerFlags,
     StartConfig,
     TrainTokenizerConfig,
@@ -97,6 +98,10 @@ class SweepConfig:
                 f"--scheduler.grace-steps {self.scheduler.grace_steps} is more than the {self.train.steps} "
                 "--train.steps of a trial, so asha would end none; lower it, or take --scheduler.kind plain"
             )
+        if self.train.engine.deepspeed is not None:
+            raise ConfigError(
+                "--train.engine.deepspeed shares a run among workers, and a trial has one; leave it out"
+            )
         refuse_password(self.tracking)
 
     def trial(self, name: str, base: str | None) -> TrainTokenizerConfig:
@@ -114,6 +119,7 @@ class SweepConfig:
             start=start,
             freeze=self.train.freeze if base is None else self._freezes,
             tracking="off",  # the driver logs for all trials
+            dry_run=False,
         )
 
     @property
@@ -128,6 +134,7 @@ class SweepConfig:
             steps=self.base_steps,
             quantize_from=1.0,
             tracking="off",
+            dry_run=False,
         )
 
 
@@ -228,6 +235,7 @@ PRESETS: dict[str, SweepConfig] = {
             TRAINING["paper"],
             out="",
             steps=20_000,
+            engine=EngineConfig(images_per_micro_batch=2, precision="bfloat16"),
             quantize_from=0.05,
             kmeans_samples=131_072,
             workers=WorkersConfig(count=1, gpus=1, cpus=12, threads=4, loaders=8),

@@ -186,7 +186,7 @@ class WorkersConfig:
     count: int = 1
     """Workers of Ray Train; each has a share of every step."""
     gpus: float | None = None
-    """GPUs per worker; 0 is the CPU. By default 1 if this machine has one."""
+    """GPUs per worker; 0 is the CPU. By default 1 if the driver's machine has one."""
     cpus: float = 1.0
     """CPUs per worker that Ray reserves."""
     threads: int = 1
@@ -225,6 +225,7 @@ class ValidationConfig:
     def __post_init__(self) -> None:
         for name in ("every", "images", "final_images", "masks_per_image"):
             _at_least(f"validation.{name.replace('_', '-')}", getattr(self, name), 1)
+        _at_least("validation.seed", self.seed, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,6 +308,7 @@ class TrainTokenizerConfig:
         for name in ("steps", "kmeans_samples", "max_bad_steps"):
             _at_least(name.replace("_", "-"), getattr(self, name), 1)
         _at_least("log-every-s", self.log_every_s, 0)
+        _at_least("seed", self.seed, 0)
         refuse_password(self.tracking)
         _share("quantize-from", self.quantize_from)
         if self.quantize_from == 0 and self.start.tokenizer is None:

@@ -157,14 +157,14 @@ class Trainer:
             TrainingDiverged: If so many steps were skipped that there are too few.
         """
         steps = [gather_rows(z) for z, _ in self.progress.recent]  # so their order is that of one worker
-        rows = torch.cat(steps)[-self.config.kmeans_samples :] if steps else torch.empty(0, 0)
+        rows = torch.cat(steps or [self.quantizer.cluster_size[:0]])[-self.config.kmeans_samples :]
         self.progress.recent.clear()
         try:
             self.quantizer.start(rows if _rank() == 0 else rows[:0], generator)
         except ValueError as error:
             raise TrainingDiverged(
-                f"quantization cannot begin at step {self.progress.step}: {error}. Raise --quantize-from, or "
-                "see why steps before it were skipped."
+                f"quantization cannot begin at step {self.progress.step}: {error}. Raise --quantize-from "
+                "with another --out, or see why steps before it were skipped."
             ) from error
 
     def _skip(self, metrics: dict[str, float]) -> None:
@@ -175,8 +175,8 @@ class Trainer:
             parts = ", ".join(f"{name} {value:g}" for name, value in metrics.items() if name != "step")
             raise TrainingDiverged(
                 f"{progress.bad_in_a_row} steps in a row had a loss or gradient that is no number, the last "
-                f"of them step {progress.step} ({parts}). Lower --optimizer.lr, raise "
-                "--optimizer.warmup-steps, or raise --max-bad-steps if the data explain it."
+                f"of them step {progress.step} ({parts}). Lower --optimizer.lr or "
+                "raise --optimizer.warmup-steps, with another --out; or raise --max-bad-steps."
             )
 
     def gathered_recent(self) -> list[tuple[Tensor, int]]:

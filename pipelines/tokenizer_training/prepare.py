@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ import torch
 from pipelines import run as runs
 from pipelines import shards, storage
 from pipelines.ingestion.corpora import CorpusSpec
+from pipelines.tokenizer_training import checkpoints
 from pipelines.tokenizer_training.config import TrainTokenizerConfig
 from pipelines.tokenizer_training.corpus import Index, build_index
 from pipelines.tokenizer_training.sampler import check_weights
 from pipelines.tokenizer_training.trainee import architecture_of, check_quantize_from, freezes
-from pipelines.tokenizer_training.worker import Task
+from pipelines.tokenizer_training.worker import RECORD_FILE, Task
 from samtok import checkpoint
 from samtok.errors import ConfigError
 
@@ -74,8 +75,8 @@ def prepare(config: TrainTokenizerConfig) -> Task:
         storage.check(config.out)
     specs, held_out = _specs(config)
     with _index_folder(config) as folder:
-        training = build_index(specs, storage.join(folder, "train")) if specs else None
-        validation = build_index(held_out, storage.join(folder, "validation")) if held_out else None
+        training = _index(specs, storage.join(folder, "train"), config.out)
+        validation = _index(held_out, storage.join(folder, "validation"), config.out)
     start = _start(config)
     fingerprint = _fingerprint(config, start, training, validation)
     _check_fingerprint(config, fingerprint)
@@ -120,6 +121,23 @@ def _index_folder(config: TrainTokenizerConfig) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory() as folder:
         yield folder
+
+
+def _index(specs: Sequence[CorpusSpec], folder: str, out: str) -> Index | None:
+    """Lists corpora; the list of an attempt that trained nothing makes place for one of other corpora."""
+    if not specs:
+        return None
+    try:
+        return build_index(specs, folder)
+    except ConfigError:
+        if _has_begun(out):
+            raise
+        storage.delete_folder(folder)
+        return build_index(specs, folder)
+
+
+def _has_begun(out: str) -> bool:
+    return bool(checkpoints.steps(out)) or storage.exists(storage.join(out, RECORD_FILE))
 
 
 def _deepspeed(config: TrainTokenizerConfig) -> Mapping[str, Any] | None:
@@ -168,7 +186,7 @@ def _fingerprint(
 def _check_fingerprint(config: TrainTokenizerConfig, fingerprint: Mapping[str, Any]) -> None:
     """Refuses to go on with another run's folder; a fresh one is marked as this run's."""
     where = storage.join(config.out, FINGERPRINT_FILE)
-    if storage.exists(where):
+    if storage.exists(where) and _has_begun(config.out):
         if changed := runs.differences(storage.read_json(where), fingerprint):
             raise ConfigError(
                 f"{config.out} holds a run with other settings. Different: {changed}. Repeat the first "

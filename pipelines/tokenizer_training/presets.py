@@ -18,8 +18,8 @@ from pipelines.tokenizer_training.config import (
 from samtok.shapes import WorldConfig
 
 # From SAM2 weights (paper, section 2.1 and appendix B): AdamW at 4e-5, 1024 masks a step, losses 1:1. An
-# image gives up to 32 of its masks, so 32 images make the 1024. Steps, warm-up, decay, betas and the start of
-# quantization are ours. Not run at its size yet.
+# image gives up to 32 of its masks, so 32 images of SA-1B make the 1024; take more where they have fewer.
+# Steps, warm-up, decay, betas and the start of quantization are ours. Not run at its size yet.
 _PAPER = TrainTokenizerConfig(
     out=tyro.MISSING,
     model="sam2.1-large",

@@ -19,7 +19,7 @@ _RECENT = 0.9
 
 
 class Progress:
-    """Hears the workers' events; a step that is told again after a restart is shown but not logged again.
+    """Hears the workers' events; what is told again after workers were replaced is not logged again.
 
     Args:
         config: The run.
@@ -35,7 +35,7 @@ class Progress:
         self._sums: dict[str, list[float]] = defaultdict(list)
         self._shown_at = clock()
         self._seconds_per_step: float | None = None
-        self._skipped = 0.0
+        self._validated = 0
 
     def hear(self, events: Sequence[Event]) -> None:
         """Takes in what happened since the last time."""
@@ -80,7 +80,8 @@ class Progress:
             row = {f"train/{name}": value for name, value in body.items() if name not in ("step", "seconds")}
             rate = body["masks"] / max(body["seconds"], 1e-9)
             return [(step, {**row, "throughput/masks_per_s": rate})]
-        if kind == "validation":
+        if kind == "validation" and body["step"] > self._validated:
+            self._validated = body["step"]
             row = {
                 f"validation/{n}": float(v) for n, v in body.items() if n not in ("step", "best", "quantized")
             }

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -106,8 +107,11 @@ def train_on_ray(task: Task, progress: Progress) -> None:
     with session(num_cpus=workers.num_cpus, at_least_cpus=cpus + 1) as cluster:
         cluster.require(cpus=cpus, gpus=workers.count * (workers.gpus or 0))
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        board = ray.remote(num_cpus=0)(Board).remote()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor: Any = ray.remote(num_cpus=0)(Board)
+        board = actor.options(scheduling_strategy=here).remote()  # so it lives as long as the driver
         log.info("%d workers on %s", workers.count, "GPUs" if workers.gpus else "CPUs")
         with _listening(board, progress):
             _fit(task, board)
@@ -134,8 +138,11 @@ def _fit(task: Task, board: Any) -> None:
             failure_config=FailureConfig(max_failures=workers.max_failures),
         ),
     )
+    interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit()
+    except SystemExit as error:  # Ray's answer to Ctrl-C
+        raise KeyboardInterrupt from error
     except TrainingFailedError as error:
         _raise_told(board)
         raise ClusterError(
@@ -143,6 +150,8 @@ def _fit(task: Task, board: Any) -> None:
             "are kept: the same command goes on from the last one. If memory is short, lower "
             "--engine.images-per-micro-batch; raise --workers.max-failures for unstable nodes."
         ) from error
+    finally:
+        signal.signal(signal.SIGINT, interrupt)  # Ray leaves its own behind
     _raise_told(board)
     storage.delete_folder(storage.join(task.config.out, "ray"))
 
@@ -158,6 +167,8 @@ def _on_worker(arguments: dict[str, Any]) -> None:
     device = ray.train.torch.get_device() if task.config.workers.gpus else "cpu"
     try:
         train_worker(task, lambda kind, body: board.tell.remote(kind, dict(body)), device)
+    except ClusterError:
+        raise  # a lost process, say: another start may do better
     except SamtokError as error:
         ray.get(board.fail.remote(error), timeout=60)
         raise
@@ -180,12 +191,14 @@ def _last_line(error: BaseException) -> str:
 def _listening(board: Any, progress: Progress) -> Iterator[None]:
     """Passes events on while the block runs, and what is left at its end."""
     import ray
+    from ray.exceptions import GetTimeoutError
 
     done = threading.Event()
 
     def listen() -> None:
         while not done.wait(LISTEN_EVERY_S):
-            progress.hear(ray.get(board.take.remote(), timeout=60))
+            with contextlib.suppress(GetTimeoutError):  # a busy machine; what was told comes the next time
+                progress.hear(ray.get(board.take.remote(), timeout=60))
 
     thread = threading.Thread(target=listen, name="progress", daemon=True)
     thread.start()
@@ -229,9 +242,14 @@ def _publish(task: Task, told: TrainTokenizerConfig, tracker: Tracker) -> None:
         tracker.picture(data, f"pictures/{name}")
     final = {name: value for name, value in record["final"].items() if not isinstance(value, bool)}
     tracker.metrics({f"final/{name}": value for name, value in final.items()}, step=config.steps)
+    how = (
+        f"through codes, {final['iou_continuous']:.4f} without"
+        if "iou_continuous" in final
+        else "without codes"
+    )
     log.info(
-        "held out: IoU %.4f through codes, %.4f unquantized, %.4f with codes of another image, %d masks",
-        *(final["iou"], final["iou_continuous"], final["iou_shuffled"], final["masks"]),
+        "held out: IoU %.4f %s, %.4f with what another image's masks say, %d masks",
+        *(final["iou"], how, final["iou_shuffled"], final["masks"]),
     )
     log.info(
         "tokenizer: %s  report: %s",

@@ -11,7 +11,7 @@ from pipelines import run as runs
 from pipelines.sweeps.children import Children
 from pipelines.sweeps.config import PRESETS, STOPPED_FILE, SchedulerConfig, SweepConfig, flags_of
 from pipelines.sweeps.run import _row, sweep_codebook
-from pipelines.tokenizer_training.config import QuantizerFlags, StartConfig
+from pipelines.tokenizer_training.config import EngineConfig, QuantizerFlags, StartConfig
 from pipelines.tokenizer_training.prepare import prepare, resolve
 from pipelines.tokenizer_training.trainee import architecture_of, check_quantize_from
 from pipelines.tokenizer_training.worker import Task
@@ -161,14 +161,14 @@ def test_the_common_steps_never_quantize():
 
 def test_a_dry_run_prints_all_trials_and_writes_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    quantizers = ("rq-64x2", "rq-shared-64x2", "vq-4096", "fsq-8x8-2")
+    quantizers = ("rq-64x2", "rq-shared-64x2", "vq-128", "fsq-8x8-2")
     config = dataclasses.replace(SMOKE, out="sweep", quantizers=quantizers, dry_run=True)
     assert sweep_codebook(config) == 0
     printed = capsys.readouterr().out
     assert [line for line in printed.splitlines() if line.startswith("trial ")] == [
         "trial rq-64x2: 128 words, 12.0 bits a mask, 40 steps",
         "trial rq-shared-64x2: 128 words, 12.0 bits a mask, 40 steps",
-        "trial vq-4096: 4096 words, 12.0 bits a mask, 40 steps",
+        "trial vq-128: 128 words, 7.0 bits a mask, 40 steps",
         "trial fsq-8x8-2: 128 words, 12.0 bits a mask, 40 steps",
     ]
     assert json.loads(printed.split("trial ")[0])["quantizers"] == list(quantizers)
@@ -254,3 +254,16 @@ def test_trials_of_any_quantizer_may_go_on_from_the_same_tokenizer(tmp_path):
         trial = SMOKE.trial(name, base)
         assert architecture_of(trial).quantizer.kind == flags_of(name).kind
         check_quantize_from(trial)
+
+
+def test_a_trial_that_could_not_quantize_is_refused_before_the_base_is_trained(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = dataclasses.replace(SMOKE, out="sweep", quantizers=("rq-64x2", "vq-512"), tracking="off")
+    assert sweep_codebook(config) == 2
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_trial_has_no_use_for_deepspeed():
+    engine = EngineConfig(deepspeed="infra/deepspeed/zero1.json")
+    with pytest.raises(ConfigError, match="--train.engine.deepspeed"):
+        dataclasses.replace(SMOKE, train=dataclasses.replace(SMOKE.train, engine=engine))

@@ -265,6 +265,21 @@ def test_other_settings_are_refused_with_what_differs(whole):
     prepare(resolve(short(whole, workers=2, micro=2)))  # these may differ
 
 
+def test_a_run_that_never_quantizes_ends_too(tmp_path):
+    train(short(tmp_path / "out", quantize_from=1.0))
+    record = record_of(tmp_path / "out")
+    assert record["final"]["quantized"] is False and "iou_continuous" not in record["final"]
+    assert record["best"] is None and not (tmp_path / "out" / "best").exists()
+
+
+def test_an_attempt_that_trained_nothing_may_be_corrected(tmp_path):
+    prepare(resolve(short(tmp_path / "out")))
+    prepare(resolve(short(tmp_path / "out", seed=102)))  # no step was taken yet
+    train(short(tmp_path / "out", seed=102))
+    with pytest.raises(ConfigError, match="seed: before 102, now 101"):
+        prepare(resolve(short(tmp_path / "out")))
+
+
 def test_a_damaged_checkpoint_is_refused_and_says_what_to_delete(tmp_path):
     config = short(tmp_path / "out")
     train(config)
@@ -306,6 +321,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, whole):
             r"images-per-micro-batch 3.*take one of \[1, 2, 4, 8\]",
         ),
         ({"steps": 1 << 30}, "held-out scenes begin"),
+        ({"seed": -1}, "--seed must be at least 0"),
         ({"tracking": "http://me:secret@host"}, "must not hold a user or password"),
     ],
 )
