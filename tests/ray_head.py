@@ -18,6 +18,10 @@ STARTS = 3
 """Ray gives a node 30 s to start, which a busy machine exceeds."""
 
 
+_NO_AGENT = "No available agent to submit job"
+"""What a head answers whose agent is not up yet, on a busy machine; nothing was submitted then."""
+
+
 class RayHead:
     """Context manager around ``ray start --head``; only its own processes are ended.
 
@@ -75,10 +79,15 @@ class RayHead:
             *(str(BIN / "ray"), "job", "submit", "--address", f"http://127.0.0.1:{self.ports[1]}"),
             *("--working-dir", ".", "--", *command),
         ]
-        done = subprocess.run(
-            submit, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False
-        )
-        return done.returncode, done.stdout + done.stderr
+        deadline = time.monotonic() + 60
+        while True:
+            done = subprocess.run(
+                submit, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False
+            )
+            output = done.stdout + done.stderr
+            if _NO_AGENT not in output or time.monotonic() > deadline:
+                return done.returncode, output
+            time.sleep(2)
 
     def __exit__(self, *_: object) -> None:
         self._end()
