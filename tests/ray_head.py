@@ -44,18 +44,19 @@ class RayHead:
 
     def __enter__(self) -> "RayHead":
         for _ in range(STARTS):
-            self.ports = _free_ports(3)
+            self.ports = _free_ports(4)
             if self._start():
                 return self
             self._end()
         raise AssertionError(f"ray start failed:\n{(self.logs / 'head.log').read_text()[-3000:]}")
 
     def _start(self) -> bool:
-        port, dashboard, client = self.ports
+        port, dashboard, client, agent = self.ports
         command = [
             *(str(BIN / "ray"), "start", "--head", "--disable-usage-stats", "--num-cpus", "4"),
             *("--port", str(port), "--dashboard-port", str(dashboard), "--temp-dir", str(self.folder)),
             *("--ray-client-server-port", str(client), "--node-ip-address", "127.0.0.1"),
+            *("--dashboard-agent-listen-port", str(agent)),  # else one that all Rays of a host want
         ]
         with (self.logs / "head.log").open("ab") as log:
             code = subprocess.run(

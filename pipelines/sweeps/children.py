@@ -45,8 +45,10 @@ class Children:
 
     def close(self, name: str) -> None:
         """Logs what became of a trial that has ended, and closes its run, unless that was done before."""
-        where = storage.join(self.tasks[name].config.out, CLOSED_FILE)
-        if storage.exists(where) and storage.read_json(where)["tracking_uri"] == self.tracking:
+        task = self.tasks[name]
+        where = storage.join(task.config.out, CLOSED_FILE)
+        body = {"tracking_uri": self.tracking, "fingerprint": task.fingerprint}
+        if storage.exists(where) and storage.read_json(where) == body:
             return
         tracker, record = self.of(name), self._record(name)
         if record is not None:
@@ -54,7 +56,6 @@ class Children:
         tracker.tags({"status": "ended by the scheduler" if record is None else "finished"})
         tracker.end()
         if tracker.run_id is not None:
-            body = {"tracking_uri": self.tracking, "run_id": tracker.run_id}
             storage.write_bytes(where, json.dumps(body).encode())
 
     def fail(self, name: str) -> None:

@@ -47,11 +47,13 @@ class Listener(Callback):
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """Closes the child run; a trial without a record was ended by the scheduler."""
         name = trial.config["name"]
-        out, last = self.tasks[name].config.out, trial.last_result
+        task, last = self.tasks[name], trial.last_result
+        out = task.config.out
         how = "finished"
         if not storage.exists(storage.join(out, RECORD_FILE)):
             row = {key: value for key, value in last.items() if isinstance(value, float)}
-            storage.write_bytes(storage.join(out, STOPPED_FILE), json.dumps({"final": row}).encode())
+            body = {"fingerprint": task.fingerprint, "final": row}
+            storage.write_bytes(storage.join(out, STOPPED_FILE), json.dumps(body).encode())
             how = "ended by the scheduler"
         self.children.close(name)
         self.ended += 1

@@ -54,7 +54,7 @@ def _sweep(config: SweepConfig) -> int:
         if config.scheduler.kind == "plain":  # what asha ended in an earlier attempt goes on
             for task in tasks.values():
                 storage.delete(storage.join(task.config.out, STOPPED_FILE))
-        todo = {name: task for name, task in tasks.items() if _outcome(task.config.out) is None}
+        todo = {name: task for name, task in tasks.items() if _outcome(task) is None}
         log.info("%d trials, %d done before", len(tasks), len(tasks) - len(todo))
         children = Children(config.tracking, tracker.run_id, tasks)
         for name in tasks.keys() - todo.keys():
@@ -95,11 +95,17 @@ def _train_base(config: SweepConfig) -> str:
     return storage.join(task.config.out, "final")
 
 
-def _outcome(out: str) -> dict[str, Any] | None:
-    """Returns how a trial ended; None if it did not."""
+def _outcome(task: Task) -> dict[str, Any] | None:
+    """Returns how a trial ended; None if it did not.
+
+    A trial may have been ended with other settings before its first checkpoint, which does not count.
+    """
     for name in (RECORD_FILE, STOPPED_FILE):
-        if storage.exists(storage.join(out, name)):
-            return {"file": name, **storage.read_json(storage.join(out, name))}
+        where = storage.join(task.config.out, name)
+        if storage.exists(where):
+            body = storage.read_json(where)
+            if body["fingerprint"] == task.fingerprint:
+                return {"file": name, **body}
     return None
 
 
@@ -141,11 +147,7 @@ def _tune(config: SweepConfig, todo: Mapping[str, Task], children: Children) -> 
         results = tuner.fit()
         storage.delete_folder(storage.join(config.out, "ray"))
         errors = {result.config["name"]: result.error for result in results if result.config is not None}
-        return {
-            name: _last_line(errors.get(name))
-            for name, task in todo.items()
-            if _outcome(task.config.out) is None
-        }
+        return {name: _last_line(errors.get(name)) for name, task in todo.items() if _outcome(task) is None}
 
 
 def _scheduler(config: SweepConfig) -> Any:
@@ -203,7 +205,7 @@ def _row(task: Task, error: str | None) -> dict[str, Any]:
         "words": quantizer.num_words,
         "bits_per_mask": quantizer.bits_per_mask,
     }
-    outcome = _outcome(task.config.out)
+    outcome = _outcome(task)
     if outcome is None:
         return row | {"status": "failed", "error": error or "it did not end"}
     status = "finished" if outcome["file"] == RECORD_FILE else "stopped"

@@ -203,11 +203,13 @@ def test_the_row_of_a_stopped_trial_has_its_last_look(tmp_path):
     task = trial_task(tmp_path, "rq-shared-64x2")
     (tmp_path / "trials" / "rq-shared-64x2").mkdir(parents=True)
     (tmp_path / "trials" / "rq-shared-64x2" / STOPPED_FILE).write_text(
-        json.dumps({"final": {"step": 20.0, "iou": 0.25}})
+        json.dumps({"fingerprint": "fingerprint", "final": {"step": 20.0, "iou": 0.25}})
     )
     row = _row(task, None)
     assert (row["status"], row["steps"], row["iou"], row["seconds"]) == ("stopped", 20, 0.25, None)
     assert (row["kind"], row["shared"]) == ("rq-shared", True)
+    other = dataclasses.replace(task, fingerprint="of other settings")
+    assert _row(other, None)["status"] == "failed", "what was ended with other settings was counted"
 
 
 @pytest.mark.parametrize(("error", "told"), [("out of memory", "out of memory"), (None, "it did not end")])
