@@ -45,12 +45,12 @@ def tradeoff_plot(
         points: In any order.
         title: Above the plot.
         y_label: Name of the score.
-        ceiling: Score without quantization, a dashed line.
+        ceiling: Score of the weights that all share, without quantization: a dashed line.
         baseline: Score of something to compare with, a dotted line.
     """
     points = [point for point in points if math.isfinite(point.score)]
     figure, (axes,) = figure_of(1, title, height_in=5.2, width_in=9.6)
-    marks = [("dashed: z itself, not quantized,", "--", ceiling), ("dotted: baseline", ":", baseline)]
+    marks = [("dashed: the common start, not quantized,", "--", ceiling), ("dotted: baseline", ":", baseline)]
     lines = [(name, style, score) for name, style, score in marks if score is not None]
     for _, style, score in lines:
         axes.axhline(score, color=rgb(MISSED), linestyle=style, linewidth=1.4, zorder=1)
