@@ -50,6 +50,12 @@ def known_cause(error: BaseException | None) -> SamtokError | None:
     return None
 
 
+def last_line(error: BaseException) -> str:
+    """Returns the end of a long message, such as Ray's with tracebacks in it, without its full stop."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:500].rstrip(".") if lines else type(error).__name__
+
+
 def refuse_lost_folders(out: str, tracking: str) -> None:
     """Refuses relative places under ``ray job submit``, whose working directory is a copy that Ray deletes.
 

@@ -185,8 +185,7 @@ def _last_line(error: BaseException | None) -> str:
     """Returns what an error says; Tune, when interrupted, leaves trials without one."""
     if error is None:
         return "interrupted"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:500].rstrip(".") if lines else type(error).__name__
+    return runs.last_line(error)
 
 
 # ---------------------------------------------------------------- afterwards

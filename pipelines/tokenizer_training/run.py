@@ -146,8 +146,8 @@ def _fit(task: Task, board: Any) -> None:
     except TrainingFailedError as error:
         _raise_told(board)
         raise ClusterError(
-            f"workers died {workers.max_failures + 1} times. The last time: {_last_line(error)}. Checkpoints "
-            "are kept: the same command goes on from the last one. If memory is short, lower "
+            f"workers died {workers.max_failures + 1} times. The last time: {runs.last_line(error)}. "
+            "Checkpoints are kept: the same command goes on from the last one. If memory is short, lower "
             "--engine.images-per-micro-batch; raise --workers.max-failures for unstable nodes."
         ) from error
     finally:
@@ -180,11 +180,6 @@ def _raise_told(board: Any) -> None:
     error = cast(SamtokError | None, ray.get(board.failure.remote(), timeout=60))
     if error is not None:
         raise error
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:500].rstrip(".") if lines else type(error).__name__
 
 
 @contextlib.contextmanager
