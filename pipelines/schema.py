@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 MASK_FLAGS = ("crowd", "void", "empty", "box_only")
 """Flags a reader may set. A reader flags, the pipeline filters and counts."""
@@ -23,10 +23,23 @@ _MASK_FIELDS = [
     pa.field("flags", pa.list_(pa.string()), nullable=False),
 ]
 
+ANNOTATION_TASKS = (
+    "referring",  # text: the expression; masks: its targets, none for a no-target
+    "region_caption",  # text: the caption of the one mask
+    "region_qa",  # payload {"question", "answer"}, which name masks by index of mask_ids: <mask 0>, <mask 1>
+    "grounded_caption",  # text: the caption; payload {"spans": [{"start", "end", "masks": [0, 2]}]}: offsets
+    # in characters, end exclusive, ascending and apart; indices of mask_ids
+    "scene_graph",  # masks: all objects; payload {"triplets": [[subject, predicate, object]]}: indices, text
+    "dialogue",  # payload {"turns": [{"role", "text"}]}, which name masks as <mask 0>
+)
+"""What an annotation can be. A mask's own name is its label, not an annotation."""
+
 _ANNOTATION_FIELDS = [
-    pa.field("task", pa.string(), nullable=False),  # referring, region_caption, grounded_caption, ...
+    pa.field("annotation_id", pa.string(), nullable=False),  # unique in the image; refs: "ref_id-sent_id"
+    pa.field("task", pa.string(), nullable=False),  # one of ANNOTATION_TASKS
     pa.field("mask_ids", pa.list_(pa.string()), nullable=False),  # an empty list is a no-target
     pa.field("text", pa.string()),
+    pa.field("tags", pa.list_(pa.string()), nullable=False),  # groups that metrics are also reported for
     pa.field("payload", pa.string()),  # JSON of what only this task has: spans, triplets, turns
 ]
 
@@ -63,6 +76,64 @@ def _rows(mask_fields: list[pa.Field]) -> pa.Schema:
 IMAGE_ROW = _rows(_MASK_FIELDS)
 CODE_ROW = _rows(_CODE_MASK_FIELDS)
 
+CHAT_TASKS = (
+    "res",  # one expression, its target
+    "gres",  # one expression, any number of targets
+    "grounding",  # res, asked as grounding (REC)
+    "gcg",  # a caption with interleaved words
+    "psg",  # triplets of a scene graph
+    "instances",  # all objects of a class
+    "region_caption",
+    "region_qa",
+    "multi_round",  # several questions, where later ones name masks of earlier ones
+    "dialogue",
+)
+"""Tasks of chat samples."""
+
+_PART_FIELDS = [  # of which exactly one is not null
+    pa.field("text", pa.string()),
+    pa.field("image", pa.int32()),  # index of the sample's images
+]
+
+_MESSAGE_FIELDS = [
+    pa.field("role", pa.string(), nullable=False),  # system, user, assistant
+    pa.field("content", pa.list_(pa.struct(_PART_FIELDS)), nullable=False),
+    pa.field("mask_ids", pa.list_(pa.string()), nullable=False),  # whose words it has, in the text's order
+]
+
+_CHAT_MASK_FIELDS = [
+    pa.field("mask_id", pa.string(), nullable=False),
+    pa.field("image", pa.int32(), nullable=False),  # index of the sample's images
+    pa.field("codes", pa.list_(pa.int16()), nullable=False),
+    pa.field("words", pa.string(), nullable=False),
+    pa.field("label", pa.string()),
+    pa.field("iou", pa.float32()),
+    pa.field("rle", pa.string()),  # the original mask; null where the corpus of words has none
+]
+
+_CHAT_IMAGE_FIELDS = [
+    pa.field("uri", pa.string(), nullable=False),
+    pa.field("height", pa.int32(), nullable=False),
+    pa.field("width", pa.int32(), nullable=False),
+]
+
+CHAT_ROW = pa.schema(
+    [
+        pa.field("dataset", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("sample_id", pa.string(), nullable=False),  # unique in the corpus
+        pa.field("task", pa.string(), nullable=False),  # one of CHAT_TASKS
+        pa.field("tags", pa.list_(pa.string()), nullable=False),
+        pa.field("images", pa.list_(pa.struct(_CHAT_IMAGE_FIELDS)), nullable=False),
+        pa.field("messages", pa.list_(pa.struct(_MESSAGE_FIELDS)), nullable=False),
+        pa.field("masks", pa.list_(pa.struct(_CHAT_MASK_FIELDS)), nullable=False),  # all that messages name
+        pa.field("meta", pa.string()),  # JSON: expression, style, template
+    ],
+    metadata={"samtok_schema_version": str(SCHEMA_VERSION)},
+)
+"""One sample of a dialogue with an image: what an MLLM trains on, and what rewards and metrics need."""
+
 MASK_ROW = pa.schema(
     [
         pa.field("dataset", pa.string(), nullable=False),
@@ -80,7 +151,7 @@ MASK_ROW = pa.schema(
 
 REJECT_ROW = pa.schema(
     [
-        pa.field("stage", pa.string(), nullable=False),  # read, decode, tokenize, filter
+        pa.field("stage", pa.string(), nullable=False),  # read, decode, tokenize, filter, compose, load
         pa.field("dataset", pa.string(), nullable=False),
         pa.field(
             "row_id", pa.string(), nullable=False

@@ -1,0 +1,1 @@
+"""Mask words in multimodal language models: vocabulary, families, chats, grammar."""
