@@ -13,9 +13,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, distributed, nn
 
-from pipelines.tokenizer_training.config import OptimizerConfig
-from pipelines.tokenizer_training.engine import Engine, OptimizerState, PlainEngine
-from pipelines.tokenizer_training.engine_deepspeed import DeepSpeedEngine
+from pipelines.training.config import OptimizerConfig
+from pipelines.training.engine import Engine, OptimizerState, PlainEngine
+from pipelines.training.engine_deepspeed import DeepSpeedEngine
 from samtok.errors import ConfigError
 
 CONFIG = OptimizerConfig(lr=1e-2, clip_norm=1.0, weight_decay=0.05)

@@ -10,19 +10,17 @@ from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
 from pipelines import storage
-from pipelines.tokenizer_training.checkpoints import load_history
 from pipelines.tokenizer_training.config import (
-    CheckpointsConfig,
     EngineConfig,
-    OptimizerConfig,
     SamplingConfig,
     TrainTokenizerConfig,
     ValidationConfig,
-    WorkersConfig,
 )
 from pipelines.tokenizer_training.prepare import prepare, resolve
 from pipelines.tokenizer_training.presets import PRESETS
 from pipelines.tokenizer_training.worker import Task, train_worker
+from pipelines.training.checkpoints import load_history
+from pipelines.training.config import CheckpointsConfig, OptimizerConfig, WorkersConfig
 
 
 def short(

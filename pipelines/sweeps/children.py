@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pipelines import run as runs
 from pipelines import storage
 from pipelines.sweeps.config import EXPERIMENT
-from pipelines.tokenizer_training.checkpoints import load_history
 from pipelines.tokenizer_training.worker import RECORD_FILE, Task
 from pipelines.tracking import Tracker
+from pipelines.training.checkpoints import load_history
 
 CLOSED_FILE = "mlflow_closed.json"
 """Says that all of a trial is in MLflow, so that its curve is not logged twice."""

@@ -10,15 +10,14 @@ import tyro
 
 from pipelines.cli import FORBID_UNKNOWN, refuse_password
 from pipelines.tokenizer_training.config import (
-    CheckpointsConfig,
     EngineConfig,
     QuantizerFlags,
     StartConfig,
     TrainTokenizerConfig,
     ValidationConfig,
-    WorkersConfig,
 )
 from pipelines.tokenizer_training.presets import PRESETS as TRAINING
+from pipelines.training.config import CheckpointsConfig, WorkersConfig
 from samtok.config import QuantizerConfig
 from samtok.errors import ConfigError
 

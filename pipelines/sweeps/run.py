@@ -20,7 +20,7 @@ from pipelines.sweeps import report
 from pipelines.sweeps.children import Children
 from pipelines.sweeps.config import EXPERIMENT, STOPPED_FILE, SweepConfig
 from pipelines.tokenizer_training.prepare import prepare, resolve
-from pipelines.tokenizer_training.progress import Progress
+from pipelines.tokenizer_training.progress import progress_of
 from pipelines.tokenizer_training.run import train_on_ray
 from pipelines.tokenizer_training.trainee import architecture_of, check_quantize_from
 from pipelines.tokenizer_training.worker import RECORD_FILE, Task, train_worker
@@ -91,7 +91,7 @@ def _train_base(config: SweepConfig) -> str:
     if not storage.exists(storage.join(task.config.out, RECORD_FILE)):
         log.info("training the %d steps that all trials share", config.base_steps)
         tracker = Tracker("off", experiment="", home=task.config.out)
-        train_on_ray(task, Progress(task.config, tracker))
+        train_on_ray(task, progress_of(task.config, tracker))
     return storage.join(task.config.out, "final")
 
 

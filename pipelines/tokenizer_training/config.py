@@ -8,6 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipelines.cli import FORBID_UNKNOWN, refuse_password
+from pipelines.training.config import (
+    CheckpointsConfig,
+    OptimizerConfig,
+    WorkersConfig,
+    check_at_least,
+    check_share,
+)
 from samtok.config import PRESETS as ARCHITECTURES
 from samtok.config import QuantizerConfig
 from samtok.errors import ConfigError
@@ -15,16 +22,6 @@ from samtok.shapes import WorldConfig
 
 HELD_OUT_START = 1 << 30
 """Index of the first held-out scene; training uses indices below, so the two never meet."""
-
-
-def _at_least(flag: str, value: float, least: float) -> None:
-    if value < least:
-        raise ConfigError(f"--{flag} must be at least {least:g}, got {value:g}")
-
-
-def _share(flag: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ConfigError(f"--{flag} must be in [0, 1], got {value:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,40 +48,10 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         for name in ("bce", "dice", "commitment", "box"):
-            _at_least(f"loss.{name}", getattr(self, name), 0)
-        _at_least("loss.num-points", self.num_points, 1)
-        _at_least("loss.oversample", self.oversample, 1)
-        _share("loss.importance", self.importance)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW and its schedule: linear warm-up, then a cosine."""
-
-    __pydantic_config__ = FORBID_UNKNOWN
-
-    lr: float = 2e-3
-    """Highest learning rate."""
-    warmup_steps: int = 100
-    """Steps over which the rate rises from 0."""
-    final_lr_share: float = 0.02
-    """Share of the highest rate that is left at the last step."""
-    betas: tuple[float, float] = (0.9, 0.99)
-    """AdamW's decay rates."""
-    weight_decay: float = 0.01
-    """AdamW's decoupled weight decay."""
-    clip_norm: float = 1.0
-    """Largest norm of the gradient; longer ones are scaled down to it."""
-
-    def __post_init__(self) -> None:
-        _at_least("optimizer.lr", self.lr, 0)
-        _at_least("optimizer.warmup-steps", self.warmup_steps, 0)
-        _at_least("optimizer.weight-decay", self.weight_decay, 0)
-        _share("optimizer.final-lr-share", self.final_lr_share)
-        if self.clip_norm <= 0:
-            raise ConfigError(f"--optimizer.clip-norm must be above 0, got {self.clip_norm:g}")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"--optimizer.betas must be in [0, 1), got {self.betas}")
+            check_at_least(f"loss.{name}", getattr(self, name), 0)
+        check_at_least("loss.num-points", self.num_points, 1)
+        check_at_least("loss.oversample", self.oversample, 1)
+        check_share("loss.importance", self.importance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +123,7 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         for name in ("images_per_step", "masks_per_image", "min_area_px"):
-            _at_least(f"sampling.{name.replace('_', '-')}", getattr(self, name), 1)
+            check_at_least(f"sampling.{name.replace('_', '-')}", getattr(self, name), 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,35 +141,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         if self.images_per_micro_batch is not None:
-            _at_least("engine.images-per-micro-batch", self.images_per_micro_batch, 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkersConfig:
-    """Where training runs."""
-
-    __pydantic_config__ = FORBID_UNKNOWN
-
-    count: int = 1
-    """Workers of Ray Train; each has a share of every step."""
-    gpus: float | None = None
-    """GPUs per worker; 0 is the CPU. By default 1 if the driver's machine has one."""
-    cpus: float = 1.0
-    """CPUs per worker that Ray reserves."""
-    threads: int = 1
-    """Threads of each worker's arithmetic; with one, a run on CPUs repeats bit for bit."""
-    loaders: int = 0
-    """Processes per worker that read and prepare images; 0 does it in the worker."""
-    max_failures: int = 3
-    """Times that dead workers are replaced; each time training goes on from the last checkpoint."""
-    num_cpus: int | None = None
-    """Logical CPUs of a Ray that the job starts; by default the machine's, and at least enough."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("count", 1), ("threads", 1), ("loaders", 0), ("max_failures", 0), ("cpus", 0)):
-            _at_least(f"workers.{name.replace('_', '-')}", getattr(self, name), least)
-        if self.gpus not in (None, 0, 1):
-            raise ConfigError(f"--workers.gpus must be 0 or 1, got {self.gpus:g}: a worker drives one GPU")
+            check_at_least("engine.images-per-micro-batch", self.images_per_micro_batch, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,24 +163,8 @@ class ValidationConfig:
 
     def __post_init__(self) -> None:
         for name in ("every", "images", "final_images", "masks_per_image"):
-            _at_least(f"validation.{name.replace('_', '-')}", getattr(self, name), 1)
-        _at_least("validation.seed", self.seed, 0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointsConfig:
-    """What survives a kill."""
-
-    __pydantic_config__ = FORBID_UNKNOWN
-
-    every: int = 500
-    """Steps between checkpoints."""
-    keep: int = 2
-    """Newest checkpoints that are kept."""
-
-    def __post_init__(self) -> None:
-        _at_least("checkpoints.every", self.every, 1)
-        _at_least("checkpoints.keep", self.keep, 1)
+            check_at_least(f"validation.{name.replace('_', '-')}", getattr(self, name), 1)
+        check_at_least("validation.seed", self.seed, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,15 +204,15 @@ class TrainTokenizerConfig:
     """Latest embeddings that k-means sees."""
     loss: LossConfig = LossConfig()
     """Losses."""
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer and schedule."""
     engine: EngineConfig = EngineConfig()
     """Plain or DeepSpeed, micro-batches, precision."""
-    workers: WorkersConfig = WorkersConfig()
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
     """Workers and their resources."""
     validation: ValidationConfig = ValidationConfig()
     """Looks at held-out masks."""
-    checkpoints: CheckpointsConfig = CheckpointsConfig()
+    checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
     """Checkpoints."""
     max_bad_steps: int = 5
     """Steps in a row with a loss or gradient that is no number before the run fails; each is skipped."""
@@ -306,17 +229,17 @@ class TrainTokenizerConfig:
         if self.model not in ARCHITECTURES:
             raise ConfigError(f"--model must be one of {sorted(ARCHITECTURES)}, got {self.model!r}")
         for name in ("steps", "kmeans_samples", "max_bad_steps"):
-            _at_least(name.replace("_", "-"), getattr(self, name), 1)
-        _at_least("log-every-s", self.log_every_s, 0)
-        _at_least("seed", self.seed, 0)
+            check_at_least(name.replace("_", "-"), getattr(self, name), 1)
+        check_at_least("log-every-s", self.log_every_s, 0)
+        check_at_least("seed", self.seed, 0)
         refuse_password(self.tracking)
-        _share("quantize-from", self.quantize_from)
+        check_share("quantize-from", self.quantize_from)
         if self.quantize_from == 0 and self.start.tokenizer is None:
             raise ConfigError(
                 "--quantize-from 0 needs codebooks to begin with: give --start.tokenizer, or a share above 0"
             )
         if self.num_scenes is not None:
-            _at_least("num-scenes", self.num_scenes, 1)
+            check_at_least("num-scenes", self.num_scenes, 1)
         if bool(self.corpora) != bool(self.validation_corpora):
             raise ConfigError(
                 "--corpora and --validation-corpora go together: give both, or neither for synthetic scenes"

@@ -23,9 +23,9 @@ from torch.utils.data import DataLoader
 from pipelines.tokenizer_training.batch import Batch, MicroBatch, area_targets, build_batch, joined
 from pipelines.tokenizer_training.config import HELD_OUT_START, TrainTokenizerConfig
 from pipelines.tokenizer_training.corpus import Index, open_sources
-from pipelines.tokenizer_training.sampler import Mixture
 from pipelines.tokenizer_training.samples import Sample, Source, Unusable
 from pipelines.tokenizer_training.sources import SceneSource
+from pipelines.training.sampler import Mixture
 from samtok.config import MaskTokenizerConfig
 from samtok.errors import ClusterError, DataError, SamtokError
 

@@ -14,15 +14,16 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
-from pipelines.tokenizer_training.config import LossConfig, OptimizerConfig, TrainTokenizerConfig
+from pipelines.tokenizer_training.config import LossConfig, TrainTokenizerConfig
 from pipelines.tokenizer_training.data import Batch
-from pipelines.tokenizer_training.engine import Engine
 from pipelines.tokenizer_training.trainee import Trainee
+from pipelines.training import world
+from pipelines.training.engine import Engine
+from pipelines.training.schedule import learning_rate, mixed_seed
 from samtok.errors import SamtokError
 from samtok.losses import mask_losses
 from samtok.model.backbone import normalize
@@ -97,8 +98,8 @@ class Trainer:
             TrainingDiverged: If too many steps in a row were skipped.
         """
         step, device = self.progress.step, self.trainee.tokenizer.device
-        generator = torch.Generator().manual_seed(_mixed(self.config.seed, step))
-        torch.manual_seed(_mixed(self.config.seed, step, _rank()))  # a model may have dropout
+        generator = torch.Generator().manual_seed(mixed_seed(self.config.seed, step))
+        torch.manual_seed(mixed_seed(self.config.seed, step, world.rank()))  # a model may have dropout
         if step == self.config.quantization_step > 0:
             self._start_quantizer(generator)
         total = int(sum_over_ranks(torch.tensor(sum(map(len, batches)), device=device)))
@@ -160,7 +161,7 @@ class Trainer:
         rows = torch.cat(steps or [self.quantizer.cluster_size[:0]])[-self.config.kmeans_samples :]
         self.progress.recent.clear()
         try:
-            self.quantizer.start(rows if _rank() == 0 else rows[:0], generator)
+            self.quantizer.start(rows if world.rank() == 0 else rows[:0], generator)
         except ValueError as error:
             raise TrainingDiverged(
                 f"quantization cannot begin at step {self.progress.step}: {error}. Raise --quantize-from "
@@ -185,7 +186,7 @@ class Trainer:
 
     def restore_recent(self, steps: Sequence[tuple[Tensor, int]]) -> None:
         """Takes in what ``gathered_recent`` gave; the first worker keeps it for all."""
-        device, first = self.trainee.tokenizer.device, _rank() == 0
+        device, first = self.trainee.tokenizer.device, world.rank() == 0
         kept = [(z.to(device) if first else z[:0].to(device), count) for z, count in steps]
         self.progress.recent = deque(kept)
 
@@ -236,21 +237,3 @@ def perplexities(cluster_size: Float[Tensor, "book num_codes"]) -> dict[str, flo
     share = cluster_size / cluster_size.sum(dim=1, keepdim=True)
     entropy = -(share * share.clamp_min(1e-12).log()).sum(dim=1)
     return {f"perplexity_{book}": float(value.exp()) for book, value in enumerate(entropy)}
-
-
-def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
-    """Returns the rate of a step: it rises over the warm-up and falls along a cosine to the last step."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, steps - 1 - config.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-    return config.lr * (config.final_lr_share + (1 - config.final_lr_share) * cosine)
-
-
-def _mixed(*numbers: int) -> int:
-    """Returns a seed that differs wherever any of the numbers does."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _rank() -> int:
-    return distributed.get_rank() if distributed.is_initialized() else 0

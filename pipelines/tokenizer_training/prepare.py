@@ -16,12 +16,12 @@ import torch
 from pipelines import run as runs
 from pipelines import shards, storage
 from pipelines.ingestion.corpora import CorpusSpec
-from pipelines.tokenizer_training import checkpoints
 from pipelines.tokenizer_training.config import TrainTokenizerConfig
 from pipelines.tokenizer_training.corpus import Index, build_index
-from pipelines.tokenizer_training.sampler import check_weights
 from pipelines.tokenizer_training.trainee import architecture_of, check_quantize_from, freezes
 from pipelines.tokenizer_training.worker import RECORD_FILE, Task
+from pipelines.training import checkpoints
+from pipelines.training.sampler import check_weights
 from samtok import checkpoint
 from samtok.errors import ConfigError
 
@@ -143,7 +143,7 @@ def _has_begun(out: str) -> bool:
 def _deepspeed(config: TrainTokenizerConfig) -> Mapping[str, Any] | None:
     if config.engine.deepspeed is None:
         return None
-    from pipelines.tokenizer_training.engine_deepspeed import read_deepspeed_config
+    from pipelines.training.engine_deepspeed import read_deepspeed_config
 
     return read_deepspeed_config(config.engine.deepspeed)
 

@@ -5,16 +5,14 @@ import dataclasses
 import tyro
 
 from pipelines.tokenizer_training.config import (
-    CheckpointsConfig,
     EngineConfig,
     LossConfig,
-    OptimizerConfig,
     SamplingConfig,
     StartConfig,
     TrainTokenizerConfig,
     ValidationConfig,
-    WorkersConfig,
 )
+from pipelines.training.config import CheckpointsConfig, OptimizerConfig, WorkersConfig
 from samtok.shapes import WorldConfig
 
 # From SAM2 weights (paper, section 2.1 and appendix B): AdamW at 4e-5, 1024 masks a step, losses 1:1. An

@@ -7,17 +7,14 @@ their share of every step, and the first one writes.
 import dataclasses
 import json
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import distributed
 
-from pipelines import schema, shards, storage
-from pipelines.tokenizer_training import checkpoints
-from pipelines.tokenizer_training.checkpoints import Checkpoint
+from pipelines import storage
 from pipelines.tokenizer_training.config import TrainTokenizerConfig
 from pipelines.tokenizer_training.corpus import Index
 from pipelines.tokenizer_training.data import (
@@ -27,17 +24,19 @@ from pipelines.tokenizer_training.data import (
     training_sources,
     validation_sources,
 )
-from pipelines.tokenizer_training.engine import Engine, PlainEngine
 from pipelines.tokenizer_training.evaluate import Validation, validate
+from pipelines.tokenizer_training.export import export
 from pipelines.tokenizer_training.loop import Trainer
-from pipelines.tokenizer_training.sampler import Mixture
 from pipelines.tokenizer_training.trainee import Trainee, build_trainee
+from pipelines.training import checkpoints, world
+from pipelines.training.checkpoints import Checkpoint
+from pipelines.training.engine import Engine, PlainEngine
+from pipelines.training.fit import Tell
+from pipelines.training.journal import Journal
+from pipelines.training.sampler import Mixture
 from samtok.errors import CheckpointError
 
 RECORD_FILE = "record.json"
-
-Tell = Callable[[str, Mapping[str, Any]], None]
-"""Hears what happens: ``step``, ``validation``, ``checkpoint`` or ``resumed``, with numbers."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +60,6 @@ class Tally:
     validations: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] | None = None
     final: dict[str, Any] | None = None
-    rejects: dict[str, int] = field(default_factory=dict)
-    history: list[str] = field(default_factory=list)
-    reject_files: list[str] = field(default_factory=list)
     masks: int = 0
     train_s: float = 0.0
     train_cpu_s: float = 0.0
@@ -91,9 +87,7 @@ class Worker:
     def __init__(self, task: Task, tell: Tell, device: torch.device) -> None:
         config = task.config
         self.task, self.config, self.tell, self.out = task, config, tell, config.out
-        initialised = distributed.is_initialized()
-        self.rank = distributed.get_rank() if initialised else 0
-        self.world = distributed.get_world_size() if initialised else 1
+        self.rank, self.world = world.rank(), world.size()
         self.trainee = build_trainee(config).to(device)
         self.tokenizer = self.trainee.tokenizer
         if config.engine.precision == "bfloat16":
@@ -102,9 +96,7 @@ class Worker:
         self.trainer = Trainer(self.trainee, _engine(self.trainee, task), config)
         self.sources = training_sources(config, task.training_index)
         self.held_out = validation_sources(config, task.validation_index)
-        self.tally = Tally()
-        self._rows: list[dict[str, float]] = []
-        self._rejects: list[dict[str, Any]] = []
+        self.tally, self.journal = Tally(), Journal(config.out)
 
     def run(self) -> None:
         """Goes through all steps that are left."""
@@ -132,11 +124,10 @@ class Worker:
         return [None] * len(self.sources) if index is None else [entry.weight for entry in index.corpora]
 
     def _note(self, metrics: dict[str, float], batches: Sequence[MicroBatch], seconds: float) -> None:
-        self._rejects += [entry for micro in batches for entry in micro.rejects]
         metrics["images"] = self.config.sampling.images_per_step
         self.tally.masks += int(metrics["masks"])
+        self.journal.add(metrics, [entry for micro in batches for entry in micro.rejects])
         if self.rank == 0:
-            self._rows.append(metrics)
             self.tell("step", {**metrics, "seconds": seconds, "masks_so_far": self.tally.masks})
 
     def _look_and_save(self) -> None:
@@ -180,20 +171,16 @@ class Worker:
     def _export(self, name: str, facts: Mapping[str, Any]) -> None:
         if self.rank == 0:
             lineage = {**self.task.lineage, "run": self.out, **facts}
-            checkpoints.export(self.tokenizer, storage.join(self.out, name), lineage)
+            export(self.tokenizer, storage.join(self.out, name), lineage)
 
     # ---------------------------------------------------------------- checkpoints
 
     def _save(self) -> None:
         progress = self.trainer.progress
-        rejects = _gathered(self._rejects)
-        self._rejects = []
+        self.journal.write(progress.step)
         optimizer, recent = self.trainer.engine.optimizer_state(), self.trainer.gathered_recent()
         if self.rank != 0:
             return
-        self.tally.history.append(checkpoints.save_segment(self.out, self._rows))
-        self._rows = []
-        self._add_rejects(rejects, progress.step)
         body = {
             "step": progress.step,
             "draws": progress.step * self.config.sampling.images_per_step,
@@ -203,25 +190,19 @@ class Worker:
             "seed": self.config.seed,
             "workers": self.world,
             "lineage": dict(self.task.lineage),
+            "recent_counts": [count for _, count in recent],
             "tally": dataclasses.asdict(self.tally),
+            "journal": self.journal.state(),
         }
-        checkpoints.save(self.out, Checkpoint(self.trainee.state_dict(), optimizer, recent, body))
+        extra = {f"{i:08d}": z for i, (z, _) in enumerate(recent)}
+        checkpoints.save(self.out, Checkpoint(self.trainee.state_dict(), optimizer, extra, body))
         checkpoints.drop_old(self.out, self.config.checkpoints.keep)
         self.tell("checkpoint", {"step": progress.step})
-
-    def _add_rejects(self, rejects: list[dict[str, Any]], step: int) -> None:
-        counts = Counter(self.tally.rejects) + Counter(entry["reason"] for entry in rejects)
-        self.tally.rejects = dict(counts)
-        if rejects:
-            name = f"rejects/{step:08d}.parquet"
-            table = schema.table(rejects, schema.REJECT_ROW)
-            storage.write_bytes(storage.join(self.out, name), shards.parquet_bytes(table))
-            self.tally.reject_files.append(name)
 
     def _resume(self) -> None:
         """Goes to the last checkpoint if there is one; the first worker says which."""
         found = checkpoints.steps(self.out) if self.rank == 0 else []
-        (step,) = _from_first([found[-1] if found else None])
+        step = world.from_first(found[-1] if found else None)
         if step is None:
             return
         saved = checkpoints.load(self.out, step)
@@ -232,11 +213,13 @@ class Worker:
             )
         checkpoints.load_module(self.trainee, saved.model, f"{step} of {self.out}")
         self.trainer.engine.load_optimizer_state(saved.optimizer)
-        self.trainer.restore_recent(saved.recent)
+        recent = [saved.extra[name] for name in sorted(saved.extra)]
+        self.trainer.restore_recent(list(zip(recent, saved.body["recent_counts"], strict=True)))
         progress = self.trainer.progress
         progress.step = step
         progress.bad_in_a_row, progress.skipped = saved.body["bad_in_a_row"], saved.body["skipped"]
         self.tally = Tally(**saved.body["tally"])
+        self.journal.restore(saved.body["journal"])
         if self.rank == 0:
             self.tell("resumed", {"step": step, "masks_so_far": self.tally.masks})
 
@@ -249,9 +232,7 @@ class Worker:
             "final": tally.final,
             "best": tally.best,
             "validations": tally.validations,
-            "history": tally.history,
-            "rejects": tally.rejects,
-            "reject_files": tally.reject_files,
+            **self.journal.state(),
             "skipped_steps": self.trainer.progress.skipped,
             "workers": self.world,
             "parameters": sum(p.numel() for p in self.tokenizer.parameters()),
@@ -279,21 +260,6 @@ def write_record(out: str, record: Mapping[str, Any]) -> None:
 def _engine(trainee: Trainee, task: Task) -> Engine:
     if task.deepspeed is None:
         return PlainEngine(trainee, task.config.optimizer)
-    from pipelines.tokenizer_training.engine_deepspeed import DeepSpeedEngine  # loads DeepSpeed
+    from pipelines.training.engine_deepspeed import DeepSpeedEngine  # loads DeepSpeed
 
     return DeepSpeedEngine(trainee, task.config.optimizer, task.deepspeed)
-
-
-def _gathered(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the entries of all workers on the first one."""
-    if not distributed.is_initialized() or distributed.get_world_size() == 1:
-        return entries
-    parts: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(parts, entries)
-    return [entry for part in parts for entry in part]
-
-
-def _from_first(values: list[Any]) -> list[Any]:
-    if distributed.is_initialized() and distributed.get_world_size() > 1:
-        distributed.broadcast_object_list(values, src=0)
-    return values

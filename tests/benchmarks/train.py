@@ -21,9 +21,9 @@ import torch
 from pipelines.tokenizer_training.batch import Batch, build_batch
 from pipelines.tokenizer_training.config import EngineConfig, TrainTokenizerConfig
 from pipelines.tokenizer_training.data import mask_keys
-from pipelines.tokenizer_training.engine import PlainEngine
 from pipelines.tokenizer_training.loop import Trainer
 from pipelines.tokenizer_training.trainee import architecture_of, build_trainee
+from pipelines.training.engine import PlainEngine
 
 
 def main() -> int:

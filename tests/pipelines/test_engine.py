@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pipelines.tokenizer_training.config import OptimizerConfig
-from pipelines.tokenizer_training.engine import Engine, OptimizerState, PlainEngine, buckets
-from pipelines.tokenizer_training.engine_deepspeed import read_deepspeed_config
+from pipelines.training.config import OptimizerConfig
+from pipelines.training.engine import Engine, OptimizerState, PlainEngine, buckets
+from pipelines.training.engine_deepspeed import read_deepspeed_config
 from samtok.errors import CheckpointError, ConfigError
 
 RATE = 1e-2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.tokenizer_training import checkpoints
+from pipelines.training import checkpoints
 from tests.jobs import Job, job, run_job
 from tests.ray_head import RayHead
 from tests.training import curve_of, record_of, short, train, weights_of

@@ -4,7 +4,7 @@ import pytest
 
 from pipelines import run as runs
 from pipelines import storage
-from pipelines.tokenizer_training import checkpoints
+from pipelines.training import checkpoints
 from samtok.model.tokenizer import MaskTokenizer
 from tests.jobs import job, run_job
 from tests.training import curve_of, record_of, short, train, weights_of

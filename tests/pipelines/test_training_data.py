@@ -19,7 +19,6 @@ from pipelines.tokenizer_training.config import (
     SamplingConfig,
     TrainTokenizerConfig,
     ValidationConfig,
-    WorkersConfig,
 )
 from pipelines.tokenizer_training.data import (
     StepLoader,
@@ -28,8 +27,9 @@ from pipelines.tokenizer_training.data import (
     training_sources,
     validation_sources,
 )
-from pipelines.tokenizer_training.sampler import Mixture
 from pipelines.tokenizer_training.samples import Sample, Unusable
+from pipelines.training.config import WorkersConfig
+from pipelines.training.sampler import Mixture
 from samtok.config import PRESETS
 from samtok.errors import ClusterError, ConfigError, DataError, SamtokError, StorageError
 from samtok.shapes import WorldConfig, make_scene

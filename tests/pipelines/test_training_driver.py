@@ -4,8 +4,9 @@ import pytest
 
 from pipelines.tokenizer_training.config import EngineConfig
 from pipelines.tokenizer_training.prepare import dry_run, prepare, resolve
-from pipelines.tokenizer_training.progress import Progress
-from pipelines.tokenizer_training.run import Board
+from pipelines.tokenizer_training.progress import progress_of as build_progress
+from pipelines.training.fit import Board
+from pipelines.training.progress import Progress
 from samtok.errors import ConfigError, DataError
 from tests import corpora
 from tests.training import short, train
@@ -27,7 +28,7 @@ def step(number: int, **more: float) -> tuple[str, dict[str, float]]:
 
 
 def progress_of(tmp_path, clock: list[float]) -> Progress:
-    return Progress(short(tmp_path), Log(), clock=lambda: clock[0])  # type: ignore[arg-type]
+    return build_progress(short(tmp_path), Log(), clock=lambda: clock[0])  # type: ignore[arg-type]
 
 
 def test_a_line_has_the_means_since_the_last_one_and_the_time_that_is_left(tmp_path, lines):

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, distributed, nn
 
-from pipelines.tokenizer_training.config import OptimizerConfig
+from pipelines.training.config import OptimizerConfig
 from samtok.errors import CheckpointError
 
 _BUCKET_BYTES = 64 << 20

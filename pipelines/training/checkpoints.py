@@ -22,14 +22,13 @@ from torch import Tensor
 
 from pipelines import storage
 from pipelines.storage import NotFoundError
-from pipelines.tokenizer_training.engine import OptimizerState
+from pipelines.training.engine import OptimizerState
 from samtok.errors import CheckpointError
-from samtok.model.tokenizer import MaskTokenizer
 
 log = logging.getLogger(__name__)
 
 STATE_FILE = "state.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass
@@ -37,17 +36,17 @@ class Checkpoint:
     """All that a run needs to go on.
 
     Attributes:
-        model: State of the trainee.
+        model: State of what is trained, whole, by name.
         optimizer: Its optimizer's.
-        recent: Embeddings of the latest steps of all workers with their number, before quantization began.
-        body: The rest, as JSON: ``step`` (steps done), ``draws`` (the sampler's cursor: images drawn),
-            ``seed``, ``bad_in_a_row``, ``skipped``, ``workers``, ``fingerprint``, ``lineage`` (with the
-            MLflow run), and the ``tally`` of validations, rejects, times and the curve's segments.
+        extra: Other tensors that the kind of training needs; lists are keyed ``00000000`` and up.
+        body: The rest, as JSON: ``step`` (steps done), ``draws`` (the sampler's cursor), ``seed``,
+            ``bad_in_a_row``, ``skipped``, ``workers``, ``fingerprint``, ``lineage`` (with the MLflow
+            run), and what was gathered so far: validations, rejects, times, the curve's segments.
     """
 
     model: dict[str, Tensor]
     optimizer: OptimizerState
-    recent: list[tuple[Tensor, int]] = field(default_factory=list)
+    extra: dict[str, Tensor] = field(default_factory=dict)
     body: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -64,11 +63,10 @@ def save(out: str, checkpoint: Checkpoint) -> None:
         for name, pair in checkpoint.optimizer.moments.items()
         for part, moment in zip(("exp_avg", "exp_avg_sq"), pair, strict=True)
     }
-    recent = {f"{i:08d}": z for i, (z, _) in enumerate(checkpoint.recent)}
     files = {
         "model.safetensors": checkpoint.model,
         "optimizer.safetensors": moments,
-        "recent.safetensors": recent,
+        "extra.safetensors": checkpoint.extra,
     }
     digests = {}
     for name, tensors in files.items():
@@ -79,7 +77,6 @@ def save(out: str, checkpoint: Checkpoint) -> None:
         **checkpoint.body,
         "format_version": FORMAT_VERSION,
         "optimizer_steps": checkpoint.optimizer.steps,
-        "recent_counts": [count for _, count in checkpoint.recent],
         "files": digests,
     }
     storage.write_bytes(storage.join(folder, STATE_FILE), json.dumps(body, indent=1).encode())
@@ -104,14 +101,13 @@ def load(out: str, step: int) -> Checkpoint:
             f"{folder} has format version {body.get('format_version')!r}, this release reads "
             f"{FORMAT_VERSION}. Go on with the release that wrote it, or choose another --out."
         )
-    model, moments, recent = (
+    model, moments, extra = (
         _tensors(folder, name, body["files"][name])
-        for name in ("model.safetensors", "optimizer.safetensors", "recent.safetensors")
+        for name in ("model.safetensors", "optimizer.safetensors", "extra.safetensors")
     )
     names = [name.removesuffix(".exp_avg") for name in moments if name.endswith(".exp_avg")]
     pairs = {name: (moments[f"{name}.exp_avg"], moments[f"{name}.exp_avg_sq"]) for name in names}
-    kept = [(recent[f"{i:08d}"], count) for i, count in enumerate(body["recent_counts"])]
-    return Checkpoint(model, OptimizerState(body["optimizer_steps"], pairs), kept, body)
+    return Checkpoint(model, OptimizerState(body["optimizer_steps"], pairs), extra, body)
 
 
 def _tensors(folder: str, name: str, digest: str) -> dict[str, Tensor]:
@@ -148,8 +144,8 @@ def load_module(module: torch.nn.Module, state: Mapping[str, Tensor], where: str
     if odd:
         raise CheckpointError(
             f"the checkpoint {where} is of another architecture: {', '.join(odd[:3])}"
-            f"{f' and {len(odd) - 3} more' if len(odd) > 3 else ''} differ. Use the --model, --quantizer and "
-            "--loss.box of its run, or another --out."
+            f"{f' and {len(odd) - 3} more' if len(odd) > 3 else ''} differ. Use the settings in its run's "
+            "config.json, or another --out."
         )
     module.load_state_dict(dict(state))
 
@@ -169,21 +165,6 @@ def load_history(out: str, segments: Sequence[str]) -> list[dict[str, Any]]:
     """Reads the metrics of all steps in the segments that a checkpoint names."""
     texts = [storage.read_bytes(storage.join(out, name)).decode() for name in segments]
     return [json.loads(line) for text in texts for line in text.splitlines()]
-
-
-# ---------------------------------------------------------------- export
-
-
-def export(tokenizer: MaskTokenizer, uri: str, lineage: Mapping[str, Any]) -> str:
-    """Writes a tokenizer that ``from_pretrained`` reads, with its lineage; returns the weights' SHA-256."""
-    from samtok.checkpoint import WEIGHTS_FILE, pretrained_files
-
-    files = pretrained_files(tokenizer)
-    digest = hashlib.sha256(files[WEIGHTS_FILE]).hexdigest()
-    body = json.dumps({**lineage, "weights_sha256": digest}, indent=2) + "\n"
-    for name, data in {"lineage.json": body.encode(), **files}.items():  # the config is the last of them
-        storage.write_bytes(storage.join(uri, name), data)
-    return digest
 
 
 def _folder(out: str, step: int) -> str:

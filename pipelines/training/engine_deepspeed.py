@@ -27,8 +27,8 @@ from jaxtyping import Float
 from torch import Tensor, distributed, nn
 
 from pipelines import env, storage
-from pipelines.tokenizer_training.config import OptimizerConfig
-from pipelines.tokenizer_training.engine import OptimizerState, check_moments
+from pipelines.training.config import OptimizerConfig
+from pipelines.training.engine import OptimizerState, check_moments
 from samtok.errors import ConfigError, DataError
 
 _ROOT = Path(__file__).resolve().parents[2]

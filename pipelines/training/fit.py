@@ -1,0 +1,191 @@
+"""Runs training workers on Ray Train.
+
+Ray Train starts the workers, joins them into a process group and replaces dead ones; workers find the last
+checkpoint in the run's own folder (``checkpoints``). They tell a small actor what happens, and the driver,
+which alone shows progress and talks to MLflow, listens to it.
+"""
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from pipelines import run as runs
+from pipelines import storage
+from pipelines.cluster import session
+from pipelines.training.config import WorkersConfig
+from samtok.errors import ClusterError, SamtokError
+
+log = logging.getLogger(__name__)
+
+LISTEN_EVERY_S = 0.5
+
+Event = tuple[str, Mapping[str, Any]]
+Tell = Callable[[str, Mapping[str, Any]], None]
+"""Hears what happens: ``step``, ``validation``, ``checkpoint`` or ``resumed``, with numbers."""
+
+Work = Callable[[Any, Tell, Any], None]
+"""What a worker does: (task, tell, device). A function of a module, so that workers can import it."""
+
+
+class Board:
+    """Where workers write and the driver reads; lives in an actor of its own."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.error: SamtokError | None = None
+
+    def tell(self, kind: str, body: Mapping[str, Any]) -> None:
+        """Adds an event."""
+        self.events.append((kind, body))
+
+    def take(self) -> list[Event]:
+        """Hands over the events since the last time."""
+        events, self.events = self.events, []
+        return events
+
+    def fail(self, error: SamtokError) -> None:
+        """Keeps the first error that no restart can mend."""
+        self.error = self.error or error
+
+    def failure(self) -> SamtokError | None:
+        """Returns that error."""
+        return self.error
+
+
+@dataclass(frozen=True)
+class _Arguments:
+    work: Work
+    task: Any
+    use_gpu: bool
+    board: Any
+
+
+def fit_on_ray(
+    work: Work,
+    task: Any,
+    *,
+    out: str,
+    workers: WorkersConfig,
+    hear: Callable[[Sequence[Event]], None],
+    memory_flag: str,
+) -> None:
+    """Trains on Ray Train's workers; returns when the run is complete.
+
+    Args:
+        work: Runs in every worker; an error of our family that it raises ends the run at once.
+        task: What it is given; picklable.
+        out: Folder of the run.
+        workers: How many, and what each of them holds.
+        hear: Is called here, in one thread, with what workers told since the last time.
+        memory_flag: The flag that lowers a worker's memory, for messages.
+
+    Raises:
+        ClusterError: If the cluster is too small, or workers died more often than ``--workers.max-failures``.
+        SamtokError: What a worker raised.
+    """
+    cpus = workers.count * workers.cpus
+    with session(num_cpus=workers.num_cpus, at_least_cpus=cpus + 1) as cluster:
+        cluster.require(cpus=cpus, gpus=workers.count * (workers.gpus or 0))
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor: Any = ray.remote(num_cpus=0)(Board)
+        board = actor.options(scheduling_strategy=here).remote()  # so it lives as long as the driver
+        log.info("%d workers on %s", workers.count, "GPUs" if workers.gpus else "CPUs")
+        with _listening(board, hear):
+            _fit(_Arguments(work, task, bool(workers.gpus), board), out, workers, memory_flag)
+
+
+def _fit(arguments: _Arguments, out: str, workers: WorkersConfig, memory_flag: str) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # what went wrong is told by us
+    folder = storage.join(out, "ray")
+    trainer = TorchTrainer(
+        _on_worker,
+        train_loop_config={"arguments": arguments},
+        torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=workers.count,
+            use_gpu=bool(workers.gpus),
+            resources_per_worker={"CPU": workers.cpus} | ({"GPU": 1} if workers.gpus else {}),
+        ),
+        run_config=RunConfig(
+            name=f"attempt-{time.time_ns()}",  # a fresh one: what is done is ours to know, not Ray's
+            storage_path=folder,
+            failure_config=FailureConfig(max_failures=workers.max_failures),
+        ),
+    )
+    interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit()
+    except SystemExit as error:  # Ray's answer to Ctrl-C
+        raise KeyboardInterrupt from error
+    except TrainingFailedError as error:
+        _raise_told(arguments.board)
+        raise ClusterError(
+            f"workers died {workers.max_failures + 1} times. The last time: {runs.last_line(error)}. "
+            "Checkpoints are kept: the same command goes on from the last one. If memory is short, lower "
+            f"--{memory_flag}; raise --workers.max-failures for unstable nodes."
+        ) from error
+    finally:
+        signal.signal(signal.SIGINT, interrupt)  # Ray leaves its own behind
+    _raise_told(arguments.board)
+    storage.delete_folder(folder)
+
+
+def _on_worker(loop_config: dict[str, Any]) -> None:
+    """Runs in every worker. An error of our family is told to the driver: a restart would meet it again."""
+    import ray
+    import ray.train.torch
+
+    arguments: _Arguments = loop_config["arguments"]
+    board = arguments.board
+    if ray.get(board.failure.remote(), timeout=60) is not None:
+        return
+    device = ray.train.torch.get_device() if arguments.use_gpu else "cpu"
+    try:
+        arguments.work(arguments.task, lambda kind, body: board.tell.remote(kind, dict(body)), device)
+    except ClusterError:
+        raise  # a lost process, say: another start may do better
+    except SamtokError as error:
+        ray.get(board.fail.remote(error), timeout=60)
+        raise
+
+
+def _raise_told(board: Any) -> None:
+    import ray
+
+    error = cast(SamtokError | None, ray.get(board.failure.remote(), timeout=60))
+    if error is not None:
+        raise error
+
+
+@contextlib.contextmanager
+def _listening(board: Any, hear: Callable[[Sequence[Event]], None]) -> Iterator[None]:
+    """Passes events on while the block runs, and what is left at its end."""
+    import ray
+    from ray.exceptions import GetTimeoutError
+
+    done = threading.Event()
+
+    def listen() -> None:
+        while not done.wait(LISTEN_EVERY_S):
+            with contextlib.suppress(GetTimeoutError):  # a busy machine; what was told comes the next time
+                hear(ray.get(board.take.remote(), timeout=60))
+
+    thread = threading.Thread(target=listen, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=120)
+        hear(ray.get(board.take.remote(), timeout=60))

@@ -1,0 +1,39 @@
+"""The workers of a run seen from one of them. All calls but ``rank`` and ``size`` are collective."""
+
+from typing import Any
+
+from torch import distributed
+
+
+def rank() -> int:
+    """Returns the number of this worker, from 0."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def size() -> int:
+    """Returns how many workers there are."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def gathered(entries: list[Any]) -> list[Any]:
+    """Returns the entries of all workers, in their order, on every one of them."""
+    if size() == 1:
+        return entries
+    parts: list[Any] = [None] * size()
+    distributed.all_gather_object(parts, entries)
+    return [entry for part in parts for entry in part]
+
+
+def from_first(value: Any) -> Any:
+    """Returns what the first worker has."""
+    values = [value]
+    if size() > 1:
+        distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def require_no_error(error: Exception | None) -> None:
+    """Raises the first error of any worker on all of them, so that none is left waiting for the others."""
+    for found in gathered([error]):
+        if found is not None:
+            raise found
