@@ -1,18 +1,23 @@
 """Synthetic scenes with exact masks and true sentences: the corpus that needs no download."""
 
 from samtok.shapes.drawing import KINDS, PALETTE
-from samtok.shapes.language import PREDICATES, grounded_caption, referring_expressions, relations
+from samtok.shapes.language import PREDICATES, description, grounded_caption, relations
 from samtok.shapes.outline import trace_outline
+from samtok.shapes.referring import FAMILIES, Expression, Family, referring_expressions
 from samtok.shapes.world import WORLD_VERSION, Scene, ShapeObject, WorldConfig, make_scene
 
 __all__ = [
+    "FAMILIES",
     "KINDS",
     "PALETTE",
     "PREDICATES",
     "WORLD_VERSION",
+    "Expression",
+    "Family",
     "Scene",
     "ShapeObject",
     "WorldConfig",
+    "description",
     "grounded_caption",
     "make_scene",
     "referring_expressions",

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from hashlib import sha256
 from itertools import pairwise, product
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import samtok
 from samtok import masks
 from samtok.shapes import (
+    FAMILIES,
     KINDS,
     PALETTE,
     PREDICATES,
@@ -273,10 +275,14 @@ def evaluate(scene, text, *, slack_px, boundary):
     return found["article"], tuple(sorted(targets))
 
 
+def every_expression(scene):
+    return referring_expressions(scene, np.random.default_rng(scene.index), single=50, multi=50, none=50)
+
+
 def test_expressions_are_true_for_strict_and_for_generous_readers():
     count = 0
     for scene in SCENES:
-        for text, targets in referring_expressions(scene, np.random.default_rng(scene.index), per_count=50):
+        for text, targets, _ in every_expression(scene):
             for slack_px, boundary in ((0.0, 0.41), (0.07 * 64, 0.49)):
                 article, expected = evaluate(scene, text, slack_px=slack_px, boundary=boundary)
                 assert targets == expected, (scene.index, text)
@@ -289,10 +295,10 @@ def test_expressions_are_true_for_strict_and_for_generous_readers():
 def test_expressions_cover_one_several_and_no_targets_with_distinct_texts():
     drawn = [referring_expressions(scene, np.random.default_rng(0)) for scene in SCENES]
     for expressions in drawn:
-        assert len({text for text, _ in expressions}) == len(expressions) <= 6
-    counts = [min(len(targets), 2) for expressions in drawn for _, targets in expressions]
+        assert len({made.text for made in expressions}) == len(expressions) <= 6
+    counts = [min(len(targets), 2) for expressions in drawn for _, targets, _ in expressions]
     assert counts.count(0) == 120 and counts.count(1) >= 110 and counts.count(2) >= 80
-    texts = " ".join(text for expressions in drawn for text, _ in expressions)
+    texts = " ".join(made.text for expressions in drawn for made in expressions)
     for words in ("all red shapes", "everything left of the", "most ", "at the top", "above the"):
         assert words in texts
 
@@ -303,11 +309,74 @@ def test_expressions_are_repeated_by_the_same_generator_and_varied_by_another():
     assert first == again != other
 
 
+def test_tags_say_how_many_are_meant_and_which_word_tells_them_apart():
+    seen = Counter()
+    for scene in SCENES[:30]:
+        for text, targets, tags in every_expression(scene):
+            assert tags[0] == ("none", "single", "multi")[min(len(targets), 2)]
+            weaker = {
+                "shape_only": re.sub(KIND, "shape", text, count=1),
+                "colour_only": re.sub(f"({COLOUR}) ", "", text, count=1),
+            }
+            if len(targets) == 1 and "most " not in text and not re.search("left|right|above|below", text):
+                meant = {
+                    tag: evaluate(scene, weak, slack_px=0, boundary=0.4)[1] for tag, weak in weaker.items()
+                }
+                assert tags[1:] == tuple(tag for tag, others in meant.items() if others != targets), text
+            elif len(targets) != 1:
+                assert tags[1:] == ()
+            seen.update(tags)
+    assert min(seen[tag] for tag in ("none", "single", "multi", "shape_only", "colour_only")) > 50
+
+
+def test_a_word_that_only_the_other_shape_lacks_is_the_one_that_tells_them_apart():
+    world = WorldConfig.square(64, min_objects=2, max_objects=2, colours=("red", "blue"))
+    for scene in (make_scene(9, index, world) for index in range(60)):
+        kinds, colours = ({getattr(s, key) for s in scene.objects} for key in ("kind", "colour"))
+        made = {one.text: one.tags for one in every_expression(scene)}
+        for shape in scene.objects:
+            if (len(kinds), len(colours)) == (2, 1):
+                assert made[f"the {shape.colour} {shape.kind}"] == ("single", "shape_only")
+                assert made[f"the {shape.kind}"] == ("single", "shape_only")
+            if (len(kinds), len(colours)) == (1, 2):
+                assert made[f"the {shape.colour} {shape.kind}"] == ("single", "colour_only")
+
+
+def test_an_extreme_needs_its_kind_where_another_shape_is_farther_out():
+    pattern = re.compile(rf"the (\w+)most {noun('')}")
+    found = 0
+    for scene in SCENES:
+        at = extents(scene)
+        for text, targets, tags in every_expression(scene):
+            said = pattern.fullmatch(text)
+            if said:
+                axis, sign = AXES[said[1]]
+                weaker = pattern.fullmatch(text.replace(said["kind"], "shape"))
+                lead = [sign * (at[targets[0]][axis] - at[i][axis]) for i in named(scene, weaker)]
+                assert ("shape_only" in tags) == (max(lead) > 0.08 * 64), text
+                found += "shape_only" in tags
+    assert found > 20
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_and_numbers_of_expressions_can_be_chosen(family):
+    for scene in SCENES:
+        made = referring_expressions(
+            scene, np.random.default_rng(0), single=3, multi=0, none=1, families=(family,)
+        )
+        counts = Counter(one.tags[0] for one in made)
+        assert counts["single"] <= 3 and counts["none"] <= 1 and "multi" not in counts
+        for text, *_ in made:
+            found = EXPRESSION.fullmatch(text)
+            said = {"places": found["place"], "extremes": found["extreme"], "beside": found["side"]}
+            assert [name for name, word in said.items() if word] == [family] * (family != "attributes")
+
+
 def test_a_small_world_speaks_of_its_own_words_only():
     world = WorldConfig.square(64, kinds=("circle", "star"), colours=("red", "blue"))
     for index in range(20):
         scene = make_scene(0, index, world)
-        for text, _ in referring_expressions(scene, np.random.default_rng(index), per_count=20):
+        for text, _, _ in every_expression(scene):
             assert not re.search("ring|square|cross|green|white|yellow", text)
 
 
