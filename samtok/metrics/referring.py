@@ -1,0 +1,311 @@
+"""Referring segmentation: GRES, RES and REC@0.5, from pixel counts and boxes of predictions.
+
+Each metric has two modes. "official" gives the numbers of the public evaluators, whose rules and quirks are
+named at the functions; samples without a prediction (an image that does not load) are left out of it, as
+there. "strict" has no quirks, and such a sample counts as wrong. Sources: github.com/bytedance/Sa2VA,
+projects/samtok/evaluation and projects/sa2va/evaluation; github.com/henghuiding/ReLA; for the keyed mean
+github.com/Gorilla-Lab-SCUT/PaDT. Pixels are counted in int64, where the official GRES script adds float32.
+
+All results are shares in [0, 1], or None where nothing of the kind was there. Loads numpy only.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from samtok import masks
+
+Mode = Literal["official", "strict"]
+MODES: tuple[Mode, ...] = ("strict", "official")
+
+HIT_IOU = 0.5
+"""Least IoU of boxes that is a hit, itself included."""
+
+_Mask = Bool[np.ndarray, "_height _width"]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What was predicted for questions, one entry per question.
+
+    Attributes:
+        intersection_px: Pixels in both masks.
+        predicted_px: Pixels of the predicted mask; 0 says that there is no target.
+        target_px: Pixels of the true mask; 0 if there is no target.
+        predicted_box: ``x0, y0, x1, y1`` of the predicted mask, far side included; anything if it is empty.
+        target_box: The same of the true mask.
+        skipped: Nothing could be predicted; the other entries of the prediction are 0 then.
+        keys: ``{image_id}_{phrase}``, by which the keyed mean joins samples.
+        annotated_box: ``x0, y0, x1, y1`` in pixels as the dataset states it, far side excluded; None if it
+            is not known.
+    """
+
+    intersection_px: Int[np.ndarray, " sample"]
+    predicted_px: Int[np.ndarray, " sample"]
+    target_px: Int[np.ndarray, " sample"]
+    predicted_box: Int[np.ndarray, "sample 4"]
+    target_box: Int[np.ndarray, "sample 4"]
+    skipped: Bool[np.ndarray, " sample"]
+    keys: tuple[str, ...]
+    annotated_box: Float[np.ndarray, "sample 4"] | None = None
+
+    @classmethod
+    def of_masks(
+        cls, pairs: Iterable[tuple[_Mask, _Mask | None]], keys: Sequence[str] | None = None
+    ) -> "Samples":
+        """Counts pairs of a true and a predicted mask; None as prediction is a skipped sample.
+
+        Raises:
+            ValueError: If the masks of a pair have different sizes.
+        """
+        rows = [_row(target, predicted) for target, predicted in pairs]
+        numbers = np.array([row[0] for row in rows], np.int64).reshape(len(rows), 3)
+        boxes = np.array([row[1] for row in rows], np.int64).reshape(len(rows), 2, 4)
+        return cls(
+            intersection_px=numbers[:, 0],
+            predicted_px=numbers[:, 1],
+            target_px=numbers[:, 2],
+            predicted_box=boxes[:, 0],
+            target_box=boxes[:, 1],
+            skipped=np.array([row[2] for row in rows], bool),
+            keys=tuple(keys) if keys is not None else tuple(str(i) for i in range(len(rows))),
+        )
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.target_px)
+
+    @property
+    def union_px(self) -> Int[np.ndarray, " sample"]:
+        """Pixels in either mask."""
+        return self.predicted_px + self.target_px - self.intersection_px
+
+    def take(self, chosen: Bool[np.ndarray, " sample"]) -> "Samples":
+        """Returns some of the samples."""
+        boxes = self.annotated_box
+        return Samples(
+            intersection_px=self.intersection_px[chosen],
+            predicted_px=self.predicted_px[chosen],
+            target_px=self.target_px[chosen],
+            predicted_box=self.predicted_box[chosen],
+            target_box=self.target_box[chosen],
+            skipped=self.skipped[chosen],
+            keys=tuple(key for key, wanted in zip(self.keys, chosen, strict=True) if wanted),
+            annotated_box=None if boxes is None else boxes[chosen],
+        )
+
+    def without_predictions(self) -> "Samples":
+        """Returns the samples as if "No target." were every answer: the baseline that looks at nothing."""
+        nothing = np.zeros_like(self.target_px)
+        return replace(
+            self,
+            intersection_px=nothing,
+            predicted_px=nothing,
+            predicted_box=np.zeros_like(self.predicted_box),
+            skipped=np.zeros_like(self.skipped),
+        )
+
+
+def counts(samples: Samples) -> dict[str, int]:
+    """Returns how many samples there are, were predicted, and were skipped."""
+    skipped = int(samples.skipped.sum())
+    return {"expected": len(samples), "scored": len(samples) - skipped, "skipped": skipped}
+
+
+def gres(samples: Samples, *, mode: Mode = "strict", min_pixels: int = 0) -> dict[str, Any]:
+    """Generalised referring segmentation (gRefCOCO).
+
+    gIoU is the mean over samples of the IoU, where a sample without a target counts 1 if nothing was
+    predicted and 0 otherwise; cIoU is the sum of intersections over that of unions; N-acc is the share
+    of no-target samples with no prediction, T-acc that of the others with one. Emptiness is that of masks,
+    not of what the text says. "official" adds the epsilons of the reference, 1e-8 and 1e-10.
+
+    Args:
+        samples: The predictions.
+        mode: See the module.
+        min_pixels: A predicted mask with fewer pixels counts as empty; 0 and 1 change nothing.
+
+    Returns:
+        ``giou``, ``ciou``, ``n_acc``, ``t_acc``; ``no_target`` and ``with_target`` count what the accuracies
+        are of.
+    """
+    used = _used(samples, mode)
+    kept = used.predicted_px >= min_pixels
+    predicted = np.where(kept, used.predicted_px, 0)
+    intersection = np.where(kept, used.intersection_px, 0)
+    union = predicted + used.target_px - intersection
+    wanted, given = used.target_px > 0, predicted > 0
+    right_none = ~wanted & ~given & ~used.skipped
+    found = wanted & given
+    single = np.where(found, _ratio(intersection, union, 1e-8 if mode == "official" else 0.0), right_none)
+    epsilon = 1e-10 if mode == "official" else 0.0
+    return {
+        "giou": _mean(single),
+        "ciou": _share(intersection.sum(), union.sum(), epsilon),
+        "n_acc": _share(right_none.sum(), (~wanted).sum()),
+        "t_acc": _share(found.sum(), wanted.sum()),
+        "no_target": int((~wanted).sum()),
+        "with_target": int(wanted.sum()),
+    }
+
+
+def res(
+    samples: Samples, *, mode: Mode = "strict", wanted_keys: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Referring segmentation of one target (RefCOCO, RefCOCO+, RefCOCOg), by its three published definitions.
+
+    Args:
+        samples: The predictions.
+        mode: "official" adds 1e-5 to the union of the mean IoU.
+        wanted_keys: Keys that the keyed mean is over; a key without a sample counts 0. None takes those of
+            the samples.
+
+    Returns:
+        ``ciou_cumulative``, the sum of intersections over that of unions, what papers call cIoU; ``miou``,
+        the mean over expressions, where two empty masks count 1; ``padt_dedup_miou``, what the reference's
+        script prints as "RES CIoU": the mean over keys of the best IoU of the key.
+    """
+    used = _used(samples, mode)
+    union = used.union_px
+    both_empty = (union == 0) & ~used.skipped
+    single = _ratio(used.intersection_px, union, 1e-5 if mode == "official" else 0.0) + both_empty
+    return {
+        "ciou_cumulative": _share(used.intersection_px.sum(), union.sum()),
+        "miou": _mean(single),
+        "padt_dedup_miou": _keyed_mean(used.keys, _ratio(used.intersection_px, union), max, wanted_keys),
+    }
+
+
+def rec(
+    samples: Samples,
+    *,
+    mode: Mode = "strict",
+    gt_box: Literal["mask", "annotation"] = "mask",
+    inclusive_plus_one: bool | None = None,
+) -> dict[str, Any]:
+    """Referring comprehension: the share of samples whose box has an IoU of at least 0.5 with the true one.
+
+    The predicted box is the tight box of the predicted mask. An empty prediction is a miss.
+
+    Args:
+        samples: The predictions.
+        mode: Sets the default of ``inclusive_plus_one``, and which of the samples of one key the keyed
+            accuracy takes: the last one in "official", a hit if there is one in "strict".
+        gt_box: Take the true box from the true mask, as the reference does, or from the annotation, rounded
+            to pixels, as PaDT does.
+        inclusive_plus_one: Boxes of masks include their far side, so a width is ``x1 - x0 + 1``. The official
+            scripts leave out the 1, so an object of one pixel's width is never hit. None: only in "strict".
+
+    Raises:
+        ValueError: If boxes of annotations are asked for and there are none.
+    """
+    used = _used(samples, mode)
+    plus_one = mode == "strict" if inclusive_plus_one is None else inclusive_plus_one
+    target = used.target_box.astype(np.float64) if gt_box == "mask" else _annotated(used, plus_one)
+    iou = box_iou(used.predicted_box.astype(np.float64), target, plus_one=plus_one)
+    there = (used.predicted_px > 0) & ((used.target_px > 0) | (gt_box == "annotation"))
+    hits = ((iou >= HIT_IOU) & there).astype(np.float64)
+    choose = _last if mode == "official" else max
+    return {"accuracy": _mean(hits), "padt_dedup_accuracy": _keyed_mean(used.keys, hits, choose)}
+
+
+def targets(samples: Samples, *, mode: Mode = "strict") -> dict[str, Any]:
+    """Mean IoU over the samples that have a target: what "No target." as constant answer cannot raise."""
+    used = _used(samples, mode)
+    wanted = used.target_px > 0
+    return {"mean_iou": _mean(_ratio(used.intersection_px, used.union_px)[wanted]), "num": int(wanted.sum())}
+
+
+def by_tag(
+    samples: Samples, tags: Sequence[Sequence[str]], metric: Callable[[Samples], Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Returns a metric of the samples of each tag, tags in alphabetical order.
+
+    Raises:
+        ValueError: If there is not one list of tags per sample.
+    """
+    return {tag: dict(metric(samples.take(chosen))) for tag, chosen in groups(samples, tags).items()}
+
+
+def groups(samples: Samples, tags: Sequence[Sequence[str]]) -> dict[str, Bool[np.ndarray, " sample"]]:
+    """Returns for each tag, in alphabetical order, which samples have it."""
+    if len(tags) != len(samples):
+        raise ValueError(f"expected the tags of {len(samples)} samples, got {len(tags)}")
+    names = sorted({tag for of_sample in tags for tag in of_sample})
+    return {name: np.array([name in of_sample for of_sample in tags], bool) for name in names}
+
+
+def box_iou(
+    a: Float[np.ndarray, "sample 4"], b: Float[np.ndarray, "sample 4"], *, plus_one: bool
+) -> Float[np.ndarray, " sample"]:
+    """Returns the IoU of boxes ``x0, y0, x1, y1``; 0 where neither has an area.
+
+    Args:
+        a: Boxes.
+        b: As many others.
+        plus_one: The far side belongs to the box, so sides are one longer than the difference.
+    """
+    one = 1.0 if plus_one else 0.0
+    overlap = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]) + one
+    inside = np.clip(overlap, 0, None).prod(axis=1)
+    areas = [np.clip(box[:, 2:] - box[:, :2] + one, 0, None).prod(axis=1) for box in (a, b)]
+    return _ratio(inside, areas[0] + areas[1] - inside)
+
+
+def _row(target: _Mask, predicted: _Mask | None) -> tuple[tuple[int, int, int], tuple[Any, Any], bool]:
+    nothing = (0, 0, 0, 0)
+    target_box = masks.box_of(target) or nothing
+    if predicted is None:
+        return (0, 0, int(target.sum())), (nothing, target_box), True
+    if predicted.shape != target.shape:
+        raise ValueError(f"masks must have the same size, got {predicted.shape} for {target.shape}")
+    numbers = int((target & predicted).sum()), int(predicted.sum()), int(target.sum())
+    return numbers, (masks.box_of(predicted) or nothing, target_box), False
+
+
+def _used(samples: Samples, mode: Mode) -> Samples:
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    return samples.take(~samples.skipped) if mode == "official" else samples
+
+
+def _annotated(samples: Samples, plus_one: bool) -> Float[np.ndarray, "sample 4"]:
+    """Returns annotated boxes in pixels; the far side is included where widths get their 1 back."""
+    if samples.annotated_box is None:
+        raise ValueError("these samples have no annotated boxes; use gt_box='mask'")
+    box = np.round(samples.annotated_box)
+    return box - np.array([0, 0, 1, 1]) if plus_one else box
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray, epsilon: float = 0.0) -> Float[np.ndarray, " sample"]:
+    """Divides; nothing out of nothing is 0."""
+    return part / (np.where(whole == 0, 1, whole) + epsilon)
+
+
+def _share(part: Any, whole: Any, epsilon: float = 0.0) -> float | None:
+    return float(part / (whole + epsilon)) if whole else None
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def _last(old: float, new: float) -> float:
+    return new
+
+
+def _keyed_mean(
+    keys: Sequence[str],
+    values: Float[np.ndarray, " sample"],
+    choose: Callable[[float, float], float],
+    wanted: Sequence[str] | None = None,
+) -> float | None:
+    """Returns the mean over keys of the value that ``choose`` leaves of each."""
+    best: dict[str, float] = {}
+    for key, value in zip(keys, values.tolist(), strict=True):
+        best[key] = choose(best[key], value) if key in best else value
+    chosen = list(best.values()) if wanted is None else [best.get(key, 0.0) for key in wanted]
+    return _mean(np.array(chosen))

@@ -1,0 +1,179 @@
+"""From what a model wrote to the masks that it means: read words, decode them, join them.
+
+Two readings are known, by benchmark. "strict" takes well-formed words only, all of them where an answer may
+have several masks (GRES) and the first one where it has one (RES, REC), and cuts logits at 0. "official"
+reproduces the authors' scripts: their repairs of broken words, one slot per level where there is one mask,
+and logits cut at 0.5. Where those scripts stop, on words that no decoder takes, this gives no mask.
+
+Loads torch only through the tokenizer that it is given.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from jaxtyping import Bool
+
+from samtok import words
+from samtok.errors import DataError
+from samtok.metrics.referring import Mode
+
+if TYPE_CHECKING:
+    from samtok.model.backbone import ImageFeatures
+    from samtok.model.tokenizer import MaskTokenizer
+
+Benchmark = Literal["gres", "res", "rec"]
+Codes = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a text becomes masks.
+
+    Attributes:
+        malformed: What becomes of a broken word: one of ``samtok.words.POLICIES``.
+        combine: ``union`` of all words, the ``first`` word, or the authors' ``single_slot``, where later
+            codes overwrite earlier ones and ``malformed`` has no meaning.
+        threshold: On logits. 0 is probability one half.
+    """
+
+    malformed: Literal["drop", "depth1", "reference"] = "drop"
+    combine: Literal["union", "first", "single_slot"] = "union"
+    threshold: float = 0.0
+
+    @classmethod
+    def of(cls, benchmark: Benchmark, mode: Mode) -> "Reading":
+        """Returns how a benchmark is read."""
+        if mode == "official":
+            return cls("reference", "union" if benchmark == "gres" else "single_slot", 0.5)
+        return cls("drop", "union" if benchmark == "gres" else "first", 0.0)
+
+
+def read_text(text: str, reading: Reading, *, num_codes: int, num_levels: int) -> words.LenientParse:
+    """Returns the codes of the masks that a text means, and how many of its words are broken.
+
+    A text beyond what ``single_slot`` can read, where the authors' script stops, has no masks.
+
+    Raises:
+        ValueError: If the authors' reading is asked for other than two levels.
+    """
+    found = words.parse_words_lenient(
+        text, num_codes=num_codes, num_levels=num_levels, policy=_policy(reading)
+    )
+    if reading.combine == "union":
+        return found
+    if reading.combine == "first":
+        return replace(found, codes=found.codes[:1])
+    try:
+        slot = words.parse_words_single_slot(text, num_codes=num_codes, num_levels=num_levels)
+    except DataError:
+        slot = None
+    return replace(found, codes=[] if slot is None else [slot])
+
+
+def _policy(reading: Reading) -> str:
+    return "drop" if reading.combine == "single_slot" else reading.malformed
+
+
+def decode_unions(
+    tokenizer: "MaskTokenizer",
+    features: "ImageFeatures",
+    answers: Sequence[Sequence[Codes]],
+    size_hw: tuple[int, int],
+    *,
+    threshold: float,
+) -> list[Bool[np.ndarray, "height width"]]:
+    """Returns for each answer about one image the union of its masks, at the image's size.
+
+    Every different word is decoded once, whatever the number of answers that have it.
+
+    Args:
+        tokenizer: Decodes the words.
+        features: Of the one image, from ``MaskTokenizer.features_of``.
+        answers: The codes of each answer's masks; a code less than the tokenizer's levels gives a coarser
+            mask, and ``samtok.words.INVALID_CODE`` means code 0, as in the authors' decoder. No masks give
+            an empty union.
+        size_hw: Height and width of the image.
+        threshold: On logits.
+    """
+    owners: dict[Codes, list[int]] = {}
+    for number, answer in enumerate(answers):
+        for codes in answer:
+            homes = owners.setdefault(_usable(codes), [])
+            if number not in homes:
+                homes.append(number)
+    unions = [np.zeros(size_hw, bool) for _ in answers]
+    for codes, mask in _decoded(tokenizer, features, list(owners), size_hw, threshold):
+        for number in owners[codes]:
+            unions[number] |= mask
+    return unions
+
+
+def _usable(codes: Codes) -> Codes:
+    return tuple(max(code, 0) for code in codes)
+
+
+def _decoded(
+    tokenizer: "MaskTokenizer",
+    features: "ImageFeatures",
+    wanted: Sequence[Codes],
+    size_hw: tuple[int, int],
+    threshold: float,
+) -> Iterator[tuple[Codes, Bool[np.ndarray, "height width"]]]:
+    """Decodes words, those of one length together; only one mask at a time is at the image's size."""
+    for length in sorted({len(codes) for codes in wanted}):
+        same = [codes for codes in wanted if len(codes) == length]
+        batches = tokenizer.logits_of(features, np.array(same, np.int64), [0] * len(same))
+        ordered = iter(same)
+        for logits in batches:
+            for one in logits:
+                (mask,) = tokenizer.masks_from_logits(one[None], size_hw, threshold)
+                yield next(ordered), mask
+
+
+def word_scores(
+    truth: Sequence[Sequence[Codes]], predicted: Sequence[Sequence[Codes] | None]
+) -> dict[str, Any]:
+    """Compares words without decoding them; the order of the masks of an answer is free.
+
+    Args:
+        truth: The codes of each sample's true masks.
+        predicted: Those that were predicted; None is a sample without a prediction, which is wrong.
+
+    Returns:
+        ``exact_match``: the share of samples whose masks have exactly the true codes;
+        ``target_exact_match``: that of samples with a target; ``target_first_code``: the share of those whose
+        first codes are right, that is, of which the place is.
+    """
+    exact = [_same(a, b, None) for a, b in zip(truth, predicted, strict=True)]
+    first = [_same(a, b, 1) for a, b in zip(truth, predicted, strict=True)]
+    wanted = [number for number, codes in enumerate(truth) if codes]
+    return {
+        "exact_match": _share(exact),
+        "target_exact_match": _share([exact[number] for number in wanted]),
+        "target_first_code": _share([first[number] for number in wanted]),
+    }
+
+
+def _same(truth: Sequence[Codes], predicted: Sequence[Codes] | None, depth: int | None) -> bool:
+    if predicted is None:
+        return False
+    return Counter(tuple(c[:depth]) for c in truth) == Counter(tuple(c[:depth]) for c in predicted)
+
+
+def _share(values: Sequence[bool]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def describe(readings: Mapping[str, Reading]) -> dict[str, dict[str, Any]]:
+    """Returns readings as plain values, for the record that stands beside every number."""
+    return {
+        name: {
+            "malformed": None if reading.combine == "single_slot" else reading.malformed,
+            "combine": reading.combine,
+            "mask_threshold": reading.threshold,
+        }
+        for name, reading in readings.items()
+    }
