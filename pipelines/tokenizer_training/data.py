@@ -6,28 +6,24 @@ size of micro-batches and the number of loader processes, and a run can begin at
 """
 
 import logging
-import re
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Int
-from torch.utils.data import DataLoader
 
 from pipelines.tokenizer_training.batch import Batch, MicroBatch, area_targets, build_batch, joined
 from pipelines.tokenizer_training.config import HELD_OUT_START, TrainTokenizerConfig
 from pipelines.tokenizer_training.corpus import Index, open_sources
 from pipelines.tokenizer_training.samples import Sample, Source, Unusable
 from pipelines.tokenizer_training.sources import SceneSource
+from pipelines.training.loader import prepared
 from pipelines.training.sampler import Mixture
 from samtok.config import MaskTokenizerConfig
-from samtok.errors import ClusterError, DataError, SamtokError
+from samtok.errors import DataError
 
 __all__ = [
     "Batch",
@@ -117,18 +113,12 @@ class _Draw(NamedTuple):
 
 @dataclass(frozen=True)
 class _Preparer:
-    """Turns draws into a micro-batch. Picklable: DataLoader hands it to loader processes as a dataset."""
+    """Turns draws into a micro-batch. Picklable: it goes to loader processes."""
 
     sources: tuple[Source, ...]
     model: MaskTokenizerConfig
     masks_per_image: int
     seed: int
-
-    def __getitem__(self, draws: Sequence[_Draw]) -> "MicroBatch | _Failure":
-        try:
-            return self.prepare(draws)
-        except SamtokError as error:
-            return _Failure(error)  # DataLoader would replace the message by a traceback
 
     def prepare(self, draws: Sequence[_Draw]) -> MicroBatch:
         """Reads and prepares one image after the other, so that one at a time is held at full size."""
@@ -159,13 +149,6 @@ class _Preparer:
             "out of --corpora.",
             reason="no_masks",
         )
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """An error on its way out of a loader process."""
-
-    error: SamtokError
 
 
 def mask_keys(seed: int, draw: int, count: int) -> Int[np.ndarray, " mask"]:
@@ -208,8 +191,8 @@ class StepLoader:
             ClusterError: If a loader process dies.
         """
         tasks = (task for step in range(start, self.config.steps) for task in self._tasks(step))
-        prepare = self._in_processes if self.config.workers.loaders else self._in_thread
-        with closing(prepare(tasks)) as batches:
+        ahead = prepared(self.preparer.prepare, tasks, workers=self.config.workers, ahead=self._per_step)
+        with closing(ahead) as batches:
             while step := list(islice(batches, self._per_step)):
                 yield step
 
@@ -224,43 +207,3 @@ class StepLoader:
         draws = [_Draw(first + i, source, index) for i, (source, index) in enumerate(drawn)]
         for begin in range(0, len(draws), config.micro_images):
             yield tuple(draws[begin : begin + config.micro_images])
-
-    def _in_thread(self, tasks: Iterable[tuple[_Draw, ...]]) -> Generator[MicroBatch, None, None]:
-        """Prepares in a thread, one step ahead of what is asked for."""
-        pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
-        ahead: deque[Future[MicroBatch]] = deque()
-        try:
-            for task in tasks:
-                ahead.append(pool.submit(self.preparer.prepare, task))
-                if len(ahead) > self._per_step:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _in_processes(self, tasks: Iterable[tuple[_Draw, ...]]) -> Generator[MicroBatch, None, None]:
-        """Prepares in processes that each have whole micro-batches in work, at least a step ahead."""
-        workers = self.config.workers
-        loader = DataLoader(
-            self.preparer,  # type: ignore[arg-type] what DataLoader needs of a dataset is __getitem__
-            batch_size=None,
-            sampler=tasks,
-            num_workers=workers.loaders,
-            multiprocessing_context="spawn",
-            prefetch_factor=max(2, -(-2 * self._per_step // workers.loaders)),
-            pin_memory=workers.gpus != 0 and torch.cuda.is_available(),
-            generator=torch.Generator(),  # else it would draw from the generator of the whole process
-        )
-        try:
-            for prepared in loader:
-                if isinstance(prepared, _Failure):
-                    raise prepared.error
-                yield prepared
-        except RuntimeError as error:
-            if not re.search(r"exited unexpectedly|killed by signal", str(error)):
-                raise
-            raise ClusterError(
-                f"a loader process of worker {self.rank} died ({error}); often for lack of memory. Lower "
-                "--workers.loaders, or give the workers' machines more memory or a larger /dev/shm."
-            ) from error

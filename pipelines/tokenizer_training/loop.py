@@ -9,10 +9,9 @@ whole step, embeddings reach the codebooks in the order of the masks, and every 
 seed and the step, so there is no state of a random generator to keep.
 """
 
-import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -24,16 +23,12 @@ from pipelines.tokenizer_training.trainee import Trainee
 from pipelines.training import world
 from pipelines.training.engine import Engine
 from pipelines.training.schedule import learning_rate, mixed_seed
-from samtok.errors import SamtokError
+from pipelines.training.steps import Steps, TrainingDiverged
 from samtok.losses import mask_losses
 from samtok.model.backbone import normalize
 from samtok.model.quantizer import gather_rows, sum_over_ranks
 
 MEANS = ("bce", "dice", "box", "commitment", "iou")
-
-
-class TrainingDiverged(SamtokError):
-    """Losses or gradients that stay no numbers."""
 
 
 @dataclass(frozen=True)
@@ -52,25 +47,11 @@ class Forward:
     codes: Int[Tensor, "mask level"] | None
 
 
-@dataclass
-class Progress:
-    """What changes while training besides weights and optimizer.
-
-    Attributes:
-        step: Steps done.
-        bad_in_a_row: Steps skipped since the last good one.
-        skipped: Steps skipped in all.
-        recent: Embeddings of the latest steps, this worker's, with the number of masks on all workers.
-    """
-
-    step: int = 0
-    bad_in_a_row: int = 0
-    skipped: int = 0
-    recent: deque[tuple[Tensor, int]] = field(default_factory=deque)
-
-
 class Trainer:
     """Takes steps.
+
+    ``recent`` has the embeddings of the latest steps before quantization began, this worker's, each with the
+    number of masks on all workers.
 
     Args:
         trainee: On its device; all workers start with equal weights.
@@ -81,13 +62,14 @@ class Trainer:
     def __init__(self, trainee: Trainee, engine: Engine, config: TrainTokenizerConfig) -> None:
         self.trainee, self.engine, self.config = trainee, engine, config
         self.quantizer = trainee.tokenizer.quantizer
-        self.progress = Progress()
+        self.steps = Steps()
+        self.recent: deque[tuple[Tensor, int]] = deque()
 
     @property
     def quantizes(self) -> bool:
         """Whether the codebooks are in use."""
         first = self.config.quantization_step
-        return first == 0 or self.progress.step > first
+        return first == 0 or self.steps.done > first
 
     def take_step(self, batches: Sequence[Batch]) -> dict[str, float]:
         """Takes one step over the micro-batches of this worker; collective. Returns the step's metrics.
@@ -97,7 +79,7 @@ class Trainer:
         Raises:
             TrainingDiverged: If too many steps in a row were skipped.
         """
-        step, device = self.progress.step, self.trainee.tokenizer.device
+        step, device = self.steps.done, self.trainee.tokenizer.device
         generator = torch.Generator().manual_seed(mixed_seed(self.config.seed, step))
         torch.manual_seed(mixed_seed(self.config.seed, step, world.rank()))  # a model may have dropout
         if step == self.config.quantization_step > 0:
@@ -108,16 +90,13 @@ class Trainer:
         norm = self.engine.step(rate)
         metrics = self._means(passes, [len(batch) for batch in batches])
         metrics |= {"step": step, "masks": total, "lr": rate, "gradient_norm": norm}
-        if math.isfinite(norm):  # a loss that is no number has no gradient that is one
+        good = self.steps.count(norm, metrics, self.config.max_bad_steps)
+        if good:
             metrics |= self._follow(passes, total, generator)
-            self.progress.bad_in_a_row = 0
-        else:
-            self._skip(metrics)
-        self.progress.step += 1
-        return metrics | {"skipped": float(self.progress.bad_in_a_row > 0)}
+        return metrics | {"skipped": float(not good)}
 
     def _pass(self, batch: Batch, total: int) -> Forward:
-        quantize = self.progress.step >= self.config.quantization_step
+        quantize = self.steps.done >= self.config.quantization_step
         precision = torch.bfloat16 if self.config.engine.precision == "bfloat16" else None
         with torch.autocast(batch.pixels.device.type, precision, enabled=precision is not None):
             out = forward(self.trainee, batch, self.config.loss, quantize=quantize)
@@ -146,10 +125,9 @@ class Trainer:
         return {"codes_restarted": restarted, **perplexities(self.quantizer.cluster_size)}
 
     def _remember(self, z: Tensor, total: int) -> None:
-        recent = self.progress.recent
-        recent.append((z, total))
-        while sum(count for _, count in recent) - recent[0][1] >= self.config.kmeans_samples:
-            recent.popleft()
+        self.recent.append((z, total))
+        while sum(count for _, count in self.recent) - self.recent[0][1] >= self.config.kmeans_samples:
+            self.recent.popleft()
 
     def _start_quantizer(self, generator: torch.Generator) -> None:
         """Fits the quantizer to the latest embeddings in the order of steps and masks.
@@ -157,38 +135,26 @@ class Trainer:
         Raises:
             TrainingDiverged: If so many steps were skipped that there are too few.
         """
-        steps = [gather_rows(z) for z, _ in self.progress.recent]  # so their order is that of one worker
+        steps = [gather_rows(z) for z, _ in self.recent]  # so their order is that of one worker
         rows = torch.cat(steps or [self.quantizer.cluster_size[:0]])[-self.config.kmeans_samples :]
-        self.progress.recent.clear()
+        self.recent.clear()
         try:
             self.quantizer.start(rows if world.rank() == 0 else rows[:0], generator)
         except ValueError as error:
             raise TrainingDiverged(
-                f"quantization cannot begin at step {self.progress.step}: {error}. Raise --quantize-from "
+                f"quantization cannot begin at step {self.steps.done}: {error}. Raise --quantize-from "
                 "with another --out, or see why steps before it were skipped."
             ) from error
 
-    def _skip(self, metrics: dict[str, float]) -> None:
-        progress = self.progress
-        progress.skipped += 1
-        progress.bad_in_a_row += 1
-        if progress.bad_in_a_row >= self.config.max_bad_steps:
-            parts = ", ".join(f"{name} {value:g}" for name, value in metrics.items() if name != "step")
-            raise TrainingDiverged(
-                f"{progress.bad_in_a_row} steps in a row had a loss or gradient that is no number, the last "
-                f"of them step {progress.step} ({parts}). Lower --optimizer.lr or "
-                "raise --optimizer.warmup-steps, with another --out; or raise --max-bad-steps."
-            )
-
     def gathered_recent(self) -> list[tuple[Tensor, int]]:
         """Returns the kept embeddings of all workers, step by step, on the CPU; collective."""
-        return [(gather_rows(z).cpu(), count) for z, count in self.progress.recent]
+        return [(gather_rows(z).cpu(), count) for z, count in self.recent]
 
     def restore_recent(self, steps: Sequence[tuple[Tensor, int]]) -> None:
         """Takes in what ``gathered_recent`` gave; the first worker keeps it for all."""
         device, first = self.trainee.tokenizer.device, world.rank() == 0
         kept = [(z.to(device) if first else z[:0].to(device), count) for z, count in steps]
-        self.progress.recent = deque(kept)
+        self.recent = deque(kept)
 
 
 def forward(trainee: Trainee, batch: Batch, config: LossConfig, *, quantize: bool) -> Forward:

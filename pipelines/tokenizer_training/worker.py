@@ -102,15 +102,15 @@ class Worker:
         """Goes through all steps that are left."""
         self._resume()
         clock, cpu = time.monotonic(), time.process_time()
-        if self.trainer.progress.step < self.config.steps:
-            for batches in self._loader().steps(self.trainer.progress.step):
+        if self.trainer.steps.done < self.config.steps:
+            for batches in self._loader().steps(self.trainer.steps.done):
                 metrics = self.trainer.take_step([micro.batch for micro in batches])
                 self.tally.train_s += time.monotonic() - clock
                 self.tally.train_cpu_s += time.process_time() - cpu
                 self._note(metrics, batches, time.monotonic() - clock)
                 self._look_and_save()
                 clock, cpu = time.monotonic(), time.process_time()
-                if self.trainer.progress.step == self.config.steps:
+                if self.trainer.steps.done == self.config.steps:
                     break
         if self.rank == 0:
             self._finish()
@@ -131,7 +131,7 @@ class Worker:
             self.tell("step", {**metrics, "seconds": seconds, "masks_so_far": self.tally.masks})
 
     def _look_and_save(self) -> None:
-        done, config = self.trainer.progress.step, self.config
+        done, config = self.trainer.steps.done, self.config
         last = done == config.steps
         if last or done % config.validation.every == 0:
             self._look()
@@ -157,7 +157,7 @@ class Worker:
 
     def _look(self) -> None:
         """Measures, and exports the tokenizer if it is the best so far that speaks in codes."""
-        found, done = self._validate(self.config.validation.images), self.trainer.progress.step
+        found, done = self._validate(self.config.validation.images), self.trainer.steps.done
         best = self.tally.best
         is_best = found.quantized and (best is None or found.iou > best["iou"])
         row = {"step": done, **found.row(), "best": is_best}
@@ -176,16 +176,16 @@ class Worker:
     # ---------------------------------------------------------------- checkpoints
 
     def _save(self) -> None:
-        progress = self.trainer.progress
-        self.journal.write(progress.step)
+        steps = self.trainer.steps
+        self.journal.write(steps.done)
         optimizer, recent = self.trainer.engine.optimizer_state(), self.trainer.gathered_recent()
         if self.rank != 0:
             return
         body = {
-            "step": progress.step,
-            "draws": progress.step * self.config.sampling.images_per_step,
-            "bad_in_a_row": progress.bad_in_a_row,
-            "skipped": progress.skipped,
+            "step": steps.done,
+            "draws": steps.done * self.config.sampling.images_per_step,
+            "bad_in_a_row": steps.bad_in_a_row,
+            "skipped": steps.skipped,
             "fingerprint": self.task.fingerprint,
             "seed": self.config.seed,
             "workers": self.world,
@@ -197,7 +197,7 @@ class Worker:
         extra = {f"{i:08d}": z for i, (z, _) in enumerate(recent)}
         checkpoints.save(self.out, Checkpoint(self.trainee.state_dict(), optimizer, extra, body))
         checkpoints.drop_old(self.out, self.config.checkpoints.keep)
-        self.tell("checkpoint", {"step": progress.step})
+        self.tell("checkpoint", {"step": steps.done})
 
     def _resume(self) -> None:
         """Goes to the last checkpoint if there is one; the first worker says which."""
@@ -215,9 +215,9 @@ class Worker:
         self.trainer.engine.load_optimizer_state(saved.optimizer)
         recent = [saved.extra[name] for name in sorted(saved.extra)]
         self.trainer.restore_recent(list(zip(recent, saved.body["recent_counts"], strict=True)))
-        progress = self.trainer.progress
-        progress.step = step
-        progress.bad_in_a_row, progress.skipped = saved.body["bad_in_a_row"], saved.body["skipped"]
+        steps = self.trainer.steps
+        steps.done = step
+        steps.bad_in_a_row, steps.skipped = saved.body["bad_in_a_row"], saved.body["skipped"]
         self.tally = Tally(**saved.body["tally"])
         self.journal.restore(saved.body["journal"])
         if self.rank == 0:
@@ -233,7 +233,7 @@ class Worker:
             "best": tally.best,
             "validations": tally.validations,
             **self.journal.state(),
-            "skipped_steps": self.trainer.progress.skipped,
+            "skipped_steps": self.trainer.steps.skipped,
             "workers": self.world,
             "parameters": sum(p.numel() for p in self.tokenizer.parameters()),
             "masks": tally.masks,

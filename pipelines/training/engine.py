@@ -54,6 +54,10 @@ class Engine(Protocol):
         """
         ...
 
+    def model_state(self) -> dict[str, Tensor]:
+        """Gathers the whole state of the module on every worker."""
+        ...
+
     def optimizer_state(self) -> OptimizerState:
         """Gathers the whole state on every worker."""
         ...
@@ -76,6 +80,7 @@ class PlainEngine:
     """
 
     def __init__(self, module: nn.Module, config: OptimizerConfig) -> None:
+        self.module = module
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.clip_norm = config.clip_norm
         self.optimizer = torch.optim.AdamW(
@@ -114,6 +119,10 @@ class PlainEngine:
             parts = flat.split([gradient.numel() for gradient in bucket])
             for gradient, part in zip(bucket, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
+
+    def model_state(self) -> dict[str, Tensor]:
+        """Returns the state of the module, not a copy."""
+        return self.module.state_dict()
 
     def optimizer_state(self) -> OptimizerState:
         """Copies the state; before the first step there is none."""

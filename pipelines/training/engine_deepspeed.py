@@ -151,6 +151,7 @@ class DeepSpeedEngine:
     def __init__(self, module: nn.Module, config: OptimizerConfig, body: Mapping[str, Any]) -> None:
         check_deepspeed_config(body, "(given in code)")
         assert distributed.is_initialized(), "DeepSpeed would look for MPI where there is no process group"
+        self.module = module
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         weights = list(self.parameters.values())
         deepspeed = _import_deepspeed(weights[0].device)
@@ -198,6 +199,10 @@ class DeepSpeedEngine:
         self._zero.set_lr(rate)
         self._engine.step()
         return float(self._engine.get_global_grad_norm())
+
+    def model_state(self) -> dict[str, Tensor]:
+        """Returns the state of the module, which every worker has whole."""
+        return self.module.state_dict()
 
     def optimizer_state(self) -> OptimizerState:
         """Gathers the whole state on every worker; before the first step there is none."""

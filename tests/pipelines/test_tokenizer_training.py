@@ -25,7 +25,7 @@ from pipelines.tokenizer_training.data import (
     validation_sources,
 )
 from pipelines.tokenizer_training.evaluate import validate
-from pipelines.tokenizer_training.loop import Trainer, TrainingDiverged, mean_iou
+from pipelines.tokenizer_training.loop import Trainer, mean_iou
 from pipelines.tokenizer_training.prepare import prepare, resolve
 from pipelines.tokenizer_training.presets import PRESETS
 from pipelines.tokenizer_training.trainee import architecture_of, build_trainee, check_quantize_from
@@ -34,6 +34,7 @@ from pipelines.training.config import OptimizerConfig, WorkersConfig
 from pipelines.training.engine import PlainEngine
 from pipelines.training.sampler import Mixture
 from pipelines.training.schedule import learning_rate
+from pipelines.training.steps import TrainingDiverged
 from samtok.checkpoint import SHIPPED
 from samtok.errors import CheckpointError, ConfigError
 from samtok.model.tokenizer import MaskTokenizer
@@ -137,7 +138,7 @@ def test_codebooks_move_only_once_quantization_has_begun(tmp_path):
         before = trainer.quantizer.codebooks.clone()
         trainer.take_step(batches)
         moved.append(not torch.equal(before, trainer.quantizer.codebooks))
-        if trainer.progress.step == 9:
+        if trainer.steps.done == 9:
             break
     assert moved == [False] * 6 + [True] * 3
 
@@ -146,9 +147,9 @@ def test_embeddings_are_kept_for_kmeans_only_as_long_as_needed(tmp_path):
     trainer = trainer_of(short(tmp_path, steps=40, quantize_from=0.9))
     for batches in steps_of(trainer.config):
         trainer.take_step(batches)
-        kept = [count for _, count in trainer.progress.recent]
+        kept = [count for _, count in trainer.recent]
         assert sum(kept) - kept[0] < 80
-        if trainer.progress.step == 10:
+        if trainer.steps.done == 10:
             break
     assert sum(kept) >= 80 and len(kept) < 10
 
@@ -174,12 +175,12 @@ def test_a_step_with_a_loss_that_is_no_number_changes_nothing_and_is_counted(tmp
     bad = dataclasses.replace(good[5][0], prompts=torch.full_like(good[5][0].prompts, math.nan))
     row = trainer.take_step([bad])
     assert row["skipped"] == 1 and math.isnan(row["loss"])
-    assert trainer.progress.skipped == trainer.progress.bad_in_a_row == 1
+    assert trainer.steps.skipped == trainer.steps.bad_in_a_row == 1
     for name, value in trainer.trainee.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert trainer.engine.optimizer_state().steps == moments.steps
     assert trainer.take_step(good[6])["skipped"] == 0
-    assert (trainer.progress.skipped, trainer.progress.bad_in_a_row) == (1, 0)
+    assert (trainer.steps.skipped, trainer.steps.bad_in_a_row) == (1, 0)
 
 
 def test_too_many_such_steps_in_a_row_end_the_run_with_a_remedy(tmp_path):

@@ -1,0 +1,48 @@
+"""Counts steps, and ends a run whose gradients stay no numbers."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from samtok.errors import SamtokError
+
+
+class TrainingDiverged(SamtokError):
+    """Losses or gradients that stay no numbers."""
+
+
+@dataclass
+class Steps:
+    """How far a run is.
+
+    Attributes:
+        done: Steps done.
+        bad_in_a_row: Steps skipped since the last good one.
+        skipped: Steps skipped in all.
+    """
+
+    done: int = 0
+    bad_in_a_row: int = 0
+    skipped: int = 0
+
+    def count(self, norm: float, metrics: Mapping[str, Any], most_bad: int) -> bool:
+        """Counts a step by the norm of its gradient; returns whether it was good. Engines skip bad ones.
+
+        Raises:
+            TrainingDiverged: If ``most_bad`` steps in a row were bad.
+        """
+        number, self.done = self.done, self.done + 1
+        if math.isfinite(norm):  # a loss that is no number has no gradient that is one
+            self.bad_in_a_row = 0
+            return True
+        self.skipped += 1
+        self.bad_in_a_row += 1
+        if self.bad_in_a_row >= most_bad:
+            parts = ", ".join(f"{name} {value:g}" for name, value in metrics.items() if name != "step")
+            raise TrainingDiverged(
+                f"{self.bad_in_a_row} steps in a row had a loss or gradient that is no number, the last "
+                f"of them step {number} ({parts}). Lower --optimizer.lr or raise --optimizer.warmup-steps, "
+                "with another --out; or raise --max-bad-steps."
+            )
+        return False
