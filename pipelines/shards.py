@@ -7,6 +7,8 @@
     OUT/commits/shard-00012.json      proof that the shard is done; created only if absent
     OUT/_MANIFEST.json                written last; readers follow it and never list folders
 
+The entry ``kind`` of the fingerprint says what the rows are: words of masks (where it is absent) or chats.
+
 A killed run loses at most the shards in flight. A second writer of the same shard finds the commit record and
 leaves its files as orphans, which ``finish`` removes.
 """
@@ -42,6 +44,19 @@ INPUT_ROW = pa.schema(
 SUMMED = ("code_histogram", "iou_histogram", "iou_sum", "iou_count")
 """Entries of a commit record that the manifest holds as sums over all shards."""
 
+COUNTS = {
+    "words": (
+        *("rows_in", "rows_out", "rows_rejected"),
+        *("masks_in", "masks_out", "masks_rejected", "masks_filtered"),
+    ),
+    "chat": (
+        *("inputs_in", "rows_in", "rows_out", "samples_out", "annotations_in", "annotations_unused"),
+        *("items_in", "items_out", "items_rejected", "items_filtered", "items_thinned", "items_unused"),
+    ),
+    "predictions": ("rows_in", "rows_out", "rows_rejected", "samples_in", "samples_out", "samples_rejected"),
+}
+"""Counts that the totals of each kind of corpus have even where nothing was counted."""
+
 READ_THREADS = 16
 """Commit records that are read at a time; a request to an object store is mostly waiting."""
 
@@ -61,7 +76,10 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be written: the shards in order, and the fingerprint of all that decides their content."""
+    """What is to be written: the shards in order, and the fingerprint of all that decides their content.
+
+    ``shard_rows`` are inputs per shard; an input is an image, or whatever else a job works on as one.
+    """
 
     out: str
     fingerprint: Mapping[str, Any]
@@ -71,7 +89,7 @@ class Plan:
 
     @property
     def num_inputs(self) -> int:
-        """Images of the corpus."""
+        """Inputs of the corpus."""
         return sum(self.shard_rows)
 
     def chunks(self, shard: int) -> Iterator[Chunk]:
@@ -85,6 +103,11 @@ class Plan:
 def digest(value: Any) -> str:
     """Returns the SHA-256 of a JSON value with sorted keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def kind_of(fingerprint: Mapping[str, Any]) -> str:
+    """Returns what the rows of a corpus are: ``words`` or ``chat``."""
+    return fingerprint.get("kind", "words")
 
 
 def load_plan(out: str) -> Plan | None:
@@ -135,8 +158,8 @@ def make_plan(
         out: Folder of the corpus.
         fingerprint: All that decides the content of the shards.
         inputs: Of a reader; entries of the reject table among them become the plan's own rejects.
-        shard_rows: Images per shard.
-        chunk_rows: Images per chunk.
+        shard_rows: Inputs per shard.
+        chunk_rows: Inputs per chunk.
     """
     rejects: list[dict[str, Any]] = []
     kept = _only_inputs(inputs, rejects)
@@ -216,7 +239,7 @@ def commit(
     Args:
         plan: The plan that the shard belongs to.
         shard: Its number.
-        rows: Code rows, in the order of the plan.
+        rows: In the order of the plan.
         rejects: Reject rows.
         summary: What the record says besides: ``counts``, histograms.
     """
@@ -283,21 +306,41 @@ def finish(plan: Plan) -> dict[str, Any]:
 
 def manifest_of(plan: Plan) -> dict[str, Any]:
     """Adds up the commit records that exist; of an unfinished corpus, what its manifest would be now."""
-    size = (plan.fingerprint["num_levels"], plan.fingerprint["num_codes"])
-    codes, iou, shards = np.zeros(size, np.int64), {"histogram": [], "sum": 0.0, "count": 0}, {}
+    sums, shards = _Sums.of(plan), {}
     for record in _records(plan):
         shards[record["shard"]] = slim(record)
-        add_sums(codes, iou, record)
+        sums.add(record)
     ordered = [shards[shard] for shard in sorted(shards)]
     return {
         "schema_version": schema.SCHEMA_VERSION,
         "fingerprint": dict(plan.fingerprint),
         "plan_rejects": plan.rejects,
         "totals": totals(plan, ordered),
-        "code_histogram": codes.tolist(),
-        "iou": iou,
+        **sums.entries(),
         "shards": ordered,
     }
+
+
+@dataclass
+class _Sums:
+    """What the manifest of a corpus of words has besides counts; nothing for other corpora."""
+
+    codes: np.ndarray | None
+    iou: dict[str, Any]
+
+    @classmethod
+    def of(cls, plan: Plan) -> "_Sums":
+        codes = None
+        if kind_of(plan.fingerprint) == "words":
+            codes = np.zeros((plan.fingerprint["num_levels"], plan.fingerprint["num_codes"]), np.int64)
+        return cls(codes, {"histogram": [], "sum": 0.0, "count": 0})
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        if self.codes is not None:
+            add_sums(self.codes, self.iou, record)
+
+    def entries(self) -> dict[str, Any]:
+        return {} if self.codes is None else {"code_histogram": self.codes.tolist(), "iou": self.iou}
 
 
 def add_sums(codes: np.ndarray, iou: dict[str, Any], record: Mapping[str, Any]) -> None:
@@ -319,31 +362,25 @@ def add_sums(codes: np.ndarray, iou: dict[str, Any], record: Mapping[str, Any]) 
 
 def _check_rows(plan: Plan, shards: list[dict[str, Any]]) -> None:
     for shard, planned in zip(shards, plan.shard_rows, strict=True):
-        if shard["counts"]["rows_in"] != planned:
+        counts = shard["counts"]
+        found = counts.get("inputs_in", counts["rows_in"])
+        if found != planned:
             raise DataError(
-                f"shard {shard['shard']} of {plan.out} has {shard['counts']['rows_in']} images, the plan "
-                f"{planned}. Remove its commit record and run again."
+                f"shard {shard['shard']} of {plan.out} has {found} inputs, the plan {planned}. "
+                "Remove its commit record and run again."
             )
 
 
 def totals(plan: Plan, shards: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """Adds up what went in and what came out, the plan's own rejects included."""
-    shards = list(shards)
-    names = (
-        "rows_in",
-        "rows_out",
-        "rows_rejected",
-        "masks_in",
-        "masks_out",
-        "masks_rejected",
-        "masks_filtered",
-    )
-    added = {name: sum(shard["counts"][name] for shard in shards) for name in names}
+    added = dict.fromkeys(COUNTS[kind_of(plan.fingerprint)], 0)
+    for shard in shards:
+        for name, count in shard["counts"].items():
+            added[name] = added.get(name, 0) + count
     if plan.rejects:
-        added["rows_in"] += plan.rejects["rows"]
-        added["rows_rejected"] += plan.rejects["rows"]
-        added["masks_in"] += plan.rejects["masks"]
-        added["masks_rejected"] += plan.rejects["masks"]
+        for what in ("rows", "masks"):
+            for name in (f"{what}_in", f"{what}_rejected"):
+                added[name] = added.get(name, 0) + plan.rejects[what]
     return added
 
 

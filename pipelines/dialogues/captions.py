@@ -1,0 +1,115 @@
+"""Tasks whose answer is text with masks in it: grounded captions (GCG) and scene graphs (PSG)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipelines.dialogues import templates
+from pipelines.dialogues.pieces import Message, Pieces, Ref, fill, foreign, joined, listed, phrase_of
+from pipelines.dialogues.scene import Item, Scene, bad_payload, item_of, masks_at, triplets_of
+from pipelines.dialogues.style import Voice, fenced, mask_entry, quoted
+from samtok.errors import DataError
+
+OBJECT_START, OBJECT_END = "<|object_ref_start|>", "<|object_ref_end|>"
+
+
+def find_captions(scene: Scene) -> list[Item]:
+    """Returns the grounded captions."""
+    return [item_of(annotation) for annotation in scene.annotations("grounded_caption")]
+
+
+def ask_gcg(item: Item, scene: Scene, voice: Voice) -> list[Message]:
+    """Asks for a caption whose phrases are followed by their masks.
+
+    In the styles ``json`` and ``authors`` a phrase is marked as the authors do it,
+    ``<|object_ref_start|> the dog <|object_ref_end|> WORD, WORD``; in others it is ``the dog WORD, WORD``.
+    """
+    text = foreign(item.text, "the caption")
+    found: list[str | Ref] = []
+    position = 0
+    for start, end, mask_ids in _spans(item, text):
+        masks = listed(scene.in_order(mask_ids))
+        phrase = text[start:end].strip()
+        marked = f"{OBJECT_START} {phrase} {OBJECT_END} " if voice.is_json else f"{phrase} "
+        found += [text[position:start], marked, *masks]
+        position = end
+    answer = joined([*found, text[position:]])
+    return [Message("user", voice.question("gcg")), Message("assistant", answer)]
+
+
+def _spans(item: Item, text: str) -> list[tuple[int, int, tuple[str, ...]]]:
+    """Returns start, end and masks of the phrases that have masks."""
+    spans, found, position = item.payload.get("spans"), [], 0
+    if not isinstance(spans, list):
+        raise bad_payload(item.item_id, "needs a list of spans")
+    for span in spans:
+        start, end = _offsets(span, item)
+        if not position <= start < end <= len(text):
+            raise bad_payload(
+                item.item_id,
+                f"has the span {start}-{end}; spans must ascend, lie apart and inside {len(text)} characters",
+            )
+        position = end
+        mask_ids = masks_at(span.get("masks"), item.targets, item.item_id)
+        if mask_ids:
+            found.append((start, end, mask_ids))
+    return found
+
+
+def _offsets(span: Any, item: Item) -> tuple[int, int]:
+    if not isinstance(span, dict) or type(span.get("start")) is not int or type(span.get("end")) is not int:
+        raise bad_payload(item.item_id, f"has the span {span!r}, expected whole numbers start and end")
+    return span["start"], span["end"]
+
+
+def find_graphs(scene: Scene) -> list[Item]:
+    """Returns the scene graphs."""
+    return [item_of(annotation) for annotation in scene.annotations("scene_graph")]
+
+
+def ask_psg(item: Item, scene: Scene, voice: Voice) -> list[Message]:
+    """Asks for the triplets of a scene graph: fenced JSON, or in other styles one triplet per line.
+
+    The authors' question lists the classes and predicates to choose from, if ``--psg-vocabulary`` says them.
+    """
+    triplets = triplets_of(item.payload, item.targets, item.item_id)
+    if not triplets:
+        raise bad_payload(item.item_id, "has no triplets")
+    entries = [_triplet(triplet, scene, voice) for triplet in triplets]
+    answer = fenced(entries) if voice.is_json else _lines(entries)
+    question = voice.question("psg", candidates=_candidates(voice.psg))
+    return [Message("user", question), Message("assistant", answer)]
+
+
+def _triplet(triplet: tuple[str, str, str], scene: Scene, voice: Voice) -> Pieces:
+    subject, predicate, thing = triplet
+    labels = [_class_of(scene, mask_id) for mask_id in (subject, thing)]
+    if voice.is_json:
+        return (
+            '{"subject": ',
+            *mask_entry(subject, labels[0]),
+            f', "predicate": {quoted(predicate)}, "object": ',
+            *mask_entry(thing, labels[1]),
+            "}",
+        )
+    names = [phrase_of(text, "a scene graph's text") for text in (labels[0], predicate, labels[1])]
+    return (f"{names[0]} ", Ref(subject), f" {names[1]} {names[2]} ", Ref(thing))
+
+
+def _class_of(scene: Scene, mask_id: str) -> str:
+    label = scene.label(mask_id)
+    if not label:
+        raise DataError(f"mask {mask_id!r} of a scene graph has no class", reason="no_label")
+    return label
+
+
+def _lines(entries: Sequence[Pieces]) -> Pieces:
+    return joined(
+        [piece for number, entry in enumerate(entries) for piece in ("\n" if number else "", *entry)]
+    )
+
+
+def _candidates(psg: Mapping[str, Any]) -> Pieces:
+    if not psg:
+        return ()
+    lists = {name: ", ".join(psg[name]) for name in ("categories", "predicates")}
+    return fill(templates.PSG_CANDIDATES, **lists)

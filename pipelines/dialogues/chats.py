@@ -1,0 +1,149 @@
+"""Chat corpora for whoever reads them: training, generation, metrics, rewards. Loads neither torch nor Ray.
+
+corpus = load_chat_corpus("runs/chats")
+for row in read_group(corpus, shard=0, group=0): turns_of(row), answer_words(row)
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+
+from pipelines import shards, storage
+from pipelines.shards import ROW_GROUP_ROWS
+from samtok.errors import DataError
+
+if TYPE_CHECKING:
+    from samtok.mllm.chat import Turn
+
+
+@dataclass(frozen=True)
+class ChatShard:
+    """One file of a chat corpus, in row groups of ``ROW_GROUP_ROWS`` rows."""
+
+    uri: str
+    rows: int
+
+    @property
+    def groups(self) -> int:
+        """Row groups of the file; only the last one may have fewer rows."""
+        return -(-self.rows // ROW_GROUP_ROWS)
+
+
+@dataclass(frozen=True)
+class ChatCorpus:
+    """A finished chat corpus.
+
+    Attributes:
+        uri: Its folder.
+        manifest: What the job wrote last. ``fingerprint`` has ``num_codes``, ``num_levels`` and
+            ``weights_sha256`` of the tokenizer (null for imported texts, whose tokenizer is not known);
+            ``totals`` has ``samples_out``, and ``gres/samples_out`` and so on.
+        shards: Its files in order.
+    """
+
+    uri: str
+    manifest: Mapping[str, Any]
+    shards: tuple[ChatShard, ...]
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of all shards."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def num_codes(self) -> int:
+        """Codes per level of the words."""
+        return self.manifest["fingerprint"]["num_codes"]
+
+    @property
+    def num_levels(self) -> int:
+        """Codes of a word."""
+        return self.manifest["fingerprint"]["num_levels"]
+
+    @property
+    def weights_sha256(self) -> str | None:
+        """SHA-256 of the tokenizer's weights; None if the texts were imported."""
+        return self.manifest["fingerprint"]["weights_sha256"]
+
+    @property
+    def digest(self) -> str:
+        """Hash of the contents, wherever the corpus lies: of its settings and its data files."""
+        files = [record["data"]["sha256"] for record in self.manifest["shards"]]
+        return shards.digest([dict(self.manifest["fingerprint"]), files])
+
+
+def load_chat_corpus(uri: str) -> ChatCorpus:
+    """Reads the manifest of a finished chat corpus.
+
+    Raises:
+        DataError: If it is not finished, or no corpus of chats.
+    """
+    uri = uri.rstrip("/")
+    manifest = shards.load_manifest(uri)
+    kind = shards.kind_of(manifest["fingerprint"])
+    if kind != "chat":
+        raise DataError(
+            f"{uri} is a corpus of {kind}, expected one of chats: the --out of jobs/compose_dialogues.py."
+        )
+    files = tuple(
+        ChatShard(storage.join(uri, record["data"]["file"]), record["counts"]["samples_out"])
+        for record in manifest["shards"]
+    )
+    return ChatCorpus(uri, manifest, files)
+
+
+def read_group(corpus: ChatCorpus, *, shard: int, group: int) -> list[dict[str, Any]]:
+    """Reads the rows ``group * ROW_GROUP_ROWS`` and following of one shard, as dicts of ``CHAT_ROW``."""
+    with storage.open_input(corpus.shards[shard].uri) as file:
+        return pq.ParquetFile(file).read_row_group(group).to_pylist()
+
+
+def rows_of(corpus: ChatCorpus) -> Iterator[dict[str, Any]]:
+    """Yields all samples in order, holding one row group at a time."""
+    for shard in corpus.shards:
+        if not shard.rows:
+            continue
+        with storage.open_input(shard.uri) as file:
+            parquet = pq.ParquetFile(file)
+            for group in range(parquet.num_row_groups):
+                yield from parquet.read_row_group(group).to_pylist()
+
+
+def turns_of(row: Mapping[str, Any]) -> "list[Turn]":
+    """Returns the messages of a chat row as a dialogue in memory."""
+    from samtok.mllm.chat import Turn  # loads torch
+
+    return [
+        Turn(
+            message["role"],
+            tuple(part["text"] if part["text"] is not None else part["image"] for part in message["content"]),
+        )
+        for message in row["messages"]
+    ]
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    """Returns the text of one message, without its images."""
+    return "".join(part["text"] for part in message["content"] if part["text"] is not None)
+
+
+def answer_words(row: Mapping[str, Any]) -> list[list[tuple[int, ...]]]:
+    """Returns the true codes of each assistant's message, in the order of its words; none is a no-target.
+
+    Raises:
+        DataError: ``missing_mask`` if a message names a mask that the row does not have.
+    """
+    codes = {mask["mask_id"]: tuple(mask["codes"]) for mask in row["masks"]}
+    found = []
+    for message in row["messages"]:
+        missing = [mask_id for mask_id in message["mask_ids"] if mask_id not in codes]
+        if missing:
+            raise DataError(
+                f"sample {row['sample_id']!r} names the mask {missing[0]!r}, which it does not have",
+                reason="missing_mask",
+            )
+        if message["role"] == "assistant":
+            found.append([codes[mask_id] for mask_id in message["mask_ids"]])
+    return found
