@@ -1,0 +1,333 @@
+"""The base of all families of MLLMs: dialogues to token ids, batches, packed rows, and back to text.
+
+A family is one file with a subclass of ``Adapter`` (``qwen.py``, ``perception_lm.py``) and a line in
+``adapters.py``. An adapter holds the processor and no model, so loader processes can have one each. A
+dialogue is written piece by piece: the text of a user is never searched for the place of an image, and every
+answer begins at the token where generation begins. A checkpoint whose chat template writes something else is
+refused.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from PIL import Image
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
+
+from samtok import words
+from samtok.errors import CheckpointError, ConfigError, DataError
+from samtok.mllm.chat import IGNORE, Encoded, Turn, joined_vision
+from samtok.mllm.vocab import MaskVocabulary
+
+Picture = Image.Image | np.ndarray
+"""An RGB image: of PIL, or H x W x 3 uint8."""
+
+_PROBE = "A question."
+
+
+class Adapter(ABC):
+    """One family's way of turning dialogues into batches.
+
+    Attributes:
+        family: Name of the family, the ``model_type`` of its config.
+        processor: The checkpoint's own processor.
+        vocabulary: The mask words.
+        word_ids: Their token ids.
+        suppressed_ids: Tokens that are never generated: places of images and videos, and what surrounds them.
+        stop_ids: Tokens that end an answer; the first is the one that training teaches.
+        pad_id: Token that fills a batch.
+        tokenizer_sha256: Of the mask tokenizer that the words belong to; None where it is not known.
+    """
+
+    family: ClassVar[str]
+    end_of_turn: ClassVar[str]
+    end_of_text: ClassVar[str]
+    start_of_text: ClassVar[str] = ""
+    media_tokens: ClassVar[tuple[str, ...]]
+    image_token: ClassVar[str]
+    needs_token_types: ClassVar[bool] = False
+    """Whether positions follow from ``mm_token_type_ids``, so that a batch without them trains wrongly."""
+
+    def __init__(
+        self, processor: ProcessorMixin, vocabulary: MaskVocabulary, *, tokenizer_sha256: str | None = None
+    ) -> None:
+        self.processor = processor
+        self.vocabulary = vocabulary
+        self.tokenizer_sha256 = tokenizer_sha256
+        self.word_ids = vocabulary.check(self.tokenizer)
+        self.suppressed_ids = tuple(self._id(token) for token in self.media_tokens)
+        self.stop_ids = (self._id(self.end_of_turn), self._id(self.end_of_text))
+        self.pad_id = self.tokenizer.pad_token_id
+        if self.pad_id is None:
+            self.pad_id = self.stop_ids[1]
+        self._image_id = self._id(self.image_token)
+        self._control = re.compile("|".join(map(re.escape, self._control_tokens())))
+        self._control_ids = frozenset(self._id(token) for token in self._control_tokens())
+        self._preface = self._read_preface()
+
+    @property
+    def tokenizer(self) -> Any:
+        """The text tokenizer."""
+        return self.processor.tokenizer
+
+    @property
+    def image_processor(self) -> Any:
+        """The processor's part for images."""
+        return self.processor.image_processor
+
+    # ------------------------------------------------------------ what a family says
+
+    @abstractmethod
+    def header(self, role: str) -> str:
+        """Returns what stands before a turn's content."""
+
+    @abstractmethod
+    def after_turn(self) -> str:
+        """Returns what stands between a turn's end token and the next header."""
+
+    @abstractmethod
+    def image_text(self) -> str:
+        """Returns how an image is written, with one image token that stands for all of its."""
+
+    @abstractmethod
+    def see(self, images: Sequence[np.ndarray]) -> tuple[dict[str, Tensor], list[int]]:
+        """Returns the vision tensors of images, rows joined along the first axis, and tokens per image."""
+
+    @abstractmethod
+    def freeze(self, model: PreTrainedModel, *, vision: bool, projector: bool, llm: bool) -> None:
+        """Sets what is trained (True) and what is frozen; embeddings and head belong to the LLM."""
+
+    def positions(self, sample: Encoded) -> Int[Tensor, "axis token"]:
+        """Returns the positions of a dialogue for ``pack``: the text's, then those of the rotary embedding.
+
+        Raises:
+            ConfigError: The family has no packing that is known to be free of leaks.
+        """
+        raise ConfigError(
+            f"Packing is not available for {self.family}: no call is known to keep its dialogues apart. "
+            "Leave packing off; batches by length cost little."
+        )
+
+    # ------------------------------------------------------------ encoding
+
+    def encode(
+        self, turns: Sequence[Turn], images: Sequence[Picture], *, max_tokens: int | None = None
+    ) -> Encoded:
+        """Turns a dialogue into token ids; what the assistant says, and the end of its turn, is learnt.
+
+        Args:
+            turns: The dialogue. Without a system turn it gets the one that the checkpoint's template states.
+            images: What the numbers in the turns mean.
+            max_tokens: The longest dialogue that is taken; nothing is ever cut.
+
+        Raises:
+            DataError: ``too_long``; ``media_token`` or ``control_token`` for text that holds a token of the
+                chat format; ``malformed_words``; ``image`` or ``image_index`` for one that cannot be used.
+        """
+        pieces, order = self._pieces(turns, len(images))
+        if turns[-1].role == "assistant":
+            pieces.pop()  # what would lead to a next turn
+        return self._encoded(pieces, [images[i] for i in order], max_tokens)
+
+    def encode_prompt(self, turns: Sequence[Turn], images: Sequence[Picture]) -> Encoded:
+        """Turns a dialogue that ends with a user into token ids up to where the assistant begins.
+
+        Earlier answers are written as in ``encode``, and nothing is learnt.
+
+        Raises:
+            DataError: As ``encode``.
+            ValueError: The last turn is the assistant's, so the answer would stand in the prompt.
+        """
+        pieces, order = self._pieces(turns, len(images))
+        if turns[-1].role == "assistant":
+            raise ValueError(f"a prompt must end before the assistant's turn, got {turns[-1].text[:60]!r}")
+        pieces[-1] = (pieces[-1][0] + self.header("assistant"), False)
+        return self._encoded([(text, False) for text, _ in pieces], [images[i] for i in order], None)
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Reads generated ids: all text and mask words, no tokens of the chat format."""
+        kept = [int(id_) for id_ in ids if int(id_) not in self._control_ids and int(id_) != self.pad_id]
+        return self.tokenizer.decode(
+            kept, skip_special_tokens=False, clean_up_tokenization_spaces=False, **self._decode_options()
+        )
+
+    def _pieces(self, turns: Sequence[Turn], num_images: int) -> tuple[list[tuple[str, bool]], list[int]]:
+        """Returns texts, each with whether it is learnt, and the images in the order of the text."""
+        if not turns:
+            raise ValueError("a dialogue needs at least one turn, got none")
+        pieces: list[tuple[str, bool]] = []
+        order: list[int] = []
+        said = self.start_of_text if turns[0].role == "system" else self._preface
+        for turn in turns:
+            said += self.header(turn.role)
+            content = "".join(self._part(part, turn, num_images, order) for part in turn.parts)
+            if turn.role == "assistant":
+                pieces += [(said, False), (content + self.end_of_turn, True)]
+                said = self.after_turn()
+            else:
+                said += content + self.end_of_turn + self.after_turn()
+        return [*pieces, (said, False)], order
+
+    def _part(self, part: str | int, turn: Turn, num_images: int, order: list[int]) -> str:
+        if isinstance(part, str):
+            self._check_text(part)
+            return part
+        if turn.role != "user" or not 0 <= part < num_images:
+            raise DataError(
+                f"A turn of the {turn.role} shows image {part} of {num_images}; only users show images, by "
+                "their number from 0. Repair the dialogue.",
+                reason="image_index",
+            )
+        order.append(part)
+        return self.image_text()
+
+    def _check_text(self, text: str) -> None:
+        found = self._control.search(text)
+        if found:
+            raise DataError(
+                f"{found[0]} at character {found.start()} belongs to the chat format of {self.family} and "
+                f"cannot stand in a turn's text ({text[:60]!r}). Remove or rewrite it.",
+                reason="media_token" if found[0] in self.media_tokens else "control_token",
+            )
+        words.parse_words(text, num_codes=self.vocabulary.num_codes, num_levels=self.vocabulary.num_levels)
+
+    def _encoded(
+        self, pieces: list[tuple[str, bool]], images: Sequence[Picture], max_tokens: int | None
+    ) -> Encoded:
+        vision, runs = self.see([_pixels(image) for image in images]) if images else ({}, [])
+        sizes = iter(runs)
+        ids: list[int] = []
+        labels: list[int] = []
+        for text, learnt in pieces:
+            new = self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+            new = [id_ for one in new for id_ in ([one] * next(sizes) if one == self._image_id else [one])]
+            ids += new
+            labels += new if learnt else [IGNORE] * len(new)
+        if max_tokens is not None and len(ids) > max_tokens:
+            raise DataError(
+                f"The dialogue has {len(ids)} tokens and at most {max_tokens} are taken; it is left out, "
+                "since cutting could split an image or a mask word. Raise the limit to keep it.",
+                reason="too_long",
+            )
+        token_ids = torch.tensor(ids, dtype=torch.long)
+        return Encoded(
+            input_ids=token_ids,
+            labels=torch.tensor(labels, dtype=torch.long),
+            mm_token_type_ids=(token_ids == self._image_id).long(),
+            vision=vision,
+        )
+
+    # ------------------------------------------------------------ batches
+
+    def collate(
+        self, samples: Sequence[Encoded], *, side: Literal["right", "left"] = "right"
+    ) -> dict[str, Tensor]:
+        """Pads dialogues to one batch, on the right for training and on the left for generation."""
+        length = max(len(sample) for sample in samples)
+
+        def padded(rows: Sequence[Tensor], value: int) -> Tensor:
+            out = torch.full((len(rows), length), value, dtype=torch.long)
+            for target, row in zip(out, rows, strict=True):
+                target[slice(len(row)) if side == "right" else slice(length - len(row), None)] = row
+            return out
+
+        batch = {
+            "input_ids": padded([s.input_ids for s in samples], self.pad_id),
+            "attention_mask": padded([torch.ones_like(s.input_ids) for s in samples], 0),
+            "labels": padded([s.labels for s in samples], IGNORE),
+            **joined_vision(samples),
+        }
+        if self.needs_token_types:
+            batch["mm_token_type_ids"] = padded([s.mm_token_type_ids for s in samples], 0)
+        return batch
+
+    def pack(self, samples: Sequence[Encoded]) -> dict[str, Tensor]:
+        """Joins dialogues to one row without padding, which do not see each other.
+
+        The text's positions start at 0 in each dialogue: from that alone, and only without an attention mask
+        and without a cache, transformers derives which tokens may attend. With either one, or with fewer rows
+        of positions, dialogues leak into each other and nothing says so; ``answer_loss`` refuses such rows.
+
+        Raises:
+            ConfigError: The family has no packing that is known to be free of leaks.
+        """
+        positions = torch.cat([self.positions(sample) for sample in samples], dim=1)
+        labels = [sample.labels.clone() for sample in samples]
+        for one in labels:
+            one[:1] = IGNORE  # else the last token of the dialogue before would learn it
+        return {
+            "input_ids": torch.cat([s.input_ids for s in samples])[None],
+            "position_ids": positions[:, None],
+            "labels": torch.cat(labels)[None],
+            "mm_token_type_ids": torch.cat([s.mm_token_type_ids for s in samples])[None],
+            **joined_vision(samples),
+        }
+
+    # ------------------------------------------------------------ models
+
+    def load_model(
+        self, folder: str | Path, *, dtype: torch.dtype = torch.float32, attn: str = "sdpa"
+    ) -> PreTrainedModel:
+        """Loads the model of a checkpoint folder and checks that it speaks the words.
+
+        Raises:
+            CheckpointError: It is of another family, or as ``MaskVocabulary.check``.
+        """
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, attn_implementation=attn)
+        if model.config.model_type != self.family:
+            raise CheckpointError(
+                f"{folder} holds a {model.config.model_type}; this adapter is for {self.family}. Load "
+                "both from one folder."
+            )
+        self.vocabulary.check(self.tokenizer, model)
+        return model
+
+    # ------------------------------------------------------------ inside
+
+    def _id(self, token: str) -> int:
+        id_ = self.tokenizer.get_vocab().get(token)
+        if id_ is None:
+            raise CheckpointError(
+                f"The text tokenizer has no token {token}, which {self.family} needs. Use the tokenizer "
+                "of the checkpoint itself."
+            )
+        return id_
+
+    def _control_tokens(self) -> list[str]:
+        """Returns all tokens that no text may hold: special ones, mask words excepted, and media tokens."""
+        special = [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        speech = set(self.vocabulary.words)
+        named = (*self.media_tokens, self.end_of_turn, self.end_of_text)
+        return [token for token in dict.fromkeys((*named, *special)) if token not in speech]
+
+    def _decode_options(self) -> dict[str, Any]:
+        return {}
+
+    def _read_preface(self) -> str:
+        """Returns what the checkpoint's template writes before a first user, once it agrees with ours."""
+        turns = [{"role": "user", "content": [{"type": "text", "text": _PROBE}]}]
+        given = str(self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        ours = f"{self.header('user')}{_PROBE}{self.end_of_turn}{self.after_turn()}{self.header('assistant')}"
+        if not given.endswith(ours):
+            raise CheckpointError(
+                f"The chat template of this checkpoint writes {given!r} where {self.family} writes {ours!r}. "
+                "Give the folder the template of the released checkpoints."
+            )
+        return given.removesuffix(ours)
+
+
+def _pixels(image: Picture) -> np.ndarray:
+    """Returns H x W x 3 uint8; DataError ``image`` for anything that is not RGB with pixels."""
+    array = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise DataError(
+            f"An image must be H x W x 3 of uint8, got {array.shape} of {array.dtype}. Convert it to RGB.",
+            reason="image",
+        )
+    return array

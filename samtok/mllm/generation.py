@@ -1,0 +1,97 @@
+"""Answers of an MLLM: batched generation with transformers, greedy or sampled, with or without grammar."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+
+from samtok.mllm.chat import Encoded
+from samtok.mllm.family import Adapter
+from samtok.mllm.grammar import MaskWordGrammar, SuppressTokens
+from samtok.mllm.vocab import check_rows
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    adapter: Adapter,
+    prompts: Sequence[Encoded],
+    *,
+    max_new_tokens: int,
+    grammar: bool = True,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[list[int]]:
+    """Generates one answer per prompt, all in one batch, padded on the left.
+
+    Places of images and rows of the padded vocabulary are never generated, with or without the grammar: a
+    place without an image ends the next forward. No other filter is on, so that a learner who divides logits
+    by the temperature and applies the same processor sees the probabilities that were sampled from.
+
+    Args:
+        model: The model, on any device; its mode is as before afterwards.
+        adapter: Its adapter.
+        prompts: From ``Adapter.encode_prompt``; no prompts give no answers.
+        max_new_tokens: Most tokens of an answer. An answer cut there can end inside a mask word.
+        grammar: Allow whole mask words only.
+        temperature: Of the sampling; 0 takes the likeliest token.
+        seed: Of the sampling; equal batches with equal seeds give equal answers on one device.
+
+    Returns:
+        New token ids per prompt, up to and with the token that ends the turn, if it came.
+
+    Raises:
+        CheckpointError: The model has fewer rows than the adapter's tokenizer has tokens, or lost its tie.
+        ValueError: For a temperature below 0 or ``max_new_tokens`` below 1.
+    """
+    if temperature < 0 or max_new_tokens < 1:
+        raise ValueError(
+            "temperature must be at least 0 and max_new_tokens at least 1, got "
+            f"{temperature} and {max_new_tokens}"
+        )
+    if not prompts:
+        return []
+    check_rows(model, len(adapter.tokenizer))  # the tokenizer was checked with the adapter
+    batch = {name: value.to(model.device) for name, value in adapter.collate(prompts, side="left").items()}
+    del batch["labels"]
+    devices = [model.device] if model.device.type == "cuda" else []
+    training = model.training
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            rows = model.generate(  # pyright: ignore[reportCallIssue]
+                **batch,
+                generation_config=_settings(adapter, max_new_tokens, temperature),
+                logits_processor=LogitsProcessorList([processor_of(adapter, grammar=grammar)]),
+            )
+    finally:
+        model.train(training)
+    new = rows[:, batch["input_ids"].shape[1] :].tolist()
+    return [_until_stop(row, adapter.stop_ids) for row in new]
+
+
+def processor_of(adapter: Adapter, *, grammar: bool) -> SuppressTokens:
+    """Returns what restricts each next token: the grammar, or only what is never generated."""
+    num_tokens = len(adapter.tokenizer)
+    if grammar:
+        return MaskWordGrammar(adapter.word_ids, num_tokens, adapter.suppressed_ids)
+    return SuppressTokens(num_tokens, adapter.suppressed_ids)
+
+
+def _settings(adapter: Adapter, max_new_tokens: int, temperature: float) -> GenerationConfig:
+    """States every filter, since a checkpoint's ``generation_config.json`` fills in what is left out."""
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(adapter.stop_ids),
+        pad_token_id=adapter.pad_id,
+        repetition_penalty=1.0,
+        use_cache=True,
+        **(sampling if temperature else {"do_sample": False}),
+    )
+
+
+def _until_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
+    ends = [position for position, id_ in enumerate(ids) if id_ in stop_ids]
+    return ids[: ends[0] + 1] if ends else ids

@@ -1,0 +1,83 @@
+"""The loss of answers: next-token cross-entropy over labels. Batches that would train wrongly are refused."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from samtok.mllm.chat import IGNORE
+
+MROPE_FAMILIES = ("qwen2_5_vl", "qwen3_vl")
+"""Families whose positions come from ``mm_token_type_ids``."""
+
+PACKED_ATTENTION = ("sdpa", "eager")
+"""Attention kernels with which packed dialogues were found to stay apart."""
+
+
+def answer_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Float[Tensor, ""]:
+    """Returns the sum of next-token cross-entropies over all learnt tokens of a batch.
+
+    The caller divides by the learnt tokens of the whole step, so that neither the number of workers nor the
+    cut into micro-batches changes the loss.
+
+    Args:
+        model: An MLLM, or what DeepSpeed or DDP has made of it.
+        batch: What ``Adapter.collate`` or ``Adapter.pack`` gave, on the model's device.
+
+    Raises:
+        ValueError: The batch would train on wrong positions, or on dialogues that see each other.
+    """
+    logits, targets = answer_logits(model, batch)
+    return cross_entropy(logits, targets, reduction="sum")
+
+
+def answer_logits(
+    model: nn.Module, batch: Mapping[str, Tensor]
+) -> tuple[Float[Tensor, "learnt vocab"], Int[Tensor, " learnt"]]:
+    """Returns the logits from which each learnt token is predicted, in float32, and these tokens.
+
+    Only they are computed: with 150,000 words the logits of all tokens would be the largest tensor there is.
+
+    Raises:
+        ValueError: As ``answer_loss``.
+    """
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    _check(_config_of(model), inputs)
+    labels = batch["labels"]
+    learnt = torch.zeros_like(labels, dtype=torch.bool)
+    learnt[:, :-1] = labels[:, 1:] != IGNORE
+    logits = model(**inputs, use_cache=False, logits_to_keep=learnt).logits
+    return logits.float(), labels[:, 1:][learnt[:, :-1]]
+
+
+def _config_of(model: nn.Module) -> Any:
+    while not hasattr(model, "config") or not hasattr(model.config, "model_type"):
+        model = model.get_submodule("module")  # of DeepSpeed's engine and of DDP
+    return model.config
+
+
+def _check(config: Any, inputs: Mapping[str, Tensor]) -> None:
+    if config.model_type not in MROPE_FAMILIES:
+        return
+    positions = inputs.get("position_ids")
+    if positions is None:
+        if "pixel_values" in inputs and "mm_token_type_ids" not in inputs:
+            raise ValueError(
+                f"the batch has images and no mm_token_type_ids, so {config.model_type} would take positions "
+                "of one axis; make batches with Adapter.collate"
+            )
+        return
+    attention = config.get_text_config()._attn_implementation
+    if "attention_mask" in inputs or positions.ndim != 3 or len(positions) != 4:
+        raise ValueError(
+            "a packed batch needs position_ids of 4 x batch x token and no attention_mask, or its dialogues "
+            f"see each other; got position_ids {tuple(positions.shape)} with {sorted(inputs)}. Use Adapter.pack"
+        )
+    if attention not in PACKED_ATTENTION:
+        raise ValueError(
+            f"packed dialogues are known to stay apart with {' and '.join(PACKED_ATTENTION)} attention only, "
+            f"got {attention}; load the model with one of them, or do not pack"
+        )

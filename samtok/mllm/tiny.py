@@ -1,0 +1,228 @@
+"""Tiny random MLLMs of each family as real checkpoint folders, for tests, smoke runs and a default.
+
+The classes are transformers' own, so what works with a tiny model works with a released one; only the numbers
+are small. They are those of the trials that learnt shapes on two cores: image tokens of few pixels, little
+depth, wide initial weights, and a small rotary base so that the few positions there are differ.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+from samtok.mllm.adapters import adapter_for, save_pretrained
+from samtok.mllm.tiny_text import default_texts, train_qwen_tokenizer
+from samtok.mllm.vocab import MaskVocabulary, extend
+
+__all__ = ["TinyConfig", "build_tiny", "default_texts"]
+
+TinyFamily = Literal["qwen2_5_vl", "qwen3_vl", "perception_lm"]
+
+CHATML_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' and SYSTEM %}"
+    "{{ '<|im_start|>system\n' + SYSTEM + '<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<|vision_start|><|image_pad|><|vision_end|>' }}"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}{{ '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""Qwen's chat format; SYSTEM stands for the quoted text of its default system turn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyConfig:
+    """All numbers of a tiny model."""
+
+    image_size: int = 56
+    """Side of an image in pixels, of which as many are taken as keep its shape."""
+    patch_size: int = 7
+    """Pixels per side of a patch; two by two become one token, so 56 px give 16 tokens."""
+    dim: int = 64
+    """Width of the language model."""
+    num_layers: int = 2
+    """Layers of the language model."""
+    num_heads: int = 4
+    """Attention heads of both models."""
+    hidden_dim: int = 160
+    """Width inside the feed-forward layers of both models."""
+    vision_dim: int = 64
+    """Width of the vision model."""
+    vision_layers: int = 2
+    """Layers of the vision model."""
+    rope_theta: float = 20.0
+    """Base of the rotary positions; released models have 1e6, which hardly turns 16 columns."""
+    init_std: float = 0.1
+    """Of all initial weights; about one over the root of the width."""
+    tied: bool = True
+    """Whether input and output embeddings are one tensor."""
+    vocab_size: int = 1024
+    """Entries of the text tokenizer before chat tokens and mask words; 256 of them are bytes."""
+    system: str = ""
+    """Default system turn of the chat template; released Qwen2.5-VL has one, which costs tokens."""
+    padded_rows: int = 0
+    """Embedding rows beyond the text tokenizer's, as released checkpoints have."""
+
+    @property
+    def head_dim(self) -> int:
+        """Width of an attention head of the language model."""
+        return self.dim // self.num_heads
+
+    @property
+    def mrope_section(self) -> list[int]:
+        """Frequencies for time, rows and columns: time the fewest; they add up to half a head."""
+        half = self.head_dim // 2
+        rows = (half * 3) // 8
+        return [half - 2 * rows, rows, rows]
+
+
+def build_tiny(
+    family: TinyFamily,
+    folder: str | Path,
+    *,
+    vocabulary: MaskVocabulary | None,
+    texts: Iterable[str],
+    seed: int,
+    config: TinyConfig | None = None,
+    tokenizer_sha256: str | None = None,
+) -> None:
+    """Writes a model of random weights with its processor, as a folder like those of released checkpoints.
+
+    Args:
+        family: One of ``adapters.FAMILIES``.
+        folder: Where to write; made if it is missing.
+        vocabulary: Mask words to add; None gives a folder as it comes from a hub, without ``samtok.json``.
+        texts: What the text tokenizer is trained on, such as ``default_texts()``.
+        seed: Of the weights; equal seeds give equal files.
+        config: All numbers.
+        tokenizer_sha256: Of the mask tokenizer, for ``samtok.json``.
+    """
+    config = config or TinyConfig()
+    processor, make = _BUILDERS[family](config, list(texts))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = make()
+    model.eval()
+    if vocabulary is None:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        return
+    extend(model, processor.tokenizer, vocabulary, seed=seed)
+    adapter = adapter_for(family, processor, vocabulary, tokenizer_sha256=tokenizer_sha256)
+    save_pretrained(model, adapter, folder)
+
+
+_Built = tuple[ProcessorMixin, Callable[[], PreTrainedModel]]
+
+
+def _qwen2_5_vl(config: TinyConfig, texts: list[str]) -> _Built:
+    tokenizer = train_qwen_tokenizer(texts, vocab_size=config.vocab_size)
+    processor = Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**_patches(config)),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(**_patches(config)),
+        chat_template=_chatml(config),
+    )
+    ids = tokenizer.get_vocab()
+    body = Qwen2_5_VLConfig(
+        text_config=_text(config, tokenizer)
+        | {
+            "rope_parameters": _rope(config),
+            "use_sliding_window": False,
+            "max_window_layers": config.num_layers,
+        },
+        vision_config=_vision(config)
+        | {"window_size": config.image_size, "fullatt_block_indexes": list(range(config.vision_layers))},
+        **_media(ids),
+        tie_word_embeddings=config.tied,
+    )
+    return processor, lambda: _finished(Qwen2_5_VLForConditionalGeneration(body), tokenizer)
+
+
+def _chatml(config: TinyConfig) -> str:
+    return CHATML_TEMPLATE.replace("SYSTEM", repr(config.system))
+
+
+def _patches(config: TinyConfig) -> dict[str, Any]:
+    area = config.image_size**2
+    return {
+        "patch_size": config.patch_size,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "size": {"shortest_edge": area, "longest_edge": area},
+    }
+
+
+def _text(config: TinyConfig, tokenizer: Any) -> dict[str, Any]:
+    ids = tokenizer.get_vocab()
+    return {
+        "vocab_size": len(tokenizer) + config.padded_rows,
+        "hidden_size": config.dim,
+        "intermediate_size": config.hidden_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_heads,
+        "max_position_embeddings": tokenizer.model_max_length,
+        "initializer_range": config.init_std,
+        "bos_token_id": None,
+        "eos_token_id": ids["<|im_end|>"],
+        "pad_token_id": ids["<|endoftext|>"],
+    }
+
+
+def _vision(config: TinyConfig) -> dict[str, Any]:
+    return {
+        "depth": config.vision_layers,
+        "hidden_size": config.vision_dim,
+        "intermediate_size": config.hidden_dim,
+        "num_heads": config.num_heads,
+        "patch_size": config.patch_size,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": config.dim,
+        "initializer_range": config.init_std,
+    }
+
+
+def _rope(config: TinyConfig) -> dict[str, Any]:
+    return {
+        "rope_type": "default",
+        "rope_theta": config.rope_theta,
+        "mrope_section": config.mrope_section,
+    }
+
+
+def _media(ids: dict[str, int]) -> dict[str, Any]:
+    return {
+        "image_token_id": ids["<|image_pad|>"],
+        "video_token_id": ids["<|video_pad|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_end_token_id": ids["<|vision_end|>"],
+    }
+
+
+def _finished(model: PreTrainedModel, tokenizer: Any) -> PreTrainedModel:
+    ids = tokenizer.get_vocab()
+    model.generation_config = GenerationConfig(
+        eos_token_id=[ids["<|im_end|>"], ids["<|endoftext|>"]], pad_token_id=ids["<|endoftext|>"]
+    )
+    return model
+
+
+_BUILDERS: dict[str, Callable[[TinyConfig, list[str]], _Built]] = {"qwen2_5_vl": _qwen2_5_vl}

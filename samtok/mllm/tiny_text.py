@@ -1,0 +1,109 @@
+"""Text tokenizers of tiny MLLMs: byte-level BPE trained on given sentences, in Qwen's own class."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from tokenizers import Tokenizer, pre_tokenizers, trainers
+from tokenizers.models import BPE
+from transformers import Qwen2Tokenizer
+
+from samtok.shapes import (
+    KINDS,
+    PALETTE,
+    WorldConfig,
+    grounded_caption,
+    make_scene,
+    referring_expressions,
+    relations,
+)
+
+QWEN_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+"""Tokens of Qwen's chat format, those that its processor and adapter look for."""
+
+_MASK_WORDS = re.compile(r"<\|mt_[a-z0-9]+\|>")
+_ROLES = ("system\n", "user\n", "assistant\n")
+_QUESTIONS = (
+    "Segment {} in this image.",
+    "Please find {}.",
+    "Where is {}? Answer with its mask.",
+    "Which region shows {}?",
+    "Can you segment {}? If there is none, say so.",
+    "Describe the picture and mark what you name.",
+    "What is in this region? Give one short phrase.",
+    "List every relation between the objects as triplets.",
+)
+_ANSWERS = (
+    "No target.",
+    "It is {}.",
+    "Sure, {}",
+    "There is no such object in this image.",
+    '```json\n[{"label": "{}", "mask_2d": "', '"},\n{"label": "', '"}\n]\n```',
+)  # fmt: skip
+
+
+def default_texts(*, num_scenes: int = 64, seed: int = 0) -> list[str]:
+    """Returns sentences of the shapes language, questions and answers: what a tiny MLLM has to say.
+
+    Args:
+        num_scenes: Scenes whose captions, expressions and relations are taken.
+        seed: Of the scenes; equal seeds give equal texts.
+    """
+    rng = np.random.default_rng(seed)
+    texts = [*_QUESTIONS, *_ANSWERS] * 8 + [*KINDS, *PALETTE]
+    for index in range(num_scenes):
+        scene = make_scene(seed, index, WorldConfig())
+        texts.append(grounded_caption(scene, rng)[0])
+        names = [shape.kind for shape in scene.objects]
+        texts += [f"{names[i]} {predicate} {names[j]}" for i, predicate, j in relations(scene)[:6]]
+        for expression, *_ in referring_expressions(scene, rng):
+            texts.append(expression)
+            texts.append(_QUESTIONS[len(texts) % 5].format(expression))
+    return texts
+
+
+def train_qwen_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Qwen2Tokenizer:
+    """Trains Qwen's tokenizer class on texts; any text survives a round trip, up to Unicode's form NFC.
+
+    Args:
+        texts: Sentences; mask words in them are left out.
+        vocab_size: Entries without the tokens of the chat format; 256 of them are bytes.
+    """
+    model = _train_bpe(texts, Qwen2Tokenizer(), vocab_size)
+    tokenizer = Qwen2Tokenizer(
+        vocab={str(token): int(id_) for token, id_ in model["vocab"].items()},
+        merges=[tuple(pair) for pair in model["merges"]],  # pyright: ignore[reportArgumentType]
+        additional_special_tokens=list(QWEN_TOKENS[1:]),
+    )
+    tokenizer.model_max_length = 32768
+    return tokenizer
+
+
+def _train_bpe(texts: Iterable[str], like: Qwen2Tokenizer, vocab_size: int) -> dict:
+    trainee = Tokenizer(BPE())
+    trainee.normalizer = like._tokenizer.normalizer
+    trainee.pre_tokenizer = like._tokenizer.pre_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    trainee.train_from_iterator(_without_words(texts), trainer)
+    return json.loads(trainee.to_str())["model"]
+
+
+def _without_words(texts: Iterable[str]) -> Iterator[str]:
+    yield from _ROLES * 200  # each turn has one, so they must be tokens of their own
+    for text in texts:
+        yield from (piece for piece in _MASK_WORDS.split(text) if piece)
