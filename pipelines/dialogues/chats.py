@@ -103,12 +103,15 @@ def read_group(corpus: ChatCorpus, *, shard: int, group: int) -> list[dict[str, 
 def rows_of(corpus: ChatCorpus) -> Iterator[dict[str, Any]]:
     """Yields all samples in order, holding one row group at a time."""
     for shard in corpus.shards:
-        if not shard.rows:
-            continue
-        with storage.open_input(shard.uri) as file:
-            parquet = pq.ParquetFile(file)
-            for group in range(parquet.num_row_groups):
-                yield from parquet.read_row_group(group).to_pylist()
+        yield from rows_of_shard(shard)
+
+
+def rows_of_shard(shard: ChatShard) -> Iterator[dict[str, Any]]:
+    """Yields the samples of one shard in order."""
+    with storage.open_input(shard.uri) as file:
+        parquet = pq.ParquetFile(file)
+        for group in range(parquet.num_row_groups):
+            yield from parquet.read_row_group(group).to_pylist()
 
 
 def turns_of(row: Mapping[str, Any]) -> "list[Turn]":

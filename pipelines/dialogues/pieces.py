@@ -73,6 +73,17 @@ def foreign(text: str | None, what: str) -> str:
     """
     if text is None or not text.strip():
         raise DataError(f"{what} is empty", reason="empty_text")
+    control_token(text, what)
+    return text
+
+
+def control_token(text: str, what: str) -> None:
+    """Refuses a text that a model would not read as text.
+
+    Raises:
+        DataError: ``control_token`` for a token of control or the placeholder of an image, ``text_encoding``
+            for half a character, as JSON's escapes can write it.
+    """
     token = _CONTROL.search(text)
     if token is not None:
         around = text[token.start() : token.start() + 24]
@@ -83,9 +94,8 @@ def foreign(text: str | None, what: str) -> str:
         )
     try:
         text.encode()
-    except UnicodeEncodeError as error:  # half a character, as JSON's escapes can write it
+    except UnicodeEncodeError as error:
         raise DataError(f"{what} is no valid Unicode: {error}", reason="text_encoding") from error
-    return text
 
 
 def phrase_of(text: str | None, what: str) -> str:

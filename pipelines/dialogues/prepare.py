@@ -4,15 +4,16 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines import run as runs
 from pipelines import schema, shards, storage
+from pipelines.dialogues import imports
 from pipelines.dialogues.compose import Settings
-from pipelines.dialogues.config import ComposeDialoguesConfig, shares_of
-from pipelines.dialogues.stage import Slice
+from pipelines.dialogues.config import ComposeDialoguesConfig, JsonlConfig, shares_of
+from pipelines.dialogues.stage import ComposeShard, Slice
 from pipelines.ingestion.reader import Input
 from pipelines.shards import ROW_GROUP_ROWS, Plan
 from samtok.errors import ConfigError, DataError
@@ -30,15 +31,16 @@ PSG_LISTS = ("categories", "predicates")
 
 @dataclass(frozen=True)
 class Job:
-    """A composition that was checked: its words are there and fit together."""
+    """A composition or an import that was checked: what it needs is there and fits together."""
 
     config: ComposeDialoguesConfig
     """With absolute local paths."""
-    manifests: tuple[Mapping[str, Any], ...]
-    """Of the corpora of words."""
-    settings: Settings
     fingerprint: Mapping[str, Any]
     """All that decides the bytes of the shards."""
+    inputs: Callable[[], Iterator[Input]]
+    """Lists what each shard is made of, in order."""
+    worker: Callable[[Plan], Callable[[int], dict[str, Any]]]
+    """Makes what does one shard of a plan and returns its commit record."""
 
 
 def prepare(config: ComposeDialoguesConfig) -> Job:
@@ -52,13 +54,45 @@ def prepare(config: ComposeDialoguesConfig) -> Job:
     config = _with_absolute_paths(config)
     if not config.dry_run:
         storage.check(config.out)
+    return _import(config) if config.jsonl.source is not None else _composition(config)
+
+
+def _composition(config: ComposeDialoguesConfig) -> Job:
     manifests = tuple(_manifest(uri) for uri in config.words)
     prints = [manifest["fingerprint"] for manifest in manifests]
     _check_agree(config.words, prints)
     _check_distinct(config.words, prints)
     _check_ious(config, manifests)
     settings = _settings(config, prints[0])
-    return Job(config, manifests, settings, _fingerprint(config, manifests, settings))
+    return Job(
+        config,
+        _fingerprint(config, manifests, settings),
+        lambda: _inputs(manifests, config),
+        lambda plan: ComposeShard(plan, config.words, settings),
+    )
+
+
+def _import(config: ComposeDialoguesConfig) -> Job:
+    source = config.jsonl.source
+    assert source is not None
+    told = dataclasses.asdict(config.jsonl)
+    fingerprint = {
+        "kind": "chat",
+        "weights_sha256": None,
+        "tokenizer": None,
+        **{name: told[name] for name in told if name != "source"},
+        "source_sha256": imports.file_sha256(source),
+        "shard_rows": config.shard_rows,
+        "limit": config.limit,
+        "schema_version": schema.SCHEMA_VERSION,
+        "code_version": CODE_VERSION,
+    }
+    return Job(
+        config,
+        fingerprint,
+        lambda: imports.inputs_of(source, lines_per_shard=config.shard_rows, limit=config.limit),
+        lambda plan: imports.ImportShard(plan, config.jsonl),
+    )
 
 
 def _with_absolute_paths(config: ComposeDialoguesConfig) -> ComposeDialoguesConfig:
@@ -68,6 +102,15 @@ def _with_absolute_paths(config: ComposeDialoguesConfig) -> ComposeDialoguesConf
         out=storage.absolute(config.out),
         words=tuple(storage.absolute(uri.rstrip("/")) for uri in config.words),
         psg_vocabulary=None if vocabulary is None else storage.absolute(vocabulary),
+        jsonl=_absolute_jsonl(config.jsonl),
+    )
+
+
+def _absolute_jsonl(jsonl: JsonlConfig) -> JsonlConfig:
+    return dataclasses.replace(
+        jsonl,
+        source=None if jsonl.source is None else storage.absolute(jsonl.source),
+        images=storage.absolute(jsonl.images) if jsonl.images else "",
     )
 
 
@@ -196,12 +239,12 @@ def plan_of(job: Job) -> Plan:
     if plan is not None:
         shards.check_fingerprint(plan, job.fingerprint)
         return plan
-    log.info("planning %s from %d corpora of words", config.out, len(config.words))
-    return shards.make_plan(config.out, job.fingerprint, _inputs(job), shard_rows=1, chunk_rows=1)
+    log.info("planning %s", config.out)
+    return shards.make_plan(config.out, job.fingerprint, job.inputs(), shard_rows=1, chunk_rows=1)
 
 
-def _inputs(job: Job) -> Iterator[Input]:
-    for part in slices(job.manifests, shard_rows=job.config.shard_rows, limit=job.config.limit):
+def _inputs(manifests: Sequence[Mapping[str, Any]], config: ComposeDialoguesConfig) -> Iterator[Input]:
+    for part in slices(manifests, shard_rows=config.shard_rows, limit=config.limit):
         key = f"{part.corpus:03d}/{part.file}#{part.first_group:05d}"
         yield Input(key, json.dumps(dataclasses.asdict(part), sort_keys=True), None)
 
@@ -229,11 +272,10 @@ def dry_run(job: Job) -> int:
     """Prints what would be done: the config, the fingerprint, and how much is left to do."""
     sys.stdout.write(runs.config_json(job.config))
     sys.stdout.write(json.dumps(dict(job.fingerprint), indent=2) + "\n")
-    parts = list(slices(job.manifests, shard_rows=job.config.shard_rows, limit=job.config.limit))
     plan = shards.load_plan(job.config.out)
     if plan is not None:
         shards.check_fingerprint(plan, job.fingerprint)
-    left = len(parts) - (0 if plan is None else len(shards.committed(plan)))
-    images = sum(part.rows for part in parts)
-    sys.stdout.write(f"plan: {images} images in {len(parts)} shards, {left} left\n")
+    count = sum(1 for _ in job.inputs())
+    left = count - (0 if plan is None else len(shards.committed(plan)))
+    sys.stdout.write(f"plan: {count} shards, {left} left\n")
     return 0

@@ -14,9 +14,10 @@ from typing import Any
 from pipelines import run as runs
 from pipelines import shards, storage
 from pipelines.cluster import session
+from pipelines.dialogues.chats import load_chat_corpus, rows_of_shard
 from pipelines.dialogues.config import ComposeDialoguesConfig
+from pipelines.dialogues.exchange import lines_of
 from pipelines.dialogues.prepare import dry_run, plan_of, prepare
-from pipelines.dialogues.stage import ComposeShard
 from pipelines.shards import Plan
 from pipelines.tracking import Tracker
 from samtok.errors import ConfigError, DataError
@@ -45,7 +46,8 @@ def _compose(config: ComposeDialoguesConfig) -> int:
     tracker.params(json.loads(runs.config_json(config)))
     tracker.tags({"fingerprint": shards.digest(job.fingerprint), **runs.versions()})
     try:
-        manifest = make_chats(config, plan, ComposeShard(plan, config.words, job.settings))
+        manifest = make_chats(config, plan, job.worker(plan))
+        export(config)
         publish(config, manifest, tracker)
         print_table(config, manifest, time.monotonic() - started, tracker)
         check_rejects(config, manifest["totals"])
@@ -107,6 +109,17 @@ def _check_reachable(config: ComposeDialoguesConfig, started_here: bool) -> None
             "not, use s3:// or --workers 0.",
             ", ".join(local),
         )
+
+
+def export(config: ComposeDialoguesConfig) -> None:
+    """Writes the corpus in another project's format, a file per shard, if that is asked for."""
+    if config.export is None:
+        return
+    corpus = load_chat_corpus(config.out)
+    for number, shard in enumerate(corpus.shards):
+        name = f"export/{config.export}/shard-{number:05d}.jsonl"
+        data = b"".join(lines_of(rows_of_shard(shard), config.export))
+        storage.write_bytes(storage.join(config.out, name), data)
 
 
 def publish(config: ComposeDialoguesConfig, manifest: dict[str, Any], tracker: Tracker) -> None:

@@ -1,0 +1,151 @@
+"""Imports a JSONL file of chats: parts of its lines become shards, like slices of a corpus of words."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipelines import schema, shards, storage
+from pipelines.dialogues.compose import Composed
+from pipelines.dialogues.config import JsonlConfig
+from pipelines.dialogues.exchange import from_record
+from pipelines.dialogues.stage import commit
+from pipelines.ingestion.image_source import read_image_bytes
+from pipelines.ingestion.reader import Input
+from pipelines.shards import Plan
+from samtok import images
+from samtok.errors import ConfigError, DataError
+
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A part of a JSONL file: ``size`` bytes from ``offset``, ``count`` lines; ``first`` lines are before it."""
+
+    offset: int
+    size: int
+    first: int
+    count: int
+
+
+def file_sha256(uri: str) -> str:
+    """Hashes a file or object without holding it."""
+    digest = hashlib.sha256()
+    with storage.open_input(uri) as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def inputs_of(uri: str, *, lines_per_shard: int, limit: int | None) -> Iterator[Input]:
+    """Cuts a JSONL file into parts, one input each; reads it once, line by line.
+
+    Raises:
+        ConfigError: If it is one JSON list instead of lines.
+    """
+    offset = size = first = count = number = 0
+    with storage.open_input(uri) as file:
+        for line in file:
+            if not number and line.lstrip().startswith(b"["):
+                raise ConfigError(
+                    f"--jsonl.source {uri} is a JSON list, expected one object per line. "
+                    "`jq -c '.[]' FILE` writes such a file."
+                )
+            if number == limit:
+                break
+            number, size, count = number + 1, size + len(line), count + 1
+            if count == lines_per_shard:
+                yield _input(Lines(offset, size, first, count))
+                offset, size, first, count = offset + size, 0, number, 0
+    if count:
+        yield _input(Lines(offset, size, first, count))
+
+
+def _input(part: Lines) -> Input:
+    return Input(f"{part.first:012d}", json.dumps(asdict(part), sort_keys=True), None)
+
+
+class ImportShard:
+    """Imports the chats of a shard and commits them.
+
+    Args:
+        plan: What the shards are; each has one input, some ``Lines``.
+        jsonl: The file, and what is not in it.
+    """
+
+    def __init__(self, plan: Plan, jsonl: JsonlConfig) -> None:
+        self.plan, self.jsonl = plan, jsonl
+
+    def __call__(self, shard: int) -> dict[str, Any]:
+        """Returns the commit record that holds."""
+        done = Composed()
+        for chunk in self.plan.chunks(shard):
+            for item in shards.read_inputs(self.plan, chunk):
+                done.counts["inputs_in"] += 1
+                self._import(Lines(**json.loads(item.payload)), done)
+        return commit(self.plan, shard, done)
+
+    def _import(self, part: Lines, done: Composed) -> None:
+        assert self.jsonl.source is not None
+        data = storage.read_bytes(self.jsonl.source, offset=part.offset, size=part.size)
+        lines = data.removesuffix(b"\n").split(b"\n")
+        if len(lines) != part.count:
+            raise DataError(
+                f"{self.jsonl.source} has changed: {len(lines)} lines instead of {part.count} at byte "
+                f"{part.offset}. Restore it, or choose another --out."
+            )
+        for number, line in enumerate(lines, start=part.first + 1):
+            self._line(number, line, done)
+
+    def _line(self, number: int, line: bytes, done: Composed) -> None:
+        task, row_id = self.jsonl.task, f"line-{number:08d}"
+        ends = ["rows_in", "items_in", f"{task}/items_in"]
+        try:
+            done.samples.append(self._row(row_id, line))
+            ends += ["rows_out", "items_out", f"{task}/items_out", "samples_out", f"{task}/samples_out"]
+        except (DataError, storage.NotFoundError) as error:
+            reason = error.reason if isinstance(error, DataError) else "image_missing"
+            done.rejects.append(schema.reject("compose", self.jsonl.dataset, row_id, reason, str(error)))
+            ends += ["items_rejected", f"{task}/items_rejected"]
+        done.counts.update(ends)
+
+    def _row(self, row_id: str, line: bytes) -> dict[str, Any]:
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"the line is no JSON: {error}", reason="json") from error
+        chat = from_record(record, num_codes=self.jsonl.num_codes, num_levels=self.jsonl.num_levels)
+        pictures = [self._image(name) for name in chat["images"]]
+        return {
+            "dataset": self.jsonl.dataset,
+            "split": self.jsonl.split,
+            "image_id": chat["images"][0] if chat["images"] else row_id,
+            "sample_id": "/".join((self.jsonl.dataset, self.jsonl.split, row_id)),
+            "task": self.jsonl.task,
+            "tags": [],
+            **chat,
+            "images": pictures,
+            "meta": json.dumps({"id": str(record["id"])} if "id" in record else {}),
+        }
+
+    def _image(self, name: str) -> Mapping[str, Any]:
+        uri = name
+        if self.jsonl.images:
+            uri = storage.join(self.jsonl.images, name)
+        elif not storage.is_anchored(name):
+            raise DataError(
+                f"the image {name!r} is relative; name the folder that it is in by --jsonl.images",
+                reason="path",
+            )
+        height, width = _size_hw(uri)
+        return {"uri": uri, "height": height, "width": width}
+
+
+@functools.lru_cache(maxsize=1024)
+def _size_hw(uri: str) -> tuple[int, int]:
+    """Opens an image, which also tells whether it can be opened in training."""
+    picture = images.decode_image(read_image_bytes(uri), where=uri)
+    return picture.shape[0], picture.shape[1]
