@@ -1,6 +1,7 @@
-"""Write a synthetic corpus with exact masks in a published format (COCO instances or SA-1B).
+"""Write a synthetic corpus with exact masks in a published format.
 
     python jobs/make_shapes.py --preset smoke --out runs/shapes
+    python jobs/make_shapes.py --preset train --out runs/refer --format refer --expressions.none 2
     python jobs/make_shapes.py --preset heldout --out s3://bucket/shapes-val --format sa1b --layout tar
 
 Needs neither Ray nor a download. The same flags give the same bytes; repeating a killed run finishes it.

@@ -11,13 +11,11 @@ the fields that are used. Every annotation ends in one input or one reject:
   The same holds for images; annotations of an id that stands for different images count as without one.
 """
 
-import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pipelines import schema, storage
 from pipelines.ingestion import records
@@ -32,7 +30,14 @@ MASK_KEYS = ("segmentation", "sam_mask")
 
 _IMAGE_FIELDS = ("coco_url", "file_name", "height", "width")
 _NO_OWNER = "?"  # row id of annotations that do not say whose they are
-_CHUNK_BYTES = 2**24
+
+
+class Listed(NamedTuple):
+    """One image of the file."""
+
+    image_id: str
+    record: Record
+    """``image`` and ``annotations``, reduced to the fields that ``CocoReader.row_of`` uses; JSON values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +65,23 @@ class CocoReader:
 
     def sources(self) -> dict[str, str]:
         """Returns ``{file name: "size:sha256"}`` of the annotation file."""
-        digest, size_bytes = hashlib.sha256(), 0
-        with storage.open_input(self.annotation_uri) as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
-                digest.update(chunk)
-                size_bytes += len(chunk)
-        return {PurePosixPath(self.annotation_uri).name: f"{size_bytes}:{digest.hexdigest()}"}
+        return records.file_digest(self.annotation_uri)
 
     def inputs(self) -> Iterator[Input | Reject]:
-        """Yields rejects, then one input per image by ascending key. Holds the whole file meanwhile.
+        """Yields rejects, then one input per image by ascending key; raises as ``listing``."""
+        for found in self.listing():
+            if isinstance(found, dict):
+                yield found
+            else:
+                payload, num_masks = records.compact_json(found.record), len(found.record["annotations"])
+                yield Input(key=found.image_id, payload=payload, num_masks=num_masks)
+
+    def listing(self, only: Container[str] | None = None) -> "Iterator[Listed | Reject]":
+        """Yields rejects, then the images by ascending id. Holds the whole file meanwhile.
+
+        Args:
+            only: Ids of the images that are wanted. Other images, what was rejected of them included, are
+                left out; rejects that name no image of the file stay.
 
         Raises:
             DataError: If the file is not JSON, or its lists are missing or of another type.
@@ -89,27 +102,31 @@ class CocoReader:
             else:
                 mask_rejects.append(self._orphan(owner, mask_id))
 
-        yield from sorted(image_rejects, key=_reject_order)
-        yield from sorted(mask_rejects, key=_reject_order)
+        for entry in (*sorted(image_rejects, key=_reject_order), *sorted(mask_rejects, key=_reject_order)):
+            if only is None or entry["row_id"] in only or entry["row_id"] not in images:
+                yield entry
         for image_id in sorted(images):
-            own = sorted(by_image[image_id], key=lambda entry: records.id_order(entry["mask_id"]))
-            fields = {key: images[image_id][key] for key in _IMAGE_FIELDS if key in images[image_id]}
-            payload = records.compact_json({"image": fields, "annotations": own})
-            yield Input(key=image_id, payload=payload, num_masks=len(own))
+            if only is None or image_id in only:
+                own = sorted(by_image[image_id], key=lambda entry: records.id_order(entry["mask_id"]))
+                fields = {key: images[image_id][key] for key in _IMAGE_FIELDS if key in images[image_id]}
+                yield Listed(image_id, {"image": fields, "annotations": own})
 
     def read(self, item: Input) -> ReadResult:
         """Reads one image's record; ``num_masks_in`` of the result equals ``item.num_masks``."""
-        record = json.loads(item.payload)
+        return self.row_of(item.key, json.loads(item.payload))
+
+    def row_of(self, image_id: str, record: Record) -> ReadResult:
+        """Returns the row of a listed image."""
         image, annotations = record["image"], record["annotations"]
         try:
-            image_hw = records.size_hw(image, f"image {item.key}")
-            image_uri = self._image_uri(image, item.key)
+            image_hw = records.size_hw(image, f"image {image_id}")
+            image_uri = self._image_uri(image, image_id)
         except DataError as error:
-            return ReadResult.refused(self.name, item.key, error, num_masks=len(annotations))
+            return ReadResult.refused(self.name, image_id, error, num_masks=len(annotations))
         return records.make_row(
             dataset=self.name,
             split=self.split,
-            image_id=item.key,
+            image_id=image_id,
             image_uri=image_uri,
             image_hw=image_hw,
             annotations=annotations,

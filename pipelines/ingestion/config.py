@@ -6,7 +6,34 @@ from typing import Any, Literal
 
 import tyro
 
-from samtok.shapes import WORLD_VERSION, WorldConfig
+from samtok.shapes import FAMILIES, WORLD_VERSION, Family, WorldConfig
+
+Format = Literal["coco", "sa1b", "refer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpressionsConfig:
+    """Which referring expressions are said of a scene; a scene may have fewer that are true."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 an unknown key in a config file is named
+
+    single: int = 2
+    """Expressions per image that mean one shape."""
+    multi: int = 1
+    """Expressions per image that mean several shapes."""
+    none: int = 1
+    """Expressions per image that mean no shape that is there."""
+    families: tuple[Family, ...] = FAMILIES
+    """How they are said: by attributes, with a place, as an extreme, beside another shape."""
+
+    def __post_init__(self) -> None:
+        counts = (self.single, self.multi, self.none)
+        if min(counts) < 0 or not 1 <= sum(counts) <= 99:  # ids leave room for 99 an image
+            raise ValueError(
+                f"--expressions: single, multi and none must be 0 or more and 1 to 99 together, got {counts}"
+            )
+        if not self.families or len(set(self.families)) < len(self.families):
+            raise ValueError(f"--expressions.families must name each family once, got {self.families}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,9 +44,11 @@ class ShapesConfig:
 
     out: str = tyro.MISSING
     """Folder or s3:// prefix of the corpus; one corpus each."""
-    format: Literal["coco", "sa1b"] = "coco"
-    """Layout: COCO instances, or SA-1B side-cars."""
+    format: Format = "coco"
+    """Layout: COCO instances, SA-1B side-cars, or refer (gRefCOCO: referring expressions)."""
     world: WorldConfig = field(default_factory=WorldConfig)
+    expressions: ExpressionsConfig = field(default_factory=ExpressionsConfig)
+    """refer: what is said of a scene."""
     seed: int = 0
     """Which family of scenes; splits of one family differ in their index range."""
     first_index: int = 0
@@ -27,13 +56,13 @@ class ShapesConfig:
     num_images: int = 1000
     """Scenes to write."""
     split: str = "train"
-    """coco: name of the image folder and of the annotation file."""
+    """Name of the split, of the image folder and of the annotation file; not for sa1b."""
     segmentation: Literal["rle", "polygon"] = "rle"
-    """coco: compressed RLE, or a polygon where one polygon is exactly the mask and RLE elsewhere."""
+    """coco, refer: compressed RLE, or a polygon where one polygon is exactly the mask and RLE elsewhere."""
     crowd_share: float = 0.0
-    """coco: share of annotations that are crowds (iscrowd 1, uncompressed RLE)."""
+    """coco, refer: share of annotations that are crowds (iscrowd 1, uncompressed RLE)."""
     image_format: Literal["jpg", "png"] = "jpg"
-    """coco: image files. SA-1B has JPEG only."""
+    """Image files. SA-1B has JPEG only."""
     jpeg_quality: int = 95
     """JPEG quality, 1 to 95."""
     layout: Literal["flat", "nested", "tar"] = "nested"
@@ -61,6 +90,10 @@ class ShapesConfig:
         """Returns all that decides the corpus, as plain JSON values; not where it is."""
         fields = dataclasses.asdict(self)
         del fields["out"], fields["dry_run"]
+        if self.format == "refer":
+            fields["expressions"]["families"] = list(self.expressions.families)
+        else:
+            del fields["expressions"]
         fields["world"]["sizes_hw"] = [list(size) for size in self.world.sizes_hw]
         fields["world"] = {k: list(v) if isinstance(v, tuple) else v for k, v in fields["world"].items()}
         return {**fields, "world_version": WORLD_VERSION}

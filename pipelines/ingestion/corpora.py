@@ -16,26 +16,37 @@ if TYPE_CHECKING:
     from pipelines.ingestion.reader import Reader
 
 
+ReaderKind = Literal["coco", "sa1b", "refer"]
+
+_OPTIONS = {"coco": ("mask_key", "image_path"), "refer": ("instances", "sentence")}
+"""Fields of a corpus that only one reader has."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CorpusConfig:
     """Which dataset is read."""
 
     __pydantic_config__ = FORBID_UNKNOWN
 
-    reader: Literal["coco", "sa1b"]
-    """Layout: ``coco`` is an instances JSON, ``sa1b`` a folder or tar of image + JSON pairs."""
+    reader: ReaderKind
+    """Layout: ``coco`` is an instances JSON, ``sa1b`` a folder or tar of image + JSON pairs, ``refer`` the
+    refs of RefCOCO, RefCOCO+, RefCOCOg, RefClef (pickle) or gRefCOCO (JSON)."""
     source: str
-    """URI of the annotation file (coco), or of the folder or archive (sa1b)."""
+    """URI of the annotation file, or of the folder or archive (sa1b)."""
     images: str | None = None
-    """URI of the folder of images (coco)."""
+    """URI of the folder that the names of images are relative to; none for sa1b."""
     dataset: str | None = None
     """Name of the dataset in every row; by default the name of the reader."""
     split: str = "train"
-    """Name of the split in every row."""
+    """Name of the split in every row. refer: also which refs are taken, such as train, val, testA."""
     mask_key: str = "segmentation"
     """Key of the mask in a COCO annotation."""
     image_path: Literal["file_name", "coco_url"] = "file_name"
     """Which COCO field names the image file; LVIS uses coco_url."""
+    instances: str | None = None
+    """refer: URI of the objects; by default instances.json beside the refs."""
+    sentence: Literal["sent", "raw"] = "sent"
+    """refer: expressions in lower case and clean (sent), or as they were typed (raw)."""
 
 
 def reader_of(corpus: CorpusConfig) -> "Reader":
@@ -46,18 +57,19 @@ def reader_of(corpus: CorpusConfig) -> "Reader":
     """
     from pipelines.ingestion.registry import build_reader  # readers are slow to load, and --help needs none
 
-    options = (
-        {"mask_key": corpus.mask_key, "image_path": corpus.image_path} if corpus.reader == "coco" else {}
-    )
+    fields = {name: getattr(corpus, name) for name in _OPTIONS.get(corpus.reader, ())}
     return build_reader(
         corpus.reader,
         source=corpus.source,
         images=corpus.images,
         split=corpus.split,
         dataset=corpus.dataset or corpus.reader,
-        options=options,
+        options={name: value for name, value in fields.items() if value is not None},
     )
 
+
+PLACES = ("source", "images", "instances")
+"""Fields of a corpus that say where it lies."""
 
 CORPUS_KEYS = tuple(field.name for field in dataclasses.fields(CorpusConfig))
 SPEC_KEYS = (*CORPUS_KEYS, "weight", "limit")
@@ -125,8 +137,8 @@ def absolute_corpus(corpus: CorpusConfig) -> CorpusConfig:
     """Returns the corpus with absolute local paths; URIs stay as they are."""
     from pipelines import storage  # slow to load, like the readers
 
-    images = corpus.images and storage.absolute(corpus.images)
-    return dataclasses.replace(corpus, source=storage.absolute(corpus.source), images=images)
+    told = {name: place for name in PLACES if (place := getattr(corpus, name))}
+    return dataclasses.replace(corpus, **{name: storage.absolute(place) for name, place in told.items()})
 
 
 def _parts(text: str, where: str) -> dict[str, str]:

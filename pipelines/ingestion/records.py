@@ -5,18 +5,31 @@ has them, ``label``, ``iscrowd``, ``bbox`` (x, y, width, height in pixels) and `
 that ``samtok.masks.to_counts`` reads.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
-from pipelines import schema
+from pipelines import schema, storage
 from pipelines.ingestion.reader import STAGE, ReadResult, Reject
 from samtok import masks
 from samtok.errors import DataError
 
+_CHUNK_BYTES = 2**24
 _MAX_COORDINATE_PX = 2**24  # beyond this float32, in which rows keep boxes, misses whole pixels
 
 Record = dict[str, Any]
+
+
+def file_digest(uri: str) -> dict[str, str]:
+    """Returns ``{file name: "size:sha256"}`` of a file, as ``Reader.sources`` does."""
+    digest, size_bytes = hashlib.sha256(), 0
+    with storage.open_input(uri) as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            size_bytes += len(chunk)
+    return {PurePosixPath(uri).name: f"{size_bytes}:{digest.hexdigest()}"}
 
 
 def parse_json(raw: bytes, where: str) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 from pipelines import storage
 from pipelines.ingestion.coco import IMAGE_PATHS, CocoReader
 from pipelines.ingestion.reader import Reader
+from pipelines.ingestion.refer import SENTENCES, ReferReader
 from pipelines.ingestion.sidecar import Sa1bReader
 from samtok.errors import ConfigError
 
@@ -27,13 +28,14 @@ def build_reader(
     """Builds a reader from flags, without touching the storage.
 
     Args:
-        kind: ``coco`` (any COCO-layout JSON) or ``sa1b``.
-        source: URI of the annotation file (``coco``), of a folder or of a ``.tar`` archive (``sa1b``).
+        kind: ``coco`` (any COCO-layout JSON), ``sa1b`` or ``refer`` (refs of the REFER family).
+        source: URI of the annotation file, or for ``sa1b`` of a folder or a ``.tar`` archive.
         images: Folder or prefix of the images; only for kinds whose images are elsewhere.
         split: Split name of the rows.
         dataset: Dataset name of the rows.
         options: What only this kind has. ``coco``: ``image_path`` (file_name or coco_url), ``mask_key``,
-            ``image_folders`` (separated by commas). ``sa1b``: none.
+            ``image_folders`` (separated by commas). ``refer``: ``instances``, ``sentence`` (sent or raw).
+            ``sa1b``: none.
 
     Raises:
         ConfigError: For an unknown kind, option or scheme, or a missing or superfluous ``images``.
@@ -50,7 +52,8 @@ def build_reader(
     for flag, value in {"source": source, "dataset": dataset, "split": split}.items():
         if not value:
             raise ConfigError(f"--{flag} is empty, but --reader {kind} needs it")
-    for flag, value in {"source": source, "images": images or ""}.items():
+    places = {"source": source, "images": images, "instances": options.get("instances")}
+    for flag, value in ((flag, value) for flag, value in places.items() if value):
         if value.startswith("file://"):  # names of images are joined to it as they are, without quoting
             raise ConfigError(f"--{flag} {value}: write a local path without file://")
         storage.is_remote(value)  # refuses unknown schemes
@@ -58,17 +61,31 @@ def build_reader(
 
 
 def _coco(names: dict[str, str], source: str, images: str | None, options: dict[str, Any]) -> Reader:
-    if not images:
-        raise ConfigError(
-            "--reader coco needs --images, the folder that the file names in the JSON are relative to"
-        )
-    if options.get("image_path", IMAGE_PATHS[0]) not in IMAGE_PATHS:
-        raise ConfigError(
-            f"image_path is {options['image_path']!r}, expected one of {', '.join(IMAGE_PATHS)}"
-        )
+    root = _image_root("coco", images)
+    _check_choice("image_path", options, IMAGE_PATHS)
     if "image_folders" in options:
         options["image_folders"] = tuple(folder for folder in options["image_folders"].split(",") if folder)
-    return CocoReader(**names, annotation_uri=source, image_root=images, **options)
+    return CocoReader(**names, annotation_uri=source, image_root=root, **options)
+
+
+def _refer(names: dict[str, str], source: str, images: str | None, options: dict[str, Any]) -> Reader:
+    root = _image_root("refer", images)
+    _check_choice("sentence", options, SENTENCES)
+    instances = options.pop("instances", None)
+    return ReferReader(**names, refs_uri=source, image_root=root, instances_uri=instances, **options)
+
+
+def _image_root(kind: str, images: str | None) -> str:
+    if not images:
+        raise ConfigError(
+            f"--reader {kind} needs --images, the folder that the file names in the JSON are relative to"
+        )
+    return images
+
+
+def _check_choice(name: str, options: dict[str, Any], known: tuple[str, ...]) -> None:
+    if options.get(name, known[0]) not in known:
+        raise ConfigError(f"{name} is {options[name]!r}, expected one of {', '.join(known)}")
 
 
 def _sa1b(names: dict[str, str], source: str, images: str | None, options: dict[str, Any]) -> Reader:
@@ -82,4 +99,5 @@ def _sa1b(names: dict[str, str], source: str, images: str | None, options: dict[
 _BUILDERS: dict[str, tuple[Callable[..., Reader], tuple[str, ...]]] = {
     "coco": (_coco, ("image_path", "mask_key", "image_folders")),
     "sa1b": (_sa1b, ()),
+    "refer": (_refer, ("instances", "sentence")),
 }

@@ -98,6 +98,7 @@ def _fingerprint(
         "sources": shards.digest(reader.sources()),
         "mask_key": corpus.mask_key,
         "image_path": corpus.image_path,
+        "sentence": corpus.sentence,
         "tokenizer": tokenizer.uri,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "architecture": hashlib.sha256(architecture.to_json().encode()).hexdigest(),

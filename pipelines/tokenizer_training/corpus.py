@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines import schema, shards, storage
-from pipelines.ingestion.corpora import CorpusConfig, CorpusSpec
+from pipelines.ingestion.corpora import PLACES, CorpusConfig, CorpusSpec
 from pipelines.ingestion.reader import Input, Reject
 from pipelines.tokenizer_training.config import SamplingConfig
 from pipelines.tokenizer_training.samples import Source
@@ -35,7 +35,6 @@ INDEX_VERSION = 1
 BATCH_ROWS, BATCH_CHARS = 4096, 2**24
 """Most rows and payload of a record batch, which bounds the memory of writing."""
 
-_PLACES = ("source", "images")  # fields of a corpus that say where it lies
 _ROW = pa.schema(
     [pa.field("key", pa.string(), nullable=False), pa.field("payload", pa.string(), nullable=False)]
 )
@@ -170,7 +169,7 @@ def _check_same(earlier: Index, specs: Sequence[CorpusSpec], sources: Sequence[s
 
 
 def _identity(spec: CorpusSpec, sources: str) -> dict[str, Any]:
-    body = {key: value for key, value in dataclasses.asdict(spec.corpus).items() if key not in _PLACES}
+    body = {key: value for key, value in dataclasses.asdict(spec.corpus).items() if key not in PLACES}
     body |= {"dataset": spec.name, "weight": spec.weight, "limit": spec.limit, "content": sources[:16]}
     return {"name": spec.name, **body}
 

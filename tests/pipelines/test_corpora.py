@@ -15,6 +15,7 @@ from pipelines import schema, storage
 from pipelines.ingestion.coco import CocoReader
 from pipelines.ingestion.corpora import CorpusConfig, CorpusSpec, reader_of
 from pipelines.ingestion.reader import Input
+from pipelines.ingestion.refer import ReferReader
 from pipelines.ingestion.sidecar import Sa1bReader
 from pipelines.tokenizer_training import corpus
 from pipelines.tokenizer_training.config import SamplingConfig
@@ -59,6 +60,22 @@ def test_every_key_reaches_its_field():
     )
 
 
+def test_the_keys_of_expressions_reach_their_reader(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spec = parse("reader=refer,source=a/refs.p,images=pictures,split=testA,sentence=raw,instances=b.json")
+    assert spec.reader() == ReferReader(
+        name="refer",
+        split="testA",
+        refs_uri="a/refs.p",
+        image_root="pictures",
+        instances_uri="b.json",
+        sentence="raw",
+    )
+    assert spec.absolute().corpus.instances == str(Path(tmp_path) / "b.json")
+    plain = parse("reader=refer,source=a/refs.p,images=pictures").absolute()
+    assert plain.corpus.instances is None and plain.reader().sentence == "sent"
+
+
 def test_what_is_left_out_has_the_defaults_of_the_flags():
     spec = parse("reader=sa1b, source=s3://bucket/sa1b")
     assert spec == CorpusSpec(CorpusConfig(reader="sa1b", source="s3://bucket/sa1b"))
@@ -83,6 +100,9 @@ def test_a_value_may_hold_an_equals_sign():
         ("weight=1", "it lacks reader and source"),
         ("reader=voc,source=a", "--reader 'voc' is unknown, expected one of coco, sa1b"),
         ("reader=coco,source=a.json", "needs --images"),
+        ("reader=refer,source=a.json", "--reader refer needs --images"),
+        ("reader=refer,source=a,images=b,sentence=text", "sentence is 'text', expected one of sent, raw"),
+        ("reader=refer,source=a,images=b,instances=gs://c/d", "gs:// is unknown"),
         ("reader=sa1b,source=a,images=b", "drop --images b"),
         ("reader=coco,source=a,images=b,image_path=name", "image_path is 'name', expected one of"),
         ("reader=sa1b,source=gs://a/b", "gs:// is unknown"),

@@ -1,0 +1,232 @@
+"""The REFER family: expressions for objects of a COCO-layout file (family F6).
+
+Serves RefCOCO, RefCOCO+, RefCOCOg and RefClef (``refs(unc).p``, a pickle of plain data) and gRefCOCO
+(``grefs(unc).json``, with several targets or none). Sources: lichengunc/refer (refer.py) and
+henghuiding/gRefCOCO.
+
+A row is an image with expressions of the split, with *all* its objects, since instances.json also lists those
+that nobody refers to. A ref's own ``file_name`` ends in the number of an object and is never used. What is
+rejected of other images is not reported. Splits are chosen by the official rule (``selects``).
+"""
+
+import json
+import posixpath
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pipelines import storage
+from pipelines.ingestion import annotations, records, safe_pickle
+from pipelines.ingestion.annotations import Annotation
+from pipelines.ingestion.coco import CocoReader
+from pipelines.ingestion.reader import Input, ReadResult, Reject
+from pipelines.ingestion.records import Record
+from samtok.errors import ConfigError, DataError
+
+MAX_REFS_BYTES = 2**29
+"""Largest file of refs that is read. The largest published one has under 100 MB."""
+
+SENTENCES = ("sent", "raw")
+
+_NO_IMAGE = "?"  # row id of refs that do not say whose they are
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferReader:
+    """Reads the expressions of one split.
+
+    Args:
+        name: Dataset name of the rows.
+        split: Split name of the rows, and which refs are taken.
+        refs_uri: The refs, a pickle or JSON.
+        image_root: Folder or prefix that image names are relative to and may not leave.
+        instances_uri: The objects, in COCO layout; None for ``instances.json`` beside the refs.
+        sentence: ``sent`` (lower case and clean) or ``raw`` (as typed).
+        max_refs_bytes: Largest file of refs that is read.
+    """
+
+    name: str
+    split: str
+    refs_uri: str
+    image_root: str
+    instances_uri: str | None = None
+    sentence: Literal["sent", "raw"] = "sent"
+    max_refs_bytes: int = MAX_REFS_BYTES
+
+    def sources(self) -> dict[str, str]:
+        """Returns ``{file name: "size:sha256"}`` of refs and objects."""
+        return {**self._objects().sources(), **records.file_digest(self.refs_uri)}
+
+    def inputs(self) -> Iterator[Input | Reject]:
+        """Yields rejects, then one input per image with expressions by ascending key.
+
+        Raises:
+            DataError: If a file has another layout, or a pickle holds more than plain data.
+            ConfigError: If no ref is of the split; names those that are there.
+        """
+        by_image, rejects = self._expressions()
+        listed = list(self._objects().listing(by_image))
+        objects = [found for found in listed if not isinstance(found, dict)]
+        rejects += [found for found in listed if isinstance(found, dict)]
+        for image_id in by_image.keys() - {found.image_id for found in objects}:
+            error = DataError(f"image {image_id} has no record, or differing ones", reason="unknown_image")
+            rejects += [self._reject(image_id, made["annotation_id"], error) for made in by_image[image_id]]
+        yield from sorted(rejects, key=records.compact_json)
+        for found in objects:
+            payload = {**found.record, "expressions": by_image[found.image_id]}
+            num_masks = len(found.record["annotations"])
+            yield Input(key=found.image_id, payload=records.compact_json(payload), num_masks=num_masks)
+
+    def read(self, item: Input) -> ReadResult:
+        """Reads one image's record; a target that is missing is a reject and the expression stays."""
+        record = json.loads(item.payload)
+        return annotations.attach(self._objects().row_of(item.key, record), record["expressions"])
+
+    def _objects(self) -> CocoReader:
+        beside = posixpath.join(posixpath.dirname(self.refs_uri), "instances.json")
+        uri = self.instances_uri or beside
+        return CocoReader(name=self.name, split=self.split, annotation_uri=uri, image_root=self.image_root)
+
+    def _expressions(self) -> tuple[dict[str, list[Annotation]], list[Reject]]:
+        """Returns expressions of the split by image, in the order of their ids, and what cannot be one."""
+        refs, rejects = self._refs()
+        by_image: dict[str, list[Annotation]] = defaultdict(list)
+        for ref_id in sorted(refs, key=records.id_order):
+            image_id = records.id_text(refs[ref_id].get("image_id"))
+            try:
+                made, lost = self._of_ref(ref_id, refs[ref_id], image_id)
+            except DataError as error:
+                rejects.append(self._reject(image_id, f"of ref {ref_id}", error))
+            else:
+                rejects += lost
+                by_image[image_id or _NO_IMAGE] += made
+        return {image_id: made for image_id, made in by_image.items() if made}, rejects
+
+    def _of_ref(
+        self, ref_id: str, ref: Record, image_id: str | None
+    ) -> tuple[list[Annotation], list[Reject]]:
+        """Returns one annotation per sentence, and the sentences that cannot be one."""
+        if image_id is None:
+            raise DataError(f"image_id is {ref.get('image_id')!r:.80}, expected an id", reason="image_id")
+        targets, tags = _targets(ref), annotations.tags_of(ref.get("tags"), "tags")
+        sentences, lost = self._sentences(ref_id, ref.get("sentences"), image_id)
+        made = []
+        for sent_id in sorted(sentences, key=records.id_order):
+            name = f"{ref_id}-{sent_id}"
+            try:
+                text = annotations.text_of(sentences[sent_id].get(self.sentence), f'"{self.sentence}"')
+            except DataError as error:
+                lost.append(self._reject(image_id, name, error))
+            else:
+                made.append(annotations.annotation(name, "referring", targets, text=text, tags=tags))
+        return made, lost
+
+    def _sentences(
+        self, ref_id: str, sentences: object, image_id: str
+    ) -> tuple[dict[str, Record], list[Reject]]:
+        if not isinstance(sentences, list) or not sentences:
+            raise DataError(f"sentences are {sentences!r:.80}, expected a list", reason="annotation_text")
+        return self._identified("sent_id", sentences, lambda _: image_id, f"{ref_id}-")
+
+    def _refs(self) -> tuple[dict[str, Record], list[Reject]]:
+        """Returns refs of the split by id."""
+        refs = self._load()
+        splits = Counter(split for ref in refs if (split := _split_of(ref)) is not None)
+        chosen = [ref for ref in refs if (split := _split_of(ref)) is None or selects(self.split, split)]
+        if not any(selects(self.split, split) for split in splits):
+            there = ", ".join(f"{split} ({count})" for split, count in sorted(splits.items()))
+            raise ConfigError(
+                f"{self.refs_uri} has no refs of the split {self.split!r}; it has {there or 'none at all'}. "
+                "The reader takes split=test for all splits with test in their name"
+            )
+        found, rejects = self._identified("ref_id", chosen, _image_of, "of ref ")
+        for ref_id in [ref_id for ref_id, ref in found.items() if _split_of(ref) is None]:
+            ref = found.pop(ref_id)
+            error = DataError(
+                f"split is {ref.get('split')!r:.80}, expected a text", reason="annotation_split"
+            )
+            rejects.append(self._reject(_image_of(ref), f"of ref {ref_id}", error))
+        return found, rejects
+
+    def _load(self) -> list[Any]:
+        raw = storage.read_bytes(self.refs_uri, size=self.max_refs_bytes + 1)
+        if len(raw) > self.max_refs_bytes:
+            raise DataError(
+                f"{self.refs_uri} has over {self.max_refs_bytes} bytes, more than a file of refs can have",
+                reason="refer_layout",
+            )
+        is_json = raw.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"[", b"{")  # no pickle begins like it
+        load = records.parse_json if is_json else safe_pickle.load_plain
+        refs = load(raw, self.refs_uri)
+        if not isinstance(refs, list):
+            raise DataError(
+                f"{self.refs_uri} holds a {type(refs).__name__}, expected a list of refs (REFER). Check that "
+                "--source names the refs and not the instances",
+                reason="refer_layout",
+            )
+        return refs
+
+    def _identified(
+        self, key: str, entries: list[Any], image_of: Callable[[Any], str], prefix: str
+    ) -> tuple[dict[str, Record], list[Reject]]:
+        """Returns entries by their id; those without one, and those that repeat one, are rejected."""
+        identified: list[tuple[str, Record]] = []
+        rejects: list[Reject] = []
+        for index, entry in enumerate(entries):
+            identity = records.id_text(entry.get(key)) if isinstance(entry, dict) else None
+            if identity is None:
+                error = DataError(f"it is {entry!r:.200}, expected a {key}", reason="annotation_id")
+                rejects.append(self._reject(image_of(entry), f"{prefix}#{index}", error))
+            else:
+                identified.append((identity, entry))
+        kept, repeated = records.split_repeated(identified)
+        for identity, entry in repeated:
+            which = "one equal" if identity in kept else "none"
+            error = DataError(
+                f"{key} {identity} is repeated; {which} is kept", reason="duplicate_annotation_id"
+            )
+            rejects.append(self._reject(image_of(entry), f"{prefix}{identity}", error))
+        return kept, rejects
+
+    def _reject(self, image_id: str | None, name: str, error: DataError) -> Reject:
+        return annotations.annotation_reject(self.name, image_id or _NO_IMAGE, name, error)
+
+
+def selects(wanted: str, split: str) -> bool:
+    """Tells whether refs of ``split`` belong to the split that is wanted, by the rule of refer.py.
+
+    ``test`` takes every split with ``test`` in its name, ``testA``, ``testB`` and ``testC`` every one with
+    that letter (``testAB`` is in both); all others, ``testAB`` too, are taken by their name.
+    """
+    if wanted == "test":
+        return "test" in split
+    if wanted in ("testA", "testB", "testC"):
+        return wanted[-1] in split
+    return wanted == split
+
+
+def _targets(ref: Record) -> list[str]:
+    """Returns the ids of the objects that are meant; none for ``-1`` alone and for ``no_target``."""
+    value = ref.get("ann_id")
+    entries = value if isinstance(value, list | tuple) else [value]
+    targets = [records.id_text(entry) for entry in entries]
+    stated_none = ref.get("no_target") in (True, 1)
+    if targets == ["-1"] or (stated_none and not targets):
+        return []
+    if stated_none or not targets or "-1" in targets or None in targets:
+        raise DataError(
+            f"ann_id is {value!r:.80} and no_target {ref.get('no_target')!r:.20}, expected an id, a list of "
+            "ids, or [-1] for no target",
+            reason="annotation_targets",
+        )
+    return list(dict.fromkeys(target for target in targets if target is not None))
+
+
+def _split_of(ref: object) -> str | None:
+    split = ref.get("split") if isinstance(ref, dict) else None
+    return split if isinstance(split, str) and split else None
+
+
+def _image_of(ref: object) -> str:
+    return (records.id_text(ref.get("image_id")) if isinstance(ref, dict) else None) or _NO_IMAGE

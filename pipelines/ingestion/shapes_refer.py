@@ -1,0 +1,65 @@
+"""Synthetic scenes with referring expressions, in gRefCOCO's layout (henghuiding/gRefCOCO).
+
+A ref has one sentence, and an extra field ``tags`` (``samtok.shapes.referring``), which real files lack.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from pipelines import storage
+from pipelines.ingestion.config import ShapesConfig
+from pipelines.ingestion.shapes_coco import write_instances
+from pipelines.ingestion.shapes_scenes import (
+    LANGUAGE_STREAM,
+    image_id,
+    image_name,
+    json_bytes,
+    json_list,
+    mask_id,
+    scenes,
+)
+from samtok.shapes import KINDS, Expression, Scene, referring_expressions
+
+
+def refer_files(root: str, config: ShapesConfig) -> int:
+    """Writes refs, instances and images; returns the number of masks."""
+    refs: list[bytes] = []
+
+    def told() -> Iterator[Scene]:
+        for scene in scenes(config):
+            refs.extend(map(json_bytes, _refs(scene, config)))
+            yield scene
+
+    instances = storage.join(root, "instances.json")
+    num_masks = write_instances(instances, storage.join(root, config.split), told(), config)
+    storage.write_bytes(storage.join(root, "grefs.json"), json_list(refs) + b"\n")
+    return num_masks
+
+
+def _refs(scene: Scene, config: ShapesConfig) -> list[dict[str, Any]]:
+    rng = np.random.default_rng([scene.seed, scene.index, LANGUAGE_STREAM])
+    wanted = config.expressions
+    expressions = referring_expressions(
+        scene, rng, single=wanted.single, multi=wanted.multi, none=wanted.none, families=wanted.families
+    )
+    return [_ref(scene, number, made, config) for number, made in enumerate(expressions, start=1)]
+
+
+def _ref(scene: Scene, number: int, made: Expression, config: ShapesConfig) -> dict[str, Any]:
+    ref_id = mask_id(scene, number)
+    stem, _, suffix = image_name(scene, config).partition(".")
+    said = made.text[0].upper() + made.text[1:] + "."
+    return {
+        "ref_id": ref_id,
+        "ann_id": [mask_id(scene, i + 1) for i in made.targets] or [-1],
+        "category_id": [KINDS.index(scene.objects[i].kind) + 1 for i in made.targets] or [-1],
+        "image_id": image_id(scene),
+        "split": config.split,
+        "file_name": f"{stem}_{number}.{suffix}",  # as published: it is not the name of the image
+        "no_target": not made.targets,
+        "sent_ids": [ref_id],
+        "sentences": [{"sent_id": ref_id, "sent": made.text, "raw": said, "tokens": made.text.split()}],
+        "tags": list(made.tags),
+    }

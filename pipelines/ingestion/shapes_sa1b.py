@@ -1,0 +1,95 @@
+"""Synthetic scenes as SA-1B, loose or in archives (facebookresearch/segment-anything, README, dataset)."""
+
+import io
+import tarfile
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from pipelines import storage
+from pipelines.ingestion.config import ShapesConfig
+from pipelines.ingestion.shapes_scenes import (
+    SIDECAR_STREAM,
+    bbox_xywh,
+    image_bytes,
+    image_id,
+    json_bytes,
+    mask_id,
+    put_new,
+    rle,
+    scenes,
+)
+from samtok.shapes import Scene
+
+
+def sa1b_files(root: str, config: ShapesConfig) -> int:
+    """Writes pairs of files, flat or nested; returns the number of masks."""
+    num_masks = 0
+    for position, scene in enumerate(scenes(config)):
+        folder = f"sa_{position // config.images_per_folder:06d}"
+        place = storage.join(root, folder) if config.layout == "nested" else root
+        num_masks += len(scene.objects)
+        for name, make in _sa1b_pair(scene, config):
+            put_new(storage.join(place, name), make)
+    return num_masks
+
+
+def sa1b_archives(root: str, config: ShapesConfig) -> int:
+    """Writes archives of ``images_per_folder`` pairs; returns the number of masks."""
+    num_masks = 0
+    made = scenes(config)
+    for number in range(-(-config.num_images // config.images_per_folder)):
+        uri = storage.join(root, f"sa_{number:06d}.tar")
+        wanted = not storage.exists(uri)
+        members: list[tuple[str, bytes]] = []  # as bytes: scenes are a multiple of their files
+        for scene in islice(made, config.images_per_folder):
+            num_masks += len(scene.objects)
+            if wanted:
+                members += [(name, make()) for name, make in _sa1b_pair(scene, config)]
+        if wanted:
+            storage.write_bytes(uri, _tar_bytes(members))
+    return num_masks
+
+
+def _sa1b_pair(scene: Scene, config: ShapesConfig) -> list[tuple[str, Callable[[], bytes]]]:
+    stem = f"sa_{image_id(scene)}"
+    return [
+        (f"{stem}.jpg", lambda: image_bytes(scene, "jpg", config.jpeg_quality)),
+        (f"{stem}.json", lambda: json_bytes(_sidecar(scene, f"{stem}.jpg"))),
+    ]
+
+
+def _sidecar(scene: Scene, file_name: str) -> dict[str, Any]:
+    rng = np.random.default_rng([scene.seed, scene.index, SIDECAR_STREAM])
+    height, width = scene.size_hw
+    image = {"image_id": image_id(scene), "width": width, "height": height, "file_name": file_name}
+    annotations = []
+    for number, shape in enumerate(scene.objects, start=1):
+        pixels = np.argwhere(shape.mask)
+        y, x = pixels[int(rng.integers(len(pixels)))].tolist()
+        annotations.append(
+            {
+                "id": mask_id(scene, number),
+                "segmentation": rle(shape),
+                "bbox": bbox_xywh(shape),
+                "area": len(pixels),
+                "predicted_iou": round(float(rng.uniform(0.88, 1.0)), 6),
+                "stability_score": round(float(rng.uniform(0.92, 1.0)), 6),
+                "crop_box": [0.0, 0.0, float(width), float(height)],
+                "point_coords": [[float(x), float(y)]],
+            }
+        )
+    return {"image": image, "annotations": annotations}
+
+
+def _tar_bytes(members: list[tuple[str, bytes]]) -> bytes:
+    """Packs files without times and owners, so that the same files give the same archive."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(content), 0o644
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()

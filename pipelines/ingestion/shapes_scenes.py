@@ -1,0 +1,88 @@
+"""What all formats of the synthetic corpus share: scenes in order, their ids, and their bytes."""
+
+import io
+import json
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from PIL import Image
+
+from pipelines import storage
+from pipelines.ingestion.config import ShapesConfig
+from samtok import masks
+from samtok.shapes import Scene, ShapeObject, make_scene
+
+log = logging.getLogger(__name__)
+
+_LOG_EVERY = 1000
+
+SIDECAR_STREAM, CROWD_STREAM, LANGUAGE_STREAM = 1, 2, 3
+"""Further random streams of a scene, beside the one that made it."""
+
+
+def scenes(config: ShapesConfig) -> Iterator[Scene]:
+    """Makes the scenes of a corpus one at a time."""
+    for done in range(config.num_images):
+        if done and done % _LOG_EVERY == 0:
+            log.info("%d of %d images", done, config.num_images)
+        yield make_scene(config.seed, config.first_index + done, config.world)
+
+
+def put_new(uri: str, make: Callable[[], bytes]) -> None:
+    """Writes an object unless it is there, which is then the same: writes are whole and bytes repeat."""
+    if not storage.exists(uri):
+        storage.write_bytes(uri, make())
+
+
+def image_name(scene: Scene, config: ShapesConfig) -> str:
+    """Returns COCO's name of an image: ``000000000001.jpg``."""
+    return f"{image_id(scene):012d}.{config.image_format}"
+
+
+def put_image(folder: str, scene: Scene, config: ShapesConfig) -> None:
+    """Writes the image of a scene below a folder, unless it is there."""
+    uri = storage.join(folder, image_name(scene, config))
+    put_new(uri, lambda: image_bytes(scene, config.image_format, config.jpeg_quality))
+
+
+def image_bytes(scene: Scene, image_format: str, jpeg_quality: int) -> bytes:
+    """Encodes the image as ``png`` or ``jpg``; the quality is JPEG's."""
+    buffer = io.BytesIO()
+    image = Image.fromarray(scene.image)
+    if image_format == "png":
+        image.save(buffer, "PNG")
+    else:  # full colour resolution: chroma subsampling would smear the edges of small shapes
+        image.save(buffer, "JPEG", quality=jpeg_quality, subsampling=0)
+    return buffer.getvalue()
+
+
+def json_bytes(value: Any) -> bytes:
+    """Returns compact JSON."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+
+
+def json_list(entries: list[bytes]) -> bytes:
+    """Returns a JSON list with an entry per line."""
+    return b"[\n" + b",\n".join(entries) + b"\n]"
+
+
+def image_id(scene: Scene) -> int:
+    """Returns the scene's index + 1."""
+    return scene.index + 1
+
+
+def mask_id(scene: Scene, number: int) -> int:
+    """Returns the id of a scene's shape; numbers count from 1."""
+    return image_id(scene) * 100 + number  # a scene has at most 99 shapes
+
+
+def bbox_xywh(shape: ShapeObject) -> list[float]:
+    """Returns x, y, width, height of the visible part in pixels."""
+    left, top, right, bottom = shape.box_xyxy
+    return [float(left), float(top), float(right - left + 1), float(bottom - top + 1)]
+
+
+def rle(shape: ShapeObject) -> dict[str, Any]:
+    """Returns the visible part as compressed RLE."""
+    return {"size": list(shape.mask.shape), "counts": masks.encode(shape.mask)}
