@@ -14,6 +14,7 @@ from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 from samtok.errors import CheckpointError
 from samtok.mllm.family import Adapter, Picture
 from samtok.mllm.loss import answer_logits, answer_loss
+from samtok.mllm.perception_lm import PerceptionLMAdapter
 from samtok.mllm.qwen import Qwen2_5VLAdapter, Qwen3VLAdapter
 from samtok.mllm.vocab import MaskVocabulary, infer
 
@@ -34,7 +35,9 @@ __all__ = [
 SAMTOK_FILE = "samtok.json"
 FORMAT, FORMAT_VERSION = "samtok.mllm", 1
 
-FAMILIES: dict[str, type[Adapter]] = {kind.family: kind for kind in (Qwen2_5VLAdapter, Qwen3VLAdapter)}
+FAMILIES: dict[str, type[Adapter]] = {
+    kind.family: kind for kind in (Qwen2_5VLAdapter, Qwen3VLAdapter, PerceptionLMAdapter)
+}
 """Adapters by ``model_type``."""
 
 _Read = Callable[[str], bytes]

@@ -277,9 +277,17 @@ class Adapter(ABC):
         """Loads the model of a checkpoint folder and checks that it speaks the words.
 
         Raises:
-            CheckpointError: It is of another family, or as ``MaskVocabulary.check``.
+            CheckpointError: It cannot be read, is of another family, or as ``MaskVocabulary.check``.
+            ConfigError: It needs a package that is not installed.
         """
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, attn_implementation=attn)
+        try:
+            model = AutoModelForImageTextToText.from_pretrained(
+                folder, dtype=dtype, attn_implementation=attn, local_files_only=True
+            )
+        except ImportError as error:
+            raise ConfigError(f"{folder} cannot be loaded: {str(error).strip()[:300]}") from error
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"The model of {folder} cannot be loaded: {str(error)[:500]}") from error
         if model.config.model_type != self.family:
             raise CheckpointError(
                 f"{folder} holds a {model.config.model_type}; this adapter is for {self.family}. Load "

@@ -74,7 +74,7 @@ def _check(config: Any, inputs: Mapping[str, Tensor]) -> None:
     if "attention_mask" in inputs or positions.ndim != 3 or len(positions) != 4:
         raise ValueError(
             "a packed batch needs position_ids of 4 x batch x token and no attention_mask, or its dialogues "
-            f"see each other; got position_ids {tuple(positions.shape)} with {sorted(inputs)}. Use Adapter.pack"
+            f"see each other; got position_ids {tuple(positions.shape)}, {sorted(inputs)}. Use Adapter.pack"
         )
     if attention not in PACKED_ATTENTION:
         raise ValueError(

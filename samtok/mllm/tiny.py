@@ -13,6 +13,11 @@ from typing import Any, Literal
 import torch
 from transformers import (
     GenerationConfig,
+    PerceptionLMConfig,
+    PerceptionLMForConditionalGeneration,
+    PerceptionLMImageProcessor,
+    PerceptionLMProcessor,
+    PerceptionLMVideoProcessor,
     PreTrainedModel,
     ProcessorMixin,
     Qwen2_5_VLConfig,
@@ -20,30 +25,25 @@ from transformers import (
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
 )
 
 from samtok.mllm.adapters import adapter_for, save_pretrained
-from samtok.mllm.tiny_text import default_texts, train_qwen_tokenizer
+from samtok.mllm.tiny_text import (
+    CHATML_TEMPLATE,
+    LLAMA_TEMPLATE,
+    default_texts,
+    train_llama_tokenizer,
+    train_qwen_tokenizer,
+)
 from samtok.mllm.vocab import MaskVocabulary, extend
 
 __all__ = ["TinyConfig", "build_tiny", "default_texts"]
 
 TinyFamily = Literal["qwen2_5_vl", "qwen3_vl", "perception_lm"]
-
-CHATML_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' and SYSTEM %}"
-    "{{ '<|im_start|>system\n' + SYSTEM + '<|im_end|>\n' }}{% endif %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}{{ '<|vision_start|><|image_pad|><|vision_end|>' }}"
-    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}{{ '<|im_end|>\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-"""Qwen's chat format; SYSTEM stands for the quoted text of its default system turn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +155,72 @@ def _qwen2_5_vl(config: TinyConfig, texts: list[str]) -> _Built:
     return processor, lambda: _finished(Qwen2_5_VLForConditionalGeneration(body), tokenizer)
 
 
+def _qwen3_vl(config: TinyConfig, texts: list[str]) -> _Built:
+    tokenizer = train_qwen_tokenizer(texts, vocab_size=config.vocab_size)
+    processor = Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**_patches(config)),
+        tokenizer=tokenizer,
+        video_processor=Qwen3VLVideoProcessor(**_patches(config)),
+        chat_template=_chatml(config),
+    )
+    vision = {
+        "hidden_act": "gelu_pytorch_tanh",
+        "num_position_embeddings": (config.image_size // config.patch_size) ** 2,
+        "deepstack_visual_indexes": list(range(config.vision_layers))[:1],
+    }
+    text = {"head_dim": config.head_dim, "rope_parameters": _rope(config) | {"mrope_interleaved": True}}
+    body = Qwen3VLConfig(
+        text_config=_text(config, tokenizer) | text,
+        vision_config=_vision(config) | vision,
+        **_media(tokenizer.get_vocab()),
+        tie_word_embeddings=config.tied,
+    )
+    return processor, lambda: _finished(Qwen3VLForConditionalGeneration(body), tokenizer)
+
+
+def _perception_lm(config: TinyConfig, texts: list[str]) -> _Built:
+    tokenizer = train_llama_tokenizer(texts, vocab_size=config.vocab_size)
+    tile = {"height": config.image_size // 2, "width": config.image_size // 2}
+    processor = PerceptionLMProcessor(
+        image_processor=PerceptionLMImageProcessor(tile_size=tile["width"], max_num_tiles=4, size=tile),
+        tokenizer=tokenizer,
+        video_processor=PerceptionLMVideoProcessor(size=tile),
+        patch_size=config.patch_size,
+        pooling_ratio=2,
+        chat_template=LLAMA_TEMPLATE.replace("SYSTEM", repr(config.system)),
+    )
+    text = _text(config, tokenizer) | {
+        "model_type": "llama",
+        "bos_token_id": tokenizer.bos_token_id,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "tie_word_embeddings": config.tied,
+    }
+    body = PerceptionLMConfig(
+        text_config=text,
+        vision_config=_clip(config, tile["width"]),
+        vision_use_cls_token=True,
+        projector_pooling_ratio=2,
+        image_token_id=tokenizer.get_vocab()["<|image|>"],
+        video_token_id=tokenizer.get_vocab()["<|video|>"],
+    )
+    return processor, lambda: _finished(PerceptionLMForConditionalGeneration(body), tokenizer)
+
+
+def _clip(config: TinyConfig, tile_size: int) -> dict[str, Any]:
+    """Stands for the model of ``timm`` that released checkpoints have; like it, with a class token."""
+    return {
+        "model_type": "clip_vision_model",
+        "hidden_size": config.vision_dim,
+        "intermediate_size": config.hidden_dim,
+        "num_hidden_layers": config.vision_layers,
+        "num_attention_heads": config.num_heads,
+        "image_size": tile_size,
+        "patch_size": config.patch_size,
+        "initializer_range": config.init_std,
+        "model_args": {"embed_dim": config.vision_dim},  # where the projector looks for the width
+    }
+
+
 def _chatml(config: TinyConfig) -> str:
     return CHATML_TEMPLATE.replace("SYSTEM", repr(config.system))
 
@@ -170,7 +236,7 @@ def _patches(config: TinyConfig) -> dict[str, Any]:
 
 
 def _text(config: TinyConfig, tokenizer: Any) -> dict[str, Any]:
-    ids = tokenizer.get_vocab()
+    stop = _stop_ids(tokenizer)
     return {
         "vocab_size": len(tokenizer) + config.padded_rows,
         "hidden_size": config.dim,
@@ -181,8 +247,8 @@ def _text(config: TinyConfig, tokenizer: Any) -> dict[str, Any]:
         "max_position_embeddings": tokenizer.model_max_length,
         "initializer_range": config.init_std,
         "bos_token_id": None,
-        "eos_token_id": ids["<|im_end|>"],
-        "pad_token_id": ids["<|endoftext|>"],
+        "eos_token_id": stop[0],
+        "pad_token_id": stop[1],
     }
 
 
@@ -218,11 +284,20 @@ def _media(ids: dict[str, int]) -> dict[str, Any]:
 
 
 def _finished(model: PreTrainedModel, tokenizer: Any) -> PreTrainedModel:
-    ids = tokenizer.get_vocab()
-    model.generation_config = GenerationConfig(
-        eos_token_id=[ids["<|im_end|>"], ids["<|endoftext|>"]], pad_token_id=ids["<|endoftext|>"]
-    )
+    stop = _stop_ids(tokenizer)
+    model.generation_config = GenerationConfig(eos_token_id=stop, pad_token_id=stop[1])
     return model
 
 
-_BUILDERS: dict[str, Callable[[TinyConfig, list[str]], _Built]] = {"qwen2_5_vl": _qwen2_5_vl}
+def _stop_ids(tokenizer: Any) -> list[int]:
+    """Returns the tokens that end a turn and a text."""
+    ends = ("<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>")
+    ids = tokenizer.get_vocab()
+    return [ids[token] for token in ends if token in ids]
+
+
+_BUILDERS: dict[str, Callable[[TinyConfig, list[str]], _Built]] = {
+    "qwen2_5_vl": _qwen2_5_vl,
+    "qwen3_vl": _qwen3_vl,
+    "perception_lm": _perception_lm,
+}

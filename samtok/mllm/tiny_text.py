@@ -1,13 +1,13 @@
-"""Text tokenizers of tiny MLLMs: byte-level BPE trained on given sentences, in Qwen's own class."""
+"""What tiny MLLMs read and write: chat templates, sentences, and byte-level BPE trained on them."""
 
 import json
 import re
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from tokenizers import Tokenizer, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
-from transformers import Qwen2Tokenizer
+from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from samtok.shapes import (
     KINDS,
@@ -30,6 +30,48 @@ QWEN_TOKENS = (
     "<|video_pad|>",
 )
 """Tokens of Qwen's chat format, those that its processor and adapter look for."""
+
+LLAMA_TOKENS = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<|image|>",
+    "<|video|>",
+)
+"""Tokens of Llama 3's chat format, and PerceptionLM's for images and videos."""
+
+CHATML_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' and SYSTEM %}"
+    "{{ '<|im_start|>system\n' + SYSTEM + '<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<|vision_start|><|image_pad|><|vision_end|>' }}"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}{{ '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""Qwen's chat format; SYSTEM stands for the quoted text of its default system turn."""
+
+LLAMA_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% if messages[0]['role'] != 'system' and SYSTEM %}"
+    "{{ '<|start_header_id|>system<|end_header_id|>\n\n' + SYSTEM + '<|eot_id|>' }}{% endif %}"
+    "{% for message in messages %}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<|image|>' }}"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}{{ '<|eot_id|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+"""PerceptionLM's chat format, likewise."""
 
 _MASK_WORDS = re.compile(r"<\|mt_[a-z0-9]+\|>")
 _ROLES = ("system\n", "user\n", "assistant\n")
@@ -89,18 +131,38 @@ def train_qwen_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Qwen2Token
     return tokenizer
 
 
+def train_llama_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Trains a text tokenizer of Llama 3's kind, as PerceptionLM's; arguments as ``train_qwen_tokenizer``."""
+    trainee = Tokenizer(BPE())
+    trainee.pre_tokenizer = Qwen2Tokenizer()._tokenizer.pre_tokenizer
+    trainee.decoder = decoders.ByteLevel()
+    trainee.train_from_iterator(_without_words(texts), _trainer(vocab_size))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=trainee,
+        bos_token="<|begin_of_text|>",
+        eos_token="<|eot_id|>",
+        pad_token="<|end_of_text|>",
+        additional_special_tokens=["<|start_header_id|>", "<|end_header_id|>"],
+        extra_special_tokens={"image_token": "<|image|>", "video_token": "<|video|>"},
+        model_max_length=32768,
+    )
+
+
 def _train_bpe(texts: Iterable[str], like: Qwen2Tokenizer, vocab_size: int) -> dict:
     trainee = Tokenizer(BPE())
     trainee.normalizer = like._tokenizer.normalizer
     trainee.pre_tokenizer = like._tokenizer.pre_tokenizer
-    trainer = trainers.BpeTrainer(
+    trainee.train_from_iterator(_without_words(texts), _trainer(vocab_size))
+    return json.loads(trainee.to_str())["model"]
+
+
+def _trainer(vocab_size: int) -> trainers.BpeTrainer:
+    return trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
         show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    trainee.train_from_iterator(_without_words(texts), trainer)
-    return json.loads(trainee.to_str())["model"]
 
 
 def _without_words(texts: Iterable[str]) -> Iterator[str]:

@@ -141,8 +141,8 @@ class MaskVocabulary:
             raise CheckpointError(
                 f"The text tokenizer has {len(have)} mask words and {self} has {len(known)}. Of these "
                 f"{len(missing)} are missing (such as {missing[:2]}) and {len(extra)} of its own are foreign "
-                f"(such as {extra[:2]}). Use the mask tokenizer that the checkpoint was made for, or extend the "
-                "original checkpoint again."
+                f"(such as {extra[:2]}). Use the mask tokenizer that the checkpoint was made for, or "
+                "extend the original checkpoint again."
             )
 
     def __str__(self) -> str:

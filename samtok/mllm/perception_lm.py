@@ -1,0 +1,44 @@
+"""PerceptionLM: Llama 3's chat format, a thumbnail and tiles per image, positions of one axis.
+
+Released checkpoints see with a model of the package ``timm``, which has to be installed for them.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from samtok.mllm.family import Adapter
+
+
+class PerceptionLMAdapter(Adapter):
+    """PerceptionLM. Vision tensors have one row per tile, so images of any number of tiles can be joined."""
+
+    family = "perception_lm"
+    start_of_text = "<|begin_of_text|>"
+    end_of_turn = "<|eot_id|>"
+    end_of_text = "<|end_of_text|>"
+    image_token = "<|image|>"
+    media_tokens = ("<|image|>", "<|video|>")
+
+    def header(self, role: str) -> str:
+        return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
+
+    def after_turn(self) -> str:
+        return ""
+
+    def image_text(self) -> str:
+        return self.image_token
+
+    def see(self, images: Sequence[np.ndarray]) -> tuple[dict[str, Tensor], list[int]]:
+        seen = self.image_processor(images=list(images), input_data_format="channels_last")["pixel_values"]
+        cell = self.processor.patch_size * self.processor.pooling_ratio  # pyright: ignore[reportAttributeAccessIssue]
+        tokens = [len(tiles) * (tiles.shape[-2] // cell) * (tiles.shape[-1] // cell) for tiles in seen]
+        return {"pixel_values": torch.cat(list(seen))[:, None]}, tokens
+
+    def freeze(self, model: PreTrainedModel, *, vision: bool, projector: bool, llm: bool) -> None:
+        model.requires_grad_(llm)
+        model.get_submodule("model.vision_tower").requires_grad_(vision)
+        model.get_submodule("model.multi_modal_projector").requires_grad_(projector)
