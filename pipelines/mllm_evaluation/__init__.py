@@ -1,0 +1,1 @@
+"""An MLLM answers referring questions in mask words, and is scored: jobs/evaluate_mllm.py."""

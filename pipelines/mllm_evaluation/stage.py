@@ -1,0 +1,281 @@
+"""Answers the questions of a shard and scores the answers: a plain class that does not know about Ray.
+
+An image is read once for all its questions, and encoded once for all words that answers to them have. Which
+questions share a batch follows from the plan alone, so answers do not depend on scheduling.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipelines import schema, shards, storage
+from pipelines.dialogues.chats import turns_of
+from pipelines.ingestion.image_source import read_image_bytes
+from pipelines.ingestion.reader import Input
+from pipelines.mllm_evaluation import models
+from pipelines.mllm_evaluation.config import GenerationConfig
+from pipelines.mllm_evaluation.rows import ANSWER_ROW, COUNTS, STAGE, start_of_row
+from samtok import images, masks
+from samtok.errors import CheckpointError, DataError
+from samtok.metrics.referring import Mode
+from samtok.metrics.text_masks import Reading, decode_unions, read_text
+from samtok.mllm.adapters import load_adapter
+from samtok.mllm.chat import Encoded
+from samtok.mllm.generation import generate
+from samtok.mllm.thinking import answer_of
+from samtok.model.tokenizer import MaskTokenizer
+
+WINDOW_BATCHES = 4
+"""Batches whose questions are sorted by length together; their images' features are in memory at once."""
+
+
+@dataclass(frozen=True)
+class AnswerSettings:
+    """How questions are asked, and how answers become masks."""
+
+    generation: GenerationConfig
+    readings: Mapping[Mode, Reading]
+    grammar: bool = True
+    answers_only: bool = False
+    """Score what is inside of <answer> tags only, where there are any."""
+
+
+@dataclass
+class _Question:
+    """A question on its way: its row so far, the prompt, and then the ids of its answer."""
+
+    body: Mapping[str, Any]
+    row: dict[str, Any]
+    prompt: Encoded | None = None
+    ids: list[int] = field(default_factory=list)
+
+    def lose(self, reason: str) -> None:
+        self.row["problem"] = reason
+
+
+@dataclass
+class _Group:
+    """Questions about one image, and the image at the mask tokenizer's size."""
+
+    row: Mapping[str, Any]
+    questions: list[_Question]
+    square: np.ndarray | None = None
+
+
+class AnswerQuestions:
+    """Holds an MLLM and a mask tokenizer.
+
+    Args:
+        model: Checkpoint folder of the MLLM.
+        tokenizer: URI of the mask tokenizer.
+        settings: How questions are asked and scored.
+        device: ``cpu`` or ``cuda``.
+        threads: Threads of CPU arithmetic.
+        model_sha256: What the plan says of the model; None takes any.
+        tokenizer_sha256: The same of the tokenizer's weights.
+
+    Raises:
+        CheckpointError: If one cannot be loaded, or is not that of the plan, as after a replacement in
+            mid-run.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        tokenizer: str,
+        settings: AnswerSettings,
+        *,
+        device: str = "cpu",
+        threads: int = 1,
+        model_sha256: str | None = None,
+        tokenizer_sha256: str | None = None,
+    ) -> None:
+        torch.set_num_threads(threads)
+        self.settings = settings
+        self.tokenizer = MaskTokenizer.from_pretrained(tokenizer, device=device, read=storage.read_bytes)
+        _require_same(tokenizer, tokenizer_sha256, self.tokenizer.weights_sha256)
+        _require_same(model, model_sha256, model_sha256 and models.sha256_of(model))
+        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.generation.dtype]
+        with models.local_folder(model) as folder:
+            self.adapter = load_adapter(folder)
+            loaded = self.adapter.load_model(folder, dtype=dtype, attn=settings.generation.attention)
+        self.model = loaded.to(device).eval()  # pyright: ignore[reportArgumentType]
+
+    def answer_shard(self, plan: shards.Plan, chunk: shards.Chunk) -> dict[str, Any]:
+        """Does a shard; returns its number, tables of answers and rejects, counts, and reasons of rejects."""
+        rows, rejects, counts = self.answer(shards.read_inputs(plan, chunk))
+        reasons = Counter(f"{one['stage']}/{one['reason']}" for one in rejects.to_pylist())
+        done = {"shard": chunk.shard, "rows": rows, "rejects": rejects, "counts": counts}
+        return {**done, "reasons": dict(sorted(reasons.items()))}
+
+    def answer(self, inputs: Sequence[Input]) -> tuple[pa.Table, pa.Table, dict[str, int]]:
+        """Answers all questions of some images.
+
+        Returns:
+            A row per question, in the order of the inputs; reject rows of what could not be asked; counts.
+        """
+        rows: list[dict[str, Any]] = []
+        rejects: list[dict[str, Any]] = []
+        groups = [_group(item) for item in inputs]
+        for window in _windows(groups, WINDOW_BATCHES * self.settings.generation.batch_size):
+            for group in window:
+                self._look(group, rejects)
+            self._generate([q for group in window for q in group.questions if q.prompt is not None])
+            for group in window:
+                self._score(group)
+                rows += [question.row for question in group.questions]
+                group.square = None
+        counts = _counts(groups, rejects)
+        return schema.table(rows, ANSWER_ROW), schema.table(rejects, schema.REJECT_ROW), counts
+
+    # ------------------------------------------------------------ before: images and prompts
+
+    def _look(self, group: _Group, rejects: list[dict[str, Any]]) -> None:
+        """Reads the image and encodes the prompts of its questions; what cannot be asked is rejected."""
+        known: dict[str, np.ndarray] = {}
+        dataset, image_id = group.row["dataset"], group.row["image_id"]
+        try:
+            image = _read(group.row["image"], known)
+        except DataError as error:
+            lost = len(group.questions)
+            rejects.append(schema.reject(STAGE, dataset, image_id, error.reason, str(error), num_masks=lost))
+            for question in group.questions:
+                question.lose(error.reason)
+            return
+        group.square = images.resize_square(image, self.tokenizer.config.image_size)
+        for question in group.questions:
+            try:
+                seen = [_read(one, known) for one in question.body["images"]]
+                question.prompt = self.adapter.encode_prompt(turns_of(question.body), seen)
+            except DataError as error:
+                question.lose(error.reason)
+                name = f"{question.body['sample_id']}#{question.body['turn']}"
+                entry = schema.reject(
+                    STAGE, dataset, image_id, error.reason, str(error), mask_id=name, num_masks=1
+                )
+                rejects.append(entry)
+
+    # ------------------------------------------------------------ asking
+
+    def _generate(self, questions: Sequence[_Question]) -> None:
+        """Asks in batches of prompts of similar length; prompts are let go of at once, they hold pixels."""
+        config = self.settings.generation
+        ordered = sorted(questions, key=lambda question: len(question.prompt or ()))
+        for start in range(0, len(ordered), config.batch_size):
+            batch = ordered[start : start + config.batch_size]
+            prompts = [question.prompt for question in batch if question.prompt is not None]
+            answers = generate(
+                self.model,
+                self.adapter,
+                prompts,
+                max_new_tokens=config.max_new_tokens,
+                grammar=self.settings.grammar,
+            )
+            for question, ids in zip(batch, answers, strict=True):
+                question.ids, question.prompt = list(ids), None
+
+    # ------------------------------------------------------------ after: masks and counts
+
+    def _score(self, group: _Group) -> None:
+        asked = [question for question in group.questions if question.row["problem"] is None]
+        if not asked or group.square is None:
+            return
+        for question in asked:
+            self._read_answer(question)
+        features = self.tokenizer.features_of([group.square])
+        size = group.row["image"]["height"], group.row["image"]["width"]
+        for mode, reading in self.settings.readings.items():
+            answers = [[tuple(codes) for codes in question.row[mode]["codes"]] for question in asked]
+            unions = decode_unions(self.tokenizer, features, answers, size, threshold=reading.threshold)
+            for question, union in zip(asked, unions, strict=True):
+                question.row[mode] |= _compare(union, question.row["truth_rle"])
+
+    def _read_answer(self, question: _Question) -> None:
+        text, vocabulary = self.adapter.text_of(question.ids), self.adapter.vocabulary
+        limit = self.settings.generation.max_new_tokens
+        ended = bool(question.ids) and question.ids[-1] in self.adapter.stop_ids
+        question.row |= {
+            "generated": text,
+            "num_tokens": len(question.ids),
+            "cut": len(question.ids) >= limit and not ended,
+        }
+        scored = answer_of(text) if self.settings.answers_only else text
+        for mode, reading in self.settings.readings.items():
+            found = read_text(
+                scored, reading, num_codes=vocabulary.num_codes, num_levels=vocabulary.num_levels
+            )
+            question.row[mode] = {"codes": [list(codes) for codes in found.codes]}
+            question.row["num_malformed"] = found.num_malformed
+
+
+def _require_same(what: str, planned: str | None, now: str | None) -> None:
+    if planned is not None and planned != now:
+        raise CheckpointError(
+            f"The weights of {what} are no longer those that the run was planned with. Put them back, or "
+            "choose another --out."
+        )
+
+
+def _group(item: Input) -> _Group:
+    row = json.loads(item.payload)
+    nothing = dict.fromkeys(ANSWER_ROW.names)
+    questions = [_Question(body, nothing | start_of_row(row, body)) for body in row["questions"]]
+    return _Group(row, questions)
+
+
+def _windows(groups: Sequence[_Group], size: int) -> Iterator[list[_Group]]:
+    """Cuts images into runs of at least ``size`` questions each, but for the last."""
+    window: list[_Group] = []
+    for group in groups:
+        window.append(group)
+        if sum(len(one.questions) for one in window) >= size:
+            yield window
+            window = []
+    if window:
+        yield window
+
+
+def _read(image: Mapping[str, Any], known: dict[str, np.ndarray]) -> np.ndarray:
+    """Reads an image that is not known yet; a missing file is a fault of the data."""
+    uri = image["uri"]
+    if uri not in known:
+        try:
+            data = read_image_bytes(uri)
+        except storage.NotFoundError as error:
+            raise DataError(str(error), reason="image_missing") from error
+        known[uri] = images.decode_image(data, where=uri, expected_hw=(image["height"], image["width"]))
+    return known[uri]
+
+
+def _compare(union: np.ndarray, truth_rle: str | None) -> dict[str, Any]:
+    height, width = union.shape
+    box = masks.box_of(union)
+    hit = 0
+    if truth_rle is not None and box is not None:
+        hit = int((union & masks.decode(truth_rle, height=height, width=width)).sum())
+    return {
+        "rle": masks.encode(union),
+        "intersection_px": hit,
+        "predicted_px": int(union.sum()),
+        "box_xyxy": None if box is None else list(box),
+    }
+
+
+def _counts(groups: Sequence[_Group], rejects: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    questions = [question for group in groups for question in group.questions]
+    lost = sum(entry["num_masks"] for entry in rejects)
+    images_lost = sum(entry["mask_id"] is None for entry in rejects)
+    answered = sum(question.row["problem"] is None for question in questions)
+    if answered + lost != len(questions):
+        raise RuntimeError(
+            f"{len(questions)} questions went in, {answered} were answered and {lost} rejected; this is a "
+            "defect of samtok"
+        )
+    values = (len(groups), len(groups) - images_lost, images_lost, len(questions), answered, lost)
+    return dict(zip(COUNTS, values, strict=True))
