@@ -291,6 +291,37 @@ def local_copy(uri: str) -> Iterator[Path]:
         yield target
 
 
+@contextlib.contextmanager
+def local_folder(uri: str) -> Iterator[Path]:
+    """Gives a local folder with the files below ``uri``: itself, or a copy that is deleted at the end.
+
+    Raises:
+        NotFoundError: If there is no file.
+    """
+    if not is_remote(uri):
+        if not local.path_of(uri).is_dir():
+            raise NotFoundError(f"there is no folder {uri}; check the path, and that the disk is mounted.")
+        yield local.path_of(uri)
+        return
+    found = list_files(uri)
+    if not found:
+        raise NotFoundError(f"there is nothing below {uri}; check the name.")
+    with tempfile.TemporaryDirectory(prefix="samtok-") as folder:
+        for file in found:
+            target = Path(folder) / file.uri.removeprefix(uri.rstrip("/") + "/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.closing(_ObjectFile(file.uri)) as source:
+                _download(source, target)
+        yield Path(folder)
+
+
+def put_folder(folder: Path, uri: str, *, last: str | None = None) -> None:
+    """Writes all files of a local folder below ``uri``, in the order of their names, ``last`` after them."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    for name in sorted(names, key=lambda name: name == last):
+        write_bytes(join(uri, name), (folder / name).read_bytes())
+
+
 def _download(source: _ObjectFile, target: Path) -> None:
     try:
         with target.open("wb") as file:

@@ -64,3 +64,8 @@ class Journal:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes back to what a checkpoint kept."""
         self.written = Written(**state)
+
+    def reasons(self) -> str:
+        """Returns the rejects by reason so far, of this worker and of what is written, as text."""
+        counts = Counter(self.written.rejects) + Counter(entry["reason"] for entry in self._rejects)
+        return ", ".join(f"{reason} {count}" for reason, count in counts.most_common()) or "none"

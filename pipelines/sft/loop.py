@@ -1,0 +1,98 @@
+"""The steps of fine-tuning: next-token loss on answers (paper, section 2.2), free of where it runs.
+
+A step's loss is a mean over the learnt tokens of all its chats, so it is the same whatever the number of
+workers and micro-batches and whether chats are packed, but for rounding.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pipelines.sft.config import TrainMllmConfig
+from pipelines.sft.data import micro_batches
+from pipelines.training import world
+from pipelines.training.engine import Engine
+from pipelines.training.schedule import learning_rate, mixed_seed
+from pipelines.training.steps import Steps
+from samtok.mllm.chat import Encoded
+from samtok.mllm.family import Adapter
+from samtok.mllm.loss import answer_loss
+from samtok.model.quantizer import sum_over_ranks
+
+
+class Trainer:
+    """Takes steps.
+
+    Args:
+        model: On its device, trained parts set; all workers start with equal weights.
+        adapter: Of the model.
+        engine: Moves the weights of the model.
+        config: The run.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, adapter: Adapter, engine: Engine, config: TrainMllmConfig
+    ) -> None:
+        self.model, self.adapter, self.engine, self.config = model, adapter, engine, config
+        self.steps = Steps()
+
+    def take_step(self, samples: Sequence[Encoded]) -> dict[str, float]:
+        """Takes one step over this worker's chats; collective. Returns the step's metrics, of all workers.
+
+        A step whose gradient is no number is skipped on all workers.
+
+        Raises:
+            TrainingDiverged: If too many steps in a row were skipped.
+        """
+        step, config = self.steps.done, self.config
+        torch.manual_seed(mixed_seed(config.seed, step, world.rank()))  # a model may have dropout
+        self.model.train()
+        micro = micro_batches(samples, config.micro_samples)
+        counts = self._summed([sum(s.num_learnt for s in samples), sum(map(len, samples)), len(samples)])
+        learnt, tokens, chats = counts
+        losses = [self._pass(batch, learnt) for batch in micro]
+        rate = learning_rate(step, config.steps, config.optimizer)
+        norm = self.engine.step(rate)
+        computed = [self._computed(batch) for batch in micro]
+        loss_sum, rows = self._summed([float(torch.stack(losses).double().sum()), sum(computed)])
+        metrics = {
+            "step": step,
+            "loss": loss_sum / max(learnt, 1),
+            "tokens": tokens,
+            "learnt_tokens": learnt,
+            "samples": chats,
+            "padding": 1 - tokens / rows,
+            "lr": rate,
+            "gradient_norm": norm,
+        }
+        good = self.steps.count(norm, metrics, config.max_bad_steps)
+        return metrics | {"skipped": float(not good)}
+
+    def _pass(self, samples: Sequence[Encoded], learnt: float) -> Tensor:
+        """Goes forward and backward; returns the sum of the losses."""
+        with autocast(self.model, self.config.engine.precision):
+            loss = answer_loss(self.model, self.batch(samples))
+        self.engine.backward(loss / max(learnt, 1))
+        return loss.detach()
+
+    def batch(self, samples: Sequence[Encoded]) -> dict[str, Tensor]:
+        """Makes a micro-batch on the model's device, packed if the config says so."""
+        made = self.adapter.pack(samples) if self.config.engine.packing else self.adapter.collate(samples)
+        return {name: tensor.to(self.model.device, non_blocking=True) for name, tensor in made.items()}
+
+    def _computed(self, samples: Sequence[Encoded]) -> int:
+        """Returns the tokens that a micro-batch computes, padding included."""
+        lengths = [len(sample) for sample in samples]
+        return sum(lengths) if self.config.engine.packing else max(lengths) * len(lengths)
+
+    def _summed(self, values: Sequence[float]) -> list[float]:
+        own = torch.tensor(values, dtype=torch.float64, device=self.model.device)
+        return sum_over_ranks(own).tolist()
+
+
+def autocast(model: nn.Module, precision: str) -> torch.autocast:
+    """Returns the context in which the networks compute."""
+    device = next(model.parameters()).device.type
+    return torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
