@@ -5,10 +5,11 @@ levels, codes, and the SHA-256 of the mask tokenizer that they belong to, where 
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from samtok.errors import CheckpointError
@@ -82,14 +83,26 @@ def adapter_for(
     return FAMILIES[family](processor, vocabulary, tokenizer_sha256=tokenizer_sha256)
 
 
-def save_pretrained(model: PreTrainedModel, adapter: Adapter, folder: str | Path) -> None:
+def save_pretrained(
+    model: PreTrainedModel,
+    adapter: Adapter,
+    folder: str | Path,
+    *,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
     """Writes model, processor and ``samtok.json`` to a folder; ``load_adapter`` and any HF code read it.
+
+    Args:
+        model: The model.
+        adapter: Its adapter.
+        folder: Where to write; ``samtok.json`` comes last.
+        state: Its whole state, where the model's own weights are spread over workers.
 
     Raises:
         CheckpointError: Model and tokenizer do not speak the adapter's words; nothing is written then.
     """
     adapter.vocabulary.check(adapter.tokenizer, model)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=None if state is None else dict(state))
     adapter.processor.save_pretrained(folder)
     body = {
         "format": FORMAT,

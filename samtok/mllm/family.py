@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 
@@ -280,14 +281,7 @@ class Adapter(ABC):
             CheckpointError: It cannot be read, is of another family, or as ``MaskVocabulary.check``.
             ConfigError: It needs a package that is not installed.
         """
-        try:
-            model = AutoModelForImageTextToText.from_pretrained(
-                folder, dtype=dtype, attn_implementation=attn, local_files_only=True
-            )
-        except ImportError as error:
-            raise ConfigError(f"{folder} cannot be loaded: {str(error).strip()[:300]}") from error
-        except (OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"The model of {folder} cannot be loaded: {str(error)[:500]}") from error
+        model = read_model(folder, dtype=dtype, attn=attn)
         if model.config.model_type != self.family:
             raise CheckpointError(
                 f"{folder} holds a {model.config.model_type}; this adapter is for {self.family}. Load "
@@ -328,6 +322,25 @@ class Adapter(ABC):
                 "Give the folder the template of the released checkpoints."
             )
         return given.removesuffix(ours)
+
+
+def read_model(
+    folder: str | Path, *, dtype: torch.dtype | Literal["auto"] = "auto", attn: str = "sdpa"
+) -> PreTrainedModel:
+    """Loads any model of a local checkpoint folder, as it is.
+
+    Raises:
+        CheckpointError: It cannot be read.
+        ConfigError: It needs a package that is not installed.
+    """
+    try:
+        return AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=dtype, attn_implementation=attn, local_files_only=True
+        )
+    except ImportError as error:
+        raise ConfigError(f"{folder} cannot be loaded: {str(error).strip()[:300]}") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"The model of {folder} cannot be loaded: {str(error)[:500]}") from error
 
 
 def _pixels(image: Picture) -> np.ndarray:

@@ -1,14 +1,12 @@
 """Tiny random MLLMs of each family as real checkpoint folders, for tests, smoke runs and a default.
 
 The classes are transformers' own, so what works with a tiny model works with a released one; only the numbers
-are small. They are those of the trials that learnt shapes on two cores: image tokens of few pixels, little
-depth, wide initial weights, and a small rotary base so that the few positions there are differ.
+are small (``tiny_config.py``).
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import (
@@ -32,6 +30,7 @@ from transformers import (
 )
 
 from samtok.mllm.adapters import adapter_for, save_pretrained
+from samtok.mllm.tiny_config import TinyConfig, TinyFamily
 from samtok.mllm.tiny_text import (
     CHATML_TEMPLATE,
     LLAMA_TEMPLATE,
@@ -42,54 +41,6 @@ from samtok.mllm.tiny_text import (
 from samtok.mllm.vocab import MaskVocabulary, extend
 
 __all__ = ["TinyConfig", "build_tiny", "default_texts"]
-
-TinyFamily = Literal["qwen2_5_vl", "qwen3_vl", "perception_lm"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TinyConfig:
-    """All numbers of a tiny model."""
-
-    image_size: int = 56
-    """Side of an image in pixels, of which as many are taken as keep its shape."""
-    patch_size: int = 7
-    """Pixels per side of a patch; two by two become one token, so 56 px give 16 tokens."""
-    dim: int = 64
-    """Width of the language model."""
-    num_layers: int = 2
-    """Layers of the language model."""
-    num_heads: int = 4
-    """Attention heads of both models."""
-    hidden_dim: int = 160
-    """Width inside the feed-forward layers of both models."""
-    vision_dim: int = 64
-    """Width of the vision model."""
-    vision_layers: int = 2
-    """Layers of the vision model."""
-    rope_theta: float = 20.0
-    """Base of the rotary positions; released models have 1e6, which hardly turns 16 columns."""
-    init_std: float = 0.1
-    """Of all initial weights; about one over the root of the width."""
-    tied: bool = True
-    """Whether input and output embeddings are one tensor."""
-    vocab_size: int = 1024
-    """Entries of the text tokenizer before chat tokens and mask words; 256 of them are bytes."""
-    system: str = ""
-    """Default system turn of the chat template; released Qwen2.5-VL has one, which costs tokens."""
-    padded_rows: int = 0
-    """Embedding rows beyond the text tokenizer's, as released checkpoints have."""
-
-    @property
-    def head_dim(self) -> int:
-        """Width of an attention head of the language model."""
-        return self.dim // self.num_heads
-
-    @property
-    def mrope_section(self) -> list[int]:
-        """Frequencies for time, rows and columns: time the fewest; they add up to half a head."""
-        half = self.head_dim // 2
-        rows = (half * 3) // 8
-        return [half - 2 * rows, rows, rows]
 
 
 def build_tiny(

@@ -1,0 +1,1 @@
+"""Mask words for a checkpoint of Hugging Face's."""

@@ -1,0 +1,171 @@
+"""Makes a checkpoint with mask words out of one without, or out of nothing; no Ray.
+
+OUT/                  what Hugging Face's code reads: weights, config, tokenizer, processor
+OUT/lineage.json      the resolved config, the tokenizer's hash, versions
+OUT/samtok.json       what the words are; written last, so a folder without it is not finished
+"""
+
+import hashlib
+import json
+import logging
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipelines import run as runs
+from pipelines import storage
+from pipelines.dialogues import chats
+from pipelines.extension.config import ExtendMllmConfig
+from samtok import checkpoint
+from samtok.errors import CheckpointError, ConfigError
+from samtok.mllm.adapters import (
+    FAMILIES,
+    SAMTOK_FILE,
+    adapter_for,
+    load_adapter,
+    load_processor,
+    read_family,
+    save_pretrained,
+)
+from samtok.mllm.family import read_model
+from samtok.mllm.tiny import build_tiny
+from samtok.mllm.tiny_text import default_texts
+from samtok.mllm.vocab import MaskVocabulary, extend
+
+log = logging.getLogger(__name__)
+
+LINEAGE_FILE = "lineage.json"
+
+
+@dataclass(frozen=True)
+class _Words:
+    """What the mask tokenizer says about the words."""
+
+    vocabulary: MaskVocabulary
+    sha256: str
+
+
+def extend_mllm(config: ExtendMllmConfig) -> int:
+    """Runs the job; returns its exit code."""
+    return runs.guard(lambda: _extend(config))
+
+
+def _extend(config: ExtendMllmConfig) -> int:
+    runs.refuse_lost_folders(config.out, "off")
+    config = _resolved(config)
+    words = _words_of(config.tokenizer)
+    if config.dry_run:
+        sys.stdout.write(runs.config_json(config))
+        sys.stdout.write(f"{config.model or config.tiny}: {words.vocabulary} as words, into {config.out}\n")
+        return 0
+    if _is_done(config):
+        log.info("%s was made by the same config before; nothing to do.", config.out)
+        return 0
+    with tempfile.TemporaryDirectory(prefix="samtok-") as name:
+        folder = Path(name)
+        if config.tiny is not None:
+            _build(config, words, folder)
+        else:
+            _extend_folder(config, words, folder)
+        adapter = load_adapter(folder)  # what was written must be readable before it counts
+        (folder / LINEAGE_FILE).write_text(_lineage(config, words))
+        storage.put_folder(folder, config.out, last=SAMTOK_FILE)
+    log.info(
+        "%s knows %d mask words now, token ids %d to %d.",
+        config.out,
+        len(words.vocabulary.words),
+        min(adapter.word_ids.all),
+        max(adapter.word_ids.all),
+    )
+    return 0
+
+
+def _resolved(config: ExtendMllmConfig) -> ExtendMllmConfig:
+    """Returns the config with absolute places; it can be repeated anywhere."""
+    return replace(
+        config,
+        out=storage.absolute(config.out),
+        model=None if config.model is None else storage.absolute(config.model),
+        chats=None if config.chats is None else storage.absolute(config.chats),
+        tokenizer=storage.absolute(config.tokenizer) if "/" in config.tokenizer else config.tokenizer,
+    )
+
+
+def _words_of(uri: str) -> _Words:
+    tokenizer = checkpoint.read_config(uri, read=storage.read_bytes)
+    weights = checkpoint.read_weights(uri, read=storage.read_bytes)
+    return _Words(MaskVocabulary.of(tokenizer), hashlib.sha256(weights).hexdigest())
+
+
+def _is_done(config: ExtendMllmConfig) -> bool:
+    """Tells whether this config has made the folder; ConfigError if something else is there."""
+    found = [file.uri for file in storage.list_files(config.out)]
+    if not found:
+        return False
+    lineage = storage.join(config.out, LINEAGE_FILE)
+    same = json.loads(runs.config_json(config))
+    if lineage in found:
+        made = storage.read_json(lineage).get("config")
+        if made == same and storage.join(config.out, SAMTOK_FILE) in found:
+            return True
+        if made == same:
+            return False  # killed between the first file and the last
+    raise ConfigError(
+        f"--out {config.out} is not empty (it has {found[0].rpartition('/')[2]}), and was not made by this "
+        "config. Choose another folder, or delete this one."
+    )
+
+
+def _build(config: ExtendMllmConfig, words: _Words, folder: Path) -> None:
+    texts = default_texts() if config.chats is None else _texts_of(config.chats, words.vocabulary)
+    assert config.tiny is not None
+    build_tiny(
+        config.tiny,
+        folder,
+        vocabulary=words.vocabulary,
+        texts=texts,
+        seed=config.seed,
+        config=config.numbers,
+        tokenizer_sha256=words.sha256,
+    )
+
+
+def _texts_of(uri: str, vocabulary: MaskVocabulary) -> list[str]:
+    corpus = chats.load_chat_corpus(uri)
+    if (corpus.num_codes, corpus.num_levels) != (vocabulary.num_codes, vocabulary.num_levels):
+        raise ConfigError(
+            f"--chats {uri} has words of {corpus.num_levels} levels of {corpus.num_codes} codes, --tokenizer "
+            f"makes {vocabulary.num_levels} of {vocabulary.num_codes}. Give the tokenizer of the corpus."
+        )
+    return [chats.text_of(message) for row in chats.rows_of(corpus) for message in row["messages"]]
+
+
+def _extend_folder(config: ExtendMllmConfig, words: _Words, folder: Path) -> None:
+    assert config.model is not None
+    with storage.local_folder(config.model) as source:
+        family = read_family(source)
+        if family not in FAMILIES:
+            raise CheckpointError(
+                f"--model {config.model} is a {family}; mask words are known for {', '.join(FAMILIES)}."
+            )
+        processor = load_processor(source)
+        model = read_model(source)
+        extend(
+            model,
+            processor.tokenizer,
+            words.vocabulary,
+            seed=config.seed,
+            pad_to_multiple_of=config.pad_to_multiple_of,
+        )
+        adapter = adapter_for(family, processor, words.vocabulary, tokenizer_sha256=words.sha256)
+        save_pretrained(model, adapter, folder)
+
+
+def _lineage(config: ExtendMllmConfig, words: _Words) -> str:
+    body = {
+        "config": json.loads(runs.config_json(config)),
+        "tokenizer_sha256": words.sha256,
+        "versions": runs.versions(),
+    }
+    return json.dumps(body, indent=2) + "\n"

@@ -1,0 +1,70 @@
+"""All numbers of a tiny MLLM. Loads no torch, so that a job's flags can be read fast."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+TinyFamily = Literal["qwen2_5_vl", "qwen3_vl", "perception_lm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyConfig:
+    """Sizes of the three parts, and how weights begin.
+
+    The defaults are those of the trials that learnt shapes on two cores: image tokens of few pixels, little
+    depth, wide initial weights, and a small rotary base so that the few positions there are differ.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 an unknown key in a config file is named
+
+    image_size: int = 56
+    """Side of an image in pixels, of which as many are taken as keep its shape."""
+    patch_size: int = 7
+    """Pixels per side of a patch; two by two become one token, so 56 px give 16 tokens."""
+    dim: int = 64
+    """Width of the language model."""
+    num_layers: int = 2
+    """Layers of the language model."""
+    num_heads: int = 4
+    """Attention heads of both models."""
+    hidden_dim: int = 160
+    """Width inside the feed-forward layers of both models."""
+    vision_dim: int = 64
+    """Width of the vision model."""
+    vision_layers: int = 2
+    """Layers of the vision model."""
+    rope_theta: float = 20.0
+    """Base of the rotary positions; released models have 1e6, which hardly turns 16 columns."""
+    init_std: float = 0.1
+    """Of all initial weights; about one over the root of the width."""
+    tied: bool = True
+    """Whether input and output embeddings are one tensor."""
+    vocab_size: int = 1024
+    """Entries of the text tokenizer before chat tokens and mask words; 256 of them are bytes."""
+    system: str = ""
+    """Default system turn of the chat template; released Qwen2.5-VL has one, which costs tokens."""
+    padded_rows: int = 0
+    """Embedding rows beyond the text tokenizer's, as released checkpoints have."""
+
+    def __post_init__(self) -> None:
+        for side, unit in (("image_size", 4 * self.patch_size), ("dim", 2 * self.num_heads)):
+            if getattr(self, side) % unit or getattr(self, side) < unit:
+                raise ValueError(f"{side} must be a multiple of {unit}, got {getattr(self, side)}")
+        if self.vision_dim % (4 * self.num_heads):
+            raise ValueError(f"vision_dim must be a multiple of {4 * self.num_heads}, got {self.vision_dim}")
+        if self.vocab_size < 256 or self.padded_rows < 0:
+            raise ValueError(
+                "vocab_size must be at least 256, for all bytes, and padded_rows not negative, got "
+                f"{self.vocab_size} and {self.padded_rows}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of an attention head of the language model."""
+        return self.dim // self.num_heads
+
+    @property
+    def mrope_section(self) -> list[int]:
+        """Frequencies for time, rows and columns: time the fewest; they add up to half a head."""
+        half = self.head_dim // 2
+        rows = (half * 3) // 8
+        return [half - 2 * rows, rows, rows]
