@@ -4,8 +4,8 @@
     LLaVA      {"image": "a.jpg" or a list, "conversations": [{"from": "human", "value": "<image> ..."}, ...]}
 
 An image is the placeholder ``<image>`` in the text, in LLaVA followed by a line break. Our rows have images
-as parts of their own, so a text that holds the placeholder literally has no unambiguous form and is refused both
-ways. Mask words are plain text in all of them; reading gives masks with codes and without outlines.
+as parts of their own, so a text that holds the placeholder literally has no unambiguous form and is refused
+both ways. Mask words are plain text in all of them; reading gives masks with codes and without outlines.
 """
 
 import json
@@ -32,7 +32,7 @@ def to_record(row: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Returns a chat row as a record of ``ms-swift`` or ``llava``.
 
     Raises:
-        DataError: ``placeholder`` if a text holds ``<image>``, or images are not named once each and in order.
+        DataError: ``placeholder`` if a text holds ``<image>``, or images are not shown once and in order.
     """
     break_ = "\n" if kind == "llava" else ""
     texts = [(message["role"], _flat(row["sample_id"], message, break_)) for message in row["messages"]]

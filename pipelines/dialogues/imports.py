@@ -23,7 +23,7 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Lines:
-    """A part of a JSONL file: ``size`` bytes from ``offset``, ``count`` lines; ``first`` lines are before it."""
+    """Lines of a JSONL file: ``count`` lines in ``size`` bytes from ``offset``, after the first ``first`` ones."""
 
     offset: int
     size: int
