@@ -16,6 +16,10 @@ TASKS: dict[str, tuple[str, ...]] = {
 """Tasks of chat rows that a benchmark is asked of."""
 
 
+THIS_RUN, BASELINE = TAKEN = ("this run", "always No target.")
+"""Columns that every table of numbers has."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ActorsConfig:
     """Where the work runs."""
@@ -132,6 +136,8 @@ class EvaluateMllmConfig:
             name, _, folder = text.partition("=")
             if not name or not folder:
                 raise ConfigError(f"--beside wants NAME=RUN_FOLDER, got {text!r}")
+            if name in TAKEN:
+                raise ConfigError(f"--beside: the name {name!r} is taken by a column of the tables")
         names = [text.partition("=")[0] for text in self.beside]
         if len(set(names)) < len(names):
             raise ConfigError(f"--beside names a run twice: {', '.join(names)}")

@@ -9,9 +9,9 @@ from typing import Any
 from pipelines import run as runs
 from pipelines import shards, storage
 from pipelines.evaluation.outcome import aligned
-from pipelines.mllm_evaluation.config import EvaluateMllmConfig
+from pipelines.mllm_evaluation.config import BASELINE, THIS_RUN, EvaluateMllmConfig
 from pipelines.mllm_evaluation.prepare import Job, questions_digest
-from pipelines.mllm_evaluation.scores import BASELINE, headlines, percent
+from pipelines.mllm_evaluation.scores import headlines, percent
 from pipelines.tokenization.outcome import track_report
 from pipelines.tracking import Tracker
 from samtok.errors import ConfigError, DataError
@@ -19,7 +19,6 @@ from samtok.errors import ConfigError, DataError
 __all__ = ["track_report"]
 
 METRICS, LINEAGE = "metrics.json", "lineage.json"
-THIS_RUN = "this run"
 
 Beside = Mapping[str, Mapping[str, Any]]
 """The metrics of other runs by the names that they are shown with."""

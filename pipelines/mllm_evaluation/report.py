@@ -12,10 +12,11 @@ import numpy as np
 from pipelines import report as corpus_reports
 from pipelines import report_html as html
 from pipelines import report_page, storage
+from pipelines.mllm_evaluation.config import BASELINE
 from pipelines.mllm_evaluation.outcome import Beside, table_of, tag_table
 from pipelines.mllm_evaluation.pictures import SIDE, Drawn, choose, draw, rows_at
 from pipelines.mllm_evaluation.prepare import Job
-from pipelines.mllm_evaluation.scores import BASELINE, headlines, percent
+from pipelines.mllm_evaluation.scores import headlines, percent
 from pipelines.report_pictures import sheet_of
 
 _HEADS = {

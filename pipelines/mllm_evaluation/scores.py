@@ -18,9 +18,6 @@ from samtok.metrics import referring
 from samtok.metrics.referring import Mode, Samples
 from samtok.metrics.text_masks import Codes, Reading, describe, word_scores
 
-BASELINE = "always No target."
-"""Name of the baseline in tables."""
-
 _LEFT_OUT = ("truth_rle", "image_uri", "question", "truth")
 
 

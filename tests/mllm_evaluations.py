@@ -1,0 +1,189 @@
+"""A small corpus of chats, a tiny model of random weights and the tokenizer of its words, for evaluations."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipelines import schema, shards
+from pipelines.dialogues.chats import turns_of
+from pipelines.ingestion.reader import Input
+from samtok import masks
+from samtok.mllm.adapters import answer_loss, load_adapter, save_pretrained
+from samtok.mllm.tiny import build_tiny
+from samtok.mllm.vocab import MaskVocabulary
+from samtok.model.tokenizer import MaskTokenizer
+from samtok.words import format_words
+from tests.corpora import save_micro_tokenizer
+
+NUM_CODES, NUM_LEVELS, SIDE = 64, 2, 48
+COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 70, 220)}
+
+
+def write_image(folder: Path, number: int) -> tuple[str, dict[str, np.ndarray]]:
+    """Draws a red and a green rectangle; returns the file and their masks."""
+    rng = np.random.default_rng(number)
+    picture = rng.integers(90, 140, (SIDE, SIDE, 3), dtype=np.uint8)
+    found = {}
+    for name, left in (("red", 2), ("green", 26)):
+        top, height, width = rng.integers(2, 20), rng.integers(8, 24), rng.integers(8, 20)
+        mask = np.zeros((SIDE, SIDE), bool)
+        mask[top : top + height, left : left + width] = True
+        picture[mask] = COLOURS[name]
+        found[name] = mask
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{number:03d}.png"
+    Image.fromarray(picture).save(path)
+    return str(path), found
+
+
+def chat_row(
+    uri: str,
+    found: dict[str, np.ndarray],
+    codes: dict[str, Sequence[int]],
+    asked: Sequence[str],
+    *,
+    task: str = "gres",
+    image_id: str = "0",
+) -> dict[str, Any]:
+    """Returns a chat about an image: a question per name in ``asked``, ``both`` and names of nothing too."""
+    messages, expressions = [], []
+    for turn, name in enumerate(asked):
+        named = list(found) if name == "both" else [name] if name in found else []
+        text = ", ".join(format_words(codes[one], num_codes=NUM_CODES) for one in named) or "No target."
+        image = [{"text": None, "image": 0}] if turn == 0 else []
+        question = {"text": f"Please segment {name} in this image.", "image": None}
+        messages.append({"role": "user", "content": [*image, question], "mask_ids": []})
+        answer = {"role": "assistant", "content": [{"text": text, "image": None}], "mask_ids": named}
+        messages.append(answer)
+        expressions.append(name)
+    listed = [
+        {
+            "mask_id": name,
+            "image": 0,
+            "codes": list(codes[name]),
+            "words": format_words(codes[name], num_codes=NUM_CODES),
+            "label": name,
+            "iou": None,
+            "rle": masks.encode(mask),
+        }
+        for name, mask in found.items()
+    ]
+    return {
+        "dataset": "toy",
+        "split": "val",
+        "image_id": image_id,
+        "sample_id": f"{image_id}/{'-'.join(asked)}",
+        "task": task,
+        "tags": ["none" if asked[-1] == "blue" else asked[-1]],
+        "images": [{"uri": uri, "height": SIDE, "width": SIDE}],
+        "messages": messages,
+        "masks": listed,
+        "meta": json.dumps({"expressions": expressions}),
+    }
+
+
+def toy_rows(folder: Path, tokenizer: MaskTokenizer, num_images: int) -> list[dict[str, Any]]:
+    """Returns four chats per image: one target, several, none, and two turns."""
+    rows = []
+    for number in range(num_images):
+        uri, found = write_image(folder, number)
+        image = np.array(Image.open(uri))
+        codes = dict(zip(found, tokenizer.encode(image, list(found.values())).tolist(), strict=True))
+        for asked in (["red"], ["both"], ["blue"], ["green", "red"]):
+            rows.append(chat_row(uri, found, codes, asked, image_id=str(number)))
+    return rows
+
+
+def write_chats(
+    out: Path,
+    rows: Sequence[dict[str, Any]],
+    *,
+    weights_sha256: str | None,
+    num_codes: int = NUM_CODES,
+    per_shard: int = 8,
+) -> str:
+    """Writes chat rows as a finished corpus and returns its URI."""
+    fingerprint = {
+        "kind": "chat",
+        "num_codes": num_codes,
+        "num_levels": NUM_LEVELS,
+        "weights_sha256": weights_sha256,
+    }
+    inputs = [Input(f"{number:05d}", "{}", None) for number in range(len(rows))]
+    plan = shards.make_plan(str(out), fingerprint, inputs, shard_rows=per_shard, chunk_rows=per_shard)
+    for shard in range(len(plan.shard_rows)):
+        part = rows[shard * per_shard : (shard + 1) * per_shard]
+        counts = {
+            "inputs_in": len(part),
+            "rows_in": len(part),
+            "rows_out": len(part),
+            "samples_out": len(part),
+        }
+        shards.commit(
+            plan,
+            shard,
+            rows=schema.table(part, schema.CHAT_ROW),
+            rejects=schema.table([], schema.REJECT_ROW),
+            summary={"counts": counts, "reject_reasons": {}},
+        )
+    shards.finish(plan)
+    return str(out)
+
+
+class World:
+    """Everything an evaluation needs, in one folder.
+
+    Args:
+        home: The folder.
+        num_images: Images of the chats; there are four chats of each.
+    """
+
+    def __init__(self, home: Path, num_images: int) -> None:
+        self.home = home
+        self.tokenizer_uri = save_micro_tokenizer(home / "micro")
+        self.tokenizer = MaskTokenizer.from_pretrained(self.tokenizer_uri)
+        self.sha256 = self.tokenizer.weights_sha256
+        self.rows = toy_rows(home / "images", self.tokenizer, num_images)
+        self.chat = write_chats(home / "chat", self.rows, weights_sha256=self.sha256)
+        self.model = self.build(home / "mllm")
+
+    def build(self, folder: Path, *, num_codes: int = NUM_CODES, sha256: str | None = None) -> str:
+        """Writes a tiny model and returns its folder."""
+        texts = [message["content"][-1]["text"] for row in self.rows for message in row["messages"]]
+        vocabulary = MaskVocabulary(num_codes, NUM_LEVELS)
+        sha256 = sha256 or self.sha256
+        build_tiny("qwen2_5_vl", folder, vocabulary=vocabulary, texts=texts, seed=0, tokenizer_sha256=sha256)
+        return str(folder)
+
+    def flags(self, out: Path, *more: str) -> list[str]:
+        """Returns the flags of an evaluation in this world."""
+        return [
+            *("--benchmark", "gres", "--model", self.model, "--chat", self.chat, "--out", str(out)),
+            *("--tokenizer", self.tokenizer_uri, "--generation.max-new-tokens", "12", "--shard-rows", "2"),
+            *("--tracking", f"sqlite:///{self.home}/mlflow.db", "--report-pictures", "3"),
+            *more,
+        ]
+
+    def train(self, folder: Path, *, steps: int) -> str:
+        """Has the tiny model learn the chats by heart and returns the folder of what came out."""
+        adapter = load_adapter(self.model)
+        model = adapter.load_model(self.model)
+        samples = [
+            adapter.encode(turns_of(row), [np.array(Image.open(row["images"][0]["uri"]))])
+            for row in self.rows
+        ]
+        batch = adapter.collate(samples)
+        learnt = sum(sample.num_learnt for sample in samples)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            (answer_loss(model, batch) / learnt).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+        save_pretrained(model, adapter, folder)
+        return str(folder)
