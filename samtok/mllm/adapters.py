@@ -58,13 +58,14 @@ def load_adapter(folder: str | Path, *, read: _Read | None = None) -> Adapter:
             have the words.
     """
     family = read_family(folder, read=read)
+    kind = _kind_of(family)
     processor = load_processor(folder)
     stated = _read_samtok(Path(folder) / SAMTOK_FILE, read)
     if stated is None:
         vocabulary, sha256 = infer(processor.tokenizer, where=str(folder)), None
     else:
         vocabulary, sha256 = stated
-    return adapter_for(family, processor, vocabulary, tokenizer_sha256=sha256)
+    return kind(processor, vocabulary, tokenizer_sha256=sha256)
 
 
 def adapter_for(
@@ -75,12 +76,7 @@ def adapter_for(
     tokenizer_sha256: str | None = None,
 ) -> Adapter:
     """Returns the adapter of a family; CheckpointError if there is none or the processor lacks the words."""
-    if family not in FAMILIES:
-        raise CheckpointError(
-            f"There is no adapter for {family!r}; known families are {', '.join(FAMILIES)}. A new one is a "
-            "subclass of samtok.mllm.family.Adapter."
-        )
-    return FAMILIES[family](processor, vocabulary, tokenizer_sha256=tokenizer_sha256)
+    return _kind_of(family)(processor, vocabulary, tokenizer_sha256=tokenizer_sha256)
 
 
 def save_pretrained(
@@ -129,6 +125,15 @@ def load_processor(folder: str | Path) -> ProcessorMixin:
         return AutoProcessor.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
         raise CheckpointError(f"The processor of {folder} cannot be loaded: {str(error)[:500]}") from error
+
+
+def _kind_of(family: str) -> type[Adapter]:
+    if family not in FAMILIES:
+        raise CheckpointError(
+            f"There is no adapter for {family!r}; known families are {', '.join(FAMILIES)}. A new one is a "
+            "subclass of samtok.mllm.family.Adapter."
+        )
+    return FAMILIES[family]
 
 
 def _read_samtok(path: Path, read: _Read | None) -> tuple[MaskVocabulary, str | None] | None:

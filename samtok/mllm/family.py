@@ -9,7 +9,8 @@ refused.
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -167,7 +168,7 @@ class Adapter(ABC):
         said = self.start_of_text if turns[0].role == "system" else self._preface
         for turn in turns:
             said += self.header(turn.role)
-            content = "".join(self._part(part, turn, num_images, order) for part in turn.parts)
+            content = "".join(self._part(part, turn, num_images, order) for part in _joined(turn.parts))
             if turn.role == "assistant":
                 pieces += [(said, False), (content + self.end_of_turn, True)]
                 said = self.after_turn()
@@ -324,6 +325,12 @@ class Adapter(ABC):
         return given.removesuffix(ours)
 
 
+def _joined(parts: Sequence[str | int]) -> Iterator[str | int]:
+    """Joins neighbouring texts, which could be a token of the chat format only together."""
+    for is_text, group in groupby(parts, key=lambda part: isinstance(part, str)):
+        yield from ["".join(map(str, group))] if is_text else group
+
+
 def read_model(
     folder: str | Path, *, dtype: torch.dtype | Literal["auto"] = "auto", attn: str = "sdpa"
 ) -> PreTrainedModel:
@@ -345,10 +352,10 @@ def read_model(
 
 def _pixels(image: Picture) -> np.ndarray:
     """Returns H x W x 3 uint8; DataError ``image`` for anything that is not RGB with pixels."""
-    array = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
+    array = np.array(image.convert("RGB")) if isinstance(image, Image.Image) else image
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise DataError(
             f"An image must be H x W x 3 of uint8, got {array.shape} of {array.dtype}. Convert it to RGB.",
             reason="image",
         )
-    return array
+    return array if array.flags.writeable else array.copy()  # Ray's are not, and torch warns of those

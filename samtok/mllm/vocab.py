@@ -120,7 +120,7 @@ class MaskVocabulary:
                 model has fewer rows than the tokenizer has tokens, or lost the tie that its config states.
         """
         ids = self.ids(tokenizer)
-        special = set(tokenizer.all_special_ids)
+        special = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
         normal = [id_ for id_ in ids.all if id_ not in special]
         read = tokenizer.decode(normal, skip_special_tokens=True, spaces_between_special_tokens=False)
         kept = [word for word, id_ in zip(self.words, ids.all, strict=True) if id_ not in special]

@@ -1,0 +1,200 @@
+"""Dialogues to token ids and back, for every family."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from samtok.errors import CheckpointError, ConfigError, DataError
+from samtok.mllm.adapters import load_processor
+from samtok.mllm.chat import IGNORE, Turn
+from samtok.mllm.family import Adapter
+from tests.tiny_mllm import FAMILIES, QWEN, build, chat, loaded, mask, picture, samples
+
+SYSTEM = "Be brief."
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def adapter(request, tmp_path_factory) -> Adapter:
+    return loaded(build(tmp_path_factory.mktemp("tiny"), request.param))
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory) -> Adapter:
+    return loaded(build(tmp_path_factory.mktemp("tiny")))
+
+
+def learnt(adapter: Adapter, turns: list[Turn], images: list) -> str:
+    labels = adapter.encode(turns, images).labels
+    return adapter.tokenizer.decode(labels[labels != IGNORE])
+
+
+def as_messages(turns: list[Turn]) -> list[dict]:
+    """Turns as the chat templates of Hugging Face take them."""
+
+    def part(value: str | int) -> dict:
+        return {"type": "image"} if isinstance(value, int) else {"type": "text", "text": value}
+
+    return [{"role": turn.role, "content": [part(value) for value in turn.parts]} for turn in turns]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("system", ["", SYSTEM])
+@pytest.mark.parametrize("answered", [True, False])
+def test_ids_and_pixels_are_those_of_the_checkpoints_own_processor(tmp_path, family, system, answered):
+    adapter = loaded(build(tmp_path, family, system=system))
+    processor = load_processor(tmp_path)
+    turns = [*chat(), Turn("user", ("And the red ring?", 1)), *([Turn("assistant", ("No.",))] * answered)]
+    images = [picture(0), picture(1, (40, 90))]
+    text = processor.apply_chat_template(
+        as_messages(turns), tokenize=False, add_generation_prompt=not answered
+    )
+    theirs = processor(
+        images=[Image.fromarray(image) for image in images], text=text.rstrip("\n") if answered else text
+    )
+    ours = adapter.encode(turns, images) if answered else adapter.encode_prompt(turns, images)
+    expected = theirs["input_ids"][0]
+    if family == "perception_lm":  # its text tokenizer is made without a first token, the template writes it
+        assert expected[0] == adapter.tokenizer.bos_token_id
+    assert ours.input_ids.tolist() == list(expected)
+    pixels = theirs["pixel_values"]
+    expected_pixels = torch.cat([torch.as_tensor(np.asarray(one)) for one in pixels])
+    assert torch.equal(ours.vision["pixel_values"].reshape(-1), expected_pixels.reshape(-1))
+    if family in QWEN:
+        assert ours.mm_token_type_ids.tolist() == list(theirs["mm_token_type_ids"][0])
+
+
+def test_answers_and_the_ends_of_their_turns_are_learnt_and_nothing_else(adapter):
+    turns = [*chat(), Turn("user", ("And?",)), Turn("assistant", ("No target.",))]
+    end = adapter.end_of_turn
+    assert learnt(adapter, turns, [picture()]) == f"It is here: {mask(3, 9)}{end}No target.{end}"
+    assert (adapter.encode_prompt(turns[:-1], [picture()]).labels == IGNORE).all()
+
+
+@pytest.mark.parametrize("answer", ["No target.", "\n\nNo target.", " leading", "", mask(1, 2)])
+def test_a_prompt_is_the_beginning_of_the_dialogue_up_to_its_answer(adapter, answer):
+    whole = adapter.encode(chat(answer=answer), [picture()])
+    prompt = adapter.encode_prompt(chat()[:1], [picture()])
+    assert torch.equal(whole.input_ids[: len(prompt)], prompt.input_ids)
+    assert (whole.labels[len(prompt) :] == whole.input_ids[len(prompt) :]).all()
+    assert (whole.labels[: len(prompt)] == IGNORE).all()
+
+
+@pytest.mark.parametrize(
+    "text", ["A ring.", "naïve 日本 🙂\t\x07", f"a{mask(0, 15)}b{mask(2, 3)}{mask(2, 3)}", "```\n{"]
+)
+def test_any_text_comes_back(adapter, text):
+    labels = adapter.encode(chat(answer=text), [picture()]).labels
+    assert adapter.text_of(labels[labels != IGNORE].tolist()) == text
+
+
+def test_a_dialogue_can_bring_its_own_system_turn(adapter):
+    own = adapter.encode([Turn("system", ("Speak of rings.",)), *chat()], [picture()])
+    text = adapter.tokenizer.decode(own.input_ids)
+    assert text.startswith(adapter.start_of_text + adapter.header("system") + "Speak of rings.")
+
+
+def test_images_go_where_the_dialogue_names_them(adapter):
+    first, second = picture(0), picture(1)
+    turns = [Turn("user", (1, "then", 0)), Turn("assistant", ("Yes.",))]
+    crossed, straight = adapter.encode(turns, [first, second]), adapter.encode(turns, [second, first])
+    assert torch.equal(crossed.input_ids, straight.input_ids)
+    half = len(crossed.vision["pixel_values"]) // 2
+    assert torch.equal(crossed.vision["pixel_values"][:half], straight.vision["pixel_values"][half:])
+
+
+def test_pil_images_and_arrays_are_the_same(adapter):
+    image = picture(4, (60, 50))
+    grey = Image.fromarray(image[..., 0])
+    one, other = (adapter.encode(chat(), [i]) for i in (image, Image.fromarray(image)))
+    assert torch.equal(one.vision["pixel_values"], other.vision["pixel_values"])
+    adapter.encode(chat(), [grey])
+
+
+def test_what_is_too_long_is_refused_and_never_cut(adapter):
+    whole = adapter.encode(chat(), [picture()])
+    assert len(adapter.encode(chat(), [picture()], max_tokens=len(whole))) == len(whole)
+    with pytest.raises(DataError, match=f"has {len(whole)} tokens and at most {len(whole) - 1}") as caught:
+        adapter.encode(chat(), [picture()], max_tokens=len(whole) - 1)
+    assert caught.value.reason == "too_long"
+
+
+def test_text_cannot_hold_tokens_of_the_chat_format(adapter):
+    for token in adapter.media_tokens:
+        with pytest.raises(DataError) as caught:
+            adapter.encode(chat(question=f"Where {token}?"), [picture()])
+        assert caught.value.reason == "media_token"
+    for token in (adapter.end_of_turn, adapter.end_of_text):
+        for turns in (chat(question=f"a{token}"), chat(answer=token)):
+            with pytest.raises(DataError, match="belongs to the chat format") as caught:
+                adapter.encode(turns, [picture()])
+            assert caught.value.reason == "control_token"
+    pieces = [adapter.end_of_turn[:4], adapter.end_of_turn[4:]]  # parts of one turn that join to a token
+    with pytest.raises(DataError):
+        adapter.encode([Turn("user", tuple(pieces)), Turn("assistant", ("No.",))], [])
+
+
+@pytest.mark.parametrize("text", ["<|mt_start|><|mt_0003|><|mt_end|>", "<|mt_0003|>", "<|mt_0100|>", "<|mt_"])
+def test_malformed_words_are_refused(qwen, text):
+    with pytest.raises(DataError) as caught:
+        qwen.encode(chat(answer=text), [picture()])
+    assert caught.value.reason == "malformed_words"
+
+
+def test_wrong_images_are_refused(qwen):
+    cases = [
+        ("image_index", chat(), []),
+        ("image_index", [Turn("user", ("a",)), Turn("assistant", (0,))], [picture()]),
+        ("image", chat(), [picture().astype(np.float32)]),
+        ("image", chat(), [picture()[..., 0]]),
+        ("image", chat(), [np.zeros((0, 4, 3), np.uint8)]),
+    ]
+    for reason, turns, images in cases:
+        with pytest.raises(DataError) as caught:
+            qwen.encode(turns, images)
+        assert caught.value.reason == reason
+
+
+def test_an_answer_in_a_prompt_and_an_empty_dialogue_are_refused(qwen):
+    with pytest.raises(ValueError, match="must end before the assistant"):
+        qwen.encode_prompt(chat(), [picture()])
+    with pytest.raises(ValueError, match="at least one turn"):
+        qwen.encode([], [])
+
+
+def test_a_foreign_chat_template_is_refused(tmp_path):
+    folder = build(tmp_path)
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_start|>", "### "))
+    with pytest.raises(CheckpointError, match="chat template of this checkpoint writes '### user"):
+        loaded(folder)
+
+
+def test_an_adapter_is_small_and_picklable(adapter):
+    data = pickle.dumps(adapter)
+    assert len(data) < 200_000
+    one, other = (a.encode(chat(), [picture()]) for a in (adapter, pickle.loads(data)))
+    assert torch.equal(one.input_ids, other.input_ids)
+
+
+def test_batches_are_padded_on_either_side(adapter):
+    three = samples(adapter)
+    longest = max(map(len, three))
+    for side in ("right", "left"):
+        batch = adapter.collate(three, side=side)
+        for row, sample in enumerate(three):
+            real = batch["attention_mask"][row].bool()
+            assert real.sum() == len(sample) and real[0 if side == "right" else -1]
+            assert torch.equal(batch["input_ids"][row][real], sample.input_ids)
+            assert torch.equal(batch["labels"][row][real], sample.labels)
+            assert (batch["input_ids"][row][~real] == adapter.pad_id).all()
+            assert (batch["labels"][row][~real] == IGNORE).all()
+        assert batch["input_ids"].shape == (3, longest)
+
+
+def test_packing_is_refused_where_it_is_not_known_to_be_free_of_leaks(tmp_path):
+    adapter = loaded(build(tmp_path, "perception_lm"))
+    with pytest.raises(ConfigError, match="Packing is not available for perception_lm"):
+        adapter.pack(samples(adapter))
