@@ -18,8 +18,8 @@ from pipelines import schema, storage
 from pipelines.dialogues import chats
 from pipelines.dialogues.chats import ChatCorpus
 from pipelines.ingestion.image_source import read_image_bytes
-from pipelines.shards import ROW_GROUP_ROWS
 from pipelines.sft.config import TrainMllmConfig
+from pipelines.shards import ROW_GROUP_ROWS
 from pipelines.training.loader import prepared
 from pipelines.training.sampler import Mixture
 from samtok import images

@@ -82,7 +82,8 @@ def train_worker(task: Task, tell: Tell, device: torch.device | str = "cpu") -> 
     with storage.local_folder(task.config.model) as folder:
         adapter = load_adapter(folder)
         model = adapter.load_model(folder, attn=task.config.engine.attention)
-    Worker(task, tell, model.to(device), adapter).run()
+    model.to(torch.device(device))  # type: ignore[call-arg] transformers wraps it
+    Worker(task, tell, model, adapter).run()
 
 
 class Worker:
@@ -109,9 +110,7 @@ class Worker:
     def run(self) -> None:
         """Goes through all steps that are left."""
         self._resume()
-        loader = StepLoader(
-            self.task.corpora, self.task.weights, self.config, self.adapter, rank=self.rank
-        )
+        loader = StepLoader(self.task.corpora, self.task.weights, self.config, self.adapter, rank=self.rank)
         clock, cpu = time.monotonic(), time.process_time()
         for samples in loader.steps(self.trainer.steps.done):
             metrics = self.trainer.take_step([prepared.sample for prepared in samples])

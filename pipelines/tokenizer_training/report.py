@@ -11,12 +11,11 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from pipelines import report_html as html
 from pipelines import storage
 from pipelines.report_pictures import MAX_SHOWN, SHEET_SIDE, short_words
 from pipelines.tokenizer_training.samples import Sample
+from pipelines.training.report_parts import Row, column, lineage, lost, names_of, skipped_steps, spread
 from samtok import viz
 from samtok.model.tokenizer import MaskTokenizer
 from samtok.plots_curves import Curve, CurvePanel, Events, curves_plot
@@ -25,8 +24,6 @@ from samtok.words import format_words
 FOLDER = "report"
 MAX_LOOKS = 20
 """Looks at held-out masks that the table shows; of more, so many at even distances, and the best one."""
-
-Row = Mapping[str, Any]
 
 
 def write_report(
@@ -88,17 +85,17 @@ def _panel(tokenizer: MaskTokenizer, sample: Sample) -> viz.Panel:
 
 
 def _curves(record: Mapping[str, Any], history: Sequence[Row], validations: Sequence[Row]) -> bytes:
-    done = _column(history, "step") + 1  # as the looks count
-    looks = _column(validations, "step")
+    done = column(history, "step") + 1  # as the looks count
+    looks = column(validations, "step")
 
     def train(name: str, label: str) -> Curve:
-        return Curve(label, done, _column(history, name), noisy=True)
+        return Curve(label, done, column(history, name), noisy=True)
 
-    parts = [(name, name.removeprefix("loss_")) for name in _names(history, "loss_")]
-    levels = [train(name, name.removeprefix("perplexity_")) for name in _names(history, "perplexity_")]
+    parts = [(name, name.removeprefix("loss_")) for name in names_of(history, "loss_")]
+    levels = [train(name, name.removeprefix("perplexity_")) for name in names_of(history, "perplexity_")]
     held_out = [
-        Curve("held out", looks, _column(validations, "iou")),
-        Curve("held out, codes of others", looks, _column(validations, "iou_shuffled")),
+        Curve("held out", looks, column(validations, "iou")),
+        Curve("held out, codes of others", looks, column(validations, "iou_shuffled")),
     ]
     panels = [
         CurvePanel("loss", [train("loss", "total"), *(train(*part) for part in parts)], log=True),
@@ -106,9 +103,9 @@ def _curves(record: Mapping[str, Any], history: Sequence[Row], validations: Sequ
         CurvePanel("perplexity of the codes, by level", levels),
         CurvePanel("codes restarted at a step", [train("codes_restarted", "restarted")]),
         CurvePanel("gradient norm before clipping", [train("gradient_norm", "norm")], log=True),
-        CurvePanel("learning rate", [Curve("rate", done, _column(history, "lr"))]),
+        CurvePanel("learning rate", [Curve("rate", done, column(history, "lr"))]),
     ]
-    skipped = [step + 1 for step in _skipped(history)]
+    skipped = [step + 1 for step in skipped_steps(history)]
     best = (record.get("best") or {}).get("step")
     return curves_plot(panels, Events(_quantized_from(history), best, skipped))
 
@@ -117,22 +114,6 @@ def _quantized_from(history: Sequence[Row]) -> int | None:
     """Returns the steps done before codes had a part; None if they had one from the start, or never."""
     steps = [int(row["step"]) for row in history if "loss_commitment" in row or "perplexity_0" in row]
     return min(steps, default=0) or None
-
-
-def _skipped(history: Sequence[Row]) -> list[int]:
-    return [int(row["step"]) for row in history if row.get("skipped")]
-
-
-def _column(rows: Sequence[Row], name: str) -> np.ndarray:
-    """Returns a column as float64, with NaN where it is missing."""
-    values = (row.get(name) for row in rows)
-    return np.array([np.nan if value is None else value for value in values], np.float64)
-
-
-def _names(rows: Iterable[Row], prefix: str) -> list[str]:
-    """Returns the columns with a prefix in the order in which they come up, numbered ones by number."""
-    names = dict.fromkeys(name for row in rows for name in row if name.startswith(prefix))
-    return sorted(names, key=lambda name: int(end) if (end := name.removeprefix(prefix)).isdigit() else -1)
 
 
 # ---------------------------------------------------------------- page
@@ -154,9 +135,9 @@ def _page(
         html.tiles(_tiles(record)),
         html.card(curves),
         f"<h2>Held-out masks</h2>{html.card(_looks(validations))}",
-        f"<h2>At the end</h2><div class=two>{_codebooks(record)}{_lost(record, history)}</div>",
+        f"<h2>At the end</h2><div class=two>{_codebooks(record)}{lost(record, history, what='image')}</div>",
         _masks(pictures),
-        f"<h2>Lineage</h2>{html.card(html.settings(_lineage(record)))}",
+        f"<h2>Lineage</h2>{html.card(html.settings(lineage(record)))}",
         html.card(html.folded("The whole config", f"<pre class=mono>{text}</pre>")),
     ]
     return html.page(title, body)
@@ -185,11 +166,11 @@ def _count(number: float | None) -> str:
 def _looks(validations: Sequence[Row]) -> str:
     if not validations:
         return "<p class=faint>There was no look before the end.</p>"
-    levels = _names(validations, "perplexity_")
+    levels = names_of(validations, "perplexity_")
     heads = ["steps done", "IoU", "codes of others", "below 0.5", "perplexity by level", "masks", ""]
     best = max((place for place, row in enumerate(validations) if row.get("best")), default=None)
     rows = []
-    for place in _spread(len(validations), MAX_LOOKS, best):
+    for place in spread(len(validations), MAX_LOOKS, best):
         row = validations[place]
         used = " / ".join(html.decimal(row[name], 1) for name in levels if name in row)
         rows.append(
@@ -209,20 +190,10 @@ def _looks(validations: Sequence[Row]) -> str:
     return html.grid(heads, rows, numbers=range(len(heads) - 1)) + note
 
 
-def _spread(count: int, most: int, best: int | None) -> list[int]:
-    """Returns at most ``most`` places at even distances, the first, the last and the best among them."""
-    if count <= most:
-        return list(range(count))
-    places = np.linspace(0, count - 1, most).round().astype(int)
-    if best is not None and best not in places:
-        places[1 + np.abs(places[1:-1] - best).argmin()] = best
-    return places.tolist()
-
-
 def _codebooks(record: Mapping[str, Any]) -> str:
     final = record.get("final") or {}
     rows = []
-    for name in _names([final], "perplexity_"):
+    for name in names_of([final], "perplexity_"):
         level = name.removeprefix("perplexity_")
         used = html.decimal(final.get(f"used_{level}"), 0)
         rows.append([level, used, html.decimal(final[name], 1)])
@@ -234,38 +205,8 @@ def _codebooks(record: Mapping[str, Any]) -> str:
     return html.card(f"<h3>Codebooks</h3>{table}{text}")
 
 
-def _lost(record: Mapping[str, Any], history: Sequence[Row]) -> str:
-    steps = _skipped(history)
-    count = record.get("skipped_steps") or len(steps)
-    text = "No step was skipped."
-    if count:
-        text = f"<span class=bad>{count:,} skipped</span> for a loss or gradient that is no number."
-        some = ", ".join(str(step) for step in steps[:12]) + (", ..." if len(steps) > 12 else "")
-        text += f" Counting from 0: {some}." if some else ""
-    rejects = sorted((record.get("rejects") or {}).items(), key=lambda item: (-item[1], item[0]))
-    table = "<p class=faint>No image was rejected.</p>"
-    if rejects:
-        table = html.grid(["reason", "images rejected"], [[r, f"{n:,}"] for r, n in rejects], numbers=(1,))
-    return html.card(f"<h3>Skipped steps and rejects</h3><p>{text}</p>{table}")
-
-
 def _masks(pictures: Mapping[str, bytes]) -> str:
     if "masks.png" not in pictures:
         return ""
     image = html.image(pictures["masks.png"], "held-out masks and their reconstructions")
     return f"<h2>Masks from words</h2>{html.card(image)}"
-
-
-def _lineage(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Returns what the run came from, one line per setting."""
-    own = {k: record[k] for k in ("command", "date", "fingerprint", "parameters") if k in record}
-    lines = own | dict(record.get("lineage") or {}) | {"versions": record.get("versions")}
-    if lines["versions"] is None:
-        lines["versions"] = (record.get("lineage") or {}).get("versions")
-    return [(name, _text(value)) for name, value in lines.items() if value is not None]
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_text(part)}" for name, part in value.items() if part is not None)
-    return ", ".join(map(_text, value)) if isinstance(value, list | tuple) else str(value)

@@ -21,7 +21,6 @@ from samtok.model.tokenizer import MaskTokenizer
 
 log = logging.getLogger(__name__)
 
-LISTEN_EVERY_S = 0.5
 SHEET_IMAGES = 8
 
 

@@ -1,0 +1,109 @@
+"""Draws what a model answered in training beside the truth, while training goes on."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from pipelines import storage
+from pipelines.ingestion.image_source import read_image_bytes
+from pipelines.sft.config import TrainMllmConfig
+from pipelines.tracking import Tracker
+from pipelines.training.fit import Event
+from pipelines.training.progress import Progress
+from samtok import images, viz
+from samtok.errors import SamtokError
+from samtok.model.tokenizer import MaskTokenizer
+
+log = logging.getLogger(__name__)
+
+SIDE = 192
+_LONGEST = 110  # characters of a line under a picture
+
+
+class Gallery:
+    """Hears workers, passes all on to the progress, and draws generations in a thread of its own.
+
+    Args:
+        config: The run.
+        tracker: Where pictures go, besides ``OUT/generations``.
+        progress: Hears everything first.
+    """
+
+    def __init__(self, config: TrainMllmConfig, tracker: Tracker, progress: Progress) -> None:
+        self.config, self.tracker, self.progress = config, tracker, progress
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="gallery")
+        self._tokenizer: MaskTokenizer | None = None
+
+    def __enter__(self) -> "Gallery":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown(wait=error is None, cancel_futures=error is not None)
+
+    def hear(self, events: Sequence[Event]) -> None:
+        """Takes in what happened since the last time."""
+        self.progress.hear(events)
+        for kind, body in events:
+            if kind == "generations":
+                self._thread.submit(self._draw, str(body["file"]))
+
+    def _draw(self, name: str) -> None:
+        """Draws one file of answers; a picture that cannot be drawn does not end training."""
+        try:
+            answers = storage.read_json(storage.join(self.config.out, name))
+            data = draw(self._mask_tokenizer(), answers)
+            storage.write_bytes(storage.join(self.config.out, name.replace(".json", ".png")), data)
+        except SamtokError as error:
+            log.warning("the answers of %s cannot be drawn: %s", name, error)
+            return
+        self.tracker.picture(data, name.replace(".json", ".png"))
+
+    def _mask_tokenizer(self) -> MaskTokenizer:
+        if self._tokenizer is None:
+            self._tokenizer = MaskTokenizer.from_pretrained(self.config.tokenizer, read=storage.read_bytes)
+        return self._tokenizer
+
+
+def draw(tokenizer: MaskTokenizer, answers: Sequence[Mapping[str, Any]]) -> bytes:
+    """Returns a PNG of questions with true masks, answered masks and the difference, both from their words.
+
+    Args:
+        tokenizer: Of the words.
+        answers: From ``Looks.answers``.
+
+    Raises:
+        DataError: If an image is no image any more.
+        StorageError: If one cannot be read.
+    """
+    return viz.png_bytes(viz.contact_sheet([_panel(tokenizer, entry) for entry in answers], side=SIDE))
+
+
+def _panel(tokenizer: MaskTokenizer, entry: Mapping[str, Any]) -> viz.Panel:
+    data = read_image_bytes(entry["image"])
+    image = images.decode_image(data, where=entry["image"], expected_hw=tuple(entry["size_hw"]))
+    truth, answer = (_union(tokenizer, image, entry["codes"][name]) for name in ("truth", "answer"))
+    return viz.Panel(
+        viz.fit(image, SIDE),
+        [viz.fit_mask(truth, SIDE)],
+        [viz.fit_mask(answer, SIDE)],
+        captions=[_short(f"{entry['answer']}"), _short(f"true: {entry['truth']}")],
+        title=_short(entry["question"]),
+    )
+
+
+def _union(tokenizer: MaskTokenizer, image: np.ndarray, codes: Sequence[Sequence[int]]) -> np.ndarray:
+    whole = [code for code in codes if len(code) == tokenizer.num_levels]
+    if not whole:
+        return np.zeros(image.shape[:2], bool)
+    return np.any(tokenizer.decode(image, np.array(whole)), axis=0)
+
+
+def _short(text: str) -> str:
+    flat = " ".join(text.replace("<|mt_start|>", "").replace("<|mt_end|>", "").split())
+    return flat if len(flat) <= _LONGEST else flat[: _LONGEST - 1] + "…"

@@ -1,0 +1,51 @@
+"""Presets of ``jobs/train_mllm.py``."""
+
+import tyro
+
+from pipelines.sft.config import (
+    EngineConfig,
+    SamplingConfig,
+    TrainedConfig,
+    TrainMllmConfig,
+    ValidationConfig,
+)
+from pipelines.training.config import CheckpointsConfig, OptimizerConfig, WorkersConfig
+
+_REQUIRED = tyro.MISSING
+
+PRESETS: dict[str, TrainMllmConfig] = {
+    # A few steps, for tests and a first look; any corpora.
+    "smoke": TrainMllmConfig(
+        out="runs/smoke/mllm",
+        model=_REQUIRED,
+        corpora=_REQUIRED,
+        train=TrainedConfig(vision=True),
+        sampling=SamplingConfig(samples_per_step=8, max_tokens=1024),
+        steps=20,
+        optimizer=OptimizerConfig(lr=3e-3, warmup_steps=5),
+        validation=ValidationConfig(every=10, samples=16, generations=4),
+        checkpoints=CheckpointsConfig(every=10),
+    ),
+    # Section 3.2 and appendix B: vision frozen, projector and language model trained, AdamW 2e-5, cosine,
+    # global batch 256, one epoch (set --steps). Warm-up and weight decay are of Qwen's recipe. Not run yet.
+    "paper": TrainMllmConfig(
+        out=_REQUIRED,
+        model=_REQUIRED,
+        corpora=_REQUIRED,
+        tokenizer=_REQUIRED,
+        sampling=SamplingConfig(samples_per_step=256, max_tokens=8192),
+        steps=_REQUIRED,
+        optimizer=OptimizerConfig(
+            lr=2e-5, warmup_steps=100, final_lr_share=0.0, betas=(0.9, 0.999), weight_decay=0.01
+        ),
+        engine=EngineConfig(
+            deepspeed="infra/deepspeed/zero2.json",
+            samples_per_micro_batch=4,
+            gradient_checkpointing=True,
+            precision="bfloat16",
+        ),
+        workers=WorkersConfig(count=8, gpus=1, loaders=4),
+        validation=ValidationConfig(every=500, samples=512, generations=16),
+        checkpoints=CheckpointsConfig(every=500),
+    ),
+}
