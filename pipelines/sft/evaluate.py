@@ -93,7 +93,8 @@ class Looks:
         """Returns what the model says to the last questions of the first chats, beside the truth.
 
         Every entry has ``sample_id``, ``image`` (URI), ``size_hw``, ``question``, ``truth`` and ``answer``
-        (texts), and the ``codes`` of both as lists of masks. With weights spread over workers all of them must ask the same.
+        (texts), and the ``codes`` of both as lists of masks. With weights spread over workers all of them
+        must ask the same.
         """
         asked = [row for row in self.rows if _asks_one_image(row)][: self.config.validation.generations]
         prompts, kept = [], []

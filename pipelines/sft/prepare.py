@@ -112,8 +112,8 @@ def _adapter(config: TrainMllmConfig) -> Adapter:
         raise CheckpointError(f"--model {config.model}: {error}") from error
     if config.engine.packing and type(adapter).positions is Adapter.positions:
         raise ConfigError(
-            f"--engine.packing: no call is known that keeps packed chats of {adapter.family} apart; leave the "
-            "flag out. Micro-batches of like lengths cost little."
+            f"--engine.packing: no call is known that keeps packed chats of {adapter.family} apart; leave "
+            "the flag out. Micro-batches of like lengths cost little."
         )
     return adapter
 
