@@ -1,8 +1,9 @@
 """From losses to steps: what adds up gradients over micro-batches and workers, clips, and moves the weights.
 
-``PlainEngine`` is AdamW with every worker holding everything. ``engine_deepspeed`` shares optimizer state and
-gradients out (ZeRO). Both take the same losses to the same weights but for rounding, and hand out and take in
-the same full optimizer state by parameter name, so a checkpoint fits any engine and any number of workers.
+``PlainEngine`` is AdamW with every worker holding everything. ``engine_deepspeed`` shares optimizer state,
+gradients and weights out (ZeRO). Both take the same losses to the same weights but for rounding, and hand out
+and take in the same full optimizer state by parameter name, so a checkpoint fits any engine and any number of
+workers.
 """
 
 import math
@@ -15,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, distributed, nn
 
 from pipelines.training.config import OptimizerConfig
+from pipelines.training.row_rates import RowPace, RowRate, check_row_rates, rows_of
 from samtok.errors import CheckpointError
 
 _BUCKET_BYTES = 64 << 20
@@ -55,7 +57,15 @@ class Engine(Protocol):
         ...
 
     def model_state(self) -> dict[str, Tensor]:
-        """Gathers the whole state of the module on every worker."""
+        """Gathers the whole state of the module on every worker; tied weights are under all their names."""
+        ...
+
+    def load_model_state(self, state: Mapping[str, Tensor]) -> None:
+        """Loads weights and buffers into the module; what the state does not name stays as it is.
+
+        Raises:
+            CheckpointError: If a name is unknown or a shape differs.
+        """
         ...
 
     def optimizer_state(self) -> OptimizerState:
@@ -63,7 +73,7 @@ class Engine(Protocol):
         ...
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
-        """Takes in a whole state, also an empty one. Call it after the weights were loaded into the module.
+        """Takes in a whole state, also an empty one. Call it after the weights were loaded.
 
         Raises:
             CheckpointError: If names or shapes are not those of the trained parameters.
@@ -77,9 +87,15 @@ class PlainEngine:
     Args:
         module: What is trained; parameters that need no gradient are left alone.
         config: Of AdamW; the rate comes with every step.
+        row_rates: Rows that learn at another rate, by parameter name.
+
+    Raises:
+        ValueError: If there are no such rows.
     """
 
-    def __init__(self, module: nn.Module, config: OptimizerConfig) -> None:
+    def __init__(
+        self, module: nn.Module, config: OptimizerConfig, *, row_rates: Mapping[str, RowRate] | None = None
+    ) -> None:
         self.module = module
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.clip_norm = config.clip_norm
@@ -90,6 +106,11 @@ class PlainEngine:
             weight_decay=config.weight_decay,
             fused=True,
         )
+        check_row_rates(row_rates or {}, self._shapes())
+        RowPace(self.optimizer, rows_of(self.parameters, row_rates or {}))
+
+    def _shapes(self) -> dict[str, torch.Size]:
+        return {name: parameter.shape for name, parameter in self.parameters.items()}
 
     def backward(self, loss: Float[Tensor, ""]) -> None:
         """Adds the gradients of one micro-batch."""
@@ -124,6 +145,11 @@ class PlainEngine:
         """Returns the state of the module, not a copy."""
         return self.module.state_dict()
 
+    def load_model_state(self, state: Mapping[str, Tensor]) -> None:
+        """Loads weights and buffers into the module."""
+        check_state(state, {name: value.shape for name, value in self.module.state_dict().items()})
+        self.module.load_state_dict(state, strict=False)
+
     def optimizer_state(self) -> OptimizerState:
         """Copies the state; before the first step there is none."""
         found, steps = {}, 0
@@ -136,7 +162,7 @@ class PlainEngine:
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
         """Takes in a whole state."""
-        check_moments(state, self.parameters)
+        check_moments(state, self._shapes())
         self.optimizer.state.clear()
         for name, (first, second) in state.moments.items():
             parameter = self.parameters[name]
@@ -165,24 +191,39 @@ def _copied(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.detach().to(device, copy=True)
 
 
-def check_moments(state: OptimizerState, parameters: Mapping[str, Tensor]) -> None:
-    """Makes sure that a state belongs to these parameters; a state before the first step fits all.
+def check_state(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
+    """Makes sure that a state, or a part of one, belongs to a module with these shapes.
+
+    Raises:
+        CheckpointError: Names the first that differs.
+    """
+    for name, value in state.items():
+        if value.shape != shapes.get(name):
+            there = tuple(shapes[name]) if name in shapes else "missing"
+            raise CheckpointError(
+                f"{name} of the checkpoint is {tuple(value.shape)}, in the model it is {there}. The "
+                "checkpoint is of another architecture: use its --model, or another --out."
+            )
+
+
+def check_moments(state: OptimizerState, shapes: Mapping[str, torch.Size]) -> None:
+    """Makes sure that a state belongs to parameters of these shapes; one before the first step fits all.
 
     Raises:
         CheckpointError: Names the first that differs.
     """
     if not state.moments:
         return
-    if odd := sorted(set(state.moments) ^ set(parameters)):
+    if odd := sorted(set(state.moments) ^ set(shapes)):
         raise CheckpointError(
             f"the optimizer state of the checkpoint and this run differ in {', '.join(odd[:3])}"
             f"{' and more' if len(odd) > 3 else ''}. Use the --model, --freeze and --loss.box of the "
             "checkpoint's run, or another --out."
         )
     for name, moments in state.moments.items():
-        if any(moment.shape != parameters[name].shape for moment in moments):
+        if any(moment.shape != shapes[name] for moment in moments):
             raise CheckpointError(
                 f"the optimizer state of {name} is {tuple(moments[0].shape)}, the parameter "
-                f"{tuple(parameters[name].shape)}. The checkpoint is of another architecture: use its "
+                f"{tuple(shapes[name])}. The checkpoint is of another architecture: use its "
                 "--model, or another --out."
             )

@@ -223,7 +223,7 @@ class DeepSpeedEngine:
         """
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-        check_moments(state, self.parameters)
+        check_moments(state, {name: parameter.shape for name, parameter in self.parameters.items()})
         for name, parameter in self.parameters.items():
             safe_set_full_fp32_param(parameter, parameter.detach())
             moments = state.moments.get(name) or (torch.zeros_like(parameter),) * 2
