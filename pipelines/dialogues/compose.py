@@ -185,9 +185,8 @@ class _Composer:
         if self.task.rounds:
             return referring.arrange_rounds(items, self._rng("rounds"), self.settings.max_rounds)
         size = self.settings.turns_per_sample if self.task.grouped else 1
-        items = list(items)
         if size > 1:
-            self._rng("turns").shuffle(items)
+            items = sorted(items, key=lambda item: self._rng("turns", item.item_id).random())
         return [items[start : start + size] for start in range(0, len(items), size)]
 
     def _sample(self, items: Sequence[Item]) -> None:

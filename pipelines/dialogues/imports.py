@@ -23,7 +23,7 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Lines:
-    """Lines of a JSONL file: ``count`` lines in ``size`` bytes from ``offset``, after the first ``first`` ones."""
+    """``count`` lines of a JSONL file in ``size`` bytes from ``offset``; ``first`` lines are before them."""
 
     offset: int
     size: int

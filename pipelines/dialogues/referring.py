@@ -99,6 +99,7 @@ def arrange_rounds(items: Sequence[Item], rng: random.Random, most: int) -> list
 
     Items that no chat can take are in none: relations whose object is never answered, an expression alone.
     """
+    items = sorted(items, key=lambda item: item.item_id)  # so that only the seed shuffles them
     relations = [item for item in items if "object" in item.payload]
     wanted = {item.payload["object"] for item in relations}
     openings = [item for item in items if "object" not in item.payload]

@@ -28,11 +28,9 @@ LOWER = code_mask("lower", (5, 6), box_xyxy=[7.0, 3.0, 9.0, 4.0], label="dog")
 MASKS = [LOWER, UPPER, LEFT]
 
 
-def compose(row: dict, tasks: str = "", **changed: object) -> Composed:
-    shares = shares_of(tasks) if tasks else ALL
-    done = compose_row(
-        row, Settings(num_codes=NUM_CODES, num_levels=NUM_LEVELS, **{"tasks": shares, **changed})
-    )
+def compose(row: dict, tasks: str | dict = ALL, **changed: object) -> Composed:
+    shares = shares_of(tasks) if isinstance(tasks, str) else tasks
+    done = compose_row(row, Settings(num_codes=NUM_CODES, num_levels=NUM_LEVELS, tasks=shares, **changed))
     check(dict(done.counts))
     return done
 
@@ -212,8 +210,8 @@ def test_chats_do_not_depend_on_the_order_of_annotations(made):
     rng = random.Random(made)
     row = random_row(rng)
     shuffled = {**row, "annotations": rng.sample(row["annotations"], len(row["annotations"]))}
-    tasks = "res,gres,grounding,gcg,psg,instances,region_caption,region_qa,dialogue=0.5"
-    first, second = (compose(one, tasks, styles=STYLES) for one in (row, shuffled))
+    tasks = {**ALL, "dialogue": 0.5, "multi_round": 0.5}
+    first, second = (compose(one, tasks=tasks, styles=STYLES, turns_per_sample=2) for one in (row, shuffled))
     assert sorted(map(json.dumps, first.samples)) == sorted(map(json.dumps, second.samples))
 
 
