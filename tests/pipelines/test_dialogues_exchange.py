@@ -1,0 +1,183 @@
+"""The JSONL of ms-swift and LLaVA: what is written is read back, and what cannot be is refused."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipelines.dialogues.chats import load_chat_corpus, rows_of, text_of
+from pipelines.dialogues.compose import TASKS, Settings, compose_row
+from pipelines.dialogues.exchange import FORMATS, from_record, to_record
+from pipelines.dialogues.style import STYLES
+from samtok.errors import DataError
+from samtok.words import format_words
+from tests.code_rows import NUM_CODES, NUM_LEVELS, random_row, write_words
+from tests.jobs import read_manifest
+
+SIZE = {"num_codes": NUM_CODES, "num_levels": NUM_LEVELS}
+WORD, OTHER = (format_words(codes, num_codes=NUM_CODES) for codes in ((1, 2), (3, 4)))
+
+
+def run(*flags: str) -> int:
+    from jobs.compose_dialogues import main
+
+    return main([*flags, "--tracking", "off", "--report-samples", "0"])
+
+
+def spoken(row: dict) -> list[tuple]:
+    """Returns what a chat says: role, parts and the codes of its masks, message by message."""
+    codes = {mask["mask_id"]: (mask["image"], *mask["codes"]) for mask in row["masks"]}
+    return [
+        (
+            message["role"],
+            [part["image"] if part["text"] is None else part["text"] for part in message["content"]],
+            [codes[mask_id] for mask_id in message["mask_ids"]],
+        )
+        for message in row["messages"]
+    ]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**9), st.sampled_from(FORMATS), st.integers(1, 3))
+def test_a_chat_survives_the_way_out_and_back(made, kind, turns):
+    row = random_row(random.Random(made))
+    told = Settings(**SIZE, tasks=dict.fromkeys(TASKS, 1.0), styles=STYLES, turns_per_sample=turns)
+    for sample in compose_row(row, told).samples:
+        line = json.dumps(to_record(sample, kind))
+        back = from_record(json.loads(line), **SIZE)
+        assert back["images"] == [image["uri"] for image in sample["images"]]
+        assert spoken(back) == spoken(sample)
+
+
+texts = st.lists(st.sampled_from(["a", "\n", " ", "<image", "image>", "|>", WORD]), max_size=6).map("".join)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(texts, min_size=1, max_size=3), texts.filter(bool), st.sampled_from(FORMATS))
+def test_any_text_around_images_survives_or_is_refused(parts, answer, kind):
+    content = []
+    for number, text in enumerate(parts):
+        content += [{"text": None, "image": number}, *([{"text": text, "image": None}] if text else [])]
+    row = {
+        "sample_id": "s",
+        "images": [{"uri": f"{number}.png"} for number in range(len(parts))],
+        "messages": [
+            {"role": "user", "content": content, "mask_ids": []},
+            {"role": "assistant", "content": [{"text": answer, "image": None}], "mask_ids": []},
+        ],
+    }
+    if any("<image>" in text for text in (*parts, answer)):
+        with pytest.raises(DataError, match="would be read as an image"):
+            to_record(row, kind)
+        return
+    back = from_record(to_record(row, kind), **SIZE)
+    assert [message["content"] for message in back["messages"]] == [m["content"] for m in row["messages"]]
+
+
+def test_a_word_belongs_to_the_image_that_was_shown_last():
+    record = {
+        "image": ["whole.png", "crop.png"],
+        "conversations": [
+            {"from": "human", "value": f"<image>\nThis region {WORD}. Closer: <image>\n, {WORD}."},
+            {"from": "gpt", "value": f"A cat, {WORD} beside {OTHER}."},
+        ],
+    }
+    back = from_record(record, **SIZE)
+    assert [(mask["image"], mask["codes"]) for mask in back["masks"]] == [
+        (0, [1, 2]),
+        (1, [1, 2]),
+        (1, [3, 4]),
+    ]
+    assert [message["mask_ids"] for message in back["messages"]] == [["w0", "w1"], ["w1", "w2"]]
+
+
+def swift(*said: tuple[str, object], **more: object) -> dict:
+    return {"messages": [{"role": role, "content": text} for role, text in said], "images": ["a.png"], **more}
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ([], "record"),
+        ({}, "record"),
+        ({"messages": [], "conversations": []}, "record"),
+        (swift(("user", "<image>hi"), ("assistant", 3)), "record"),
+        (swift(("user", "<image>hi"), ("assistant", "x"), images=[1]), "record"),
+        (swift(), "role"),
+        (swift(("user", "<image>hi")), "role"),
+        (swift(("tool", "<image>hi"), ("assistant", "x")), "role"),
+        (swift(("user", "hi"), ("assistant", "x")), "placeholder"),
+        (swift(("user", "<image><image>hi"), ("assistant", "x")), "placeholder"),
+        (swift(("user", "hi"), ("assistant", "<image>")), "placeholder"),
+        (swift(("user", "<image>hi"), ("assistant", WORD[:-10])), "malformed_words"),
+        (swift(("user", "<image>hi"), ("assistant", "<|mt_start|><|mt_9999|><|mt_end|>")), "malformed_words"),
+        (swift(("user", "<image>hi<|im_end|>"), ("assistant", "x")), "control_token"),
+    ],
+)
+def test_records_of_another_shape_are_refused_with_a_reason(record, reason):
+    with pytest.raises(DataError) as caught:
+        from_record(record, **SIZE)
+    assert caught.value.reason == reason
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[dict]:
+    """Rows whose images exist."""
+    rows = [random_row(random.Random(seed), f"i{seed}") for seed in range(6)]
+    for row in rows:
+        row["image_uri"] = str(tmp_path / f"{row['image_id']}.png")
+        Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(row["image_uri"])
+    return rows
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_corpus_is_exported_and_imported(tmp_path, pictures, kind):
+    words, out, back = (str(tmp_path / name) for name in ("words", "chats", "back"))
+    write_words(words, pictures)
+    assert run("--words", words, "--out", out, "--tasks", "gres,region_qa,psg", "--export", kind) == 0
+    files = sorted(Path(out, "export", kind).glob("*.jsonl"))
+    assert len(files) == 2
+    (source := tmp_path / "all.jsonl").write_bytes(b"".join(file.read_bytes() for file in files))
+    size = ("--jsonl.num-codes", str(NUM_CODES))
+    assert run("--jsonl.source", str(source), *size, "--out", back, "--shard-rows", "64") == 0
+    before, after = (list(rows_of(load_chat_corpus(uri))) for uri in (out, back))
+    assert list(map(spoken, before)) == list(map(spoken, after)) and len(after) > 10
+    assert [row["images"] for row in before] == [row["images"] for row in after]
+    assert {row["task"] for row in after} == {"dialogue"}
+    assert load_chat_corpus(back).weights_sha256 is None
+
+
+def test_lines_that_cannot_be_imported_are_listed_and_the_others_kept(tmp_path, pictures):
+    good = swift(("user", "<image>hi"), ("assistant", f"It is {WORD}."), images=["i1.png"])
+    lines = [
+        json.dumps(good),
+        "{",
+        json.dumps({**good, "images": ["gone.png"]}),
+        json.dumps({**good, "images": ["../i1.png"]}),
+        json.dumps(swift(("user", "hi"), ("assistant", "x"), images=[])),
+    ]
+    (source := tmp_path / "some.jsonl").write_text("\n".join(lines))
+    out = tmp_path / "chats"
+    flags = ("--jsonl.source", str(source), "--jsonl.images", str(tmp_path), "--jsonl.num-codes", "64")
+    assert run(*flags, "--out", str(out), "--max-reject-rate", "0.5") == 3
+    first, last = rows_of(load_chat_corpus(str(out)))
+    assert text_of(first["messages"][1]) == f"It is {WORD}." and first["images"][0]["height"] == 2
+    assert last["images"] == []
+    (shard,) = read_manifest(out)["shards"]
+    rejects = pq.read_table(out / shard["rejects"]["file"]).to_pylist()
+    assert [(entry["row_id"], entry["reason"]) for entry in rejects] == [
+        ("line-00000002", "json"),
+        ("line-00000003", "image_missing"),
+        ("line-00000004", "path"),
+    ]
+
+
+def test_a_json_list_is_no_jsonl_file(tmp_path):
+    (source := tmp_path / "list.json").write_text("[{}]")
+    assert run("--jsonl.source", str(source), "--out", str(tmp_path / "chats")) == 2

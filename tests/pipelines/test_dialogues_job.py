@@ -1,0 +1,220 @@
+"""The job: corpora of words are checked, shards are written once, and a killed run is resumed."""
+
+import dataclasses
+import random
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import shards
+from pipelines.dialogues.chats import answer_words, load_chat_corpus, read_group, rows_of
+from pipelines.dialogues.config import PRESETS, ComposeDialoguesConfig
+from pipelines.dialogues.prepare import plan_of, prepare, slices
+from pipelines.dialogues.run import check_rejects, make_chats
+from samtok.errors import ConfigError, DataError
+from tests.code_rows import WEIGHTS, annotation, code_mask, code_row, random_row, write_words
+from tests.jobs import data_digests, job, read_manifest, run_job
+
+EVERY_TASK = "res,gres=0.7,grounding,gcg,psg,instances,region_caption,region_qa,multi_round,dialogue"
+
+
+def rows_like(count: int, *, first: int = 0) -> list[dict]:
+    return [random_row(random.Random(seed), f"i{seed:04d}") for seed in range(first, first + count)]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory) -> str:
+    """Words of 80 images in two shards, the first of which has two row groups."""
+    return write_words(str(tmp_path_factory.mktemp("chats") / "words"), rows_like(80), shard_rows=70)
+
+
+def config_of(out: Path, *words: str, **changed: object) -> ComposeDialoguesConfig:
+    told = {"tasks": EVERY_TASK, "shard_rows": 64, "tracking": "off", "report_samples": 0}
+    return ComposeDialoguesConfig(words=words, out=str(out), **(told | changed))
+
+
+def compose(config: ComposeDialoguesConfig) -> dict:
+    job = prepare(config)
+    plan = plan_of(job)
+    return make_chats(job.config, plan, job.worker(plan))
+
+
+def test_everything_that_went_in_is_accounted_for(words, tmp_path):
+    manifest = compose(config_of(tmp_path, words))
+    totals = manifest["totals"]
+    assert totals["rows_in"] == 80 and totals["rows_out"] > 70 and totals["inputs_in"] == 3
+    ends = ("out", "rejected", "filtered", "thinned", "unused")
+    for prefix in ("", *(f"{part.partition('=')[0]}/" for part in EVERY_TASK.split(","))):
+        assert totals[f"{prefix}items_in"] == sum(totals.get(f"{prefix}items_{end}", 0) for end in ends) > 0
+    corpus = load_chat_corpus(str(tmp_path))
+    rows = list(rows_of(corpus))
+    assert len(rows) == corpus.num_samples == totals["samples_out"]
+    assert len({row["sample_id"] for row in rows}) == len(rows)
+    assert sum(row["task"] == "gcg" for row in rows) == totals["gcg/samples_out"]
+    assert (corpus.num_codes, corpus.num_levels, corpus.weights_sha256) == (64, 2, WEIGHTS)
+
+
+def test_rows_are_found_at_random_by_shard_and_row_group(words, tmp_path):
+    compose(config_of(tmp_path, words))
+    corpus = load_chat_corpus(str(tmp_path))
+    for shard, file in enumerate(corpus.shards):
+        found = [row for group in range(file.groups) for row in read_group(corpus, shard=shard, group=group)]
+        assert len(found) == file.rows
+        assert len(read_group(corpus, shard=shard, group=0)) == min(64, file.rows)
+
+
+def test_a_run_that_was_killed_ends_with_the_same_bytes(words, tmp_path):
+    whole = compose(config_of(tmp_path / "whole", words))
+    job = prepare(config_of(tmp_path / "cut", words))
+    plan = plan_of(job)
+    worker = job.worker(plan)
+
+    def dies(shard: int) -> dict:
+        if shard == 1:
+            raise KeyboardInterrupt
+        return worker(shard)
+
+    with pytest.raises(KeyboardInterrupt):
+        make_chats(job.config, plan, dies)
+    assert sorted(shards.committed(plan)) == [0]
+    done: list[int] = []
+    resumed = make_chats(job.config, plan_of(job), lambda shard: done.append(shard) or worker(shard))
+    assert done == [1, 2]
+    assert data_digests(resumed) == data_digests(whole)
+
+
+def test_samples_do_not_depend_on_the_shards(words, tmp_path):
+    rows = rows_like(80)
+    other = write_words(str(tmp_path / "other"), rows[::-1], shard_rows=37)
+    samples = []
+    for name, uri in (("a", words), ("b", other)):
+        compose(config_of(tmp_path / name, uri, turns_per_sample=2, styles=("words", "json", "authors")))
+        found = rows_of(load_chat_corpus(str(tmp_path / name)))
+        samples.append(sorted(found, key=lambda row: row["sample_id"]))
+    assert samples[0] == samples[1]
+
+
+def test_several_corpora_become_one_and_a_limit_holds_for_each(words, tmp_path):
+    rows = [{**row, "dataset": "second"} for row in rows_like(10)]
+    second = write_words(str(tmp_path / "second"), rows, dataset="second")
+    manifest = compose(config_of(tmp_path / "chats", words, second, limit=72))
+    assert manifest["totals"]["rows_in"] == 82
+    datasets = {row["dataset"] for row in rows_of(load_chat_corpus(str(tmp_path / "chats")))}
+    assert datasets == {"made", "second"}
+
+
+def test_slices_are_whole_row_groups_of_one_file():
+    manifest = {
+        "shards": [
+            {"counts": {"rows_out": rows}, "data": {"file": f"f{rows}", "sha256": ""}}
+            for rows in (100, 0, 200)
+        ]
+    }
+    found = [
+        (part.file, part.first_group, part.rows) for part in slices([manifest], shard_rows=128, limit=None)
+    ]
+    assert found == [("f100", 0, 100), ("f200", 0, 128), ("f200", 2, 72)]
+    cut = [(part.file, part.rows) for part in slices([manifest, manifest], shard_rows=128, limit=110)]
+    assert cut == [("f100", 100), ("f200", 10)] * 2
+
+
+def test_words_of_another_tokenizer_are_refused(words, tmp_path):
+    for name, changed in (("weights", {"weights_sha256": "00"}), ("unknown", {"weights_sha256": None})):
+        other = write_words(str(tmp_path / name), rows_like(2), dataset="other", **changed)
+        error, told = (
+            (ConfigError, "of different tokenizers")
+            if changed["weights_sha256"]
+            else (DataError, "does not say")
+        )
+        with pytest.raises(error, match=told):
+            prepare(config_of(tmp_path / "chats", words, other))
+
+
+def test_corpora_that_cannot_be_composed_together_are_refused(words, tmp_path):
+    with pytest.raises(ConfigError, match="both called made/train"):
+        prepare(config_of(tmp_path / "chats", words, words))
+    compose(config_of(tmp_path / "chats", words, limit=1))
+    with pytest.raises(DataError, match="is a corpus of chat, expected one of words"):
+        prepare(config_of(tmp_path / "again", str(tmp_path / "chats")))
+    with pytest.raises(DataError, match="is a corpus of words, expected one of chats"):
+        load_chat_corpus(words)
+    with pytest.raises(ConfigError, match="seed: planned 0, now 1"):
+        compose(config_of(tmp_path / "chats", words, limit=1, seed=1))
+
+
+def test_a_least_iou_needs_the_iou_of_every_mask(words, tmp_path):
+    with pytest.raises(ConfigError, match="has 0 of .* Tokenize it with --reconstruct 1"):
+        prepare(config_of(tmp_path / "chats", words, min_iou=0.5))
+    masks = [code_mask(f"m{n}", (n, n), iou=n / 10, label="it") for n in range(10)]
+    known = write_words(
+        str(tmp_path / "known"), [code_row([mask], [], image_id=mask["mask_id"]) for mask in masks]
+    )
+    totals = compose(config_of(tmp_path / "kept", known, tasks="instances", min_iou=0.45))["totals"]
+    assert (totals["items_filtered"], totals["items_out"]) == (10, 10)
+
+
+def test_nothing_to_ask_is_an_error_and_so_are_too_many_rejects(tmp_path):
+    missing = annotation("a", "referring", ["gone"], text="it")
+    uri = write_words(str(tmp_path / "words"), [code_row([], [missing])])
+    config = config_of(tmp_path / "none", uri, tasks="psg")
+    with pytest.raises(
+        ConfigError, match="--tasks psg found nothing to ask about 1 images with 1 annotations"
+    ):
+        check_rejects(config, compose(config)["totals"])
+    config = config_of(tmp_path / "bad", uri, tasks="gres", max_reject_rate=0.5)
+    with pytest.raises(DataError, match="100.0% of what could be asked is unusable"):
+        check_rejects(config, compose(config)["totals"])
+    (record,) = read_manifest(tmp_path / "bad")["shards"]
+    (entry,) = pq.read_table(tmp_path / "bad" / record["rejects"]["file"]).to_pylist()
+    assert (entry["stage"], entry["row_id"], entry["reason"]) == ("compose", "image", "missing_mask")
+    assert record["reject_reasons"] == {"compose/missing_mask": 1}
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"words": ()}, "give either --words"),
+        ({"styles": ()}, "--styles"),
+        ({"turns_per_sample": 0}, "--turns-per-sample must be at least 1"),
+        ({"max_rounds": 1}, "--max-rounds must be at least 2"),
+        ({"shard_rows": 100}, "--shard-rows must be a multiple of 64"),
+        ({"min_iou": 1.5}, "--min-iou must lie in"),
+        ({"workers": -1}, "--workers cannot be negative"),
+    ],
+)
+def test_flags_that_cannot_work_are_told(changed, told):
+    with pytest.raises(ConfigError, match=told):
+        dataclasses.replace(PRESETS["smoke"], **changed)
+
+
+def test_a_psg_vocabulary_must_have_both_lists(words, tmp_path):
+    (file := tmp_path / "psg.json").write_text('{"categories": ["cat"]}')
+    with pytest.raises(ConfigError, match="--psg-vocabulary .* lists of texts categories and predicates"):
+        prepare(config_of(tmp_path / "chats", words, psg_vocabulary=str(file)))
+    file.write_text('{"categories": ["cat"], "predicates": ["on"]}')
+    assert prepare(config_of(tmp_path / "chats", words, psg_vocabulary=str(file))).fingerprint[
+        "psg_vocabulary"
+    ]
+
+
+def test_the_words_of_answers_are_told_per_message(words, tmp_path):
+    compose(config_of(tmp_path, words, tasks="gres", turns_per_sample=3))
+    row = max(rows_of(load_chat_corpus(str(tmp_path))), key=lambda row: len(row["messages"]))
+    assert [len(codes) for codes in answer_words(row)] == [len(m["mask_ids"]) for m in row["messages"][1::2]]
+    with pytest.raises(DataError, match="names the mask .*, which it does not have"):
+        answer_words({**row, "masks": []})
+
+
+@pytest.mark.slow
+def test_ray_tasks_write_the_same_bytes_also_after_a_kill(words, tmp_path):
+    whole = compose(config_of(tmp_path / "whole", words))
+    flags = ("--words", words, "--tasks", EVERY_TASK, "--shard-rows", "64", "--tracking", "off")
+    flags = (*flags, "--report-samples", "0", "--out", str(tmp_path / "ray"), "--workers", "2")
+    with job("compose_dialogues", *flags, log=tmp_path / "cut.log") as running:
+        running.until(lambda: (tmp_path / "ray/plan.json").exists())
+        running.kill()
+    code, output = run_job("compose_dialogues", *flags, log=tmp_path / "ray.log")
+    assert code == 0, output[-3000:]
+    assert "samples" in output and "items rejected" in output
+    assert data_digests(read_manifest(tmp_path / "ray")) == data_digests(whole)
