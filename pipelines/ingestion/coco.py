@@ -18,12 +18,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from pipelines import schema, storage
-from pipelines.ingestion import records
-from pipelines.ingestion.image_source import parse_image_uri
+from pipelines.ingestion import image_source, records
 from pipelines.ingestion.reader import STAGE, Input, ReadResult, Reject
 from pipelines.ingestion.records import Record
 from samtok.errors import ConfigError, DataError
-from samtok.images import safe_join
 
 IMAGE_PATHS = ("file_name", "coco_url")
 MASK_KEYS = ("segmentation", "sam_mask")
@@ -194,33 +192,14 @@ class CocoReader:
         return reduced
 
     def _image_uri(self, image: Record, image_id: str) -> str:
-        name = image.get(self.image_path)
-        if not isinstance(name, str) or not name or not records.is_utf8(name):
-            raise DataError(
-                f"image {image_id} has {name!r:.200} as {self.image_path}, expected its picture's place. "
-                "The reader option image_path names the field.",
-                reason="image_path",
-            )
+        what = f"{self.image_path} of image {image_id} (the reader option image_path names the field)"
+        name = image_source.image_name(image.get(self.image_path), what)
         if self.image_path == "coco_url":
             name = "/".join(name.partition("?")[0].split("/")[-2:])
-        return self._found(name) if self.image_folders else self._below_root(name)
-
-    def _below_root(self, name: str) -> str:
-        uri = str(safe_join(self.image_root, name))
-        if parse_image_uri(uri).member is not None:  # would be read from inside an archive, past safe_join
-            raise DataError(f"image name {name!r:.200} has the form of a tar member", reason="unsafe_path")
-        return uri
-
-    def _found(self, name: str) -> str:
+        if not self.image_folders:
+            return image_source.below_root(self.image_root, name)
         names = [name, *(f"{folder}/{name}" for folder in self.image_folders)]
-        tried = [self._below_root(path) for path in names]
-        found = [uri for uri in tried if storage.exists(uri)]
-        if len(found) != 1:
-            raise DataError(
-                f"{len(found)} pictures for the name {name!r:.200}, expected one; looked at {tried}",
-                reason="ambiguous_image" if found else "missing_image",
-            )
-        return found[0]
+        return image_source.find_image(self.image_root, names)
 
 
 def _owner(annotation: Any) -> str | None:

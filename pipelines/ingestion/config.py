@@ -8,7 +8,7 @@ import tyro
 
 from samtok.shapes import FAMILIES, WORLD_VERSION, Family, WorldConfig
 
-Format = Literal["coco", "sa1b", "refer"]
+Format = Literal["coco", "sa1b", "refer", "granf", "psg", "dam"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,8 @@ class ShapesConfig:
     out: str = tyro.MISSING
     """Folder or s3:// prefix of the corpus; one corpus each."""
     format: Format = "coco"
-    """Layout: COCO instances, SA-1B side-cars, or refer (gRefCOCO: referring expressions)."""
+    """Layout: COCO instances, SA-1B side-cars, refer (gRefCOCO: referring expressions), granf (grounded
+    captions), psg (panoptic maps and relations), dam (a caption for every mask)."""
     world: WorldConfig = field(default_factory=WorldConfig)
     expressions: ExpressionsConfig = field(default_factory=ExpressionsConfig)
     """refer: what is said of a scene."""

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from pipelines.ingestion.reader import Reader
 
 
-ReaderKind = Literal["coco", "sa1b", "refer"]
+ReaderKind = Literal["coco", "sa1b", "refer", "granf", "psg", "dam"]
 
-_OPTIONS = {"coco": ("mask_key", "image_path"), "refer": ("instances", "sentence")}
+_OPTIONS = {"coco": ("mask_key", "image_path"), "refer": ("instances", "sentence"), "psg": ("panoptic",)}
 """Fields of a corpus that only one reader has."""
 
 
@@ -30,7 +30,8 @@ class CorpusConfig:
 
     reader: ReaderKind
     """Layout: ``coco`` is an instances JSON, ``sa1b`` a folder or tar of image + JSON pairs, ``refer`` the
-    refs of RefCOCO, RefCOCO+, RefCOCOg, RefClef (pickle) or gRefCOCO (JSON)."""
+    refs of RefCOCO, RefCOCO+, RefCOCOg, RefClef (pickle) or gRefCOCO (JSON), ``granf`` grounded captions
+    (GranDf, OpenPSG-GCG, RefCOCOg-GCG, Flickr30k-GCG), ``psg`` scene graphs, ``dam`` captions of masks."""
     source: str
     """URI of the annotation file, or of the folder or archive (sa1b)."""
     images: str | None = None
@@ -38,7 +39,8 @@ class CorpusConfig:
     dataset: str | None = None
     """Name of the dataset in every row; by default the name of the reader."""
     split: str = "train"
-    """Name of the split in every row. refer: also which refs are taken, such as train, val, testA."""
+    """Name of the split in every row. refer: also which refs are taken, such as train, val, testA; psg:
+    train, or val and test for its test images, or another name for all."""
     mask_key: str = "segmentation"
     """Key of the mask in a COCO annotation."""
     image_path: Literal["file_name", "coco_url"] = "file_name"
@@ -47,6 +49,8 @@ class CorpusConfig:
     """refer: URI of the objects; by default instances.json beside the refs."""
     sentence: Literal["sent", "raw"] = "sent"
     """refer: expressions in lower case and clean (sent), or as they were typed (raw)."""
+    panoptic: str | None = None
+    """psg: URI of the folder of panoptic maps; by default annotations below the images."""
 
 
 def reader_of(corpus: CorpusConfig) -> "Reader":
@@ -68,7 +72,7 @@ def reader_of(corpus: CorpusConfig) -> "Reader":
     )
 
 
-PLACES = ("source", "images", "instances")
+PLACES = ("source", "images", "instances", "panoptic")
 """Fields of a corpus that say where it lies."""
 
 CORPUS_KEYS = tuple(field.name for field in dataclasses.fields(CorpusConfig))

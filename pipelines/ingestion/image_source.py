@@ -6,10 +6,13 @@ of an archive is one ranged read, and no index is needed. Decoding the bytes is 
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelines import storage
+from pipelines.ingestion.records import is_utf8
 from samtok.errors import DataError
+from samtok.images import open_image, safe_join
 
 MAX_IMAGE_BYTES = 256 * 2**20
 """Largest encoded image that is read, a bound against giant files. SA-1B has about 0.5 MB per image."""
@@ -68,6 +71,56 @@ def read_image_bytes(image_uri: str, *, max_bytes: int = MAX_IMAGE_BYTES) -> byt
     if not content:
         raise DataError(f"{image_uri} is empty, expected an encoded image", reason="image_empty")
     return content
+
+
+def image_name(value: object, what: str) -> str:
+    """Returns the name of an image as a record has it.
+
+    Raises:
+        DataError: ``image_path`` if it is no text, empty or not UTF-8.
+    """
+    if not isinstance(value, str) or not value or not is_utf8(value):
+        raise DataError(f"{what} is {value!r:.200}, expected its picture's place", reason="image_path")
+    return value
+
+
+def below_root(root: str, name: str) -> str:
+    """Returns the URI of an image that a dataset names; DataError ``unsafe_path`` if it may lie elsewhere."""
+    uri = str(safe_join(root, name))
+    if parse_image_uri(uri).member is not None:  # would be read from inside an archive, past safe_join
+        raise DataError(f"image name {name!r:.200} has the form of a tar member", reason="unsafe_path")
+    return uri
+
+
+def find_image(root: str, names: Sequence[str]) -> str:
+    """Returns the URI of the one image that exists under the given names.
+
+    Raises:
+        DataError: ``missing_image`` or ``ambiguous_image`` with what was looked at, ``unsafe_path``.
+        StorageError: If it cannot be looked up.
+    """
+    tried = [below_root(root, name) for name in names]
+    found = [uri for uri in tried if storage.exists(uri)]
+    if len(found) != 1:
+        raise DataError(
+            f"{len(found)} pictures for the name {names[0]!r:.200}, expected one; looked at {tried}",
+            reason="ambiguous_image" if found else "missing_image",
+        )
+    return found[0]
+
+
+def read_size_hw(image_uri: str) -> tuple[int, int]:
+    """Returns height and width of an image in pixels, by opening it: for records that do not say.
+
+    Raises:
+        DataError: ``image_missing``, or the reasons of ``read_image_bytes`` and ``samtok.images.open_image``.
+        StorageError: If it cannot be read.
+    """
+    try:
+        image = open_image(read_image_bytes(image_uri), where=image_uri)
+    except storage.NotFoundError as error:
+        raise DataError(str(error), reason="image_missing") from error
+    return image.height, image.width
 
 
 def _too_large(image_uri: str, got: str, max_bytes: int) -> DataError:

@@ -1,8 +1,8 @@
 """Checks of dataset records that all readers share. Records are untrusted JSON.
 
 ``make_row`` builds a row from annotations in one common shape, a dict with ``mask_id`` and, where the dataset
-has them, ``label``, ``iscrowd``, ``bbox`` (x, y, width, height in pixels) and ``segmentation`` in any form
-that ``samtok.masks.to_counts`` reads.
+has them, ``label``, ``iscrowd``, ``ignore`` (a void), ``bbox`` (x, y, width, height in pixels) and
+``segmentation`` in any form that ``samtok.masks.to_counts`` reads.
 """
 
 import hashlib
@@ -206,6 +206,7 @@ def _mask(annotation: Record, height: int, width: int) -> Record:
     box_xyxy = _box_xyxy(annotation["bbox"]) if has_box_only else None
     stated = {
         "crowd": _is_crowd(annotation.get("iscrowd")),
+        "void": annotation.get("ignore") in (True, 1),
         "empty": counts is None and box_xyxy is None,
         "box_only": has_box_only,
     }

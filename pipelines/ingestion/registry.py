@@ -5,10 +5,16 @@ from typing import Any
 
 from pipelines import storage
 from pipelines.ingestion.coco import IMAGE_PATHS, CocoReader
+from pipelines.ingestion.grounded import GroundedReader
+from pipelines.ingestion.psg import PsgReader
 from pipelines.ingestion.reader import Reader
 from pipelines.ingestion.refer import SENTENCES, ReferReader
+from pipelines.ingestion.regions import DamReader
 from pipelines.ingestion.sidecar import Sa1bReader
 from samtok.errors import ConfigError
+
+PLACES = ("instances", "panoptic")
+"""Options that are URIs."""
 
 
 def reader_kinds() -> tuple[str, ...]:
@@ -28,14 +34,14 @@ def build_reader(
     """Builds a reader from flags, without touching the storage.
 
     Args:
-        kind: ``coco`` (any COCO-layout JSON), ``sa1b`` or ``refer`` (refs of the REFER family).
+        kind: One of ``reader_kinds``; ``corpora.CorpusConfig`` says which datasets each one serves.
         source: URI of the annotation file, or for ``sa1b`` of a folder or a ``.tar`` archive.
         images: Folder or prefix of the images; only for kinds whose images are elsewhere.
         split: Split name of the rows.
         dataset: Dataset name of the rows.
         options: What only this kind has. ``coco``: ``image_path`` (file_name or coco_url), ``mask_key``,
             ``image_folders`` (separated by commas). ``refer``: ``instances``, ``sentence`` (sent or raw).
-            ``sa1b``: none.
+            ``granf``: ``image_folders``. ``psg``: ``panoptic``. ``sa1b`` and ``dam``: none.
 
     Raises:
         ConfigError: For an unknown kind, option or scheme, or a missing or superfluous ``images``.
@@ -52,7 +58,7 @@ def build_reader(
     for flag, value in {"source": source, "dataset": dataset, "split": split}.items():
         if not value:
             raise ConfigError(f"--{flag} is empty, but --reader {kind} needs it")
-    places = {"source": source, "images": images, "instances": options.get("instances")}
+    places = {"source": source, "images": images, **{name: options.get(name) for name in PLACES}}
     for flag, value in ((flag, value) for flag, value in places.items() if value):
         if value.startswith("file://"):  # names of images are joined to it as they are, without quoting
             raise ConfigError(f"--{flag} {value}: write a local path without file://")
@@ -63,9 +69,8 @@ def build_reader(
 def _coco(names: dict[str, str], source: str, images: str | None, options: dict[str, Any]) -> Reader:
     root = _image_root("coco", images)
     _check_choice("image_path", options, IMAGE_PATHS)
-    if "image_folders" in options:
-        options["image_folders"] = tuple(folder for folder in options["image_folders"].split(",") if folder)
-    return CocoReader(**names, annotation_uri=source, image_root=root, **options)
+    folders = _folders(options)
+    return CocoReader(**names, annotation_uri=source, image_root=root, image_folders=folders, **options)
 
 
 def _refer(names: dict[str, str], source: str, images: str | None, options: dict[str, Any]) -> Reader:
@@ -73,6 +78,24 @@ def _refer(names: dict[str, str], source: str, images: str | None, options: dict
     _check_choice("sentence", options, SENTENCES)
     instances = options.pop("instances", None)
     return ReferReader(**names, refs_uri=source, image_root=root, instances_uri=instances, **options)
+
+
+def _granf(names: dict[str, str], source: str, images: str | None, options: dict[str, Any]) -> Reader:
+    root = _image_root("granf", images)
+    return GroundedReader(**names, captions_uri=source, image_root=root, image_folders=_folders(options))
+
+
+def _psg(names: dict[str, str], source: str, images: str | None, options: dict[str, Any]) -> Reader:
+    root = _image_root("psg", images)
+    return PsgReader(**names, graphs_uri=source, image_root=root, panoptic_root=options.get("panoptic"))
+
+
+def _dam(names: dict[str, str], source: str, images: str | None, options: dict[str, Any]) -> Reader:
+    return DamReader(**names, captions_uri=source, image_root=_image_root("dam", images))
+
+
+def _folders(options: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(folder for folder in options.pop("image_folders", "").split(",") if folder)
 
 
 def _image_root(kind: str, images: str | None) -> str:
@@ -100,4 +123,7 @@ _BUILDERS: dict[str, tuple[Callable[..., Reader], tuple[str, ...]]] = {
     "coco": (_coco, ("image_path", "mask_key", "image_folders")),
     "sa1b": (_sa1b, ()),
     "refer": (_refer, ("instances", "sentence")),
+    "granf": (_granf, ("image_folders",)),
+    "psg": (_psg, ("panoptic",)),
+    "dam": (_dam, ()),
 }

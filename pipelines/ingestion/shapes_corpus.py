@@ -3,6 +3,9 @@
     COCO instances    OUT/annotations/instances_train.json, OUT/train/000000000001.jpg
     SA-1B             OUT/sa_1.jpg + OUT/sa_1.json, or below OUT/sa_000000/, or in OUT/sa_000000.tar
     gRefCOCO          OUT/grefs.json + OUT/instances.json, OUT/train/000000000001.jpg
+    GranDf            OUT/granf.json, OUT/train/000000000001.jpg
+    PSG               OUT/psg.json, OUT/annotations/panoptic_train/000000000001.png, images as before
+    DAM               OUT/annotations.json, images as before
 
 Image ids are the scene's index + 1, so corpora of disjoint ranges can share a table. The same config gives
 the same bytes: repeating a killed run finishes it, a finished corpus is left alone, and a folder with
@@ -18,11 +21,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines import storage
-from pipelines.ingestion.config import ShapesConfig
+from pipelines.ingestion.config import Format, ShapesConfig
 from pipelines.ingestion.shapes_coco import coco_files
 from pipelines.ingestion.shapes_refer import refer_files
 from pipelines.ingestion.shapes_sa1b import sa1b_archives, sa1b_files
 from pipelines.ingestion.shapes_scenes import json_bytes
+from pipelines.ingestion.shapes_told import dam_files, granf_files, psg_files
 from samtok.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -93,11 +97,33 @@ def write_refer(root: str, config: ShapesConfig) -> CorpusCounts:
     return _write_once(root, config, "refer", refer_files)
 
 
-_WRITERS = {"coco": write_coco, "sa1b": write_sa1b, "refer": write_refer}
+def write_granf(root: str, config: ShapesConfig) -> CorpusCounts:
+    """Writes GranDf's grounded captions, in which every object is in one phrase; raises as ``write_coco``."""
+    return _write_once(root, config, "granf", granf_files)
+
+
+def write_psg(root: str, config: ShapesConfig) -> CorpusCounts:
+    """Writes PSG, all scenes as its test images unless the split is train; raises as ``write_coco``."""
+    return _write_once(root, config, "psg", psg_files)
+
+
+def write_dam(root: str, config: ShapesConfig) -> CorpusCounts:
+    """Writes DAM's captions of masks: size, colour and kind; raises as ``write_coco``."""
+    return _write_once(root, config, "dam", dam_files)
+
+
+_WRITERS: dict[Format, Callable[[str, ShapesConfig], CorpusCounts]] = {
+    "coco": write_coco,
+    "sa1b": write_sa1b,
+    "refer": write_refer,
+    "granf": write_granf,
+    "psg": write_psg,
+    "dam": write_dam,
+}
 
 
 def _write_once(
-    root: str, config: ShapesConfig, name: str, write: Callable[[str, ShapesConfig], int]
+    root: str, config: ShapesConfig, name: Format, write: Callable[[str, ShapesConfig], int]
 ) -> CorpusCounts:
     identity = dataclasses.replace(config, format=name).identity()
     complete = storage.join(root, COMPLETE)

@@ -1,0 +1,153 @@
+"""Grounded captions: a caption per image, and masks for its phrases (family F7), in three layouts.
+
+- A, GranDf and OpenPSG-GCG: a list of images with ``caption`` and ``groundings`` by phrase. A phrase that is
+  null has no masks and is left out.
+- B, RefCOCOg-GCG: a list of ``{image id: {img_file_name, caption, refs}}``. Phrases are searched in the
+  caption; the size of the image is not stated, so the picture is opened.
+- C, Flickr30k-GCG: COCO layout, with the caption in ``images`` and ``tokens_positive`` in ``annotations``.
+
+Every mask of a phrase is a mask of its own. A phrase that cannot be placed is a reject, its masks stay.
+Records of one image are joined into one row with several captions. Source: mbzuai-oryx/groundingLMM
+(docs/datasets.md, dataset/gcg_datasets).
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines import schema, storage
+from pipelines.ingestion import annotations, grounded_layouts, image_source, records, spans
+from pipelines.ingestion.annotations import Annotation
+from pipelines.ingestion.grounded_layouts import Captioned
+from pipelines.ingestion.reader import STAGE, Input, ReadResult, Reject
+from pipelines.ingestion.records import Record
+from pipelines.ingestion.spans import Span
+from samtok.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroundedReader:
+    """Reads one file of grounded captions; the layout is recognised.
+
+    Args:
+        name: Dataset name of the rows.
+        split: Split name of the rows.
+        captions_uri: The JSON file.
+        image_root: Folder or prefix that image names are relative to and may not leave.
+        image_folders: Folders below ``image_root`` to search when the name is not found as it is (the images
+            of OpenPSG-GCG are in ``train2017`` or ``val2017``). Empty: names are taken without a look.
+    """
+
+    name: str
+    split: str
+    captions_uri: str
+    image_root: str
+    image_folders: tuple[str, ...] = ()
+
+    def sources(self) -> dict[str, str]:
+        """Returns ``{file name: "size:sha256"}`` of the file."""
+        return records.file_digest(self.captions_uri)
+
+    def inputs(self) -> Iterator[Input | Reject]:
+        """Yields rejects, then one input per image by ascending key. Holds the whole file meanwhile.
+
+        Raises:
+            DataError: If the file has none of the layouts.
+        """
+        corpus = records.parse_json(storage.read_bytes(self.captions_uri), self.captions_uri)
+        by_image: dict[str, list[Captioned]] = defaultdict(list)
+        rejects: list[Reject] = []
+        for found in grounded_layouts.captioned(corpus, self.captions_uri):
+            if found.fault:
+                rejects.append(self._whole(found.image_id, found.fault, found.num_masks, found.mask_id))
+            else:
+                by_image[found.image_id].append(found)
+        for image_id in [one for one, found in by_image.items() if len({f.image_json for f in found}) > 1]:
+            fault = DataError(
+                f"records of image {image_id} differ in its name or size", reason="image_record"
+            )
+            rejects.append(self._whole(image_id, fault, sum(f.num_masks for f in by_image.pop(image_id))))
+        yield from sorted(rejects, key=records.compact_json)
+        for image_id in sorted(by_image):
+            found = sorted(by_image[image_id], key=lambda one: records.compact_json(one.record))
+            payload = {"image": found[0].image, "captions": [one.record for one in found]}
+            num_masks = sum(one.num_masks for one in found)
+            yield Input(key=image_id, payload=records.compact_json(payload), num_masks=num_masks)
+
+    def read(self, item: Input) -> ReadResult:
+        """Reads one image's captions; ``num_masks_in`` of the result equals ``item.num_masks``."""
+        body = json.loads(item.payload)
+        try:
+            image_uri = self._image_uri(body["image"], item.key)
+            image_hw = self._size_hw(body["image"], image_uri, item.key)
+        except DataError as error:
+            return ReadResult.refused(self.name, item.key, error, num_masks=item.num_masks or 0)
+        named = [
+            {**mask, "mask_id": f"{caption}-{number}"}
+            for caption, record in enumerate(body["captions"], start=1)
+            for number, mask in enumerate(record["masks"], start=1)
+        ]
+        result = records.make_row(
+            dataset=self.name,
+            split=self.split,
+            image_id=item.key,
+            image_uri=image_uri,
+            image_hw=image_hw,
+            annotations=named,
+        )
+        made: list[Annotation] = []
+        rejects: list[Reject] = []
+        for number, record in enumerate(body["captions"], start=1):
+            try:
+                made.append(self._annotation(str(number), record, item.key, rejects))
+            except DataError as error:
+                rejects.append(annotations.annotation_reject(self.name, item.key, str(number), error))
+        return annotations.attach(result, made, rejects)
+
+    def _annotation(self, name: str, record: Record, image_id: str, rejects: list[Reject]) -> Annotation:
+        """Returns a caption with its phrases; adds those that cannot be placed to the rejects."""
+        caption = record["caption"]
+        text = annotations.text_of(caption.strip('"') if isinstance(caption, str) else caption, "caption")
+        placed: list[Span] = []
+        for grounding in record["groundings"]:
+            try:
+                placed += _placed(grounding, text)
+            except DataError as error:
+                phrase = f"{name} phrase {grounding['phrase']!r:.60}"
+                rejects.append(annotations.annotation_reject(self.name, image_id, phrase, error))
+        kept, lost = spans.apart(placed, text)
+        for span in lost:
+            error = DataError(f"span {span} is inside of another phrase", reason="span_overlap")
+            phrase = f"{name} phrase {text[span.start : span.end]!r:.60}"
+            rejects.append(annotations.annotation_reject(self.name, image_id, phrase, error))
+        used = list(dict.fromkeys(mask for span in kept for mask in span.masks))
+        told = [{**span._asdict(), "masks": [used.index(mask) for mask in span.masks]} for span in kept]
+        mask_ids = [f"{name}-{mask + 1}" for mask in used]
+        return annotations.annotation(name, "grounded_caption", mask_ids, text=text, payload={"spans": told})
+
+    def _image_uri(self, image: Record, image_id: str) -> str:
+        name = image_source.image_name(image["file_name"], f"file name of image {image_id}")
+        if not self.image_folders:
+            return image_source.below_root(self.image_root, name)
+        names = [name, *(f"{folder}/{name}" for folder in self.image_folders)]
+        return image_source.find_image(self.image_root, names)
+
+    def _size_hw(self, image: Record, image_uri: str, image_id: str) -> tuple[int, int]:
+        if image["height"] is None and image["width"] is None:
+            return image_source.read_size_hw(image_uri)
+        return records.size_hw(image, f"image {image_id}")
+
+    def _whole(self, image_id: str, fault: DataError, num_masks: int, mask_id: str | None = None) -> Reject:
+        lost = {"mask_id": mask_id, "num_masks": num_masks}
+        return schema.reject(STAGE, self.name, image_id, fault.reason, str(fault), **lost)
+
+
+def _placed(grounding: dict[str, Any], text: str) -> list[Span]:
+    masks = tuple(grounding["masks"])
+    if not masks:
+        raise DataError("it has no masks, and is not null", reason="grounding")
+    if grounding["spans"] is None:
+        return [Span(*spans.found(grounding["phrase"], text), masks)]
+    return [Span(*spans.stated(span, text), masks) for span in grounding["spans"]]

@@ -1,0 +1,252 @@
+"""PSG: panoptic masks and the relations between them (family F3). Source: Jingkang50/OpenPSG (psg.py).
+
+``psg.json`` has the images with ``segments_info`` and ``relations``; the masks are PNGs whose pixels are
+segment ids. Labels are the dense categories of this dataset (things, then stuff), not COCO's ids. A relation
+``[subject, object, predicate]`` has indices of ``segments_info`` and of ``predicate_classes``, all from 0.
+
+An image without relations gives a row without a scene graph; the official loader leaves such images out.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines import schema, storage
+from pipelines.ingestion import annotations, image_source, records
+from pipelines.ingestion.reader import STAGE, Input, ReadResult, Reject
+from pipelines.ingestion.records import Record
+from samtok import masks
+from samtok.errors import ConfigError, DataError
+from samtok.labelmaps import read_label_map, split_labels
+
+GRAPH_ID = "graph"
+"""Id of the one annotation of an image."""
+
+_IMAGE_FIELDS = ("file_name", "height", "width", "pan_seg_file_name")
+_SEGMENT_FIELDS = ("id", "category_id", "iscrowd", "area")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PsgReader:
+    """Reads one PSG file.
+
+    Args:
+        name: Dataset name of the rows.
+        split: Split name of the rows. ``test`` and ``val`` take the images of ``test_image_ids``, ``train``
+            all others, any other name takes all.
+        graphs_uri: The JSON file.
+        image_root: Folder or prefix that the names of pictures are relative to and may not leave.
+        panoptic_root: The same for the PNGs; None for ``annotations`` below ``image_root``, as in COCO.
+    """
+
+    name: str
+    split: str
+    graphs_uri: str
+    image_root: str
+    panoptic_root: str | None = None
+
+    @property
+    def _label_maps(self) -> str:
+        return self.panoptic_root or storage.join(self.image_root, "annotations")
+
+    def sources(self) -> dict[str, str]:
+        """Returns ``{file name: "size:sha256"}``, and for the PNGs the hash of their names and sizes."""
+        root = self._label_maps.rstrip("/") + "/"
+        pngs = [found for found in storage.list_files(self._label_maps) if found.uri.endswith(".png")]
+        files = sorted((found.uri.removeprefix(root), found.size) for found in pngs)
+        digest = hashlib.sha256(records.compact_json(files).encode()).hexdigest()
+        label_maps = f"{len(files)}:{sum(size for _, size in files)}:{digest}"
+        return {**records.file_digest(self.graphs_uri), "label maps": label_maps}
+
+    def inputs(self) -> Iterator[Input | Reject]:
+        """Yields rejects, then one input per image of the split by ascending key. Holds the whole file.
+
+        Raises:
+            DataError: If the file has another layout.
+            ConfigError: If no image is of the split.
+        """
+        corpus = self._load()
+        labels = _names(corpus, "thing_classes") + _names(corpus, "stuff_classes")
+        predicates = _names(corpus, "predicate_classes")
+        identified: list[tuple[str, Record]] = []
+        for index, entry in enumerate(corpus["data"]):
+            image_id = records.id_text(entry.get("image_id")) if isinstance(entry, dict) else None
+            if image_id is None or not isinstance(entry.get("segments_info"), list):
+                message = f"image at index {index} is {entry!r:.200}, expected an image_id and segments_info"
+                yield schema.reject(STAGE, self.name, image_id or f"#{index}", "image_record", message)
+            else:
+                identified.append((image_id, entry))
+        chosen = [one for one in identified if self._selects(one[0], corpus)]
+        if not chosen:
+            raise ConfigError(
+                f"{self.graphs_uri} has no image of the split {self.split!r} among {len(identified)}; train, "
+                "val and test go by its test_image_ids, another name such as all takes every image"
+            )
+        kept, repeated = records.split_repeated(chosen)
+        for image_id, entry in sorted(repeated, key=lambda one: one[0]):
+            message = (
+                f"image id {image_id} is repeated; {'one equal' if image_id in kept else 'none'} is kept"
+            )
+            num_masks = len(entry["segments_info"])
+            yield schema.reject(
+                STAGE, self.name, image_id, "duplicate_image_id", message, num_masks=num_masks
+            )
+        for image_id in sorted(kept):
+            payload = _reduced(kept[image_id], labels, predicates)
+            num_masks = len(payload["segments"])
+            yield Input(key=image_id, payload=records.compact_json(payload), num_masks=num_masks)
+
+    def read(self, item: Input) -> ReadResult:
+        """Reads one image's label map; segments that it lacks, or with another area, are rejected."""
+        record = json.loads(item.payload)
+        try:
+            image_hw = records.size_hw(record["image"], f"image {item.key}")
+            image_uri = self._uri(self.image_root, record["image"], "file_name", item.key)
+            counts = self._counts(record["image"], image_hw, item.key)
+        except DataError as error:
+            return ReadResult.refused(self.name, item.key, error, num_masks=len(record["segments"]))
+        usable, rejects, mask_ids = self._segments(record["segments"], counts, image_hw, item.key)
+        result = records.make_row(
+            dataset=self.name,
+            split=self.split,
+            image_id=item.key,
+            image_uri=image_uri,
+            image_hw=image_hw,
+            annotations=usable,
+            rejects=rejects,
+        )
+        triplets, lost = self._triplets(record["relations"], len(mask_ids), item.key)
+        payload = {"triplets": triplets}
+        graph = annotations.annotation(GRAPH_ID, "scene_graph", mask_ids, payload=payload)
+        return annotations.attach(result, [graph] if triplets else [], lost)
+
+    def _load(self) -> dict[str, Any]:
+        corpus = records.parse_json(storage.read_bytes(self.graphs_uri), self.graphs_uri)
+        if not isinstance(corpus, dict) or not isinstance(corpus.get("data"), list):
+            raise DataError(
+                f"{self.graphs_uri} holds a {type(corpus).__name__}, expected an object with the list data and "
+                "the lists thing_classes, stuff_classes and predicate_classes (OpenPSG's psg.json)",
+                reason="psg_layout",
+            )
+        return corpus
+
+    def _selects(self, image_id: str, corpus: dict[str, Any]) -> bool:
+        if self.split not in ("train", "val", "test"):
+            return True
+        tested = {records.id_text(value) for value in corpus.get("test_image_ids") or []}
+        return (image_id in tested) == (self.split != "train")
+
+    def _uri(self, root: str, image: Record, field: str, image_id: str) -> str:
+        return image_source.below_root(
+            root, image_source.image_name(image.get(field), f"{field} of image {image_id}")
+        )
+
+    def _counts(self, image: Record, image_hw: tuple[int, int], image_id: str) -> dict[int, str]:
+        """Returns the compressed counts of every id in the label map."""
+        uri = self._uri(self._label_maps, image, "pan_seg_file_name", image_id)
+        try:
+            labels = read_label_map(image_source.read_image_bytes(uri), where=uri)
+        except storage.NotFoundError as error:
+            raise DataError(str(error), reason="label_map_missing") from error
+        if labels.shape != image_hw:
+            raise DataError(
+                f"{uri} has {labels.shape[0]}x{labels.shape[1]} pixels, its image {image_hw[0]}x{image_hw[1]}",
+                reason="label_map_size",
+            )
+        return dict(split_labels(labels))
+
+    def _segments(
+        self, segments: list[Record], counts: dict[int, str], image_hw: tuple[int, int], image_id: str
+    ) -> tuple[list[Record], list[Reject], list[str]]:
+        """Returns usable segments, a reject for each other one and for ids that no segment has, and all ids.
+
+        A mask's id is its segment's; one without an id, or with that of another, goes by its index.
+        """
+        ids = [records.id_text(segment.get("id")) for segment in segments]
+        mask_ids = [own if own and ids.count(own) == 1 else f"#{i}" for i, own in enumerate(ids)]
+        usable, rejects = [], []
+        for mask_id, segment in zip(mask_ids, segments, strict=True):
+            try:
+                usable.append(_segment(mask_id, segment, counts, image_hw))
+            except DataError as error:
+                rejects.append(records.mask_reject(self.name, image_id, mask_id, error.reason, str(error)))
+        for number in sorted(counts.keys() - {int(own) for own in ids if own and own.isdecimal()}):
+            message = f"pixels of image {image_id} have the id {number}, which no segment has"
+            entry = schema.reject(STAGE, self.name, image_id, "unknown_segment", message, mask_id=str(number))
+            rejects.append(entry)
+        return usable, rejects, mask_ids
+
+    def _triplets(
+        self, relations: Any, num_segments: int, image_id: str
+    ) -> tuple[list[list[int | str]], list[Reject]]:
+        """Returns [subject, predicate, object] without repeats, sorted, and what is no relation."""
+        triplets, rejects = [], []
+        if relations is not None and not isinstance(relations, list):
+            error = DataError(f"relations are {relations!r:.80}, expected a list", reason="relation")
+            return [], [annotations.annotation_reject(self.name, image_id, GRAPH_ID, error)]
+        for index, relation in enumerate(relations or []):
+            ends = relation[:2] if isinstance(relation, list) and len(relation) == 3 else [None]
+            if not all(type(end) is int and 0 <= end < num_segments for end in ends) or relation[2] is None:
+                error = DataError(
+                    f"relation is {relation!r:.80}, expected two of {num_segments} segments and a predicate",
+                    reason="relation",
+                )
+                name = f"{GRAPH_ID} relation {index}"
+                rejects.append(annotations.annotation_reject(self.name, image_id, name, error))
+            else:
+                triplets.append((ends[0], relation[2], ends[1]))
+        return [list(one) for one in sorted(set(triplets))], rejects
+
+
+def _names(corpus: dict[str, Any], key: str) -> list[str]:
+    names = corpus.get(key)
+    if not isinstance(names, list) or not all(
+        isinstance(name, str) and records.is_utf8(name) for name in names
+    ):
+        raise DataError(f"{key} is {names!r:.80}, expected a list of names (OpenPSG)", reason="psg_layout")
+    return names
+
+
+def _reduced(entry: Record, labels: list[str], predicates: list[str]) -> Record:
+    """Keeps what ``read`` uses, with names instead of numbers; null where a number has no name."""
+    segments = []
+    for segment in entry["segments_info"]:
+        fields = segment if isinstance(segment, dict) else {}
+        kept = {key: fields[key] for key in _SEGMENT_FIELDS if key in fields}
+        segments.append({**kept, "label": _named(fields.get("category_id"), labels)})
+    relations = entry.get("relations")
+    if isinstance(relations, list):
+        relations = [
+            [*one[:2], _named(one[2], predicates)] if isinstance(one, list) and len(one) == 3 else one
+            for one in relations
+        ]
+    image = {key: entry[key] for key in _IMAGE_FIELDS if key in entry}
+    return {"image": image, "segments": segments, "relations": relations}
+
+
+def _named(number: object, names: list[str]) -> str | None:
+    return names[number] if type(number) is int and 0 <= number < len(names) else None
+
+
+def _segment(mask_id: str, segment: Record, counts: dict[int, str], image_hw: tuple[int, int]) -> Record:
+    """Returns a segment in the shape that ``records.make_row`` takes."""
+    number = segment.get("id")
+    if type(number) is not int or mask_id != str(number):
+        raise DataError(f"segment {mask_id} has the id {number!r:.40}, expected its own", reason="segment_id")
+    if segment["label"] is None:
+        message = f"segment {mask_id} has category_id {segment.get('category_id')!r:.40}, which has no name"
+        raise DataError(message, reason="category_id")
+    if number not in counts:
+        raise DataError(f"segment {mask_id} has no pixel in the label map", reason="segment_missing")
+    area = masks.area(counts[number], height=image_hw[0], width=image_hw[1])
+    if segment.get("area", area) != area:
+        message = f"segment {mask_id} has {area} pixels in the label map, its area is {segment['area']!r:.40}"
+        raise DataError(f"{message}; is it the map of another image?", reason="segment_area")
+    return {
+        "mask_id": mask_id,
+        "label": segment["label"],
+        "iscrowd": segment.get("iscrowd"),
+        "segmentation": {"size": list(image_hw), "counts": counts[number]},
+    }

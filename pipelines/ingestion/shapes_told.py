@@ -1,0 +1,141 @@
+"""Synthetic scenes in the layouts that tell of several masks at once.
+
+- granf: captions whose phrases have masks (mbzuai-oryx/groundingLMM, GranDf);
+- psg: panoptic maps and relations (Jingkang50/OpenPSG);
+- dam: a caption for every mask (NVlabs/describe-anything, as extracted).
+
+Each writer returns the number of masks.
+"""
+
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipelines import storage
+from pipelines.ingestion.config import ShapesConfig
+from pipelines.ingestion.shapes_scenes import (
+    LANGUAGE_STREAM,
+    image_id,
+    image_name,
+    json_bytes,
+    json_list,
+    mask_id,
+    put_image,
+    put_new,
+    rle,
+    scenes,
+)
+from samtok.shapes import KINDS, PREDICATES, Scene, description, grounded_caption, relations
+
+
+def granf_files(root: str, config: ShapesConfig) -> int:
+    """Writes ``granf.json``, a list of captioned images, and the images to a folder named by the split."""
+    entries, num_masks = [], 0
+    for scene in scenes(config):
+        put_image(storage.join(root, config.split), scene, config)
+        entries.append(json_bytes(_captioned(scene, config)))
+        num_masks += len(scene.objects)
+    storage.write_bytes(storage.join(root, "granf.json"), json_list(entries) + b"\n")
+    return num_masks
+
+
+def psg_files(root: str, config: ShapesConfig) -> int:
+    """Writes ``psg.json``, the maps to ``annotations/panoptic_<split>`` and images as the others."""
+    entries, ids, num_masks = [], [], 0
+    for scene in scenes(config):
+        put_image(storage.join(root, config.split), scene, config)
+        entry = _graph(scene, config)
+        uri = storage.join(root, "annotations", entry["pan_seg_file_name"])
+        put_new(uri, lambda scene=scene: _label_map(scene))
+        entries.append(json_bytes(entry))
+        ids.append(image_id(scene))
+        num_masks += len(scene.objects)
+    classes = {
+        "thing_classes": list(KINDS),
+        "stuff_classes": [],
+        "predicate_classes": list(PREDICATES),
+        "test_image_ids": [] if config.split == "train" else ids,
+    }
+    body = b'{"data":' + json_list(entries) + b"," + json_bytes(classes)[1:] + b"\n"
+    storage.write_bytes(storage.join(root, "psg.json"), body)
+    return num_masks
+
+
+def dam_files(root: str, config: ShapesConfig) -> int:
+    """Writes ``annotations.json``, a list per image, and the images to a folder named by the split."""
+    entries, num_masks = [], 0
+    for scene in scenes(config):
+        put_image(storage.join(root, config.split), scene, config)
+        told = [
+            {
+                "caption": description(shape),
+                "mask_rle": rle(shape),
+                "ann_id": mask_id(scene, number),
+                "image": f"{config.split}/{image_name(scene, config)}",
+            }
+            for number, shape in enumerate(scene.objects, start=1)
+        ]
+        entries.append(b'"%d":' % image_id(scene) + json_bytes(told))
+        num_masks += len(told)
+    body = b"{\n" + b",\n".join(entries) + b"\n}\n"
+    storage.write_bytes(storage.join(root, "annotations.json"), body)
+    return num_masks
+
+
+def _captioned(scene: Scene, config: ShapesConfig) -> dict[str, Any]:
+    rng = np.random.default_rng([scene.seed, scene.index, LANGUAGE_STREAM])
+    caption, spans = grounded_caption(scene, rng)
+    height, width = scene.size_hw
+    return {
+        "file_name": image_name(scene, config),
+        "height": height,
+        "width": width,
+        "image_id": str(image_id(scene)),
+        "caption": caption,
+        "groundings": {
+            caption[start:end]: {
+                "token_positives": [start, end],
+                "rle_masks": [rle(scene.objects[i]) for i in members],
+            }
+            for start, end, members in spans
+        },
+    }
+
+
+def _graph(scene: Scene, config: ShapesConfig) -> dict[str, Any]:
+    height, width = scene.size_hw
+    segments, boxes = [], []
+    for number, shape in enumerate(scene.objects, start=1):
+        category = KINDS.index(shape.kind)
+        area = int(shape.mask.sum())
+        segments.append(
+            {"id": _segment_id(number), "category_id": category, "isthing": 1, "iscrowd": 0, "area": area}
+        )
+        left, top, right, bottom = shape.box_xyxy
+        boxes.append({"bbox": [left, top, right + 1, bottom + 1], "category_id": category})
+    return {
+        "file_name": f"{config.split}/{image_name(scene, config)}",
+        "height": height,
+        "width": width,
+        "image_id": str(image_id(scene)),
+        "pan_seg_file_name": f"panoptic_{config.split}/{image_id(scene):012d}.png",
+        "segments_info": segments,
+        "annotations": boxes,
+        "relations": [[i, j, PREDICATES.index(word)] for i, word, j in relations(scene)],
+    }
+
+
+def _segment_id(number: int) -> int:
+    return number * 70_001  # needs all three channels of the map
+
+
+def _label_map(scene: Scene) -> bytes:
+    ids = np.zeros(scene.size_hw, np.uint32)
+    for number, shape in enumerate(scene.objects, start=1):
+        ids[shape.mask] = _segment_id(number)
+    channels = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(channels).save(buffer, "PNG")
+    return buffer.getvalue()
