@@ -28,7 +28,7 @@ from samtok.mllm.adapters import (
     read_family,
     save_pretrained,
 )
-from samtok.mllm.family import read_model
+from samtok.mllm.folder import read_model
 from samtok.mllm.tiny import build_tiny
 from samtok.mllm.tiny_text import default_texts
 from samtok.mllm.vocab import MaskVocabulary, extend

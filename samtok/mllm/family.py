@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
 from samtok import words
 from samtok.errors import CheckpointError, ConfigError, DataError
 from samtok.mllm.chat import IGNORE, Encoded, Turn, joined_vision
+from samtok.mllm.folder import read_model
 from samtok.mllm.vocab import MaskVocabulary
 
 Picture = Image.Image | np.ndarray
@@ -328,26 +328,8 @@ class Adapter(ABC):
 def _joined(parts: Sequence[str | int]) -> Iterator[str | int]:
     """Joins neighbouring texts, which could be a token of the chat format only together."""
     for is_text, group in groupby(parts, key=lambda part: isinstance(part, str)):
-        yield from ["".join(map(str, group))] if is_text else group
-
-
-def read_model(
-    folder: str | Path, *, dtype: torch.dtype | Literal["auto"] = "auto", attn: str = "sdpa"
-) -> PreTrainedModel:
-    """Loads any model of a local checkpoint folder, as it is.
-
-    Raises:
-        CheckpointError: It cannot be read.
-        ConfigError: It needs a package that is not installed.
-    """
-    try:
-        return AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attn, local_files_only=True
-        )
-    except ImportError as error:
-        raise ConfigError(f"{folder} cannot be loaded: {str(error).strip()[:300]}") from error
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"The model of {folder} cannot be loaded: {str(error)[:500]}") from error
+        run = list(group)
+        yield from ["".join(map(str, run))] if is_text else run
 
 
 def _pixels(image: Picture) -> np.ndarray:
