@@ -14,6 +14,7 @@ from typing import Any
 from pipelines import run as runs
 from pipelines import shards, storage
 from pipelines.cluster import session
+from pipelines.dialogues import report
 from pipelines.dialogues.chats import load_chat_corpus, rows_of_shard
 from pipelines.dialogues.config import ComposeDialoguesConfig
 from pipelines.dialogues.exchange import lines_of
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 MAX_RETRIES = 8
 """Times a shard is repeated after its worker died."""
+
+REPORT = "report/index.html"
 
 ComposeOne = Callable[[int], dict[str, Any]]
 
@@ -123,9 +126,14 @@ def export(config: ComposeDialoguesConfig) -> None:
 
 
 def publish(config: ComposeDialoguesConfig, manifest: dict[str, Any], tracker: Tracker) -> None:
-    """Sends counts and lineage to MLflow."""
+    """Writes the report beside the shards; sends it, counts and lineage to MLflow."""
     tracker.metrics({f"counts/{name}": count for name, count in manifest["totals"].items()})
     tracker.text(json.dumps(manifest["fingerprint"], indent=2), "lineage/fingerprint.json")
+    if config.report_samples and manifest["totals"]["samples_out"]:
+        corpus = load_chat_corpus(config.out)
+        page = report.make_page(corpus, max_samples=config.report_samples, seed=config.seed)
+        storage.write_bytes(storage.join(config.out, REPORT), page.encode())
+        tracker.text(page, REPORT)
 
 
 def check_rejects(config: ComposeDialoguesConfig, totals: dict[str, int]) -> None:
@@ -159,12 +167,9 @@ def print_table(
         f"annotations  {totals['annotations_in']}, {totals['annotations_unused']} of them for other tasks",
         f"samples      {totals['samples_out']} in {seconds:.0f} s",
     ]
-    ends = ("in", "out", "rejected", "filtered", "thinned", "unused")
-    lines.append(f"{'task':<16}{'samples':>10}" + "".join(f"{'items ' + end:>16}" for end in ends))
-    for task in sorted({name.partition("/")[0] for name in totals if "/" in name}):
-        numbers = [totals.get(f"{task}/items_{end}", 0) for end in ends]
-        lines.append(
-            f"{task:<16}{totals.get(f'{task}/samples_out', 0):>10}" + "".join(f"{n:>16}" for n in numbers)
-        )
-    lines += [f"chats        {storage.join(config.out, shards.MANIFEST)}", f"mlflow       {tracker.link}"]
+    lines += report.table_lines(totals)
+    lines.append(f"chats        {storage.join(config.out, shards.MANIFEST)}")
+    if config.report_samples and totals["samples_out"]:
+        lines.append(f"report       {storage.join(config.out, REPORT)}")
+    lines.append(f"mlflow       {tracker.link}")
     sys.stdout.write("\n".join(lines) + "\n")
