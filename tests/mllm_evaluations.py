@@ -166,6 +166,7 @@ class World:
             *("--benchmark", "gres", "--model", self.model, "--chat", self.chat, "--out", str(out)),
             *("--tokenizer", self.tokenizer_uri, "--generation.max-new-tokens", "12", "--shard-rows", "2"),
             *("--tracking", f"sqlite:///{self.home}/mlflow.db", "--report-pictures", "3"),
+            *("--pool.gpus-per-actor", "0"),
             *more,
         ]
 

@@ -167,7 +167,7 @@ PRESETS: dict[str, EvaluateMllmConfig] = {
     "tour": EvaluateMllmConfig(
         benchmark="gres",
         model="runs/tour/mllm/final",
-        chat="runs/tour/chat-val",
+        chat="runs/tour/chats-val",
         out="runs/tour/evaluation",
         generation=GenerationConfig(max_new_tokens=64, batch_size=64),
     ),

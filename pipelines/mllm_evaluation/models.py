@@ -10,7 +10,8 @@ from typing import BinaryIO
 from pipelines import shards, storage
 from samtok.errors import CheckpointError
 
-_SUFFIXES = (".safetensors", ".bin", ".json", ".jinja", ".txt", ".model")
+_WEIGHTS = (".safetensors", ".bin")
+_SUFFIXES = (*_WEIGHTS, ".json", ".jinja", ".txt", ".model")
 _PIECE_BYTES = 2**24
 _ASIDE = ("lineage.json", "record.json")
 """Files that say where a model comes from; they change nothing about what it answers."""
@@ -54,14 +55,20 @@ def _sha256(file: BinaryIO) -> str:
 
 
 @contextlib.contextmanager
-def local_folder(uri: str) -> Iterator[Path]:
-    """Gives a local folder with a checkpoint: the folder itself, or a copy that is deleted at the end."""
+def local_folder(uri: str, *, weights: bool = True) -> Iterator[Path]:
+    """Gives a local folder with a checkpoint: the folder itself, or a copy that is deleted at the end.
+
+    Args:
+        uri: The checkpoint.
+        weights: Copy the weights too; without them there is enough for an adapter.
+    """
     if not storage.is_remote(uri):
         files_of(uri)
         yield Path(uri.removeprefix("file://"))
         return
     with tempfile.TemporaryDirectory(prefix="samtok-mllm-") as folder:
-        for name in files_of(uri):
+        names = [name for name in files_of(uri) if weights or not name.endswith(_WEIGHTS)]
+        for name in names:
             with storage.local_copy(storage.join(uri, name)) as copy:
                 copy.rename(Path(folder) / name)
         yield Path(folder)

@@ -60,7 +60,7 @@ def prepare(config: EvaluateMllmConfig) -> Job:
     architecture = checkpoint.read_config(config.tokenizer, read=storage.read_bytes)
     weights = checkpoint.read_weights(config.tokenizer, read=storage.read_bytes)
     tokenizer_sha256 = hashlib.sha256(weights).hexdigest()
-    with models.local_folder(config.model) as folder:
+    with models.local_folder(config.model, weights=False) as folder:
         adapter = load_adapter(folder)
     check_words(config, adapter, chat, architecture, tokenizer_sha256)
     readings = readings_of(config, architecture.quantizer.num_levels)

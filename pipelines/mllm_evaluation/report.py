@@ -25,6 +25,8 @@ _HEADS = {
     "random": "Answers drawn at random",
 }
 _LONGEST_TEXT = 400
+_TILES = 5
+"""Of the numbers, how many are shown large: the mean IoU of targets and those of the benchmark."""
 
 
 def write_report(
@@ -74,10 +76,10 @@ def render(
     for mode, found in metrics["modes"].items():
         body.append(f"<h2>Numbers, {html.escape(mode)}</h2>{_numbers(metrics, beside, mode, found['read'])}")
     body.append(f"<h2>By tag</h2>{_grid(tag_table(metrics, 'strict'))}")
-    body.append(f"<h2>Counts</h2><div class=two>{_counts(metrics)}{_measured_with(job)}</div>")
+    body += [f"<h2>{_HEADS[kind]}</h2>{_answers(answers)}" for kind, answers in drawn.items() if answers]
     if rejects:
         body.append(f"<h2>Not asked</h2>{report_page.rejects_table(rejects)}")
-    body += [f"<h2>{_HEADS[kind]}</h2>{_answers(answers)}" for kind, answers in drawn.items() if answers]
+    body.append(f"<h2>Counts</h2><div class=two>{_counts(metrics)}{_measured_with(job)}</div>")
     return html.page(title, body)
 
 
@@ -85,16 +87,18 @@ def _tiles(metrics: Mapping[str, Any]) -> str:
     strict = metrics["modes"]["strict"]
     own, nothing = (headlines(metrics["benchmark"], strict[who]) for who in ("model", "no_target"))
     return html.tiles(
-        (percent(value), f"{name}; {BASELINE} {percent(nothing[name])}") for name, value in own.items()
+        (percent(own[name]), f"{name}; {BASELINE} {percent(nothing[name])}") for name in list(own)[:_TILES]
     )
 
 
 def _numbers(metrics: Mapping[str, Any], beside: Beside, mode: str, read: Mapping[str, Any]) -> str:
     broken = f", broken words: {read['malformed']}" if read["malformed"] else ""
     note = (
-        f"Words of an answer: {read['combine']}{broken}. Logits cut at {read['mask_threshold']}; predictions "
-        f"below {read['min_pixels']} pixels count as empty."
+        f"Words of an answer: {read['combine'].replace('_', ' ')}{broken}. Logits cut at "
+        f"{read['mask_threshold']}."
     )
+    if read["min_pixels"] > 1:
+        note += f" Predictions below {read['min_pixels']} pixels count as empty."
     skipped = "count as wrong" if mode == "strict" else "are left out"
     return _grid(table_of(metrics, beside, mode), f"{note} Questions that could not be asked {skipped}.")
 

@@ -22,8 +22,8 @@ from pipelines.mllm_evaluation import outcome, report
 from pipelines.mllm_evaluation.outcome import Work
 from pipelines.mllm_evaluation.prepare import Job, dry_run, plan_of, prepare
 from pipelines.mllm_evaluation.scores import metrics_of, read_answers
-from pipelines.mllm_evaluation.stage import AnswerQuestions, AnswerSettings
-from pipelines.shards import Chunk, Plan
+from pipelines.mllm_evaluation.stage import AnswerSettings, LazyAnswers
+from pipelines.shards import Plan
 from pipelines.tracking import Tracker
 from samtok.errors import ClusterError
 
@@ -120,8 +120,7 @@ def _stream(job: Job, plan: Plan, todo: list[int]) -> Iterator[dict[str, Any]]:
     def send(actor: Any) -> None:
         shard = next(waiting, None)
         if shard is not None:
-            chunk = Chunk(shard, 0, 1, plan.shard_rows[shard])
-            flying[actor.answer_shard.remote(plan_ref, chunk)] = actor
+            flying[actor.answer_shard.remote(plan_ref, shard)] = actor
 
     plan_ref = ray.put(plan)
     actors = _start(job, min(job.config.pool.actors, len(todo)))
@@ -157,7 +156,7 @@ def _start(job: Job, count: int) -> list[Any]:
         grammar=config.grammar,
         answers_only=config.scored_part == "answer",
     )
-    kind = ray.remote(AnswerQuestions).options(
+    kind = ray.remote(LazyAnswers).options(
         num_cpus=pool.cpus_per_actor,
         num_gpus=pool.gpus_per_actor or 0,
         max_restarts=MAX_RETRIES,

@@ -4,6 +4,7 @@ An image is read once for all its questions, and encoded once for all words that
 questions share a batch follows from the plan alone, so answers do not depend on scheduling.
 """
 
+import functools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -107,11 +108,12 @@ class AnswerQuestions:
             loaded = self.adapter.load_model(folder, dtype=dtype, attn=settings.generation.attention)
         self.model = loaded.to(device).eval()  # pyright: ignore[reportArgumentType]
 
-    def answer_shard(self, plan: shards.Plan, chunk: shards.Chunk) -> dict[str, Any]:
+    def answer_shard(self, plan: shards.Plan, shard: int) -> dict[str, Any]:
         """Does a shard; returns its number, tables of answers and rejects, counts, and reasons of rejects."""
+        (chunk,) = plan.chunks(shard)
         rows, rejects, counts = self.answer(shards.read_inputs(plan, chunk))
         reasons = Counter(f"{one['stage']}/{one['reason']}" for one in rejects.to_pylist())
-        done = {"shard": chunk.shard, "rows": rows, "rejects": rejects, "counts": counts}
+        done = {"shard": shard, "rows": rows, "rejects": rejects, "counts": counts}
         return {**done, "reasons": dict(sorted(reasons.items()))}
 
     def answer(self, inputs: Sequence[Input]) -> tuple[pa.Table, pa.Table, dict[str, int]]:
@@ -212,6 +214,23 @@ class AnswerQuestions:
             )
             question.row[mode] = {"codes": [list(codes) for codes in found.codes]}
             question.row["num_malformed"] = found.num_malformed
+
+
+class LazyAnswers:
+    """Makes ``AnswerQuestions`` when the first shard comes, so that its errors are those of a call.
+
+    Ray tells nothing but text of an error in an actor's constructor, so its kind and exit code would be lost.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._make = functools.partial(AnswerQuestions, *args, **kwargs)
+        self._made: AnswerQuestions | None = None
+
+    def answer_shard(self, plan: shards.Plan, shard: int) -> dict[str, Any]:
+        """Does ``AnswerQuestions.answer_shard``."""
+        if self._made is None:
+            self._made = self._make()
+        return self._made.answer_shard(plan, shard)
 
 
 def _require_same(what: str, planned: str | None, now: str | None) -> None:

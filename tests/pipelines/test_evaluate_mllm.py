@@ -13,7 +13,7 @@ from pipelines.mllm_evaluation import models, outcome, scores
 from pipelines.mllm_evaluation.config import ActorsConfig, EvaluateMllmConfig, GenerationConfig
 from pipelines.mllm_evaluation.prepare import Job, plan_of, prepare, readings_of
 from pipelines.mllm_evaluation.rows import ANSWER_ROW, inputs_of
-from pipelines.mllm_evaluation.stage import AnswerQuestions, AnswerSettings
+from pipelines.mllm_evaluation.stage import AnswerQuestions, AnswerSettings, LazyAnswers
 from samtok import masks
 from samtok.errors import CheckpointError, ConfigError, DataError
 from samtok.metrics.text_masks import Reading
@@ -28,7 +28,7 @@ def world(tmp_path_factory) -> World:
 @pytest.fixture(scope="module")
 def taught(world) -> str:
     """A model that knows the answers of the world by heart."""
-    return world.train(world.home / "taught", steps=50)
+    return world.train(world.home / "taught", steps=40)
 
 
 def _config(world: World, **changed) -> EvaluateMllmConfig:
@@ -267,6 +267,14 @@ def test_a_model_that_was_replaced_in_mid_run_is_refused(world, tmp_path):
     config.write_text(json.dumps({**json.loads(config.read_text()), "seed_of_change": 1}))
     with pytest.raises(CheckpointError, match="no longer those that the run was planned with"):
         _stage(job)
+
+
+def test_a_worker_that_cannot_load_its_model_says_so_when_it_is_asked(world, tmp_path):
+    job = prepare(_config(world, out=str(tmp_path / "out")))
+    settings = AnswerSettings(job.config.generation, job.readings)
+    worker = LazyAnswers(str(tmp_path / "no model"), world.tokenizer_uri, settings)
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        worker.answer_shard(plan_of(job), 0)
 
 
 def test_the_hash_of_a_model_is_over_what_it_answers_by(world, tmp_path):

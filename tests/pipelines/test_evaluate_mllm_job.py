@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.mllm_evaluation.config import GenerationConfig
+from pipelines import cli
+from pipelines.mllm_evaluation.config import PRESETS, EvaluateMllmConfig, GenerationConfig
 from pipelines.mllm_evaluation.rows import inputs_of
+from pipelines.mllm_evaluation.run import evaluate_mllm
 from pipelines.mllm_evaluation.scores import metrics_of
 from pipelines.mllm_evaluation.stage import AnswerQuestions, AnswerSettings
 from samtok.metrics.text_masks import Reading
@@ -15,7 +17,7 @@ from tests.mllm_evaluations import World
 
 pytestmark = pytest.mark.slow
 
-NUM_IMAGES = 24
+NUM_IMAGES, MAX_NEW_TOKENS = 16, 48
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,9 @@ def _expected(world: World, shard_images: int) -> dict:
     """Returns the numbers of an evaluation in this process, shard by shard as the job cuts them."""
     readings = {mode: Reading.of("gres", mode) for mode in ("strict", "official")}
     stage = AnswerQuestions(
-        world.model, world.tokenizer_uri, AnswerSettings(GenerationConfig(max_new_tokens=64), readings)
+        world.model,
+        world.tokenizer_uri,
+        AnswerSettings(GenerationConfig(max_new_tokens=MAX_NEW_TOKENS), readings),
     )
     inputs, rows = inputs_of(world.rows, tasks=["gres"], turns="last"), []
     for start in range(0, len(inputs), shard_images):
@@ -41,37 +45,37 @@ def _expected(world: World, shard_images: int) -> dict:
     return metrics_of(rows, benchmark="gres", readings=readings)
 
 
-def test_a_run_that_is_killed_and_repeated_gives_the_numbers_of_one_that_was_not(world):
-    out, log = world.home / "killed", world.home / "killed.log"
-    flags = world.flags(out, "--generation.max-new-tokens", "64", "--shard-rows", "1")
-    with job("evaluate_mllm", *flags, log=log) as running:
+def test_a_run_that_is_killed_and_repeated_gives_the_numbers_of_one_that_was_not(world, capsys):
+    out = world.home / "killed"
+    flags = world.flags(out, "--generation.max-new-tokens", str(MAX_NEW_TOKENS), "--shard-rows", "1")
+    off = ["--tracking", "off"]
+    with job("evaluate_mllm", *flags, *off, log=world.home / "killed.log") as running:
         running.until(lambda: _commits(out) >= 2)
         running.kill()
     done = _commits(out)
     assert 2 <= done < NUM_IMAGES and not (out / "metrics.json").exists()
-    code, output = run_job("evaluate_mllm", *flags, log=world.home / "resumed.log")
+    code, output = run_job("evaluate_mllm", *flags, *off, log=world.home / "resumed.log")
     assert code == 0, output[-3000:]
     assert f"{NUM_IMAGES} images in {NUM_IMAGES} shards, {done} committed" in output
+    assert f"questions  {4 * NUM_IMAGES}  asked {4 * NUM_IMAGES - 4}  skipped 4" in output
     metrics = json.loads((out / "metrics.json").read_text())
     found = {name: value for name, value in metrics.items() if name != "measured_with"}
     assert found == json.loads(json.dumps(_expected(world, 1)))
     assert metrics["counts"]["expected"] == 4 * NUM_IMAGES and metrics["counts"]["skipped"] == 4
-    _check_closing(world, out, output)
 
     before = (out / "metrics.json").read_bytes()
-    code, output = run_job(
-        "evaluate_mllm", *flags, "--beside", f"earlier={out}", log=world.home / "beside.log"
-    )  # nothing to do, so Ray is not needed
-    assert code == 0 and "earlier" in output, output[-3000:]
+    config = cli.parse(EvaluateMllmConfig, PRESETS, [*flags, "--beside", f"earlier={out}"], doc="")
+    assert evaluate_mllm(config) == 0  # here, since nothing is left to do and Ray is not needed
     assert (out / "metrics.json").read_bytes() == before
+    _check_closing(world, out, capsys.readouterr().out)
 
 
 def _check_closing(world: World, out: Path, output: str) -> None:
     """Looks at the table, the lineage, the report and MLflow of a finished run."""
     import mlflow
 
-    assert "strict, x 100" in output and "always No target." in output and "N-acc" in output
-    assert f"questions  {4 * NUM_IMAGES}  asked {4 * NUM_IMAGES - 4}  skipped 4" in output
+    for words in ("strict, x 100", "official, x 100", "always No target.", "earlier", "N-acc"):
+        assert words in output, words
     lineage = json.loads((out / "lineage.json").read_text())
     assert lineage["tokenizer"]["weights_sha256"] == world.sha256
     assert "image_missing" in (out / "report/index.html").read_text()
