@@ -1,5 +1,6 @@
 """What tiny MLLMs read and write: chat templates, sentences, and byte-level BPE trained on them."""
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -101,8 +102,13 @@ def default_texts(*, num_scenes: int = 64, seed: int = 0) -> list[str]:
         num_scenes: Scenes whose captions, expressions and relations are taken.
         seed: Of the scenes; equal seeds give equal texts.
     """
+    return [*_QUESTIONS, *_ANSWERS] * 8 + [*KINDS, *PALETTE] + list(_sentences(num_scenes, seed))
+
+
+@functools.cache
+def _sentences(num_scenes: int, seed: int) -> tuple[str, ...]:
     rng = np.random.default_rng(seed)
-    texts = [*_QUESTIONS, *_ANSWERS] * 8 + [*KINDS, *PALETTE]
+    texts: list[str] = []
     for index in range(num_scenes):
         scene = make_scene(seed, index, WorldConfig())
         texts.append(grounded_caption(scene, rng)[0])
@@ -111,7 +117,7 @@ def default_texts(*, num_scenes: int = 64, seed: int = 0) -> list[str]:
         for expression, *_ in referring_expressions(scene, rng):
             texts.append(expression)
             texts.append(_QUESTIONS[len(texts) % 5].format(expression))
-    return texts
+    return tuple(texts)
 
 
 def train_qwen_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Qwen2Tokenizer:

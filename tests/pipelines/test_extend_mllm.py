@@ -1,0 +1,204 @@
+"""The job that gives checkpoints the mask words, run in this process: it needs no Ray."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+from jobs.extend_mllm import main
+from pipelines import storage
+from pipelines.extension.config import PRESETS, ExtendMllmConfig
+from pipelines.extension.run import extend_mllm
+from samtok.checkpoint import read_weights
+from samtok.errors import ConfigError
+from samtok.mllm.adapters import SAMTOK_FILE, answer_loss, load_adapter
+from samtok.mllm.chat import Turn
+from samtok.mllm.tiny_config import TinyConfig
+from samtok.mllm.vocab import MaskVocabulary
+from tests.mllm_evaluations import write_chats
+from tests.tiny_mllm import FAMILIES, build, picture
+
+WORDS = 2 * 256 + 2
+"""Words of the tokenizer that ships."""
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+
+
+def test_presets_are_what_they_say():
+    assert PRESETS["smoke"].tiny == "qwen2_5_vl"
+    assert set(PRESETS) == {"smoke", "paper"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_plain_checkpoint_is_extended_and_can_be_trained(tmp_path, family):
+    source = build(tmp_path / "hub", family, words=False, padded_rows=10)
+    out = tmp_path / "out"
+    before = content(source)
+    assert main(["--model", str(source), "--out", str(out)]) == 0
+    assert content(source) == before
+    adapter = load_adapter(out)
+    assert adapter.vocabulary == MaskVocabulary(256, 2)
+    assert adapter.tokenizer_sha256 == hashlib.sha256(read_weights("tiny")).hexdigest()
+    model = adapter.load_model(out)
+    answer = "".join(["<|mt_start|>", "<|mt_0007|>", "<|mt_0511|>", "<|mt_end|>"])
+    sample = adapter.encode([Turn("user", (0, "Where?")), Turn("assistant", (answer,))], [picture()])
+    assert sample.num_learnt == 5
+    answer_loss(model, adapter.collate([sample])).backward()
+    old = AutoModelForImageTextToText.from_pretrained(source)
+    num_old = len(AutoTokenizer.from_pretrained(source))
+    theirs, mine = old.state_dict(), model.state_dict()
+    assert theirs.keys() == mine.keys()
+    for name, value in theirs.items():
+        same = mine[name][:num_old] if "embed_tokens" in name or "lm_head" in name else mine[name]
+        assert torch.equal(same, value[: len(same)])
+
+
+def test_the_type_of_weights_is_kept(tmp_path):
+    source = build(tmp_path / "hub", words=False)
+    model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.bfloat16)
+    model.save_pretrained(source)
+    assert main(["--model", str(source), "--out", str(tmp_path / "out")]) == 0
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype="auto")
+    assert again.get_input_embeddings().weight.dtype == torch.bfloat16
+
+
+def test_a_tiny_model_is_the_same_for_the_same_flags_and_is_not_made_twice(tmp_path, lines):
+    def run(name: str, *more: str) -> dict[str, str]:
+        assert main(["--preset", "smoke", "--out", str(tmp_path / name), *more]) == 0
+        made = content(tmp_path / name)
+        del made["lineage.json"]  # has the folder's name
+        return made
+
+    first = run("a")
+    assert first == run("b") != run("c", "--seed", "1")
+    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "a").iterdir()}
+    assert run("a") == first
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "a").iterdir()} == times
+    lineage = json.loads((tmp_path / "a" / "lineage.json").read_text())
+    assert lineage["config"]["tiny"] == "qwen2_5_vl"
+    assert {"torch", "transformers", "commit"} <= set(lineage["versions"])
+
+
+def chats(folder: Path, text: str, *, num_codes: int) -> str:
+    """A corpus of chats in which one sentence is asked over and over."""
+    message = {"role": "user", "content": [{"text": text, "image": None}], "mask_ids": []}
+    row = {
+        "dataset": "made",
+        "split": "train",
+        "image_id": "0",
+        "task": "dialogue",
+        "tags": [],
+        "images": [],
+        "messages": [message],
+        "masks": [],
+        "meta": None,
+    }
+    rows = [{**row, "sample_id": str(number)} for number in range(10)]
+    return write_chats(folder, rows, weights_sha256=None, num_codes=num_codes)
+
+
+def test_the_text_tokenizer_of_a_tiny_model_can_learn_the_texts_of_a_corpus(tmp_path, capfd):
+    text = "Seventeen zebras juggle xylophones."
+    corpus = chats(tmp_path / "chats", text, num_codes=256)
+    assert main(["--preset", "smoke", "--chats", corpus, "--out", str(tmp_path / "out")]) == 0
+    assert main(["--preset", "smoke", "--out", str(tmp_path / "plain")]) == 0
+    lengths = [len(load_adapter(tmp_path / name).tokenizer(text)["input_ids"]) for name in ("out", "plain")]
+    assert lengths[0] <= 6 < 12 < lengths[1]
+    other = chats(tmp_path / "other", text, num_codes=64)
+    assert main(["--preset", "smoke", "--chats", other, "--out", str(tmp_path / "none")]) == 2
+    assert "words of 2 levels of 64 codes, --tokenizer makes 2 of 256" in capfd.readouterr().err
+
+
+def test_a_run_that_was_killed_while_it_wrote_is_finished(tmp_path):
+    out = tmp_path / "out"
+    main(["--preset", "smoke", "--out", str(out)])
+    whole = content(out)
+    (out / SAMTOK_FILE).unlink()
+    (out / "tokenizer.json").unlink()
+    assert main(["--preset", "smoke", "--out", str(out)]) == 0
+    assert content(out) == whole
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path, capfd):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert main(["--preset", "smoke", "--out", str(tmp_path)]) == 2
+    main(["--preset", "smoke", "--out", str(tmp_path / "out")])
+    before = content(tmp_path / "out")
+    assert main(["--preset", "smoke", "--out", str(tmp_path / "out"), "--seed", "1"]) == 2
+    assert content(tmp_path / "out") == before
+    assert "is not empty (it has notes.txt)" in capfd.readouterr().err
+
+
+def test_a_dry_run_writes_nothing(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["--preset", "smoke", "--out", str(out), "--dry-run"]) == 0
+    assert not out.exists()
+    printed = capsys.readouterr().out
+    assert '"tiny": "qwen2_5_vl"' in printed
+    assert "2 levels of 256 codes" in printed
+
+
+def test_wrong_checkpoints_are_refused_with_the_code_of_their_kind(tmp_path, capfd):
+    out = str(tmp_path / "out")
+    assert main(["--model", str(tmp_path / "none"), "--out", out]) == 4
+    (tmp_path / "empty").mkdir()
+    assert main(["--model", str(tmp_path / "empty"), "--out", out]) == 6
+    text_only = Qwen2Config(
+        vocab_size=10, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
+    )
+    Qwen2ForCausalLM(text_only).save_pretrained(tmp_path / "text")
+    assert main(["--model", str(tmp_path / "text"), "--out", out]) == 6
+    assert main(["--preset", "smoke", "--tokenizer", str(tmp_path / "none"), "--out", out]) == 6
+    said = capfd.readouterr().err
+    assert "is a qwen2; mask words are known for qwen2_5_vl, qwen3_vl, perception_lm" in said
+    assert not Path(out).exists()
+
+
+def test_a_checkpoint_with_other_words_is_refused(tmp_path, capfd):
+    source = build(tmp_path / "hub")  # 16 codes, the tokenizer that ships has 256
+    assert main(["--model", str(source), "--out", str(tmp_path / "out")]) == 6
+    assert "has 34 mask words" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({}, "exactly one of --model FOLDER and --tiny FAMILY"),
+        ({"model": "a", "tiny": "qwen3_vl"}, "exactly one"),
+        ({"model": "a", "chats": "b"}, "--chats trains"),
+        ({"model": "a", "pad_to_multiple_of": 0}, "--pad-to-multiple-of must be at least 1"),
+        ({"model": "a", "seed": -1}, "--seed must not be negative"),
+    ],
+)
+def test_flags_that_cannot_work_are_refused(flags, said):
+    with pytest.raises(ConfigError, match=said):
+        ExtendMllmConfig(out="out", **flags)
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"image_size": 50}, {"dim": 30}, {"vision_dim": 20}, {"vocab_size": 100}, {"padded_rows": -1}]
+)
+def test_sizes_that_cannot_work_are_refused(numbers):
+    with pytest.raises(ValueError, match="must be"):
+        TinyConfig(**numbers)
+
+
+@pytest.mark.slow
+def test_a_bucket_is_as_good_as_a_disk(bucket, tmp_path):
+    source = build(tmp_path / "hub", words=False)
+    storage.put_folder(source, f"{bucket}/hub")
+    config = ExtendMllmConfig(model=f"{bucket}/hub", out=f"{bucket}/out")
+    assert extend_mllm(config) == 0
+    assert extend_mllm(ExtendMllmConfig(model=str(source), out=str(tmp_path / "out"))) == 0
+    with storage.local_folder(f"{bucket}/out") as folder:
+        remote, local = content(folder), content(tmp_path / "out")
+        load_adapter(folder)
+    assert {k: v for k, v in remote.items() if k != "lineage.json"} == {
+        k: v for k, v in local.items() if k != "lineage.json"
+    }
+    assert extend_mllm(config) == 0
