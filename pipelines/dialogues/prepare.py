@@ -264,8 +264,8 @@ def slices(manifests: Sequence[Mapping[str, Any]], *, shard_rows: int, limit: in
             rows = rows if left is None else min(rows, left)
             left = None if left is None else left - rows
             for start in range(0, rows, shard_rows):
-                data, taken = record["data"], min(shard_rows, rows - start)
-                yield Slice(corpus, data["file"], data["sha256"], start // ROW_GROUP_ROWS, taken)
+                taken = min(shard_rows, rows - start)
+                yield Slice(corpus, record["data"]["file"], start // ROW_GROUP_ROWS, taken)
 
 
 def dry_run(job: Job) -> int:

@@ -21,14 +21,12 @@ class Slice:
     Attributes:
         corpus: Number of the corpus.
         file: Name in the corpus.
-        sha256: Of the whole file, as its manifest says.
         first_group: Row group to begin with.
         rows: Rows to take.
     """
 
     corpus: int
     file: str
-    sha256: str
     first_group: int
     rows: int
 

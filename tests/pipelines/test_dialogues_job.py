@@ -4,16 +4,27 @@ import dataclasses
 import random
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from pipelines import shards
-from pipelines.dialogues.chats import answer_words, load_chat_corpus, read_group, rows_of
+from pipelines.dialogues import report
+from pipelines.dialogues.chats import answer_words, load_chat_corpus, read_group, rows_of, text_of
+from pipelines.dialogues.compose import TASKS
 from pipelines.dialogues.config import PRESETS, ComposeDialoguesConfig
 from pipelines.dialogues.prepare import plan_of, prepare, slices
 from pipelines.dialogues.run import check_rejects, make_chats
+from pipelines.dialogues.style import STYLES
+from pipelines.ingestion.config import ShapesConfig
+from pipelines.ingestion.registry import build_reader
+from pipelines.ingestion.shapes_corpus import make_shapes
+from samtok import masks
 from samtok.errors import ConfigError, DataError
-from tests.code_rows import WEIGHTS, annotation, code_mask, code_row, random_row, write_words
+from samtok.shapes import WorldConfig
+from samtok.words import parse_words
+from tests.code_rows import NUM_CODES, WEIGHTS, annotation, code_mask, code_row, random_row, write_words
 from tests.jobs import data_digests, job, read_manifest, run_job
 
 EVERY_TASK = "res,gres=0.7,grounding,gcg,psg,instances,region_caption,region_qa,multi_round,dialogue"
@@ -106,10 +117,7 @@ def test_several_corpora_become_one_and_a_limit_holds_for_each(words, tmp_path):
 
 def test_slices_are_whole_row_groups_of_one_file():
     manifest = {
-        "shards": [
-            {"counts": {"rows_out": rows}, "data": {"file": f"f{rows}", "sha256": ""}}
-            for rows in (100, 0, 200)
-        ]
+        "shards": [{"counts": {"rows_out": rows}, "data": {"file": f"f{rows}"}} for rows in (100, 0, 200)]
     }
     found = [
         (part.file, part.first_group, part.rows) for part in slices([manifest], shard_rows=128, limit=None)
@@ -146,9 +154,9 @@ def test_corpora_that_cannot_be_composed_together_are_refused(words, tmp_path):
 def test_a_least_iou_needs_the_iou_of_every_mask(words, tmp_path):
     with pytest.raises(ConfigError, match="has 0 of .* Tokenize it with --reconstruct 1"):
         prepare(config_of(tmp_path / "chats", words, min_iou=0.5))
-    masks = [code_mask(f"m{n}", (n, n), iou=n / 10, label="it") for n in range(10)]
+    made = [code_mask(f"m{n}", (n, n), iou=n / 10, label="it") for n in range(10)]
     known = write_words(
-        str(tmp_path / "known"), [code_row([mask], [], image_id=mask["mask_id"]) for mask in masks]
+        str(tmp_path / "known"), [code_row([mask], [], image_id=mask["mask_id"]) for mask in made]
     )
     totals = compose(config_of(tmp_path / "kept", known, tasks="instances", min_iou=0.45))["totals"]
     assert (totals["items_filtered"], totals["items_out"]) == (10, 10)
@@ -204,6 +212,62 @@ def test_the_words_of_answers_are_told_per_message(words, tmp_path):
     assert [len(codes) for codes in answer_words(row)] == [len(m["mask_ids"]) for m in row["messages"][1::2]]
     with pytest.raises(DataError, match="names the mask .*, which it does not have"):
         answer_words({**row, "masks": []})
+
+
+def test_the_report_draws_chats_of_all_tasks_and_says_which_images_are_gone(tmp_path):
+    rows = rows_like(12)
+    for row in rows[::2]:
+        row["image_uri"] = str(tmp_path / f"{row['image_id']}.png")
+        Image.fromarray(np.full((2, 2, 3), 90, np.uint8)).save(row["image_uri"])
+    words = write_words(str(tmp_path / "words"), rows)
+    compose(config_of(tmp_path / "chats", words, tasks=EVERY_TASK))
+    corpus = load_chat_corpus(str(tmp_path / "chats"))
+    drawn = report.drawn_at_random(corpus, 23, seed=0)
+    assert {row["task"] for row in drawn} == TASKS.keys() and len(drawn) == 23
+    assert len({row["sample_id"] for row in drawn}) == 23
+    page = report.make_page(corpus, max_samples=23, seed=0)
+    shown = sum(row["images"][0]["uri"].startswith(str(tmp_path)) for row in drawn)
+    assert 0 < page.count("data:image/jpeg") == shown < 23
+    assert page.count("The image cannot be shown") == 23 - shown
+    assert "class=chip" in page and "mt_start" not in page
+
+
+SHAPES = {  # what the synthetic corpus has in each published format, and where
+    "coco": ("annotations/instances_train.json", "train", "instances"),
+    "refer": ("grefs.json", "train", "res,gres,grounding,multi_round"),
+    "granf": ("granf.json", "train", "gcg"),
+    "psg": ("psg.json", "", "psg,multi_round,instances"),
+    "dam": ("annotations.json", "", "region_caption"),
+}
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_shapes_in_every_published_format_become_chats_with_the_right_words(kind, tmp_path):
+    source, images, tasks = SHAPES[kind]
+    world = WorldConfig.square(64)
+    make_shapes(ShapesConfig(out=str(tmp_path), format=kind, num_images=5, world=world, image_format="png"))
+    root = str(tmp_path / images)
+    reader = build_reader(kind, source=str(tmp_path / source), images=root, split="train", dataset=kind)
+    rows = [_with_words(reader.read(item).row) for item in reader.inputs()]
+    words = write_words(str(tmp_path / "words"), rows, dataset=kind)
+    totals = compose(config_of(tmp_path / "chats", words, tasks=tasks, styles=STYLES))["totals"]
+    assert totals["items_rejected"] == 0
+    assert all(totals[f"{task}/samples_out"] for task in tasks.split(","))
+    codes = {(row["image_id"], m["mask_id"]): tuple(m["codes"]) for row in rows for m in row["masks"]}
+    for sample in rows_of(load_chat_corpus(str(tmp_path / "chats"))):
+        for message in sample["messages"]:
+            wanted = [codes[sample["image_id"], mask_id] for mask_id in message["mask_ids"]]
+            assert parse_words(text_of(message), num_codes=NUM_CODES) == wanted
+
+
+def _with_words(row: dict) -> dict:
+    rng, size = random.Random(row["image_id"]), {"height": row["height"], "width": row["width"]}
+    found = []
+    for mask in row["masks"]:
+        box = [float(side) for side in masks.box_xyxy(mask["rle"], **size) or (0, 0, 0, 0)]
+        codes = (rng.randrange(NUM_CODES), rng.randrange(NUM_CODES))
+        found.append(code_mask(**{**mask, "codes": codes, "box_xyxy": box}))
+    return {**row, "masks": found}
 
 
 @pytest.mark.slow
