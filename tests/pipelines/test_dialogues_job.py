@@ -51,14 +51,21 @@ def compose(config: ComposeDialoguesConfig) -> dict:
     return make_chats(job.config, plan, job.worker(plan))
 
 
-def test_everything_that_went_in_is_accounted_for(words, tmp_path):
-    manifest = compose(config_of(tmp_path, words))
-    totals = manifest["totals"]
+@pytest.fixture(scope="module")
+def whole(words, tmp_path_factory) -> str:
+    """Chats of all tasks of these words, from an uninterrupted run."""
+    out = tmp_path_factory.mktemp("chats") / "whole"
+    compose(config_of(out, words))
+    return str(out)
+
+
+def test_everything_that_went_in_is_accounted_for(whole):
+    totals = read_manifest(whole)["totals"]
     assert totals["rows_in"] == 80 and totals["rows_out"] > 70 and totals["inputs_in"] == 3
     ends = ("out", "rejected", "filtered", "thinned", "unused")
     for prefix in ("", *(f"{part.partition('=')[0]}/" for part in EVERY_TASK.split(","))):
         assert totals[f"{prefix}items_in"] == sum(totals.get(f"{prefix}items_{end}", 0) for end in ends) > 0
-    corpus = load_chat_corpus(str(tmp_path))
+    corpus = load_chat_corpus(whole)
     rows = list(rows_of(corpus))
     assert len(rows) == corpus.num_samples == totals["samples_out"]
     assert len({row["sample_id"] for row in rows}) == len(rows)
@@ -66,17 +73,15 @@ def test_everything_that_went_in_is_accounted_for(words, tmp_path):
     assert (corpus.num_codes, corpus.num_levels, corpus.weights_sha256) == (64, 2, WEIGHTS)
 
 
-def test_rows_are_found_at_random_by_shard_and_row_group(words, tmp_path):
-    compose(config_of(tmp_path, words))
-    corpus = load_chat_corpus(str(tmp_path))
+def test_rows_are_found_at_random_by_shard_and_row_group(whole):
+    corpus = load_chat_corpus(whole)
     for shard, file in enumerate(corpus.shards):
         found = [row for group in range(file.groups) for row in read_group(corpus, shard=shard, group=group)]
         assert len(found) == file.rows
         assert len(read_group(corpus, shard=shard, group=0)) == min(64, file.rows)
 
 
-def test_a_run_that_was_killed_ends_with_the_same_bytes(words, tmp_path):
-    whole = compose(config_of(tmp_path / "whole", words))
+def test_a_run_that_was_killed_ends_with_the_same_bytes(words, whole, tmp_path):
     job = prepare(config_of(tmp_path / "cut", words))
     plan = plan_of(job)
     worker = job.worker(plan)
@@ -92,15 +97,16 @@ def test_a_run_that_was_killed_ends_with_the_same_bytes(words, tmp_path):
     done: list[int] = []
     resumed = make_chats(job.config, plan_of(job), lambda shard: done.append(shard) or worker(shard))
     assert done == [1, 2]
-    assert data_digests(resumed) == data_digests(whole)
+    assert data_digests(resumed) == data_digests(read_manifest(whole))
 
 
 def test_samples_do_not_depend_on_the_shards(words, tmp_path):
     rows = rows_like(80)
     other = write_words(str(tmp_path / "other"), rows[::-1], shard_rows=37)
     samples = []
+    told = {"tasks": "gres=0.5,multi_round,psg", "turns_per_sample": 2, "styles": STYLES}
     for name, uri in (("a", words), ("b", other)):
-        compose(config_of(tmp_path / name, uri, turns_per_sample=2, styles=("words", "json", "authors")))
+        compose(config_of(tmp_path / name, uri, **told))
         found = rows_of(load_chat_corpus(str(tmp_path / name)))
         samples.append(sorted(found, key=lambda row: row["sample_id"]))
     assert samples[0] == samples[1]
@@ -109,7 +115,7 @@ def test_samples_do_not_depend_on_the_shards(words, tmp_path):
 def test_several_corpora_become_one_and_a_limit_holds_for_each(words, tmp_path):
     rows = [{**row, "dataset": "second"} for row in rows_like(10)]
     second = write_words(str(tmp_path / "second"), rows, dataset="second")
-    manifest = compose(config_of(tmp_path / "chats", words, second, limit=72))
+    manifest = compose(config_of(tmp_path / "chats", words, second, limit=72, tasks="res"))
     assert manifest["totals"]["rows_in"] == 82
     datasets = {row["dataset"] for row in rows_of(load_chat_corpus(str(tmp_path / "chats")))}
     assert datasets == {"made", "second"}
@@ -271,8 +277,7 @@ def _with_words(row: dict) -> dict:
 
 
 @pytest.mark.slow
-def test_ray_tasks_write_the_same_bytes_also_after_a_kill(words, tmp_path):
-    whole = compose(config_of(tmp_path / "whole", words))
+def test_ray_tasks_write_the_same_bytes_also_after_a_kill(words, whole, tmp_path):
     flags = ("--words", words, "--tasks", EVERY_TASK, "--shard-rows", "64", "--tracking", "off")
     flags = (*flags, "--report-samples", "0", "--out", str(tmp_path / "ray"), "--workers", "2")
     with job("compose_dialogues", *flags, log=tmp_path / "cut.log") as running:
@@ -281,4 +286,4 @@ def test_ray_tasks_write_the_same_bytes_also_after_a_kill(words, tmp_path):
     code, output = run_job("compose_dialogues", *flags, log=tmp_path / "ray.log")
     assert code == 0, output[-3000:]
     assert "samples" in output and "items rejected" in output
-    assert data_digests(read_manifest(tmp_path / "ray")) == data_digests(whole)
+    assert data_digests(read_manifest(tmp_path / "ray")) == data_digests(read_manifest(whole))
