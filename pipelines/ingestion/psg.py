@@ -72,12 +72,13 @@ class PsgReader:
         predicates = _names(corpus, "predicate_classes")
         identified: list[tuple[str, Record]] = []
         for index, entry in enumerate(corpus["data"]):
-            image_id = records.id_text(entry.get("image_id")) if isinstance(entry, dict) else None
-            if image_id is None or not isinstance(entry.get("segments_info"), list):
-                message = f"image at index {index} is {entry!r:.200}, expected an image_id and segments_info"
-                yield schema.reject(STAGE, self.name, image_id or f"#{index}", "image_record", message)
+            fields = entry if isinstance(entry, dict) else {}
+            image_id, segments = records.id_text(fields.get("image_id")), fields.get("segments_info")
+            if image_id is not None and isinstance(segments, list):
+                identified.append((image_id, fields))
             else:
-                identified.append((image_id, entry))
+                fault = f"image at index {index} is {entry!r:.200}, expected an image_id and segments_info"
+                yield self._lost_image(image_id or f"#{index}", "image_record", fault, segments)
         chosen = [one for one in identified if self._selects(one[0], corpus)]
         if not chosen:
             raise ConfigError(
@@ -86,13 +87,9 @@ class PsgReader:
             )
         kept, repeated = records.split_repeated(chosen)
         for image_id, entry in sorted(repeated, key=lambda one: one[0]):
-            message = (
-                f"image id {image_id} is repeated; {'one equal' if image_id in kept else 'none'} is kept"
-            )
-            num_masks = len(entry["segments_info"])
-            yield schema.reject(
-                STAGE, self.name, image_id, "duplicate_image_id", message, num_masks=num_masks
-            )
+            which = "one equal" if image_id in kept else "none"
+            message = f"image id {image_id} is repeated; {which} is kept"
+            yield self._lost_image(image_id, "duplicate_image_id", message, entry["segments_info"])
         for image_id in sorted(kept):
             payload = _reduced(kept[image_id], labels, predicates)
             num_masks = len(payload["segments"])
@@ -119,6 +116,7 @@ class PsgReader:
         )
         triplets, lost = self._triplets(record["relations"], len(mask_ids), item.key)
         payload = {"triplets": triplets}
+        lost += self._unknown(record["segments"], counts, item.key)
         graph = annotations.annotation(GRAPH_ID, "scene_graph", mask_ids, payload=payload)
         return annotations.attach(result, [graph] if triplets else [], lost)
 
@@ -126,11 +124,15 @@ class PsgReader:
         corpus = records.parse_json(storage.read_bytes(self.graphs_uri), self.graphs_uri)
         if not isinstance(corpus, dict) or not isinstance(corpus.get("data"), list):
             raise DataError(
-                f"{self.graphs_uri} holds a {type(corpus).__name__}, expected an object with the list data and "
-                "the lists thing_classes, stuff_classes and predicate_classes (OpenPSG's psg.json)",
+                f"{self.graphs_uri} holds a {type(corpus).__name__}, expected an object with the list data "
+                "and the lists thing_classes, stuff_classes and predicate_classes (OpenPSG's psg.json)",
                 reason="psg_layout",
             )
         return corpus
+
+    def _lost_image(self, image_id: str, reason: str, message: str, segments: object) -> Reject:
+        num_masks = len(segments) if isinstance(segments, list) else 0
+        return schema.reject(STAGE, self.name, image_id, reason, message, num_masks=num_masks)
 
     def _selects(self, image_id: str, corpus: dict[str, Any]) -> bool:
         if self.split not in ("train", "val", "test"):
@@ -152,7 +154,7 @@ class PsgReader:
             raise DataError(str(error), reason="label_map_missing") from error
         if labels.shape != image_hw:
             raise DataError(
-                f"{uri} has {labels.shape[0]}x{labels.shape[1]} pixels, its image {image_hw[0]}x{image_hw[1]}",
+                f"{uri} has (height, width) {labels.shape}, its image {image_hw}: is it of another image?",
                 reason="label_map_size",
             )
         return dict(split_labels(labels))
@@ -160,7 +162,7 @@ class PsgReader:
     def _segments(
         self, segments: list[Record], counts: dict[int, str], image_hw: tuple[int, int], image_id: str
     ) -> tuple[list[Record], list[Reject], list[str]]:
-        """Returns usable segments, a reject for each other one and for ids that no segment has, and all ids.
+        """Returns usable segments, a reject for each other one, and the ids of all.
 
         A mask's id is its segment's; one without an id, or with that of another, goes by its index.
         """
@@ -172,11 +174,16 @@ class PsgReader:
                 usable.append(_segment(mask_id, segment, counts, image_hw))
             except DataError as error:
                 rejects.append(records.mask_reject(self.name, image_id, mask_id, error.reason, str(error)))
-        for number in sorted(counts.keys() - {int(own) for own in ids if own and own.isdecimal()}):
-            message = f"pixels of image {image_id} have the id {number}, which no segment has"
-            entry = schema.reject(STAGE, self.name, image_id, "unknown_segment", message, mask_id=str(number))
-            rejects.append(entry)
         return usable, rejects, mask_ids
+
+    def _unknown(self, segments: list[Record], counts: dict[int, str], image_id: str) -> list[Reject]:
+        """Returns a reject of no mask for each id in the map that no segment has."""
+        known = {segment.get("id") for segment in segments if type(segment.get("id")) is int}
+        message = f"pixels of image {image_id} have this id, which no segment has"
+        return [
+            schema.reject(STAGE, self.name, image_id, "unknown_segment", message, mask_id=str(number))
+            for number in sorted(counts.keys() - known)
+        ]
 
     def _triplets(
         self, relations: Any, num_segments: int, image_id: str

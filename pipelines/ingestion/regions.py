@@ -1,8 +1,9 @@
-"""Masks with a caption each, as DAM's training data is extracted (family F8). Source: NVlabs/describe-anything.
+"""Masks with a caption each, as DAM's training data is extracted (family F8; NVlabs/describe-anything).
 
-The file is ``{key: [{caption, mask_rle, ann_id, image | img_id}]}``: a dict of lists whose keys say nothing. All
-entries of an image become one row. The size of an image is that of its masks, as the file states no other; it
-is compared with the picture when that is read. Of several captions of one mask each is an annotation.
+The file is ``{key: [{caption, mask_rle, ann_id, image | img_id}]}``: a dict of lists whose keys say nothing.
+All entries of an image become one row. The size of an image is that of its masks, as the file states no
+other; it is compared with the picture when that is read. Of several captions of one mask each is an
+annotation.
 """
 
 import json
@@ -53,9 +54,7 @@ class DamReader:
         for where, entry in self._entries():
             image_id, ann_id = _image_of(entry), _ann_of(entry)
             if image_id is None or ann_id is None:
-                message = (
-                    f"entry {where} is {entry!r:.200}, expected an object with ann_id and image or img_id"
-                )
+                message = f"entry {where} is {entry!r:.200}, expected an object with ann_id and image"
                 owner = image_id or _NO_IMAGE
                 rejects.append(records.mask_reject(self.name, owner, where, "annotation_id", message))
             else:
@@ -93,8 +92,8 @@ class DamReader:
         corpus = records.parse_json(storage.read_bytes(self.captions_uri), self.captions_uri)
         if not isinstance(corpus, dict) or not all(isinstance(found, list) for found in corpus.values()):
             raise DataError(
-                f"{self.captions_uri} holds a {type(corpus).__name__}, expected an object of lists of captioned "
-                "masks (DAM's annotations.json)",
+                f"{self.captions_uri} holds a {type(corpus).__name__}, expected an object of lists of "
+                "captioned masks (DAM's annotations.json)",
                 reason="dam_layout",
             )
         for key, found in corpus.items():

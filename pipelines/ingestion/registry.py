@@ -13,7 +13,7 @@ from pipelines.ingestion.regions import DamReader
 from pipelines.ingestion.sidecar import Sa1bReader
 from samtok.errors import ConfigError
 
-PLACES = ("instances", "panoptic")
+_PLACES = ("instances", "panoptic")
 """Options that are URIs."""
 
 
@@ -58,7 +58,7 @@ def build_reader(
     for flag, value in {"source": source, "dataset": dataset, "split": split}.items():
         if not value:
             raise ConfigError(f"--{flag} is empty, but --reader {kind} needs it")
-    places = {"source": source, "images": images, **{name: options.get(name) for name in PLACES}}
+    places = {"source": source, "images": images, **{name: options.get(name) for name in _PLACES}}
     for flag, value in ((flag, value) for flag, value in places.items() if value):
         if value.startswith("file://"):  # names of images are joined to it as they are, without quoting
             raise ConfigError(f"--{flag} {value}: write a local path without file://")

@@ -76,6 +76,20 @@ def test_the_keys_of_expressions_reach_their_reader(tmp_path, monkeypatch):
     assert plain.corpus.instances is None and plain.reader().sentence == "sent"
 
 
+@pytest.mark.parametrize("reader", ["granf", "psg", "dam"])
+def test_readers_of_other_texts_need_a_source_and_images(reader):
+    assert parse(f"reader={reader},source=a.json,images=pictures").reader().name == reader
+    with pytest.raises(ConfigError, match=f"--reader {reader} needs --images"):
+        parse(f"reader={reader},source=a.json")
+
+
+def test_the_folder_of_maps_reaches_its_reader(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spec = parse("reader=psg,source=a.json,images=s3://b/coco,panoptic=maps").absolute()
+    assert spec.corpus.panoptic == str(Path(tmp_path) / "maps")
+    assert spec.reader().panoptic_root == spec.corpus.panoptic
+
+
 def test_what_is_left_out_has_the_defaults_of_the_flags():
     spec = parse("reader=sa1b, source=s3://bucket/sa1b")
     assert spec == CorpusSpec(CorpusConfig(reader="sa1b", source="s3://bucket/sa1b"))

@@ -344,7 +344,7 @@ def test_a_pickle_that_only_asks_for_memory_is_refused(raw):
         safe_pickle.load_plain(raw, "x")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.integers(0, 400), st.integers(0, 255), st.binary(max_size=30), st.sampled_from((0, 2, 4)))
 def test_a_broken_pickle_is_a_data_error_or_plain_data(cut, byte, raw, protocol):
     whole = pickle.dumps([ref()], protocol)
@@ -409,7 +409,7 @@ REFS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(refs=st.lists(REFS | st.none(), max_size=6), seed=st.randoms(use_true_random=False))
 def test_sentences_in_are_annotations_or_rejects_whatever_the_order(tmp_path, refs, seed: random.Random):
     things = [thing(1), thing(2, segmentation=[[1, 2]]), thing(3, image_id=6)]

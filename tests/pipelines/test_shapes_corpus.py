@@ -13,9 +13,16 @@ from pycocotools.coco import COCO
 
 from jobs import make_shapes
 from pipelines import run
-from pipelines.ingestion.config import HELD_OUT_INDEX, PRESETS, ShapesConfig
+from pipelines.ingestion.config import HELD_OUT_INDEX, PRESETS, ExpressionsConfig, ShapesConfig
 from pipelines.ingestion.registry import build_reader
-from pipelines.ingestion.shapes_corpus import write_coco, write_sa1b
+from pipelines.ingestion.shapes_corpus import (
+    write_coco,
+    write_dam,
+    write_granf,
+    write_psg,
+    write_refer,
+    write_sa1b,
+)
 from samtok import masks
 from samtok.errors import ConfigError
 from samtok.shapes import KINDS, WorldConfig, make_scene
@@ -189,7 +196,7 @@ def test_a_side_car_has_all_published_fields(tmp_path):
 
 # --- repeating --------------------------------------------------------------------------------------------
 
-WRITERS = [(write_coco, {})]
+WRITERS = [(write, {}) for write in (write_coco, write_refer, write_granf, write_psg, write_dam)]
 WRITERS += [(write_sa1b, {"layout": layout, "images_per_folder": 5}) for layout in LAYOUTS]
 
 
@@ -238,6 +245,14 @@ def test_a_corpus_of_another_release_is_refused(tmp_path):
     record.write_text(record.read_text().replace('"world_version":1', '"world_version":0'))
     with pytest.raises(ConfigError, match="world_version: there 0, wanted 1"):
         write_coco(str(tmp_path), CONFIG)
+
+
+def test_expressions_are_part_of_a_corpus_only_where_they_are_said(tmp_path):
+    other = change(expressions=ExpressionsConfig(none=3))
+    assert other.identity() == CONFIG.identity()
+    write_refer(str(tmp_path), CONFIG)
+    with pytest.raises(ConfigError, match="expressions: there .*'none': 1"):
+        write_refer(str(tmp_path), other)
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path):
@@ -292,8 +307,9 @@ def test_the_job_writes_what_its_flags_say(tmp_path):
     assert make_shapes.main([*flags, "--seed", "1"]) == 2  # another corpus is there
 
 
-def test_a_config_file_repeats_the_corpus(tmp_path):
-    config = change(out=str(tmp_path / "a"))
+@pytest.mark.parametrize("form", ["coco", "refer", "psg"])
+def test_a_config_file_repeats_the_corpus(tmp_path, form):
+    config = change(out=str(tmp_path / "a"), format=form)
     (tmp_path / "config.json").write_text(run.config_json(config))
     assert make_shapes.main(["--config", str(tmp_path / "config.json")]) == 0
     assert make_shapes.main(["--config", str(tmp_path / "config.json"), "--out", str(tmp_path / "b")]) == 0

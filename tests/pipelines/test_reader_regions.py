@@ -1,0 +1,172 @@
+"""The reader of captioned masks (DAM): grouping by image, sizes, ids, and that nothing is lost."""
+
+import json
+import pickle
+import random
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipelines import schema
+from pipelines.ingestion.config import ShapesConfig
+from pipelines.ingestion.reader import Input
+from pipelines.ingestion.registry import build_reader
+from pipelines.ingestion.shapes_corpus import write_dam
+from samtok import masks
+from samtok.errors import DataError
+from samtok.shapes import WorldConfig, description, make_scene
+
+
+def rle(column, size=(6, 8)):
+    mask = np.zeros(size, bool)
+    mask[1:3, column] = True
+    return {"size": list(size), "counts": masks.encode(mask)}
+
+
+def region(ann_id=1, caption="a red ring", mask=None, **place):
+    where = place or {"image": "train/5.jpg"}
+    return {"caption": caption, "mask_rle": rle(0) if mask is None else mask, "ann_id": ann_id, **where}
+
+
+def reader_of(folder, corpus):
+    (folder / "annotations.json").write_text(json.dumps(corpus))
+    place = {"source": f"{folder}/annotations.json", "images": str(folder)}
+    return build_reader("dam", **place, split="train", dataset="d")
+
+
+def read_all(reader):
+    rows, rejects = [], []
+    for item in reader.inputs():
+        if not isinstance(item, Input):
+            rejects.append(item)
+            continue
+        result = reader.read(item)
+        assert item.num_masks == result.num_masks_in
+        rejects += result.rejects
+        rows += [result.row] if result.row else []
+    schema.table(rows, schema.IMAGE_ROW)
+    schema.table(rejects, schema.REJECT_ROW)
+    for row in rows:
+        known = {mask["mask_id"] for mask in row["masks"]}
+        known |= {one["mask_id"] for one in rejects if one["row_id"] == row["image_id"]}
+        names = [made["annotation_id"] for made in row["annotations"]]
+        assert len(set(names)) == len(names)
+        assert all(set(made["mask_ids"]) <= known for made in row["annotations"])
+    return rows, rejects
+
+
+def said(row):
+    return [(made["annotation_id"], made["mask_ids"], made["text"]) for made in row["annotations"]]
+
+
+def reasons(rejects):
+    return sorted((one["reason"], one["row_id"], one["mask_id"], one["num_masks"]) for one in rejects)
+
+
+def test_entries_of_an_image_are_one_row_whatever_list_they_are_in(tmp_path):
+    corpus = {
+        "x": [region(1), region(2, "two stars", rle(1))],
+        "y": [region(10, "sky", rle(2)), region(3, img_id=77)],
+        "z": [],
+    }
+    rows, rejects = read_all(reader_of(tmp_path, corpus))
+    assert not rejects and [row["image_id"] for row in rows] == ["77.jpg", "train/5.jpg"]
+    assert rows[1]["image_uri"] == f"{tmp_path}/train/5.jpg" and rows[0]["image_uri"] == f"{tmp_path}/77.jpg"
+    assert said(rows[1]) == [
+        ("1-1", ["1"], "a red ring"),
+        ("2-1", ["2"], "two stars"),
+        ("10-1", ["10"], "sky"),
+    ]
+    assert [mask["rle"] for mask in rows[1]["masks"]] == [rle(i)["counts"] for i in range(3)]
+    assert (rows[1]["height"], rows[1]["width"]) == (6, 8)
+
+
+def test_several_captions_of_a_mask_are_an_annotation_each(tmp_path):
+    (row,), rejects = read_all(reader_of(tmp_path, {"x": [region(1, "b"), region(1, "a")]}))
+    assert not rejects and len(row["masks"]) == 1
+    assert said(row) == [("1-1", ["1"], "a"), ("1-2", ["1"], "b")]
+
+
+def test_an_id_of_differing_masks_loses_the_mask_and_keeps_the_captions(tmp_path):
+    (row,), rejects = read_all(reader_of(tmp_path, {"x": [region(1), region(1, mask=rle(3)), region(2)]}))
+    assert reasons(rejects) == [("duplicate_annotation_id", "train/5.jpg", "1", 1)]
+    assert [mask["mask_id"] for mask in row["masks"]] == ["2"] and len(row["annotations"]) == 3
+
+
+def test_the_size_of_an_image_is_that_of_most_masks(tmp_path):
+    entries = [region(1, mask=rle(0, (9, 9))), region(2), region(3), region(4, mask="x"), region(5, mask={})]
+    (row,), rejects = read_all(reader_of(tmp_path, {"x": entries}))
+    assert (row["height"], row["width"]) == (6, 8)
+    assert reasons(rejects) == [
+        ("rle_size", "train/5.jpg", "1", 1),
+        ("segmentation_type", "train/5.jpg", "4", 1),
+    ]
+    assert [(mask["mask_id"], mask["flags"]) for mask in row["masks"]][-1] == ("5", ["empty"])
+
+
+def test_what_cannot_be_used_is_rejected_with_its_place(tmp_path):
+    entries = [
+        region(None),
+        region(1, img_id=None),
+        7,
+        region(2, ""),
+        region(3, image="../a.jpg"),
+        region(4, image="b.jpg", mask={"counts": "0"}),
+    ]
+    rows, rejects = read_all(reader_of(tmp_path, {"x": entries}))
+    assert [(row["image_id"], len(row["masks"]), said(row)) for row in rows] == [("train/5.jpg", 1, [])]
+    assert reasons([one for one in rejects if one["mask_id"]]) == [
+        ("annotation_id", "?", "x#1", 1),
+        ("annotation_id", "?", "x#2", 1),
+        ("annotation_id", "train/5.jpg", "x#0", 1),
+        ("annotation_text", "train/5.jpg", "annotation 2-1", 0),
+    ]
+    assert reasons([one for one in rejects if not one["mask_id"]]) == [
+        ("image_size", "b.jpg", None, 1),
+        ("unsafe_path", "../a.jpg", None, 1),
+    ]
+
+
+@pytest.mark.parametrize("corpus", [[], {"x": {}}, {"images": 3}])
+def test_a_file_of_another_layout_is_refused(tmp_path, corpus):
+    with pytest.raises(DataError, match="expected an object of lists of captioned masks"):
+        list(reader_of(tmp_path, corpus).inputs())
+
+
+ENTRIES = st.builds(
+    region,
+    st.sampled_from([1, 2, "3", None]),
+    st.sampled_from(["a", "b", "", None]),
+    st.sampled_from([rle(0), rle(1), rle(0, (5, 5)), {"size": [6, 8], "counts": "!"}, "x"]),
+    image=st.sampled_from(["a.jpg", "b.jpg", 3]),
+)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(entries=st.lists(ENTRIES, max_size=7), order=st.randoms(use_true_random=False))
+def test_masks_and_captions_in_are_kept_or_rejected_whatever_the_order(
+    tmp_path, entries, order: random.Random
+):
+    rows, rejects = read_all(reader_of(tmp_path, {"x": entries}))
+    usable = [one for one in entries if one["ann_id"] is not None and one["image"] != 3]
+    claimed = len({(one["image"], str(one["ann_id"])) for one in usable}) + len(entries) - len(usable)
+    assert sum(len(row["masks"]) for row in rows) + sum(one["num_masks"] for one in rejects) == claimed
+    again = read_all(reader_of(tmp_path, {"y": order.sample(entries, len(entries))}))
+    assert again[0] == rows and len(again[1]) == len(rejects)
+
+
+def test_the_synthetic_corpus_is_served_with_a_caption_per_shape(tmp_path):
+    world = WorldConfig.square(48)
+    write_dam(str(tmp_path), ShapesConfig(num_images=10, seed=4, world=world))
+    reader = build_reader(
+        "dam", source=f"{tmp_path}/annotations.json", images=str(tmp_path), split="train", dataset="s"
+    )
+    rows, rejects = read_all(pickle.loads(pickle.dumps(reader)))
+    assert len(rows) == 10 and not rejects
+    for row in rows:
+        scene = make_scene(4, int(row["image_id"][-16:-4]) - 1, world)
+        rles = {mask["mask_id"]: mask["rle"] for mask in row["masks"]}
+        found = {rles[made["mask_ids"][0]]: made["text"] for made in row["annotations"]}
+        assert found == {masks.encode(shape.mask): description(shape) for shape in scene.objects}
