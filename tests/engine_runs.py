@@ -21,7 +21,12 @@ from samtok.errors import ConfigError
 CONFIG = OptimizerConfig(lr=1e-2, clip_norm=1.0, weight_decay=0.05)
 RATE, IMAGES, STEPS, HALF, BAD_STEP = 1e-2, 16, 20, 10, 3
 WORLDS = (1, 2)
-ENGINES: dict[str, dict[str, Any] | None] = {"plain": None, "zero1": {"stage": 1}, "zero2": {"stage": 2}}
+ENGINES: dict[str, dict[str, Any] | None] = {
+    "plain": None,
+    "zero1": {"stage": 1},
+    "zero2": {"stage": 2},
+    "zero3": {"stage": 3, "stage3_param_persistence_threshold": 0},  # share out small parameters as well
+}
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "zero1_small_buckets": {"stage": 1, "reduce_bucket_size": 100},  # less than the largest parameter has
     "zero2_small_buckets": {"stage": 2, "reduce_bucket_size": 100},
@@ -29,6 +34,17 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "zero2_whole": {"stage": 2, "reduce_scatter": False},
     "zero2_reduce": {"stage": 2, "use_multi_rank_bucket_allreduce": False},
     "zero2_scattered": {"stage": 2, "contiguous_gradients": False},
+    "zero3_persistent": {"stage": 3, "stage3_param_persistence_threshold": 40},
+    "zero3_small_buckets": {
+        "stage": 3,
+        "reduce_bucket_size": 100,
+        "stage3_param_persistence_threshold": 0,
+        "stage3_prefetch_bucket_size": 30,
+        "stage3_max_live_parameters": 200,
+        "sub_group_size": 100,
+    },
+    "zero3_whole": {"stage": 3, "reduce_scatter": False, "stage3_param_persistence_threshold": 0},
+    "zero3_overlap": {"stage": 3, "overlap_comm": True, "stage3_param_persistence_threshold": 0},
 }
 SPLITS = (1, 2, 4)
 """Micro-batches of a worker's share of a step."""
@@ -46,7 +62,7 @@ class Net(nn.Module):
         self.frozen.requires_grad_(False)
         self.dtypes: set[torch.dtype] = set()
 
-    def loss(self, x: Tensor, y: Tensor, twins: tuple[int, ...] = (0, 1)) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, twins: tuple[int, ...] = (0, 1)) -> Tensor:
         hidden = self.frozen(torch.tanh(self.first(x)))
         self.dtypes.add(hidden.dtype)
         out = self.last(hidden)
@@ -80,18 +96,18 @@ def train(module: Net, engine: Engine, steps: range, split: int = 1) -> dict[str
     for step in steps:
         total = torch.zeros((), dtype=torch.float64)
         for x, y in share(step, split):
-            loss = module.loss(x, y)
+            loss = module(x, y)
             engine.backward(loss)
             total += loss.detach()
         distributed.all_reduce(total)
         losses.append(total.item())
         norms.append(engine.step(RATE))
-    return {"losses": losses, "norms": norms, **snapshot(module, engine)}
+    return {"losses": losses, "norms": norms, **snapshot(engine)}
 
 
-def snapshot(module: Net, engine: Engine) -> dict[str, Any]:
+def snapshot(engine: Engine) -> dict[str, Any]:
     state = engine.optimizer_state()
-    weights = {name: value.clone() for name, value in module.state_dict().items()}
+    weights = {name: value.clone() for name, value in engine.model_state().items()}
     return {"weights": weights, "steps": state.steps, "moments": state.moments}
 
 
@@ -102,7 +118,7 @@ def straight(kind: str) -> dict[str, Any]:
         module, engine = build(kind)
         half = train(module, engine, range(HALF), split)
         rest = train(module, engine, range(HALF, STEPS), split)
-        exported = safetensors.torch.load(safetensors.torch.save(module.state_dict()))
+        exported = safetensors.torch.load(safetensors.torch.save(engine.model_state()))
         results[f"{split}"] = {
             **rest,
             "losses": half["losses"] + rest["losses"],
@@ -118,7 +134,7 @@ def skipped(kind: str) -> dict[str, Any]:
     train(module, engine, range(BAD_STEP))
     for x, y in share(BAD_STEP, 1):
         is_last = distributed.get_rank() == distributed.get_world_size() - 1
-        engine.backward(module.loss(x, y) * (math.nan if is_last else 1.0))
+        engine.backward(module(x, y) * (math.nan if is_last else 1.0))
     norm = engine.step(RATE)
     after = train(module, engine, range(BAD_STEP + 1, HALF))
     module, engine = build(kind)
@@ -132,29 +148,29 @@ def uneven(kind: str, twins: list[tuple[int, ...]]) -> dict[str, Any]:
     try:
         for step in range(3):
             for x, y in share(step, 1):
-                engine.backward(module.loss(x, y, twins[distributed.get_rank()]))
+                engine.backward(module(x, y, twins[distributed.get_rank()]))
             engine.step(RATE)
     except ConfigError as error:
         return {"error": str(error)}
-    return snapshot(module, engine)
+    return snapshot(engine)
 
 
 def rounded(kind: str) -> dict[str, Any]:
     """A run whose forward passes are under bfloat16 autocast."""
     module, engine = build(kind)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = module.loss(*next(share(0, 1)))
+        loss = module(*next(share(0, 1)))
     engine.backward(loss)
     norm = engine.step(RATE)
     kinds = [str(dtype) for dtype in module.dtypes]
-    return {"loss": loss.item(), "norm": norm, "dtypes": kinds, **snapshot(module, engine)}
+    return {"loss": loss.item(), "norm": norm, "dtypes": kinds, **snapshot(engine)}
 
 
 def resumed(kind: str, half: dict[str, Any]) -> dict[str, Any]:
     """The second half of a run, by an engine that has done something else before."""
     module, engine = build(kind)
     train(module, engine, range(90, 92))
-    module.load_state_dict(half["weights"])
+    engine.load_model_state(half["weights"])
     engine.load_optimizer_state(OptimizerState(half["steps"], half["moments"]))
     return train(module, engine, range(HALF, STEPS))
 
@@ -163,7 +179,7 @@ def restarted(kind: str) -> dict[str, Any]:
     """A run from an empty state, by an engine that has done something else before."""
     module, engine = build(kind)
     train(module, engine, range(90, 92))
-    module.load_state_dict(Net().state_dict())
+    engine.load_model_state(Net().state_dict())
     engine.load_optimizer_state(OptimizerState())
     return train(module, engine, range(STEPS))
 

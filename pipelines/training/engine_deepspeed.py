@@ -1,22 +1,26 @@
-"""Training steps with DeepSpeed's ZeRO-1 and ZeRO-2: workers share the optimizer's state, and gradients, out.
+"""Training steps with DeepSpeed's ZeRO: workers share the optimizer's state, gradients and weights out.
 
 What is asked of DeepSpeed, and why (checked with 0.19.8):
 
 - Sums, not means: ``gradient_allreduce_op`` is "sum" and losses are not scaled, since ours come divided by
-  what the whole step counts.
+  what the whole step counts. ZeRO-3 knows means only, so there losses are multiplied by the workers.
 - The caller says when a step is over (``managed_gradient_accumulation`` is off), so any number of
-  micro-batches makes a step. ZeRO-1 adds gradients of workers up in ``step``, ZeRO-2 in every ``backward``.
+  micro-batches makes a step. ZeRO-1 adds gradients of workers up in ``step``, the others in ``backward``.
 - Weights stay in float32 and the training loop calls the module itself, never ``engine(...)``: DeepSpeed
   then has no part in autocast. ZeRO keeps a second float32 copy of this worker's part of the weights, which
   must follow whenever weights are loaded.
 - A norm that is not finite makes ZeRO drop the gradients and leave everything else alone.
+- ZeRO-3 fetches weights when a submodule is called, on all workers at once: they must call the same ones, in
+  training and without gradients. It counts micro-batches in ``engine(...)``, which is not called, so it is
+  told before each ``backward``; and it keeps a gradient until the next one of that parameter comes, so a
+  parameter that a step does not use would move by an old one, and gradients are cleared after every step.
 
 DeepSpeed is imported late: it looks for its accelerator when it is imported, and takes seconds.
 """
 
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,10 +33,11 @@ from torch import Tensor, distributed, nn
 from pipelines import env, storage
 from pipelines.training.config import OptimizerConfig
 from pipelines.training.engine import OptimizerState, check_moments
+from pipelines.training.row_rates import RowPace, RowRate, check_row_rates
+from pipelines.training.zero_parts import MOMENTS, CutParts, SharedParts
 from samtok.errors import ConfigError, DataError
 
 _ROOT = Path(__file__).resolve().parents[2]
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 _SAID_ELSEWHERE: Mapping[str, str] = {
     "train_batch_size": "--sampling.images-per-step says it",
@@ -55,14 +60,22 @@ _ZERO_SWITCHES = (
     "use_multi_rank_bucket_allreduce",
     "allgather_partitions",
 )
+_ZERO3_COUNTS = (
+    "sub_group_size",
+    "stage3_max_live_parameters",
+    "stage3_max_reuse_distance",
+    "stage3_prefetch_bucket_size",
+    "stage3_param_persistence_threshold",
+)
 
 
-def read_deepspeed_config(path: str) -> dict[str, Any]:
+def read_deepspeed_config(path: str, *, stages: Sequence[int] = (1, 2)) -> dict[str, Any]:
     """Reads and checks a DeepSpeed JSON such as ``infra/deepspeed/zero2.json``; loads no DeepSpeed.
 
     Args:
         path: A URI; a relative path is looked for in the working directory, then in the project's folder, as
             workers of a cluster run elsewhere.
+        stages: ZeRO stages with which this kind of training works.
 
     Raises:
         ConfigError: If there is no such file, or it is no JSON, or as ``check_deepspeed_config``.
@@ -74,24 +87,26 @@ def read_deepspeed_config(path: str) -> dict[str, Any]:
     try:
         body = storage.read_json(uri)
     except storage.NotFoundError as error:
+        shipped = " or ".join(f"zero{stage}.json" for stage in stages)
         raise ConfigError(
             f"--engine.deepspeed {path}: there is no such file, here or in {_ROOT}. "
-            "Give infra/deepspeed/zero1.json or zero2.json, or a file like them."
+            f"Give infra/deepspeed/{shipped}, or a file like them."
         ) from error
     except DataError as error:
         raise ConfigError(f"--engine.deepspeed {path}: {error}") from error
-    check_deepspeed_config(body, path)
+    check_deepspeed_config(body, path, stages=stages)
     return body
 
 
-def check_deepspeed_config(body: Any, source: str) -> None:
-    """Lets a DeepSpeed config through if it says nothing but how ZeRO-1 or ZeRO-2 goes about its work.
+def check_deepspeed_config(body: Any, source: str, *, stages: Sequence[int] = (1, 2)) -> None:
+    """Lets a DeepSpeed config through if it says nothing but how ZeRO goes about its work.
 
     Other settings either change what is learnt, or were never tried with this engine.
 
     Args:
         body: The parsed JSON.
         source: Where it comes from, for messages.
+        stages: ZeRO stages that may be there.
 
     Raises:
         ConfigError: Names the flag, the key and the remedy.
@@ -99,32 +114,27 @@ def check_deepspeed_config(body: Any, source: str) -> None:
     where = f"--engine.deepspeed {source}"
     if not isinstance(body, Mapping) or not isinstance(body.get("zero_optimization"), Mapping):
         raise ConfigError(
-            f'{where}: must hold {{"zero_optimization": {{"stage": 1 or 2, ...}}}}, got {body!r}'
+            f'{where}: must hold {{"zero_optimization": {{"stage": {_one_of(stages)}, ...}}}}, got {body!r}'
         )
     for key in sorted(set(body) - {"zero_optimization"}):
         reason = _SAID_ELSEWHERE.get(key, "it was not tried with this engine")
         raise ConfigError(f"{where}: remove {key}: {reason}. Only zero_optimization may be there.")
-    _check_zero(body["zero_optimization"], where)
+    _check_zero(body["zero_optimization"], where, stages)
 
 
-def _check_zero(zero: Mapping[str, Any], where: str) -> None:
+def _one_of(stages: Sequence[int]) -> str:
+    return " or ".join(str(stage) for stage in stages)
+
+
+def _check_zero(zero: Mapping[str, Any], where: str, stages: Sequence[int]) -> None:
     stage = zero.get("stage")
-    if type(stage) is not int or stage not in (1, 2):
+    if type(stage) is not int or stage not in stages:
+        why = "; stage 3 shares the weights out too, which this training does not need" * (3 not in stages)
         raise ConfigError(
-            f"{where}: zero_optimization.stage must be 1 or 2, got {stage!r}. Without ZeRO leave "
-            "--engine.deepspeed out; stage 3 shares the weights out too, which this training does not need."
+            f"{where}: zero_optimization.stage must be {_one_of(stages)}, got {stage!r}. Without ZeRO leave "
+            f"--engine.deepspeed out{why}."
         )
-    for key, value in zero.items():
-        name = f"{where}: zero_optimization.{key}"
-        if key in _ZERO_SWITCHES:
-            if not isinstance(value, bool):
-                raise ConfigError(f"{name} must be true or false, got {value!r}")
-        elif key in _ZERO_COUNTS:
-            if isinstance(value, bool) or not isinstance(value, int | float) or value < 2 or value % 2:
-                raise ConfigError(f"{name} must be an even number of elements, got {value!r}")
-        elif key != "stage":
-            known = ", ".join(("stage", *_ZERO_COUNTS, *_ZERO_SWITCHES))
-            raise ConfigError(f"{name} was not tried with this engine; remove it. Known: {known}.")
+    _check_details(zero, where)
     if stage == 1 and zero.get("overlap_comm"):
         raise ConfigError(
             f"{where}: zero_optimization.overlap_comm must be false in stage 1, which adds gradients "
@@ -132,27 +142,55 @@ def _check_zero(zero: Mapping[str, Any], where: str) -> None:
         )
 
 
+def _check_details(zero: Mapping[str, Any], where: str) -> None:
+    least = dict.fromkeys(_ZERO_COUNTS, 2) | (dict.fromkeys(_ZERO3_COUNTS, 0) if zero["stage"] == 3 else {})
+    for key, value in zero.items():
+        name = f"{where}: zero_optimization.{key}"
+        if key in _ZERO_SWITCHES:
+            if not isinstance(value, bool):
+                raise ConfigError(f"{name} must be true or false, got {value!r}")
+        elif key in least:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or value < least[key] or value % 2:
+                raise ConfigError(f"{name} must be an even number of elements, got {value!r}")
+        elif key != "stage":
+            known = ", ".join(("stage", *least, *_ZERO_SWITCHES))
+            raise ConfigError(f"{name} was not tried with this engine; remove it. Known: {known}.")
+
+
 class DeepSpeedEngine:
     """AdamW under ZeRO, on the process group of ``torch.distributed`` that is there already.
 
-    DeepSpeed copies the weights of worker 0 to all, and moves each parameter into one flat piece of memory:
-    load weights into the module as it is, and do not put other parameters in their place.
+    DeepSpeed copies the weights of worker 0 to all, and moves parameters into flat pieces of memory: load
+    weights by ``load_model_state``, and do not put other parameters in their place. Under ZeRO-3 call the
+    module itself for the loss, not one of its methods or parts.
 
     Args:
         module: What is trained, on its device; parameters that need no gradient are left alone.
         config: Of AdamW; the rate comes with every step.
         body: What ``read_deepspeed_config`` gave.
+        row_rates: Rows that learn at another rate, by parameter name.
 
     Raises:
+        ValueError: If there are no such rows.
         ConfigError: As ``check_deepspeed_config``, or if DeepSpeed was made to use another kind of device
             than the module's.
     """
 
-    def __init__(self, module: nn.Module, config: OptimizerConfig, body: Mapping[str, Any]) -> None:
-        check_deepspeed_config(body, "(given in code)")
+    def __init__(
+        self,
+        module: nn.Module,
+        config: OptimizerConfig,
+        body: Mapping[str, Any],
+        *,
+        row_rates: Mapping[str, RowRate] | None = None,
+    ) -> None:
+        check_deepspeed_config(body, "(given in code)", stages=(1, 2, 3))
         assert distributed.is_initialized(), "DeepSpeed would look for MPI where there is no process group"
         self.module = module
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
+        check_row_rates(row_rates or {}, shapes)
         weights = list(self.parameters.values())
         deepspeed = _import_deepspeed(weights[0].device)
         self._adam = torch.optim.AdamW(
@@ -164,22 +202,17 @@ class DeepSpeedEngine:
             optimizer=self._adam,
             config=_filled_in(body, config),
         )
-        self._order = _ArrivalOrder(weights) if self._engine.zero_optimization_stage() == 2 else None
-        self._flat = self._adam.param_groups[0]["params"][0]  # ZeRO has put its part of the weights here
-        self._make_state()
-
-    def _make_state(self) -> None:
-        """Makes AdamW's state as its first step would, so that it can be read and loaded from the start."""
-        from deepspeed.utils import lazy_init_hp_params_optimizer_state
-
-        self._adam.state[self._flat] = {
-            "step": torch.zeros((), dtype=torch.float32, device=self._flat.device),
-            **{name: torch.zeros_like(self._flat) for name in _MOMENTS},
-        }
-        lazy_init_hp_params_optimizer_state(list(self.parameters.values()), self._flat, self._adam.state)
+        self._stage: int = body["zero_optimization"]["stage"]
+        self._order = _ArrivalOrder(weights) if self._stage > 1 else None
+        kind = SharedParts if self._stage == 3 else CutParts
+        self._parts = kind(module, self.parameters, shapes, self._adam, self._zero)
+        RowPace(self._adam, self._parts.rows(row_rates or {}))
 
     def backward(self, loss: Float[Tensor, ""]) -> None:
         """Adds the gradients of one micro-batch."""
+        if self._stage == 3:
+            self._zero.clear_backward_seen_flag()
+            loss = loss * distributed.get_world_size()
         self._engine.backward(loss, scale_wrt_gas=False)
 
     def step(self, rate: float) -> float:
@@ -188,7 +221,7 @@ class DeepSpeedEngine:
         The norm is infinite when it is not finite.
 
         Raises:
-            ConfigError: If ZeRO-2 mixed gradients of different parameters up, see ``_ArrivalOrder``.
+            ConfigError: If gradients of different parameters were mixed up, see ``_ArrivalOrder``.
         """
         if self._order is not None:
             self._order.compare()
@@ -198,22 +231,32 @@ class DeepSpeedEngine:
                     parameter.grad = torch.zeros_like(parameter)
         self._zero.set_lr(rate)
         self._engine.step()
+        if self._stage == 3:
+            self._zero.grad_partitions_flat_buffer.zero_()
         return float(self._engine.get_global_grad_norm())
 
     def model_state(self) -> dict[str, Tensor]:
-        """Returns the state of the module, which every worker has whole."""
-        return self.module.state_dict()
+        """Gathers the state of the module on every worker; a copy, on the CPU, only under ZeRO-3."""
+        return self._parts.model_state()
+
+    def load_model_state(self, state: Mapping[str, Tensor]) -> None:
+        """Loads weights and buffers into the module; under ZeRO-3 those that the first worker gives.
+
+        Raises:
+            CheckpointError: If a name is unknown or a shape differs.
+        """
+        self._parts.load_model_state(state)
 
     def optimizer_state(self) -> OptimizerState:
         """Gathers the whole state on every worker; before the first step there is none."""
-        steps = int(self._adam.state[self._flat]["step"])
+        steps = int(self._adam.state[self._parts.flats[0]]["step"])
         if steps == 0:
             return OptimizerState()
-        found = {}
-        for name, parameter in self.parameters.items():
-            first, second = (_gathered(parameter, key) for key in _MOMENTS)
-            found[name] = (first, second)
-        return OptimizerState(steps, found)
+        moments = {}
+        for name in self.parameters:
+            first, second = (self._parts.moment(name, key) for key in MOMENTS)
+            moments[name] = (first, second)
+        return OptimizerState(steps, moments)
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
         """Takes in a whole state, and the weights that the module has now.
@@ -221,30 +264,22 @@ class DeepSpeedEngine:
         Raises:
             CheckpointError: If names or shapes are not those of the trained parameters.
         """
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-        check_moments(state, {name: parameter.shape for name, parameter in self.parameters.items()})
-        for name, parameter in self.parameters.items():
-            safe_set_full_fp32_param(parameter, parameter.detach())
-            moments = state.moments.get(name) or (torch.zeros_like(parameter),) * 2
-            for key, moment in zip(_MOMENTS, moments, strict=True):
-                safe_set_full_optimizer_state(parameter, moment.to(parameter.device), key)
-        self._adam.state[self._flat]["step"].fill_(float(state.steps))
-
-
-def _gathered(parameter: nn.Parameter, key: str) -> Tensor:
-    from deepspeed.utils import safe_get_full_optimizer_state
-
-    whole = safe_get_full_optimizer_state(parameter, key)
-    assert whole is not None, "ZeRO knows every trained parameter"
-    return whole.cpu()
+        shapes = self._parts.shapes
+        check_moments(state, shapes)
+        self._parts.follow_weights()
+        for name, shape in shapes.items():
+            moments = state.moments.get(name) or (torch.zeros(shape),) * 2
+            for key, moment in zip(MOMENTS, moments, strict=True):
+                self._parts.put_moment(name, key, moment)
+        for flat in self._parts.flats:
+            self._adam.state[flat]["step"].fill_(float(state.steps))
 
 
 class _ArrivalOrder:
     """Notices that gradients of a step came in another order on another worker.
 
-    ZeRO-2 lays gradients into a buffer as they come and adds the buffers of the workers up. If a loss uses
-    other parameters on one worker, the sum would mix gradients of different parameters without a word.
+    ZeRO-2 and ZeRO-3 lay gradients into a buffer as they come and add the buffers of the workers up. If a
+    loss uses other parameters on one worker, the sum would mix gradients of different ones without a word.
     """
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
@@ -264,19 +299,21 @@ class _ArrivalOrder:
         highest, lowest = ends.tolist()
         if highest != -lowest:
             raise ConfigError(
-                "--engine.deepspeed: under ZeRO-2 the losses of all workers must use the same parameters "
+                "--engine.deepspeed: from ZeRO-2 on the losses of all workers must use the same parameters "
                 "in the same order, and in this step they did not, so its gradients are worthless. Use "
                 "ZeRO-1 (infra/deepspeed/zero1.json), which does not mind."
             )
 
 
 def _filled_in(body: Mapping[str, Any], config: OptimizerConfig) -> dict[str, Any]:
+    zero = {"overlap_comm": False, **body["zero_optimization"]}  # else DeepSpeed turns it on in stage 3
+    sums = {} if zero["stage"] == 3 else {"gradient_allreduce_op": "sum"}
     return {
-        **body,
+        **sums,
+        "zero_optimization": zero,
         "train_micro_batch_size_per_gpu": 1,  # DeepSpeed wants one; it only counts with it
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "gradient_allreduce_op": "sum",
         "gradient_clipping": config.clip_norm,
     }
 
