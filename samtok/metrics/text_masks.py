@@ -101,9 +101,7 @@ def decode_unions(
     owners: dict[Codes, list[int]] = {}
     for number, answer in enumerate(answers):
         for codes in answer:
-            homes = owners.setdefault(_usable(codes), [])
-            if number not in homes:
-                homes.append(number)
+            owners.setdefault(_usable(codes), []).append(number)
     unions = [np.zeros(size_hw, bool) for _ in answers]
     for codes, mask in _decoded(tokenizer, features, list(owners), size_hw, threshold):
         for number in owners[codes]:

@@ -15,6 +15,7 @@ from samtok.mllm.thinking import answer_of, split_thinking
         ("<think>a</think><answer>b", "a", "b"),
         ("a<answer>b</answer>", "a", "b"),
         ("a</think>b", "a", "b"),
+        ("a</think>b<answer>c", "ab", "c"),
         ("<think>never closed b", None, None),
         ("b", None, None),
         ("", None, None),
