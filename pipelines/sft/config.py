@@ -166,6 +166,8 @@ class TrainMllmConfig:
     """Chats of a step."""
     steps: int = 1000
     """Optimizer steps."""
+    epochs: float | None = None
+    """Times that training goes through the corpora, instead of --steps."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer and schedule."""
     new_rows_lr: float | None = None
@@ -196,6 +198,8 @@ class TrainMllmConfig:
             check_at_least(name.replace("_", "-"), getattr(self, name), 1)
         for name in ("log_every_s", "seed"):
             check_at_least(name.replace("_", "-"), getattr(self, name), 0)
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise ConfigError(f"--epochs must be above 0, got {self.epochs:g}")
         if not 0 <= self.max_reject_rate <= 1:
             raise ConfigError(f"--max-reject-rate must be in [0, 1], got {self.max_reject_rate:g}")
         if self.new_rows_lr is not None and self.new_rows_lr <= 0:

@@ -75,6 +75,7 @@ def prepare(config: TrainMllmConfig) -> Task:
     if any(weight is not None for weight in held_out_weights):
         raise ConfigError("--validation-corpora take no weight=; held-out chats are taken in turn")
     check_words(adapter, [*corpora, *held_out], config)
+    config = _with_steps(config, sum(map(len, corpora)))
     digest = weights_digest(config.model)
     fingerprint = _fingerprint(config, digest, corpora, weights, held_out)
     _check_fingerprint(config, fingerprint)
@@ -88,6 +89,14 @@ def prepare(config: TrainMllmConfig) -> Task:
     return Task(
         config, lineage["fingerprint"], lineage, tuple(corpora), tuple(weights), tuple(held_out), deepspeed
     )
+
+
+def _with_steps(config: TrainMllmConfig, chats: int) -> TrainMllmConfig:
+    """Turns epochs into steps."""
+    if config.epochs is None:
+        return config
+    steps = max(1, round(config.epochs * chats / config.sampling.samples_per_step))
+    return dataclasses.replace(config, steps=steps, epochs=None)
 
 
 def _deepspeed(config: TrainMllmConfig) -> Mapping[str, Any] | None:

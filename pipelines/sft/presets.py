@@ -27,14 +27,14 @@ PRESETS: dict[str, TrainMllmConfig] = {
         checkpoints=CheckpointsConfig(every=10),
     ),
     # Section 3.2 and appendix B: vision frozen, projector and language model trained, AdamW 2e-5, cosine,
-    # global batch 256, one epoch (set --steps). Warm-up and weight decay are of Qwen's recipe. Not run yet.
+    # global batch 256, one epoch. Warm-up and weight decay are of Qwen's recipe. Not run yet.
     "paper": TrainMllmConfig(
         out=_REQUIRED,
         model=_REQUIRED,
         corpora=_REQUIRED,
         tokenizer=_REQUIRED,
         sampling=SamplingConfig(samples_per_step=256, max_tokens=8192),
-        steps=_REQUIRED,
+        epochs=1.0,
         optimizer=OptimizerConfig(
             lr=2e-5, warmup_steps=100, final_lr_share=0.0, betas=(0.9, 0.999), weight_decay=0.01
         ),

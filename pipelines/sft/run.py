@@ -30,8 +30,8 @@ def train_mllm(config: TrainMllmConfig) -> int:
 
 
 def _train_mllm(told: TrainMllmConfig) -> int:
-    config = resolve(told)
-    task = prepare(config)
+    task = prepare(resolve(told))
+    config = task.config
     if config.dry_run:
         return dry_run(task)
     storage.write_bytes(storage.join(config.out, "config.json"), runs.config_json(config).encode())
