@@ -52,9 +52,10 @@ def prepare(config: ComposeDialoguesConfig) -> Job:
     """
     runs.refuse_lost_folders(config.out, config.tracking)
     config = _with_absolute_paths(config)
+    job = _import(config) if config.jsonl.source is not None else _composition(config)
     if not config.dry_run:
         storage.check(config.out)
-    return _import(config) if config.jsonl.source is not None else _composition(config)
+    return job
 
 
 def _composition(config: ComposeDialoguesConfig) -> Job:

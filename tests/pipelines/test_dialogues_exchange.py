@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from jobs.compose_dialogues import main
 from pipelines.dialogues.chats import load_chat_corpus, rows_of, text_of
 from pipelines.dialogues.compose import TASKS, Settings, compose_row
 from pipelines.dialogues.exchange import FORMATS, from_record, to_record
@@ -25,8 +26,6 @@ WORD, OTHER = (format_words(codes, num_codes=NUM_CODES) for codes in ((1, 2), (3
 
 
 def run(*flags: str) -> int:
-    from jobs.compose_dialogues import main
-
     return main([*flags, "--tracking", "off", "--report-samples", "0"])
 
 

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from jobs.compose_dialogues import main
 from pipelines import shards
 from pipelines.dialogues import report
 from pipelines.dialogues.chats import answer_words, load_chat_corpus, read_group, rows_of, text_of
@@ -236,6 +237,31 @@ def test_the_report_draws_chats_of_all_tasks_and_says_which_images_are_gone(tmp_
     assert 0 < page.count("data:image/jpeg") == shown < 23
     assert page.count("The image cannot be shown") == 23 - shown
     assert "class=chip" in page and "mt_start" not in page
+
+
+def test_a_dry_run_writes_nothing_and_a_config_repeats_a_run(words, tmp_path, capsys):
+    out = tmp_path / "chats"
+    flags = [
+        "--words",
+        words,
+        "--out",
+        str(out),
+        "--tasks",
+        "gres",
+        "--shard-rows",
+        "64",
+        "--tracking",
+        "off",
+    ]
+    assert main([*flags, "--dry-run"]) == 0 and not out.exists()
+    assert "plan: 3 shards, 3 left" in capsys.readouterr().out
+    assert main([*flags, "--limit", "3"]) == 0
+    assert "images       3, 3 of them with chats" in capsys.readouterr().out
+    assert main(["--config", str(out / "config.json"), "--dry-run"]) == 0
+    assert "plan: 1 shards, 0 left" in capsys.readouterr().out
+    assert (out / "report/index.html").exists()
+    assert main(["--words", str(tmp_path / "none"), "--out", str(tmp_path / "no"), "--tracking", "off"]) == 3
+    assert not (tmp_path / "no").exists()
 
 
 SHAPES = {  # what the synthetic corpus has in each published format, and where
