@@ -45,8 +45,8 @@ class Looks:
 
     @torch.inference_mode()
     def measure(self) -> dict[str, float]:
-        """Returns ``loss`` per learnt token, the share of ``tokens`` and of mask words (``codes``) that
-        the model would have said after the true text before them, and the number of ``samples``."""
+        """Returns ``loss`` per learnt token, the shares of ``tokens`` and of ``codes`` (words between start and
+        end) that the model would have said after the true text before them, and the number of ``samples``."""
         was_training = self.model.training
         self.model.eval()
         sums = torch.zeros(6, dtype=torch.float64, device=self.model.device)
@@ -82,9 +82,9 @@ class Looks:
             logits, targets = answer_logits(self.model, batch)
         loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
         right = logits.argmax(dim=-1) == targets
-        words = torch.tensor(self.adapter.word_ids.all, device=targets.device)
-        is_word = torch.isin(targets, words)
-        counts = [len(targets), right.sum(), is_word.sum(), (right & is_word).sum(), len(samples)]
+        codes = [id_ for level in self.adapter.word_ids.codes for id_ in level]
+        is_code = torch.isin(targets, torch.tensor(codes, device=targets.device))
+        counts = [len(targets), right.sum(), is_code.sum(), (right & is_code).sum(), len(samples)]
         return torch.stack(
             [torch.as_tensor(value, device=logits.device).double() for value in (loss, *counts)]
         )

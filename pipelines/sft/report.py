@@ -59,7 +59,7 @@ def _curves(record: Mapping[str, Any], history: Sequence[Row]) -> bytes:
         CurvePanel("loss per learnt token", [train("loss", "train"), held_out("loss", "held out")], log=True),
         CurvePanel(
             "right after the true text, held out",
-            [held_out("tokens", "all tokens"), held_out("codes", "mask words")],
+            [held_out("tokens", "all tokens"), held_out("codes", "codes of masks")],
             limits=(0.0, 1.0),
         ),
         CurvePanel("tokens of a step", [train("tokens", "all"), train("learnt_tokens", "learnt")]),
@@ -101,7 +101,7 @@ def _tiles(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     numbers = [
         (html.decimal(last.get("loss"), 4), "held-out loss at the end"),
         (html.decimal(best.get("loss"), 4), f"best held-out loss, after step {best.get('step', 0):,}"),
-        (html.share_of(last["codes"], 1) if "codes" in last else "-", "mask words right after the true text"),
+        (html.share_of(last["codes"], 1) if "codes" in last else "-", "codes right after the true text"),
         (html.decimal(times.get("tokens_per_s"), 0), f"tokens trained per second, {took}"),
         (html.decimal(record.get("tokens"), 0), "tokens trained"),
     ]
@@ -118,7 +118,7 @@ def _looks(validations: Sequence[Row]) -> str:
         numbers = [html.decimal(row["step"], 0), html.decimal(row["loss"], 4)]
         shares = [html.share_of(row[name], 1) for name in ("tokens", "codes")]
         rows.append([*numbers, *shares, html.decimal(row["samples"], 0), "best" if place == best else ""])
-    heads = ["steps done", "loss", "tokens right", "mask words right", "chats", ""]
+    heads = ["steps done", "loss", "tokens right", "codes right", "chats", ""]
     return html.grid(heads, rows, numbers=range(len(heads) - 1))
 
 

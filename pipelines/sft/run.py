@@ -77,7 +77,7 @@ def _validation_line(body: Mapping[str, Any]) -> str:
     best = ", the best so far" if body["best"] else ""
     return (
         f"held out after {body['step']} steps: loss {body['loss']:.4f}, {100 * body['tokens']:.1f} % of "
-        f"tokens and {100 * body['codes']:.1f} % of mask words right after the true text{best}"
+        f"tokens and {100 * body['codes']:.1f} % of codes right after the true text{best}"
     )
 
 
