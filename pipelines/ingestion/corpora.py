@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pipelines.ingestion.reader import Reader
 
 
-ReaderKind = Literal["coco", "sa1b", "refer", "granf", "psg", "dam"]
+ReaderKind = Literal["coco", "sa1b", "refer", "granf", "psg", "dam", "osprey"]
 
 _OPTIONS = {"coco": ("mask_key", "image_path"), "refer": ("instances", "sentence"), "psg": ("panoptic",)}
 """Fields of a corpus that only one reader has."""
@@ -31,7 +31,8 @@ class CorpusConfig:
     reader: ReaderKind
     """Layout: ``coco`` is an instances JSON, ``sa1b`` a folder or tar of image + JSON pairs, ``refer`` the
     refs of RefCOCO, RefCOCO+, RefCOCOg, RefClef (pickle) or gRefCOCO (JSON), ``granf`` grounded captions
-    (GranDf, OpenPSG-GCG, RefCOCOg-GCG, Flickr30k-GCG), ``psg`` scene graphs, ``dam`` captions of masks."""
+    (GranDf, OpenPSG-GCG, RefCOCOg-GCG, Flickr30k-GCG), ``psg`` scene graphs, ``dam`` captions of masks, ``osprey``
+    descriptions of masks and dialogues."""
     source: str
     """URI of the annotation file, or of the folder or archive (sa1b)."""
     images: str | None = None

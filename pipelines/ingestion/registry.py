@@ -6,6 +6,7 @@ from typing import Any
 from pipelines import storage
 from pipelines.ingestion.coco import IMAGE_PATHS, CocoReader
 from pipelines.ingestion.grounded import GroundedReader
+from pipelines.ingestion.osprey import OspreyReader
 from pipelines.ingestion.psg import PsgReader
 from pipelines.ingestion.reader import Reader
 from pipelines.ingestion.refer import SENTENCES, ReferReader
@@ -41,7 +42,7 @@ def build_reader(
         dataset: Dataset name of the rows.
         options: What only this kind has. ``coco``: ``image_path`` (file_name or coco_url), ``mask_key``,
             ``image_folders`` (separated by commas). ``refer``: ``instances``, ``sentence`` (sent or raw).
-            ``granf``: ``image_folders``. ``psg``: ``panoptic``. ``sa1b`` and ``dam``: none.
+            ``granf``: ``image_folders``. ``psg``: ``panoptic``. Others: none.
 
     Raises:
         ConfigError: For an unknown kind, option or scheme, or a missing or superfluous ``images``.
@@ -94,6 +95,10 @@ def _dam(names: dict[str, str], source: str, images: str | None, options: dict[s
     return DamReader(**names, captions_uri=source, image_root=_image_root("dam", images))
 
 
+def _osprey(names: dict[str, str], source: str, images: str | None, options: dict[str, Any]) -> Reader:
+    return OspreyReader(**names, dialogues_uri=source, image_root=_image_root("osprey", images))
+
+
 def _folders(options: dict[str, Any]) -> tuple[str, ...]:
     return tuple(folder for folder in options.pop("image_folders", "").split(",") if folder)
 
@@ -126,4 +131,5 @@ _BUILDERS: dict[str, tuple[Callable[..., Reader], tuple[str, ...]]] = {
     "granf": (_granf, ("image_folders",)),
     "psg": (_psg, ("panoptic",)),
     "dam": (_dam, ()),
+    "osprey": (_osprey, ()),
 }

@@ -76,7 +76,7 @@ def test_the_keys_of_expressions_reach_their_reader(tmp_path, monkeypatch):
     assert plain.corpus.instances is None and plain.reader().sentence == "sent"
 
 
-@pytest.mark.parametrize("reader", ["granf", "psg", "dam"])
+@pytest.mark.parametrize("reader", ["granf", "psg", "dam", "osprey"])
 def test_readers_of_other_texts_need_a_source_and_images(reader):
     assert parse(f"reader={reader},source=a.json,images=pictures").reader().name == reader
     with pytest.raises(ConfigError, match=f"--reader {reader} needs --images"):

@@ -1,4 +1,4 @@
-"""The reader of captioned masks (DAM): grouping by image, sizes, ids, and that nothing is lost."""
+"""The readers of masks with texts (DAM, Osprey): grouping by image, ids, masks in texts, nothing is lost."""
 
 import json
 import pickle
@@ -170,3 +170,134 @@ def test_the_synthetic_corpus_is_served_with_a_caption_per_shape(tmp_path):
         rles = {mask["mask_id"]: mask["rle"] for mask in row["masks"]}
         found = {rles[made["mask_ids"][0]]: made["text"] for made in row["annotations"]}
         assert found == {masks.encode(shape.mask): description(shape) for shape in scene.objects}
+
+
+# --- Osprey -----------------------------------------------------------------------------------------------
+
+
+def osprey(name="a.jpg", *, regions=None, size=(6, 8), **texts):
+    found = (
+        [{"segmentation": rle(0), "bbox": [0, 0, 1, 1]}, {"segmentation": rle(1)}]
+        if regions is None
+        else regions
+    )
+    return {"file_name": name, "height": size[0], "width": size[1], "annotation": found, **texts}
+
+
+def talk(*values):
+    return [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(values)]
+
+
+def osprey_reader(folder, corpus):
+    (folder / "osprey.json").write_text(json.dumps(corpus))
+    place = {"source": f"{folder}/osprey.json", "images": str(folder)}
+    return build_reader("osprey", **place, split="train", dataset="o")
+
+
+def texts(row):
+    return [
+        (made["annotation_id"], made["task"], made["mask_ids"], made["text"] or json.loads(made["payload"]))
+        for made in row["annotations"]
+    ]
+
+
+def test_descriptions_questions_and_dialogues_name_their_masks(tmp_path):
+    corpus = [
+        osprey("a.jpg", description=["<region2>: a red ring", "<region1>:two stars "]),
+        osprey("b.jpg", conversations=talk("<image>\nWhat is <region2>?", "A ring.")),
+        osprey(
+            "c.jpg", conversations=talk("Is <region2> left of <region1>?", "<region1> is.", "Why?", "So.")
+        ),
+        osprey("d.jpg", conversations=talk("What is it?", "A sky.")),
+    ]
+    rows, rejects = read_all(osprey_reader(tmp_path, corpus))
+    assert not rejects and [len(row["masks"]) for row in rows] == [2, 2, 2, 2]
+    assert texts(rows[0]) == [
+        ("1-description-1", "region_caption", ["1-2"], "a red ring"),
+        ("1-description-2", "region_caption", ["1-1"], "two stars"),
+    ]
+    asked = {"question": "What is <mask 0>?", "answer": "A ring."}
+    assert texts(rows[1]) == [("1-dialogue", "region_qa", ["1-2"], asked)]
+    turns = ["Is <mask 0> left of <mask 1>?", "<mask 1> is.", "Why?", "So."]
+    roles = ["user", "assistant"] * 2
+    told = {"turns": [{"role": role, "text": text} for role, text in zip(roles, turns, strict=True)]}
+    assert texts(rows[2]) == [("1-dialogue", "dialogue", ["1-2", "1-1"], told)]
+    assert rows[3]["annotations"][0]["mask_ids"] == []
+
+
+def test_records_of_an_image_are_one_row_with_masks_of_their_own(tmp_path):
+    corpus = [osprey(description=["<region1>: b"]), osprey(description=["<region1>: a"])]
+    (row,), rejects = read_all(osprey_reader(tmp_path, corpus))
+    assert not rejects and [mask["mask_id"] for mask in row["masks"]] == ["1-1", "1-2", "2-1", "2-2"]
+    assert [(made["text"], made["mask_ids"]) for made in row["annotations"]] == [
+        ("a", ["1-1"]),
+        ("b", ["2-1"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        ({"conversations": talk("<region3>?", "A ring.")}, "unknown_region"),
+        ({"conversations": talk("<region0>?", "A ring.")}, "unknown_region"),
+        ({"conversations": talk("a", "b", "c")}, "dialogue"),
+        ({"conversations": []}, "dialogue"),
+        ({"conversations": "hello"}, "dialogue"),
+        ({"conversations": talk("a", "b")[::-1]}, "dialogue"),
+        ({"conversations": [7, 8]}, "dialogue"),
+        ({"conversations": talk("what is <mask 0>?", "b")}, "dialogue"),
+        ({"conversations": talk("<image>", "b")}, "annotation_text"),
+        ({"description": ["a ring"]}, "description"),
+        ({"description": "a ring"}, "description"),
+        ({"description": ["<region1>: "]}, "annotation_text"),
+        ({"description": ["<region9>: a"]}, "unknown_region"),
+        ({"description": [None]}, "description"),
+    ],
+)
+def test_texts_that_cannot_be_used_are_rejected_and_the_masks_stay(tmp_path, told, reason):
+    (row,), rejects = read_all(osprey_reader(tmp_path, [osprey(**told)]))
+    assert row["annotations"] == [] and len(row["masks"]) == 2
+    assert [(entry["reason"], entry["num_masks"]) for entry in rejects] == [(reason, 0)]
+
+
+def test_osprey_records_and_regions_that_cannot_be_used_are_counted(tmp_path):
+    broken = [{"segmentation": rle(0, (3, 3))}, 7, {"segmentation": rle(1)}]
+    corpus = [
+        osprey("a.jpg", regions=broken, description=["<region1>: a", "<region2>: b"]),
+        osprey("b.jpg"),
+        osprey("b.jpg", size=(7, 8)),
+        osprey("c.jpg", size=(None, 8)),
+        osprey("../d.jpg"),
+        osprey(None),
+        3,
+    ]
+    rows, rejects = read_all(osprey_reader(tmp_path, corpus))
+    assert [(row["image_id"], len(row["masks"]), len(row["annotations"])) for row in rows] == [
+        ("a.jpg", 1, 2)
+    ]
+    assert sorted((one["reason"], one["row_id"], one["num_masks"]) for one in rejects) == [
+        ("image_record", "#5", 2),
+        ("image_record", "#6", 0),
+        ("image_record", "b.jpg", 4),
+        ("image_size", "c.jpg", 2),
+        ("rle_size", "a.jpg", 1),
+        ("segmentation_type", "a.jpg", 1),
+        ("unsafe_path", "../d.jpg", 2),
+    ]
+
+
+def test_pictures_of_osprey_may_lack_the_prefix_of_their_name(tmp_path):
+    (tmp_path / "000000000009.jpg").write_bytes(b"x")
+    names = ["COCO_train2014_000000000009.jpg", "COCO_train2014_000000000008.jpg"]
+    rows, rejects = read_all(osprey_reader(tmp_path, [osprey(name) for name in names]))
+    assert [row["image_uri"] for row in rows] == [f"{tmp_path}/000000000009.jpg"]
+    assert [one["reason"] for one in rejects] == ["missing_image"]
+
+
+def test_osprey_files_give_the_same_in_any_order_and_others_are_refused(tmp_path):
+    corpus = [
+        osprey(name, conversations=talk("<region1>?", text)) for name in ("a.jpg", "b.jpg") for text in "xyz"
+    ]
+    assert read_all(osprey_reader(tmp_path, corpus)) == read_all(osprey_reader(tmp_path, corpus[::-1]))
+    with pytest.raises(DataError, match="holds a dict, expected a list of images with annotation"):
+        list(osprey_reader(tmp_path, {}).inputs())
