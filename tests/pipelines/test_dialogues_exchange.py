@@ -177,6 +177,18 @@ def test_lines_that_cannot_be_imported_are_listed_and_the_others_kept(tmp_path, 
     ]
 
 
+@pytest.mark.parametrize(("limit", "count"), [((), 70), (("--limit", "66"), 66)])
+def test_a_file_is_cut_into_shards_at_its_lines(tmp_path, limit, count):
+    lines = [json.dumps(swift(("user", f"{n} é"), ("assistant", "x"), images=[])) for n in range(70)]
+    (source := tmp_path / "long.jsonl").write_text("\n".join(lines) + "\n")
+    out = str(tmp_path / "chats")
+    assert run("--jsonl.source", str(source), "--out", out, "--shard-rows", "64", *limit) == 0
+    corpus = load_chat_corpus(out)
+    assert [shard.rows for shard in corpus.shards] == [64, count - 64]
+    found = {row["sample_id"]: text_of(row["messages"][0]) for row in rows_of(corpus)}
+    assert found == {f"imported/train/line-{n + 1:08d}": f"{n} é" for n in range(count)}
+
+
 def test_a_json_list_is_no_jsonl_file(tmp_path):
     (source := tmp_path / "list.json").write_text("[{}]")
     assert run("--jsonl.source", str(source), "--out", str(tmp_path / "chats")) == 2
