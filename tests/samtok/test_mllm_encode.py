@@ -9,7 +9,7 @@ from PIL import Image
 
 from samtok.errors import CheckpointError, ConfigError, DataError
 from samtok.mllm.adapters import load_processor
-from samtok.mllm.chat import IGNORE, Turn
+from samtok.mllm.chat import IGNORE, Encoded, Turn
 from samtok.mllm.family import Adapter
 from tests.tiny_mllm import FAMILIES, QWEN, build, chat, loaded, mask, picture, samples
 
@@ -99,10 +99,12 @@ def test_a_dialogue_can_bring_its_own_system_turn(adapter):
 def test_images_go_where_the_dialogue_names_them(adapter):
     first, second = picture(0), picture(1)
     turns = [Turn("user", (1, "then", 0)), Turn("assistant", ("Yes.",))]
-    crossed, straight = adapter.encode(turns, [first, second]), adapter.encode(turns, [second, first])
+    crossed = adapter.encode(turns, [first, second])
+    straight = adapter.encode([Turn("user", (0, "then", 1)), turns[1]], [second, first])
     assert torch.equal(crossed.input_ids, straight.input_ids)
-    half = len(crossed.vision["pixel_values"]) // 2
-    assert torch.equal(crossed.vision["pixel_values"][:half], straight.vision["pixel_values"][half:])
+    alone = [adapter.encode(chat(), [image]).vision["pixel_values"] for image in (first, second)]
+    assert torch.equal(crossed.vision["pixel_values"], torch.cat(alone[::-1]))
+    assert torch.equal(straight.vision["pixel_values"], torch.cat(alone[::-1]))
 
 
 def test_pil_images_and_arrays_are_the_same(adapter):
@@ -192,6 +194,14 @@ def test_batches_are_padded_on_either_side(adapter):
             assert (batch["input_ids"][row][~real] == adapter.pad_id).all()
             assert (batch["labels"][row][~real] == IGNORE).all()
         assert batch["input_ids"].shape == (3, longest)
+
+
+def test_the_end_of_a_packed_dialogue_does_not_learn_the_beginning_of_the_next(qwen):
+    one = qwen.encode(chat(), [picture()])
+    eager = Encoded(one.input_ids, one.input_ids, one.mm_token_type_ids, one.vision)
+    labels = qwen.pack([eager, eager])["labels"][0]
+    assert labels[0] == labels[len(one)] == IGNORE
+    assert int((labels[1:] != IGNORE).sum()) == 2 * eager.num_learnt
 
 
 def test_packing_is_refused_where_it_is_not_known_to_be_free_of_leaks(tmp_path):
