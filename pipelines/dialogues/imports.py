@@ -12,10 +12,9 @@ from pipelines.dialogues.compose import Composed
 from pipelines.dialogues.config import JsonlConfig
 from pipelines.dialogues.exchange import from_record
 from pipelines.dialogues.stage import commit
-from pipelines.ingestion.image_source import read_image_bytes
+from pipelines.ingestion.image_source import read_size_hw
 from pipelines.ingestion.reader import Input
 from pipelines.shards import Plan
-from samtok import images
 from samtok.errors import ConfigError, DataError
 
 _BLOCK = 1 << 20
@@ -106,9 +105,10 @@ class ImportShard:
         try:
             done.samples.append(self._row(row_id, line))
             ends += ["rows_out", "items_out", f"{task}/items_out", "samples_out", f"{task}/samples_out"]
-        except (DataError, storage.NotFoundError) as error:
-            reason = error.reason if isinstance(error, DataError) else "image_missing"
-            done.rejects.append(schema.reject("compose", self.jsonl.dataset, row_id, reason, str(error)))
+        except DataError as error:
+            done.rejects.append(
+                schema.reject("compose", self.jsonl.dataset, row_id, error.reason, str(error))
+            )
             ends += ["items_rejected", f"{task}/items_rejected"]
         done.counts.update(ends)
 
@@ -147,5 +147,4 @@ class ImportShard:
 @functools.lru_cache(maxsize=1024)
 def _size_hw(uri: str) -> tuple[int, int]:
     """Opens an image, which also tells whether it can be opened in training."""
-    picture = images.decode_image(read_image_bytes(uri), where=uri)
-    return picture.shape[0], picture.shape[1]
+    return read_size_hw(uri)
