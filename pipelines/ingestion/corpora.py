@@ -31,8 +31,8 @@ class CorpusConfig:
     reader: ReaderKind
     """Layout: ``coco`` is an instances JSON, ``sa1b`` a folder or tar of image + JSON pairs, ``refer`` the
     refs of RefCOCO, RefCOCO+, RefCOCOg, RefClef (pickle) or gRefCOCO (JSON), ``granf`` grounded captions
-    (GranDf, OpenPSG-GCG, RefCOCOg-GCG, Flickr30k-GCG), ``psg`` scene graphs, ``dam`` captions of masks, ``osprey``
-    descriptions of masks and dialogues."""
+    (GranDf, OpenPSG-GCG, RefCOCOg-GCG, Flickr30k-GCG), ``psg`` scene graphs, ``dam`` captions of masks,
+    ``osprey`` descriptions of masks and dialogues."""
     source: str
     """URI of the annotation file, or of the folder or archive (sa1b)."""
     images: str | None = None
