@@ -362,6 +362,14 @@ def test_a_word_that_the_limit_of_tokens_cuts_is_broken_and_counted(world, taugh
     assert (counts["malformed_words"], counts["answers_with_malformed"], counts["answers_cut"]) == (1, 1, 1)
 
 
+def test_an_answer_that_ends_with_the_last_token_allowed_was_not_cut(world, taught, answered):
+    (length,) = {row["num_tokens"] for row in answered[:1]}
+    limited = _config(world, model=taught, generation=GenerationConfig(max_new_tokens=length))
+    table, _, _ = _stage(prepare(limited)).answer(inputs_of(world.rows[:1], tasks=["gres"], turns="last"))
+    (row,) = table.to_pylist()
+    assert (row["num_tokens"], row["cut"], row["generated"]) == (length, False, row["truth"])
+
+
 def test_rows_of_answers_fit_their_schema_when_nothing_was_asked():
     assert schema.table([], ANSWER_ROW).num_rows == 0
     metrics = _metrics([])
