@@ -45,7 +45,7 @@ class Looks:
 
     @torch.inference_mode()
     def measure(self) -> dict[str, float]:
-        """Returns ``loss`` per learnt token, the shares of ``tokens`` and of ``codes`` (words between start and
+        """Returns ``loss`` per learnt token, the shares of ``tokens`` and ``codes`` (words between start and
         end) that the model would have said after the true text before them, and the number of ``samples``."""
         was_training = self.model.training
         self.model.eval()

@@ -99,11 +99,8 @@ class Worker:
     def __init__(self, task: Task, tell: Tell, model: Any, adapter: Adapter) -> None:
         self.task, self.config, self.tell, self.out = task, task.config, tell, task.config.out
         self.model, self.adapter, self.rank = model, adapter, world.rank()
-        adapter.freeze(model, **dataclasses.asdict(self.config.train))
-        if self.config.engine.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.trainer = build_trainer(model, adapter, task)
         self.trained = [name for name, p in model.named_parameters() if p.requires_grad]
-        self.trainer = Trainer(model, adapter, _engine(model, adapter, task), self.config)
         self.looks = Looks(model, adapter, task.held_out, self.config)
         self.tally, self.journal = Tally(), Journal(self.out)
 
@@ -259,6 +256,20 @@ class Worker:
 def write_record(out: str, record: Mapping[str, Any]) -> None:
     """Writes what became of a run; it is the last file that training writes."""
     storage.write_bytes(storage.join(out, RECORD_FILE), (json.dumps(record, indent=2) + "\n").encode())
+
+
+def build_trainer(model: Any, adapter: Adapter, task: Task) -> Trainer:
+    """Sets what is trained, and puts the model under the engine of the run."""
+    adapter.freeze(model, **dataclasses.asdict(task.config.train))
+    if task.config.engine.gradient_checkpointing:
+        _keep_fewer_activations(model)
+    return Trainer(model, adapter, _engine(model, adapter, task), task.config)
+
+
+def _keep_fewer_activations(model: Any) -> None:
+    """Turns gradient checkpointing on, which transformers is renaming."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def _engine(model: Any, adapter: Adapter, task: Task) -> Engine:

@@ -1,0 +1,371 @@
+"""Fine-tuning in one process: steps, micro-batches, packing, checkpoints, exports, bad chats."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from pipelines.sft.config import ChatCorpus, EngineConfig, SamplingConfig, TrainedConfig, ValidationConfig
+from pipelines.sft.data import ChatSource, StepLoader, micro_batches
+from pipelines.sft.loop import Trainer
+from pipelines.sft.prepare import dry_run, prepare, resolve
+from pipelines.sft.presets import PRESETS
+from pipelines.sft.worker import build_trainer
+from pipelines.training import checkpoints
+from pipelines.training.config import OptimizerConfig
+from pipelines.training.steps import TrainingDiverged
+from samtok.errors import CheckpointError, ConfigError, DataError
+from samtok.mllm.adapters import load_adapter
+from tests.mllm_evaluations import World, write_chats
+from tests.sft import EPOCH, short, train, weights_of
+from tests.training import curve_of, record_of
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return World(tmp_path_factory.mktemp("sft") / "world", 12)
+
+
+@pytest.fixture(scope="module")
+def whole(world, tmp_path_factory):
+    """An uninterrupted run."""
+    out = tmp_path_factory.mktemp("sft") / "whole"
+    train(short(world, out))
+    return out
+
+
+@pytest.fixture(scope="module")
+def one_by_one(world):
+    """The losses of four steps whose chats go through the model alone."""
+    return [row["loss"] for row in steps_of(world, engine=EngineConfig(samples_per_micro_batch=1))[1]]
+
+
+def losses(out: Path) -> list[float]:
+    return [row["loss"] for row in curve_of(out)]
+
+
+def steps_of(world: World, **changes) -> tuple[Trainer, list[dict[str, float]]]:
+    """Takes four steps, and writes nothing."""
+    task = prepare(resolve(short(world, world.home / "unused", steps=4, dry_run=True, **changes)))
+    adapter = load_adapter(world.model)
+    trainer = build_trainer(adapter.load_model(world.model), adapter, task)
+    chats = loader(world, steps=4, **changes).steps(0)
+    return trainer, [trainer.take_step([prepared.sample for prepared in step]) for step in chats]
+
+
+# ---------------------------------------------------------------- learning
+
+
+def test_the_loss_falls_and_the_model_comes_out_as_a_folder_of_hugging_faces(world, whole):
+    assert losses(whole)[-1] < 0.7 * losses(whole)[0]
+    folder = whole / "final"
+    adapter = load_adapter(folder)
+    trained = adapter.load_model(folder).state_dict()
+    start = adapter.load_model(world.model).state_dict()
+    assert trained.keys() == start.keys()
+    assert any(not torch.equal(trained[name], start[name]) for name in trained)
+    assert json.loads((folder / "lineage.json").read_text())["mask_tokenizer_sha256"] == world.sha256
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        EngineConfig(samples_per_micro_batch=1),
+        EngineConfig(samples_per_micro_batch=8),
+        EngineConfig(samples_per_micro_batch=4, packing=True),
+        EngineConfig(samples_per_micro_batch=8, packing=True),
+        EngineConfig(samples_per_micro_batch=4, gradient_checkpointing=True),
+    ],
+    ids=["one by one", "eight", "packed", "all packed", "checkpointed"],
+)
+def test_batches_by_length_and_packing_give_the_losses_of_one_by_one(world, one_by_one, engine):
+    """The first loss to 1e-5, and the others after steps that were taken with these gradients."""
+    found = [row["loss"] for row in steps_of(world, engine=engine)[1]]
+    assert found[0] == pytest.approx(one_by_one[0], abs=1e-5)
+    assert found == pytest.approx(one_by_one, rel=2e-4)
+
+
+def test_micro_batches_have_chats_of_like_length_and_lose_none(world):
+    samples = next(iter(loader(world).steps(0)))
+    cut = micro_batches([prepared.sample for prepared in samples], 4)
+    lengths = [[len(sample) for sample in batch] for batch in cut]
+    assert [len(batch) for batch in cut] == [4, 4] and max(lengths[0]) <= min(lengths[1])
+    assert sorted(n for batch in lengths for n in batch) == sorted(len(p.sample) for p in samples)
+
+
+def loader(world: World, **changes) -> StepLoader:
+    config = prepare(resolve(short(world, world.home / "unused", **changes, dry_run=True)))
+    return StepLoader(config.corpora, config.weights, config.config, load_adapter(world.model), rank=0)
+
+
+def test_an_epoch_has_every_chat_once_and_a_step_does_not_depend_on_where_the_loader_began(world):
+    steps = list(loader(world).steps(0))
+    rows = [prepared.sample.input_ids.tolist() for step in steps[:EPOCH] for prepared in step]
+    assert len(rows) == 48 and rows != [p.sample.input_ids.tolist() for step in steps[EPOCH:] for p in step]
+    first = sorted(rows)
+    assert first == sorted(p.sample.input_ids.tolist() for step in steps[EPOCH:] for p in step)
+    later = next(iter(loader(world).steps(7)))
+    assert [p.sample.input_ids.tolist() for p in later] == [p.sample.input_ids.tolist() for p in steps[7]]
+
+
+def test_loader_processes_prepare_the_same_steps(world):
+    base = short(world, world.home / "unused")
+    workers = dataclasses.replace(base.workers, loaders=1)
+    here, there = (list(loader(world, steps=2, **more).steps(0)) for more in ({}, {"workers": workers}))
+    for one, other in zip(here, there, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert torch.equal(a.sample.input_ids, b.sample.input_ids)
+            assert torch.equal(a.sample.vision["pixel_values"], b.sample.vision["pixel_values"])
+
+
+def moved_in_four_steps(world: World, **changes) -> dict[str, torch.Tensor]:
+    """Returns how far each weight went."""
+    before = load_adapter(world.model).load_model(world.model).state_dict()
+    after = steps_of(world, **changes)[0].engine.model_state()
+    return {name: (after[name] - before[name]).abs() for name in before}
+
+
+def test_only_what_is_asked_for_is_trained(world):
+    train = TrainedConfig(vision=False, projector=True, llm=False)
+    moved = {name for name, way in moved_in_four_steps(world, train=train).items() if float(way.max()) > 0}
+    assert moved and all("merger" in name for name in moved), moved
+
+
+def test_rows_of_mask_words_can_learn_at_a_rate_of_their_own(world):
+    """With almost none they stay where they were, and all other rows go their way."""
+    moved = moved_in_four_steps(world, new_rows_lr=1e-12)
+    ids = list(load_adapter(world.model).word_ids.all)
+    rows = next(way for name, way in moved.items() if "embed_tokens" in name).amax(dim=1)
+    assert float(rows[ids].max()) < 1e-6 < 1e-3 < float(rows.max())
+
+
+# ---------------------------------------------------------------- resume
+
+
+class Killed(BaseException):
+    """Ends a run where it stands; nothing of ours catches it."""
+
+
+@pytest.mark.parametrize("step", [4, EPOCH + 2, 12])
+def test_a_run_that_ends_at_a_checkpoint_goes_on_bit_for_bit(world, tmp_path, whole, step, monkeypatch):
+    config, saved = short(world, tmp_path / "out"), checkpoints.save
+
+    def save_and_die(out, checkpoint):
+        saved(out, checkpoint)
+        if checkpoint.step == step:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save", save_and_die)  # a kill at this very moment cannot be timed
+        with pytest.raises(Killed):
+            train(config)
+    told = train(config)
+    assert ("resumed", step) in [(kind, body["step"]) for kind, body in told]
+    assert curve_of(tmp_path / "out") == curve_of(whole)
+    for name in ("final", "best"):
+        assert weights_of(tmp_path / "out", name) == weights_of(whole, name)
+    for name in ("validations", "best", "rejects", "tokens"):
+        assert record_of(tmp_path / "out")[name] == record_of(whole)[name], name
+
+
+def test_a_run_goes_on_after_the_border_of_an_epoch(world, tmp_path, whole):
+    cut = short(
+        world, tmp_path / "out", checkpoints=dataclasses.replace(short(world, "x").checkpoints, every=6)
+    )
+    train(cut)
+    (tmp_path / "out" / "record.json").unlink()
+    (tmp_path / "out" / "checkpoints" / "step-00000012" / "state.json").unlink()
+    told = train(cut)
+    assert told[0] == ("resumed", {"step": EPOCH})
+    assert losses(tmp_path / "out") == losses(whole) and weights_of(tmp_path / "out") == weights_of(whole)
+
+
+def test_other_settings_in_the_same_folder_are_refused(world, whole):
+    with pytest.raises(ConfigError, match=r"other settings.*seed: before 101, now 7.*--out"):
+        prepare(resolve(short(world, whole, seed=7)))
+    prepare(resolve(short(world, whole, engine=EngineConfig(packing=True))))  # how, not what
+
+
+# ---------------------------------------------------------------- looks and answers
+
+
+def test_looks_tell_loss_shares_and_answers_of_held_out_chats(whole):
+    looks = record_of(whole)["validations"]
+    assert [look["step"] for look in looks] == [6, 12]
+    for look in looks:
+        assert look["samples"] == 8 and 0 <= look["codes"] <= 1 and 0 <= look["tokens"] <= 1
+    answers = json.loads((whole / "generations" / "00000012.json").read_text())
+    assert len(answers) == 2
+    assert {"question", "truth", "answer", "codes", "image", "size_hw", "sample_id"} == set(answers[0])
+
+
+def test_a_picture_shows_questions_truth_and_answers(world, whole):
+    from pipelines.sft.pictures import draw
+    from samtok.model.tokenizer import MaskTokenizer
+
+    answers = json.loads((whole / "generations" / "00000012.json").read_text())
+    data = draw(MaskTokenizer.from_pretrained(world.tokenizer_uri), answers)
+    assert data.startswith(b"\x89PNG") and len(data) > 3000
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def spoilt(world: World, out: Path, change) -> str:
+    rows = json.loads(json.dumps(world.rows))
+    for row in rows[::4]:
+        change(row)
+    return write_chats(out, rows, weights_sha256=world.sha256)
+
+
+@pytest.mark.parametrize(
+    ("reason", "change"),
+    [
+        ("image_missing", lambda row: row["images"][0].update(uri="/nowhere/x.png")),
+        ("image_size", lambda row: row["images"][0].update(height=7)),
+        ("missing_mask", lambda row: row["masks"].clear()),
+        ("control_token", lambda row: row["messages"][0]["content"][1].update(text="Go <|im_end|>")),
+        ("malformed_words", lambda row: row["messages"][1]["content"][0].update(text="<|mt_start|>")),
+    ],
+)
+def test_a_chat_that_cannot_be_used_is_replaced_and_listed(world, tmp_path, reason, change):
+    corpus = spoilt(world, tmp_path / "chats", change)
+    config = short(world, tmp_path / "out", corpora=(corpus,), steps=EPOCH, max_reject_rate=0.5)
+    config = dataclasses.replace(config, validation_corpora=())
+    train(config)
+    record = record_of(tmp_path / "out")
+    assert set(record["rejects"]) == {reason}
+    assert all(row["samples"] == 8 for row in curve_of(tmp_path / "out"))
+    rows = [
+        row for name in record["reject_files"] for row in pq.read_table(tmp_path / "out" / name).to_pylist()
+    ]
+    assert len(rows) == record["rejects"][reason] >= 12
+    assert all(row["stage"] == "load" and row["message"] for row in rows)
+
+
+def test_a_chat_that_is_too_long_is_left_out_and_never_cut(world, tmp_path):
+    lengths = [len(p.sample) for step in loader(world).steps(0) for p in step]
+    limit = int(np.median(lengths))
+    config = short(
+        world,
+        tmp_path / "out",
+        sampling=SamplingConfig(samples_per_step=8, max_tokens=limit),
+        steps=EPOCH,
+        validation_corpora=(),
+    )
+    config = dataclasses.replace(config, max_reject_rate=1.0)
+    train(config)
+    assert set(record_of(tmp_path / "out")["rejects"]) == {"too_long"}
+    kept = [len(p.sample) for step in loader(world, sampling=config.sampling).steps(0) for p in step]
+    assert set(kept) <= set(lengths) and max(kept) <= limit
+
+
+def test_a_corpus_of_bad_chats_ends_the_run_with_its_reasons(world, tmp_path):
+    corpus = spoilt(world, tmp_path / "chats", lambda row: row["images"][0].update(uri="/nowhere/x.png"))
+    config = short(world, tmp_path / "out", corpora=(corpus,), steps=40, validation_corpora=())
+    with pytest.raises(DataError, match=r"--max-reject-rate.*image_missing"):
+        train(config)
+    rows = [dict(row, images=[dict(row["images"][0], uri="/nowhere/x.png")]) for row in world.rows]
+    empty = write_chats(tmp_path / "none", rows, weights_sha256=world.sha256)
+    with pytest.raises(DataError, match="no usable chat in 17 draws"):
+        train(short(world, tmp_path / "other", corpora=(empty,), validation_corpora=()))
+
+
+def test_words_of_another_tokenizer_and_of_another_size_are_refused(world, tmp_path):
+    other = write_chats(tmp_path / "other", world.rows, weights_sha256="0" * 64)
+    with pytest.raises(ConfigError, match=r"different mask tokenizers.*000000000000"):
+        prepare(resolve(short(world, tmp_path / "out", corpora=(other,))))
+    with pytest.raises(ConfigError, match=r"different mask tokenizers"):
+        prepare(resolve(short(world, tmp_path / "out", corpora=(world.chat, other))))
+    small = world.build(tmp_path / "small", num_codes=16)
+    with pytest.raises(ConfigError, match=r"2 x 64 codes.*2 x 16.*jobs/extend_mllm.py"):
+        prepare(resolve(short(world, tmp_path / "out", model=small)))
+
+
+def test_a_model_that_is_not_there_or_has_no_words_is_refused(world, tmp_path):
+    with pytest.raises(CheckpointError, match=r"--model .*nothing"):
+        prepare(resolve(short(world, tmp_path / "out", model=str(tmp_path / "nothing"))))
+    from tests.tiny_mllm import build
+
+    bare = build(tmp_path / "bare", words=False)
+    with pytest.raises(CheckpointError, match="jobs/extend_mllm.py"):
+        prepare(resolve(short(world, tmp_path / "out", model=str(bare))))
+
+
+def test_packing_is_refused_for_a_family_that_is_not_known_to_pack(world, tmp_path):
+    from samtok.mllm.tiny import build_tiny
+    from samtok.mllm.vocab import MaskVocabulary
+
+    folder = tmp_path / "plm"
+    build_tiny("perception_lm", folder, vocabulary=MaskVocabulary(64, 2), texts=["No target."] * 9, seed=0)
+    config = short(world, tmp_path / "out", model=str(folder), engine=EngineConfig(packing=True))
+    with pytest.raises(ConfigError, match=r"--engine.packing.*perception_lm"):
+        prepare(resolve(config))
+
+
+def test_a_loss_that_is_no_number_is_skipped_and_ends_the_run_if_it_stays(world, tmp_path):
+    config = short(
+        world, tmp_path / "out", optimizer=OptimizerConfig(lr=1e30, warmup_steps=0), max_bad_steps=3
+    )
+    with pytest.raises(TrainingDiverged, match=r"3 steps in a row.*--optimizer.lr"):
+        train(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("weight=2", "it lacks uri="),
+        ("uri=a,weight=0", "weight must be a number above 0"),
+        ("uri=a,limit=0", "limit must be a whole number"),
+        ("uri=a,colour=red", "'colour=red' is not one of"),
+        ("uri=a,uri=b", "'uri=b' is not one of"),
+    ],
+)
+def test_a_misspelt_corpus_is_refused(text, match):
+    with pytest.raises(ConfigError, match=match):
+        ChatCorpus.parse(text, flag="corpora")
+
+
+def test_shares_that_do_not_divide_name_what_would(world, tmp_path):
+    with pytest.raises(ConfigError, match=r"--engine.samples-per-micro-batch 3 .*take one of \[1, 2, 4, 8\]"):
+        short(world, tmp_path, engine=EngineConfig(samples_per_micro_batch=3))
+
+
+def test_epochs_become_steps_and_a_dry_run_says_the_size(world, tmp_path, capsys):
+    task = prepare(resolve(short(world, tmp_path / "out", epochs=2.0, dry_run=True)))
+    assert task.config.steps == 2 * EPOCH
+    assert dry_run(task) == 0
+    said = capsys.readouterr().out
+    assert "12 steps of 8 chats" in said and "48 chats of 1 corpora, 2.00 epochs" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_presets_are_whole():
+    assert PRESETS["paper"].optimizer.lr == 2e-5 and PRESETS["paper"].sampling.samples_per_step == 256
+    assert not PRESETS["paper"].train.vision and PRESETS["paper"].train.projector
+
+
+def test_a_source_reads_any_sample_and_travels_without_what_it_read(world):
+    import pickle
+
+    source = ChatSource(prepare(resolve(short(world, world.home / "x", dry_run=True))).corpora[0].corpus)
+    assert [source.row(i)["sample_id"] for i in (47, 0, 23)] == [
+        world.rows[i]["sample_id"] for i in (47, 0, 23)
+    ]
+    assert pickle.loads(pickle.dumps(source))._groups == {}
+
+
+def test_validation_without_generations_draws_none(world, tmp_path):
+    told = train(
+        short(
+            world,
+            tmp_path / "out",
+            steps=2,
+            validation=ValidationConfig(every=2, samples=4, generations=0),
+        )
+    )
+    assert "generations" not in [kind for kind, _ in told] and not (tmp_path / "out" / "generations").exists()

@@ -1,0 +1,84 @@
+"""Fine-tuning runs of a tiny model for tests: in this process or several, and what they left."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+from torch.multiprocessing.spawn import spawn
+
+from pipelines.sft.config import (
+    EngineConfig,
+    SamplingConfig,
+    TrainedConfig,
+    TrainMllmConfig,
+    ValidationConfig,
+)
+from pipelines.sft.prepare import prepare, resolve
+from pipelines.sft.worker import Task, train_worker
+from pipelines.training.config import CheckpointsConfig, OptimizerConfig, WorkersConfig
+from tests.mllm_evaluations import World
+
+ROOT = Path(__file__).parents[1]
+EPOCH = 6
+"""Steps in which a run of ``short`` sees every chat of a world of 12 images once."""
+
+
+def short(world: World, out: Path | str, **changes: Any) -> TrainMllmConfig:
+    """A dozen steps of eight chats."""
+    base = TrainMllmConfig(
+        out=str(out),
+        model=world.model,
+        corpora=(world.chat,),
+        validation_corpora=(f"uri={world.chat},limit=9",),
+        tokenizer=world.tokenizer_uri,
+        train=TrainedConfig(vision=True),
+        sampling=SamplingConfig(samples_per_step=8),
+        steps=12,
+        optimizer=OptimizerConfig(lr=3e-3, warmup_steps=3),
+        engine=EngineConfig(samples_per_micro_batch=4),
+        validation=ValidationConfig(every=6, samples=8, generations=2, max_new_tokens=8),
+        checkpoints=CheckpointsConfig(every=4, keep=10),
+        tracking="off",
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def zero(stage: int) -> str:
+    """Returns the DeepSpeed file of a stage."""
+    return str(ROOT / "infra" / "deepspeed" / f"zero{stage}.json")
+
+
+def train(config: TrainMllmConfig, *, rendezvous: Path | None = None) -> list[tuple[str, dict[str, Any]]]:
+    """Trains as workers do, without Ray; returns what the first worker told, if it is this process."""
+    task, told = prepare(resolve(config)), []
+    if rendezvous is None:
+        threads = torch.get_num_threads()
+        try:
+            train_worker(task, lambda kind, body: told.append((kind, dict(body))))
+        finally:
+            torch.set_num_threads(threads)
+        return told
+    spawn(_work, (task, str(rendezvous)), nprocs=config.workers.count)
+    return told
+
+
+def _work(rank: int, task: Task, rendezvous: str) -> None:
+    world = task.config.workers.count
+    distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
+    try:
+        train_worker(task, lambda kind, body: None)
+    finally:
+        distributed.destroy_process_group()
+
+
+def workers(count: int) -> WorkersConfig:
+    """Returns so many workers on CPUs."""
+    return WorkersConfig(count=count, gpus=0)
+
+
+def weights_of(out: Path | str, name: str = "final") -> str:
+    """Returns the SHA-256 of an exported model's weights."""
+    return hashlib.sha256((Path(out) / name / "model.safetensors").read_bytes()).hexdigest()
