@@ -45,27 +45,50 @@ def _expected(world: World, shard_images: int) -> dict:
     return metrics_of(rows, benchmark="gres", readings=readings)
 
 
-def test_a_run_that_is_killed_and_repeated_gives_the_numbers_of_one_that_was_not(world, capsys):
+def _flags(world: World, *more: str) -> list[str]:
+    limit = ("--generation.max-new-tokens", str(MAX_NEW_TOKENS), "--shard-rows", "1")
+    return world.flags(world.home / "killed", *limit, *more)
+
+
+@pytest.fixture(scope="module")
+def killed(world) -> int:
+    """A run that was killed; how many shards it had committed."""
     out = world.home / "killed"
-    flags = world.flags(out, "--generation.max-new-tokens", str(MAX_NEW_TOKENS), "--shard-rows", "1")
-    off = ["--tracking", "off"]
-    with job("evaluate_mllm", *flags, *off, log=world.home / "killed.log") as running:
+    with job("evaluate_mllm", *_flags(world, "--tracking", "off"), log=world.home / "killed.log") as running:
         running.until(lambda: _commits(out) >= 2)
         running.kill()
-    done = _commits(out)
-    assert 2 <= done < NUM_IMAGES and not (out / "metrics.json").exists()
-    code, output = run_job("evaluate_mllm", *flags, *off, log=world.home / "resumed.log")
+    return _commits(out)
+
+
+@pytest.fixture(scope="module")
+def resumed(world, killed) -> tuple[Path, str]:
+    """The folder of the same run after it was repeated, and what that printed."""
+    code, output = run_job(
+        "evaluate_mllm", *_flags(world, "--tracking", "off"), log=world.home / "resumed.log"
+    )
     assert code == 0, output[-3000:]
-    assert f"{NUM_IMAGES} images in {NUM_IMAGES} shards, {done} committed" in output
+    return world.home / "killed", output
+
+
+def test_a_killed_run_has_whole_shards_and_no_numbers(world, killed):
+    assert 2 <= killed < NUM_IMAGES and not (world.home / "killed" / "metrics.json").exists()
+
+
+def test_a_run_that_is_killed_and_repeated_gives_the_numbers_of_one_that_was_not(world, killed, resumed):
+    out, output = resumed
+    assert f"{NUM_IMAGES} images in {NUM_IMAGES} shards, {killed} committed" in output
     assert f"questions  {4 * NUM_IMAGES}  asked {4 * NUM_IMAGES - 4}  skipped 4" in output
     metrics = json.loads((out / "metrics.json").read_text())
     found = {name: value for name, value in metrics.items() if name != "measured_with"}
     assert found == json.loads(json.dumps(_expected(world, 1)))
     assert metrics["counts"]["expected"] == 4 * NUM_IMAGES and metrics["counts"]["skipped"] == 4
 
+
+def test_a_finished_run_repeats_its_numbers_and_shows_others_beside_them(world, resumed, capsys):
+    out, _ = resumed
     before = (out / "metrics.json").read_bytes()
-    config = cli.parse(EvaluateMllmConfig, PRESETS, [*flags, "--beside", f"earlier={out}"], doc="")
-    assert evaluate_mllm(config) == 0  # here, since nothing is left to do and Ray is not needed
+    config = cli.parse(EvaluateMllmConfig, PRESETS, _flags(world, "--beside", f"earlier={out}"), doc="")
+    assert evaluate_mllm(config) == 0  # in this process, since nothing is left to do and Ray is not needed
     assert (out / "metrics.json").read_bytes() == before
     _check_closing(world, out, capsys.readouterr().out)
 
