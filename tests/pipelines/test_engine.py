@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipelines.training.config import OptimizerConfig
 from pipelines.training.engine import Engine, OptimizerState, PlainEngine, buckets
-from pipelines.training.engine_deepspeed import read_deepspeed_config
+from pipelines.training.engine_deepspeed import check_deepspeed_config, read_deepspeed_config
 from samtok.errors import CheckpointError, ConfigError
 
 RATE = 1e-2
@@ -154,10 +154,10 @@ def test_buckets_keep_order_and_limit(sizes: list[int], limit: int):
     assert all(sum(t.nbytes for t in (*a, b[0])) > limit for a, b in itertools.pairwise(groups))
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_shipped_files_are_found_from_anywhere(stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    body = read_deepspeed_config(f"infra/deepspeed/zero{stage}.json")
+    body = read_deepspeed_config(f"infra/deepspeed/zero{stage}.json", stages=(1, 2, 3))
     assert body["zero_optimization"]["stage"] == stage
 
 
@@ -211,6 +211,22 @@ def test_a_config_that_says_too_much_is_refused(text: str, message: str, tmp_pat
     with pytest.raises(ConfigError, match=message) as caught:
         read_deepspeed_config(str(path))
     assert str(caught.value).startswith(f"--engine.deepspeed {path}")
+
+
+@pytest.mark.parametrize(
+    ("zero", "message"),
+    [
+        ({"stage": 4}, r"stage must be 1 or 2 or 3, got 4. Without ZeRO leave --engine.deepspeed out\.$"),
+        ({"stage": 3, "stage3_prefetch_bucket_size": "auto"}, r"prefetch_bucket_size must be an even number"),
+        ({"stage": 3, "offload_param": {"device": "cpu"}}, r"offload_param was not tried.*sub_group_size"),
+        ({"stage": 2, "sub_group_size": 100}, r"sub_group_size was not tried"),
+    ],
+)
+def test_stage_3_has_keys_of_its_own(zero: dict, message: str):
+    with pytest.raises(ConfigError, match=message):
+        check_deepspeed_config({"zero_optimization": zero}, "mine.json", stages=(1, 2, 3))
+    none = {"stage": 3, "stage3_param_persistence_threshold": 0, "sub_group_size": 1e8}
+    check_deepspeed_config({"zero_optimization": none}, "mine.json", stages=(1, 2, 3))
 
 
 def test_a_missing_config_says_where_it_was_looked_for():
