@@ -27,6 +27,10 @@ class ExtendMllmConfig:
     chats: str | None = None
     """Chat corpus of jobs/compose_dialogues.py whose text the text tokenizer of a --tiny model is trained on,
     so that chats have few tokens; by default sentences about shapes."""
+    rows: Literal["noise", "codebooks"] = "noise"
+    """First rows of the words: noise draws all of them independently (appendix B); codebooks gives near rows
+    to codes that are near in the mask tokenizer, with the same mean and variance. A --tiny model, which sees
+    few chats, learns places only with codebooks; what it does for released models is not measured."""
     tokenizer: str = "tiny"
     """Mask tokenizer that makes the words: a shipped name, or a folder, local or s3://."""
     seed: int = 0
@@ -52,7 +56,7 @@ class ExtendMllmConfig:
 
 PRESETS: dict[str, ExtendMllmConfig] = {
     # The tiny model that learns shapes with the shipped tokenizer; seconds, 1.4 MB.
-    "smoke": ExtendMllmConfig(tiny="qwen2_5_vl", out="runs/mllm"),
+    "smoke": ExtendMllmConfig(tiny="qwen2_5_vl", rows="codebooks", out="runs/mllm"),
     # Appendix B of the paper: 256 x 2 words, rows drawn from mean and variance of the old ones. Not run yet.
     "paper": ExtendMllmConfig(model=tyro.MISSING, tokenizer=tyro.MISSING, out=tyro.MISSING),
 }

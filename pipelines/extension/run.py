@@ -13,6 +13,8 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch import Tensor
+
 from pipelines import run as runs
 from pipelines import storage
 from pipelines.dialogues import chats
@@ -31,7 +33,8 @@ from samtok.mllm.adapters import (
 from samtok.mllm.folder import read_model
 from samtok.mllm.tiny import build_tiny
 from samtok.mllm.tiny_text import default_texts
-from samtok.mllm.vocab import MaskVocabulary, extend
+from samtok.mllm.vocab import MaskVocabulary, extend, mask_words_of
+from samtok.model.tokenizer import MaskTokenizer
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +43,17 @@ LINEAGE_FILE = "lineage.json"
 
 @dataclass(frozen=True)
 class _Words:
-    """What the mask tokenizer says about the words."""
+    """What the mask tokenizer says about the words.
+
+    Attributes:
+        vocabulary: Which they are.
+        sha256: Of its weights.
+        geometry: What each code adds to a mask embedding, level x code x dim; None for rows of noise.
+    """
 
     vocabulary: MaskVocabulary
     sha256: str
+    geometry: Tensor | None
 
 
 def extend_mllm(config: ExtendMllmConfig) -> int:
@@ -54,7 +64,7 @@ def extend_mllm(config: ExtendMllmConfig) -> int:
 def _extend(config: ExtendMllmConfig) -> int:
     runs.refuse_lost_folders(config.out, "off")
     config = _resolved(config)
-    words = _words_of(config.tokenizer)
+    words = _words_of(config)
     if config.dry_run:
         sys.stdout.write(runs.config_json(config))
         sys.stdout.write(f"{config.model or config.tiny}: {words.vocabulary} as words, into {config.out}\n")
@@ -92,10 +102,16 @@ def _resolved(config: ExtendMllmConfig) -> ExtendMllmConfig:
     )
 
 
-def _words_of(uri: str) -> _Words:
-    tokenizer = checkpoint.read_config(uri, read=storage.read_bytes)
-    weights = checkpoint.read_weights(uri, read=storage.read_bytes)
-    return _Words(MaskVocabulary.of(tokenizer), hashlib.sha256(weights).hexdigest())
+def _words_of(config: ExtendMllmConfig) -> _Words:
+    uri, read = config.tokenizer, storage.read_bytes
+    if config.rows == "codebooks":
+        tokenizer = MaskTokenizer.from_pretrained(uri, read=read)
+        assert tokenizer.weights_sha256 is not None
+        vectors = tokenizer.quantizer.code_vectors()
+        return _Words(MaskVocabulary.of(tokenizer.config), tokenizer.weights_sha256, vectors)
+    vocabulary = MaskVocabulary.of(checkpoint.read_config(uri, read=read))
+    sha256 = hashlib.sha256(checkpoint.read_weights(uri, read=read)).hexdigest()
+    return _Words(vocabulary, sha256, None)
 
 
 def _is_done(config: ExtendMllmConfig) -> bool:
@@ -128,6 +144,7 @@ def _build(config: ExtendMllmConfig, words: _Words, folder: Path) -> None:
         seed=config.seed,
         config=config.numbers,
         tokenizer_sha256=words.sha256,
+        geometry=words.geometry,
     )
 
 
@@ -150,6 +167,11 @@ def _extend_folder(config: ExtendMllmConfig, words: _Words, folder: Path) -> Non
                 f"--model {config.model} is a {family}; mask words are known for {', '.join(FAMILIES)}."
             )
         processor = load_processor(source)
+        if config.rows == "codebooks" and mask_words_of(processor.tokenizer):
+            raise ConfigError(
+                f"--model {config.model} has mask words already and keeps their rows; --rows codebooks "
+                "would draw none. Extend the checkpoint without words, or leave --rows at noise."
+            )
         model = read_model(source)
         extend(
             model,
@@ -157,6 +179,7 @@ def _extend_folder(config: ExtendMllmConfig, words: _Words, folder: Path) -> Non
             words.vocabulary,
             seed=config.seed,
             pad_to_multiple_of=config.pad_to_multiple_of,
+            geometry=words.geometry,
         )
         adapter = adapter_for(family, processor, words.vocabulary, tokenizer_sha256=words.sha256)
         save_pretrained(model, adapter, folder)

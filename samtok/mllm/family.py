@@ -9,7 +9,7 @@ refused.
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -30,6 +30,9 @@ from samtok.mllm.vocab import MaskVocabulary
 Picture = Image.Image | np.ndarray
 """An RGB image: of PIL, or H x W x 3 uint8."""
 
+OBJECT_TOKENS = ("<|object_ref_start|>", "<|object_ref_end|>")
+"""Around a phrase that has masks, in Qwen's vocabulary. They are content: said, read and learnt as text is."""
+
 _PROBE = "A question."
 
 
@@ -42,6 +45,7 @@ class Adapter(ABC):
         vocabulary: The mask words.
         word_ids: Their token ids.
         suppressed_ids: Tokens that are never generated: places of images and videos, and what surrounds them.
+        object_tokens: ``OBJECT_TOKENS``, or none where the text tokenizer has no such tokens.
         stop_ids: Tokens that end an answer; the first is the one that training teaches.
         pad_id: Token that fills a batch.
         tokenizer_sha256: Of the mask tokenizer that the words belong to; None where it is not known.
@@ -63,14 +67,18 @@ class Adapter(ABC):
         self.vocabulary = vocabulary
         self.tokenizer_sha256 = tokenizer_sha256
         self.word_ids = vocabulary.check(self.tokenizer)
-        self.suppressed_ids = tuple(self._id(token) for token in self.media_tokens)
-        self.stop_ids = (self._id(self.end_of_turn), self._id(self.end_of_text))
+        known = self.tokenizer.get_vocab()  # built anew by each call
+        self.object_tokens = OBJECT_TOKENS if known.keys() >= set(OBJECT_TOKENS) else ()
+        self.suppressed_ids = tuple(self._id(token, known) for token in self.media_tokens)
+        self.stop_ids = (self._id(self.end_of_turn, known), self._id(self.end_of_text, known))
         self.pad_id = self.tokenizer.pad_token_id
         if self.pad_id is None:
             self.pad_id = self.stop_ids[1]
-        self._image_id = self._id(self.image_token)
-        self._control = re.compile("|".join(map(re.escape, self._control_tokens())))
-        self._control_ids = frozenset(self._id(token) for token in self._control_tokens())
+        self._image_id = self._id(self.image_token, known)
+        control = self._control_tokens()
+        self._control_ids = frozenset(self._id(token, known) for token in control)
+        refused = [*control, *(token for token in OBJECT_TOKENS if not self.object_tokens)]
+        self._refused = re.compile("|".join(map(re.escape, refused)))
         self._preface = self._read_preface()
 
     @property
@@ -130,7 +138,8 @@ class Adapter(ABC):
 
         Raises:
             DataError: ``too_long``; ``media_token`` or ``control_token`` for text that holds a token of the
-                chat format; ``malformed_words``; ``image`` or ``image_index`` for one that cannot be used.
+                chat format; ``object_token`` for one of ``OBJECT_TOKENS`` where the family has none;
+                ``malformed_words``; ``image`` or ``image_index`` for one that cannot be used.
         """
         pieces, order = self._pieces(turns, len(images))
         if turns[-1].role == "assistant":
@@ -153,7 +162,7 @@ class Adapter(ABC):
         return self._encoded([(text, False) for text, _ in pieces], [images[i] for i in order], None)
 
     def text_of(self, ids: Sequence[int]) -> str:
-        """Reads generated ids: all text and mask words, no tokens of the chat format."""
+        """Reads generated ids: all text, mask words and object tokens, no tokens of the chat format."""
         kept = [int(id_) for id_ in ids if int(id_) not in self._control_ids and int(id_) != self.pad_id]
         return self.tokenizer.decode(
             kept, skip_special_tokens=False, clean_up_tokenization_spaces=False, **self._decode_options()
@@ -190,7 +199,14 @@ class Adapter(ABC):
         return self.image_text()
 
     def _check_text(self, text: str) -> None:
-        found = self._control.search(text)
+        found = self._refused.search(text)
+        if found and found[0] in OBJECT_TOKENS:
+            raise DataError(
+                f"{found[0]} at character {found.start()} is no token of this {self.family}, which would "
+                "read it letter by letter. Compose the chats without it: jobs/compose_dialogues.py --styles "
+                "words or sentence.",
+                reason="object_token",
+            )
         if found:
             raise DataError(
                 f"{found[0]} at character {found.start()} belongs to the chat format of {self.family} and "
@@ -279,8 +295,8 @@ class Adapter(ABC):
         """Loads the model of a checkpoint folder and checks that it speaks the words.
 
         Raises:
-            CheckpointError: It cannot be read, is of another family, or as ``MaskVocabulary.check``.
-            ConfigError: It needs a package that is not installed.
+            CheckpointError: It cannot be read, needs a package that is not installed, is of another family,
+                or as ``MaskVocabulary.check``.
         """
         model = read_model(folder, dtype=dtype, attn=attn)
         if model.config.model_type != self.family:
@@ -293,8 +309,8 @@ class Adapter(ABC):
 
     # ------------------------------------------------------------ inside
 
-    def _id(self, token: str) -> int:
-        id_ = self.tokenizer.get_vocab().get(token)
+    def _id(self, token: str, known: Mapping[str, int]) -> int:
+        id_ = known.get(token)
         if id_ is None:
             raise CheckpointError(
                 f"The text tokenizer has no token {token}, which {self.family} needs. Use the tokenizer "
@@ -303,9 +319,9 @@ class Adapter(ABC):
         return id_
 
     def _control_tokens(self) -> list[str]:
-        """Returns all tokens that no text may hold: special ones, mask words excepted, and media tokens."""
+        """Returns all tokens of the chat format: media tokens, and special ones that are not content."""
         special = [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
-        speech = set(self.vocabulary.words)
+        speech = {*self.vocabulary.words, *OBJECT_TOKENS}
         named = (*self.media_tokens, self.end_of_turn, self.end_of_text)
         return [token for token in dict.fromkeys((*named, *special)) if token not in speech]
 

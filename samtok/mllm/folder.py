@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
-from samtok.errors import CheckpointError, ConfigError
+from samtok.errors import CheckpointError
 from samtok.mllm.vocab import MaskVocabulary
 
 SAMTOK_FILE = "samtok.json"
@@ -41,15 +41,17 @@ def read_model(
     """Loads any model of a local checkpoint folder, as it is.
 
     Raises:
-        CheckpointError: It cannot be read.
-        ConfigError: It needs a package that is not installed.
+        CheckpointError: It cannot be read, or needs a package that is not installed.
     """
     try:
         return AutoModelForImageTextToText.from_pretrained(
             folder, dtype=dtype, attn_implementation=attn, local_files_only=True
         )
     except ImportError as error:
-        raise ConfigError(f"{folder} cannot be loaded: {str(error).strip()[:300]}") from error
+        raise CheckpointError(
+            f"{folder} needs a package that is not installed: {str(error).strip().splitlines()[0][:300]} "
+            "Install samtok[perception-lm] for timm, samtok[gpu] for flash-attn."
+        ) from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"The model of {folder} cannot be loaded: {str(error)[:500]}") from error
 

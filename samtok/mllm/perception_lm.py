@@ -1,6 +1,6 @@
 """PerceptionLM: Llama 3's chat format, a thumbnail and tiles per image, positions of one axis.
 
-Released checkpoints see with a model of the package ``timm``, which has to be installed for them.
+Released checkpoints see with a model of the package ``timm``, which the extra ``perception-lm`` installs.
 """
 
 from collections.abc import Sequence

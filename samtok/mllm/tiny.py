@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from transformers import (
     GenerationConfig,
     PerceptionLMConfig,
@@ -52,6 +54,7 @@ def build_tiny(
     seed: int,
     config: TinyConfig | None = None,
     tokenizer_sha256: str | None = None,
+    geometry: Float[Tensor, "level num_codes dim"] | None = None,
 ) -> None:
     """Writes a model of random weights with its processor, as a folder like those of released checkpoints.
 
@@ -63,6 +66,7 @@ def build_tiny(
         seed: Of the weights; equal seeds give equal files.
         config: All numbers.
         tokenizer_sha256: Of the mask tokenizer, for ``samtok.json``.
+        geometry: Of its codes, for the rows of the words (``vocab.extend``); by default they are noise.
     """
     config = config or TinyConfig()
     processor, make = _BUILDERS[family](config, list(texts))
@@ -74,7 +78,7 @@ def build_tiny(
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         return
-    extend(model, processor.tokenizer, vocabulary, seed=seed)
+    extend(model, processor.tokenizer, vocabulary, seed=seed, geometry=geometry)
     adapter = adapter_for(family, processor, vocabulary, tokenizer_sha256=tokenizer_sha256)
     save_pretrained(model, adapter, folder)
 

@@ -24,13 +24,15 @@ QWEN_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
     "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
     "<|vision_start|>",
     "<|vision_end|>",
     "<|vision_pad|>",
     "<|image_pad|>",
     "<|video_pad|>",
 )
-"""Tokens of Qwen's chat format, those that its processor and adapter look for."""
+"""Tokens of Qwen's chat format, those that its processor and adapter look for, and those around phrases."""
 
 LLAMA_TOKENS = (
     "<|begin_of_text|>",
@@ -74,7 +76,7 @@ LLAMA_TEMPLATE = (
 )
 """PerceptionLM's chat format, likewise."""
 
-_MASK_WORDS = re.compile(r"<\|mt_[a-z0-9]+\|>")
+_OWN_TOKENS = re.compile(r"<\|mt_[a-z0-9]+\|>|<\|object_ref_(?:start|end)\|>")
 _ROLES = ("system\n", "user\n", "assistant\n")
 _QUESTIONS = (
     "Segment {} in this image.",
@@ -124,7 +126,7 @@ def train_qwen_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Qwen2Token
     """Trains Qwen's tokenizer class on texts; any text survives a round trip, up to Unicode's form NFC.
 
     Args:
-        texts: Sentences; mask words in them are left out.
+        texts: Sentences; mask words and object tokens in them are left out.
         vocab_size: Entries without the tokens of the chat format; 256 of them are bytes.
     """
     model = _train_bpe(texts, Qwen2Tokenizer(), vocab_size)
@@ -174,4 +176,4 @@ def _trainer(vocab_size: int) -> trainers.BpeTrainer:
 def _without_words(texts: Iterable[str]) -> Iterator[str]:
     yield from _ROLES * 200  # each turn has one, so they must be tokens of their own
     for text in texts:
-        yield from (piece for piece in _MASK_WORDS.split(text) if piece)
+        yield from (piece for piece in _OWN_TOKENS.split(text) if piece)

@@ -1,4 +1,4 @@
-"""Mask words as tokens of an MLLM: which they are, adding them, their ids, their rows (paper, appendix B).
+"""Mask words as tokens of an MLLM: which they are, adding them, their ids.
 
 Words are normal added tokens. As special tokens, which a checkpoint may hold them as, every default decode
 drops them: ``Adapter.text_of`` reads both kinds.
@@ -17,6 +17,7 @@ from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 from samtok import words
 from samtok.config import MaskTokenizerConfig
 from samtok.errors import CheckpointError
+from samtok.mllm import rows
 
 _MASK_WORD = re.compile(r"<\|mt_(?:start|end|[0-9]+)\|>")
 _REMEDY = "Make an extended checkpoint with jobs/extend_mllm.py."
@@ -99,12 +100,8 @@ class MaskVocabulary:
             raise CheckpointError(f"The text tokenizer has no mask words; it needs {self}. {_REMEDY}")
         self._require_same(have)
         names = self.words
-        for word, pieces in zip(names, tokenizer(names, add_special_tokens=False)["input_ids"], strict=True):
-            if pieces != [have[word]]:
-                raise CheckpointError(
-                    f"{word} must be one token, id {have[word]}, but the text tokenizer splits it into "
-                    f"{pieces}. {_REMEDY}"
-                )
+        if tokenizer("".join(names), add_special_tokens=False)["input_ids"] != [have[w] for w in names]:
+            raise _split_word(tokenizer, {word: have[word] for word in names})
         inner = [have[word] for word in names[1:-1]]
         levels = (tuple(inner[i : i + self.num_codes]) for i in range(0, len(inner), self.num_codes))
         return WordIds(have[names[0]], have[names[-1]], tuple(levels))
@@ -151,7 +148,23 @@ class MaskVocabulary:
 
 def mask_words_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """Returns all mask words that a text tokenizer knows, of whatever vocabulary, with their ids."""
-    return {word: id_ for word, id_ in tokenizer.get_vocab().items() if _MASK_WORD.fullmatch(word)}
+    entries = tokenizer.get_vocab().items()
+    return {word: id_ for word, id_ in entries if word.startswith("<|mt_") and _MASK_WORD.fullmatch(word)}
+
+
+def _split_word(tokenizer: PreTrainedTokenizerBase, ids: dict[str, int]) -> CheckpointError:
+    """Returns the error for words that, read one after the other, do not give their ids."""
+    for word, id_ in ids.items():
+        pieces = tokenizer(word, add_special_tokens=False)["input_ids"]
+        if pieces != [id_]:
+            return CheckpointError(
+                f"{word} must be one token, id {id_}, but the text tokenizer splits it into {pieces}. "
+                f"{_REMEDY}"
+            )
+    return CheckpointError(
+        f"Mask words are one token each alone, but not where one follows another. The text tokenizer must "
+        f"hold them as added tokens. {_REMEDY}"
+    )
 
 
 def infer(tokenizer: PreTrainedTokenizerBase, *, where: str) -> MaskVocabulary:
@@ -176,6 +189,7 @@ def extend(
     *,
     seed: int,
     pad_to_multiple_of: int | None = None,
+    geometry: Float[Tensor, "level num_codes dim"] | None = None,
 ) -> None:
     """Adds the words to tokenizer and model, in place.
 
@@ -184,34 +198,35 @@ def extend(
     nearly equal, so all masks would begin as one. Rows that padding of the vocabulary has left free are used
     before the model grows; a tokenizer that has the words already keeps the rows they have.
 
+    With a geometry, mean and variance are the same but the rows of codes are not independent: near codes get
+    near rows, alike in input and output embeddings (``rows.directions``). Start and end stay noise.
+
     Args:
         model: Any model with input and output embeddings; tied ones stay tied.
         tokenizer: Its text tokenizer.
         vocabulary: The words.
         seed: Of the drawing; equal seeds give equal rows.
         pad_to_multiple_of: If the model grows, round its rows up to a multiple of this.
+        geometry: What each code adds to a mask embedding (``Quantizer.code_vectors``).
 
     Raises:
-        CheckpointError: As ``MaskVocabulary.check``.
+        CheckpointError: As ``MaskVocabulary.check`` and ``rows.directions``.
+        ValueError: The geometry is of another vocabulary.
     """
-    rows = _num_rows(model)
+    if geometry is not None and geometry.shape[:2] != (vocabulary.num_levels, vocabulary.num_codes):
+        raise ValueError(f"a geometry of {tuple(geometry.shape[:2])} levels and codes is not of {vocabulary}")
+    num_rows = _num_rows(model)
     added = vocabulary.add_to(tokenizer)
-    known, stop = min(len(tokenizer) - added, rows), len(tokenizer)
-    if stop > rows:
+    known, stop = min(len(tokenizer) - added, num_rows), len(tokenizer)
+    if stop > num_rows:
         stop = -(-stop // (pad_to_multiple_of or 1)) * (pad_to_multiple_of or 1)
         model.resize_token_embeddings(stop, mean_resizing=False)
+    ids = torch.tensor(vocabulary.check(tokenizer, model).codes)
     generator = torch.Generator().manual_seed(seed)
-    for weight in _embedding_weights(model):
-        _draw(weight, slice(known, stop), generator)
-    vocabulary.check(tokenizer, model)
-
-
-@torch.no_grad()
-def _draw(weight: Float[Tensor, "row dim"], new: slice, generator: torch.Generator) -> None:
-    """Fills rows from mean and variance of the rows before them; without rows to fill, does nothing."""
-    old = weight[: new.start].float().cpu()
-    noise = torch.randn(new.stop - new.start, weight.shape[1], generator=generator)
-    weight[new] = (old.mean(0) + old.std(0) * noise).to(weight)
+    weights = _embedding_weights(model)
+    shared = None if geometry is None else rows.directions(geometry, weights[0].shape[1], generator)
+    for weight in weights:
+        rows.draw(weight, slice(known, stop), generator, ids=ids, shared=shared)
 
 
 def _embedding_weights(model: PreTrainedModel) -> list[Tensor]:
@@ -236,10 +251,10 @@ def check_rows(model: PreTrainedModel, num_tokens: int) -> None:
     Raises:
         CheckpointError: It is not.
     """
-    rows, weights = _num_rows(model), _embedding_weights(model)
-    if rows < num_tokens:
+    have, weights = _num_rows(model), _embedding_weights(model)
+    if have < num_tokens:
         raise CheckpointError(
-            f"The model has {rows} embedding rows and its text tokenizer {num_tokens} tokens; it needs at "
+            f"The model has {have} embedding rows and its text tokenizer {num_tokens} tokens; it needs at "
             f"least as many rows. The two are of different checkpoints, or the model was not extended. "
             f"{_REMEDY}"
         )

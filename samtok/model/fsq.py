@@ -65,6 +65,18 @@ class FiniteScalarQuantizer(Float32Buffers):
         rest = values.new_zeros(len(codes), (self.num_levels - codes.shape[1]) * len(self.grid))
         return self._read_out(torch.cat([values, rest], dim=1))
 
+    @torch.no_grad()
+    def code_vectors(self) -> Float[Tensor, "level num_codes dim"]:
+        """Returns what each code adds to an embedding.
+
+        Reading out is linear, so a word's grid point adds its part; what no word says is split evenly.
+        """
+        points = self.steps_of(torch.arange(self.num_codes, device=self.centre.device)[:, None])
+        values = self._values(points.to(self.centre.dtype))
+        weight = (self.basis_out + self.project_out.weight.float().T).unflatten(0, (self.num_levels, -1))
+        unsaid = self.centre + self.project_out.bias.float()
+        return values @ weight + unsaid / self.num_levels
+
     def forward(self, z: Float[Tensor, "mask dim"]) -> Quantized:
         """Quantizes; the gradient takes rounding for the identity. Commitment is 0."""
         positions = self._positions(z)

@@ -41,6 +41,10 @@ class Quantizer(Protocol):
         """Returns the embedding that the mask decoder reads; fewer levels give a coarser one."""
         ...
 
+    def code_vectors(self) -> Float[Tensor, "level num_codes dim"]:
+        """Returns what each code adds to an embedding: those of a mask's codes sum up to ``decode``'s."""
+        ...
+
     def __call__(self, z: Float[Tensor, "mask dim"]) -> Quantized:
         """Quantizes with straight-through gradients and the commitment loss."""
         ...

@@ -82,6 +82,10 @@ class ResidualQuantizer(Float32Buffers):
         levels = zip(self._of_levels, codes.T, strict=False)  # codes may have fewer
         return torch.stack([codebook[code] for codebook, code in levels]).sum(dim=0)
 
+    def code_vectors(self) -> Float[Tensor, "level num_codes dim"]:
+        """Returns a copy of the codebook of each level; the levels of a shared one are equal."""
+        return self._of_levels.clone()
+
     def forward(self, z: Float[Tensor, "mask dim"]) -> Quantized:
         """Quantizes; commitment is the mean over levels of the distance to the sum up to that level."""
         z = z.float()
