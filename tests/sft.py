@@ -2,6 +2,8 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from pipelines.sft.config import (
 from pipelines.sft.prepare import prepare, resolve
 from pipelines.sft.worker import Task, train_worker
 from pipelines.training.config import CheckpointsConfig, OptimizerConfig, WorkersConfig
+from samtok.errors import SamtokError
 from tests.mllm_evaluations import World
 
 ROOT = Path(__file__).parents[1]
@@ -53,23 +56,43 @@ def zero(stage: int) -> str:
 
 def train(config: TrainMllmConfig, *, rendezvous: Path | None = None) -> list[tuple[str, dict[str, Any]]]:
     """Trains as workers do, without Ray; returns what the first worker told, if it is this process."""
+    if rendezvous is not None:
+        train_all([config], rendezvous=rendezvous)
+        return []
     task, told = prepare(resolve(config)), []
-    if rendezvous is None:
-        threads = torch.get_num_threads()
-        try:
-            train_worker(task, lambda kind, body: told.append((kind, dict(body))))
-        finally:
-            torch.set_num_threads(threads)
-        return told
-    spawn(_work, (task, str(rendezvous)), nprocs=config.workers.count)
+    threads = torch.get_num_threads()
+    try:
+        train_worker(task, lambda kind, body: told.append((kind, dict(body))))
+    finally:
+        torch.set_num_threads(threads)
     return told
 
 
-def _work(rank: int, task: Task, rendezvous: str) -> None:
-    world = task.config.workers.count
-    distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
+def train_all(configs: Sequence[TrainMllmConfig], *, rendezvous: Path, errors: bool = False) -> None:
+    """Trains one run after the other in the same processes, which take longer to start than a run takes.
+
+    With ``errors`` a worker writes an error of our family to ``OUT/error-RANK.txt``, and goes on.
+    """
+    tasks = [prepare(resolve(config)) for config in configs]
+    spawn(_work, (tasks, str(rendezvous), errors), nprocs=configs[0].workers.count)
+
+
+def _work(rank: int, tasks: Sequence[Task], rendezvous: str, errors: bool) -> None:
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{rendezvous}",
+        rank=rank,
+        world_size=tasks[0].config.workers.count,
+        timeout=timedelta(seconds=120),
+    )
     try:
-        train_worker(task, lambda kind, body: None)
+        for task in tasks:
+            try:
+                train_worker(task, lambda kind, body: None)
+            except SamtokError as error:
+                if not errors:
+                    raise
+                Path(task.config.out, f"error-{rank}.txt").write_text(f"{type(error).__name__}: {error}")
     finally:
         distributed.destroy_process_group()
 

@@ -3,6 +3,7 @@
 ``pipelines.mllm_evaluation`` measures finished models on whole benchmarks.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -12,10 +13,10 @@ import torch
 from pipelines.dialogues import chats
 from pipelines.sft.config import TrainMllmConfig
 from pipelines.sft.data import ChatSource, Row, encode_row, load_images, micro_batches
-from pipelines.sft.loop import autocast
+from pipelines.sft.loop import autocast, sees
 from pipelines.training import world
-from samtok.errors import DataError
-from samtok.mllm.chat import Encoded, Turn
+from samtok.errors import ConfigError, DataError
+from samtok.mllm.chat import IGNORE, Encoded, Turn
 from samtok.mllm.family import Adapter
 from samtok.mllm.generation import generate
 from samtok.mllm.loss import answer_logits
@@ -34,12 +35,19 @@ class Looks:
         adapter: Its adapter.
         sources: Held-out corpora, taken from in turn; without any there is nothing to look at.
         config: The run.
+        alike: Whether the engine wants all workers to use the same parts of the model (from ZeRO-2 on).
     """
 
     def __init__(
-        self, model: Any, adapter: Adapter, sources: Sequence[ChatSource], config: TrainMllmConfig
+        self,
+        model: Any,
+        adapter: Adapter,
+        sources: Sequence[ChatSource],
+        config: TrainMllmConfig,
+        *,
+        alike: bool = False,
     ) -> None:
-        self.model, self.adapter, self.config = model, adapter, config
+        self.model, self.adapter, self.config, self.alike = model, adapter, config, alike
         self.rows = _first_rows(sources, config.validation.samples)
         self._encoded: list[Encoded] | None = None
 
@@ -50,8 +58,7 @@ class Looks:
         was_training = self.model.training
         self.model.eval()
         sums = torch.zeros(6, dtype=torch.float64, device=self.model.device)
-        own = self._own()
-        for batch in micro_batches(own, self.config.micro_samples) if own else []:
+        for batch in micro_batches(self._own(), self.config.micro_samples):
             sums += self._sums(batch)
         self.model.train(was_training)
         loss, learnt, right, codes, right_codes, samples = sum_over_ranks(sums).tolist()
@@ -63,12 +70,36 @@ class Looks:
         }
 
     def _own(self) -> list[Encoded]:
-        """Returns this worker's held-out chats, as many as every other worker has."""
-        if self._encoded is None:
-            usable = [sample for row in self.rows if (sample := self._encode(row)) is not None]
-            even = len(usable) // world.size() * world.size()
-            self._encoded = usable[world.rank() : even : world.size()]
-        return self._encoded
+        """Returns this worker's held-out chats, filled up with chats that do not count to the most of any.
+
+        Raises:
+            DataError: If none can be used.
+            ConfigError: If workers would use different parts of the model, and the engine cannot take that.
+        """
+        if self._encoded is not None:
+            return self._encoded
+        own = [s for row in self.rows[world.rank() :: world.size()] if (s := self._encode(row)) is not None]
+        missing = max(world.gathered([len(own)])) - len(own)
+        usable = own or [s for row in self.rows if (s := self._encode(row)) is not None]
+        if not usable:
+            raise DataError(
+                f"none of the first {len(self.rows)} chats of --validation-corpora can be used. Are "
+                "their images in place, and are they within --sampling.max-tokens?"
+            )
+        own += [_unlearnt(usable[0])] * missing
+        if self.alike:
+            self._require_alike(own)
+        self._encoded = own
+        return own
+
+    def _require_alike(self, own: Sequence[Encoded]) -> None:
+        seeing = [tuple(map(sees, micro_batches(own, self.config.micro_samples)))]
+        if len(set(world.gathered(seeing))) > 1:
+            raise ConfigError(
+                "some of --validation-corpora have images and some none, so workers would use different "
+                "parts of the model at the same time, which they must not from ZeRO-2 on. Leave the corpora "
+                "without images out, or use --engine.deepspeed infra/deepspeed/zero1.json."
+            )
 
     def _encode(self, row: Row) -> Encoded | None:
         try:
@@ -84,7 +115,8 @@ class Looks:
         right = logits.argmax(dim=-1) == targets
         codes = [id_ for level in self.adapter.word_ids.codes for id_ in level]
         is_code = torch.isin(targets, torch.tensor(codes, device=targets.device))
-        counts = [len(targets), right.sum(), is_code.sum(), (right & is_code).sum(), len(samples)]
+        counted = sum(sample.num_learnt > 0 for sample in samples)
+        counts = [len(targets), right.sum(), is_code.sum(), (right & is_code).sum(), counted]
         return torch.stack(
             [torch.as_tensor(value, device=logits.device).double() for value in (loss, *counts)]
         )
@@ -94,15 +126,13 @@ class Looks:
 
         Every entry has ``sample_id``, ``image`` (URI), ``size_hw``, ``question``, ``truth`` and ``answer``
         (texts), and the ``codes`` of both as lists of masks. With weights spread over workers all of them
-        must ask the same.
+        must ask the same, so a question that one of them cannot read is left out.
         """
         asked = [row for row in self.rows if _asks_one_image(row)][: self.config.validation.generations]
-        prompts, kept = [], []
-        for row in asked:
-            prompt = self._prompt(row)
-            if prompt is not None:
-                prompts.append(prompt)
-                kept.append(row)
+        own = [self._prompt(row) for row in asked]
+        lacking = world.gathered([i for i, prompt in enumerate(own) if prompt is None])
+        kept = [row for i, row in enumerate(asked) if i not in lacking]
+        prompts = [prompt for i, prompt in enumerate(own) if prompt is not None and i not in lacking]
         if not prompts:
             return []
         with autocast(self.model, self.config.engine.precision):
@@ -136,6 +166,11 @@ class Looks:
 
 def _asks_one_image(row: Mapping[str, Any]) -> bool:
     return len(row["images"]) == 1 and row["messages"][-1]["role"] == "assistant"
+
+
+def _unlearnt(sample: Encoded) -> Encoded:
+    """Returns a sample that goes through the model and counts for nothing."""
+    return dataclasses.replace(sample, labels=torch.full_like(sample.labels, IGNORE))
 
 
 def _question(row: Row) -> list[Turn]:

@@ -16,9 +16,11 @@ from pipelines.training import world
 from pipelines.training.engine import Engine
 from pipelines.training.schedule import learning_rate, mixed_seed
 from pipelines.training.steps import Steps
+from samtok.errors import ConfigError
 from samtok.mllm.chat import Encoded
 from samtok.mllm.family import Adapter
 from samtok.mllm.loss import answer_loss
+from samtok.mllm.packed_attention import attend_by_dialogue
 from samtok.model.quantizer import sum_over_ranks
 
 
@@ -26,17 +28,28 @@ class Trainer:
     """Takes steps.
 
     Args:
-        model: On its device, trained parts set; all workers start with equal weights.
+        model: On its device, trained parts set; all workers start with equal weights. To pack, its attention
+            is set to stay within dialogues.
         adapter: Of the model.
         engine: Moves the weights of the model.
         config: The run.
+        alike: Whether the engine wants all workers to use the same parts of the model (from ZeRO-2 on).
     """
 
     def __init__(
-        self, model: PreTrainedModel, adapter: Adapter, engine: Engine, config: TrainMllmConfig
+        self,
+        model: PreTrainedModel,
+        adapter: Adapter,
+        engine: Engine,
+        config: TrainMllmConfig,
+        *,
+        alike: bool = False,
     ) -> None:
         self.model, self.adapter, self.engine, self.config = model, adapter, engine, config
+        self.alike = alike
         self.steps = Steps()
+        if config.engine.packing:
+            attend_by_dialogue(model)
 
     def take_step(self, samples: Sequence[Encoded]) -> dict[str, float]:
         """Takes one step over this worker's chats; collective. Returns the step's metrics, of all workers.
@@ -45,18 +58,25 @@ class Trainer:
 
         Raises:
             TrainingDiverged: If too many steps in a row were skipped.
+            ConfigError: If some micro-batches have images and some none, and the engine cannot take that.
         """
         step, config = self.steps.done, self.config
         torch.manual_seed(mixed_seed(config.seed, step, world.rank()))  # a model may have dropout
         self.model.train()
         micro = micro_batches(samples, config.micro_samples)
-        counts = self._summed([sum(s.num_learnt for s in samples), sum(map(len, samples)), len(samples)])
-        learnt, tokens, chats = counts
+        counts = [sum(s.num_learnt for s in samples), sum(map(len, samples)), len(samples)]
+        learnt, tokens, chats, seeing, batches = self.summed([*counts, sum(map(sees, micro)), len(micro)])
+        if self.alike and seeing not in (0, batches):
+            raise ConfigError(
+                f"{batches - seeing:.0f} of the {batches:.0f} micro-batches of step {step} have no images, "
+                "and from ZeRO-2 on all workers must use the same parts of the model at the same time. Use "
+                "--engine.deepspeed infra/deepspeed/zero1.json, or leave the corpora without images out."
+            )
         losses = [self._pass(batch, learnt) for batch in micro]
         rate = learning_rate(step, config.steps, config.optimizer)
         norm = self.engine.step(rate)
         computed = [self._computed(batch) for batch in micro]
-        loss_sum, rows = self._summed([float(torch.stack(losses).double().sum()), sum(computed)])
+        loss_sum, rows = self.summed([float(torch.stack(losses).double().sum()), sum(computed)])
         metrics = {
             "step": step,
             "loss": loss_sum / max(learnt, 1),
@@ -87,9 +107,15 @@ class Trainer:
         lengths = [len(sample) for sample in samples]
         return sum(lengths) if self.config.engine.packing else max(lengths) * len(lengths)
 
-    def _summed(self, values: Sequence[float]) -> list[float]:
+    def summed(self, values: Sequence[float]) -> list[float]:
+        """Returns numbers summed over all workers; collective."""
         own = torch.tensor(values, dtype=torch.float64, device=self.model.device)
         return sum_over_ranks(own).tolist()
+
+
+def sees(samples: Sequence[Encoded]) -> bool:
+    """Returns whether a micro-batch goes through the vision encoder."""
+    return any(sample.vision for sample in samples)
 
 
 def autocast(model: nn.Module, precision: str) -> torch.autocast:

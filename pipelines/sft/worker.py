@@ -101,7 +101,7 @@ class Worker:
         self.model, self.adapter, self.rank = model, adapter, world.rank()
         self.trainer = build_trainer(model, adapter, task)
         self.trained = [name for name, p in model.named_parameters() if p.requires_grad]
-        self.looks = Looks(model, adapter, task.held_out, self.config)
+        self.looks = Looks(model, adapter, task.held_out, self.config, alike=self.trainer.alike)
         self.tally, self.journal = Tally(), Journal(self.out)
 
     def run(self) -> None:
@@ -121,21 +121,23 @@ class Worker:
     def _note(self, metrics: dict[str, float], samples: Sequence[Prepared], seconds: float) -> None:
         rejects = [entry for prepared in samples for entry in prepared.rejects]
         self.journal.add(metrics, rejects)
+        rejected = int(self.trainer.summed([len(rejects)])[0])
         self.tally.tokens += int(metrics["tokens"])
-        self.tally.draws += len(samples) + len(rejects)
-        self.tally.rejected += len(rejects)
+        self.tally.draws += int(metrics["samples"]) + rejected
+        self.tally.rejected += rejected
         if self.rank == 0:
             self.tell("step", {**metrics, "seconds": seconds})
         self._judge_rejects()
 
     def _judge_rejects(self) -> None:
-        """Ends a run that draws mostly chats it cannot use; each worker judges its own."""
+        """Ends a run that draws mostly chats it cannot use, by the draws of all workers and so on all."""
         share = self.tally.rejected / max(self.tally.draws, 1)
         if self.tally.draws >= _ENOUGH_DRAWS and share > self.config.max_reject_rate:
+            reasons = dict.fromkeys(world.gathered([self.journal.reasons()]))
             raise DataError(
-                f"{share:.1%} of {self.tally.draws} chats that a worker drew cannot be used; "
+                f"{share:.1%} of {self.tally.draws} chats that were drawn cannot be used; "
                 f"--max-reject-rate allows {self.config.max_reject_rate:.1%}. Are the images of the chat "
-                f"corpora in place? The reasons so far: {self.journal.reasons()}."
+                f"corpora in place? The reasons so far, worker by worker: {'; '.join(reasons)}."
             )
 
     def _look_and_save(self) -> None:
@@ -263,7 +265,8 @@ def build_trainer(model: Any, adapter: Adapter, task: Task) -> Trainer:
     adapter.freeze(model, **dataclasses.asdict(task.config.train))
     if task.config.engine.gradient_checkpointing:
         _keep_fewer_activations(model)
-    return Trainer(model, adapter, _engine(model, adapter, task), task.config)
+    alike = task.deepspeed is not None and task.deepspeed["zero_optimization"]["stage"] > 1
+    return Trainer(model, adapter, _engine(model, adapter, task), task.config, alike=alike)
 
 
 def _keep_fewer_activations(model: Any) -> None:
