@@ -31,7 +31,7 @@ Picture = Image.Image | np.ndarray
 """An RGB image: of PIL, or H x W x 3 uint8."""
 
 OBJECT_TOKENS = ("<|object_ref_start|>", "<|object_ref_end|>")
-"""Around a phrase that has masks, in Qwen's vocabulary. They are content: said, read and learnt as text is."""
+"""Around a phrase that has masks, in Qwen's vocabulary. They are content: said, read and learnt like text."""
 
 _PROBE = "A question."
 

@@ -18,6 +18,7 @@ from samtok.mllm.adapters import SAMTOK_FILE, answer_loss, load_adapter
 from samtok.mllm.chat import Turn
 from samtok.mllm.tiny_config import TinyConfig
 from samtok.mllm.vocab import MaskVocabulary
+from samtok.model.tokenizer import MaskTokenizer
 from tests.mllm_evaluations import write_chats
 from tests.tiny_mllm import FAMILIES, build, picture
 
@@ -30,7 +31,8 @@ def content(folder: Path) -> dict[str, str]:
 
 
 def test_presets_are_what_they_say():
-    assert PRESETS["smoke"].tiny == "qwen2_5_vl"
+    assert PRESETS["smoke"].tiny == "qwen2_5_vl" and PRESETS["smoke"].rows == "codebooks"
+    assert PRESETS["paper"].rows == "noise"
     assert set(PRESETS) == {"smoke", "paper"}
 
 
@@ -82,6 +84,41 @@ def test_a_tiny_model_is_the_same_for_the_same_flags_and_is_not_made_twice(tmp_p
     lineage = json.loads((tmp_path / "a" / "lineage.json").read_text())
     assert lineage["config"]["tiny"] == "qwen2_5_vl"
     assert {"torch", "transformers", "commit"} <= set(lineage["versions"])
+
+
+def distances_alike(out: Path) -> list[float]:
+    """Correlates, per level, distances between rows of codes with those between the shipped codebook's."""
+    adapter = load_adapter(out)
+    rows = adapter.load_model(out).get_input_embeddings().weight.detach()
+    vectors = MaskTokenizer.from_pretrained("tiny").quantizer.code_vectors()
+    pairs = zip(adapter.word_ids.codes, vectors, strict=True)
+    apart = [torch.stack([torch.pdist(rows[list(ids)]), torch.pdist(level)]) for ids, level in pairs]
+    return [float(torch.corrcoef(both)[0, 1]) for both in apart]
+
+
+def test_rows_from_codebooks_have_their_geometry_and_the_lineage_says_so(tmp_path):
+    source = build(tmp_path / "hub", words=False)
+    for name, flags in {
+        "tiny": ["--preset", "smoke"],
+        "hub": ["--model", str(source), "--rows", "codebooks"],
+        "noise": ["--model", str(source)],
+    }.items():
+        out = tmp_path / f"{name}-out"
+        assert main([*flags, "--out", str(out)]) == 0
+        found = distances_alike(out)
+        assert max(map(abs, found)) < 0.1 if name == "noise" else min(found) > 0.8
+        lineage = json.loads((out / "lineage.json").read_text())
+        assert lineage["config"]["rows"] == ("noise" if name == "noise" else "codebooks")
+        assert lineage["tokenizer_sha256"] == hashlib.sha256(read_weights("tiny")).hexdigest()
+
+
+def test_rows_that_are_there_already_cannot_be_had_from_codebooks(tmp_path, capfd):
+    first = str(tmp_path / "first")
+    assert main(["--model", str(build(tmp_path / "hub", words=False)), "--out", first]) == 0
+    assert main(["--model", first, "--rows", "codebooks", "--out", str(tmp_path / "out")]) == 2
+    assert "has mask words already and keeps their rows" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(["--model", first, "--out", str(tmp_path / "again")]) == 0
 
 
 def chats(folder: Path, text: str, *, num_codes: int) -> str:

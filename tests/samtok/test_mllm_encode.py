@@ -1,17 +1,26 @@
 """Dialogues to token ids and back, for every family."""
 
 import pickle
+import random
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from pipelines.dialogues.chats import turns_of
+from pipelines.dialogues.compose import TASKS, Settings, compose_row
+from pipelines.dialogues.style import STYLES
 from samtok.errors import CheckpointError, ConfigError, DataError
 from samtok.mllm.adapters import load_processor
 from samtok.mllm.chat import IGNORE, Encoded, Turn
-from samtok.mllm.family import Adapter
-from tests.tiny_mllm import FAMILIES, QWEN, build, chat, loaded, mask, picture, samples
+from samtok.mllm.family import OBJECT_TOKENS, Adapter
+from samtok.mllm.tiny import build_tiny
+from samtok.mllm.vocab import MaskVocabulary
+from tests.code_rows import NUM_CODES, NUM_LEVELS, random_row
+from tests.tiny_mllm import FAMILIES, QWEN, TEXTS, build, chat, loaded, mask, picture, samples
 
 SYSTEM = "Be brief."
 
@@ -136,6 +145,68 @@ def test_text_cannot_hold_tokens_of_the_chat_format(adapter):
     pieces = [adapter.end_of_turn[:4], adapter.end_of_turn[4:]]  # parts of one turn that join to a token
     with pytest.raises(DataError):
         adapter.encode([Turn("user", tuple(pieces)), Turn("assistant", ("No.",))], [])
+
+
+@pytest.mark.parametrize("family", QWEN)
+def test_object_phrases_are_content(tmp_path, family):
+    adapter = loaded(build(tmp_path, family))
+    answer = f"<|object_ref_start|> a ring <|object_ref_end|> {mask(1, 2)} and a star."
+    sample = adapter.encode(chat(answer=answer), [picture()])
+    ids = [adapter.tokenizer.get_vocab()[token] for token in OBJECT_TOKENS]
+    assert all((sample.labels == id_).sum() == 1 for id_ in ids)
+    assert adapter.text_of(sample.labels[sample.labels != IGNORE].tolist()) == answer
+    assert not set(ids) & set(adapter.suppressed_ids)
+    adapter.encode(chat(question=f"Where is {OBJECT_TOKENS[0]} it {OBJECT_TOKENS[1]}?"), [picture()])
+
+
+def test_object_phrases_are_refused_where_they_would_be_letters(tmp_path):
+    adapter = loaded(build(tmp_path, "perception_lm"))
+    assert adapter.object_tokens == ()
+    for token in OBJECT_TOKENS:
+        with pytest.raises(DataError, match="no token of this perception_lm.*--styles words") as caught:
+            adapter.encode(chat(answer=f"a {token} b"), [picture()])
+        assert caught.value.reason == "object_token"
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def speaker(request, tmp_path_factory) -> Adapter:
+    """An adapter with the words of the composed rows."""
+    folder = tmp_path_factory.mktemp("tiny")
+    build_tiny(request.param, folder, vocabulary=MaskVocabulary(NUM_CODES, NUM_LEVELS), texts=TEXTS, seed=0)
+    return loaded(folder)
+
+
+@settings(max_examples=40, deadline=None)
+@given(made=st.integers(0, 10**9), style=st.sampled_from(STYLES), turns=st.integers(1, 3))
+def test_composed_answers_of_all_tasks_and_styles_come_back(speaker, made, style, turns):
+    asked = dict.fromkeys(TASKS, 1.0)
+    if not speaker.object_tokens and style in ("json", "authors"):
+        del asked["gcg"]
+    options = Settings(
+        num_codes=NUM_CODES, num_levels=NUM_LEVELS, tasks=asked, styles=(style,), turns_per_sample=turns
+    )
+    done = compose_row(random_row(random.Random(made)), options)
+    assert done.samples and not done.rejects
+    for row in done.samples:
+        spoken = turns_of(row)
+        labels = speaker.encode(spoken, [picture()]).labels
+        answers = [turn.text for turn in spoken if turn.role == "assistant"]
+        stop = speaker.stop_ids[0]
+        learnt = labels[labels != IGNORE].tolist()
+        ends = [place for place, id_ in enumerate(learnt) if id_ == stop]
+        starts = [0, *(end + 1 for end in ends)]
+        found = [speaker.text_of(learnt[a:b]) for a, b in zip(starts, ends, strict=False)]
+        assert found == answers
+
+
+def test_every_task_is_among_the_composed_chats():
+    options = Settings(num_codes=NUM_CODES, num_levels=NUM_LEVELS, tasks=dict.fromkeys(TASKS, 1.0))
+    tasks = {
+        row["task"]
+        for made in range(40)
+        for row in compose_row(random_row(random.Random(made)), options).samples
+    }
+    assert tasks == set(TASKS)
 
 
 @pytest.mark.parametrize("text", ["<|mt_start|><|mt_0003|><|mt_end|>", "<|mt_0003|>", "<|mt_0100|>", "<|mt_"])

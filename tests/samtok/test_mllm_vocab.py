@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AddedToken, AutoModelForImageTextToText, AutoTokenizer, Qwen2Tokenizer
+from transformers.utils import is_timm_available
 
 from samtok.config import PRESETS
 from samtok.errors import CheckpointError
@@ -61,6 +62,13 @@ def test_words_of_another_size_are_refused_both_ways(tokenizer):
 
 def test_a_tokenizer_without_words_is_refused(tokenizer):
     with pytest.raises(CheckpointError, match="has no mask words.*extend_mllm"):
+        VOCABULARY.check(tokenizer)
+
+
+def test_words_that_are_tokens_only_alone_are_refused(tokenizer):
+    VOCABULARY.add_to(tokenizer)
+    tokenizer.add_tokens([AddedToken("<|mt_start|><|mt_0000|>", normalized=False)])
+    with pytest.raises(CheckpointError, match="one token each alone, but not where one follows another"):
         VOCABULARY.check(tokenizer)
 
 
@@ -189,6 +197,16 @@ def test_the_folder_says_what_its_words_mean(tmp_path):
     (folder / "samtok.json").write_text("{")
     with pytest.raises(CheckpointError, match="is not JSON"):
         load_adapter(folder)
+
+
+@pytest.mark.skipif(is_timm_available(), reason="with timm the model is built")
+def test_a_released_perception_lm_without_timm_names_what_to_install(tmp_path):
+    folder = build(tmp_path, "perception_lm")
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"] = {"model_type": "timm_wrapper", "num_classes": 8, "model_args": {"embed_dim": 8}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"requires the timm library.*samtok\[perception-lm\]"):
+        load_adapter(folder).load_model(folder)
 
 
 def test_other_folders_are_refused(tmp_path, bare):

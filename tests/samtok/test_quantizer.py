@@ -201,6 +201,31 @@ def test_codes_out_of_range_are_refused(quantizer, codes):
         quantizer.decode(torch.tensor(codes, dtype=torch.long))
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        QuantizerConfig(kind="rq", num_codes=20, num_levels=3),
+        QuantizerConfig(kind="rq", num_codes=20, num_levels=3, shared=True),
+        QuantizerConfig(kind="vq", num_codes=20, num_levels=1),
+        QuantizerConfig(kind="fsq", num_codes=20, num_levels=3, grid=(5, 4)),
+    ],
+    ids=["rq", "rq-shared", "vq", "fsq"],
+)
+def test_an_embedding_is_the_sum_of_the_vectors_of_its_codes(config):
+    torch.manual_seed(0)
+    quantizer = build_quantizer(config, 12)
+    quantizer.start(embeddings(400, 12) + 3, generator())
+    for parameter in quantizer.parameters():  # fsq's, which begin at 0
+        torch.nn.init.normal_(parameter, std=0.1)
+    vectors = quantizer.code_vectors()
+    assert vectors.shape == (config.num_levels, 20, 12) and not vectors.requires_grad
+    codes = torch.randint(20, (50, config.num_levels), generator=generator(1))
+    total = sum(level[code] for level, code in zip(vectors, codes.T, strict=True))
+    torch.testing.assert_close(total, quantizer.decode(codes).detach())
+    vectors.zero_()  # a copy: the quantizer is as before
+    torch.testing.assert_close(total, quantizer.decode(codes).detach())
+
+
 @given(st.integers(0, 2**31), st.integers(2, 40))
 def test_vq_finds_every_code_again_from_its_embedding(seed: int, num_codes: int):
     torch.manual_seed(seed)
