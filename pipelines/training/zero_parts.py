@@ -140,9 +140,9 @@ class SharedParts(Parts):
 
         own = self.module.state_dict(keep_vars=True)
         check_state(state, {name: getattr(value, "ds_shape", value.shape) for name, value in own.items()})
-        for name, value in state.items():
+        for name in sorted(state):  # the order of a file that was read differs from worker to worker
             with GatheredParameters([own[name]], modifier_rank=0), torch.no_grad():
-                own[name].copy_(value)
+                own[name].copy_(state[name])
         self.follow_weights()
 
     def rows(self, rates: Mapping[str, RowRate]) -> Iterator[tuple[Tensor, float]]:

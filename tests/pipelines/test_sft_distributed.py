@@ -1,0 +1,160 @@
+"""Two workers learn what one learns, plain or under ZeRO, and take over each other's checkpoints."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.sft.config import EngineConfig, TrainMllmConfig
+from samtok.mllm.adapters import load_adapter
+from tests.mllm_evaluations import World, write_chats
+from tests.sft import short, train, train_all, workers, zero
+from tests.training import curve_of, record_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+ENGINES = ("plain", "zero1", "zero2 packed", "zero3", "zero3 shared out packed")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("sft")
+
+
+@pytest.fixture(scope="module")
+def world(home):
+    return World(home / "world", 12)
+
+
+def settings(world: World, out: Path, **changes) -> TrainMllmConfig:
+    """A run with a rate for new rows, and an odd number of held-out chats."""
+    config = short(world, out, new_rows_lr=6e-3, **changes)
+    return dataclasses.replace(config, validation=dataclasses.replace(config.validation, samples=9))
+
+
+@pytest.fixture(scope="module")
+def one(home, world):
+    """One plain worker."""
+    train(settings(world, home / "one"))
+    return home / "one"
+
+
+@pytest.fixture(scope="module")
+def two(home, world, one):
+    """Runs of two workers by name, all in the same two processes; the last ones end with errors."""
+    shared_out = home / "zero3.json"  # the shipped file leaves parameters as small as these whole
+    body = json.loads(Path(zero(3)).read_text())
+    body["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    shared_out.write_text(json.dumps(body))
+    files = dict(zip(ENGINES, (None, zero(1), zero(2), zero(3), str(shared_out)), strict=True))
+    runs = {
+        name: settings(world, home / name, engine=engine(file, packing="packed" in name))
+        for name, file in files.items()
+    }
+    cut(one, home / "taken over", keep=8)
+    runs["taken over"] = settings(world, home / "taken over", engine=engine(str(shared_out)))
+    runs |= failing(world, home, engine(str(shared_out)))
+    for name, config in runs.items():
+        runs[name] = dataclasses.replace(config, workers=workers(2))
+    train_all(list(runs.values()), rendezvous=home / "meet", errors=True)
+    return {name: Path(config.out) for name, config in runs.items()}
+
+
+def engine(file: str | None, *, packing: bool = False) -> EngineConfig:
+    return EngineConfig(deepspeed=file, samples_per_micro_batch=2, packing=packing)
+
+
+def failing(world: World, home: Path, shared_out: EngineConfig) -> dict[str, TrainMllmConfig]:
+    """Runs that must end on both workers at once, since each of them waits for the other."""
+    missing = [dict(row, images=[dict(row["images"][0], uri="/nowhere/x.png")]) for row in world.rows]
+    mixed = [row if i % 2 else other for i, (row, other) in enumerate(zip(world.rows, missing, strict=True))]
+    half = write_chats(home / "half", mixed, weights_sha256=world.sha256)
+    none = write_chats(home / "none", missing, weights_sha256=world.sha256)
+    text = write_chats(home / "text", [without_image(row) for row in world.rows], weights_sha256=world.sha256)
+    spoilt = short(world, home / "spoilt", corpora=(half,), validation_corpora=(), max_reject_rate=0.3)
+    blind = short(world, home / "blind", corpora=(world.chat, text), engine=shared_out)
+    looks = short(world, home / "looks", validation_corpora=(world.chat, text), engine=shared_out)
+    unseen = short(world, home / "unseen", validation_corpora=(none,))
+    return {"spoilt": spoilt, "blind": blind, "looks": looks, "unseen": unseen}
+
+
+def without_image(row: dict) -> dict:
+    """Returns a chat of text alone."""
+    said = [
+        dict(message, content=[{"text": "No target.", "image": None}], mask_ids=[])
+        for message in row["messages"]
+    ]
+    return dict(row, images=[], masks=[], messages=said)
+
+
+def cut(source: Path, out: Path, *, keep: int) -> None:
+    """Copies a run as it was right after a checkpoint."""
+    shutil.copytree(source, out)
+    (out / "record.json").unlink()
+    for folder in (out / "checkpoints").iterdir():
+        if int(folder.name.removeprefix("step-")) > keep:
+            shutil.rmtree(folder)
+
+
+def assert_same(a: Path, b: Path) -> None:
+    """Curves, validations and exported weights of two runs are equal but for rounding."""
+    for row, other in zip(curve_of(a), curve_of(b), strict=True):
+        for name in ("loss", "gradient_norm", "tokens", "learnt_tokens", "samples", "lr", "skipped"):
+            assert other[name] == pytest.approx(row[name], rel=1e-4), (row["step"], name)
+    looks, others = record_of(a)["validations"], record_of(b)["validations"]
+    assert [look["step"] for look in others] == [look["step"] for look in looks] == [6, 12]
+    for look, other in zip(looks, others, strict=True):
+        assert other["loss"] == pytest.approx(look["loss"], rel=1e-4)
+        assert {**other, "loss": 0} == {**look, "loss": 0}
+    for name in ("best", "final"):
+        states = [load_adapter(out / name).load_model(out / name).state_dict() for out in (a, b)]
+        assert states[0].keys() == states[1].keys()
+        for key, tensor in states[0].items():
+            assert torch.allclose(states[1][key], tensor, atol=5e-4), (name, key)
+
+
+# ---------------------------------------------------------------- the same losses
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_two_workers_learn_and_say_what_one_does(one, two, name):
+    """Among it the loss of nine held-out chats, of which one worker has four and the other five."""
+    assert_same(one, two[name])
+    assert record_of(two[name])["workers"] == 2 and record_of(two[name])["validations"][0]["samples"] == 9
+    answers = [json.loads((out / "generations" / "00000012.json").read_text()) for out in (one, two[name])]
+    assert len(answers[0]) == 2 and answers[0] == answers[1]
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def test_two_workers_under_zero_3_go_on_from_a_checkpoint_of_one_plain_worker(one, two):
+    assert_same(one, two["taken over"])
+
+
+def test_one_plain_worker_goes_on_from_a_checkpoint_of_two_under_zero_3(world, one, two, tmp_path):
+    cut(two["zero3 shared out packed"], tmp_path / "out", keep=8)
+    told = train(settings(world, tmp_path / "out"))
+    assert told[0] == ("resumed", {"step": 8})
+    assert_same(one, tmp_path / "out")
+    assert record_of(tmp_path / "out")["workers"] == 1
+
+
+# ---------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("spoilt", "DataError: 5"),
+        ("blind", "micro-batches of step 0 have no images"),
+        ("looks", "some of --validation-corpora have images and some none"),
+        ("unseen", "none of the first 8 chats of --validation-corpora can be used"),
+    ],
+)
+def test_both_workers_end_with_the_same_reason(two, name, part):
+    said = [(two[name] / f"error-{rank}.txt").read_text() for rank in (0, 1)]
+    assert said[0] == said[1] and part in said[0]
