@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from samtok.mllm.chat import IGNORE
+from samtok.mllm.packed_attention import BY_DIALOGUE
 
 MROPE_FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 """Families whose positions come from ``mm_token_type_ids``."""
 
-PACKED_ATTENTION = ("sdpa", "eager")
+PACKED_ATTENTION = ("sdpa", "eager", BY_DIALOGUE)
 """Attention kernels with which packed dialogues were found to stay apart."""
 
 
@@ -78,6 +79,6 @@ def _check(config: Any, inputs: Mapping[str, Tensor]) -> None:
         )
     if attention not in PACKED_ATTENTION:
         raise ValueError(
-            f"packed dialogues are known to stay apart with {' and '.join(PACKED_ATTENTION)} attention only, "
+            f"packed dialogues are known to stay apart with {', '.join(PACKED_ATTENTION)} attention only, "
             f"got {attention}; load the model with one of them, or do not pack"
         )

@@ -1,0 +1,85 @@
+"""Attention within each dialogue of a packed row, so that a row costs no more than its dialogues do.
+
+transformers keeps packed dialogues apart by a mask of all tokens against all: eight dialogues of 500 tokens
+cost as one of 4,000. Here each is attended to by itself, causally and without any mask. Whether a row is
+packed, and where its dialogues begin, is what transformers itself finds in the positions, and every other
+batch goes its usual way through ``sdpa``.
+"""
+
+import itertools
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+BY_DIALOGUE = "sdpa_by_dialogue"
+"""Name of this attention among those of transformers."""
+
+
+def attend_by_dialogue(model: PreTrainedModel) -> None:
+    """Has the language model of an MLLM attend within each dialogue of a packed row.
+
+    Only a model that was loaded with ``sdpa`` attention is changed; with any other this does nothing.
+    """
+    config = model.config.get_text_config()
+    if config._attn_implementation == "sdpa":
+        ALL_MASK_ATTENTION_FUNCTIONS.register(BY_DIALOGUE, _mask)
+        ALL_ATTENTION_FUNCTIONS.register(BY_DIALOGUE, _attend)
+        config._attn_implementation = BY_DIALOGUE
+
+
+def dialogue_lengths(positions: Int[Tensor, " token"]) -> list[int]:
+    """Returns the lengths of the dialogues in a row; one begins wherever a position does not follow on.
+
+    ``[0, 1, 2, 0, 1]`` are two dialogues of 3 and 2 tokens.
+    """
+    begins = torch.nonzero(positions.diff() != 1).flatten() + 1
+    borders = [0, *begins.tolist(), len(positions)]
+    return [end - start for start, end in itertools.pairwise(borders)]
+
+
+def _mask(*, attention_mask: Tensor | None = None, **options: Any) -> Tensor | None:
+    """Makes the mask of ``sdpa``; of a packed row instead an empty tensor, which says so to ``_attend``."""
+    packed = attention_mask is None and not options["allow_is_causal_skip"] and not options["use_vmap"]
+    if packed and options["batch_size"] == 1 and options["q_length"] == options["kv_length"] > 1:
+        return torch.empty(0)
+    return sdpa_mask(attention_mask=attention_mask, **options)
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attends as ``sdpa``; in a packed row once per dialogue. All are batch x head x token x width."""
+    if attention_mask is None or attention_mask.numel():
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    if position_ids is None:
+        raise ValueError(
+            "attention to a packed row needs the positions of its text, and this version of transformers did "
+            f"not hand them to {type(module).__name__}. Do not pack, or load the model with eager attention."
+        )
+    lengths = _remembered_lengths(position_ids)
+    pieces = [tensor.split(lengths, dim=2) for tensor in (query, key, value)]
+    found = [
+        sdpa_attention_forward(module, q, k, v, None, **options)[0] for q, k, v in zip(*pieces, strict=True)
+    ]
+    return torch.cat(found, dim=1), None
+
+
+def _remembered_lengths(position_ids: Tensor) -> list[int]:
+    """Reads the lengths off once for all layers, which share the tensor: on a GPU reading makes it wait."""
+    found = getattr(position_ids, "dialogue_lengths", None)
+    if found is None:
+        found = dialogue_lengths(position_ids[0])
+        position_ids.dialogue_lengths = found  # type: ignore[attr-defined] tensors take attributes
+    return found
