@@ -13,6 +13,7 @@ from samtok.mllm.adapters import answer_logits, answer_loss, load_adapter, save_
 from samtok.mllm.chat import IGNORE, Encoded, Turn
 from samtok.mllm.family import Adapter
 from samtok.mllm.generation import generate
+from samtok.mllm.packed_attention import attend_by_dialogue, dialogue_lengths
 from tests.tiny_mllm import FAMILIES, QWEN, build, chat, picture, samples
 
 Pair = tuple[Adapter, torch.nn.Module]
@@ -77,6 +78,72 @@ def test_a_packed_row_has_the_loss_of_its_dialogues_one_by_one(qwen):
         )
 
 
+@pytest.mark.parametrize("family", QWEN)
+def test_attention_within_dialogues_gives_the_loss_and_gradients_of_one_by_one(folders, family):
+    adapter = load_adapter(folders[family])
+    model = adapter.load_model(folders[family])
+    three = samples(adapter)
+    alone = sum(answer_loss(model, adapter.collate([sample])) for sample in three)
+    expected = gradients(model, alone)
+    attend_by_dialogue(model)
+    masks = seen_by(model.model.language_model.layers[-1])
+    packed = answer_loss(model, adapter.pack(three))
+    found = gradients(model, packed)
+    assert [mask.shape for mask in masks] == [(0,)]  # no token's mask
+    assert per_token(packed.detach(), three) == pytest.approx(per_token(alone.detach(), three), abs=1e-5)
+    for name, gradient in found.items():
+        assert torch.allclose(gradient, expected[name], atol=1e-4 * float(expected[name].abs().max())), name
+    padded = answer_loss(model, adapter.collate(three))
+    assert masks[1].shape[-2:] == (max(map(len, three)),) * 2
+    assert per_token(padded.detach(), three) == pytest.approx(per_token(alone.detach(), three), abs=1e-5)
+
+
+def seen_by(layer: torch.nn.Module) -> list[Tensor]:
+    """Gathers the masks that a layer is given."""
+    found: list[Tensor] = []
+    layer.register_forward_pre_hook(
+        lambda _, __, named: found.append(named["attention_mask"]), with_kwargs=True
+    )
+    return found
+
+
+def gradients(model: torch.nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    weights = dict(model.named_parameters())
+    found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    return {name: one for name, one in zip(weights, found, strict=True) if one is not None}
+
+
+def test_a_model_answers_the_same_with_attention_within_dialogues(folders):
+    adapter = load_adapter(folders["qwen2_5_vl"])
+    model = adapter.load_model(folders["qwen2_5_vl"])
+    prompts = [adapter.encode_prompt(chat(f"{'Where? ' * n}")[:1], [picture(n)]) for n in (1, 5)]
+    before = generate(model, adapter, prompts, max_new_tokens=8)
+    attend_by_dialogue(model)
+    assert generate(model, adapter, prompts, max_new_tokens=8) == before
+
+
+def test_only_sdpa_is_replaced_by_attention_within_dialogues(folders):
+    adapter = load_adapter(folders["qwen2_5_vl"])
+    model = adapter.load_model(folders["qwen2_5_vl"], attn="eager")
+    attend_by_dialogue(model)
+    assert model.config.get_text_config()._attn_implementation == "eager"
+
+
+def test_packed_attention_without_positions_is_refused(folders):
+    adapter = load_adapter(folders["qwen2_5_vl"])
+    model = adapter.load_model(folders["qwen2_5_vl"])
+    attend_by_dialogue(model)
+    attention = model.model.language_model.layers[0].self_attn
+    hidden, turns = torch.zeros(1, 5, 64), (torch.ones(1, 5, 16), torch.zeros(1, 5, 16))
+    with pytest.raises(ValueError, match="positions of its text.*did not hand them to Qwen2_5_VLAttention"):
+        attention(hidden, attention_mask=torch.empty(0), position_embeddings=turns)
+
+
+def test_a_dialogue_begins_where_positions_do_not_follow_on():
+    assert dialogue_lengths(torch.tensor([0, 1, 2, 0, 1, 0])) == [3, 2, 1]
+    assert dialogue_lengths(torch.tensor([4, 5, 6])) == [3]
+
+
 LEAKS = ("cache", "attention mask", "three rows", "no positions")
 
 
@@ -110,7 +177,9 @@ def test_a_kernel_that_was_not_tried_is_refused_for_packed_rows(folders):
     adapter = load_adapter(folders["qwen2_5_vl"])
     model = adapter.load_model(folders["qwen2_5_vl"])
     model.config.get_text_config()._attn_implementation = "flash_attention_2"
-    with pytest.raises(ValueError, match="sdpa and eager attention only, got flash_attention_2"):
+    with pytest.raises(
+        ValueError, match="sdpa, eager, sdpa_by_dialogue attention only, got flash_attention_2"
+    ):
         answer_loss(model, adapter.pack(samples(adapter)))
 
 
