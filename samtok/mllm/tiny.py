@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
     PerceptionLMConfig,
@@ -83,6 +83,14 @@ def build_tiny(
     save_pretrained(model, adapter, folder)
 
 
+def vision_of(config: TinyConfig, *, seed: int) -> tuple[nn.Module, Any]:
+    """Returns the vision encoder of a tiny Qwen2.5-VL with random weights, and its image processor."""
+    processor, make = _qwen2_5_vl(config, default_texts())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make().get_submodule("model.visual"), processor.image_processor
+
+
 _Built = tuple[ProcessorMixin, Callable[[], PreTrainedModel]]
 
 
@@ -103,7 +111,11 @@ def _qwen2_5_vl(config: TinyConfig, texts: list[str]) -> _Built:
             "max_window_layers": config.num_layers,
         },
         vision_config=_vision(config)
-        | {"window_size": config.image_size, "fullatt_block_indexes": list(range(config.vision_layers))},
+        | {
+            "window_size": config.image_size,
+            "fullatt_block_indexes": list(range(config.vision_layers)),
+            "rope_parameters": {"rope_type": "axial", "rope_theta": config.vision_rope_theta},
+        },
         **_media(ids),
         tie_word_embeddings=config.tied,
     )

@@ -11,7 +11,7 @@ class TinyConfig:
     """Sizes of the three parts, and how weights begin.
 
     The defaults are those of the trials that learnt shapes on two cores: image tokens of few pixels, little
-    depth, wide initial weights, and a small rotary base so that the few positions there are differ.
+    depth, wide initial weights.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 an unknown key in a config file is named
@@ -30,10 +30,13 @@ class TinyConfig:
     """Width inside the feed-forward layers of both models."""
     vision_dim: int = 64
     """Width of the vision model."""
-    vision_layers: int = 2
+    vision_layers: int = 3
     """Layers of the vision model."""
-    rope_theta: float = 20.0
-    """Base of the rotary positions; released models have 1e6, which hardly turns 16 columns."""
+    vision_rope_theta: float = 10.0
+    """Base of the vision model's rotary positions (Qwen2.5-VL); 8 rows and columns need fast ones."""
+    rope_theta: float = 100_000.0
+    """Base of the language model's rotary positions. With one near 1 no pair of numbers turns slowly, and a
+    word cannot find an image token by what it is, however far away."""
     init_std: float = 0.1
     """Of all initial weights; about one over the root of the width."""
     tied: bool = True

@@ -1,0 +1,92 @@
+"""Makes the vision encoder that tiny models begin with; it ships with the package.
+
+    python -m pipelines.extension.pretrain_vision --out samtok/weights/tiny-vision
+
+Minutes on one core. ``record.json`` says how it was made and what it reads off held-out scenes.
+"""
+
+import json
+import logging
+import time
+from dataclasses import asdict, dataclass, field
+
+import torch
+from safetensors.torch import save
+
+from pipelines import cli, storage
+from pipelines import run as runs
+from samtok.mllm.tiny_config import TinyConfig
+from samtok.mllm.tiny_vision import RECORD_FILE, WEIGHTS_FILE, VisionTraining, pretrain, sizes_of
+from samtok.shapes import WorldConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainVisionConfig:
+    """A vision encoder learns kinds, colours and places of shapes."""
+
+    __pydantic_config__ = cli.FORBID_UNKNOWN
+
+    out: str
+    """Folder or s3:// prefix of the weights."""
+    numbers: TinyConfig = field(default_factory=TinyConfig)
+    """Sizes of the model that it is for."""
+    world: WorldConfig = field(default_factory=WorldConfig)
+    """What scenes look like."""
+    training: VisionTraining = field(default_factory=VisionTraining)
+    """How long, and so on."""
+
+
+TOUR_WORLD = WorldConfig(
+    kinds=("circle", "triangle", "ring", "cross"),
+    colours=("red", "yellow", "green", "blue"),
+    min_objects=2,
+    max_objects=5,
+    large_share=1.0,
+    large_radius=(0.14, 0.23),
+    small_radius=(0.06, 0.12),
+    min_visible_share=0.6,
+)
+"""Scenes of ``make tour``."""
+
+PRESETS = {"tour": PretrainVisionConfig(out="samtok/weights/tiny-vision", world=TOUR_WORLD)}
+
+
+def pretrain_vision(config: PretrainVisionConfig) -> int:
+    """Trains and writes weights and record; returns the exit code."""
+    from samtok.mllm.tiny import vision_of
+
+    torch.set_num_threads(1)
+    visual, processor = vision_of(config.numbers, seed=config.training.seed)
+    started = time.process_time()
+
+    def tell(step: int, found: object) -> None:
+        assert isinstance(found, dict)
+        shown = " ".join(f"{name} {value:.4f}" for name, value in found.items())
+        log.info("step %d/%d %s", step, config.training.steps, shown)
+
+    found = pretrain(visual, processor, config.world, config.training, tell)
+    record = {
+        "command": runs.command(),
+        "date": time.strftime("%Y-%m-%d"),
+        "sizes": sizes_of(config.numbers),
+        "held_out": {name: round(value, 4) for name, value in found.items()},
+        "cpu_s": round(time.process_time() - started),
+        "training": asdict(config.training),
+        "world": asdict(config.world),
+        "versions": runs.versions(),
+    }
+    weights = {name: tensor.contiguous() for name, tensor in visual.state_dict().items()}
+    storage.write_bytes(storage.join(config.out, WEIGHTS_FILE), save(weights))
+    storage.write_bytes(storage.join(config.out, RECORD_FILE), (json.dumps(record, indent=2) + "\n").encode())
+    return 0
+
+
+def main() -> int:
+    config = cli.parse(PretrainVisionConfig, PRESETS, None, doc=__doc__)
+    return runs.guard(lambda: pretrain_vision(config))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
