@@ -31,6 +31,9 @@ class ExtendMllmConfig:
     """First rows of the words: noise draws all of them independently (appendix B); codebooks gives near rows
     to codes that are near in the mask tokenizer, with the same mean and variance. A --tiny model, which sees
     few chats, learns places only with codebooks; what it does for released models is not measured."""
+    vision: Literal["random", "tiny"] = "random"
+    """First weights of a --tiny Qwen2.5-VL's vision encoder: tiny is the one that ships, which knows shapes
+    (pipelines.extension.pretrain_vision)."""
     tokenizer: str = "tiny"
     """Mask tokenizer that makes the words: a shipped name, or a folder, local or s3://."""
     seed: int = 0
@@ -48,6 +51,8 @@ class ExtendMllmConfig:
             )
         if self.chats is not None and self.tiny is None:
             raise ConfigError("--chats trains the text tokenizer of a --tiny model; a --model has its own")
+        if self.vision == "tiny" and self.tiny != "qwen2_5_vl":
+            raise ConfigError("--vision tiny is for --tiny qwen2_5_vl; a --model has its own vision encoder")
         if self.pad_to_multiple_of is not None and self.pad_to_multiple_of < 1:
             raise ConfigError(f"--pad-to-multiple-of must be at least 1, got {self.pad_to_multiple_of}")
         if self.seed < 0:
@@ -56,7 +61,15 @@ class ExtendMllmConfig:
 
 PRESETS: dict[str, ExtendMllmConfig] = {
     # The tiny model that learns shapes with the shipped tokenizer; seconds, 1.4 MB.
-    "smoke": ExtendMllmConfig(tiny="qwen2_5_vl", rows="codebooks", out="runs/mllm"),
+    "smoke": ExtendMllmConfig(tiny="qwen2_5_vl", vision="tiny", rows="codebooks", out="runs/mllm"),
+    # The same, whose text tokenizer knows the sentences of `make tour`.
+    "tour": ExtendMllmConfig(
+        tiny="qwen2_5_vl",
+        vision="tiny",
+        rows="codebooks",
+        chats="runs/tour/chats-train",
+        out="runs/tour/untrained",
+    ),
     # Appendix B of the paper: 256 x 2 words, rows drawn from mean and variance of the old ones. Not run yet.
     "paper": ExtendMllmConfig(model=tyro.MISSING, tokenizer=tyro.MISSING, out=tyro.MISSING),
 }

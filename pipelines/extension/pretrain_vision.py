@@ -17,7 +17,7 @@ from pipelines import cli, storage
 from pipelines import run as runs
 from samtok.mllm.tiny_config import TinyConfig
 from samtok.mllm.tiny_vision import RECORD_FILE, WEIGHTS_FILE, VisionTraining, pretrain, sizes_of
-from samtok.shapes import WorldConfig
+from samtok.shapes import TOUR_WORLD, WorldConfig
 
 log = logging.getLogger(__name__)
 
@@ -37,18 +37,6 @@ class PretrainVisionConfig:
     training: VisionTraining = field(default_factory=VisionTraining)
     """How long, and so on."""
 
-
-TOUR_WORLD = WorldConfig(
-    kinds=("circle", "triangle", "ring", "cross"),
-    colours=("red", "yellow", "green", "blue"),
-    min_objects=2,
-    max_objects=5,
-    large_share=1.0,
-    large_radius=(0.14, 0.23),
-    small_radius=(0.06, 0.12),
-    min_visible_share=0.6,
-)
-"""Scenes of ``make tour``."""
 
 PRESETS = {"tour": PretrainVisionConfig(out="samtok/weights/tiny-vision", world=TOUR_WORLD)}
 

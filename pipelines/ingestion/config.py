@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import tyro
 
-from samtok.shapes import FAMILIES, WORLD_VERSION, Family, WorldConfig
+from samtok.shapes import FAMILIES, TOUR_WORLD, WORLD_VERSION, Family, WorldConfig
 
 Format = Literal["coco", "sa1b", "refer", "granf", "psg", "dam"]
 
@@ -108,4 +108,21 @@ PRESETS: dict[str, ShapesConfig] = {
     "smoke": ShapesConfig(num_images=64, world=WorldConfig.square(64), crowd_share=0.05),
     "train": ShapesConfig(num_images=20_000),
     "heldout": ShapesConfig(num_images=500, first_index=HELD_OUT_INDEX, split="val"),
+    # Referring expressions of `make tour`, of which about a quarter mean nothing that is there.
+    "tour": ShapesConfig(
+        out="runs/tour/shapes-train",
+        format="refer",
+        num_images=6000,
+        world=TOUR_WORLD,
+        expressions=ExpressionsConfig(single=4, multi=1, none=2, families=("attributes",)),
+    ),
+    "tour-val": ShapesConfig(
+        out="runs/tour/shapes-val",
+        format="refer",
+        num_images=400,
+        first_index=HELD_OUT_INDEX,
+        split="val",
+        world=TOUR_WORLD,
+        expressions=ExpressionsConfig(single=2, multi=1, none=1, families=("attributes",)),
+    ),
 }

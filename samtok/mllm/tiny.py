@@ -40,6 +40,7 @@ from samtok.mllm.tiny_text import (
     train_llama_tokenizer,
     train_qwen_tokenizer,
 )
+from samtok.mllm.tiny_vision import load_vision
 from samtok.mllm.vocab import MaskVocabulary, extend
 
 __all__ = ["TinyConfig", "build_tiny", "default_texts"]
@@ -55,6 +56,7 @@ def build_tiny(
     config: TinyConfig | None = None,
     tokenizer_sha256: str | None = None,
     geometry: Float[Tensor, "level num_codes dim"] | None = None,
+    seeing: bool = False,
 ) -> None:
     """Writes a model of random weights with its processor, as a folder like those of released checkpoints.
 
@@ -67,12 +69,15 @@ def build_tiny(
         config: All numbers.
         tokenizer_sha256: Of the mask tokenizer, for ``samtok.json``.
         geometry: Of its codes, for the rows of the words (``vocab.extend``); by default they are noise.
+        seeing: Give a Qwen2.5-VL the vision encoder that ships (``tiny_vision``).
     """
     config = config or TinyConfig()
     processor, make = _BUILDERS[family](config, list(texts))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = make()
+    if seeing:
+        load_vision(model.get_submodule("model.visual"), config)
     model.eval()
     if vocabulary is None:
         model.save_pretrained(folder)

@@ -4,13 +4,14 @@ from samtok.shapes.drawing import KINDS, PALETTE
 from samtok.shapes.language import PREDICATES, description, grounded_caption, relations
 from samtok.shapes.outline import trace_outline
 from samtok.shapes.referring import FAMILIES, Expression, Family, referring_expressions
-from samtok.shapes.world import WORLD_VERSION, Scene, ShapeObject, WorldConfig, make_scene
+from samtok.shapes.world import TOUR_WORLD, WORLD_VERSION, Scene, ShapeObject, WorldConfig, make_scene
 
 __all__ = [
     "FAMILIES",
     "KINDS",
     "PALETTE",
     "PREDICATES",
+    "TOUR_WORLD",
     "WORLD_VERSION",
     "Expression",
     "Family",

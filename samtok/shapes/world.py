@@ -269,3 +269,16 @@ def _occlusions(
         for back in range(front)
         if int((kept[front][1] & wholes[back]).sum()) >= min_px
     )
+
+
+TOUR_WORLD = WorldConfig(
+    kinds=("circle", "triangle", "ring", "cross"),
+    colours=("red", "yellow", "green", "blue"),
+    min_objects=2,
+    max_objects=5,
+    large_share=1.0,
+    large_radius=(0.14, 0.23),
+    min_visible_share=0.6,
+)
+"""Scenes of ``make tour``: four kinds, four colours, all of them large and clear enough to be told apart at
+56 pixels, and so many that naming any one of them is mostly wrong."""
