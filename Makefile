@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help setup quickstart test test-all check doctor clean
+.PHONY: help setup quickstart tour test test-all check doctor clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,20 @@ quickstart: setup ## a synthetic corpus becomes mask words and a report with pic
 	$(BIN)/python jobs/make_shapes.py --preset heldout --num-images 300 --out runs/shapes
 	$(BIN)/python jobs/tokenize_corpus.py --preset smoke
 	@echo "open runs/words/report/index.html, or: $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db"
+
+tour: setup ## words become a language: a tiny MLLM learns to segment what is asked for; about 15 minutes
+	rm -rf runs/tour
+	$(BIN)/python jobs/make_shapes.py --preset tour
+	$(BIN)/python jobs/make_shapes.py --preset tour-val
+	$(BIN)/python jobs/tokenize_corpus.py --preset tour
+	$(BIN)/python jobs/tokenize_corpus.py --preset tour-val
+	$(BIN)/python jobs/compose_dialogues.py --preset tour
+	$(BIN)/python jobs/compose_dialogues.py --preset tour-val
+	$(BIN)/python jobs/extend_mllm.py --preset tour
+	$(BIN)/python jobs/evaluate_mllm.py --preset tour-untrained
+	$(BIN)/python jobs/train_mllm.py --preset tour
+	$(BIN)/python jobs/evaluate_mllm.py --preset tour
+	@echo "open runs/tour/evaluation/report/index.html"
 
 test: setup ## the fast tests
 	$(BIN)/python -m pytest -q -m "not slow and not gpu"

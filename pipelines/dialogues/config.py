@@ -147,7 +147,10 @@ PRESETS: dict[str, ComposeDialoguesConfig] = {
     "smoke": ComposeDialoguesConfig(words=("runs/words",), out="runs/chats", tasks="instances"),
     # Expressions of the synthetic corpus, several of an image in one chat.
     "tour": ComposeDialoguesConfig(
-        words=("runs/tour/words-train",), out="runs/tour/chats-train", tasks="gres", turns_per_sample=4
+        words=("runs/tour/words-train",),
+        out="runs/tour/chats-train",
+        tasks="gres,instances",
+        turns_per_sample=7,
     ),
     # The same for evaluation: one expression per chat.
     "tour-val": ComposeDialoguesConfig(

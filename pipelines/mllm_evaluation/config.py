@@ -169,7 +169,16 @@ PRESETS: dict[str, EvaluateMllmConfig] = {
         model="runs/tour/mllm/final",
         chat="runs/tour/chats-val",
         out="runs/tour/evaluation",
-        generation=GenerationConfig(max_new_tokens=64, batch_size=64),
+        generation=GenerationConfig(max_new_tokens=40, batch_size=64),
+        beside=("untrained=runs/tour/evaluation-untrained",),
+    ),
+    "tour-untrained": EvaluateMllmConfig(
+        benchmark="gres",
+        model="runs/tour/untrained",
+        chat="runs/tour/chats-val",
+        out="runs/tour/evaluation-untrained",
+        generation=GenerationConfig(max_new_tokens=40, batch_size=64),
+        report_pictures=0,
     ),
     # gRefCOCO as in Table 3 of the paper: greedy, 128 new tokens, no least number of pixels. The published
     # numbers are those of the section "official" in metrics.json. Not run yet.

@@ -128,6 +128,23 @@ class TokenizeCorpusConfig:
 
 _REQUIRED = tyro.MISSING
 
+
+def _tour(split: str, chunk_rows: int) -> TokenizeCorpusConfig:
+    return TokenizeCorpusConfig(
+        corpus=CorpusConfig(
+            reader="refer",
+            source=f"runs/tour/shapes-{split}/grefs.json",
+            images=f"runs/tour/shapes-{split}/{split}",
+            dataset="shapes",
+            split=split,
+        ),
+        out=f"runs/tour/words-{split}",
+        chunk_rows=chunk_rows,
+        shard_rows=512,
+        report_images=0,
+    )
+
+
 PRESETS: dict[str, TokenizeCorpusConfig] = {
     # The synthetic corpus of `make quickstart` with the shipped tokenizer, on two CPU cores.
     "smoke": TokenizeCorpusConfig(
@@ -142,6 +159,9 @@ PRESETS: dict[str, TokenizeCorpusConfig] = {
         reconstruct=1.0,
         shard_rows=64,
     ),
+    # The corpora of `make tour`, with their referring expressions.
+    "tour": _tour("train", chunk_rows=64),
+    "tour-val": _tour("val", chunk_rows=32),
     # SA-1B with a SAM2.1-size tokenizer on GPUs; one image in fifty is reconstructed as a check. Not run yet.
     "sa1b": TokenizeCorpusConfig(
         corpus=CorpusConfig(reader="sa1b", source=_REQUIRED, dataset="sa1b"),
