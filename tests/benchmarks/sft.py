@@ -5,9 +5,11 @@
 
 All sides train the same model on the same chats with the same global batch, micro-batch, fused AdamW,
 clipping and threads; padding counts as no token. Hugging Face's Trainer has our ``Adapter.collate`` and takes
-chats in random order (by groups of like length as a further row). ``memory`` hands both sides encoded chats;
-``loading`` begins with the files of a chat corpus, each side with its default loader. A measurement is one
-epoch, and the sides take turns.
+chats in random order, as it does by default; a further row has it group chats by length. ``memory`` hands all
+sides encoded chats; ``loading`` begins with the files of a chat corpus, each side with its default loader
+(ours is a thread). A measurement is one epoch, the sides take turns, and a ratio is the median over the
+rounds, in time on the clock and in CPU time, which other work on the machine disturbs less. Needs accelerate
+(dev extra).
 """
 
 import argparse
@@ -18,15 +20,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
 import torch
 import transformers
-from PIL import Image
 from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
@@ -41,7 +41,7 @@ from samtok.mllm.chat import Encoded
 from samtok.mllm.family import Adapter
 from samtok.mllm.tiny import TinyConfig, build_tiny, default_texts
 from samtok.mllm.vocab import MaskVocabulary
-from samtok.words import format_words
+from tests.benchmarks.sft_chats import chat_rows
 from tests.mllm_evaluations import write_chats
 
 VOCABULARY = MaskVocabulary(256, 2)
@@ -53,10 +53,8 @@ TOKENS = {"varied": (40, 600), "equal": (200, 200)}
 """Shortest and longest chat of each corpus, about; lengths are spread evenly over their logarithm."""
 
 PARTS = ("memory", "loading")
-BASE = "HF Trainer"
-SIDE = 56
-IMAGE_TOKENS, TURN_TOKENS = 22, 14
-"""Tokens of a chat that are no text: once, and per question and answer, the latter's mask included."""
+BASE, GROUPED = "HF Trainer", "HF Trainer, grouped"
+PADDED, PACKED = "ours, padded", "ours, packed"
 
 
 @dataclass(frozen=True)
@@ -76,8 +74,26 @@ class Place:
         return model.to(self.options.device)
 
 
-Epoch = Callable[[], float]
-"""Trains once through the chats; returns the seconds."""
+class Took(NamedTuple):
+    """Seconds on the clock, and of all cores of this process."""
+
+    wall_s: float
+    cpu_s: float
+
+    @classmethod
+    def now(cls, device: str) -> "Took":
+        """Reads both clocks."""
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return cls(time.perf_counter(), time.process_time())
+
+    def since(self, start: "Took") -> "Took":
+        """Returns the seconds from then to now."""
+        return Took(self.wall_s - start.wall_s, self.cpu_s - start.cpu_s)
+
+
+Epoch = Callable[[], Took]
+"""Trains once through the chats."""
 
 
 def main() -> int:
@@ -85,8 +101,9 @@ def main() -> int:
     options = _options()
     torch.set_num_threads(options.threads)
     transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     found = []
-    print("model | corpus | chats from | side | padding | useful tokens/s | ratio")
+    print("model | corpus | chats from | side | padding | useful tokens/s | ratio | in CPU time")
     for name in options.models:
         for corpus in options.corpora:
             with tempfile.TemporaryDirectory() as home:
@@ -104,42 +121,44 @@ def main() -> int:
 
 def _measure(place: Place, sides: dict[str, Epoch]) -> list[dict[str, Any]]:
     tokens = sum(map(len, place.samples))
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    took: dict[str, list[Took]] = {name: [] for name in sides}
     for repeat in range(place.options.repeats + 1):
         for name, epoch in sides.items():  # in turns, so that a drift of the machine meets all
-            took = epoch()
+            seconds = epoch()
             if repeat:  # the first round warms up
-                seconds[name].append(took)
+                took[name].append(seconds)
     rows = []
-    for name, values in seconds.items():
-        ratios = [base / own for base, own in zip(seconds[BASE], values, strict=True)]
-        rate, ratio = tokens / statistics.median(values), statistics.median(ratios)
-        rows.append({"side": name, "tokens_per_s": rate, "ratio": ratio, "ratios": ratios})
-    return [row | {"padding": _padding(place, row["side"])} for row in rows]
+    for name, values in took.items():
+        pairs = list(zip(took[BASE], values, strict=True))
+        row = {"side": name, "tokens_per_s": tokens / statistics.median(own.wall_s for own in values)}
+        row |= {"padding": _padding(place, name), "ratios": [base.wall_s / own.wall_s for base, own in pairs]}
+        rows.append(row | {"cpu_ratios": [base.cpu_s / own.cpu_s for base, own in pairs]})
+    return rows
 
 
 def _print(rows: Iterable[dict[str, Any]]) -> None:
     for row in rows:
-        spread = f"{row['ratio']:.2f} ({min(row['ratios']):.2f} to {max(row['ratios']):.2f})"
-        head = f"{row['model']} | {row['corpus']} | {row['part']} | {row['side']}"
-        print(f"{head} | {row['padding']:.0%} | {row['tokens_per_s']:.0f} | {spread}", flush=True)
-
-
-def _padding(place: Place, side: str) -> float:
-    """Returns the share of computed tokens that are padding; for groups by length it is not followed."""
-    if "packed" in side:
-        return 0.0
-    lengths, computed = [], 0
-    for step in _steps(place, np.random.default_rng(0)):
-        size = place.options.micro_batch
-        cut = (
-            micro_batches(step, size)
-            if side != BASE
-            else [step[i : i + size] for i in range(0, len(step), size)]
+        ratios = " | ".join(
+            f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
+            for found in (row["ratios"], row["cpu_ratios"])
         )
-        computed += sum(max(map(len, micro)) * len(micro) for micro in cut)
-        lengths += map(len, step)
-    return 1 - sum(lengths) / computed
+        padding = "-" if row["padding"] is None else f"{row['padding']:.0%}"
+        head = f"{row['model']} | {row['corpus']} | {row['part']} | {row['side']}"
+        print(f"{head} | {padding} | {row['tokens_per_s']:.0f} | {ratios}", flush=True)
+
+
+def _padding(place: Place, side: str) -> float | None:
+    """Returns the share of computed tokens that are padding; None where Hugging Face groups by length."""
+    if side == GROUPED:
+        return None
+    if side == PACKED:
+        return 0.0
+    size, computed = place.options.micro_batch, 0
+    for step in _steps(place, np.random.default_rng(0)):
+        in_order = [step[first : first + size] for first in range(0, len(step), size)]
+        for micro in in_order if side == BASE else micro_batches(step, size):
+            computed += max(map(len, micro)) * len(micro)
+    return 1 - sum(map(len, place.samples)) / computed
 
 
 # ---------------------------------------------------------------- the sides
@@ -149,9 +168,9 @@ def _sides(place: Place, part: str) -> dict[str, Epoch]:
     loading = part == "loading"
     sides = {BASE: _theirs(place, loading=loading)}
     if not loading:
-        sides[f"{BASE}, grouped"] = _theirs(place, strategy="group_by_length")
-    for name, engine in (("padded", {}), ("packed", {"packing": True})):
-        sides[f"ours, {name}"] = _ours(place, EngineConfig(**engine), loading=loading)
+        sides[GROUPED] = _theirs(place, strategy="group_by_length")
+    sides[PADDED] = _ours(place, EngineConfig(), loading=loading)
+    sides[PACKED] = _ours(place, EngineConfig(packing=True), loading=loading)
     return sides
 
 
@@ -171,13 +190,13 @@ def _ours(place: Place, engine: EngineConfig, *, loading: bool) -> Epoch:
     trainer = Trainer(model, place.adapter, PlainEngine(model, config.optimizer), config)
     rng = np.random.default_rng(0)
 
-    def epoch() -> float:
+    def epoch() -> Took:
         loader = StepLoader([place.source], [None], config, place.adapter, rank=0)
         read = ([prepared.sample for prepared in step] for step in loader.steps(0))
-        started = _now(options.device)
+        started = Took.now(options.device)
         for step in read if loading else _steps(place, rng):
             trainer.take_step(step)
-        return _now(options.device) - started
+        return Took.now(options.device).since(started)
 
     return epoch
 
@@ -219,9 +238,9 @@ def _theirs(place: Place, *, loading: bool = False, strategy: str = "random") ->
     )
     trainer.remove_callback(transformers.PrinterCallback)
 
-    def epoch() -> float:
+    def epoch() -> Took:
         trainer.train()
-        return clock.seconds
+        return clock.took
 
     return epoch
 
@@ -246,19 +265,13 @@ class _Clock(TrainerCallback):
     """Times an epoch without what comes before and after it."""
 
     def __init__(self, device: str) -> None:
-        self.device, self.seconds, self._started = device, 0.0, 0.0
+        self.device, self.took, self._started = device, Took(0, 0), Took(0, 0)
 
     def on_epoch_begin(self, *_: Any, **__: Any) -> None:
-        self._started = _now(self.device)
+        self._started = Took.now(self.device)
 
     def on_epoch_end(self, *_: Any, **__: Any) -> None:
-        self.seconds = _now(self.device) - self._started
-
-
-def _now(device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
+        self.took = Took.now(self.device).since(self._started)
 
 
 # ---------------------------------------------------------------- chats
@@ -269,60 +282,11 @@ def _place(home: Path, numbers: TinyConfig, tokens: tuple[int, int], options: ar
         "qwen2_5_vl", home / "model", vocabulary=VOCABULARY, texts=default_texts(), seed=0, config=numbers
     )
     adapter = load_adapter(home / "model")
-    rows = list(_rows(home, adapter, tokens, options.chats))
+    rows = list(chat_rows(home, adapter, tokens, options.chats))
     uri = write_chats(home / "chats", rows, weights_sha256=None, num_codes=VOCABULARY.num_codes, per_shard=64)
     source = ChatSource(load_chat_corpus(uri))
     samples = [encode_row(adapter, source.row(i), max_tokens=10**6) for i in range(len(source))]
     return Place(home / "model", adapter, source, samples, options)
-
-
-def _rows(home: Path, adapter: Adapter, tokens: tuple[int, int], count: int) -> Iterator[dict[str, Any]]:
-    """Makes chats of 1 to 12 questions and as long answers, each with a mask, about images of one size."""
-    rng = np.random.default_rng(0)
-    say = _Speaker(adapter, rng)
-    for number in range(count):
-        path = home / f"{number}.png"
-        Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(path)
-        length = float(np.exp(rng.uniform(*np.log(tokens))))
-        rounds = min(int(rng.integers(1, 13)), max(1, int(length - IMAGE_TOKENS) // (2 * TURN_TOKENS)))
-        budget = (length - IMAGE_TOKENS) / rounds - TURN_TOKENS
-        messages = []
-        for turn in range(rounds):
-            shown = [{"text": None, "image": 0}] if turn == 0 else []
-            word = format_words(rng.integers(0, 256, 2).tolist(), num_codes=256)
-            for role, text in (("user", say(budget / 2)), ("assistant", f"{say(budget / 2)} {word}")):
-                content = [*(shown if role == "user" else []), {"text": text, "image": None}]
-                messages.append({"role": role, "content": content, "mask_ids": []})
-        yield {
-            "dataset": "benchmark",
-            "split": "train",
-            "image_id": str(number),
-            "sample_id": str(number),
-            "task": "interactive",
-            "tags": [],
-            "images": [{"uri": str(path), "height": SIDE, "width": SIDE}],
-            "messages": messages,
-            "masks": [],
-            "meta": None,
-        }
-
-
-class _Speaker:
-    """Says sentences of the shapes language, of about so many tokens."""
-
-    def __init__(self, adapter: Adapter, rng: np.random.Generator) -> None:
-        texts = [text for text in default_texts() if "<|" not in text]
-        words = [word for i in rng.permutation(len(texts)) for word in texts[i].split()]
-        sizes = {word: len(adapter.tokenizer(f" {word}")["input_ids"]) for word in set(words)}
-        self._words = cycle([(word, sizes[word]) for word in words])
-
-    def __call__(self, tokens: float) -> str:
-        said: list[str] = []
-        while tokens > 0 or not said:
-            word, size = next(self._words)
-            said.append(word)
-            tokens -= size
-        return " ".join(said)
 
 
 # ---------------------------------------------------------------- flags
@@ -345,10 +309,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--corpora", nargs="+", choices=TOKENS, default=list(TOKENS))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--chats", type=int, default=128, help="chats of a corpus, trained once per repeat")
-    parser.add_argument("--batch", type=int, default=64, help="chats of a step")
+    parser.add_argument("--chats", type=int, default=64, help="chats of a corpus, trained once per repeat")
+    parser.add_argument("--batch", type=int, default=32, help="chats of a step")
     parser.add_argument("--micro-batch", type=int, default=8, help="chats of a forward and backward pass")
-    parser.add_argument("--repeats", type=int, default=5, help="epochs of each side, whose median counts")
+    parser.add_argument("--repeats", type=int, default=3, help="epochs of each side, whose median counts")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--threads", type=int, default=1)
