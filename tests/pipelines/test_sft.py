@@ -79,8 +79,9 @@ def test_the_loss_falls_and_the_model_comes_out_as_a_folder_of_hugging_faces(wor
         EngineConfig(samples_per_micro_batch=4, packing=True),
         EngineConfig(samples_per_micro_batch=8, packing=True),
         EngineConfig(samples_per_micro_batch=4, gradient_checkpointing=True),
+        EngineConfig(samples_per_micro_batch=4, gradient_checkpointing=True, packing=True),
     ],
-    ids=["one by one", "eight", "packed", "all packed", "checkpointed"],
+    ids=["one by one", "eight", "packed", "all packed", "checkpointed", "both"],
 )
 def test_batches_by_length_and_packing_give_the_losses_of_one_by_one(world, one_by_one, engine):
     """The first loss to 1e-5, and the others after steps that were taken with these gradients."""
