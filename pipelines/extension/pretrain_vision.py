@@ -19,7 +19,7 @@ from samtok.mllm.tiny_config import TinyConfig
 from samtok.mllm.tiny_vision import RECORD_FILE, WEIGHTS_FILE, VisionTraining, pretrain, sizes_of
 from samtok.shapes import TOUR_WORLD, WorldConfig
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("pipelines.extension.pretrain_vision")  # __name__ is __main__ here
 
 
 @dataclass(frozen=True, kw_only=True)
