@@ -73,6 +73,8 @@ def load_corpus(out: str) -> Corpus:
         StorageError: If it cannot be read.
     """
     plan = shards.load_plan(out)
+    if plan is not None and (kind := shards.kind_of(plan.fingerprint)) != "words":
+        raise DataError(f"{out} is a corpus of {kind}, not of words; its pictures are in report/index.html.")
     if storage.exists(storage.join(out, shards.MANIFEST)):
         planned = None if plan is None else _num_planned(plan)
         return Corpus(out, shards.load_manifest(out), (), planned)

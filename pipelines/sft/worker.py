@@ -243,7 +243,7 @@ class Worker:
             **self.journal.state(),
             "skipped_steps": self.trainer.steps.skipped,
             "workers": world.size(),
-            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "parameters": sum(_size(p) for p in self.model.parameters()),
             "tokens": tally.tokens,
             "times": {
                 "training_s": round(tally.train_s, 1),
@@ -253,6 +253,11 @@ class Worker:
             "lineage": dict(self.task.lineage),
         }
         write_record(self.out, record)
+
+
+def _size(parameter: Tensor) -> int:
+    """Returns the numbers of a parameter, which ZeRO-3 leaves empty while it is not in use."""
+    return getattr(parameter, "ds_numel", parameter.numel())
 
 
 def write_record(out: str, record: Mapping[str, Any]) -> None:

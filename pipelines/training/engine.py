@@ -217,7 +217,7 @@ def check_moments(state: OptimizerState, shapes: Mapping[str, torch.Size]) -> No
     if odd := sorted(set(state.moments) ^ set(shapes)):
         raise CheckpointError(
             f"the optimizer state of the checkpoint and this run differ in {', '.join(odd[:3])}"
-            f"{' and more' if len(odd) > 3 else ''}. Use the --model, --freeze and --loss.box of the "
+            f"{' and more' if len(odd) > 3 else ''}. Use the settings in config.json of the "
             "checkpoint's run, or another --out."
         )
     for name, moments in state.moments.items():

@@ -40,9 +40,9 @@ from samtok.errors import ConfigError, DataError
 _ROOT = Path(__file__).resolve().parents[2]
 
 _SAID_ELSEWHERE: Mapping[str, str] = {
-    "train_batch_size": "--sampling.images-per-step says it",
-    "train_micro_batch_size_per_gpu": "--engine.images-per-micro-batch says it",
-    "gradient_accumulation_steps": "--engine.images-per-micro-batch says it",
+    "train_batch_size": "--sampling.* says it",
+    "train_micro_batch_size_per_gpu": "--engine.*-per-micro-batch says it",
+    "gradient_accumulation_steps": "--engine.*-per-micro-batch says it",
     "managed_gradient_accumulation": "training says itself when a step is over",
     "gradient_allreduce_op": "gradients of workers are always summed",
     "optimizer": "it is AdamW, and --optimizer.* says how",

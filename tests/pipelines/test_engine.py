@@ -137,7 +137,7 @@ def test_a_state_of_other_parameters_is_refused_and_says_which():
     take(engine, module, [0])
     state = engine.optimizer_state()
     del state.moments["used.bias"]
-    with pytest.raises(CheckpointError, match=r"differ in used.bias. Use the --model, --freeze"):
+    with pytest.raises(CheckpointError, match=r"differ in used.bias. Use the settings in config.json"):
         engine.load_optimizer_state(state)
     state = engine.optimizer_state()
     state.moments["used.weight"] = (torch.zeros(2, 4), torch.zeros(2, 4))
@@ -181,7 +181,7 @@ def test_a_file_of_the_working_directory_comes_first(tmp_path: Path, monkeypatch
         ('{"zero_optimization": {"stage": 1}, "bf16": {}}', r"remove bf16: --engine.precision says it"),
         (
             '{"zero_optimization": {"stage": 1}, "train_batch_size": 8}',
-            r"remove train_batch_size: --sampling.images-per-step says it",
+            r"remove train_batch_size: --sampling\.\* says it",
         ),
         (
             '{"zero_optimization": {"stage": 1}, "gradient_clipping": 1}',
