@@ -12,6 +12,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = {"samtok": set(), "pipelines": {"samtok"}, "jobs": {"samtok", "pipelines"}}
 OURS = {*LAYERS, "tests", "infra"}
+ROOMS = (
+    *("tokenization", "tokenizer_training", "evaluation", "sweeps"),
+    *("dialogues", "extension", "sft", "mllm_evaluation"),
+)
 HEAVY_FOR_SAMTOK = {"ray", "mlflow"}
 
 
@@ -63,7 +67,7 @@ def test_light_modules_load_no_torch(module: str):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("room", ["tokenization", "tokenizer_training", "evaluation", "sweeps"])
+@pytest.mark.parametrize("room", ROOMS)
 def test_ray_is_imported_by_the_cluster_module_first(room: str):
     """Ray reads its variables at import: an earlier one starts a cluster that it then cannot join."""
     code = f"import sys, pipelines.{room}.run; sys.exit('ray' in sys.modules)"
