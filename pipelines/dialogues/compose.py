@@ -67,6 +67,7 @@ class Settings:
     num_levels: int
     tasks: Mapping[str, float]
     styles: tuple[str, ...] = ("words",)
+    wordings: int | None = None
     turns_per_sample: int = 1
     max_rounds: int = 4
     max_masks: int = 64
@@ -211,7 +212,7 @@ class _Composer:
 
     def _voice(self, item_id: str) -> Voice:
         rng = self._rng("voice", item_id)
-        return Voice(rng.choice(self.settings.styles), rng, self.settings.psg)
+        return Voice(rng.choice(self.settings.styles), rng, self.settings.psg, self.settings.wordings)
 
     def _rng(self, purpose: str, item_id: str = "") -> random.Random:
         row = self.scene.row

@@ -59,6 +59,8 @@ class ComposeDialoguesConfig:
     """Tasks with the share of their items that is taken, as gres=1,instances=0.5; 1 where none is said."""
     styles: tuple[Style, ...] = ("words",)
     """How masks are answered; each chat draws one. authors: the authors' questions and their JSON."""
+    wordings: int | None = None
+    """Wordings of a question that are used, the first ones of each task; by default all of them."""
     turns_per_sample: int = 1
     """Questions about one image that become turns of one chat: more to learn per image that is encoded."""
     max_rounds: int = 4
@@ -97,7 +99,13 @@ class ComposeDialoguesConfig:
         shares_of(self.tasks)
         if not self.styles:
             raise ConfigError("--styles names no style")
-        for name, least in (("turns_per_sample", 1), ("max_rounds", 2), ("max_masks", 1), ("limit", 1)):
+        for name, least in (
+            ("wordings", 1),
+            ("turns_per_sample", 1),
+            ("max_rounds", 2),
+            ("max_masks", 1),
+            ("limit", 1),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
@@ -149,12 +157,13 @@ PRESETS: dict[str, ComposeDialoguesConfig] = {
     "tour": ComposeDialoguesConfig(
         words=("runs/tour/words-train",),
         out="runs/tour/chats-train",
-        tasks="gres,instances",
+        tasks="gres",
+        wordings=1,
         turns_per_sample=7,
     ),
     # The same for evaluation: one expression per chat.
     "tour-val": ComposeDialoguesConfig(
-        words=("runs/tour/words-val",), out="runs/tour/chats-val", tasks="gres"
+        words=("runs/tour/words-val",), out="runs/tour/chats-val", tasks="gres", wordings=1
     ),
     # All tasks in the authors' wording, for checkpoints that answer as theirs do. Masks that the tokenizer
     # cannot say are left out. The paper gives no mixture; shares are to be chosen per corpus.

@@ -182,6 +182,7 @@ def _settings(config: ComposeDialoguesConfig, words: Mapping[str, Any]) -> Setti
         num_levels=words["num_levels"],
         tasks=shares_of(config.tasks),
         styles=config.styles,
+        wordings=config.wordings,
         turns_per_sample=config.turns_per_sample,
         max_rounds=config.max_rounds,
         max_masks=config.max_masks,

@@ -28,12 +28,14 @@ class Voice:
         style: One of ``STYLES``.
         rng: Chooses templates; seeded by the sample, so the choice does not depend on other samples.
         psg: ``categories`` and ``predicates`` that scene graphs may use, by file; empty where none was given.
+        wordings: How many wordings of a question are in use, the first ones; None: all.
         used: Templates that were chosen, in order, as ``res/3`` or ``res/authors``.
     """
 
     style: str
     rng: random.Random
     psg: Mapping[str, Any] = field(default_factory=dict)
+    wordings: int | None = None
     used: list[str] = field(default_factory=list)
 
     def question(self, task: str, **fields: str | Pieces) -> Pieces:
@@ -41,7 +43,7 @@ class Voice:
         if self.style == "authors" and task in templates.AUTHORS:
             self.used.append(f"{task}/authors")
             return fill(templates.AUTHORS[task], **fields)
-        choices = templates.QUESTIONS[task]
+        choices = templates.QUESTIONS[task][: self.wordings]
         index = self.rng.randrange(len(choices))
         self.used.append(f"{task}/{index}")
         hint = templates.HINTS["json" if self.style == "authors" else self.style]

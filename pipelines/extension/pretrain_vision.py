@@ -7,6 +7,8 @@ Minutes on one core. ``record.json`` says how it was made and what it reads off 
 
 import json
 import logging
+import shlex
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 
@@ -56,7 +58,7 @@ def pretrain_vision(config: PretrainVisionConfig) -> int:
 
     found = pretrain(visual, processor, config.world, config.training, tell)
     record = {
-        "command": runs.command(),
+        "command": "python -m pipelines.extension.pretrain_vision " + shlex.join(sys.argv[1:]),
         "date": time.strftime("%Y-%m-%d"),
         "sizes": sizes_of(config.numbers),
         "held_out": {name: round(value, 4) for name, value in found.items()},
