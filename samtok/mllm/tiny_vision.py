@@ -235,7 +235,7 @@ def _look(visual: nn.Module, head: DenseHead, pixels: Tensor, labels: Labels) ->
 # ---------------------------------------------------------------- what ships
 
 
-def sizes_of(config: TinyConfig) -> dict[str, float]:
+def sizes_of(config: TinyConfig) -> dict[str, int | float]:
     """Returns the numbers that an encoder is made of."""
     fields = asdict(config)
     return {name: fields[name] for name in SIZES}
