@@ -51,7 +51,7 @@ tour: setup ## words become a language: a tiny MLLM learns to segment what is as
 	@echo "open runs/tour/evaluation/report/index.html"
 
 test: setup ## the fast tests
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 --dist loadfile
 
 test-all: setup ## all tests: real Ray clusters, an S3 server, SAM2.1-large
 	$(BIN)/python -m pytest -q

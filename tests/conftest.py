@@ -7,10 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `tests.x` can be imported
 
 from tests.s3_server import S3Server
+
+# One example can take long where others want the cores too; the time limit of a test holds for all of it.
+settings.register_profile("busy", deadline=None)
+settings.load_profile("busy")
 
 
 @pytest.fixture(scope="session")

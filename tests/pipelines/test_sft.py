@@ -113,6 +113,7 @@ def test_an_epoch_has_every_chat_once_and_a_step_does_not_depend_on_where_the_lo
     assert [p.sample.input_ids.tolist() for p in later] == [p.sample.input_ids.tolist() for p in steps[7]]
 
 
+@pytest.mark.slow
 def test_loader_processes_prepare_the_same_steps(world):
     base = short(world, world.home / "unused")
     workers = dataclasses.replace(base.workers, loaders=1)
