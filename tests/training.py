@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,24 +48,30 @@ def train(
     config: TrainTokenizerConfig, *, rendezvous: Path | None = None
 ) -> list[tuple[str, dict[str, Any]]]:
     """Trains as workers do, without Ray; returns what the first worker told, if it is this process."""
+    if rendezvous is not None:
+        train_all([config], rendezvous=rendezvous)
+        return []
     task, told = prepare(resolve(config)), []
-    if config.workers.count == 1 and rendezvous is None:
-        threads = torch.get_num_threads()
-        try:
-            train_worker(task, lambda kind, body: told.append((kind, dict(body))))
-        finally:
-            torch.set_num_threads(threads)
-        return told
-    assert rendezvous is not None
-    spawn(_work, (task, str(rendezvous)), nprocs=config.workers.count)
+    threads = torch.get_num_threads()
+    try:
+        train_worker(task, lambda kind, body: told.append((kind, dict(body))))
+    finally:
+        torch.set_num_threads(threads)
     return told
 
 
-def _work(rank: int, task: Task, rendezvous: str) -> None:
-    world = task.config.workers.count
+def train_all(configs: Sequence[TrainTokenizerConfig], *, rendezvous: Path) -> None:
+    """Trains one run after the other in the same processes, which take longer to start than a run takes."""
+    tasks = [prepare(resolve(config)) for config in configs]
+    spawn(_work, (tasks, str(rendezvous)), nprocs=configs[0].workers.count)
+
+
+def _work(rank: int, tasks: Sequence[Task], rendezvous: str) -> None:
+    world = tasks[0].config.workers.count
     distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
     try:
-        train_worker(task, lambda kind, body: None)
+        for task in tasks:
+            train_worker(task, lambda kind, body: None)
     finally:
         distributed.destroy_process_group()
 

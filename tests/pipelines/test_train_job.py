@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import storage
 from pipelines.training import checkpoints
+from samtok.model.tokenizer import MaskTokenizer
 from tests.jobs import Job, job, run_job
 from tests.ray_head import RayHead
 from tests.training import curve_of, record_of, short, train, weights_of
@@ -24,7 +26,7 @@ def corpus(home: Path) -> str:
     )
 
 
-def flags(home: Path, out: Path, *more: str) -> list[str]:
+def flags(home: Path, out: Path | str, *more: str) -> list[str]:
     """Returns the flags of the same run as ``config`` describes."""
     return [
         *("--preset", "micro", "--out", str(out), "--corpora", corpus(home)),
@@ -56,15 +58,19 @@ def whole(home, tmp_path_factory):
     return folder / "whole"
 
 
-def assert_equal(out: Path, whole: Path) -> None:
+def assert_equal(out: Path | str, whole: Path) -> None:
     """Loss curve, final and best weights, and what was measured are the same, bit for bit."""
     assert curve_of(out) == curve_of(whole)
-    assert weights_of(out) == weights_of(whole) and weights_of(out, "best") == weights_of(whole, "best")
+    for name in ("final", "best"):
+        files = [storage.join(str(place), name, "model.safetensors") for place in (out, whole)]
+        assert storage.read_bytes(files[0]) == storage.read_bytes(files[1]), name
+        loaded = MaskTokenizer.from_pretrained(storage.join(str(out), name), read=storage.read_bytes)
+        assert loaded.weights_sha256 == weights_of(whole, name)
     for name in ("final", "best", "validations", "masks", "rejects"):
         assert record_of(out)[name] == record_of(whole)[name], name
 
 
-def steps_saved(out: Path) -> int:
+def steps_saved(out: Path | str) -> int:
     return max(checkpoints.steps(str(out)), default=0)
 
 
@@ -84,19 +90,21 @@ def training_workers(running: Job) -> list:
     return found
 
 
-@pytest.mark.parametrize("moment", [EPOCH, None])
-def test_a_killed_job_goes_on_when_it_is_run_again(home, whole, tmp_path, moment):
-    """At an epoch's border, and at any time."""
-    out, moment = tmp_path / "out", moment or random.randrange(STEPS)
+def test_a_job_killed_twice_on_object_storage_goes_on_when_it_is_run_again(home, whole, bucket, tmp_path):
+    """At an epoch's border, and at any time; it ends as the run on a local disk."""
+    out = storage.join(bucket, "tokenizer")
     command = flags(home, out, "--workers.count", "2")
-    with job("train_tokenizer", *command, log=tmp_path / "log") as running:
-        running.until(lambda: steps_saved(out) >= moment)
-        running.kill()
-    assert not (out / "record.json").exists(), "it ended before it was killed"
+    for moment in (EPOCH, random.randrange(EPOCH + 1, STEPS // 2)):
+        with job("train_tokenizer", *command, log=tmp_path / "log") as running:
+            running.until(lambda moment=moment: steps_saved(out) >= moment)
+            running.kill()
+        assert not storage.exists(storage.join(out, "record.json")), "it ended before it was killed"
     code, output = run_job("train_tokenizer", *command, log=tmp_path / "again")
     assert code == 0, output[-3000:]
     assert "resumed at step" in output
     assert_equal(out, whole)
+    assert storage.exists(storage.join(out, "report/index.html"))
+    assert not storage.list_files(storage.join(out, "ray"))
 
 
 def test_a_finished_run_is_left_as_it_is_and_its_report_is_whole(home, whole, tmp_path):

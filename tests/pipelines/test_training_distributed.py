@@ -1,5 +1,6 @@
 """Several workers learn what one learns, plain or under ZeRO, and take over each other's checkpoints."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from pipelines import storage
 from pipelines.tokenizer_training.config import EngineConfig
 from samtok.model.tokenizer import MaskTokenizer
-from tests.training import curve_of, record_of, short, train
+from tests.training import curve_of, record_of, short, train, train_all
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -15,12 +16,31 @@ STEPS = {"steps": 20, "quantize_from": 0.5}
 ROOT = Path(__file__).parents[2]
 
 
+RUNS = {"plain": 1, "zero1": 2, "zero2": 1}
+"""Engines, and images of their micro-batches."""
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("training")
+
+
+@pytest.fixture(scope="module")
+def whole(home):
     """One worker, plain, twenty steps."""
-    out = tmp_path_factory.mktemp("training") / "whole"
-    train(short(out, **STEPS))
-    return out
+    train(short(home / "whole", **STEPS))
+    return home / "whole"
+
+
+@pytest.fixture(scope="module")
+def two(home):
+    """Runs of two workers by engine, all in the same two processes."""
+    configs = {
+        name: short(home / name, workers=2, **STEPS, engine=engine(name, micro))
+        for name, micro in RUNS.items()
+    }
+    train_all(list(configs.values()), rendezvous=home / "meet")
+    return {name: Path(config.out) for name, config in configs.items()}
 
 
 def assert_same_curve(one: Path, other: Path) -> None:
@@ -37,24 +57,17 @@ def engine(name: str, micro: int | None) -> EngineConfig:
     return EngineConfig(deepspeed=file, images_per_micro_batch=micro)
 
 
-@pytest.mark.parametrize(
-    ("name", "workers", "micro"),
-    [("plain", 2, 1), ("zero1", 2, 2), ("zero2", 2, 1)],
-)
-def test_workers_micro_batches_and_engines_give_the_same_losses_and_codebooks(
-    tmp_path, whole, name, workers, micro
-):
-    out = tmp_path / "out"
-    train(short(out, workers=workers, **STEPS, engine=engine(name, micro)), rendezvous=tmp_path / "meet")
-    assert_same_curve(whole, out)
-    assert record_of(out)["workers"] == workers
+@pytest.mark.parametrize("name", RUNS)
+def test_workers_micro_batches_and_engines_give_the_same_losses_and_codebooks(whole, two, name):
+    assert_same_curve(whole, two[name])
+    assert record_of(two[name])["workers"] == 2
 
 
 @pytest.mark.parametrize("name", ["plain", "zero1"])
-def test_a_checkpoint_of_two_workers_goes_on_with_one(tmp_path, whole, name):
+def test_a_checkpoint_of_two_workers_goes_on_with_one(tmp_path, whole, two, name):
     """From before quantization began, so that embeddings kept by both workers are handed over too."""
     out = tmp_path / "out"
-    train(short(out, workers=2, **STEPS, engine=engine(name, 2)), rendezvous=tmp_path / "meet")
+    shutil.copytree(two[name], out)
     (out / "record.json").unlink()
     for step in (12, 16, 20):
         storage.delete(str(out / "checkpoints" / f"step-{step:08d}" / "state.json"))
