@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pickle
 import signal
 import threading
 from dataclasses import dataclass
@@ -300,10 +301,15 @@ def test_loader_processes_give_what_the_worker_itself_would():
 
 
 @pytest.mark.slow
+def test_an_error_of_a_loader_process_comes_out_as_it_is():
+    with pytest.raises(storage.NotFoundError, match="^the disk is gone; mount it again$"):
+        next(loader_of(config_of(loaders=1), sources=(Failing(storage.NotFoundError),)).steps(0))
+
+
 @pytest.mark.parametrize("kind", [StorageError, storage.NotFoundError, DataError, ConfigError])
-def test_errors_of_loader_processes_come_out_as_they_are(kind):
-    with pytest.raises(kind, match="^the disk is gone; mount it again$"):
-        next(loader_of(config_of(loaders=1), sources=(Failing(kind),)).steps(0))
+def test_errors_of_all_kinds_travel_between_processes(kind):
+    error = pickle.loads(pickle.dumps(kind("the disk is gone; mount it again")))
+    assert type(error) is kind and str(error) == "the disk is gone; mount it again"
 
 
 @pytest.mark.slow
