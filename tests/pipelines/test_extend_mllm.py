@@ -33,7 +33,7 @@ def content(folder: Path) -> dict[str, str]:
 def test_presets_are_what_they_say():
     assert PRESETS["smoke"].tiny == "qwen2_5_vl" and PRESETS["smoke"].rows == "codebooks"
     assert PRESETS["paper"].rows == "noise"
-    assert set(PRESETS) == {"smoke", "paper"}
+    assert set(PRESETS) == {"smoke", "paper", "tour"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
