@@ -153,15 +153,20 @@ _REQUIRED = tyro.MISSING
 PRESETS: dict[str, ComposeDialoguesConfig] = {
     # The words of `make quickstart`, whose masks have labels and no other annotations.
     "smoke": ComposeDialoguesConfig(words=("runs/words",), out="runs/chats", tasks="instances"),
-    # Expressions of the synthetic corpus, several of an image in one chat.
-    "tour": ComposeDialoguesConfig(
+    # Expressions of the synthetic corpus. First many of an image in one chat, which teaches what words mean;
+    # but there later answers can be taken from earlier ones.
+    "tour-dense": ComposeDialoguesConfig(
         words=("runs/tour/words-train",),
-        out="runs/tour/chats-train",
+        out="runs/tour/chats-dense",
         tasks="gres",
         wordings=1,
         turns_per_sample=7,
     ),
-    # The same for evaluation: one expression per chat.
+    # Then one per chat, whose answer can only come from the image.
+    "tour": ComposeDialoguesConfig(
+        words=("runs/tour/words-train",), out="runs/tour/chats-train", tasks="gres", wordings=1
+    ),
+    # The same for evaluation.
     "tour-val": ComposeDialoguesConfig(
         words=("runs/tour/words-val",), out="runs/tour/chats-val", tasks="gres", wordings=1
     ),

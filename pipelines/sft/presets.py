@@ -26,18 +26,32 @@ PRESETS: dict[str, TrainMllmConfig] = {
         validation=ValidationConfig(every=10, samples=16, generations=4),
         checkpoints=CheckpointsConfig(every=10),
     ),
-    # The tiny model of `make tour`, whose vision encoder has seen shapes and stays as it is.
-    "tour": TrainMllmConfig(
-        out="runs/tour/mllm",
+    # The tiny model of `make tour`, whose vision encoder has seen shapes and stays as it is, learns what words
+    # mean from chats of many questions.
+    "tour-dense": TrainMllmConfig(
+        out="runs/tour/mllm-dense",
         model="runs/tour/untrained",
-        corpora=("runs/tour/chats-train",),
+        corpora=("runs/tour/chats-dense",),
         validation_corpora=("runs/tour/chats-val",),
         sampling=SamplingConfig(samples_per_step=16, max_tokens=1024),
-        steps=4000,
+        steps=3500,
         optimizer=OptimizerConfig(lr=4e-3, warmup_steps=20, final_lr_share=0.03),
         workers=WorkersConfig(count=2),
         validation=ValidationConfig(every=1000, samples=200, generations=8, max_new_tokens=40),
         checkpoints=CheckpointsConfig(every=1000),
+    ),
+    # Then it learns to look, from chats of one question.
+    "tour": TrainMllmConfig(
+        out="runs/tour/mllm",
+        model="runs/tour/mllm-dense/final",
+        corpora=("runs/tour/chats-train",),
+        validation_corpora=("runs/tour/chats-val",),
+        sampling=SamplingConfig(samples_per_step=48, max_tokens=1024),
+        steps=1500,
+        optimizer=OptimizerConfig(lr=3e-3, warmup_steps=20, final_lr_share=0.03),
+        workers=WorkersConfig(count=2),
+        validation=ValidationConfig(every=500, samples=200, generations=8, max_new_tokens=40),
+        checkpoints=CheckpointsConfig(every=500),
     ),
     # Section 3.2 and appendix B: vision frozen, projector and language model trained, AdamW 2e-5, cosine,
     # global batch 256, one epoch. Warm-up and weight decay are of Qwen's recipe. Not run yet.
