@@ -26,7 +26,7 @@ PRESETS: dict[str, TrainMllmConfig] = {
         validation=ValidationConfig(every=10, samples=16, generations=4),
         checkpoints=CheckpointsConfig(every=10),
     ),
-    # The tiny model of `make tour`, whose vision encoder has seen shapes and stays as it is, learns what words
+    # The tiny model of `make tour`, whose vision encoder knows shapes and stays as it is, learns what words
     # mean from chats of many questions.
     "tour-dense": TrainMllmConfig(
         out="runs/tour/mllm-dense",
