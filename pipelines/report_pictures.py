@@ -81,9 +81,10 @@ class Gallery:
         return sheet_of(self.panels, SHEET_SIDE)
 
 
-def sheet_of(panels: Sequence[viz.Panel], side: int) -> bytes:
+def sheet_of(panels: Sequence[viz.Panel], side: int, *, heads: str = viz.RECONSTRUCTION) -> bytes:
     """Returns panels as one PNG; of more than six, two in a row."""
-    return viz.png_bytes(viz.contact_sheet(panels, side=side, columns=2 if len(panels) > 6 else 1))
+    columns = 2 if len(panels) > 6 else 1
+    return viz.png_bytes(viz.contact_sheet(panels, side=side, columns=columns, heads=heads))
 
 
 def draw_rows(

@@ -162,13 +162,21 @@ def fit_mask(mask: Bool[np.ndarray, "height width"], side: int) -> Bool[np.ndarr
     return np.asarray(soft.resize(_fitting(height, width, side), Image.Resampling.BOX)) >= 128
 
 
-def contact_sheet(items: Sequence[Panel], *, side: int = 256, columns: int = 1) -> Picture:
+RECONSTRUCTION = "original, reconstruction, difference"
+ANSWER = "truth, answer, difference"
+"""What the three pictures of a panel are."""
+
+
+def contact_sheet(
+    items: Sequence[Panel], *, side: int = 256, columns: int = 1, heads: str = RECONSTRUCTION
+) -> Picture:
     """Returns one picture of many images: original, reconstruction and difference, captions beside them.
 
     Args:
         items: What to show, row by row.
         side: Longer side of each picture, in pixels.
         columns: Panels beside each other.
+        heads: What the three pictures are.
 
     Raises:
         ValueError: For ``columns`` below 1, or masks that do not fit their image.
@@ -181,7 +189,7 @@ def contact_sheet(items: Sequence[Panel], *, side: int = 256, columns: int = 1) 
     heights = [max(cell.height for cell in row) + 2 * _GAP for row in rows]
     top = 2 * _GAP + _TEXT_PX + 6
     sheet = Image.new("RGB", (columns * cell_width + _GAP, top + sum(heights) + _GAP), _PAPER)
-    _draw_legend(ImageDraw.Draw(sheet))
+    _draw_legend(ImageDraw.Draw(sheet), heads)
     for row, height in zip(rows, heights, strict=True):
         for column, cell in enumerate(row):
             sheet.paste(cell, (_GAP + column * cell_width, top))
@@ -304,10 +312,10 @@ def _draw_captions(
         draw.text((x, y), f"and {len(captions) - shown} more masks", font=font, fill=_FAINT)
 
 
-def _draw_legend(draw: ImageDraw.ImageDraw) -> None:
+def _draw_legend(draw: ImageDraw.ImageDraw, heads: str) -> None:
     font, x = ImageFont.load_default(_TEXT_PX), _GAP
-    draw.text((x, _GAP), "original, reconstruction, difference:", font=font, fill=_FAINT)
-    x += int(draw.textlength("original, reconstruction, difference:", font=font)) + 14
+    draw.text((x, _GAP), f"{heads}:", font=font, fill=_FAINT)
+    x += int(draw.textlength(f"{heads}:", font=font)) + 14
     for colour, name in ((AGREED, "agreed"), (MISSED, "missed"), (EXTRA, "extra")):
         draw.rectangle((x, _GAP + 2, x + 16, _GAP + 18), fill=colour)
         draw.text((x + 22, _GAP), name, font=font, fill=_INK)

@@ -18,6 +18,7 @@ from pipelines.mllm_evaluation.pictures import SIDE, Drawn, choose, draw, rows_a
 from pipelines.mllm_evaluation.prepare import Job
 from pipelines.mllm_evaluation.scores import headlines, percent
 from pipelines.report_pictures import sheet_of
+from samtok import viz
 
 _HEADS = {
     "best": "Best answers",
@@ -56,7 +57,7 @@ def write_report(
         panels = [one.panel for one in answers if one.panel is not None]
         if panels:
             where = storage.join(out, corpus_reports.FOLDER, f"{kind}.png")
-            storage.write_bytes(where, sheet_of(panels, SIDE))
+            storage.write_bytes(where, sheet_of(panels, SIDE, heads=viz.ANSWER))
     rejects = corpus_reports.rejects(corpus_reports.Corpus(out, manifest, (), None))
     where = storage.join(out, corpus_reports.FOLDER, "index.html")
     storage.write_bytes(where, render(job, metrics, beside, drawn, rejects).encode())

@@ -10,6 +10,7 @@ import numpy as np
 
 from pipelines import storage
 from pipelines.ingestion.image_source import read_image_bytes
+from pipelines.report_pictures import sheet_of
 from pipelines.sft.config import TrainMllmConfig
 from pipelines.tracking import Tracker
 from pipelines.training.fit import Event
@@ -81,7 +82,7 @@ def draw(tokenizer: MaskTokenizer, answers: Sequence[Mapping[str, Any]]) -> byte
         DataError: If an image is no image any more.
         StorageError: If one cannot be read.
     """
-    return viz.png_bytes(viz.contact_sheet([_panel(tokenizer, entry) for entry in answers], side=SIDE))
+    return sheet_of([_panel(tokenizer, entry) for entry in answers], SIDE, heads=viz.ANSWER)
 
 
 def _panel(tokenizer: MaskTokenizer, entry: Mapping[str, Any]) -> viz.Panel:
@@ -92,8 +93,8 @@ def _panel(tokenizer: MaskTokenizer, entry: Mapping[str, Any]) -> viz.Panel:
         viz.fit(image, SIDE),
         [viz.fit_mask(truth, SIDE)],
         [viz.fit_mask(answer, SIDE)],
-        captions=[_short(f"{entry['answer']}"), _short(f"true: {entry['truth']}")],
-        title=_short(entry["question"]),
+        captions=[_short(entry["answer"])],
+        title=_short(f"{entry['question']}  {entry['truth']}"),
     )
 
 
