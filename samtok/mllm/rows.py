@@ -2,8 +2,8 @@
 
 Appendix B draws new rows with mean and variance of the old ones, so at first all words are equally far from
 one another. Here codes that are near one another in the mask tokenizer can get rows that are near: mean and
-variance stay those of appendix B, only the directions are shared. In trials, a tiny MLLM with independent rows
-never got beyond how often each code occurs, and left that within a few hundred steps with shared directions.
+variance stay those of appendix B, only the directions are shared. In trials, a tiny MLLM with independent
+rows never got beyond how often each code occurs; with shared directions it did within a few hundred steps.
 """
 
 import torch
