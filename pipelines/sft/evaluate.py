@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -22,6 +23,8 @@ from samtok.mllm.generation import generate
 from samtok.mllm.loss import answer_logits
 from samtok.model.quantizer import sum_over_ranks
 from samtok.words import parse_words_lenient
+
+log = logging.getLogger(__name__)
 
 
 class Looks:
@@ -78,9 +81,16 @@ class Looks:
         """
         if self._encoded is not None:
             return self._encoded
-        own = [s for row in self.rows[world.rank() :: world.size()] if (s := self._encode(row)) is not None]
+        unusable: list[str] = []
+        share = self.rows[world.rank() :: world.size()]
+        own = [s for row in share if (s := self._encode(row, unusable)) is not None]
+        if unusable:
+            log.warning(
+                "%d of %d held-out chats cannot be used and are left out; the first is %s",
+                *(len(unusable), len(share), unusable[0]),
+            )
         missing = max(world.gathered([len(own)])) - len(own)
-        usable = own or [s for row in self.rows if (s := self._encode(row)) is not None]
+        usable = own or [s for row in self.rows if (s := self._encode(row, unusable)) is not None]
         if not usable:
             raise DataError(
                 f"none of the first {len(self.rows)} chats of --validation-corpora can be used. Are "
@@ -101,10 +111,12 @@ class Looks:
                 "without images out, or use --engine.deepspeed infra/deepspeed/zero1.json."
             )
 
-    def _encode(self, row: Row) -> Encoded | None:
+    def _encode(self, row: Row, unusable: list[str]) -> Encoded | None:
+        """Encodes a sample, or says in the list why that is not possible."""
         try:
             return encode_row(self.adapter, row, max_tokens=self.config.sampling.max_tokens)
-        except DataError:
+        except DataError as error:
+            unusable.append(f"{row['sample_id']}: {error}")
             return None
 
     def _sums(self, samples: Sequence[Encoded]) -> torch.Tensor:

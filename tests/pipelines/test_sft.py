@@ -371,3 +371,11 @@ def test_validation_without_generations_draws_none(world, tmp_path):
         )
     )
     assert "generations" not in [kind for kind, _ in told] and not (tmp_path / "out" / "generations").exists()
+
+
+def test_held_out_chats_that_cannot_be_used_are_left_out_and_said(world, tmp_path, caplog):
+    corpus = spoilt(world, tmp_path / "chats", lambda row: row["images"][0].update(uri="/nowhere/x.png"))
+    config = short(world, tmp_path / "out", steps=1, validation_corpora=(corpus,))
+    train(dataclasses.replace(config, validation=ValidationConfig(every=1, samples=8, generations=0)))
+    assert record_of(tmp_path / "out")["validations"][0]["samples"] == 6
+    assert "2 of 8 held-out chats cannot be used and are left out; the first is 0/red" in caplog.text
