@@ -139,14 +139,6 @@ def test_the_job_runs_under_ray_job_submit_and_tracks_in_mlflow(home, tmp_path):
     assert json.loads((out / "final" / "lineage.json").read_text())["mlflow_run"] == run.info.run_id
 
 
-def test_an_error_of_a_worker_reaches_the_user_with_its_exit_code(home, tmp_path):
-    command = flags(home, tmp_path / "out", "--optimizer.lr", "1e30", "--workers.count", "2")
-    code, output = run_job("train_tokenizer", *command, log=tmp_path / "log")
-    assert code == 1, output[-3000:]
-    assert "steps in a row had a loss or gradient that is no number" in output and "--optimizer.lr" in output
-    assert "Traceback" not in output
-
-
 def test_a_corpus_without_usable_masks_is_refused_before_workers_start(home, tmp_path):
     command = flags(home, tmp_path / "out", "--sampling.min-area-px", "100000")
     code, output = run_job("train_tokenizer", *command, log=tmp_path / "log")
