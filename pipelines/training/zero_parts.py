@@ -6,6 +6,7 @@ twice as well, and parameters are empty unless they are in use. Either way the o
 tensors.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ from pipelines.training.row_rates import RowRate
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class Parts:
+class Parts(ABC):
     """What all stages have in common.
 
     Args:
@@ -45,8 +46,9 @@ class Parts:
             zeros = {name: torch.zeros_like(flat) for name in MOMENTS}
             adam.state[flat] = {"step": torch.zeros((), dtype=torch.float32, device=flat.device), **zeros}
 
+    @abstractmethod
     def _flats(self) -> list[Tensor]:
-        raise NotImplementedError
+        """Returns the flat tensors that the optimizer sees."""
 
     def moment(self, name: str, key: str) -> Tensor:
         """Gathers a moment of a parameter on every worker, on the CPU."""

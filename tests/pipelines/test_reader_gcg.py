@@ -9,17 +9,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines import schema
 from pipelines.ingestion import spans
 from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.image_source import read_size_hw
-from pipelines.ingestion.reader import Input
 from pipelines.ingestion.registry import build_reader
 from pipelines.ingestion.shapes_corpus import write_granf
 from pipelines.ingestion.spans import Span
 from samtok import masks
 from samtok.errors import DataError
 from samtok.shapes import WorldConfig, make_scene
+from tests import readers
 
 HEIGHT, WIDTH = 6, 8
 CAPTION = "A red ring and two stars."
@@ -60,26 +59,13 @@ def reader_of(folder, corpus, **options):
 
 
 def read_all(reader):
-    rows, rejects = [], []
-    for item in reader.inputs():
-        if not isinstance(item, Input):
-            rejects.append(item)
-            continue
-        result = reader.read(item)
-        assert item.num_masks == result.num_masks_in
-        rejects += result.rejects
-        rows += [result.row] if result.row else []
-    schema.table(rows, schema.IMAGE_ROW)
-    schema.table(rejects, schema.REJECT_ROW)
-    for row in rows:
-        known = {mask["mask_id"] for mask in row["masks"]}
-        known |= {entry["mask_id"] for entry in rejects if entry["row_id"] == row["image_id"]}
-        for made in row["annotations"]:
-            places = json.loads(made["payload"])["spans"]
-            assert set(made["mask_ids"]) <= known
-            assert sorted({i for one in places for i in one["masks"]}) == list(range(len(made["mask_ids"])))
-            ends = [0, *(value for one in places for value in (one["start"], one["end"])), len(made["text"])]
-            assert ends == sorted(ends) and all(one["start"] < one["end"] for one in places)
+    """As for every reader; and spans ascend, lie apart and name every mask."""
+    rows, rejects = readers.read_all(reader)
+    for made in (made for row in rows for made in row["annotations"]):
+        places = json.loads(made["payload"])["spans"]
+        assert sorted({i for one in places for i in one["masks"]}) == list(range(len(made["mask_ids"])))
+        ends = [0, *(value for one in places for value in (one["start"], one["end"])), len(made["text"])]
+        assert ends == sorted(ends) and all(one["start"] < one["end"] for one in places)
     return rows, rejects
 
 

@@ -10,15 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines import schema
 from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.image_source import read_size_hw
-from pipelines.ingestion.reader import Input
 from pipelines.ingestion.registry import build_reader
 from pipelines.ingestion.shapes_corpus import write_psg
 from samtok import masks
 from samtok.errors import ConfigError, DataError
 from samtok.shapes import WorldConfig, make_scene, relations
+from tests import readers
 
 HEIGHT, WIDTH = 6, 8
 IDS = np.zeros((HEIGHT, WIDTH), np.int64)
@@ -66,24 +65,11 @@ def reader_of(folder, entries, *, split="all", test_image_ids=(), options=None, 
 
 
 def read_all(reader):
-    rows, rejects = [], []
-    for item in reader.inputs():
-        if not isinstance(item, Input):
-            rejects.append(item)
-            continue
-        result = reader.read(item)
-        assert item.num_masks == result.num_masks_in
-        rejects += result.rejects
-        rows += [result.row] if result.row else []
-    schema.table(rows, schema.IMAGE_ROW)
-    schema.table(rejects, schema.REJECT_ROW)
-    for row in rows:
-        known = {mask["mask_id"] for mask in row["masks"]}
-        known |= {one["mask_id"] for one in rejects if one["row_id"] == row["image_id"]}
-        for made in row["annotations"]:
-            assert set(made["mask_ids"]) <= known
-            for subject, _, target in json.loads(made["payload"])["triplets"]:
-                assert max(subject, target) < len(made["mask_ids"])
+    """As for every reader; and triplets point at masks."""
+    rows, rejects = readers.read_all(reader)
+    for made in (made for row in rows for made in row["annotations"]):
+        for subject, _, target in json.loads(made["payload"])["triplets"]:
+            assert max(subject, target) < len(made["mask_ids"])
     return rows, rejects
 
 

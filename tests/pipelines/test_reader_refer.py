@@ -10,16 +10,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines import schema
 from pipelines.ingestion import safe_pickle
 from pipelines.ingestion.config import ExpressionsConfig, ShapesConfig
-from pipelines.ingestion.reader import Input
 from pipelines.ingestion.refer import ReferReader, selects
 from pipelines.ingestion.registry import build_reader
 from pipelines.ingestion.shapes_corpus import write_refer
 from samtok import masks
 from samtok.errors import ConfigError, DataError
 from samtok.shapes import WorldConfig, make_scene
+from tests.readers import read_all
 
 HEIGHT, WIDTH = 6, 8
 SQUARE = np.zeros((HEIGHT, WIDTH), bool)
@@ -56,28 +55,6 @@ def reader_of(folder, refs, *, things=None, images=None, split="val", dump=json.
     raw = dump(refs)
     (folder / "refs").write_bytes(raw.encode() if isinstance(raw, str) else raw)
     return ReferReader(name="r", split=split, refs_uri=f"{folder}/refs", image_root=str(folder), **options)
-
-
-def read_all(reader):
-    """Returns rows and rejects, having checked the counts, the schemas, and that no mask is named in vain."""
-    rows, rejects = [], []
-    for item in reader.inputs():
-        if not isinstance(item, Input):
-            rejects.append(item)
-            continue
-        result = reader.read(item)
-        assert item.num_masks == result.num_masks_in
-        rejects += result.rejects
-        rows += [result.row] if result.row else []
-    schema.table(rows, schema.IMAGE_ROW)
-    schema.table(rejects, schema.REJECT_ROW)
-    for row in rows:
-        known = {mask["mask_id"] for mask in row["masks"]}
-        known |= {entry["mask_id"] for entry in rejects if entry["row_id"] == row["image_id"]}
-        names = [made["annotation_id"] for made in row["annotations"]]
-        assert len(set(names)) == len(names)
-        assert all(set(made["mask_ids"]) <= known for made in row["annotations"])
-    return rows, rejects
 
 
 def said(rows):

@@ -9,14 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines import schema
 from pipelines.ingestion.config import ShapesConfig
-from pipelines.ingestion.reader import Input
 from pipelines.ingestion.registry import build_reader
 from pipelines.ingestion.shapes_corpus import write_dam
 from samtok import masks
 from samtok.errors import DataError
 from samtok.shapes import WorldConfig, description, make_scene
+from tests.readers import read_all
 
 
 def rle(column, size=(6, 8)):
@@ -34,27 +33,6 @@ def reader_of(folder, corpus):
     (folder / "annotations.json").write_text(json.dumps(corpus))
     place = {"source": f"{folder}/annotations.json", "images": str(folder)}
     return build_reader("dam", **place, split="train", dataset="d")
-
-
-def read_all(reader):
-    rows, rejects = [], []
-    for item in reader.inputs():
-        if not isinstance(item, Input):
-            rejects.append(item)
-            continue
-        result = reader.read(item)
-        assert item.num_masks == result.num_masks_in
-        rejects += result.rejects
-        rows += [result.row] if result.row else []
-    schema.table(rows, schema.IMAGE_ROW)
-    schema.table(rejects, schema.REJECT_ROW)
-    for row in rows:
-        known = {mask["mask_id"] for mask in row["masks"]}
-        known |= {one["mask_id"] for one in rejects if one["row_id"] == row["image_id"]}
-        names = [made["annotation_id"] for made in row["annotations"]]
-        assert len(set(names)) == len(names)
-        assert all(set(made["mask_ids"]) <= known for made in row["annotations"])
-    return rows, rejects
 
 
 def said(row):
