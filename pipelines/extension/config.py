@@ -68,6 +68,7 @@ PRESETS: dict[str, ExtendMllmConfig] = {
         vision="tiny",
         rows="codebooks",
         chats="runs/tour/chats-train",
+        tokenizer="runs/tour/tokenizer/final",
         out="runs/tour/untrained",
     ),
     # Appendix B of the paper: 256 x 2 words, rows drawn from mean and variance of the old ones. Not run yet.

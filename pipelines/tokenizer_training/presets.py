@@ -7,13 +7,14 @@ import tyro
 from pipelines.tokenizer_training.config import (
     EngineConfig,
     LossConfig,
+    QuantizerFlags,
     SamplingConfig,
     StartConfig,
     TrainTokenizerConfig,
     ValidationConfig,
 )
 from pipelines.training.config import CheckpointsConfig, OptimizerConfig, WorkersConfig
-from samtok.shapes import WorldConfig
+from samtok.shapes import TOUR_WORLD, WorldConfig
 
 # From SAM2 weights (paper, section 2.1 and appendix B): AdamW at 4e-5, 1024 masks a step, losses 1:1. An
 # image gives up to 32 of its masks, so 32 images of SA-1B make the 1024; take more where they have fewer.
@@ -50,6 +51,18 @@ PRESETS: dict[str, TrainTokenizerConfig] = {
         kmeans_samples=2000,
         validation=ValidationConfig(every=200, images=50, final_images=100),
         checkpoints=CheckpointsConfig(every=200),
+    ),
+    # The shipped one gets few codes for the few places of `make tour`, and little for them to disagree on.
+    "tour": TrainTokenizerConfig(
+        model="tiny",
+        quantizer=QuantizerFlags(num_codes=8),
+        start=StartConfig(tokenizer="tiny"),
+        out="runs/tour/tokenizer",
+        world=TOUR_WORLD,
+        steps=400,
+        quantize_from=0.25,
+        optimizer=OptimizerConfig(lr=5e-4, warmup_steps=20),
+        validation=ValidationConfig(every=200, images=100, final_images=200),
     ),
     "paper": _PAPER,
     # The same with the loss weights of the authors' config.

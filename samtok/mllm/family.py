@@ -59,6 +59,8 @@ class Adapter(ABC):
     image_token: ClassVar[str]
     needs_token_types: ClassVar[bool] = False
     """Whether positions follow from ``mm_token_type_ids``, so that a batch without them trains wrongly."""
+    shares_images: ClassVar[bool] = False
+    """Whether the model takes image features that were computed before, as ``mm_encoder_outputs``."""
 
     def __init__(
         self, processor: ProcessorMixin, vocabulary: MaskVocabulary, *, tokenizer_sha256: str | None = None

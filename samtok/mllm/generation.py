@@ -1,9 +1,12 @@
 """Answers of an MLLM: batched generation with transformers, greedy or sampled, with or without grammar."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+from jaxtyping import Int
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from samtok.mllm.chat import Encoded
 from samtok.mllm.family import Adapter
@@ -52,8 +55,37 @@ def generate(
     if not prompts:
         return []
     check_rows(model, len(adapter.tokenizer))  # the tokenizer was checked with the adapter
-    batch = {name: value.to(model.device) for name, value in adapter.collate(prompts, side="left").items()}
-    del batch["labels"]
+    batch = adapter.collate(prompts, side="left")
+    processors = [processor_of(adapter, grammar=grammar)]
+    new = run_generate(
+        model,
+        adapter,
+        batch,
+        processors,
+        settings_of(adapter, max_new_tokens, temperature),
+        seed=seed,
+    )
+    return [until_stop(row, adapter.stop_ids) for row in new.tolist()]
+
+
+def run_generate(
+    model: PreTrainedModel,
+    adapter: Adapter,
+    batch: Mapping[str, Any],
+    processors: Sequence[LogitsProcessor],
+    settings: GenerationConfig,
+    *,
+    seed: int,
+) -> Int[Tensor, "batch new"]:
+    """Runs transformers' generation on a batch padded on the left; returns the new tokens, padded.
+
+    The mode of the model and the state of random generators are as before afterwards.
+    """
+    inputs = {
+        name: value.to(model.device) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+        if name != "labels"
+    }
     devices = [model.device] if model.device.type == "cuda" else []
     training = model.training
     model.eval()
@@ -61,14 +93,11 @@ def generate(
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             rows = model.generate(  # pyright: ignore[reportCallIssue]
-                **batch,
-                generation_config=_settings(adapter, max_new_tokens, temperature),
-                logits_processor=LogitsProcessorList([processor_of(adapter, grammar=grammar)]),
+                **inputs, generation_config=settings, logits_processor=LogitsProcessorList(processors)
             )
     finally:
         model.train(training)
-    new = rows[:, batch["input_ids"].shape[1] :].tolist()
-    return [_until_stop(row, adapter.stop_ids) for row in new]
+    return rows[:, inputs["input_ids"].shape[1] :]
 
 
 def processor_of(adapter: Adapter, *, grammar: bool) -> SuppressTokens:
@@ -79,7 +108,7 @@ def processor_of(adapter: Adapter, *, grammar: bool) -> SuppressTokens:
     return SuppressTokens(num_tokens, adapter.suppressed_ids)
 
 
-def _settings(adapter: Adapter, max_new_tokens: int, temperature: float) -> GenerationConfig:
+def settings_of(adapter: Adapter, max_new_tokens: int, temperature: float) -> GenerationConfig:
     """States every filter, since a checkpoint's ``generation_config.json`` fills in what is left out."""
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     return GenerationConfig(
@@ -92,6 +121,7 @@ def _settings(adapter: Adapter, max_new_tokens: int, temperature: float) -> Gene
     )
 
 
-def _until_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
+def until_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
+    """Cuts new tokens, which are padded, behind the token that ends the turn."""
     ends = [position for position, id_ in enumerate(ids) if id_ in stop_ids]
     return ids[: ends[0] + 1] if ends else ids

@@ -14,11 +14,14 @@ from samtok.mllm.packed_attention import BY_DIALOGUE
 MROPE_FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 """Families whose positions come from ``mm_token_type_ids``."""
 
+SEEING = {"pixel_values", "mm_encoder_outputs"}
+"""Inputs of a batch with images: their pixels, or features that were computed before."""
+
 PACKED_ATTENTION = ("sdpa", "eager", BY_DIALOGUE)
 """Attention kernels with which packed dialogues were found to stay apart."""
 
 
-def answer_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Float[Tensor, ""]:
+def answer_loss(model: nn.Module, batch: Mapping[str, Any]) -> Float[Tensor, ""]:
     """Returns the sum of next-token cross-entropies over all learnt tokens of a batch.
 
     The caller divides by the learnt tokens of the whole step, so that neither the number of workers nor the
@@ -36,7 +39,7 @@ def answer_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Float[Tensor, 
 
 
 def answer_logits(
-    model: nn.Module, batch: Mapping[str, Tensor]
+    model: nn.Module, batch: Mapping[str, Any]
 ) -> tuple[Float[Tensor, "learnt vocab"], Int[Tensor, " learnt"]]:
     """Returns the logits from which each learnt token is predicted, in float32, and these tokens.
 
@@ -65,7 +68,7 @@ def _check(config: Any, inputs: Mapping[str, Tensor]) -> None:
         return
     positions = inputs.get("position_ids")
     if positions is None:
-        if "pixel_values" in inputs and "mm_token_type_ids" not in inputs:
+        if not SEEING.isdisjoint(inputs) and "mm_token_type_ids" not in inputs:
             raise ValueError(
                 f"the batch has images and no mm_token_type_ids, so {config.model_type} would take positions "
                 "of one axis; make batches with Adapter.collate"

@@ -21,6 +21,7 @@ class QwenAdapter(Adapter):
     image_token = "<|image_pad|>"
     media_tokens = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
     needs_token_types = True
+    shares_images = True
     mergers: ClassVar[tuple[str, ...]]
     """Submodules of the vision model that make up the projector."""
 

@@ -52,6 +52,10 @@ class WorldConfig:
     """Fewest visible pixels of a shape in an image of side 128; scaled with the area for other sizes."""
     min_visible_share: float = 0.45
     """Least share of a shape that must stay visible."""
+    grid: int = 0
+    """Cells per side, each with one shape at most; 0 puts shapes anywhere, also over each other."""
+    grid_jitter: float = 0.0
+    """grid: largest distance of a shape from the middle of its cell along either side."""
 
     def __post_init__(self) -> None:
         for problem in self._problems():
@@ -78,6 +82,11 @@ class WorldConfig:
             (self.min_visible_px >= 1, f"min_visible_px must be at least 1, got {self.min_visible_px}"),
             (0 <= self.texture <= 3, f"texture must be in [0, 3], got {self.texture}"),
             (0 <= self.colour_jitter <= 40, f"colour_jitter must be in 0..40, got {self.colour_jitter}"),
+            (
+                self.grid == 0 or self.max_objects <= self.grid**2,
+                f"grid must be 0, or have cells for max_objects {self.max_objects}, got {self.grid}",
+            ),
+            (0 <= self.grid_jitter <= 0.1, f"grid_jitter must be in [0, 0.1], got {self.grid_jitter}"),
             *_known("kinds", self.kinds, KINDS),
             *_known("colours", self.colours, tuple(PALETTE)),
         ]
@@ -185,13 +194,14 @@ class _Draft:
     footprint: Footprint
 
 
-def _draft(rng: np.random.Generator, size_hw: tuple[int, int], config: WorldConfig) -> _Draft:
+def _draft(
+    rng: np.random.Generator, size_hw: tuple[int, int], config: WorldConfig, cell: int | None
+) -> _Draft:
     kind = config.kinds[int(rng.integers(len(config.kinds)))]
     colour = config.colours[int(rng.integers(len(config.colours)))]
     large = bool(rng.random() < config.large_share)
     radius_px = float(rng.uniform(*(config.large_radius if large else config.small_radius))) * min(size_hw)
-    inset = 0.8 * radius_px  # a shape may stick out of the image, but not by much
-    centre_y, centre_x = (float(rng.uniform(inset, length - inset)) for length in size_hw)
+    centre_y, centre_x = _centre(rng, size_hw, config, radius_px, cell)
     angle = float(rng.uniform(0, 2 * math.pi))
     jitter = rng.integers(-config.colour_jitter, config.colour_jitter + 1, 3)
     red, green, blue = (float(value) for value in np.clip(PALETTE[colour] + jitter, 0, 255))
@@ -205,6 +215,23 @@ def _draft(rng: np.random.Generator, size_hw: tuple[int, int], config: WorldConf
         rgb=(red, green, blue),
         footprint=Footprint(kind, (centre_x, centre_y), radius_px, angle, size_hw),
     )
+
+
+def _centre(
+    rng: np.random.Generator,
+    size_hw: tuple[int, int],
+    config: WorldConfig,
+    radius_px: float,
+    cell: int | None,
+) -> tuple[float, float]:
+    """Draws the centre (y, x) of a shape, anywhere or within its cell."""
+    if cell is None:
+        inset = 0.8 * radius_px  # a shape may stick out of the image, but not by much
+        centre_y, centre_x = (float(rng.uniform(inset, length - inset)) for length in size_hw)
+        return centre_y, centre_x
+    middles = ((place + 0.5) / config.grid for place in divmod(cell, config.grid))
+    shares = [middle + rng.uniform(-config.grid_jitter, config.grid_jitter) for middle in middles]
+    return float(shares[0] * size_hw[0]), float(shares[1] * size_hw[1])
 
 
 def _visible(
@@ -231,7 +258,8 @@ def make_scene(seed: int, index: int, config: WorldConfig) -> Scene:
     rng = np.random.default_rng([seed, index])
     size_hw = config.sizes_hw[int(rng.integers(len(config.sizes_hw)))]
     count = int(rng.integers(config.min_objects, config.max_objects + 1))
-    drafts = [_draft(rng, size_hw, config) for _ in range(count)]
+    cells = rng.permutation(config.grid**2)[:count].tolist() if config.grid else [None] * count
+    drafts = [_draft(rng, size_hw, config, cell) for cell in cells]
     min_px = config.min_visible_px * (min(size_hw) / 128) ** 2
     kept = _visible(drafts, min_px, config.min_visible_share)
     canvas, fabric = background(rng, size_hw, config.texture), grain(rng, size_hw)
@@ -275,10 +303,12 @@ TOUR_WORLD = WorldConfig(
     kinds=("circle", "triangle", "ring", "cross"),
     colours=("red", "yellow", "green", "blue"),
     min_objects=2,
-    max_objects=5,
+    max_objects=6,
+    small_radius=(0.06, 0.08),
+    large_radius=(0.1, 0.12),
     large_share=1.0,
-    large_radius=(0.14, 0.23),
-    min_visible_share=0.6,
+    grid=4,
+    grid_jitter=0.01,
 )
-"""Scenes of ``make tour``: four kinds, four colours, all of them large and clear enough to be told apart at
-56 pixels, and so many that naming any one of them is mostly wrong."""
+"""Scenes of ``make tour``: four kinds and four colours in sixteen cells. Each shape has one of few places, so
+a tiny model can learn words exactly, and to name the right one it has to look at colours and kinds."""

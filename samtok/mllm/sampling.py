@@ -1,0 +1,211 @@
+"""Replies for reinforcement learning: several samples of each prompt, with the probability of each token.
+
+Tokens go out as they were sampled and are never made from text again. The learner computes log-probabilities
+of the same tokens with ``reply_log_probs``; both divide by the temperature and exclude the same tokens, so
+they agree but for rounding, and where they do not, something is wrong (weights, images, positions).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import LogitsProcessor, PreTrainedModel, TemperatureLogitsWarper
+
+from samtok.mllm.chat import IGNORE, Encoded
+from samtok.mllm.family import Adapter
+from samtok.mllm.generation import processor_of, run_generate, settings_of, until_stop
+from samtok.mllm.grammar import SuppressTokens
+from samtok.mllm.loss import answer_logits
+from samtok.mllm.shared_images import vision_inputs
+from samtok.mllm.vocab import check_rows
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One reply.
+
+    Attributes:
+        ids: Token ids, int32, with the token that ends the turn if it came.
+        log_probs: Of each token under the distribution that it was drawn from, float32.
+        complete: Whether the turn ended before the limit of tokens.
+    """
+
+    ids: np.ndarray
+    log_probs: np.ndarray
+    complete: bool
+
+    def __len__(self) -> int:
+        """Number of tokens."""
+        return len(self.ids)
+
+
+class _Recorder(LogitsProcessor):
+    """Keeps the log-probability of each token that is drawn; stands last, behind all that shapes scores."""
+
+    def __init__(self, prompt_tokens: int) -> None:
+        self.prompt_tokens = prompt_tokens
+        self.columns: list[Tensor] = []
+        self._scores: Tensor | None = None
+
+    def __call__(
+        self, input_ids: Int[Tensor, "batch token"], scores: Float[Tensor, "batch vocab"]
+    ) -> Float[Tensor, "batch vocab"]:
+        """Remembers the scores, unchanged; the token that was drawn from them is known the next time."""
+        self._take(input_ids[:, -1])
+        self._scores = scores
+        return scores
+
+    def _take(self, drawn: Int[Tensor, " batch"]) -> None:
+        if self._scores is not None:
+            self.columns.append(chosen_log_probs(self._scores, drawn))
+
+    def finish(self, new: Int[Tensor, "batch new"]) -> Float[Tensor, "batch new"]:
+        """Returns all log-probabilities; those of padding mean nothing."""
+        self._take(new[:, -1])
+        return torch.stack(self.columns, dim=1)
+
+
+@torch.no_grad()
+def sample(
+    model: PreTrainedModel,
+    adapter: Adapter,
+    prompts: Sequence[Encoded],
+    *,
+    replies: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    grammar: bool = False,
+    seed: int = 0,
+) -> list[list[Sampled]]:
+    """Samples replies to each prompt, all in one batch. Each image is encoded once.
+
+    Args:
+        model: On any device; its mode is as before afterwards.
+        adapter: Its adapter.
+        prompts: From ``Adapter.encode_prompt``.
+        replies: Of each prompt, from 1.
+        max_new_tokens: Most tokens of a reply.
+        temperature: Above 0. There is no other filter (top-k, top-p): those would make the learner's
+            probabilities wrong.
+        grammar: Allow whole mask words only; then the learner has to know (``reply_log_probs``).
+        seed: Equal batches with equal seeds and weights give equal replies on one device.
+
+    Raises:
+        CheckpointError: The model has fewer rows than the adapter's tokenizer has tokens, or lost its tie.
+        ValueError: For numbers out of range.
+    """
+    if temperature <= 0 or max_new_tokens < 1 or replies < 1:
+        raise ValueError(
+            "temperature must be above 0, max_new_tokens and replies at least 1, got "
+            f"{temperature}, {max_new_tokens} and {replies}"
+        )
+    if not prompts:
+        return []
+    check_rows(model, len(adapter.tokenizer))
+    batch: dict[str, Any] = {
+        **adapter.collate([_blind(prompt) for prompt in prompts for _ in range(replies)], side="left"),
+        **vision_inputs(model, adapter, prompts, [replies] * len(prompts)),
+    }
+    recorder = _Recorder(batch["input_ids"].shape[1])
+    processors = [processor_of(adapter, grammar=grammar), TemperatureLogitsWarper(temperature), recorder]
+    settings = settings_of(adapter, max_new_tokens, 1.0)  # ours is among the processors, before the recorder
+    new = run_generate(model, adapter, batch, processors, settings, seed=seed)
+    log_probs = recorder.finish(new).float().cpu().numpy()
+    rows = [
+        _sampled(ids, row, adapter, max_new_tokens)
+        for ids, row in zip(new.tolist(), log_probs, strict=True)
+    ]
+    return [rows[first : first + replies] for first in range(0, len(rows), replies)]
+
+
+def _sampled(ids: list[int], log_probs: np.ndarray, adapter: Adapter, limit: int) -> Sampled:
+    said = until_stop(ids, adapter.stop_ids)
+    complete = bool(said) and said[-1] in adapter.stop_ids
+    return Sampled(np.array(said, np.int32), log_probs[: len(said)].astype(np.float32), complete)
+
+
+def _blind(prompt: Encoded) -> Encoded:
+    return Encoded(prompt.input_ids, prompt.labels, prompt.mm_token_type_ids)
+
+
+def with_reply(prompt: Encoded, ids: Int[np.ndarray, " token"]) -> Encoded:
+    """Returns prompt and reply as one text whose reply is learnt; vision tensors are left out.
+
+    ``mm_token_type_ids`` are made for both together: without them positions are silently wrong.
+    """
+    said = torch.from_numpy(ids.astype(np.int64))
+    return Encoded(
+        input_ids=torch.cat([prompt.input_ids, said]),
+        labels=torch.cat([torch.full_like(prompt.input_ids, IGNORE), said]),
+        mm_token_type_ids=torch.cat([prompt.mm_token_type_ids, torch.zeros_like(said)]),
+    )
+
+
+@dataclass(frozen=True)
+class ReplyLogits:
+    """What a model thinks of replies.
+
+    Attributes:
+        log_probs: Of the tokens of all replies, one after the other.
+        logits: Restricted and divided by the temperature: what tokens are drawn from.
+        sequence: The reply of each token, from 0.
+    """
+
+    log_probs: Float[Tensor, " token"]
+    logits: Float[Tensor, "token vocab"]
+    sequence: Int[Tensor, " token"]
+
+
+def reply_log_probs(
+    model: nn.Module,
+    adapter: Adapter,
+    prompts: Sequence[Encoded],
+    replies: Sequence[Sequence[np.ndarray]],
+    processor: SuppressTokens,
+    *,
+    temperature: float = 1.0,
+) -> ReplyLogits:
+    """Returns log-probabilities of replies under a model, as they were when the replies were sampled.
+
+    Args:
+        model: An MLLM, or what DeepSpeed has made of it.
+        adapter: Of the model.
+        prompts: With their vision tensors.
+        replies: Token ids of some replies to each prompt, none empty.
+        processor: ``processor_of`` with the same grammar as the sampling had.
+        temperature: Of the sampling.
+
+    Raises:
+        ValueError: For an empty reply, which has nothing to learn from, or as ``answer_logits``.
+    """
+    if any(len(ids) == 0 for group in replies for ids in group):
+        raise ValueError("a reply has no token; every reply has at least the one that ends the turn")
+    device = next(model.parameters()).device
+    rows = [with_reply(p, ids) for p, group in zip(prompts, replies, strict=True) for ids in group]
+    batch: dict[str, Any] = {name: value.to(device) for name, value in adapter.collate(rows).items()}
+    batch |= vision_inputs(_inner(model), adapter, prompts, [len(group) for group in replies])
+    logits, targets = answer_logits(model, batch)
+    learnt = torch.zeros_like(batch["labels"], dtype=torch.bool)
+    learnt[:, :-1] = batch["labels"][:, 1:] != IGNORE
+    states = processor.states(batch["input_ids"])[learnt]
+    logits = processor.restrict(logits, states) / temperature
+    sequence = torch.arange(len(rows), device=device)[:, None].expand_as(learnt)[learnt]
+    return ReplyLogits(chosen_log_probs(logits, targets), logits, sequence)
+
+
+def chosen_log_probs(
+    logits: Float[Tensor, "row vocab"], chosen: Int[Tensor, " row"]
+) -> Float[Tensor, " row"]:
+    """Returns the log-probability of one token per row, in float32, without a second copy of the logits."""
+    logits = logits.float()
+    return logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(dim=1)
+
+
+def _inner(model: nn.Module) -> Any:
+    while not hasattr(model, "get_image_features") and hasattr(model, "module"):
+        model = model.get_submodule("module")
+    return model

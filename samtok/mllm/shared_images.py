@@ -1,0 +1,56 @@
+"""Images that several sequences of a batch share are encoded once.
+
+The replies of a prompt differ only after it. With a vision encoder of hundreds of millions of weights, seeing
+the image again for each of them costs more than all else.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from samtok.mllm.chat import Encoded, joined_vision
+from samtok.mllm.family import Adapter
+
+
+def vision_inputs(
+    model: PreTrainedModel, adapter: Adapter, prompts: Sequence[Encoded], repeats: Sequence[int]
+) -> dict[str, Any]:
+    """Returns the vision inputs of a batch in which each prompt stands several times, in the order of prompts.
+
+    Gradients flow through all repetitions into the one pass of the encoder.
+
+    Args:
+        model: The model, on any device.
+        adapter: Its adapter. Families that cannot share get their pixels repeated.
+        prompts: Different dialogues.
+        repeats: How often each of them stands in the batch, from 0.
+    """
+    kept = [(prompt, count) for prompt, count in zip(prompts, repeats, strict=True) if count]
+    vision = {
+        name: value.to(model.device) for name, value in joined_vision([prompt for prompt, _ in kept]).items()
+    }
+    if not vision or all(count == 1 for _, count in kept):
+        return vision
+    if not adapter.shares_images:
+        repeated = [prompt for prompt, count in kept for _ in range(count)]
+        return {name: value.to(model.device) for name, value in joined_vision(repeated).items()}
+    grids = vision["image_grid_thw"]
+    order = _order([len(prompt.vision.get("image_grid_thw", ())) for prompt, _ in kept], [c for _, c in kept])
+    features = model.get_image_features(vision["pixel_values"], grids, return_dict=True)  # pyright: ignore
+    features.pooler_output = tuple(features.pooler_output[image] for image in order)
+    depths = getattr(features, "deepstack_features", None)
+    if depths is not None:
+        features.deepstack_features = [tuple(depth[image] for image in order) for depth in depths]
+    return {"mm_encoder_outputs": {"image": features}, "image_grid_thw": grids[torch.tensor(order)]}
+
+
+def _order(images: Sequence[int], repeats: Sequence[int]) -> list[int]:
+    """Returns the image behind each place of the repeated batch."""
+    order: list[int] = []
+    first = 0
+    for count, times in zip(images, repeats, strict=True):
+        order += list(range(first, first + count)) * times
+        first += count
+    return order
