@@ -1,0 +1,76 @@
+"""What each reply's tokens count in the loss of a whole optimizer step.
+
+The loss is the sum over replies of their weight times the sum of their tokens' losses. Weights are computed
+once, over all replies of all learners and before the first backward, so the loss and its gradient are the
+same however the replies are spread over micro-batches and learners; gradients of learners are summed.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+Mean = Literal["token", "prompt", "sequence", "constant"]
+
+
+def sequence_weights(
+    lengths: Sequence[Sequence[int]],
+    used: Sequence[Sequence[bool]],
+    *,
+    mean: Mean,
+    max_tokens: int | None = None,
+) -> list[list[float]]:
+    """Returns the weight of every reply, group by group; replies that are not used weigh 0 and count nowhere.
+
+    Args:
+        lengths: Tokens of each reply that have a loss, group by group.
+        used: Which replies are learnt from, in the same shape.
+        mean: "token": all tokens alike (DAPO, arXiv 2503.14476, section 3.3). "prompt": all groups alike,
+            tokens alike within one. "sequence": all replies alike, tokens alike within one (GRPO, arXiv
+            2402.03300, eq. 3). "constant": a token counts 1 / (replies * max_tokens) whatever the lengths are
+            (Dr. GRPO, arXiv 2503.20783).
+        max_tokens: Largest length that a reply may have; read by "constant" only.
+
+    Returns:
+        Weights of at least 0. All are 0 if no reply is used.
+
+    Raises:
+        ValueError: Shapes differ, a used reply has no tokens, or "constant" lacks ``max_tokens``.
+    """
+    limit = max_tokens or 0
+    if mean == "constant" and limit < 1:
+        raise ValueError(
+            f"the constant mean divides by max_tokens, which must be at least 1, got {max_tokens}"
+        )
+    _check(lengths, used)
+    learnt = [sum(group) for group in used]
+    tokens = [sum(n for n, use in zip(*pair, strict=True) if use) for pair in zip(lengths, used, strict=True)]
+
+    total, replies, prompts = sum(tokens), sum(learnt), sum(count > 0 for count in learnt)
+
+    def divisor(group: int, length: int) -> int:
+        match mean:
+            case "token":
+                return total
+            case "prompt":
+                return prompts * tokens[group]
+            case "sequence":
+                return replies * length
+            case "constant":
+                return replies * limit
+
+    return [
+        [1 / divisor(group, length) if use else 0.0 for length, use in zip(*pair, strict=True)]
+        for group, pair in enumerate(zip(lengths, used, strict=True))
+    ]
+
+
+def _check(lengths: Sequence[Sequence[int]], used: Sequence[Sequence[bool]]) -> None:
+    shape, other = [len(group) for group in lengths], [len(group) for group in used]
+    if shape != other:
+        raise ValueError(f"lengths and used must have the same shape, got groups of {shape} and {other}")
+    for group, pair in enumerate(zip(lengths, used, strict=True)):
+        for reply, (length, use) in enumerate(zip(*pair, strict=True)):
+            if use and length < 1:
+                raise ValueError(
+                    f"reply {reply} of group {group} is used but has {length} tokens with a loss; a used "
+                    "reply needs at least its end of turn"
+                )
