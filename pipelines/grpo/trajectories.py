@@ -1,0 +1,138 @@
+"""Every reply of a run with all that it was learnt from, one Parquet file per step.
+
+OUT/trajectories/step-00000012.parquet   replies of step 12, by prompt and place in their group
+
+A step that is repeated after a kill replaces its file with the same rows.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import schema, shards, storage
+from samtok.errors import DataError
+
+FOLDER = "trajectories"
+
+_NAME = re.compile(r"step-(\d{8,})\.parquet")
+_COMPONENT = pa.struct(
+    [pa.field("name", pa.string(), nullable=False), pa.field("value", pa.float64(), nullable=False)]
+)
+
+TRAJECTORY_ROW = pa.schema(
+    [
+        pa.field("step", pa.int64(), nullable=False),
+        pa.field("draw", pa.int64(), nullable=False),  # number of the prompt in the order of the run
+        pa.field("reply", pa.int32(), nullable=False),  # index in its group
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("dataset", pa.string(), nullable=False),
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("image_uri", pa.string(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("question", pa.string(), nullable=False),
+        pa.field("truth", pa.string(), nullable=False),  # text of the true answer
+        pa.field("truth_codes", pa.list_(pa.list_(pa.int16())), nullable=False),
+        pa.field("thinking", pa.bool_(), nullable=False),  # the prompt asks for a thought first
+        pa.field("text", pa.string(), nullable=False),  # of the reply, mask words and all
+        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),  # as sampled, never tokenized again
+        pa.field("rollout_log_probs", pa.list_(pa.float32()), nullable=False),  # one per token
+        pa.field("complete", pa.bool_(), nullable=False),  # ended by itself, before the limit
+        pa.field("weight_version", pa.int64(), nullable=False),  # of the weights that sampled it
+        pa.field("staleness", pa.int32(), nullable=False),  # versions behind the learner
+        pa.field("reward", pa.float64(), nullable=False),  # the weighted sum
+        pa.field("components", pa.list_(_COMPONENT), nullable=False),  # before their weights
+        pa.field("advantage", pa.float64(), nullable=False),
+        pa.field("used", pa.bool_(), nullable=False),  # whether it was learnt from
+    ],
+    metadata={"samtok_schema_version": str(schema.SCHEMA_VERSION)},
+)
+"""One reply to one prompt in one step."""
+
+_REQUIRED = frozenset(TRAJECTORY_ROW.names) - {"step"}
+
+
+def write_trajectories(out: str, step: int, rows: Iterable[Mapping[str, Any]]) -> str:
+    """Writes the replies of a step, sorted by prompt and reply, and returns the URI of the file.
+
+    Args:
+        out: URI of the run's folder.
+        step: Counted from 0.
+        rows: Entries of ``TRAJECTORY_ROW``; ``step`` is filled in.
+
+    Raises:
+        ValueError: If a row lacks an entry, has an unknown one, or not one log-probability per token.
+        StorageError: If the file cannot be written; what was there before is still there.
+    """
+    checked = [{**_checked(row), "step": step} for row in rows]
+    checked.sort(key=lambda row: (row["draw"], row["reply"]))
+    uri = storage.join(out, FOLDER, f"step-{step:08d}.parquet")
+    storage.write_bytes(uri, shards.parquet_bytes(schema.table(checked, TRAJECTORY_ROW)))
+    return uri
+
+
+def components_column(components: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Returns named components as the column ``components`` holds them."""
+    return [{"name": name, "value": float(value)} for name, value in components.items()]
+
+
+def components_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the named components of a row."""
+    return {entry["name"]: entry["value"] for entry in row["components"]}
+
+
+def steps_of(out: str) -> list[int]:
+    """Returns the steps whose trajectories are kept, in rising order; none if there are none."""
+    return sorted(_files(out))
+
+
+def read_trajectories(out: str, first: int = 0, last: int | None = None) -> Iterator[dict[str, Any]]:
+    """Yields the replies of steps ``first`` to ``last``, both included, one file in memory at a time.
+
+    Args:
+        out: URI of the run's folder.
+        first: Steps that were not kept are passed over.
+        last: By default all that follow.
+
+    Raises:
+        DataError: If a file was written with another version of the schema.
+        StorageError: If one cannot be read.
+    """
+    for step, uri in sorted(_files(out).items()):
+        if step >= first and (last is None or step <= last):
+            yield from _rows_of(uri)
+
+
+def _files(out: str) -> dict[int, str]:
+    folder = storage.join(out, FOLDER)
+    named = ((_NAME.fullmatch(file.uri.rpartition("/")[2]), file.uri) for file in storage.list_files(folder))
+    return {int(match[1]): uri for match, uri in named if match is not None}
+
+
+def _rows_of(uri: str) -> list[dict[str, Any]]:
+    with storage.open_input(uri) as stream:
+        table = pq.ParquetFile(stream).read()
+    found = (table.schema.metadata or {}).get(b"samtok_schema_version", b"none").decode()
+    if found != str(schema.SCHEMA_VERSION):
+        raise DataError(
+            f"{uri} has trajectories of schema version {found}, expected {schema.SCHEMA_VERSION}. "
+            "Read it with the samtok that wrote it."
+        )
+    return table.to_pylist()
+
+
+def _checked(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    missing, unknown = _REQUIRED - row.keys(), row.keys() - _REQUIRED - {"step"}
+    where = f"draw {row.get('draw')}, reply {row.get('reply')}"
+    if missing or unknown:
+        raise ValueError(
+            f"{where}: missing {sorted(missing)} and unknown {sorted(unknown)}, expected the columns of "
+            "TRAJECTORY_ROW"
+        )
+    tokens, log_probs = len(row["token_ids"]), len(row["rollout_log_probs"])
+    if tokens != log_probs:
+        raise ValueError(f"{where}: got {log_probs} log-probabilities for {tokens} tokens, expected one each")
+    return row
