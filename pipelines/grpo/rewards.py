@@ -1,0 +1,246 @@
+"""Rewards by name, checked results, and their weighted sum. Loads neither Ray nor torch.
+
+The standard reward (``samtok.rewards.TextReward``) is always there; a plug-in ``module:function`` adds
+components beside its own. A component without a weight is logged and not learnt from.
+
+    rewards = rewards_of(["my_rewards:short"], partial=0.2)
+    score(questions, replies, rewards=rewards, weights={"mask": 1.0, "short": 0.1})
+"""
+
+import importlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from operator import attrgetter
+from typing import Any, cast
+
+from samtok.errors import ConfigError
+from samtok.rewards import Question, Reply, Reward, TextReward
+from samtok.rewards.mask_words import TruePositives
+
+STANDARD = "the standard reward"
+"""Name of ``TextReward`` among the rewards."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What one reply is worth: every component, and their weighted sum."""
+
+    components: Mapping[str, float]
+    total: float
+
+
+def rewards_of(
+    plug_ins: Sequence[str] = (),
+    *,
+    tp: TruePositives = "multiset",
+    count_malformed: bool = True,
+    partial: float = 0.0,
+) -> dict[str, Reward]:
+    """Returns the standard reward with these options (``mask_reward``), and the plug-ins, by their names.
+
+    Raises:
+        ConfigError: From ``resolve``.
+    """
+    standard = TextReward(tp=tp, count_malformed=count_malformed, partial=partial)
+    return {STANDARD: standard, **{name: resolve(name) for name in plug_ins}}
+
+
+def resolve(name: str) -> Reward:
+    """Imports a reward from its name, as ``package.module:function``; any callable of a module will do.
+
+    Raises:
+        ConfigError: If the name has another form, or there is no such module, nothing of this name in it,
+            or nothing that can be called.
+    """
+    module_name, colon, path = name.partition(":")
+    if not (module_name and colon and path):
+        raise ConfigError(
+            f"the reward {name!r} must be given as module:function, as my_rewards:short_answers"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ConfigError(_import_failed(name, module_name, error)) from error
+    try:
+        found = attrgetter(path)(module)
+    except AttributeError as error:
+        public = ", ".join(each for each in vars(module) if not each.startswith("_")) or "nothing"
+        raise ConfigError(
+            f"the reward {name!r}: {module_name} ({getattr(module, '__file__', None)}) has no {path!r}; it "
+            f"has {public[:500]}"
+        ) from error
+    if not callable(found):
+        raise ConfigError(
+            f"the reward {name!r} is a {type(found).__name__}, expected a function of (Question, Reply)"
+        )
+    return cast(Reward, found)
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """Reads ``mask=1,format=0.1``.
+
+    Raises:
+        ConfigError: For a part of another form or a name that is there twice; from ``check_weights``.
+    """
+    weights: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, number = (piece.strip() for piece in part.partition("="))
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not name or name in weights or math.isnan(weight):
+            raise ConfigError(
+                f"--weights: {part!r} is no NAME=NUMBER with each name once, as in mask=1,format=0.1"
+            )
+        weights[name] = weight
+    check_weights(weights)
+    return weights
+
+
+def check_weights(weights: Mapping[str, float]) -> None:
+    """Refuses weights from which nothing can be learnt.
+
+    Raises:
+        ConfigError: If one is not finite, or all are 0.
+    """
+    for name, weight in weights.items():
+        if not math.isfinite(weight):
+            raise ConfigError(f"the weight of the reward component {name!r} must be finite, got {weight}")
+    if not any(weights.values()):
+        raise ConfigError(
+            f"every reward would be 0: the weights are {dict(weights)}. Give a component one, as mask=1"
+        )
+
+
+def combine(components: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """Returns the weighted sum of components; those without a weight count nothing.
+
+    Raises:
+        ConfigError: If a weight is for a component that is not there, or the sum is not finite.
+    """
+    unknown = [name for name in weights if name not in components]
+    if unknown:
+        raise ConfigError(
+            f"there is a weight for the reward component {unknown[0]!r}, which no reward gives; known ones "
+            f"are {', '.join(components) or 'none'}"
+        )
+    total = sum(weight * components[name] for name, weight in weights.items())
+    if not math.isfinite(total):
+        raise ConfigError(f"the weighted sum of {dict(components)} by {dict(weights)} is {total}, not finite")
+    return float(total)
+
+
+def score(
+    questions: Sequence[Question],
+    replies: Sequence[Reply],
+    *,
+    rewards: Mapping[str, Reward],
+    weights: Mapping[str, float],
+    extra: Sequence[Mapping[str, float]] | None = None,
+) -> list[Scored]:
+    """Scores every reply with all rewards.
+
+    Args:
+        questions: The question of each reply.
+        replies: What the model said.
+        rewards: By name, from ``rewards_of``.
+        weights: By component; one that is not named has weight 0.
+        extra: Components of each reply that were computed elsewhere, such as those of
+            ``samtok.rewards.iou``; checked like the others.
+
+    Raises:
+        ConfigError: If a reward fails, gives something else than named finite numbers, or a component that
+            another one gives too; says which one, for which sample. If a weight has no component.
+        ValueError: If the lengths differ.
+    """
+    beside = [{}] * len(replies) if extra is None else extra
+    if not len(questions) == len(replies) == len(beside):
+        raise ValueError(
+            f"got {len(questions)} questions, {len(replies)} replies and {len(beside)} extra components"
+        )
+    scored = []
+    for number, (question, reply, known) in enumerate(zip(questions, replies, beside, strict=True)):
+        where = _where(question, number)
+        components = _checked("extra components", known, where)
+        for name, reward in rewards.items():
+            _join(components, _call(name, reward, question, reply, where), name, where)
+        scored.append(Scored(components, combine(components, weights)))
+    return scored
+
+
+def check_rewards(
+    rewards: Mapping[str, Reward],
+    weights: Mapping[str, float],
+    question: Question,
+    *,
+    elsewhere: Sequence[str] = (),
+) -> Scored:
+    """Scores the true answer to a question before anything is spent, so that bad rewards are told at once.
+
+    Args:
+        rewards: By name, from ``rewards_of``.
+        weights: By component.
+        question: Any one that will be asked.
+        elsewhere: Names of the components that are computed elsewhere (``extra`` of ``score``).
+
+    Raises:
+        ConfigError: From ``score`` and ``check_weights``.
+    """
+    check_weights(weights)
+    extra = [dict.fromkeys(elsewhere, 1.0)]
+    return score([question], [true_reply(question)], rewards=rewards, weights=weights, extra=extra)[0]
+
+
+def true_reply(question: Question) -> Reply:
+    """Returns the true answer as a model would say it, after an empty thought where one is wanted."""
+    text = f"<think></think><answer>{question.text}</answer>" if question.thinking else question.text
+    return Reply(text=text)
+
+
+def _import_failed(name: str, module: str, error: Exception) -> str:
+    missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+    if missing and (module == missing or module.startswith(f"{missing}.")):
+        return (
+            f"the reward {name!r}: there is no module {missing!r}. Put its file into the folder that is "
+            "submitted as the working directory, or install its package on every node."
+        )
+    return f"the reward {name!r}: importing {module} fails with {type(error).__name__}: {error}"
+
+
+def _where(question: Question, number: int) -> str:
+    sample = question.record.get("sample_id")
+    return f"reply {number}" if sample is None else f"reply {number}, to the sample {sample!r}"
+
+
+def _call(name: str, reward: Reward, question: Question, reply: Reply, where: str) -> dict[str, float]:
+    try:
+        found = reward(question, reply)
+    except Exception as error:
+        raise ConfigError(f"{name} fails on {where}: {type(error).__name__}: {error}") from error
+    return _checked(name, found, where)
+
+
+def _checked(name: str, found: Any, where: str) -> dict[str, float]:
+    """Returns the components as floats, if they are named finite numbers."""
+    if not isinstance(found, Mapping):
+        raise ConfigError(
+            f"{name} gives a {type(found).__name__} on {where}, expected a dict of component to number"
+        )
+    for key, value in found.items():
+        if not isinstance(key, str) or not isinstance(value, Real) or not math.isfinite(value):
+            raise ConfigError(
+                f"{name} gives {key!r}: {value!r} on {where}, expected a name with a finite number"
+            )
+    return {key: float(value) for key, value in found.items()}
+
+
+def _join(components: dict[str, float], more: Mapping[str, float], name: str, where: str) -> None:
+    twice = [key for key in more if key in components]
+    if twice:
+        raise ConfigError(
+            f"{name} gives the component {twice[0]!r} on {where}, which another reward gives too; rename it"
+        )
+    components.update(more)

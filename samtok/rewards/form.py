@@ -1,0 +1,42 @@
+"""What a reply looks like, whatever it names: the tags of thinking, and repetition."""
+
+import re
+from collections import Counter
+
+from samtok import words
+from samtok.rewards.reply import Question, Reply
+
+MOST_REPEATS = 3
+"""A mask word may occur this often (the follow-up's rule for grounded captions), and so may a sentence."""
+
+_THINKING = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
+_TAG = re.compile(r"</?(?:think|answer)>")
+_END_OF_TURN = re.compile(r"(?:\s*<\|(?:im_end|endoftext|eot_id|eom_id|end_of_text)\|>)+\s*\Z")
+_SENTENCE_END = re.compile(r"[.!?\n]+")
+
+
+def format_reward(question: Question, reply: Reply) -> float:
+    """Returns 1 if the reply has the form that its prompt asks for, else 0.
+
+    A thinking prompt wants ``<think> ... </think><answer> ... </answer>`` and nothing around it but space
+    and the end of the turn (the pattern of EasyR1's ``r1v``), with every tag once: of two answers only the
+    first would be scored. Any other prompt wants none of the four tags.
+    """
+    text = _END_OF_TURN.sub("", reply.text).strip()
+    tags = len(_TAG.findall(text))
+    if not question.thinking:
+        return float(tags == 0)
+    return float(tags == 4 and _THINKING.fullmatch(text) is not None)
+
+
+def no_repeat_reward(question: Question, reply: Reply, *, most: int = MOST_REPEATS) -> float:
+    """Returns 0 if a mask word or a sentence occurs more than ``most`` times, thought included, else 1.
+
+    Sentences end at ``. ! ?`` or a new line and are compared without case and spacing.
+    """
+    found = words.parse_words_lenient(
+        reply.text, num_codes=question.num_codes, num_levels=question.num_levels
+    )
+    sentences = (" ".join(part.casefold().split()) for part in _SENTENCE_END.split(reply.text))
+    counts = Counter(found.codes).values(), Counter(filter(None, sentences)).values()
+    return float(all(count <= most for of_kind in counts for count in of_kind))

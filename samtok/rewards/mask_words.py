@@ -1,0 +1,112 @@
+"""The mask-word reward (paper, Eq. 5), partial credit by level, and the graded variant of a follow-up.
+
+Words are compared by their codes and never decoded. The order of masks is free.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Literal, get_args
+
+from samtok.rewards.answer import Answer
+from samtok.rewards.reply import Codes, Question
+
+TruePositives = Literal["multiset", "distinct"]
+"""How often a word can be true: as often as the truth has it, or once, as in the paper."""
+
+_SAME_FIRST_CODE = 0.4  # of the follow-up's graded reward
+
+
+def mask_reward(
+    question: Question,
+    answer: Answer,
+    *,
+    tp: TruePositives = "multiset",
+    count_malformed: bool = True,
+    partial: float = 0.0,
+) -> float:
+    """Returns N_TP / max(N_pred, N_gt), in [0, 1]: 1 exactly if all masks are named and nothing else.
+
+    N_pred counts every word of the answer, so that naming many or one many times costs. Nothing predicted
+    where nothing is true gives 1. An answer that cannot be found gives 0.
+
+    With ``partial`` a word earns something for the first codes that it shares with a true one. Equal words
+    are matched first, then those that share all codes but the last, and so on; a word is matched once at
+    most, on both sides. Of ``L`` levels, ``k`` shared codes earn ``partial * k / (L - 1)``.
+
+    Args:
+        question: Its ``truth`` are the true masks.
+        answer: From ``samtok.rewards.answer.read`` with the same question.
+        tp: "multiset" matches two equal words with two equal true masks; "distinct" counts equal words once
+            in N_TP, as the paper does, so that a perfect copy of a truth with repeats earns less than 1.
+        count_malformed: Add words that are begun and not readable to N_pred. The paper does not, so they
+            are free there.
+        partial: Credit for all codes but the last one, in [0, 1]; 0 is the paper's.
+
+    Raises:
+        ValueError: For an option out of its range.
+    """
+    check_options(tp, partial)
+    num_broken = answer.num_stray if count_malformed else answer.num_misplaced
+    most = max(len(answer.words) + num_broken, len(question.truth))
+    if answer.text is None:
+        return 0.0
+    if not most:
+        return 1.0
+    distinct = tp == "distinct"
+    predicted, truth = (_pool(codes, distinct) for codes in (answer.words, question.truth))
+    return _credit(predicted, truth, question.num_levels, partial) / most
+
+
+def graded_reward(question: Question, answer: Answer) -> float:
+    """Returns the follow-up's reward, in [0, 1]: 1 for a true word and 0.4 for one with a true first code.
+
+    Each different word counts once, by its best match, and several may match the same true mask; the
+    divisor is the paper's max(N_pred, N_gt), where broken words are free.
+    """
+    most = max(len(answer.words) + answer.num_misplaced, len(question.truth))
+    if answer.text is None:
+        return 0.0
+    if not most:
+        return 1.0
+    truth, first_codes = set(question.truth), {codes[0] for codes in question.truth}
+    others = set(answer.words) - truth
+    exact = len(set(answer.words) & truth)
+    return (exact + _SAME_FIRST_CODE * sum(codes[0] in first_codes for codes in others)) / most
+
+
+def check_options(tp: str, partial: float) -> None:
+    """Refuses options that ``mask_reward`` does not know.
+
+    Raises:
+        ValueError: Names the option.
+    """
+    if tp not in get_args(TruePositives):
+        raise ValueError(f"tp must be one of {', '.join(get_args(TruePositives))}, got {tp!r}")
+    if not 0 <= partial <= 1:
+        raise ValueError(f"partial must lie in [0, 1], where 1 is what a true word earns, got {partial}")
+
+
+def _pool(codes: Iterable[Codes], distinct: bool) -> Counter[Codes]:
+    return Counter(set(codes) if distinct else codes)
+
+
+def _credit(predicted: Counter[Codes], truth: Counter[Codes], num_levels: int, partial: float) -> float:
+    """Matches by the longest common prefix; which of two equal prefixes is matched makes no difference."""
+    credit = 0.0
+    for length in range(num_levels, 0, -1):
+        worth = 1.0 if length == num_levels else partial * length / (num_levels - 1)
+        if not worth:
+            break
+        predicted, truth = _cut(predicted, length), _cut(truth, length)
+        matched = predicted & truth
+        credit += worth * matched.total()
+        predicted, truth = predicted - matched, truth - matched
+    return credit
+
+
+def _cut(pool: Counter[Codes], length: int) -> Counter[Codes]:
+    """Cuts words to their first codes, keeping their number."""
+    cut: Counter[Codes] = Counter()
+    for codes, count in pool.items():
+        cut[codes[:length]] += count
+    return cut

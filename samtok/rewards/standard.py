@@ -1,0 +1,69 @@
+"""The reward that training uses unless told otherwise: named components, of which one has a weight.
+
+``mask`` is the paper's reward (Eq. 5) and has weight 1. All others are logged and have weight 0 until they
+are given one. The length of a reply or of its thought is rewarded by none of them.
+"""
+
+from dataclasses import dataclass
+
+from samtok.rewards.answer import read
+from samtok.rewards.form import format_reward, no_repeat_reward
+from samtok.rewards.mask_words import TruePositives, check_options, graded_reward, mask_reward
+from samtok.rewards.reply import Question, Reply
+
+COMPONENTS = (
+    "mask",  # Eq. 5, in [0, 1]
+    "graded",  # the follow-up's variant, in [0, 1]
+    "format",  # 1: the tags that the prompt asks for
+    "no_repeat",  # 1: no mask word or sentence again and again
+    "readable",  # 1: there is an answer; 0 only for a thinking reply without tags
+    "says_none",  # 1: an answer without mask words, such as "No target."
+    "num_words",  # mask words in the answer
+    "num_duplicates",  # of those, words that were there before
+    "num_malformed",  # pieces of mask words in the answer that are not exactly a word
+)
+"""Names of the components."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextReward:
+    """Scores the text of replies; see ``mask_reward`` for the options, which are of the component ``mask``.
+
+    Attributes:
+        tp: How often a word can be true.
+        count_malformed: Whether broken words count as predicted ones.
+        partial: Credit for a word whose last code alone is wrong, in [0, 1].
+    """
+
+    tp: TruePositives = "multiset"
+    count_malformed: bool = True
+    partial: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_options(self.tp, self.partial)
+
+    def __call__(self, question: Question, reply: Reply) -> dict[str, float]:
+        """Returns all of ``COMPONENTS``."""
+        answer = read(question, reply)
+        mask = mask_reward(
+            question, answer, tp=self.tp, count_malformed=self.count_malformed, partial=self.partial
+        )
+        named = bool(answer.words or answer.num_stray)
+        return {
+            "mask": mask,
+            "graded": graded_reward(question, answer),
+            "format": format_reward(question, reply),
+            "no_repeat": no_repeat_reward(question, reply),
+            "readable": float(answer.text is not None),
+            "says_none": float(answer.text is not None and not named),
+            "num_words": float(len(answer.words)),
+            "num_duplicates": float(len(answer.words) - len(set(answer.words))),
+            "num_malformed": float(answer.num_malformed),
+        }
+
+
+DEFAULT = TextReward()
+"""Repeated true masks are matched one by one, and broken words cost."""
+
+PAPER = TextReward(tp="distinct", count_malformed=False)
+"""Eq. 5 as the paper has it."""
