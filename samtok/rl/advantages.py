@@ -19,7 +19,7 @@ Baseline = Literal["group", "leave_one_out"]
 Scale = Literal["group", "batch", "none"]
 
 EQUAL = 1e-9
-"""Rewards of a group that differ by no more than this are the same reward."""
+"""Rewards of a group that differ by no more than this are the same; above the rounding of sums in float64."""
 
 
 class Advantages(NamedTuple):
@@ -41,7 +41,7 @@ def advantages(
     """Compares every reply with the others to the same prompt; no groups give no advantages.
 
     Args:
-        rewards: Finite rewards of any range, a row per prompt.
+        rewards: Finite rewards of any range, a row per prompt; best in float64.
         baseline: What is subtracted: the mean of the group, or of its other replies. The second is unbiased
             and n / (n - 1) times the first.
         scale: What is divided by: the standard deviation of the group's rewards, that of the differences from
@@ -57,8 +57,9 @@ def advantages(
     differences = rewards - rewards.mean(axis=1, keepdims=True)
     if baseline == "leave_one_out":  # r - (sum - r) / (n - 1)
         differences = differences * (others + 1) / others
-    values = np.where(usable[:, None], differences / _divisor(rewards, differences, usable, scale, eps), 0.0)
-    return Advantages(values.astype(rewards.dtype), usable)
+    divisor = _divisor(rewards, differences, usable, scale, eps)
+    values = np.divide(differences, divisor, out=np.zeros_like(rewards), where=usable[:, None])
+    return Advantages(values, usable)
 
 
 def _divisor(
