@@ -77,6 +77,17 @@ def some_steps(out: str) -> list[int]:
     return sorted({kept[0], kept[len(kept) // 2], kept[-1]}) if kept else []
 
 
+def tokenizer_uri(config: Mapping[str, Any], out: str) -> str:
+    """Returns where the mask tokenizer of a run is, by its config.
+
+    Raises:
+        DataError: If the config names none.
+    """
+    if not config.get("tokenizer"):
+        raise DataError(f"the config of {out} names no mask tokenizer; give that of the words (--tokenizer).")
+    return config["tokenizer"]
+
+
 def load_tokenizer(uri: str) -> MaskTokenizer:
     """Loads the mask tokenizer of a run, on a GPU if there is one.
 
@@ -186,7 +197,10 @@ def _main(flags: argparse.Namespace) -> int:
     steps = some_steps(out) if flags.steps is None else _numbers(flags.steps)
     if not steps:
         raise DataError(f"{out} has no trajectories. {_kept(out)}")
-    tokenizer = load_tokenizer(flags.tokenizer or _tokenizer_of(out))
+    uri = flags.tokenizer
+    if uri is None:
+        uri = tokenizer_uri(storage.read_json(storage.join(out, "config.json")), out)
+    tokenizer = load_tokenizer(uri)
     where = write_page(out, steps, tokenizer=tokenizer, num=flags.num, seed=flags.seed)
     sys.stdout.write(f"page {where}\n")
     return 0
@@ -197,15 +211,6 @@ def _numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise ConfigError(f"--steps must be numbers with commas between them, got {text!r}") from error
-
-
-def _tokenizer_of(out: str) -> str:
-    config: Mapping[str, Any] = storage.read_json(storage.join(out, "config.json"))
-    if "tokenizer" not in config:
-        raise DataError(
-            f"{out}/config.json names no mask tokenizer; give the one of the words by --tokenizer."
-        )
-    return config["tokenizer"]
 
 
 def _parser() -> argparse.ArgumentParser:
