@@ -392,6 +392,16 @@ def test_iou_is_with_the_original_mask_where_the_record_has_it(tokenizer, pictur
     assert found == pytest.approx([masks.iou(said, original), masks.iou(said, original | right)])
 
 
+def test_two_true_masks_of_the_same_word_are_both_true(tokenizer, picture):
+    upper, lower = np.zeros((2, *picture.shape[:2]), bool)
+    upper[:9], lower[-3:] = True, True
+    listed = [{"codes": list(LEFT), "rle": masks.encode(mask)} for mask in (upper, lower)]
+    questions = [_sized(tokenizer, *[LEFT] * times, record={"masks": listed}) for times in (1, 2)]
+    found = IouReward(tokenizer).score(picture, questions, [_reply(tokenizer, LEFT)] * 2)
+    said = tokenizer.decode(picture, np.array([LEFT]))[0]
+    assert found == pytest.approx([masks.iou(said, upper), masks.iou(said, upper | lower)])
+
+
 def test_iou_of_a_no_target_is_whether_nothing_is_named(tokenizer, picture):
     question = _sized(tokenizer)
     thinking = _sized(tokenizer, thinking=True)
