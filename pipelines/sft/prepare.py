@@ -74,7 +74,7 @@ def prepare(config: TrainMllmConfig) -> Task:
     check_weights(weights)
     if any(weight is not None for weight in held_out_weights):
         raise ConfigError("--validation-corpora take no weight=; held-out chats are taken in turn")
-    check_words(adapter, [*corpora, *held_out], config)
+    check_vocabulary(adapter, [*corpora, *held_out], config.model)
     config = _with_steps(config, sum(map(len, corpora)))
     digest = weights_digest(config.model)
     fingerprint = _fingerprint(config, digest, corpora, weights, held_out)
@@ -139,20 +139,20 @@ def _sources(texts: Sequence[str], flag: str) -> tuple[list[ChatSource], list[fl
     return sources, weights
 
 
-def check_words(adapter: Adapter, sources: Sequence[ChatSource], config: TrainMllmConfig) -> None:
+def check_vocabulary(adapter: Adapter, sources: Sequence[ChatSource], model: str) -> None:
     """Makes sure that model, corpora and mask tokenizer speak the same words.
 
     Raises:
         ConfigError: If numbers of codes or levels, or the tokenizers' weights, differ.
     """
     own = (adapter.vocabulary.num_codes, adapter.vocabulary.num_levels)
-    known = {f"--model {config.model}": adapter.tokenizer_sha256}
+    known = {f"--model {model}": adapter.tokenizer_sha256}
     for source in sources:
         corpus = source.corpus
         if (corpus.num_codes, corpus.num_levels) != own:
             raise ConfigError(
                 f"{corpus.uri} has words of {corpus.num_levels} x {corpus.num_codes} codes, --model "
-                f"{config.model} of {own[1]} x {own[0]}. Extend the model for these words "
+                f"{model} of {own[1]} x {own[0]}. Extend the model for these words "
                 "(jobs/extend_mllm.py), or tokenize the corpus with the model's mask tokenizer."
             )
         known[corpus.uri] = corpus.weights_sha256

@@ -22,6 +22,7 @@ from samtok.mllm.grammar import SuppressTokens
 from samtok.mllm.loss import answer_logits
 from samtok.mllm.shared_images import vision_inputs
 from samtok.mllm.vocab import check_rows
+from samtok.rl.entropy import chosen_log_probs
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class _Recorder(LogitsProcessor):
 
     def _take(self, drawn: Int[Tensor, " batch"]) -> None:
         if self._scores is not None:
-            self.columns.append(chosen_log_probs(self._scores, drawn))
+            drawn_scores = self._scores.gather(1, drawn[:, None])[:, 0]
+            self.columns.append(drawn_scores - self._scores.logsumexp(dim=1))
 
     def finish(self, new: Int[Tensor, "batch new"]) -> Float[Tensor, "batch new"]:
         """Returns all log-probabilities; those of padding mean nothing."""
@@ -116,8 +118,7 @@ def sample(
     new = run_generate(model, adapter, batch, processors, settings, seed=seed)
     log_probs = recorder.finish(new).float().cpu().numpy()
     rows = [
-        _sampled(ids, row, adapter, max_new_tokens)
-        for ids, row in zip(new.tolist(), log_probs, strict=True)
+        _sampled(ids, row, adapter, max_new_tokens) for ids, row in zip(new.tolist(), log_probs, strict=True)
     ]
     return [rows[first : first + replies] for first in range(0, len(rows), replies)]
 
@@ -151,7 +152,7 @@ class ReplyLogits:
 
     Attributes:
         log_probs: Of the tokens of all replies, one after the other.
-        logits: Restricted and divided by the temperature: what tokens are drawn from.
+        logits: Restricted to the tokens that could be drawn, not divided by the temperature.
         sequence: The reply of each token, from 0.
     """
 
@@ -192,17 +193,9 @@ def reply_log_probs(
     learnt = torch.zeros_like(batch["labels"], dtype=torch.bool)
     learnt[:, :-1] = batch["labels"][:, 1:] != IGNORE
     states = processor.states(batch["input_ids"])[learnt]
-    logits = processor.restrict(logits, states) / temperature
+    logits = processor.restrict(logits, states)
     sequence = torch.arange(len(rows), device=device)[:, None].expand_as(learnt)[learnt]
-    return ReplyLogits(chosen_log_probs(logits, targets), logits, sequence)
-
-
-def chosen_log_probs(
-    logits: Float[Tensor, "row vocab"], chosen: Int[Tensor, " row"]
-) -> Float[Tensor, " row"]:
-    """Returns the log-probability of one token per row, in float32, without a second copy of the logits."""
-    logits = logits.float()
-    return logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(dim=1)
+    return ReplyLogits(chosen_log_probs(logits, targets, temperature), logits, sequence)
 
 
 def _inner(model: nn.Module) -> Any:

@@ -17,7 +17,7 @@ from samtok.mllm.family import Adapter
 def vision_inputs(
     model: PreTrainedModel, adapter: Adapter, prompts: Sequence[Encoded], repeats: Sequence[int]
 ) -> dict[str, Any]:
-    """Returns the vision inputs of a batch in which each prompt stands several times, in the order of prompts.
+    """Returns the vision inputs of a batch in which each prompt stands several times, in their order.
 
     Gradients flow through all repetitions into the one pass of the encoder.
 

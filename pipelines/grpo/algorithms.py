@@ -1,0 +1,176 @@
+"""The algorithms that ``--algorithm.name`` knows, as the choices they are made of. Loads no torch.
+
+They differ in five places only: what is subtracted from a reward, what it is divided by, what limits the
+step, how tokens are averaged, and whether prompts that teach nothing are replaced.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from pipelines.cli import FORBID_UNKNOWN
+from pipelines.training.config import check_at_least
+from samtok.errors import ConfigError
+
+Name = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo"]
+Limit = Literal["ppo", "gspo", "cispo", "reinforce"]
+Mean = Literal["token", "prompt", "sequence", "constant"]
+Scale = Literal["group", "batch", "none"]
+Baseline = Literal["group", "leave_one_out"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Algorithm:
+    """All choices made."""
+
+    limit: Limit
+    clip_low: float
+    clip_high: float
+    baseline: Baseline
+    scale: Scale
+    mean: Mean
+    dynamic_sampling: bool
+
+
+ALGORITHMS: dict[Name, Algorithm] = {
+    # arXiv 2402.03300, with the token mean that all later trainers use.
+    "grpo": Algorithm(
+        limit="ppo",
+        clip_low=0.2,
+        clip_high=0.2,
+        baseline="group",
+        scale="group",
+        mean="token",
+        dynamic_sampling=False,
+    ),
+    # arXiv 2503.20783: no division by the deviation, and by a constant instead of lengths.
+    "dr_grpo": Algorithm(
+        limit="ppo",
+        clip_low=0.2,
+        clip_high=0.2,
+        baseline="group",
+        scale="none",
+        mean="constant",
+        dynamic_sampling=False,
+    ),
+    # arXiv 2503.14476: a higher upper limit, token mean, prompts that teach nothing are replaced.
+    "dapo": Algorithm(
+        limit="ppo",
+        clip_low=0.2,
+        clip_high=0.28,
+        baseline="group",
+        scale="group",
+        mean="token",
+        dynamic_sampling=True,
+    ),
+    # arXiv 2507.18071: one ratio per reply, with limits of another size.
+    "gspo": Algorithm(
+        limit="gspo",
+        clip_low=3e-4,
+        clip_high=4e-4,
+        baseline="group",
+        scale="group",
+        mean="sequence",
+        dynamic_sampling=False,
+    ),
+    # arXiv 2506.13585: the weight is limited, never the gradient.
+    "cispo": Algorithm(
+        limit="cispo",
+        clip_low=1.0,
+        clip_high=4.0,
+        baseline="group",
+        scale="group",
+        mean="token",
+        dynamic_sampling=False,
+    ),
+    # arXiv 2402.14740: every reply against the mean of the others.
+    "rloo": Algorithm(
+        limit="reinforce",
+        clip_low=0.2,
+        clip_high=0.2,
+        baseline="leave_one_out",
+        scale="none",
+        mean="constant",
+        dynamic_sampling=False,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class KlConfig:
+    """Distance to the model that the run started from, which keeps the policy near it."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+
+    weight: float = 0.0
+    """Weight of the distance; 0 loads no reference model."""
+    kind: Literal["k1", "k2", "k3", "k3_straight"] = "k3"
+    """Estimator per token: k1 log-ratio, k2 half its square, k3 as in GRPO; k3_straight has the value of k3
+    and the gradient of k2, which is the right one."""
+    place: Literal["loss", "reward"] = "loss"
+    """Added to the loss, or subtracted from the reward before advantages are taken."""
+
+    def __post_init__(self) -> None:
+        check_at_least("algorithm.kl.weight", self.weight, 0)
+        if self.place == "reward" and self.kind == "k3_straight":
+            raise ConfigError(
+                "--algorithm.kl.kind k3_straight is for the loss; in the reward take k1, k2 or k3"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmConfig:
+    """How rewards become steps. Unset fields are those of the named algorithm."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+
+    name: Name = "grpo"
+    """grpo, dr_grpo, dapo, gspo, cispo or rloo."""
+    limit: Limit | None = None
+    """What keeps a step small: the clipped ratio of tokens (ppo) or of replies (gspo), a clipped weight
+    (cispo), or nothing (reinforce)."""
+    clip_low: float | None = None
+    """How far the ratio may fall below 1."""
+    clip_high: float | None = None
+    """How far the ratio may rise above 1."""
+    dual_clip: float | None = None
+    """Largest ratio that counts for replies worse than the mean (arXiv 1912.09729); above 1."""
+    baseline: Baseline | None = None
+    """Subtracted from a reward: the mean of its group, or of the others in it."""
+    scale: Scale | None = None
+    """What the difference is divided by: the deviation within the group, of the batch, or nothing."""
+    mean: Mean | None = None
+    """How tokens are averaged: all alike; within prompts; within replies; or over a constant, the limit of
+    tokens."""
+    dynamic_sampling: bool | None = None
+    """Ask further prompts in place of those whose replies all got the same reward."""
+    max_tries: int = 4
+    """dynamic_sampling: most prompts asked per step, as a multiple of --prompts-per-step."""
+    mask_zero_variance: bool = True
+    """Leave groups of equal rewards out of the loss and of what it is divided by."""
+    mask_cut: bool = False
+    """Leave replies that were cut at the limit of tokens out of the loss."""
+    kl: KlConfig = KlConfig()
+    """Distance to the start."""
+    importance_cap: float | None = None
+    """Weight tokens by p_learner / p_rollout up to this, against the mismatch of the two engines and old
+    replies (truncated importance sampling); unset leaves it out."""
+    importance_level: Literal["token", "sequence"] = "token"
+    """Ratio of each token, or of the whole reply."""
+    inner_steps: int = 1
+    """Optimizer steps per batch of replies, each on a part of the prompts."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_tries", 1), ("inner_steps", 1), ("clip_low", 0), ("clip_high", 0)):
+            if (value := getattr(self, name)) is not None:
+                check_at_least(f"algorithm.{name.replace('_', '-')}", value, least)
+        if self.dual_clip is not None and self.dual_clip <= 1:
+            raise ConfigError(f"--algorithm.dual-clip must be above 1, got {self.dual_clip:g}")
+        if self.importance_cap is not None and self.importance_cap <= 0:
+            raise ConfigError(f"--algorithm.importance-cap must be above 0, got {self.importance_cap:g}")
+
+    @property
+    def resolved(self) -> Algorithm:
+        """The named algorithm with the fields that are set here."""
+        base = ALGORITHMS[self.name]
+        told = {f.name: value for f in fields(base) if (value := getattr(self, f.name)) is not None}
+        return Algorithm(**{f.name: getattr(base, f.name) for f in fields(base)} | told)

@@ -1,0 +1,107 @@
+"""What samples replies: ``HfEngine`` runs everywhere; ``vllm_engine`` is for GPUs. Knows no Ray."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pipelines import storage
+from pipelines.grpo.config import RolloutConfig
+from pipelines.training.engine import check_state
+from samtok.mllm.adapters import load_adapter
+from samtok.mllm.chat import Encoded
+from samtok.mllm.family import Adapter
+from samtok.mllm.float_head import use_float32_head
+from samtok.mllm.generation import generate
+from samtok.mllm.sampling import Sampled, sample
+
+
+class RolloutEngine(Protocol):
+    """Samples from a model whose weights change."""
+
+    adapter: Adapter
+
+    def sample(self, prompts: Sequence[Encoded], *, replies: int, seed: int) -> list[list[Sampled]]:
+        """Samples replies to each prompt; equal weights, prompts and seeds give equal replies."""
+        ...
+
+    def greedy(self, prompts: Sequence[Encoded]) -> list[list[int]]:
+        """Returns the likeliest reply to each prompt, as token ids."""
+        ...
+
+    def load_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Takes in trained weights, all of them or, if one does not fit, none.
+
+        Raises:
+            CheckpointError: A name is unknown or a shape differs.
+        """
+        ...
+
+    def sleep(self) -> None:
+        """Gives the accelerator's memory back until the next ``wake``."""
+        ...
+
+    def wake(self) -> None:
+        """Takes the memory again."""
+        ...
+
+
+class HfEngine:
+    """transformers' generation.
+
+    Args:
+        model: Folder or URI of the model that the run starts from.
+        config: Of the sampling.
+        device: Where it runs.
+    """
+
+    def __init__(self, model: str, config: RolloutConfig, device: torch.device | str) -> None:
+        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.precision]
+        with storage.local_folder(model) as folder:
+            self.adapter = load_adapter(folder)
+            self.model = self.adapter.load_model(folder, dtype=dtype, attn=config.attention)
+        self.model.to(torch.device(device)).eval()  # type: ignore[call-arg] transformers wraps it
+        use_float32_head(self.model)
+        self.config, self.device = config, torch.device(device)
+
+    def sample(self, prompts: Sequence[Encoded], *, replies: int, seed: int) -> list[list[Sampled]]:
+        """Samples replies to each prompt, all in one batch."""
+        return sample(
+            self.model,
+            self.adapter,
+            prompts,
+            replies=replies,
+            max_new_tokens=self.config.max_new_tokens,
+            temperature=self.config.temperature,
+            grammar=self.config.grammar,
+            seed=seed,
+        )
+
+    def greedy(self, prompts: Sequence[Encoded]) -> list[list[int]]:
+        """Returns the likeliest reply to each prompt."""
+        return generate(
+            self.model,
+            self.adapter,
+            prompts,
+            max_new_tokens=self.config.max_new_tokens,
+            grammar=self.config.grammar,
+        )
+
+    @torch.no_grad()
+    def load_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Takes in trained weights."""
+        own = self.model.state_dict()
+        check_state(state, {name: value.shape for name, value in own.items()})
+        for name, value in state.items():
+            own[name].copy_(value)
+
+    def sleep(self) -> None:
+        """Moves the weights to the host."""
+        if self.device.type == "cuda":
+            self.model.to(torch.device("cpu"))  # type: ignore[call-arg]
+            torch.cuda.empty_cache()
+
+    def wake(self) -> None:
+        """Moves the weights to the accelerator."""
+        self.model.to(self.device)  # type: ignore[call-arg]

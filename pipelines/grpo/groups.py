@@ -1,0 +1,124 @@
+"""What goes from samplers to rewards and learners: a prompt with its replies, and the step's share in it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from samtok.mllm.chat import Encoded
+from samtok.mllm.sampling import Sampled
+from samtok.rewards.reply import Question, Reply
+
+
+@dataclass(frozen=True)
+class RolloutTask:
+    """Prompts that are sampled in one batch.
+
+    Attributes:
+        number: From 0 over the whole run; results are used in this order.
+        draws: Number of each prompt in the order of the run, and its index in the prompts.
+    """
+
+    number: int
+    draws: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prompt and its replies; arrays only, so a node's processes share one copy.
+
+    Attributes:
+        draw: Number of the prompt in the order of the run.
+        index: The prompt.
+        question: What rewards see of it.
+        input_ids, mm_token_type_ids, vision: The prompt as the model read it; learners read the same.
+        replies: What was sampled.
+        texts: The replies as text with mask words.
+        version: Of the weights that sampled them.
+    """
+
+    draw: int
+    index: int
+    question: Question
+    input_ids: np.ndarray
+    mm_token_type_ids: np.ndarray
+    vision: dict[str, np.ndarray]
+    replies: tuple[Sampled, ...]
+    texts: tuple[str, ...]
+    version: int
+
+    @property
+    def encoded(self) -> Encoded:
+        """The prompt as a dialogue of which nothing is learnt; owns its memory."""
+        ids = torch.tensor(self.input_ids)
+        return Encoded(
+            input_ids=ids,
+            labels=torch.full_like(ids, -100),
+            mm_token_type_ids=torch.tensor(self.mm_token_type_ids),
+            vision={name: torch.tensor(value) for name, value in self.vision.items()},
+        )
+
+    @property
+    def answers(self) -> list[Reply]:
+        """The replies as rewards see them."""
+        return [
+            Reply(text=text, token_ids=tuple(said.ids.tolist()), complete=said.complete)
+            for text, said in zip(self.texts, self.replies, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What the driver knows of a group; the group itself stays in the object store.
+
+    Attributes:
+        draw, index, version: As of the group.
+        targets: True masks.
+        lengths: Tokens of each reply.
+        complete: Whether each reply ended by itself.
+        prompt_tokens: Tokens of the prompt.
+    """
+
+    draw: int
+    index: int
+    version: int
+    targets: int
+    lengths: tuple[int, ...]
+    complete: tuple[bool, ...]
+    prompt_tokens: int
+
+
+def outline(group: Group) -> Outline:
+    """Returns what the driver has to know."""
+    return Outline(
+        draw=group.draw,
+        index=group.index,
+        version=group.version,
+        targets=len(group.question.truth),
+        lengths=tuple(len(said) for said in group.replies),
+        complete=tuple(said.complete for said in group.replies),
+        prompt_tokens=len(group.input_ids),
+    )
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a learner learns from one group in one optimizer step.
+
+    Attributes:
+        group: The group, or a reference to it.
+        replies: Indices of the replies that count.
+        advantages: Of each of them.
+        weights: What each token of each of them counts in the loss of the whole step.
+    """
+
+    group: Any
+    replies: tuple[int, ...]
+    advantages: tuple[float, ...]
+    weights: tuple[float, ...]
+
+    def fetched(self, get: Callable[[Any], Group]) -> "Share":
+        """Returns the share with the group itself in the place of its reference."""
+        return replace(self, group=get(self.group))

@@ -1,0 +1,357 @@
+"""The loop of reinforcement learning, in the driver: sample, score, learn, hand weights on, look, save.
+
+A step takes finished tasks in order, learns from them, and publishes the new weights; version ``v`` is that of
+the weights after ``v`` steps. Tasks are handed in at the beginning of a step only, ``slots`` of them at most
+being under way, so a reply is never older than ``--rollout.max-staleness`` steps. With 0 the samplers wait
+while learners learn, and a run resumed from a checkpoint goes on bit for bit: every draw follows from the seed
+and a number, and a checkpoint has those numbers. Above 0, what was under way when a run ended is sampled anew.
+"""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipelines import storage
+from pipelines.grpo.actors import ActorDied
+from pipelines.grpo.best import BestK
+from pipelines.grpo.config import GrpoConfig
+from pipelines.grpo.gates import Gates
+from pipelines.grpo.groups import Outline, RolloutTask
+from pipelines.grpo.learner_group import LearnerGroup
+from pipelines.grpo.measures import look_measures, step_measures
+from pipelines.grpo.prompts import PromptSource
+from pipelines.grpo.rewards import Scored
+from pipelines.grpo.show import Show
+from pipelines.grpo.team import Team
+from pipelines.grpo.trajectories import write_trajectories
+from pipelines.grpo.trajectory_rows import trajectory_rows
+from pipelines.grpo.update import Update, plan_update
+from pipelines.grpo.watch import Watch
+from pipelines.training import checkpoints
+from pipelines.training.journal import Journal
+from samtok.errors import ClusterError, DataError, SamtokError
+
+log = logging.getLogger(__name__)
+
+_ENOUGH_DRAWS = 50
+"""Prompts that must have been drawn before a share of rejects is judged."""
+
+
+class Stopped(SamtokError):
+    """An alarm that ends the run."""
+
+
+@dataclass
+class State:
+    """How far a run is; part of its checkpoints.
+
+    Attributes:
+        step: Steps done, which is also the version of the weights.
+        next_task: The first task that was not used.
+        drawn, rejected: Prompts.
+        samples: Replies that were sampled.
+        seconds: Of all steps, by part.
+        looks: Numbers of the looks, in order.
+        alarms: In order.
+    """
+
+    step: int = 0
+    next_task: int = 0
+    drawn: int = 0
+    rejected: int = 0
+    samples: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    looks: list[dict[str, Any]] = field(default_factory=list)
+    alarms: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class _Batch:
+    """What a step learns from: groups in the order of the run."""
+
+    outlines: list[Outline] = field(default_factory=list)
+    refs: list[Any] = field(default_factory=list)
+    scored: list[list[Scored]] = field(default_factory=list)
+    rejects: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: {"s_rollout": 0.0, "s_reward": 0.0})
+
+    @property
+    def totals(self) -> np.ndarray:
+        return np.array([[reply.total for reply in group] for group in self.scored])
+
+
+class Loop:
+    """One run.
+
+    Args:
+        team: Its processes.
+        prompts: What is asked.
+        held_out: What looks ask; None for no looks.
+        show: Where people see what happens.
+    """
+
+    def __init__(self, team: Team, prompts: PromptSource, held_out: PromptSource | None, show: Show) -> None:
+        self.team, self.prompts, self.held_out, self.show = team, prompts, held_out, show
+        self.config: GrpoConfig = team.config
+        self.algorithm = self.config.algorithm.resolved
+        self.learners: LearnerGroup
+        self._fresh()
+        self.restarts = 0
+        self._handed_in = 0
+
+    def _fresh(self) -> None:
+        self.state = State()
+        self.watch = Watch(self.config.watch)
+        self.best = BestK(self.config.looks.metric, self.config.looks.keep)
+        self.journal = Journal(self.config.out)
+
+    def run(self) -> State:
+        """Goes through all steps that are left.
+
+        Raises:
+            SamtokError: For what a person can do something about: gates, alarms, deaths, bad data.
+        """
+        self._begin()
+        while self.state.step < self.config.steps:
+            try:
+                self._step()
+            except ActorDied as error:
+                self._restart(error)
+        self.learners.export("final", {"step": self.state.step, "look": (self.state.looks or [None])[-1]})
+        return self.state
+
+    # ---------------------------------------------------------------- start and restart
+
+    def _begin(self) -> None:
+        """Starts learners at the last checkpoint, brings samplers to their weights, and checks both."""
+        self.learners = self.team.start_learners()
+        self._fresh()
+        found = checkpoints.steps(self.config.out)
+        if found:
+            self._restore(self.learners.load(found[-1]))
+            self.show.resumed(self.state.step)
+        self._handed_in = self.state.next_task
+        self._sync(wait=True)
+        self.gates = Gates(self.config, self.prompts, self.team, self.learners)
+        self.gates.start(self.state.step)
+        if self.held_out is not None and not self.state.looks:
+            self._look()
+
+    def _restart(self, error: ActorDied) -> None:
+        self.restarts += 1
+        if self.restarts > self.config.learner.max_failures:
+            raise ClusterError(
+                f"learners died {self.restarts} times, the last time: {error}. Checkpoints are kept: the same "
+                "command goes on from the last one. If memory is short, lower "
+                "--learner.replies-per-micro-batch; raise --learner.max-failures for unstable nodes."
+            ) from error
+        log.warning("%s; all learners start anew from the last checkpoint", error)
+        self.team.pool.forget()
+        self._begin()
+
+    def _restore(self, body: Mapping[str, Any]) -> None:
+        self.state = State(**body["state"])
+        self.watch.restore(body["watch"])
+        self.best.restore(body["best"])
+        self.journal.restore(body["journal"])
+
+    def _save(self) -> None:
+        self.journal.write(self.state.step)
+        self.learners.save(
+            {
+                "step": self.state.step,
+                "draws": self.state.next_task * self.config.rollout.prompts_per_task,
+                "fingerprint": self.team.task.fingerprint,
+                "lineage": dict(self.team.task.lineage),
+                "state": asdict(self.state),
+                "watch": self.watch.state(),
+                "best": self.best.state(),
+                "journal": self.journal.state(),
+            }
+        )
+
+    # ---------------------------------------------------------------- one step
+
+    def _step(self) -> None:
+        started = time.monotonic()
+        step = self.state.step
+        batch = self._gather()
+        self._judge_rejects()
+        measures = step_measures(batch.outlines, batch.scored, version=step)
+        update, learnt, seconds = self._learn(step, batch)
+        self.state.step += 1
+        syncing = time.monotonic()
+        self._sync(wait=self.config.rollout.max_staleness == 0)
+        seconds |= {"s_sync": time.monotonic() - syncing, "s_step": time.monotonic() - started}
+        self.state.samples += len(batch.outlines) * self.config.rollout.group_size
+        row = {"step": step, **measures, **learnt, **batch.seconds, **seconds}
+        row["samples_per_s"] = len(batch.outlines) * self.config.rollout.group_size / seconds["s_step"]
+        self._note(row, batch, update)
+        if self._is_due(self.config.looks.every) and self.held_out is not None:
+            self._look()
+        if self._is_due(self.config.gates.parity_every):
+            self.gates.parity(self.state.step)
+        if self._is_due(self.config.checkpoints.every):
+            self._save()
+
+    def _is_due(self, every: int) -> bool:
+        done = self.state.step
+        return every > 0 and (done % every == 0 or done == self.config.steps)
+
+    def _gather(self) -> _Batch:
+        """Takes tasks until there are enough groups to learn from; hands in new ones first."""
+        config, batch = self.config, _Batch()
+        self._fill(config.slots)
+        asked, most = 0, config.algorithm.max_tries * config.prompts_per_step
+        while asked < config.prompts_per_step or (
+            self.algorithm.dynamic_sampling and asked < most and self._missing(batch) > 0
+        ):
+            if not self.team.pool.under_way:
+                self._fill(-(-self._missing(batch) // config.rollout.prompts_per_task))
+            self._take(batch)
+            asked += config.rollout.prompts_per_task
+        if not batch.outlines:
+            raise DataError(
+                f"none of the {asked} prompts of step {self.state.step} can be asked; look at the rejects: "
+                f"{self.journal.reasons()}",
+                reason="no_prompts",
+            )
+        return batch
+
+    def _missing(self, batch: _Batch) -> int:
+        """Returns how many groups with different rewards a step lacks."""
+        useful = int((np.ptp(batch.totals, axis=1) > 0).sum()) if batch.scored else 0
+        return self.config.prompts_per_step - useful
+
+    def _fill(self, most: int) -> None:
+        """Hands tasks in, as many as may be under way and the rest of the run can use."""
+        size, pool = self.config.rollout.prompts_per_task, self.team.pool
+        left = (self.config.steps - self.state.step) * self.config.tasks_per_step
+        most = most if self.algorithm.dynamic_sampling else min(most, left)
+        while pool.under_way < most:
+            number = self._handed_in
+            indices = self.prompts.draws(number * size, size)
+            pool.submit(
+                RolloutTask(
+                    number, tuple(zip(range(number * size, (number + 1) * size), indices, strict=True))
+                )
+            )
+            self._handed_in += 1
+
+    def _take(self, batch: _Batch) -> None:
+        begun = time.monotonic()
+        rolled = self.team.pool.take(self.state.next_task)
+        self.state.next_task += 1
+        sampled = time.monotonic()
+        scored = self.team.scorers.score([rolled.groups])[0] if rolled.groups else []
+        batch.outlines += rolled.sampling.outlines
+        batch.refs += rolled.groups
+        batch.scored += scored
+        batch.rejects += rolled.sampling.rejects
+        batch.seconds["s_rollout"] += sampled - begun
+        batch.seconds["s_reward"] += time.monotonic() - sampled
+        self.state.drawn += self.config.rollout.prompts_per_task
+        self.state.rejected += len(rolled.sampling.rejects)
+        self._check_age(rolled.sampling.version)
+
+    def _check_age(self, version: int) -> None:
+        age, limit = self.state.step - version, self.config.rollout.max_staleness
+        if not 0 <= age <= limit:
+            raise RuntimeError(
+                f"replies are {age} steps old, the limit is {limit}; this is a defect of samtok"
+            )
+
+    def _learn(self, step: int, batch: _Batch) -> tuple[Update, dict[str, float], dict[str, float]]:
+        """Learns from a batch; returns what was planned, the learners' metrics, and seconds."""
+        config, begun = self.config, time.monotonic()
+        totals, drift = batch.totals, {}
+        if config.algorithm.kl.weight and config.algorithm.kl.place == "reward":
+            sums = np.array(self.learners.drift(batch.refs))
+            totals, drift = totals - config.algorithm.kl.weight * sums, {"kl_reward": float(sums.mean())}
+        update = plan_update(
+            batch.outlines,
+            batch.refs,
+            totals,
+            config.algorithm,
+            learners=config.learner.count,
+            max_tokens=config.rollout.max_new_tokens,
+            most_groups=config.prompts_per_step if self.algorithm.dynamic_sampling else None,
+        )
+        learnt: dict[str, float] = {"learnt": float(update.used.mean())}
+        if update.parts and config.debug != "rollout-only":
+            by_learner = [[part[rank] for part in update.parts] for rank in range(config.learner.count)]
+            found = self.learners.learn(step, by_learner)
+            stale = any(one.version != step for one in batch.outlines)
+            learnt |= {_apart(name) if stale else name: value for name, value in found.items()}
+        return update, {**learnt, **drift}, {"s_learn": time.monotonic() - begun}
+
+    def _sync(self, *, wait: bool) -> None:
+        self.team.pool.sync(self.learners.publish(self.state.step), wait=wait)
+
+    def _judge_rejects(self) -> None:
+        state = self.state
+        share = state.rejected / max(state.drawn, 1)
+        if state.drawn >= _ENOUGH_DRAWS and share > self.config.max_reject_rate:
+            raise DataError(
+                f"{share:.1%} of {state.drawn} prompts that were drawn cannot be asked; --max-reject-rate allows "
+                f"{self.config.max_reject_rate:.1%}. Are the images of the chat corpora in place? The reasons "
+                f"so far: {self.journal.reasons()}."
+            )
+
+    # ---------------------------------------------------------------- what is kept and shown
+
+    def _note(self, row: dict[str, Any], batch: _Batch, update: Update) -> None:
+        for name in ("s_rollout", "s_reward", "s_learn", "s_sync", "s_step"):
+            self.state.seconds[name] = self.state.seconds.get(name, 0.0) + row[name]
+        self.journal.add({name: value for name, value in row.items() if value is not None}, batch.rejects)
+        self.show.step(row)
+        every = self.config.trajectories_every
+        if every and (row["step"] % every == 0 or row["step"] == self.config.steps - 1):
+            self._write_trajectories(row["step"], batch, update)
+        self._hear(row)
+
+    def _write_trajectories(self, step: int, batch: _Batch, update: Update) -> None:
+        import ray
+
+        groups = ray.get(batch.refs)
+        rows = [
+            row
+            for n, group in enumerate(groups)
+            for row in trajectory_rows(group, batch.scored[n], update.advantages[n], update.used[n], step)
+        ]
+        write_trajectories(self.config.out, step, rows)
+
+    def _hear(self, row: Mapping[str, Any]) -> None:
+        """Lets the watch judge, and ends the run on a fatal alarm."""
+        fatal = []
+        for alarm in self.watch.hear(row):
+            log.warning("alarm %s: %s", alarm.name, alarm.sentence)
+            self.state.alarms.append({"step": row["step"], "name": alarm.name, "sentence": alarm.sentence})
+            fatal += [alarm] if alarm.fatal else []
+        if fatal:
+            raise Stopped(f"{fatal[0].sentence} The run ends at step {row['step']} (--watch.stop-on).")
+
+    def _look(self) -> None:
+        """Has held-out prompts answered, and keeps the model if it is one of the best."""
+        assert self.held_out is not None
+        step = self.state.step
+        indices = list(range(min(self.config.looks.prompts, len(self.held_out))))
+        parts = self.team.scorers.look(self.team.pool.look(indices))
+        row = {"step": step, **look_measures([row for part in parts for row in part])}
+        self.state.looks.append(row)
+        verdict = self.best.hear(row)
+        if verdict.keep:
+            self.learners.export(f"best-{step}", {"step": step, "look": row})
+        for old in verdict.drop:
+            storage.delete_folder(storage.join(self.config.out, f"best-{old}"))
+        self.show.look(row, best=verdict.keep)
+        self._hear(row)
+
+
+def _apart(name: str) -> str:
+    """Names the distance to the samplers by what it is when their weights were older: no mismatch."""
+    return name.replace("mismatch", "off_policy")

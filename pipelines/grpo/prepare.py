@@ -1,0 +1,211 @@
+"""What is known of a run before anything runs: paths, checks, fingerprint, lineage, prompts."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pipelines import run as runs
+from pipelines import shards, storage
+from pipelines.grpo.config import GrpoConfig
+from pipelines.grpo.learner import LearnerTask
+from pipelines.grpo.prompt_selection import load_prompts
+from pipelines.grpo.prompts import PromptsConfig, PromptSource
+from pipelines.grpo.rewards import check_rewards, rewards_of
+from pipelines.sft.export import weights_digest
+from pipelines.sft.prepare import check_vocabulary
+from pipelines.training import checkpoints
+from samtok import checkpoint
+from samtok.errors import CheckpointError, ConfigError
+from samtok.mllm.adapters import load_adapter
+from samtok.rewards.iou import NAME as IOU
+from samtok.rl.policy import PolicySettings, odd_clips
+
+CODE_VERSION = 1
+"""Raised by hand with every change of the code that changes what is learnt."""
+
+FINGERPRINT_FILE = "fingerprint.json"
+RECORD_FILE = "record.json"
+
+_FREE = (
+    *("out", "model", "tokenizer", "prompts", "placement", "sync", "gates", "watch", "looks", "checkpoints"),
+    *("trajectories_every", "max_reject_rate", "max_bad_steps", "num_cpus", "debug", "replay", "tracking"),
+    "dry_run",
+)
+_FREE_ROLLOUT = ("actors", "gpus", "cpus", "threads", "max_failures", "timeout_s", "python")
+"""Fields that a resumed run may change: they do not change what is learnt, but for rounding."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that can begin."""
+
+    task: LearnerTask
+    prompts: PromptSource
+    held_out: PromptSource | None
+
+    @property
+    def config(self) -> GrpoConfig:
+        """The run, with paths made absolute."""
+        return self.task.config
+
+
+def resolve(config: GrpoConfig) -> GrpoConfig:
+    """Makes paths absolute and fills in what the machine decides.
+
+    Raises:
+        ConfigError: If a relative place would be lost.
+    """
+    runs.refuse_lost_folders(config.out, config.tracking)
+    gpus = 1.0 if torch.cuda.is_available() else 0.0
+    tokenizer = config.tokenizer
+    if checkpoint.resolve(tokenizer) == tokenizer.rstrip("/"):
+        tokenizer = storage.absolute(tokenizer)
+
+    def filled(part: Any) -> Any:
+        return part if part.gpus is not None else dataclasses.replace(part, gpus=gpus)
+
+    return dataclasses.replace(
+        config,
+        out=storage.absolute(config.out),
+        model=storage.absolute(config.model),
+        tokenizer=tokenizer,
+        learner=filled(config.learner),
+        rollout=filled(config.rollout),
+    )
+
+
+def prepare(config: GrpoConfig) -> Plan:
+    """Checks all that can be known before processes start.
+
+    Raises:
+        SamtokError: For flags, weights, corpora or storage that cannot work together.
+    """
+    if not config.dry_run:
+        storage.check(config.out)
+    prompts = load_prompts(config.prompts, seed=config.seed)
+    held_out = _held_out(config)
+    _check_model(config, prompts, held_out)
+    _check_reward(config, prompts)
+    told = config.algorithm.resolved
+    odd = odd_clips(PolicySettings(told.limit, told.clip_low, told.clip_high, config.algorithm.dual_clip))
+    if odd is not None:
+        sys.stderr.write(f"warning: {odd}\n")
+    digest = weights_digest(config.model)
+    fingerprint = _fingerprint(config, digest, prompts)
+    _check_fingerprint(config, fingerprint)
+    lineage = {
+        "fingerprint": shards.digest(fingerprint),
+        "model": {"uri": config.model, "sha256": digest},
+        "prompts": prompts.digest,
+        "mask_tokenizer_sha256": prompts.sources[0].corpus.weights_sha256,
+        "versions": runs.versions(),
+    }
+    task = LearnerTask(config, lineage["fingerprint"], lineage, _deepspeed(config))
+    return Plan(task, prompts, held_out)
+
+
+def _held_out(config: GrpoConfig) -> PromptSource | None:
+    if not config.looks.corpora:
+        return None
+    asked = PromptsConfig(
+        corpora=config.looks.corpora,
+        thinking=config.prompts.thinking,
+        tasks=config.prompts.tasks,
+        max_prompt_tokens=config.prompts.max_prompt_tokens,
+    )
+    return load_prompts(asked, seed=config.seed)
+
+
+def _check_model(config: GrpoConfig, prompts: PromptSource, held_out: PromptSource | None) -> None:
+    """Makes sure that model and prompts speak the same words."""
+    try:
+        with storage.local_folder(config.model) as folder:
+            adapter = load_adapter(folder)
+    except storage.NotFoundError as error:
+        raise CheckpointError(f"--model {config.model}: {error}") from error
+    sources = [*prompts.sources, *(held_out.sources if held_out is not None else ())]
+    check_vocabulary(adapter, sources, config.model)
+    _check_tokenizer(config, prompts)
+
+
+def _check_tokenizer(config: GrpoConfig, prompts: PromptSource) -> None:
+    """Makes sure that the mask tokenizer, where it is needed, made these words."""
+    if not (config.reward.iou or config.looks.corpora):
+        return
+    corpus = prompts.sources[0].corpus
+    found = checkpoint.read_config(config.tokenizer, read=storage.read_bytes).quantizer
+    if (found.num_codes, found.num_levels) != (corpus.num_codes, corpus.num_levels):
+        raise ConfigError(
+            f"--tokenizer {config.tokenizer} has {found.num_levels} x {found.num_codes} codes, the prompts' words "
+            f"{corpus.num_levels} x {corpus.num_codes}; give the one that made them"
+        )
+
+
+def _check_reward(config: GrpoConfig, prompts: PromptSource) -> None:
+    """Scores a true answer, so that rewards that fail are told before anything is spent."""
+    reward = config.reward
+    rewards = rewards_of(
+        reward.plug_ins,
+        tp=reward.true_positives,
+        count_malformed=reward.count_malformed,
+        partial=reward.partial,
+    )
+    question = prompts.prompt(prompts.draws(0, 1)[0]).question
+    check_rewards(rewards, reward.weights, question, elsewhere=(IOU,) if reward.iou else ())
+
+
+def _deepspeed(config: GrpoConfig) -> Mapping[str, Any] | None:
+    if config.learner.deepspeed is None:
+        return None
+    from pipelines.training.engine_deepspeed import read_deepspeed_config
+
+    return read_deepspeed_config(config.learner.deepspeed, stages=(1, 2, 3))
+
+
+def _fingerprint(config: GrpoConfig, model: str, prompts: PromptSource) -> dict[str, Any]:
+    """Returns all that decides what is learnt; where files lie is not in it, what they hold is."""
+    body = json.loads(runs.config_json(config))
+    for name in _FREE:
+        del body[name]
+    for name in _FREE_ROLLOUT:
+        del body["rollout"][name]
+    body["learner"] = {"precision": config.learner.precision}
+    body["reward"] = {k: v for k, v in body["reward"].items() if k not in ("workers", "gpus_per_worker")}
+    return {**body, "model": model, "prompts": prompts.digest, "code_version": CODE_VERSION}
+
+
+def _check_fingerprint(config: GrpoConfig, fingerprint: Mapping[str, Any]) -> None:
+    """Refuses to go on with another run's folder; a fresh one is marked as this run's."""
+    where = storage.join(config.out, FINGERPRINT_FILE)
+    begun = checkpoints.steps(config.out) or storage.exists(storage.join(config.out, RECORD_FILE))
+    if begun and storage.exists(where):
+        if changed := runs.differences(storage.read_json(where), fingerprint):
+            raise ConfigError(
+                f"{config.out} holds a run with other settings. Different: {changed}. Repeat the first "
+                "settings to go on with it, or choose another --out."
+            )
+    elif not config.dry_run:
+        storage.write_bytes(where, json.dumps(fingerprint, indent=2, sort_keys=True).encode())
+
+
+def describe(plan: Plan) -> str:
+    """Returns the resolved config and the size of the run as text; both presets are seen in full so."""
+    config, prompts = plan.config, plan.prompts
+    replies = config.prompts_per_step * config.rollout.group_size
+    told = config.algorithm.resolved
+    return (
+        f"{runs.config_json(config)}"
+        f"algorithm: {config.algorithm.name}: {told}\n"
+        f"run: {config.steps} steps of {config.prompts_per_step} prompts x {config.rollout.group_size} replies = "
+        f"{replies}, {config.algorithm.inner_steps} optimizer steps each; {config.learner.count} learners, "
+        f"{config.rollout.actors} samplers, at most {config.slots} tasks of {config.rollout.prompts_per_task} "
+        f"prompts under way, replies at most {config.rollout.max_staleness} steps old\n"
+        f"prompts: {len(prompts)}, {prompts.counts.get('none', 0)} of them without a target, "
+        f"{config.steps * config.prompts_per_step / len(prompts):.2f} epochs; "
+        f"{0 if plan.held_out is None else len(plan.held_out)} held out\n"
+    )

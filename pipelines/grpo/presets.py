@@ -1,0 +1,134 @@
+"""Presets of ``jobs/grpo_gres.py`` and ``jobs/grpo_gcg.py``."""
+
+import dataclasses
+
+import tyro
+
+from pipelines.grpo.algorithms import AlgorithmConfig, KlConfig
+from pipelines.grpo.config import (
+    GatesConfig,
+    GrpoConfig,
+    LearnerConfig,
+    LooksConfig,
+    RewardConfig,
+    RolloutConfig,
+)
+from pipelines.grpo.prompts import PromptsConfig
+from pipelines.training.config import CheckpointsConfig, OptimizerConfig
+
+_REQUIRED = tyro.MISSING
+
+# EasyR1's example values, which the paper names as its trainer, with its learning rate of 1e-6 (section 3.2,
+# appendix B); group size, batch, KL and clipping are not stated and assumed to be the example's. The reward
+# is Eq. 5 as it is written. Not run at its size yet.
+_PAPER = GrpoConfig(
+    out=_REQUIRED,
+    model=_REQUIRED,
+    tokenizer=_REQUIRED,
+    prompts=PromptsConfig(corpora=_REQUIRED, thinking=True),
+    prompts_per_step=512,
+    steps=100,
+    reward=RewardConfig(true_positives="distinct", count_malformed=False),
+    algorithm=AlgorithmConfig(
+        name="grpo",
+        clip_low=0.2,
+        clip_high=0.3,
+        dual_clip=3.0,
+        mean="token",
+        mask_zero_variance=False,
+        kl=KlConfig(weight=1e-2, kind="k3", place="loss"),
+        inner_steps=4,
+    ),
+    rollout=RolloutConfig(
+        group_size=5, max_new_tokens=2048, prompts_per_task=16, actors=8, gpus=1, precision="bfloat16"
+    ),
+    learner=LearnerConfig(
+        count=8,
+        gpus=1,
+        deepspeed="infra/deepspeed/zero2.json",
+        replies_per_micro_batch=5,
+        gradient_checkpointing=True,
+        precision="bfloat16",
+    ),
+    optimizer=OptimizerConfig(
+        lr=1e-6, warmup_steps=0, final_lr_share=1.0, betas=(0.9, 0.999), weight_decay=1e-2
+    ),
+    gates=GatesConfig(parity_limit=0.05),
+    looks=LooksConfig(every=5, prompts=512),
+    checkpoints=CheckpointsConfig(every=5, keep=3),
+)
+
+# What is held best by now: no reference model, higher upper limit, groups without a difference left out,
+# correction of the mismatch, one optimizer step per batch, words counted strictly.
+_MODERN = dataclasses.replace(
+    _PAPER,
+    reward=RewardConfig(),
+    algorithm=AlgorithmConfig(
+        name="grpo",
+        clip_low=0.2,
+        clip_high=0.28,
+        dual_clip=3.0,
+        mean="token",
+        mask_cut=True,
+        importance_cap=2.0,
+        inner_steps=1,
+    ),
+    rollout=dataclasses.replace(_PAPER.rollout, group_size=8),
+    optimizer=OptimizerConfig(
+        lr=1e-6, warmup_steps=10, final_lr_share=1.0, betas=(0.9, 0.95), weight_decay=0.0
+    ),
+)
+
+# The tiny model of `make tour`, which has learnt words, gets better at what it samples.
+_TOUR = GrpoConfig(
+    out="runs/tour/grpo",
+    model="runs/tour/mllm/final",
+    tokenizer="tour",
+    prompts=PromptsConfig(corpora=("runs/tour/chats-rl",)),
+    prompts_per_step=32,
+    steps=150,
+    algorithm=AlgorithmConfig(name="grpo", clip_high=0.28),
+    rollout=RolloutConfig(group_size=8, max_new_tokens=32, prompts_per_task=16),
+    learner=LearnerConfig(replies_per_micro_batch=256),
+    optimizer=OptimizerConfig(lr=3e-4, warmup_steps=5, final_lr_share=0.1, weight_decay=0.0),
+    looks=LooksConfig(corpora=("runs/tour/chats-val",), every=25, prompts=400, samples=4),
+    checkpoints=CheckpointsConfig(every=25),
+    trajectories_every=25,
+)
+
+_SMOKE = dataclasses.replace(
+    _TOUR,
+    out="temporary",
+    model="tour",
+    prompts=PromptsConfig(corpora=("embedded",)),
+    prompts_per_step=8,
+    steps=4,
+    rollout=RolloutConfig(group_size=4, max_new_tokens=32, prompts_per_task=4),
+    looks=LooksConfig(corpora=("embedded-val",), every=2, prompts=16),
+    checkpoints=CheckpointsConfig(every=2),
+    trajectories_every=2,
+)
+
+GRES: dict[str, GrpoConfig] = {
+    # The embedded tiny model on a synthetic corpus that is made first; minutes on two cores.
+    "smoke": _SMOKE,
+    "tour": _TOUR,
+    "paper": _PAPER,
+    "modern": _MODERN,
+}
+
+GCG: dict[str, GrpoConfig] = {
+    "smoke": dataclasses.replace(
+        _SMOKE,
+        prompts=PromptsConfig(corpora=("embedded-gcg",), tasks=("gcg",)),
+        rollout=RolloutConfig(group_size=4, max_new_tokens=96, prompts_per_task=4),
+        looks=LooksConfig(every=2),
+    ),
+    # Section 3.2: captions are answered without a thought.
+    "paper": dataclasses.replace(
+        _PAPER, prompts=PromptsConfig(corpora=_REQUIRED, thinking=False, tasks=("gcg",))
+    ),
+    "modern": dataclasses.replace(
+        _MODERN, prompts=PromptsConfig(corpora=_REQUIRED, thinking=False, tasks=("gcg",))
+    ),
+}

@@ -1,0 +1,195 @@
+"""All processes of a run: learners, samplers and scorers, where they are placed, and how they are replaced."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pipelines.cluster import ClusterInfo
+from pipelines.grpo import actors
+from pipelines.grpo.actors import ActorDied
+from pipelines.grpo.config import GrpoConfig
+from pipelines.grpo.learner import LearnerTask
+from pipelines.grpo.learner_group import LearnerGroup
+from pipelines.grpo.pool import RolloutPool, SamplerActor
+from pipelines.grpo.prompts import PromptSource
+from pipelines.grpo.rewards import Scored
+from pipelines.grpo.scoring import LookRow, Scorer
+from samtok.errors import ClusterError
+
+log = logging.getLogger(__name__)
+
+_PLACED_WITHIN_S = 300.0
+
+
+def cpus_needed(config: GrpoConfig) -> float:
+    """Returns the CPUs that all processes of a run hold together."""
+    learner, rollout = config.learner, config.rollout
+    return learner.count * learner.cpus + rollout.actors * rollout.cpus
+
+
+class Team:
+    """The processes of a run; starts them when it is made.
+
+    Args:
+        task: The run.
+        prompts: What may be asked.
+        held_out: What looks ask.
+        cluster: Where they run.
+
+    Raises:
+        ClusterError: The cluster has no room for all of them.
+    """
+
+    def __init__(
+        self, task: LearnerTask, prompts: PromptSource, held_out: PromptSource | None, cluster: ClusterInfo
+    ) -> None:
+        config = task.config
+        self.task, self.config = task, config
+        self._group = _place(config, cluster)
+        count, learners = config.rollout.actors, config.learner.count
+        self._learner_spots = [self._spot(i) for i in range(learners)]
+        first = 0 if config.placement == "colocated" else learners
+        device = "cuda" if config.rollout.gpus else "cpu"
+
+        def sampler(number: int) -> Any:
+            options = {} if config.rollout.python is None else _environment(config.rollout.python)
+            return actors.start_actor(
+                SamplerActor,
+                *(task, prompts, held_out, device),
+                cpus=config.rollout.cpus,
+                gpus=(config.rollout.gpus or 0) * (0.5 if config.placement == "colocated" else 1.0),
+                scheduling_strategy=self._spot(first + number),
+                **options,
+            )
+
+        self.learners: LearnerGroup | None = None
+        self.pool = RolloutPool(
+            sampler,
+            count=count,
+            out=config.out,
+            prompts_per_task=config.rollout.prompts_per_task,
+            timeout_s=config.rollout.timeout_s,
+            max_failures=config.rollout.max_failures,
+        )
+        self.scorers = ScorerPool(config)
+
+    def _spot(self, bundle: int) -> Any:
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        return PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
+
+    def start_learners(self) -> LearnerGroup:
+        """Starts the learners, in the place of earlier ones if there were."""
+        if self.learners is not None:
+            self.learners.end()
+        self.learners = LearnerGroup(self.task, self._learner_spots)
+        return self.learners
+
+    def end(self) -> None:
+        """Ends all processes and gives their places back."""
+        from ray.util import remove_placement_group
+
+        if self.learners is not None:
+            self.learners.end()
+        self.pool.end()
+        self.scorers.end()
+        remove_placement_group(self._group)
+
+
+def _environment(python: str) -> dict[str, Any]:
+    return {"runtime_env": {"py_executable": python}}
+
+
+def _bundles(config: GrpoConfig) -> list[dict[str, float]]:
+    learner, rollout = config.learner, config.rollout
+    if config.placement == "colocated":
+        both = {"CPU": learner.cpus + rollout.cpus, "GPU": max(learner.gpus or 0, rollout.gpus or 0)}
+        return [both] * max(learner.count, rollout.actors)
+    return [
+        *[{"CPU": learner.cpus, "GPU": learner.gpus or 0}] * learner.count,
+        *[{"CPU": rollout.cpus, "GPU": rollout.gpus or 0}] * rollout.actors,
+    ]
+
+
+def _place(config: GrpoConfig, cluster: ClusterInfo) -> Any:
+    """Reserves room for learners and samplers, as near to each other as can be."""
+    import ray
+    from ray.util import placement_group, remove_placement_group
+
+    bundles = [{name: value for name, value in one.items() if value} for one in _bundles(config)]
+    cluster.require(
+        cpus=sum(one.get("CPU", 0) for one in bundles), gpus=sum(one.get("GPU", 0) for one in bundles)
+    )
+    group = placement_group(bundles, strategy="PACK")
+    ready, _ = ray.wait([group.ready()], timeout=_PLACED_WITHIN_S)
+    if not ready:
+        remove_placement_group(group)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        have = "; ".join(f"{n.get('CPU', 0):g} CPUs and {n.get('GPU', 0):g} GPUs" for n in nodes)
+        raise ClusterError(
+            f"there was no room within {_PLACED_WITHIN_S:.0f} s for {bundles}, one process each; the nodes have "
+            f"{have}. Other jobs may hold them; or lower --learner.count, --rollout.actors or their CPUs."
+        )
+    return group
+
+
+class ScorerPool:
+    """Scorers; one that dies is replaced, and what it was at is scored again.
+
+    Args:
+        config: The run.
+    """
+
+    def __init__(self, config: GrpoConfig) -> None:
+        self.config = config
+        self.actors = [self._start() for _ in range(config.reward.workers)]
+        self.failures = 0
+
+    def _start(self) -> Any:
+        gpus = self.config.reward.gpus_per_worker
+        return actors.start_actor(Scorer, self.config, "cuda" if gpus else "cpu", cpus=0, gpus=gpus)
+
+    def score(self, tasks: Sequence[Sequence[Any]]) -> list[list[list[Scored]]]:
+        """Scores the groups of some tasks."""
+        return self._each(lambda actor, groups: actor.score.remote(*groups), tasks, "scoring")
+
+    def look(self, parts: Sequence[tuple[Any, Any]]) -> list[list[LookRow]]:
+        """Scores what held-out prompts were answered."""
+        return self._each(lambda actor, part: actor.look.remote(*part), parts, "scoring held-out prompts")
+
+    def _each(self, call: Callable[[Any, Any], Any], parts: Sequence[Any], doing: str) -> list[Any]:
+        found: dict[int, Any] = {}
+        while len(found) < len(parts):
+            calls = [(n, n % len(self.actors)) for n in range(len(parts)) if n not in found]
+            refs = [call(self.actors[at], parts[n]) for n, at in calls]
+            dead: set[int] = set()
+            for (n, at), ref in zip(calls, refs, strict=True):
+                if at in dead:
+                    continue
+                try:
+                    found[n] = actors.wait_all(
+                        [ref],
+                        [self.actors[at]],
+                        timeout_s=self.config.rollout.timeout_s,
+                        doing=doing,
+                        out=self.config.out,
+                    )[0]
+                except ActorDied as error:
+                    dead.add(at)
+                    self._replace(at, error)
+        return [found[n] for n in range(len(parts))]
+
+    def _replace(self, at: int, error: ActorDied) -> None:
+        self.failures += 1
+        if self.failures > self.config.rollout.max_failures:
+            raise ClusterError(
+                f"processes that compute rewards died {self.failures} times, the last time: {error}. Does a "
+                "plug-in (--reward.plug-ins) end its process? The same command goes on from the last checkpoint."
+            ) from error
+        log.warning("%s; another one takes its place", error)
+        actors.kill([self.actors[at]])
+        self.actors[at] = self._start()
+
+    def end(self) -> None:
+        """Ends all scorers."""
+        actors.kill(self.actors)

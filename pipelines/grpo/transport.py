@@ -1,0 +1,143 @@
+"""How weights get from learners to samplers: in pieces with a version and a checksum.
+
+Learners publish the trained weights after every step, samplers fetch them. A sampler takes new weights in
+only once all pieces have come and are whole, so a fetch that fails half-way leaves weights and version as
+they were. ``ObjectStoreTransport`` uses Ray's object store: it needs no group of processes that would have to
+be built anew after a death, and samplers on one node share one copy. A faster path between GPUs (NCCL, IPC)
+is another ``WeightTransport``.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samtok.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some weights, one after the other, as bytes.
+
+    Attributes:
+        entries: Name, type and shape of each.
+        sha256: Of the bytes; None if it was not asked for.
+        ref: Where the bytes are: whatever the transport makes of them.
+    """
+
+    entries: tuple[tuple[str, str, tuple[int, ...]], ...]
+    sha256: str | None
+    ref: Any
+
+
+@dataclass(frozen=True)
+class Weights:
+    """All trained weights of one version."""
+
+    version: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def digest(self) -> str:
+        """One hash over all pieces: what samplers and learners compare."""
+        parts = [f"{self.version}", *(piece.sha256 or "" for piece in self.pieces)]
+        return hashlib.sha256("/".join(parts).encode()).hexdigest()
+
+
+class WeightTransport(Protocol):
+    """Both ends of the way."""
+
+    def publish(self, state: Mapping[str, Tensor], version: int) -> Weights:
+        """Puts weights where samplers find them."""
+        ...
+
+    def fetch(self, weights: Weights) -> dict[str, Tensor]:
+        """Gets all weights, checked.
+
+        Raises:
+            CheckpointError: A piece is not what was published.
+        """
+        ...
+
+
+class ObjectStoreTransport:
+    """Through an object store.
+
+    Args:
+        put: Stores an array of bytes and returns a reference (``ray.put``).
+        get: Returns what a reference means (``ray.get``); read only.
+        piece_bytes: Most bytes of a piece; a larger tensor is a piece of its own.
+        checksum: Hash the pieces at both ends.
+    """
+
+    def __init__(
+        self,
+        put: Callable[[np.ndarray], Any],
+        get: Callable[[Any], np.ndarray],
+        *,
+        piece_bytes: int,
+        checksum: bool = True,
+    ) -> None:
+        self.put, self.get, self.piece_bytes, self.checksum = put, get, piece_bytes, checksum
+
+    def publish(self, state: Mapping[str, Tensor], version: int) -> Weights:
+        """Puts weights where samplers find them."""
+        return Weights(version, tuple(self._piece(group) for group in _groups(state, self.piece_bytes)))
+
+    def _piece(self, group: list[tuple[str, Tensor]]) -> Piece:
+        data = np.concatenate([_bytes(tensor) for _, tensor in group])
+        entries = tuple((name, str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in group)
+        return Piece(entries, _sha256(data) if self.checksum else None, self.put(data))
+
+    def fetch(self, weights: Weights) -> dict[str, Tensor]:
+        """Gets all weights, checked; they stay valid whatever becomes of the store."""
+        state: dict[str, Tensor] = {}
+        for number, piece in enumerate(weights.pieces):
+            data = self.get(piece.ref)
+            if piece.sha256 is not None and _sha256(data) != piece.sha256:
+                raise CheckpointError(
+                    f"piece {number} of {len(weights.pieces)} of weights version {weights.version} is not "
+                    f"what was published ({data.nbytes} bytes, checksum differs). The sampler keeps its old "
+                    "weights; if it happens again, look at the memory and disks of the nodes."
+                )
+            state |= _tensors(piece, data)
+        return state
+
+
+def _groups(state: Mapping[str, Tensor], piece_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
+    group: list[tuple[str, Tensor]] = []
+    size = 0
+    for name, tensor in state.items():
+        if group and size + tensor.nbytes > piece_bytes:
+            yield group
+            group, size = [], 0
+        group.append((name, tensor))
+        size += tensor.nbytes
+    if group:
+        yield group
+
+
+def _bytes(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def _tensors(piece: Piece, data: np.ndarray) -> Iterator[tuple[str, Tensor]]:
+    """Yields tensors that own their memory: the store's is read only, and may be given up."""
+    own = torch.from_numpy(data.copy())
+    first = 0
+    for name, kind, shape in piece.entries:
+        dtype: torch.dtype = getattr(torch, kind)
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        part = own[first : first + size]
+        if first % dtype.itemsize:  # a view needs its alignment
+            part = part.clone()
+        yield name, part.view(dtype).reshape(shape)
+        first += size
+
+
+def _sha256(data: np.ndarray) -> str:
+    return hashlib.sha256(memoryview(data)).hexdigest()  # type: ignore[arg-type]
