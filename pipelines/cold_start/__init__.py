@@ -1,0 +1,1 @@
+"""Writing thoughts for chats: `jobs/cold_start.py`."""

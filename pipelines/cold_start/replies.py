@@ -1,0 +1,86 @@
+"""The replies of a teacher, from a file or from actors, as inputs of a plan.
+
+Which sample a reply is for, and whether it is the first one, is settled here, once and in order; so a shard
+knows all it needs. A reply that is of no use goes along with the reason.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipelines import storage
+from pipelines.ingestion.reader import Input
+
+
+@dataclass(frozen=True)
+class Told:
+    """One reply.
+
+    Attributes:
+        sample_id: Of which sample; of a line that cannot be read, its number.
+        reply: The text.
+        index: Place of the sample in its corpus; None if it is not there.
+        reason: Why there is no reply that can be used, None if there is one.
+        message: The same in a sentence.
+    """
+
+    sample_id: str
+    reply: str = ""
+    index: int | None = None
+    reason: str | None = None
+    message: str = ""
+
+
+def of_file(uri: str) -> Iterator[Told]:
+    """Yields the lines of a file of replies; empty ones are no lines."""
+    with storage.open_input(uri) as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield _of_line(number, line)
+
+
+def _of_line(number: int, line: bytes) -> Told:
+    try:
+        body = json.loads(line)
+        sample_id, reply = body["sample_id"], body["reply"]
+        (sample_id + reply).encode()  # JSON's escapes can write half a character
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return Told(
+            f"line-{number:08d}",
+            reason="record",
+            message=f'line {number} is no object with the texts "sample_id" and "reply" ({error!r}): '
+            f"{line[:80]!r}",
+        )
+    return Told(sample_id, reply)
+
+
+def of_shards(out: str, manifest: Mapping[str, Any]) -> Iterator[Told]:
+    """Yields what a teacher model wrote, in the order of its samples."""
+    for record in manifest["shards"]:
+        with storage.open_input(storage.join(out, record["data"]["file"])) as file:
+            for row in pq.ParquetFile(file).read().to_pylist():
+                yield Told(
+                    row["sample_id"], row["reply"] or "", reason=row["reason"], message=row["message"] or ""
+                )
+
+
+def inputs_of(replies: Iterable[Told], places: Mapping[str, int], *, corpus: str) -> Iterator[Input]:
+    """Finds the samples of replies: the first reply to a sample counts, others are duplicates.
+
+    Args:
+        replies: In order.
+        places: The samples that may be taken, by their ids.
+        corpus: Its name, for messages.
+    """
+    seen: set[str] = set()
+    for number, told in enumerate(replies):
+        body = asdict(told) | {"index": places.get(told.sample_id)}
+        if told.reason is None and body["index"] is None:
+            body |= {"reason": "unknown_sample", "message": f"{corpus} has no such sample that may be taken"}
+        elif told.reason is None and told.sample_id in seen:
+            body |= {"reason": "duplicate", "message": "an earlier reply is for this sample"}
+        seen.add(told.sample_id)
+        yield Input(f"{number:08d}", json.dumps(body, sort_keys=True), None)

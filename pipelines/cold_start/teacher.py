@@ -1,0 +1,155 @@
+"""Asks a teacher model for thoughts about a shard of samples: a plain class that does not know about Ray."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipelines import schema, shards
+from pipelines.cold_start.config import TeacherConfig
+from pipelines.grpo.prompts import prompt_of
+from pipelines.mllm_evaluation import models
+from pipelines.sft.data import ChatSource, Row, load_images
+from samtok.errors import CheckpointError, DataError
+from samtok.mllm.adapters import load_adapter
+from samtok.mllm.chat import Encoded, Turn
+from samtok.mllm.generation import generate
+
+REPLY_ROW = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("reply", pa.string()),  # null: the sample could not be shown
+        pa.field("num_tokens", pa.int32(), nullable=False),
+        pa.field("reason", pa.string()),  # why not
+        pa.field("message", pa.string()),
+    ],
+    metadata={"samtok_schema_version": str(schema.SCHEMA_VERSION)},
+)
+"""What a teacher wrote about one sample. Every sample of the plan has a row."""
+
+EXPLAIN = (
+    "The right answer is: {answer}\n"
+    "Write down how one gets there by looking at the image, as if you did not know the answer yet: what is "
+    "asked for, which objects come into question, what tells them apart, and which of them remain. Where you "
+    "speak of an object that the answer has, put its mask words behind its name. Write the thought and "
+    "nothing else, inside <COT> and </COT>."
+)
+"""Follows the question if the teacher is told the answer. Wording is ours; the authors publish none."""
+
+SOLVE = (
+    "First write down your thought: what is asked for, which objects come into question, what tells them "
+    "apart, and which of them remain, inside <COT> and </COT>. Then write the answer, inside <answer> and "
+    "</answer>."
+)
+"""Follows the question if the teacher is to find the answer."""
+
+
+def turns_for_teacher(row: Row, *, sees_answer: bool, num_codes: int, num_levels: int) -> list[Turn]:
+    """Returns the dialogue that a teacher is shown: that of the sample, its last question with our wish.
+
+    Raises:
+        DataError: As ``prompt_of``.
+    """
+    prompt = prompt_of(row, thinking=False, num_codes=num_codes, num_levels=num_levels)
+    wish = EXPLAIN.format(answer=prompt.question.text) if sees_answer else SOLVE
+    *earlier, last = prompt.turns
+    return [*earlier, Turn(last.role, (*last.parts, f"\n{wish}"))]
+
+
+@dataclass
+class _Asked:
+    row: dict[str, Any]
+    prompt: Encoded | None = None
+
+
+class TeachSamples:
+    """Holds a teacher. Loads it with the first shard, since Ray tells little of a constructor's error.
+
+    Args:
+        source: The chats.
+        config: The teacher.
+        device: ``cpu`` or ``cuda``.
+        threads: Threads of CPU arithmetic.
+        seed: Of the sampling.
+        model_sha256: What the plan says of the model.
+    """
+
+    def __init__(
+        self,
+        source: ChatSource,
+        config: TeacherConfig,
+        *,
+        device: str,
+        threads: int,
+        seed: int,
+        model_sha256: str,
+    ) -> None:
+        self.source, self.config, self.device, self.threads = source, config, device, threads
+        self.seed, self.model_sha256 = seed, model_sha256
+        self.model: Any = None
+
+    def teach_shard(self, plan: shards.Plan, shard: int) -> dict[str, Any]:
+        """Returns the number of the shard, its table of ``REPLY_ROW``, and counts.
+
+        Raises:
+            CheckpointError: The teacher cannot be loaded, or is not that of the plan any more.
+            StorageError: If the storage fails.
+        """
+        if self.model is None:
+            self._load()
+        items = [item for chunk in plan.chunks(shard) for item in shards.read_inputs(plan, chunk)]
+        asked = [self._look(self.source.row(int(item.payload))) for item in items]
+        self._generate([one for one in asked if one.prompt is not None], shard)
+        rows = [one.row for one in asked]
+        lost = sum(row["reply"] is None for row in rows)
+        names = ("rows_in", "rows_out", "rows_rejected", "samples_in", "samples_out", "samples_rejected")
+        counts = dict(zip(names, (len(rows), len(rows), 0, len(rows), len(rows) - lost, lost), strict=True))
+        return {"shard": shard, "rows": schema.table(rows, REPLY_ROW), "counts": counts}
+
+    def _load(self) -> None:
+        assert self.config.model is not None
+        torch.set_num_threads(self.threads)
+        if models.sha256_of(self.config.model) != self.model_sha256:
+            raise CheckpointError(
+                f"The weights of --teacher.model {self.config.model} are no longer those that the run was "
+                "planned with. Put them back, or choose another --out."
+            )
+        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.config.dtype]
+        with models.local_folder(self.config.model) as folder:
+            self.adapter = load_adapter(folder)
+            loaded = self.adapter.load_model(folder, dtype=dtype, attn=self.config.attention)
+        self.model = loaded.to(self.device).eval()  # pyright: ignore[reportArgumentType]
+
+    def _look(self, row: Row) -> _Asked:
+        body: dict[str, Any] = {"sample_id": row["sample_id"], "reply": None, "num_tokens": 0}
+        corpus = self.source.corpus
+        try:
+            turns = turns_for_teacher(
+                row,
+                sees_answer=self.config.sees_answer,
+                num_codes=corpus.num_codes,
+                num_levels=corpus.num_levels,
+            )
+            return _Asked(body, self.adapter.encode_prompt(turns, load_images(row)))
+        except DataError as error:
+            return _Asked(body | {"reason": error.reason, "message": str(error)})
+
+    def _generate(self, asked: Sequence[_Asked], shard: int) -> None:
+        """Asks in batches of prompts of similar length; which ones share a batch follows from the plan."""
+        ordered = sorted(asked, key=lambda one: len(one.prompt or ()))
+        for start in range(0, len(ordered), self.config.batch_size):
+            batch = ordered[start : start + self.config.batch_size]
+            replies = generate(
+                self.model,
+                self.adapter,
+                [one.prompt for one in batch if one.prompt is not None],
+                max_new_tokens=self.config.max_new_tokens,
+                temperature=self.config.temperature,
+                seed=int(np.random.SeedSequence([self.seed, shard, start]).generate_state(1)[0]),
+            )
+            for one, ids in zip(batch, replies, strict=True):
+                one.row |= {"reply": self.adapter.text_of(ids), "num_tokens": len(ids)}
+                one.prompt = None
