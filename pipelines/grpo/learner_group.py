@@ -77,11 +77,9 @@ class LearnerActor:
         groups: list[Group] = ray.get(list(refs))
         return self.learner.parity(groups)
 
-    def image_effect(self, ref: Any) -> float:
+    def image_effect(self, group: Group) -> float:
         """As ``Learner.image_effect``."""
-        import ray
-
-        return self.learner.image_effect(ray.get(ref))
+        return self.learner.image_effect(group)
 
     def publish(self, version: int) -> Weights | None:
         """As ``Learner.publish``."""

@@ -31,7 +31,7 @@ MAX_LOOKS = 20
 PROMPTS = 8
 """Prompts that the page of trajectories shows of each step."""
 _BASELINE = {"n_acc": 1.0, "t_acc": 0.0, "t_acc_sampled": 0.0, "ciou": 0.0}
-_WITH_TARGETS = ("targets_sampled", "targets_greedy", "exact_targets", "exact_single")
+_WITH_TARGETS = ("targets_sampled", "targets_greedy", "exact_targets", "exact_single", "single_sampled")
 
 
 def write_report(
@@ -48,9 +48,9 @@ def write_report(
     Args:
         out: URI of the run's folder; its trajectories go into a page of their own.
         config: The resolved config.
-        record: What became of the run. Shown if there: ``best`` (with ``step``), ``alarms`` (each with
-            ``step``, ``name``, ``sentence``), ``skipped_steps``, ``rejects``, ``lineage``, ``versions``,
-            ``command``, ``date``, ``times`` (``training_s``).
+        record: What became of the run. Shown if there: ``best`` (kept looks with their ``step``, the best
+            first), ``alarms`` (each with ``step``, ``name``, ``sentence``), ``seconds`` (``s_step``: of all
+            steps), ``skipped_steps``, ``rejects``, ``lineage``, ``versions``, ``command``, ``date``.
         history: Metrics, one row per step.
         looks: Held-out looks, one row each; ``step`` counts the updates before it.
         tokenizer: Draws trajectories; by default the one that the config names is loaded.
@@ -58,8 +58,9 @@ def write_report(
     Raises:
         StorageError: If the folder cannot be written.
     """
-    best = (record.get("best") or {}).get("step")
-    pictures = pictures_of(history, looks, best)
+    weights = (config.get("reward") or {}).get("weights") or {}
+    weighted = [name for name, weight in weights.items() if weight]
+    pictures = pictures_of(history, looks, best=_best_step(record), weighted=weighted)
     for name, data in pictures.items():
         storage.write_bytes(storage.join(out, FOLDER, name), data)
     gallery = _gallery(out, config, tokenizer)
@@ -139,7 +140,7 @@ def _tiles(record: Mapping[str, Any], history: Sequence[Row], looks: Sequence[Ro
         for name, text in texts.items()
     ]
     tiles.append((html.decimal(last.get("none_share")), 'reward and gIoU of always saying "No target."'))
-    took = html.duration((record.get("times") or {}).get("training_s"))
+    took = html.duration((record.get("seconds") or {}).get("s_step"))
     rate = _mean(column(history, "samples_per_s"))
     tiles.append((html.decimal(rate, 1), f"replies per second over {len(history):,} steps, {took}"))
     return [(number, text) for number, text in tiles if number != "-"]
@@ -148,9 +149,9 @@ def _tiles(record: Mapping[str, Any], history: Sequence[Row], looks: Sequence[Ro
 def _looks(looks: Sequence[Row], record: Mapping[str, Any]) -> str:
     if not looks:
         return "<p class=faint>There were no looks at held-out prompts.</p>"
-    at = (record.get("best") or {}).get("step")
+    at = _best_step(record)
     best = next((place for place, row in enumerate(looks) if row["step"] == at), None)
-    names = [name for name in LOOK if name != "none_share"]
+    names = [name for name in LOOK if name not in ("none_share", "prompts")]
     rows = []
     for place in spread(len(looks), MAX_LOOKS, best):
         row = looks[place]
@@ -162,6 +163,11 @@ def _looks(looks: Sequence[Row], record: Mapping[str, Any]) -> str:
     meanings = html.grid(["number", "what it is"], [(n.replace("_", " "), m) for n, m in LOOK.items()])
     table = html.grid(heads, rows, numbers=range(len(heads) - 1), kind="dense")
     return table + html.folded("What these numbers are", meanings)
+
+
+def _best_step(record: Mapping[str, Any]) -> int | None:
+    kept = record.get("best") or [{}]
+    return kept[0].get("step")
 
 
 def _always_none(name: str, look: Row) -> float | None:

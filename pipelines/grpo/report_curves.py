@@ -1,6 +1,6 @@
 """The curves of a GRPO run: steps, held-out looks, and where the time goes."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -11,18 +11,21 @@ from samtok.plots_rl import parts_plot
 _PARTS = {"s_rollout": "rollout", "s_reward": "reward", "s_learn": "learning", "s_sync": "weight sync"}
 
 
-def pictures_of(history: Sequence[Row], looks: Sequence[Row], best: int | None) -> dict[str, bytes]:
+def pictures_of(
+    history: Sequence[Row], looks: Sequence[Row], *, best: int | None = None, weighted: Collection[str] = ()
+) -> dict[str, bytes]:
     """Returns ``curves.png``, ``looks.png`` and ``times.png``, each if there is something to show.
 
     Args:
         history: Metrics, one row per step.
         looks: Held-out looks.
         best: Step with the best one.
+        weighted: Components of the reward that have a weight, which are drawn; by default all of them.
     """
     pictures = {}
     if history:
         events = Events(skipped=skipped_steps(history))
-        pictures["curves.png"] = curves_plot(_step_panels(history), events, title="Steps")
+        pictures["curves.png"] = curves_plot(_step_panels(history, weighted), events, title="Steps")
         pictures["times.png"] = _times(history)
     if looks:
         title = "Held-out prompts"
@@ -30,8 +33,11 @@ def pictures_of(history: Sequence[Row], looks: Sequence[Row], best: int | None) 
     return pictures
 
 
-def _step_panels(history: Sequence[Row]) -> list[CurvePanel]:
+def _step_panels(history: Sequence[Row], weighted: Collection[str]) -> list[CurvePanel]:
     steps = column(history, "step")
+    components = names_of(history, "reward/")
+    if weighted:
+        components = [name for name in components if name.removeprefix("reward/") in weighted]
 
     def curves(*names: str) -> list[Curve]:
         return [
@@ -40,11 +46,8 @@ def _step_panels(history: Sequence[Row]) -> list[CurvePanel]:
         ]
 
     return [
-        CurvePanel("reward and its components", curves("reward", *names_of(history, "reward/"))),
-        CurvePanel(
-            "by truth",
-            curves("reward_targets", "reward_none", "said_none"),
-        ),
+        CurvePanel("reward and its components", curves("reward", *components)),
+        CurvePanel("by truth", curves("reward_targets", "reward_none", "said_none")),
         CurvePanel("spread of rewards in a group", curves("reward_std", "zero_std")),
         CurvePanel("entropy of a token, nats", curves("entropy")),
         CurvePanel("divergence from the reference, nats", curves("kl")),
@@ -52,7 +55,7 @@ def _step_panels(history: Sequence[Row]) -> list[CurvePanel]:
         CurvePanel("mask words of a reply", curves("num_pred")),
         CurvePanel("share of replies", curves("cut", "malformed", "duplicates")),
         CurvePanel("share of clipped tokens", curves("clip_low", "clip_high")),
-        CurvePanel("mean |log p| between rollout and learner", curves("mismatch"), log=True),
+        CurvePanel("mean |log p| between rollout and learner", curves("mismatch", "off_policy"), log=True),
         CurvePanel("updates between rollout and learning", curves("staleness")),
         CurvePanel("gradient norm before clipping", curves("gradient_norm"), log=True),
         CurvePanel("loss", curves("loss")),

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from pipelines.grpo import report
+from pipelines.grpo.report_curves import pictures_of
 from pipelines.grpo.report_glossary import LOOK, STEP, meaning
 from pipelines.grpo.trajectories import write_trajectories
 from samtok.plots import LINES
@@ -20,16 +21,18 @@ STEP_METRICS = (
     *("reward", "reward_std", "reward_targets", "reward_none", "said_none", "zero_std", "malformed"),
     *("duplicates", "num_pred", "tokens", "cut", "entropy", "kl", "clip_low", "clip_high", "mismatch"),
     *("staleness", "loss", "gradient_norm", "lr", "s_rollout", "s_reward", "s_learn", "s_sync", "s_step"),
-    "samples_per_s",
+    *("samples_per_s", "skipped", "mismatch_max", "off_policy", "off_policy_max", "staleness_max"),
+    *("prompts", "learnt", "learnt_tokens", "kl_reward"),
 )
 LOOK_METRICS = (
     *("reward_sampled", "targets_sampled", "reward_greedy", "targets_greedy", "giou", "ciou", "n_acc"),
-    *("t_acc", "exact_targets", "exact_single", "t_acc_sampled", "none_share"),
+    *("t_acc", "exact_targets", "exact_single", "t_acc_sampled", "none_share", "prompts"),
+    "single_sampled",
 )
 RECORD = {
-    "best": {"step": 570},
+    "best": [{"step": 570, "targets_sampled": 0.5}, {"step": 10, "targets_sampled": 0.4}],
     "alarms": [{"step": 1234, "name": "collapse", "sentence": f"94% say no mask {HOSTILE}", "fatal": False}],
-    "times": {"training_s": 1234.0},
+    "seconds": {"s_step": 1234.0},
     "skipped_steps": 1,
     "rejects": {HOSTILE: 12},
     "lineage": {"model": "s3://m/sft", "prompts": ["uri=a", "uri=b"]},
@@ -88,8 +91,8 @@ def run(tmp_path_factory):
         "0.499 greedy gIoU; 0.400 at first",
         '0.360 reward and gIoU of always saying "No target."',
         "0.5 replies per second over 100 steps, 20 min 34 s",
-        "570 0.500 0.500 0.500 0.500 0.457 0.500 0.500 0.500 0.500 0.500 0.500 best",
-        'always "No target." 0.360 0.000 0.360 0.000 0.360 0.000 1.000 0.000 0.000 0.000 0.000',
+        "570 0.500 0.500 0.500 0.500 0.457 0.500 0.500 0.500 0.500 0.500 0.500 0.500 best",
+        'always "No target." 0.360 0.000 0.360 0.000 0.360 0.000 1.000 0.000 0.000 0.000 0.000 0.000',
         "first, mean of 10 steps",
         "reward 0.045 0.945 Mean reward of a reply",
         "reward/format 1 1 Mean of the reward's component format, before its weight.",
@@ -151,6 +154,12 @@ def test_trajectories_that_cannot_be_drawn_leave_the_rest_of_the_report(tmp_path
     assert "They cannot be drawn: " in page.text
     assert "No step was taken." in page.text
     assert any("cannot be drawn" in line for line in lines)
+
+
+def test_only_components_with_a_weight_are_drawn():
+    some, every = (pictures_of(steps(9), [], weighted=names) for names in (["mask"], []))
+    assert some["curves.png"] != every["curves.png"]
+    assert every["curves.png"] == pictures_of(steps(9), [], weighted=["mask", "format"])["curves.png"]
 
 
 # ---------------------------------------------------------------- the plot of times
