@@ -25,7 +25,7 @@ def pictures_of(
     pictures = {}
     if history:
         events = Events(skipped=skipped_steps(history))
-        pictures["curves.png"] = curves_plot(_step_panels(history, weighted), events, title="Steps")
+        pictures["curves.png"] = curves_plot(step_panels(history, weighted), events, title="Steps")
         pictures["times.png"] = _times(history)
     if looks:
         title = "Held-out prompts"
@@ -33,7 +33,8 @@ def pictures_of(
     return pictures
 
 
-def _step_panels(history: Sequence[Row], weighted: Collection[str]) -> list[CurvePanel]:
+def step_panels(history: Sequence[Row], weighted: Collection[str]) -> list[CurvePanel]:
+    """Returns the panels of ``curves.png``, in reading order; see ``pictures_of``."""
     steps = column(history, "step")
     components = names_of(history, "reward/")
     if weighted:
