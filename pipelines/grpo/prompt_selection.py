@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,15 +58,19 @@ def load_prompts(config: PromptsConfig, *, seed: int) -> PromptSource:
 
 
 def read_columns(source: ChatSource, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Yields columns of a source's samples, shard by shard, up to its limit."""
-    left = len(source)
+    """Yields columns of a source's samples, shard by shard, up to its limit; reads some shards at a time."""
+    left, wanted = len(source), []
     for shard in source.corpus.shards:
-        if left <= 0:
-            return
-        with storage.open_input(shard.uri) as file:
-            table = pq.ParquetFile(file).read(columns=list(columns)).slice(0, left)
-        left -= len(table)
-        yield table
+        if min(left, shard.rows) > 0:
+            wanted.append((shard.uri, min(left, shard.rows)))
+        left -= shard.rows
+
+    def read(part: tuple[str, int]) -> pa.Table:
+        with storage.open_input(part[0]) as file:
+            return pq.ParquetFile(file).read(columns=list(columns)).slice(0, part[1])
+
+    with ThreadPoolExecutor(shards.READ_THREADS) as threads:
+        yield from threads.map(read, wanted)
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,9 @@ def test_equal_words_of_two_true_masks_name_both():
     row["messages"][1] |= {"mask_ids": ["twin", "red"], "content": [{"text": RED + RED, "image": None}]}
     made = with_thought(row, f"<COT>{RED}</COT>{RED} and {RED}", OWN)
     assert made["messages"][-1]["mask_ids"] == ["twin", "twin", "red"]
+    row["messages"][1]["mask_ids"] = ["red", "red"]  # the truth may name one mask twice
+    made = with_thought(row, f"<COT>{RED}</COT>", RULES)
+    assert made["messages"][-1]["mask_ids"] == ["red", "red", "red"]
 
 
 @pytest.mark.parametrize(
