@@ -197,9 +197,10 @@ class GrpoConfig:
     __pydantic_config__ = FORBID_UNKNOWN
 
     out: str
-    """URI of the run's folder, a local path or s3://: checkpoints, final/ model, trajectories, report."""
+    """URI of the run's folder, a local path or s3://: checkpoints, final/ model, trajectories, report. Or
+    ``temporary``: a fresh folder of this machine."""
     model: str
-    """Folder of a fine-tuned model (jobs/train_mllm.py), local or s3://."""
+    """Fine-tuned model (jobs/train_mllm.py): a folder, local or s3://, or ``tour``, the tiny one that ships."""
     tokenizer: str = "tiny"
     """Mask tokenizer of the words, for pictures, looks and --reward.iou: a shipped name or a folder."""
     prompts: PromptsConfig

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from pipelines import run as runs
 from pipelines import shards, storage
+from pipelines.embedded import embedded_chats
 from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.learner import LearnerTask
 from pipelines.grpo.prompt_selection import load_prompts
@@ -24,6 +26,14 @@ from samtok.errors import CheckpointError, ConfigError
 from samtok.mllm.adapters import load_adapter
 from samtok.rewards.iou import NAME as IOU
 from samtok.rl.policy import PolicySettings, odd_clips
+
+TEMPORARY = "temporary"
+"""As --out: a fresh folder of this machine, which the log names."""
+
+EMBEDDED = "embedded-"
+"""Before the name of a task, as --prompts.corpora: a small synthetic corpus that is made first."""
+
+EMBEDDED_SCENES = 64
 
 CODE_VERSION = 1
 """Raised by hand with every change of the code that changes what is learnt."""
@@ -60,11 +70,10 @@ def resolve(config: GrpoConfig) -> GrpoConfig:
     Raises:
         ConfigError: If a relative place would be lost.
     """
+    if config.out == TEMPORARY:
+        config = _temporary(config)
     runs.refuse_lost_folders(config.out, config.tracking)
     gpus = 1.0 if torch.cuda.is_available() else 0.0
-    tokenizer = config.tokenizer
-    if checkpoint.resolve(tokenizer) == tokenizer.rstrip("/"):
-        tokenizer = storage.absolute(tokenizer)
 
     def filled(part: Any) -> Any:
         return part if part.gpus is not None else dataclasses.replace(part, gpus=gpus)
@@ -72,11 +81,40 @@ def resolve(config: GrpoConfig) -> GrpoConfig:
     return dataclasses.replace(
         config,
         out=storage.absolute(config.out),
-        model=storage.absolute(config.model),
-        tokenizer=tokenizer,
+        model=_anchored(config.model),
+        tokenizer=_anchored(config.tokenizer),
         learner=filled(config.learner),
         rollout=filled(config.rollout),
     )
+
+
+def _temporary(config: GrpoConfig) -> GrpoConfig:
+    """Gives a run a fresh folder, and its MLflow database a place in it."""
+    folder = tempfile.mkdtemp(prefix="samtok-grpo-")
+    tracking = config.tracking
+    if tracking == GrpoConfig.tracking:
+        tracking = f"sqlite:///{folder}/mlflow.db"
+    return dataclasses.replace(config, out=storage.join(folder, "run"), tracking=tracking)
+
+
+def with_embedded(config: GrpoConfig) -> GrpoConfig:
+    """Makes the embedded corpora that a config names; Ray may be connected already."""
+    home = storage.join(config.out, "embedded")
+    task = config.prompts.corpora[0].removeprefix(EMBEDDED)
+    if task not in ("gres", "gcg"):
+        return config
+    prompts = dataclasses.replace(
+        config.prompts, corpora=(embedded_chats(home, task, images=EMBEDDED_SCENES),)
+    )
+    looks = dataclasses.replace(
+        config.looks, corpora=(embedded_chats(home, task, images=EMBEDDED_SCENES // 4, held_out=True),)
+    )
+    return dataclasses.replace(config, prompts=prompts, looks=looks)
+
+
+def _anchored(uri: str) -> str:
+    """Makes a path absolute; the name of what ships stays, since every node has its own copy."""
+    return storage.absolute(uri) if checkpoint.resolve(uri) == uri.rstrip("/") else uri
 
 
 def prepare(config: GrpoConfig) -> Plan:
@@ -95,7 +133,7 @@ def prepare(config: GrpoConfig) -> Plan:
     odd = odd_clips(PolicySettings(told.limit, told.clip_low, told.clip_high, config.algorithm.dual_clip))
     if odd is not None:
         sys.stderr.write(f"warning: {odd}\n")
-    digest = weights_digest(config.model)
+    digest = weights_digest(checkpoint.resolve(config.model))
     fingerprint = _fingerprint(config, digest, prompts)
     _check_fingerprint(config, fingerprint)
     lineage = {
@@ -124,7 +162,7 @@ def _held_out(config: GrpoConfig) -> PromptSource | None:
 def _check_model(config: GrpoConfig, prompts: PromptSource, held_out: PromptSource | None) -> None:
     """Makes sure that model and prompts speak the same words."""
     try:
-        with storage.local_folder(config.model) as folder:
+        with storage.local_folder(checkpoint.resolve(config.model)) as folder:
             adapter = load_adapter(folder)
     except storage.NotFoundError as error:
         raise CheckpointError(f"--model {config.model}: {error}") from error

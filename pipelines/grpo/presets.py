@@ -100,11 +100,11 @@ _SMOKE = dataclasses.replace(
     _TOUR,
     out="temporary",
     model="tour",
-    prompts=PromptsConfig(corpora=("embedded",)),
+    prompts=PromptsConfig(corpora=("embedded-gres",)),
     prompts_per_step=8,
     steps=4,
     rollout=RolloutConfig(group_size=4, max_new_tokens=32, prompts_per_task=4),
-    looks=LooksConfig(corpora=("embedded-val",), every=2, prompts=16),
+    looks=LooksConfig(every=2, prompts=16),
     checkpoints=CheckpointsConfig(every=2),
     trajectories_every=2,
 )
@@ -122,7 +122,6 @@ GCG: dict[str, GrpoConfig] = {
         _SMOKE,
         prompts=PromptsConfig(corpora=("embedded-gcg",), tasks=("gcg",)),
         rollout=RolloutConfig(group_size=4, max_new_tokens=96, prompts_per_task=4),
-        looks=LooksConfig(every=2),
     ),
     # Section 3.2: captions are answered without a thought.
     "paper": dataclasses.replace(

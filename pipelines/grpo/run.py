@@ -12,7 +12,7 @@ from pipelines.cluster import session
 from pipelines.grpo import report
 from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.loop import Loop, State
-from pipelines.grpo.prepare import RECORD_FILE, Plan, describe, prepare, resolve
+from pipelines.grpo.prepare import EMBEDDED, RECORD_FILE, Plan, describe, prepare, resolve, with_embedded
 from pipelines.grpo.show import Show
 from pipelines.grpo.team import Team, cpus_needed
 from pipelines.tracking import Tracker
@@ -27,7 +27,15 @@ def grpo(config: GrpoConfig, *, experiment: str) -> int:
 
 
 def _grpo(told: GrpoConfig, experiment: str) -> int:
-    plan = prepare(resolve(told))
+    told = resolve(told)
+    if told.prompts.corpora[0].startswith(EMBEDDED):
+        with session(num_cpus=told.num_cpus, at_least_cpus=cpus_needed(told) + 2):
+            return _run(with_embedded(told), experiment)
+    return _run(told, experiment)
+
+
+def _run(told: GrpoConfig, experiment: str) -> int:
+    plan = prepare(told)
     config = plan.config
     print(describe(plan), end="", flush=True)  # noqa: T201 presets are seen in full
     if config.dry_run:
@@ -73,9 +81,7 @@ def _learn(plan: Plan, tracker: Tracker, told: GrpoConfig) -> None:
         "config": json.loads(runs.config_json(told)),
         "versions": runs.versions(),
     }
-    storage.write_bytes(
-        storage.join(config.out, RECORD_FILE), (json.dumps(record, indent=2) + "\n").encode()
-    )
+    storage.write_bytes(storage.join(config.out, RECORD_FILE), (json.dumps(record, indent=2) + "\n").encode())
 
 
 def _facts(state: State, loop: Loop) -> dict[str, Any]:
