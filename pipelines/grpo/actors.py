@@ -83,7 +83,7 @@ def wait_all(
             found[ready[0]] = result(ready[0], actor_of[ready[0]], doing)
         except ActorDied:
             raise
-        except Exception as error:  # maybe since another one died, which Ray says a moment later
+        except Exception as error:  # noqa: BLE001 raised below; maybe since another one died, which Ray says a moment later
             errors.append(error)
             deadline = min(deadline, time.monotonic() + _DEATH_IS_KNOWN_S)
     if errors:
@@ -124,8 +124,8 @@ def hung(actors: Sequence[Any], *, timeout_s: float, doing: str, out: str) -> Hu
     uri = storage.join(out, "stacks.txt")
     storage.write_bytes(uri, "\n\n".join(texts).encode())
     return Hung(
-        f"{len(actors)} processes are still {doing} after {timeout_s:.0f} s. Where each of their threads stands "
-        f"is in {uri}. If they are only slow, raise --rollout.timeout-s or --learner.timeout-s; the same "
+        f"{len(actors)} processes are still {doing} after {timeout_s:.0f} s. Where each of their threads "
+        f"stands is in {uri}. If they are only slow, raise --rollout.timeout-s or --learner.timeout-s; the same "
         "command goes on from the last checkpoint."
     )
 

@@ -1,4 +1,4 @@
-"""Checks that a run learns from right numbers: equal probabilities on both sides, and an image that matters."""
+"""Checks that a run learns from right numbers: equal probabilities on both sides, images that matter."""
 
 import logging
 import math
@@ -71,8 +71,8 @@ class Gates:
         if not found["mean"] <= limit:
             raise CheckpointError(
                 f"at step {step} samplers and learners disagree about the same tokens: log-probabilities "
-                f"differ by {found['mean']:.3g} on average, --gates.parity-limit is {limit:g}. Weights, images, "
-                "positions or types differ: compare --rollout.precision with --learner.precision and the "
+                f"differ by {found['mean']:.3g} on average, --gates.parity-limit is {limit:g}. Weights, "
+                "images, positions or types differ: compare --rollout.precision with --learner.precision and the "
                 "attentions of both; with bfloat16 on both sides a higher limit can be right."
             )
 
@@ -82,7 +82,7 @@ class Gates:
             log.info("the first prompt has no image, so its effect is not checked")
         elif effect < NO_EFFECT:
             raise CheckpointError(
-                f"turning the image of a prompt into its negative changes log-probabilities by {effect:.1g}: the "
-                "model does not see it. Is --model a vision-language model whose weights were all loaded? "
+                f"turning the image of a prompt into its negative changes log-probabilities by {effect:.1g}: "
+                "the model does not see it. Is --model a vision-language model whose weights were all loaded? "
                 "--no-gates.image leaves this check out."
             )

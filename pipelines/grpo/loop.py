@@ -1,15 +1,15 @@
 """The loop of reinforcement learning, in the driver: sample, score, learn, hand weights on, look, save.
 
-A step takes finished tasks in order, learns from them, and publishes the new weights; version ``v`` is that of
-the weights after ``v`` steps. Tasks are handed in at the beginning of a step only, ``slots`` of them at most
-being under way, so a reply is never older than ``--rollout.max-staleness`` steps. With 0 the samplers wait
-while learners learn, and a run resumed from a checkpoint goes on bit for bit: every draw follows from the seed
-and a number, and a checkpoint has those numbers. Above 0, what was under way when a run ended is sampled anew.
+A step takes finished tasks in order, learns from them, and publishes the new weights; version ``v`` is
+that of the weights after ``v`` steps. Tasks are handed in at the beginning of a step only, ``slots`` of them
+at most being under way, so a reply is never older than ``--rollout.max-staleness`` steps. With 0 the samplers
+wait while learners learn, and a run resumed from a checkpoint goes on bit for bit: every draw follows from
+the seed and a number, and a checkpoint has those numbers. Above 0, what was under way is sampled anew.
 """
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -145,8 +145,8 @@ class Loop:
         self.restarts += 1
         if self.restarts > self.config.learner.max_failures:
             raise ClusterError(
-                f"learners died {self.restarts} times, the last time: {error}. Checkpoints are kept: the same "
-                "command goes on from the last one. If memory is short, lower "
+                f"learners died {self.restarts} times, the last time: {error}. Checkpoints are kept: the "
+                "same command goes on from the last one. If memory is short, lower "
                 "--learner.replies-per-micro-batch; raise --learner.max-failures for unstable nodes."
             ) from error
         log.warning("%s; all learners start anew from the last checkpoint", error)
@@ -297,8 +297,8 @@ class Loop:
         share = state.rejected / max(state.drawn, 1)
         if state.drawn >= _ENOUGH_DRAWS and share > self.config.max_reject_rate:
             raise DataError(
-                f"{share:.1%} of {state.drawn} prompts that were drawn cannot be asked; --max-reject-rate allows "
-                f"{self.config.max_reject_rate:.1%}. Are the images of the chat corpora in place? The reasons "
+                f"{share:.1%} of {state.drawn} prompts that were drawn cannot be asked; --max-reject-rate "
+                f"allows {self.config.max_reject_rate:.1%}. Are the images of the chat corpora in place? The reasons "
                 f"so far: {self.journal.reasons()}."
             )
 

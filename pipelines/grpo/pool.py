@@ -5,8 +5,8 @@ process is fast. A task is sampled with all weights that were published before i
 calls of one actor are done in order; with ``slots`` tasks under way at most, no reply is older than
 ``--rollout.max-staleness`` steps when it is learnt from.
 
-A sampler that dies is replaced, gets the newest weights, and its task is done again, by itself or another one:
-its replies were never used, so each prompt is used exactly once.
+A sampler that dies is replaced, gets the newest weights, and its task is done again, by it or another one:
+the replies were never used, so each prompt is used exactly once.
 """
 
 import logging

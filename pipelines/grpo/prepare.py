@@ -179,8 +179,8 @@ def _check_tokenizer(config: GrpoConfig, prompts: PromptSource) -> None:
     found = checkpoint.read_config(config.tokenizer, read=storage.read_bytes).quantizer
     if (found.num_codes, found.num_levels) != (corpus.num_codes, corpus.num_levels):
         raise ConfigError(
-            f"--tokenizer {config.tokenizer} has {found.num_levels} x {found.num_codes} codes, the prompts' words "
-            f"{corpus.num_levels} x {corpus.num_codes}; give the one that made them"
+            f"--tokenizer {config.tokenizer} has {found.num_levels} x {found.num_codes} codes, the prompts' "
+            f"words {corpus.num_levels} x {corpus.num_codes}; give the one that made them"
         )
 
 
@@ -239,10 +239,10 @@ def describe(plan: Plan) -> str:
     return (
         f"{runs.config_json(config)}"
         f"algorithm: {config.algorithm.name}: {told}\n"
-        f"run: {config.steps} steps of {config.prompts_per_step} prompts x {config.rollout.group_size} replies = "
-        f"{replies}, {config.algorithm.inner_steps} optimizer steps each; {config.learner.count} learners, "
-        f"{config.rollout.actors} samplers, at most {config.slots} tasks of {config.rollout.prompts_per_task} "
-        f"prompts under way, replies at most {config.rollout.max_staleness} steps old\n"
+        f"run: {config.steps} steps of {config.prompts_per_step} prompts x {config.rollout.group_size} replies "
+        f"= {replies}, {config.algorithm.inner_steps} optimizer steps each; {config.learner.count} learners, "
+        f"{config.rollout.actors} samplers, at most {config.slots} tasks of "
+        f"{config.rollout.prompts_per_task} prompts under way, replies at most {config.rollout.max_staleness} steps old\n"
         f"prompts: {len(prompts)}, {prompts.counts.get('none', 0)} of them without a target, "
         f"{config.steps * config.prompts_per_step / len(prompts):.2f} epochs; "
         f"{0 if plan.held_out is None else len(plan.held_out)} held out\n"

@@ -58,7 +58,8 @@ def step_line(row: Mapping[str, Any], steps: int) -> str:
         f"std {_n(row, 'reward_std')}, equal groups {_n(row, 'zero_std')}, says none {_n(row, 'said_none')}",
         f"| {_n(row, 'tokens', 1)} tokens, cut {_n(row, 'cut')}, malformed {_n(row, 'malformed')}",
         f"| entropy {_n(row, 'entropy', 3)} kl {_n(row, 'kl', 4)}",
-        f"clip {_n(row, 'clip_low', 3)}/{_n(row, 'clip_high', 3)} {_apart(row)} age {_n(row, 'staleness', 1)}",
+        f"clip {_n(row, 'clip_low', 3)}/{_n(row, 'clip_high', 3)} {_apart(row)}",
+        f"age {_n(row, 'staleness', 1)}",
         f"grad {_n(row, 'gradient_norm')}",
         f"| s: roll {_n(row, 's_rollout')} reward {_n(row, 's_reward')} learn {_n(row, 's_learn')} "
         f"sync {_n(row, 's_sync')}, {_n(row, 'samples_per_s', 0)} samples/s",

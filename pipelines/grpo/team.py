@@ -1,4 +1,4 @@
-"""All processes of a run: learners, samplers and scorers, where they are placed, and how they are replaced."""
+"""All processes of a run: learners, samplers and scorers, where they are, and how they are replaced."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -127,8 +127,8 @@ def _place(config: GrpoConfig, cluster: ClusterInfo) -> Any:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         have = "; ".join(f"{n.get('CPU', 0):g} CPUs and {n.get('GPU', 0):g} GPUs" for n in nodes)
         raise ClusterError(
-            f"there was no room within {_PLACED_WITHIN_S:.0f} s for {bundles}, one process each; the nodes have "
-            f"{have}. Other jobs may hold them; or lower --learner.count, --rollout.actors or their CPUs."
+            f"there was no room within {_PLACED_WITHIN_S:.0f} s for {bundles}, one process each; the nodes "
+            f"have {have}. Other jobs may hold them; or lower --learner.count, --rollout.actors or their CPUs."
         )
     return group
 
@@ -184,7 +184,8 @@ class ScorerPool:
         if self.failures > self.config.rollout.max_failures:
             raise ClusterError(
                 f"processes that compute rewards died {self.failures} times, the last time: {error}. Does a "
-                "plug-in (--reward.plug-ins) end its process? The same command goes on from the last checkpoint."
+                "plug-in (--reward.plug-ins) end its process? The same command goes on from the last "
+                "checkpoint."
             ) from error
         log.warning("%s; another one takes its place", error)
         actors.kill([self.actors[at]])
