@@ -42,12 +42,10 @@ tour: setup ## words become a language: a tiny MLLM learns to segment what is as
 	$(BIN)/python jobs/make_shapes.py --preset tour-val
 	$(BIN)/python jobs/tokenize_corpus.py --preset tour
 	$(BIN)/python jobs/tokenize_corpus.py --preset tour-val
-	$(BIN)/python jobs/compose_dialogues.py --preset tour-dense
 	$(BIN)/python jobs/compose_dialogues.py --preset tour
 	$(BIN)/python jobs/compose_dialogues.py --preset tour-val
 	$(BIN)/python jobs/extend_mllm.py --preset tour
 	$(BIN)/python jobs/evaluate_mllm.py --preset tour-untrained
-	$(BIN)/python jobs/train_mllm.py --preset tour-dense
 	$(BIN)/python jobs/train_mllm.py --preset tour
 	$(BIN)/python jobs/evaluate_mllm.py --preset tour
 	@echo "open runs/tour/evaluation/report/index.html"

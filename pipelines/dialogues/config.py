@@ -153,16 +153,8 @@ _REQUIRED = tyro.MISSING
 PRESETS: dict[str, ComposeDialoguesConfig] = {
     # The words of `make quickstart`, whose masks have labels and no other annotations.
     "smoke": ComposeDialoguesConfig(words=("runs/words",), out="runs/chats", tasks="instances"),
-    # Expressions of the synthetic corpus. First many of an image in one chat, which teaches what words mean;
-    # but there later answers can be taken from earlier ones.
-    "tour-dense": ComposeDialoguesConfig(
-        words=("runs/tour/words-train",),
-        out="runs/tour/chats-dense",
-        tasks="gres",
-        wordings=1,
-        turns_per_sample=7,
-    ),
-    # Then one per chat, whose answer can only come from the image.
+    # Expressions of the synthetic corpus, one per chat: its answer can only come from the image, while later
+    # answers of a longer chat could be taken from earlier ones.
     "tour": ComposeDialoguesConfig(
         words=("runs/tour/words-train",), out="runs/tour/chats-train", tasks="gres", wordings=1
     ),

@@ -68,7 +68,8 @@ PRESETS: dict[str, ExtendMllmConfig] = {
         vision="tiny",
         rows="codebooks",
         chats="runs/tour/chats-train",
-        tokenizer="runs/tour/tokenizer/final",
+        numbers=TinyConfig(num_layers=3),
+        tokenizer="tour",
         out="runs/tour/untrained",
     ),
     # Appendix B of the paper: 256 x 2 words, rows drawn from mean and variance of the old ones. Not run yet.

@@ -8,6 +8,7 @@ is another ``WeightTransport``.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -98,11 +99,11 @@ class ObjectStoreTransport:
         state: dict[str, Tensor] = {}
         for number, piece in enumerate(weights.pieces):
             data = self.get(piece.ref)
-            if piece.sha256 is not None and _sha256(data) != piece.sha256:
+            if wrong := _damage(piece, data):
                 raise CheckpointError(
                     f"piece {number} of {len(weights.pieces)} of weights version {weights.version} is not "
-                    f"what was published ({data.nbytes} bytes, checksum differs). The sampler keeps its old "
-                    "weights; if it happens again, look at the memory and disks of the nodes."
+                    f"what was published: {wrong}. The sampler keeps its old weights; if it happens again, "
+                    "look at the memory and disks of the nodes."
                 )
             state |= _tensors(piece, data)
         return state
@@ -125,13 +126,30 @@ def _bytes(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
+def _damage(piece: Piece, data: np.ndarray) -> str | None:
+    """Returns in what way bytes are not those of a piece."""
+    expected = sum(_size_bytes(kind, shape) for _, kind, shape in piece.entries)
+    if data.nbytes != expected:
+        return f"it has {data.nbytes} bytes, expected {expected}"
+    if piece.sha256 is not None and _sha256(data) != piece.sha256:
+        return f"the checksum of its {data.nbytes} bytes differs"
+    return None
+
+
+def _size_bytes(kind: str, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * _dtype(kind).itemsize
+
+
+def _dtype(kind: str) -> torch.dtype:
+    return getattr(torch, kind)
+
+
 def _tensors(piece: Piece, data: np.ndarray) -> Iterator[tuple[str, Tensor]]:
     """Yields tensors that own their memory: the store's is read only, and may be given up."""
     own = torch.from_numpy(data.copy())
     first = 0
     for name, kind, shape in piece.entries:
-        dtype: torch.dtype = getattr(torch, kind)
-        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        dtype, size = _dtype(kind), _size_bytes(kind, shape)
         part = own[first : first + size]
         if first % dtype.itemsize:  # a view needs its alignment
             part = part.clone()

@@ -112,7 +112,7 @@ PRESETS: dict[str, ShapesConfig] = {
     "tour": ShapesConfig(
         out="runs/tour/shapes-train",
         format="refer",
-        num_images=6000,
+        num_images=8000,
         world=TOUR_WORLD,
         expressions=ExpressionsConfig(single=4, multi=1, none=2, families=("attributes",)),
     ),

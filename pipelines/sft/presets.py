@@ -26,30 +26,17 @@ PRESETS: dict[str, TrainMllmConfig] = {
         validation=ValidationConfig(every=10, samples=16, generations=4),
         checkpoints=CheckpointsConfig(every=10),
     ),
-    # The tiny model of `make tour`, whose vision encoder knows shapes and stays as it is, learns what words
-    # mean from chats of many questions.
-    "tour-dense": TrainMllmConfig(
-        out="runs/tour/mllm-dense",
-        model="runs/tour/untrained",
-        corpora=("runs/tour/chats-dense",),
-        validation_corpora=("runs/tour/chats-val",),
-        tokenizer="runs/tour/tokenizer/final",
-        sampling=SamplingConfig(samples_per_step=16, max_tokens=1024),
-        steps=3500,
-        optimizer=OptimizerConfig(lr=4e-3, warmup_steps=20, final_lr_share=0.03),
-        workers=WorkersConfig(count=2),
-        validation=ValidationConfig(every=1000, samples=200, generations=8, max_new_tokens=40),
-        checkpoints=CheckpointsConfig(every=1000),
-    ),
-    # Then it learns to look, from chats of one question.
+    # The tiny model of `make tour`. Its vision encoder and projector know shapes and stay as they are. For a
+    # thousand steps it learns where shapes can be, then, all at once, which of them is meant.
     "tour": TrainMllmConfig(
         out="runs/tour/mllm",
-        model="runs/tour/mllm-dense/final",
+        model="runs/tour/untrained",
         corpora=("runs/tour/chats-train",),
         validation_corpora=("runs/tour/chats-val",),
-        tokenizer="runs/tour/tokenizer/final",
+        tokenizer="tour",
+        train=TrainedConfig(projector=False),
         sampling=SamplingConfig(samples_per_step=48, max_tokens=1024),
-        steps=1500,
+        steps=2500,
         optimizer=OptimizerConfig(lr=3e-3, warmup_steps=20, final_lr_share=0.03),
         workers=WorkersConfig(count=2),
         validation=ValidationConfig(every=500, samples=200, generations=8, max_new_tokens=40),

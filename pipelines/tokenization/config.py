@@ -139,7 +139,7 @@ def _tour(split: str, chunk_rows: int) -> TokenizeCorpusConfig:
             split=split,
         ),
         out=f"runs/tour/words-{split}",
-        tokenizer=TokenizerConfig(uri="runs/tour/tokenizer/final"),
+        tokenizer=TokenizerConfig(uri="tour"),
         chunk_rows=chunk_rows,
         shard_rows=512,
         report_images=0,
