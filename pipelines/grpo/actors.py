@@ -125,8 +125,8 @@ def hung(actors: Sequence[Any], *, timeout_s: float, doing: str, out: str) -> Hu
     storage.write_bytes(uri, "\n\n".join(texts).encode())
     return Hung(
         f"{len(actors)} processes are still {doing} after {timeout_s:.0f} s. Where each of their threads "
-        f"stands is in {uri}. If they are only slow, raise --rollout.timeout-s or --learner.timeout-s; the same "
-        "command goes on from the last checkpoint."
+        f"stands is in {uri}. If they are only slow, raise --rollout.timeout-s or --learner.timeout-s; the "
+        "same command goes on from the last checkpoint."
     )
 
 

@@ -72,8 +72,8 @@ class Gates:
             raise CheckpointError(
                 f"at step {step} samplers and learners disagree about the same tokens: log-probabilities "
                 f"differ by {found['mean']:.3g} on average, --gates.parity-limit is {limit:g}. Weights, "
-                "images, positions or types differ: compare --rollout.precision with --learner.precision and the "
-                "attentions of both; with bfloat16 on both sides a higher limit can be right."
+                "images, positions or types differ: compare --rollout.precision with --learner.precision and "
+                "the attentions of both; with bfloat16 on both sides a higher limit can be right."
             )
 
     def _require_effect(self, refs: list[Any]) -> None:
@@ -83,6 +83,6 @@ class Gates:
         elif effect < NO_EFFECT:
             raise CheckpointError(
                 f"turning the image of a prompt into its negative changes log-probabilities by {effect:.1g}: "
-                "the model does not see it. Is --model a vision-language model whose weights were all loaded? "
-                "--no-gates.image leaves this check out."
+                "the model does not see it. Is --model a vision-language model whose weights were all "
+                "loaded? --no-gates.image leaves this check out."
             )

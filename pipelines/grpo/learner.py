@@ -72,7 +72,7 @@ class Learner:
         self.reference = _reference(self.model) if config.algorithm.kl.weight else None
         self.model.train(config.learner.gradient_checkpointing)
         if config.learner.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            _keep_fewer_activations(self.model)
         self.engine = _engine(self.model, task)
         self.processor = processor_of(self.adapter, grammar=config.rollout.grammar)
         told = config.algorithm.resolved
@@ -81,7 +81,7 @@ class Learner:
 
     # ---------------------------------------------------------------- learning
 
-    def learn(self, step: int, parts: Sequence[Sequence[Share]]) -> dict[str, float]:
+    def learn(self, step: int, parts: Sequence[Sequence[Share]], *, change: bool = True) -> dict[str, float]:
         """Takes one optimizer step per part; returns the metrics of all learners.
 
         A part whose gradient is no number is skipped on all learners.
@@ -89,6 +89,7 @@ class Learner:
         Args:
             step: Of the run, from 0; decides the learning rate.
             parts: This learner's shares of each optimizer step, at least one share each.
+            change: Without it all is computed, and the weights stay as they are.
 
         Raises:
             TrainingDiverged: Too many steps in a row were skipped.
@@ -101,7 +102,8 @@ class Learner:
         skipped = self.steps.skipped
         for part, known in zip(cut, old, strict=True):
             sums += [self._pass(micro, known[i] if known else None) for i, micro in enumerate(part)]
-            norms.append(self.engine.step(rate))
+            norms.append(self.engine.step(rate if change else 0.0))
+            self.steps.done = step  # inner steps are one step of the run
             self.steps.count(norms[-1], {"step": step, "lr": rate}, self.config.max_bad_steps)
         return {
             **_means(world.gathered(sums), len(parts)),
@@ -261,6 +263,12 @@ def _engine(model: Any, task: LearnerTask) -> Engine:
     from pipelines.training.engine_deepspeed import DeepSpeedEngine  # loads DeepSpeed
 
     return DeepSpeedEngine(model, task.config.optimizer, task.deepspeed)
+
+
+def _keep_fewer_activations(model: Any) -> None:
+    """Turns gradient checkpointing on, which transformers is renaming."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def _reference(model: Any) -> Any:

@@ -57,12 +57,12 @@ class LearnerActor:
         device = "cuda" if config.learner.gpus else "cpu"
         self.learner = Learner(task, object_store(task), torch.device(device))
 
-    def learn(self, step: int, parts: Sequence[Sequence[Share]]) -> dict[str, float]:
+    def learn(self, step: int, parts: Sequence[Sequence[Share]], change: bool) -> dict[str, float]:
         """Fetches the groups of its shares and learns from them."""
         import ray
 
         fetched = [[share.fetched(ray.get) for share in part] for part in parts]
-        return self.learner.learn(step, fetched)
+        return self.learner.learn(step, fetched, change=change)
 
     def drift(self, refs: Sequence[Any]) -> list[list[float]]:
         """As ``Learner.drift``."""
@@ -139,9 +139,11 @@ class LearnerGroup:
             out=self.task.config.out,
         )
 
-    def learn(self, step: int, parts: Sequence[Sequence[Sequence[Share]]]) -> dict[str, float]:
+    def learn(
+        self, step: int, parts: Sequence[Sequence[Sequence[Share]]], *, change: bool = True
+    ) -> dict[str, float]:
         """Learns; ``parts`` has the optimizer steps of each learner. Returns the metrics."""
-        calls = [actor.learn.remote(step, own) for actor, own in zip(self.actors, parts, strict=True)]
+        calls = [actor.learn.remote(step, own, change) for actor, own in zip(self.actors, parts, strict=True)]
         return self._wait(calls, "learning")[0]
 
     def drift(self, refs: Sequence[Any]) -> list[list[float]]:

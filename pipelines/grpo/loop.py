@@ -20,10 +20,11 @@ from pipelines.grpo.actors import ActorDied
 from pipelines.grpo.best import BestK
 from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.gates import Gates
-from pipelines.grpo.groups import Outline, RolloutTask
+from pipelines.grpo.groups import Outline, RolloutTask, outline
 from pipelines.grpo.learner_group import LearnerGroup
 from pipelines.grpo.measures import look_measures, step_measures
 from pipelines.grpo.prompts import PromptSource
+from pipelines.grpo.replay import Replay
 from pipelines.grpo.rewards import Scored
 from pipelines.grpo.show import Show
 from pipelines.grpo.team import Team
@@ -102,6 +103,9 @@ class Loop:
         self._fresh()
         self.restarts = 0
         self._handed_in = 0
+        self.replay = Replay(self.config, prompts) if self.config.replay is not None else None
+        self.changes = self.config.debug in ("off", "train-only")
+        self.steps = self.config.steps if self.replay is None else min(self.config.steps, len(self.replay))
 
     def _fresh(self) -> None:
         self.state = State()
@@ -116,12 +120,13 @@ class Loop:
             SamtokError: For what a person can do something about: gates, alarms, deaths, bad data.
         """
         self._begin()
-        while self.state.step < self.config.steps:
+        while self.state.step < self.steps:
             try:
                 self._step()
             except ActorDied as error:
                 self._restart(error)
-        self.learners.export("final", {"step": self.state.step, "look": (self.state.looks or [None])[-1]})
+        if self.changes:
+            self.learners.export("final", {"step": self.state.step, "look": (self.state.looks or [None])[-1]})
         return self.state
 
     # ---------------------------------------------------------------- start and restart
@@ -135,6 +140,8 @@ class Loop:
             self._restore(self.learners.load(found[-1]))
             self.show.resumed(self.state.step)
         self._handed_in = self.state.next_task
+        if self.replay is not None:
+            return
         self._sync(wait=True)
         self.gates = Gates(self.config, self.prompts, self.team, self.learners)
         self.gates.start(self.state.step)
@@ -179,9 +186,10 @@ class Loop:
     def _step(self) -> None:
         started = time.monotonic()
         step = self.state.step
-        batch = self._gather()
+        batch = self._gather() if self.replay is None else self._replayed(self.replay)
         self._judge_rejects()
-        measures = step_measures(batch.outlines, batch.scored, version=step)
+        newest = step if self.replay is None else max(one.version for one in batch.outlines)
+        measures = step_measures(batch.outlines, batch.scored, version=newest)
         update, learnt, seconds = self._learn(step, batch)
         self.state.step += 1
         syncing = time.monotonic()
@@ -191,16 +199,16 @@ class Loop:
         row = {"step": step, **measures, **learnt, **batch.seconds, **seconds}
         row["samples_per_s"] = len(batch.outlines) * self.config.rollout.group_size / seconds["s_step"]
         self._note(row, batch, update)
-        if self._is_due(self.config.looks.every) and self.held_out is not None:
+        if self.replay is None and self.held_out is not None and self._is_due(self.config.looks.every):
             self._look()
-        if self._is_due(self.config.gates.parity_every):
+        if self.replay is None and self._is_due(self.config.gates.parity_every):
             self.gates.parity(self.state.step)
-        if self._is_due(self.config.checkpoints.every):
+        if self.changes and self._is_due(self.config.checkpoints.every):
             self._save()
 
     def _is_due(self, every: int) -> bool:
         done = self.state.step
-        return every > 0 and (done % every == 0 or done == self.config.steps)
+        return every > 0 and (done % every == 0 or done == self.steps)
 
     def _gather(self) -> _Batch:
         """Takes tasks until there are enough groups to learn from; hands in new ones first."""
@@ -220,6 +228,17 @@ class Loop:
                 f"{self.journal.reasons()}",
                 reason="no_prompts",
             )
+        return batch
+
+    def _replayed(self, replay: Replay) -> _Batch:
+        import ray
+
+        kept = replay.step(self.state.step)
+        batch = _Batch()
+        batch.outlines = [outline(one.group) for one in kept]
+        batch.refs = [ray.put(one.group) for one in kept]
+        batch.scored = [one.scored for one in kept]
+        self.state.drawn += len(kept)
         return batch
 
     def _missing(self, batch: _Batch) -> int:
@@ -284,7 +303,7 @@ class Loop:
         learnt: dict[str, float] = {"learnt": float(update.used.mean())}
         if update.parts and config.debug != "rollout-only":
             by_learner = [[part[rank] for part in update.parts] for rank in range(config.learner.count)]
-            found = self.learners.learn(step, by_learner)
+            found = self.learners.learn(step, by_learner, change=self.changes)
             stale = any(one.version != step for one in batch.outlines)
             learnt |= {_apart(name) if stale else name: value for name, value in found.items()}
         return update, {**learnt, **drift}, {"s_learn": time.monotonic() - begun}
@@ -298,8 +317,8 @@ class Loop:
         if state.drawn >= _ENOUGH_DRAWS and share > self.config.max_reject_rate:
             raise DataError(
                 f"{share:.1%} of {state.drawn} prompts that were drawn cannot be asked; --max-reject-rate "
-                f"allows {self.config.max_reject_rate:.1%}. Are the images of the chat corpora in place? The reasons "
-                f"so far: {self.journal.reasons()}."
+                f"allows {self.config.max_reject_rate:.1%}. Are the images of the chat corpora in place? The "
+                f"reasons so far: {self.journal.reasons()}."
             )
 
     # ---------------------------------------------------------------- what is kept and shown

@@ -118,4 +118,6 @@ def _publish(plan: Plan, tracker: Tracker) -> None:
         "%d replies in %.0f s of steps, %.1f a second",
         *(record["samples"], record["seconds"].get("s_step", 0.0), record["samples_per_s"]),
     )
-    log.info("model: %s  report: %s", *(storage.join(config.out, n) for n in ("final", "report/index.html")))
+    if config.debug in ("off", "train-only"):
+        log.info("model: %s", storage.join(config.out, "final"))
+    log.info("report: %s", storage.join(config.out, "report/index.html"))

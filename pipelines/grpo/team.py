@@ -65,7 +65,7 @@ class Team:
         self.learners: LearnerGroup | None = None
         self.pool = RolloutPool(
             sampler,
-            count=count,
+            count=0 if config.replay is not None else count,
             out=config.out,
             prompts_per_task=config.rollout.prompts_per_task,
             timeout_s=config.rollout.timeout_s,
@@ -128,7 +128,8 @@ def _place(config: GrpoConfig, cluster: ClusterInfo) -> Any:
         have = "; ".join(f"{n.get('CPU', 0):g} CPUs and {n.get('GPU', 0):g} GPUs" for n in nodes)
         raise ClusterError(
             f"there was no room within {_PLACED_WITHIN_S:.0f} s for {bundles}, one process each; the nodes "
-            f"have {have}. Other jobs may hold them; or lower --learner.count, --rollout.actors or their CPUs."
+            f"have {have}. Other jobs may hold them; or lower --learner.count, --rollout.actors or "
+            "their CPUs."
         )
     return group
 

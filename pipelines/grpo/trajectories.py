@@ -103,7 +103,7 @@ def read_trajectories(out: str, first: int = 0, last: int | None = None) -> Iter
     """
     for step, uri in sorted(_files(out).items()):
         if step >= first and (last is None or step <= last):
-            yield from _rows_of(uri)
+            yield from read_trajectory_file(uri)
 
 
 def _files(out: str) -> dict[int, str]:
@@ -112,7 +112,13 @@ def _files(out: str) -> dict[int, str]:
     return {int(match[1]): uri for match, uri in named if match is not None}
 
 
-def _rows_of(uri: str) -> list[dict[str, Any]]:
+def read_trajectory_file(uri: str) -> list[dict[str, Any]]:
+    """Returns the replies of one file.
+
+    Raises:
+        DataError: If it was written with another version of the schema.
+        StorageError: If it cannot be read.
+    """
     with storage.open_input(uri) as stream:
         table = pq.ParquetFile(stream).read()
     found = (table.schema.metadata or {}).get(b"samtok_schema_version", b"none").decode()

@@ -1,0 +1,103 @@
+"""Replies of an earlier run in the place of sampling, to look for a fault in learning alone.
+
+Prompts are read and encoded anew, replies are the tokens that were kept, rewards those that were given.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from pipelines import storage
+from pipelines.grpo.config import GrpoConfig
+from pipelines.grpo.groups import Group
+from pipelines.grpo.prompts import PromptSource, encode_prompt
+from pipelines.grpo.rewards import Scored
+from pipelines.grpo.trajectories import components_of, read_trajectories, read_trajectory_file, steps_of
+from samtok import checkpoint
+from samtok.errors import ConfigError
+from samtok.mllm.adapters import load_adapter
+from samtok.mllm.family import Adapter
+from samtok.mllm.sampling import Sampled
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """One prompt of a step, with what its replies were worth."""
+
+    group: Group
+    scored: list[Scored]
+
+
+class Replay:
+    """Reads kept steps, one after the other.
+
+    Args:
+        config: The run; ``--replay`` names a run's folder or one of its trajectory files.
+        prompts: Of the run that kept them: same corpora, same seed.
+
+    Raises:
+        ConfigError: Nothing is kept there.
+    """
+
+    def __init__(self, config: GrpoConfig, prompts: PromptSource) -> None:
+        assert config.replay is not None  # the config says so itself
+        self.config, self.prompts = config, prompts
+        self.uri = storage.absolute(config.replay)
+        self.files: list[int | None] = [None] if self.uri.endswith(".parquet") else [*steps_of(self.uri)]
+        if not self.files:
+            raise ConfigError(
+                f"--replay {config.replay} keeps no trajectories: it has no trajectories/step-*.parquet. Give "
+                "the --out of a run that had --trajectories-every above 0."
+            )
+        with storage.local_folder(checkpoint.resolve(config.model)) as folder:
+            self.adapter: Adapter = load_adapter(folder)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def step(self, number: int) -> list[Replayed]:
+        """Returns the prompts of the kept step ``number`` of ``[0, len(self))``.
+
+        Raises:
+            ConfigError: The prompts are of another run.
+            DataError: A prompt cannot be read any more.
+        """
+        kept = self.files[number]
+        rows = read_trajectory_file(self.uri) if kept is None else read_trajectories(self.uri, kept, kept)
+        ordered = sorted(rows, key=lambda row: (row["draw"], row["reply"]))
+        return [self._group(list(group)) for _, group in groupby(ordered, key=lambda row: row["draw"])]
+
+    def _group(self, rows: Sequence[Mapping[str, Any]]) -> Replayed:
+        draw = rows[0]["draw"]
+        index = self.prompts.draws(draw, 1)[0]
+        prompt = self.prompts.prompt(index)
+        if prompt.row["sample_id"] != rows[0]["sample_id"]:
+            raise ConfigError(
+                f"--replay: draw {draw} was sample {rows[0]['sample_id']!r} there and is "
+                f"{prompt.row['sample_id']!r} here. Give the --prompts and the --seed of that run (its "
+                "config.json)."
+            )
+        encoded = encode_prompt(self.adapter, prompt, self.config.prompts.max_prompt_tokens)
+        group = Group(
+            draw=draw,
+            index=index,
+            question=prompt.question,
+            input_ids=encoded.input_ids.numpy(),
+            mm_token_type_ids=encoded.mm_token_type_ids.numpy(),
+            vision={name: value.numpy() for name, value in encoded.vision.items()},
+            replies=tuple(_sampled(row) for row in rows),
+            texts=tuple(row["text"] for row in rows),
+            version=rows[0]["weight_version"],
+        )
+        return Replayed(group, [Scored(components_of(row), row["reward"]) for row in rows])
+
+
+def _sampled(row: Mapping[str, Any]) -> Sampled:
+    return Sampled(
+        np.array(row["token_ids"], np.int32),
+        np.array(row["rollout_log_probs"], np.float32),
+        row["complete"],
+    )
