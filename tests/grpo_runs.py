@@ -1,0 +1,153 @@
+"""Short runs of reinforcement learning for tests: their settings, rewards, kills, and what they left."""
+
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipelines import storage
+from pipelines.grpo.config import (
+    GatesConfig,
+    GrpoConfig,
+    LearnerConfig,
+    LooksConfig,
+    RewardConfig,
+    RolloutConfig,
+)
+from pipelines.grpo.prompts import PromptsConfig
+from pipelines.grpo.trajectories import read_trajectories, steps_of
+from pipelines.training import checkpoints
+from pipelines.training.config import CheckpointsConfig, OptimizerConfig
+from samtok.rewards.reply import Question, Reply
+from tests.mllm_evaluations import World
+
+STEPS, EVERY = 6, 2
+PROMPTS, TASK, GROUP = 4, 2, 4
+"""Prompts of a step and of a task, and replies to each prompt."""
+_PATIENCE_S = 240.0
+
+
+# ---------------------------------------------------------------- rewards
+
+
+def even(question: Question, reply: Reply) -> dict[str, float]:
+    """Pays for even token ids: any model says some, so that groups differ and weights move."""
+    return {"even": sum(token % 2 == 0 for token in reply.token_ids) / max(len(reply.token_ids), 1)}
+
+
+def wordless(question: Question, reply: Reply) -> dict[str, float]:
+    """Pays for saying no mask, whatever was asked."""
+    return {"wordless": float("<|mt_" not in reply.text)}
+
+
+def never_ends(question: Question, reply: Reply) -> dict[str, float]:
+    """Hangs on any reply but the true answer, with which rewards are tried before a run begins."""
+    if reply.text != question.text:
+        threading.Event().wait()
+    return {"even": 1.0}
+
+
+def paying(name: str, component: str) -> RewardConfig:
+    """Returns a reward of which one plug-in of this module is all that counts."""
+    return RewardConfig(weights={component: 1.0}, plug_ins=(f"tests.grpo_runs:{name}",))
+
+
+# ---------------------------------------------------------------- settings
+
+
+def short(world: World, out: Path | str, **changes: Any) -> GrpoConfig:
+    """Six steps that go over the border of an epoch, with two samplers and a checkpoint every two steps."""
+    base = GrpoConfig(
+        out=str(out),
+        model=world.model,
+        tokenizer=world.tokenizer_uri,
+        prompts=PromptsConfig(corpora=(world.chat,)),
+        prompts_per_step=PROMPTS,
+        steps=STEPS,
+        reward=paying("even", "even"),
+        rollout=rollout(),
+        learner=LearnerConfig(gpus=0),
+        optimizer=OptimizerConfig(lr=1e-3, warmup_steps=2, weight_decay=0.0),
+        gates=GatesConfig(parity_every=4),
+        looks=LooksConfig(every=STEPS),
+        checkpoints=CheckpointsConfig(every=EVERY, keep=10),
+        trajectories_every=1,
+        tracking="off",
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def rollout(**changes: Any) -> RolloutConfig:
+    """Returns two samplers of short replies on CPUs."""
+    base = RolloutConfig(group_size=GROUP, max_new_tokens=8, prompts_per_task=TASK, actors=2, gpus=0)
+    return dataclasses.replace(base, **changes)
+
+
+# ---------------------------------------------------------------- kills
+
+
+def workers(name: str, among: Sequence[psutil.Process] | None = None) -> list[psutil.Process]:
+    """Returns live Ray workers whose title has ``name`` in it, by default of this process's own Ray."""
+    family = psutil.Process().children(recursive=True) if among is None else among
+    return [process for process in family if name in _title(process)]
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+@contextmanager
+def assassin(name: str, when: Callable[[], bool]) -> Iterator[list[int]]:
+    """Kills one worker of a name at a moment, while the block runs; yields the pids that it killed."""
+    killed: list[int] = []
+    over = threading.Event()
+
+    def lurk() -> None:
+        while not over.wait(0.01):
+            if when() and (found := workers(name)):
+                found[0].kill()
+                killed.append(found[0].pid)
+                return
+
+    thread = threading.Thread(target=lurk, name="assassin")
+    thread.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        thread.join(_PATIENCE_S)
+
+
+def saved(out: Path | str) -> int:
+    """Returns the step of the newest checkpoint, 0 if there is none."""
+    return max(checkpoints.steps(str(out)), default=0)
+
+
+def seen(out: Path | str) -> int:
+    """Returns how many steps have written their trajectories."""
+    return len(steps_of(str(out)))
+
+
+# ---------------------------------------------------------------- what is left
+
+
+def rows_of(out: Path | str) -> list[dict[str, Any]]:
+    """Reads all trajectories."""
+    return list(read_trajectories(str(out)))
+
+
+def draws_of(out: Path | str) -> list[int]:
+    """Returns the number of the prompt of every group that was learnt from or looked at, step by step."""
+    return [row["draw"] for row in rows_of(out) if row["reply"] == 0]
+
+
+def weights_of(out: Path | str, name: str = "final") -> bytes:
+    """Reads the weights of an exported model."""
+    return storage.read_bytes(storage.join(str(out), name, "model.safetensors"))

@@ -1,0 +1,123 @@
+"""Faults of reinforcement learning on a real Ray: samplers and learners that die or hang, gates that fail."""
+
+import dataclasses
+import math
+import os
+import random
+
+import pytest
+
+from pipelines import storage
+from pipelines.cluster import session
+from pipelines.grpo.config import GatesConfig, LearnerConfig, LooksConfig
+from pipelines.grpo.run import grpo
+from pipelines.training.config import CheckpointsConfig
+from tests.grpo_runs import (
+    EVERY,
+    GROUP,
+    PROMPTS,
+    STEPS,
+    assassin,
+    draws_of,
+    paying,
+    rollout,
+    rows_of,
+    saved,
+    seen,
+    short,
+    weights_of,
+)
+from tests.mllm_evaluations import World
+from tests.training import curve_of, record_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+_PAIR = LearnerConfig(count=2, gpus=0)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return World(tmp_path_factory.mktemp("grpo") / "world", 4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    """One Ray for all tests of this file."""
+    before = dict(os.environ)
+    with session(num_cpus=6) as joined:
+        yield joined
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def whole(world, tmp_path_factory):
+    """The uninterrupted run of two learners and two samplers."""
+    out = tmp_path_factory.mktemp("grpo") / "whole"
+    assert grpo(short(world, out, learner=_PAIR), experiment="test") == 0
+    return out
+
+
+def assert_equal(out, whole):
+    """Model, replies and every number but times are the same, bit for bit."""
+    assert weights_of(out) == weights_of(whole)
+    assert rows_of(out) == rows_of(whole)
+    assert [timeless(row) for row in curve_of(out)] == [timeless(row) for row in curve_of(whole)]
+    for name in ("prompts_drawn", "prompts_rejected", "samples", "steps", "alarms"):
+        assert record_of(out)[name] == record_of(whole)[name], name
+
+
+def timeless(row):
+    return {name: value for name, value in row.items() if not name.startswith(("s_", "samples_per_s"))}
+
+
+def test_a_run_learns_uses_every_prompt_once_and_logs_every_step_once(world, whole):
+    assert weights_of(whole) != storage.read_bytes(storage.join(world.model, "model.safetensors"))
+    assert draws_of(whole) == list(range(STEPS * PROMPTS))
+    rows, curve = rows_of(whole), curve_of(whole)
+    assert len(rows) == STEPS * PROMPTS * GROUP and {row["staleness"] for row in rows} == {0}
+    assert [row["step"] for row in curve] == list(range(STEPS))
+    assert all(row["reward_std"] > 0 and row["gradient_norm"] > 0 for row in curve)
+    record = record_of(whole)
+    assert record["prompts_drawn"] == STEPS * PROMPTS and record["prompts_rejected"] == 0
+    assert record["learner_restarts"] == record["sampler_deaths"] == 0
+
+
+def test_a_killed_sampler_is_replaced_and_its_prompts_are_asked_once(world, whole, tmp_path, caplog):
+    moment = random.randrange(1, STEPS - 1)
+    config = short(world, tmp_path, learner=_PAIR)
+    with assassin("SamplerActor.roll", lambda: seen(tmp_path) >= moment) as killed:
+        assert grpo(config, experiment="test") == 0
+    assert len(killed) == 1 and record_of(tmp_path)["sampler_deaths"] == 1
+    assert record_of(tmp_path)["learner_restarts"] == 0
+    assert_equal(tmp_path, whole)
+
+
+def test_a_killed_learner_sends_all_back_to_the_last_checkpoint(world, whole, tmp_path, caplog):
+    moment = random.randrange(EVERY, STEPS)
+    config = short(world, tmp_path, learner=_PAIR)
+    with assassin("LearnerActor.learn", lambda: saved(tmp_path) >= EVERY and seen(tmp_path) >= moment) as killed:
+        assert grpo(config, experiment="test") == 0
+    assert len(killed) == 1 and record_of(tmp_path)["learner_restarts"] == 1
+    assert_equal(tmp_path, whole)
+
+
+def test_replies_of_overlapping_steps_are_never_older_than_allowed(world, tmp_path):
+    config = short(world, tmp_path, steps=8, rollout=rollout(max_staleness=2))
+    assert grpo(config, experiment="test") == 0
+    ages = [row["staleness"] for row in rows_of(tmp_path)]
+    assert max(ages) <= 2 and sum(age > 0 for age in ages) > len(ages) / 4
+    assert draws_of(tmp_path) == list(range(8 * PROMPTS))
+    assert [row["step"] for row in curve_of(tmp_path)] == list(range(8))
+
+
+def test_a_reward_that_hangs_ends_the_run_and_shows_where(world, tmp_path, capfd):
+    config = short(world, tmp_path, reward=paying("never_ends", "even"), rollout=rollout(timeout_s=20, actors=1))
+    assert grpo(config, experiment="test") == 5
+    assert "never_ends" in (tmp_path / "stacks.txt").read_text()
+
+
+def test_samplers_and_learners_that_disagree_end_the_run(world, tmp_path, capfd):
+    config = short(world, tmp_path, rollout=rollout(precision="bfloat16", actors=1), steps=2)
+    config = dataclasses.replace(config, gates=GatesConfig(parity_limit=1e-5))
+    assert grpo(config, experiment="test") == 6
