@@ -1,0 +1,359 @@
+"""How fast our GRPO step is against TRL's GRPOTrainer, in replies a second, and whether both have one loss.
+
+    python -m tests.benchmarks.grpo
+    python -m tests.benchmarks.grpo --models tiny wide --new-tokens 64 --repeats 5
+
+Both sides take the same tiny Qwen2.5-VL, prompts with images, reward, group size, temperature, limit of new
+tokens, fused AdamW and thread, without KL, with one optimizer step per batch of replies; neither recomputes
+old log-probabilities. Both begin a step with the files of the prompts: TRL in its data loader, we in the
+sampler. Our first row is a step's parts in one process, without Ray, as TRL is. Sides take turns, and a ratio
+is the median over the rounds, on the clock and in CPU time, which other work on the machine disturbs less.
+``--ray`` adds the whole loop in processes of its own, with its gates, reports and checkpoints left out, after
+the others have ended: its samples a second are of the median step on the clock.
+
+The losses are those of one batch of prompts, replies, advantages and old log-probabilities that are moved so
+that clipping happens; our loss excludes no token there, since TRL's never does. Needs trl (dev extra).
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+import transformers
+import trl
+
+from pipelines.grpo.algorithms import AlgorithmConfig, Mean
+from pipelines.grpo.config import GatesConfig, GrpoConfig, LearnerConfig, RewardConfig, RolloutConfig
+from pipelines.grpo.groups import Group, RolloutTask, outline
+from pipelines.grpo.learner import Learner, LearnerTask
+from pipelines.grpo.micro import micro_batches
+from pipelines.grpo.prompt_selection import load_prompts
+from pipelines.grpo.prompts import PromptsConfig, PromptSource
+from pipelines.grpo.sampler import Sampler
+from pipelines.grpo.scoring import Scorer
+from pipelines.grpo.transport import ObjectStoreTransport
+from pipelines.grpo.update import plan_update
+from pipelines.training.config import CheckpointsConfig, OptimizerConfig
+from samtok.mllm.grammar import SuppressTokens
+from tests.benchmarks import grpo_parts as parts
+from tests.benchmarks.grpo_parts import Place, Split, Took
+
+BASE, OURS = "TRL GRPOTrainer", "ours, one process"
+LOSSES: dict[str, Mean] = {"dapo": "token", "grpo": "sequence", "dr_grpo": "constant"}
+"""TRL's names of losses, and our name of the mean that each of them takes."""
+SPLIT = ("rollout", "reward", "learn", "sync")
+
+
+def main() -> int:
+    """Measures, prints tables and saves the figures as JSON."""
+    options = _options()
+    torch.set_num_threads(options.threads)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    found: dict[str, Any] = {"machine": _machine(), "options": vars(options), "rows": [], "losses": []}
+    for name in options.models:
+        with tempfile.TemporaryDirectory() as home:
+            place = parts.make_place(Path(home), parts.MODELS[name], options)
+            prompts = load_prompts(PromptsConfig(corpora=(place.corpus,)), seed=0)
+            rows = [{"model": name, **row} for row in _speed(place, prompts)]
+            losses = [{"model": name, **row} for row in _losses(place, prompts)]
+            rows += [{"model": name, **row} for row in (_on_ray(place, prompts) if options.ray else [])]
+        _print(rows, losses)
+        found["rows"] += rows
+        found["losses"] += losses
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(found, indent=2, default=str) + "\n")
+    print(f"saved {options.out}")
+    return 0
+
+
+def _print(rows: Iterable[dict[str, Any]], losses: Iterable[dict[str, Any]]) -> None:
+    print("model | side | samples/s | tokens of a reply | ratio | in CPU time | parts of a step")
+    for row in rows:
+        ratios = " | ".join(
+            f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})" if found else "-"
+            for found in (row["ratios"], row["cpu_ratios"])
+        )
+        total = sum(row["split"].values())
+        split = ", ".join(f"{name} {value / total:.0%}" for name, value in row["split"].items())
+        head = f"{row['model']} | {row['side']} | {row['samples_per_s']:.1f} | {row['tokens']:.1f}"
+        print(f"{head} | {ratios} | {split}", flush=True)
+    print("model | loss | TRL | ours | difference | largest difference of a gradient, and that gradient")
+    for row in losses:
+        head = f"{row['model']} | {row['loss']} | {row['theirs']:.8f} | {row['ours']:.8f}"
+        apart = f"{abs(row['theirs'] - row['ours']):.1e} | {row['gradient_apart']:.1e}, {row['gradient']:.1e}"
+        print(f"{head} | {apart}", flush=True)
+
+
+# ---------------------------------------------------------------- speed
+
+
+def _speed(place: Place, prompts: PromptSource) -> list[dict[str, Any]]:
+    theirs, split, lengths = _theirs(place, prompts)
+    ours = _OneProcess(place, prompts)
+    sides: dict[str, Callable[[], Took]] = {BASE: theirs, OURS: ours}
+    took: dict[str, list[Took]] = {name: [] for name in sides}
+    for repeat in range(place.options.repeats + 1):
+        for name, run in sides.items():  # in turns, so that a drift of the machine meets all
+            seconds = run()
+            if repeat:  # the first round warms up
+                took[name].append(seconds)
+    splits = {BASE: _with_rest(split, took[BASE]), OURS: ours.split.seconds}
+    tokens = {BASE: statistics.mean(lengths), OURS: statistics.mean(ours.lengths)}
+    rows = []
+    for name, values in took.items():
+        pairs = list(zip(took[BASE], values, strict=True))
+        samples = place.replies * place.options.steps
+        rows.append(
+            {
+                "side": name,
+                "samples_per_s": samples / statistics.median(own.wall_s for own in values),
+                "tokens": tokens[name],
+                "ratios": [base.wall_s / own.wall_s for base, own in pairs],
+                "cpu_ratios": [base.cpu_s / own.cpu_s for base, own in pairs],
+                "split": splits[name],
+            }
+        )
+    return rows
+
+
+def _with_rest(split: Split, took: list[Took]) -> dict[str, float]:
+    """Returns the parts of TRL's steps; what has no clock of its own is its learning."""
+    warm = len(took) / (len(took) + 1)  # the clocks of parts also ran in the first round
+    parts_ = {name: seconds * warm for name, seconds in split.seconds.items()}
+    return {**parts_, "learn": sum(one.cpu_s for one in took) - sum(parts_.values())}
+
+
+def _theirs(place: Place, prompts: PromptSource) -> tuple[Callable[[], Took], Split, list[float]]:
+    lengths: list[float] = []
+    trainer, clock = parts.trl_trainer(place, prompts)
+    groups = _groups(_OneProcess(place, prompts), count=2)
+    parts.check_same_prompts(place, trainer, groups)
+
+    def run() -> Took:
+        trainer.train()
+        lengths.append(trainer.state.log_history[-1]["completions/mean_length"])
+        return clock.took
+
+    return run, trainer.split, lengths
+
+
+class _OneProcess:
+    """The parts of our loop in one process; weights go through a dict in place of the object store."""
+
+    def __init__(self, place: Place, prompts: PromptSource) -> None:
+        self.place, self.prompts = place, prompts
+        self.config = config = our_config(place, "unused")
+        store: list[Any] = []
+
+        def put(data: np.ndarray) -> int:
+            store[:] = [*store[-1:], data]
+            return len(store) - 1
+
+        transport = ObjectStoreTransport(put, store.__getitem__, piece_bytes=2**28)
+        self.learner = Learner(LearnerTask(config, "", {}), transport)
+        self.sampler = Sampler(config, prompts, None, transport)
+        self.scorer = Scorer(config)
+        self.split = Split()
+        self.lengths: list[float] = []
+        self.task = 0
+
+    def __call__(self) -> Took:
+        """Takes the steps of a round."""
+        started = Took.now()
+        for step in range(self.place.options.steps):
+            self.step(step)
+        return Took.now().since(started)
+
+    def step(self, step: int) -> None:
+        """Samples, scores, learns, and hands weights on, as ``Loop`` does."""
+        size, config = self.place.options.prompts, self.config
+        with self.split.part("rollout"):
+            draws = range(self.task * size, (self.task + 1) * size)
+            task = RolloutTask(
+                self.task, tuple(zip(draws, self.prompts.draws(draws.start, size), strict=True))
+            )
+            _, groups = self.sampler.roll(task)
+            self.task += 1
+        with self.split.part("reward"):
+            rewards = np.array([[one.total for one in group] for group in self.scorer.score(*groups)])
+        with self.split.part("learn"):
+            outlines = [outline(group) for group in groups]
+            limit = config.rollout.max_new_tokens
+            update = plan_update(outlines, groups, rewards, config.algorithm, learners=1, max_tokens=limit)
+            self.learner.learn(step, [part[0] for part in update.parts])
+        with self.split.part("sync"):
+            weights = self.learner.publish(self.task)
+            assert weights is not None
+            self.sampler.sync(weights)
+        self.lengths += [float(np.mean(one.lengths)) for one in outlines]
+
+
+def our_config(place: Place, out: str, **told: Any) -> GrpoConfig:
+    """Returns the run that both sides do."""
+    options = place.options
+    return GrpoConfig(
+        out=out,
+        model=str(place.folder),
+        prompts=PromptsConfig(corpora=(place.corpus,)),
+        prompts_per_step=options.prompts,
+        steps=10**6,
+        reward=RewardConfig(weights={"even": 1.0}, plug_ins=("tests.benchmarks.grpo_parts:even",)),
+        algorithm=AlgorithmConfig(name="grpo", mask_zero_variance=False),
+        rollout=RolloutConfig(
+            group_size=options.group,
+            max_new_tokens=options.new_tokens,
+            prompts_per_task=options.prompts,
+            threads=options.threads,
+            gpus=0,
+        ),
+        learner=LearnerConfig(replies_per_micro_batch=place.replies, threads=options.threads, gpus=0),
+        optimizer=OptimizerConfig(
+            lr=parts.LEARNING_RATE, warmup_steps=0, final_lr_share=1.0, weight_decay=0.01
+        ),
+        **told,
+    )
+
+
+# ---------------------------------------------------------------- the whole loop
+
+
+def _on_ray(place: Place, prompts: PromptSource) -> list[dict[str, Any]]:
+    """Runs the loop on Ray, first in turns and then with sampling and learning at the same time."""
+    from pipelines.cluster import session
+
+    with session(num_cpus=3, at_least_cpus=3) as cluster:
+        return [_loop(place, prompts, cluster, staleness) for staleness in (0, 1)]
+
+
+def _loop(place: Place, prompts: PromptSource, cluster: Any, staleness: int) -> dict[str, Any]:
+    from dataclasses import replace
+
+    from pipelines.grpo.loop import Loop
+    from pipelines.grpo.show import Show
+    from pipelines.grpo.team import Team
+    from pipelines.tracking import Tracker
+
+    out = str(place.folder.parent / f"run-{staleness}")
+    config = our_config(
+        place,
+        out,
+        gates=GatesConfig(parity_every=0, image=False),
+        checkpoints=CheckpointsConfig(every=10**6),
+        trajectories_every=0,
+        tracking="off",
+    )
+    steps = place.options.steps * place.options.repeats + 2
+    config = replace(config, steps=steps, rollout=replace(config.rollout, max_staleness=staleness))
+    team = Team(LearnerTask(config, "", {}), prompts, None, cluster)
+    rows: list[dict[str, Any]] = []
+
+    class _Rows(Show):
+        def step(self, row: Any) -> None:
+            rows.append(dict(row))
+
+    try:
+        Loop(team, prompts, None, _Rows(steps, Tracker("off", experiment="benchmark", home=out))).run()
+    finally:
+        team.end()
+    rows = rows[2:]  # processes and their allocators warm up
+    return {
+        "side": f"ours, on Ray, staleness {staleness}",
+        "samples_per_s": statistics.median(row["samples_per_s"] for row in rows),
+        "tokens": statistics.mean(row["tokens"] for row in rows),
+        "ratios": [],
+        "cpu_ratios": [],
+        "split": {name: statistics.median(row[f"s_{name}"] for row in rows) for name in SPLIT},
+    }
+
+
+# ---------------------------------------------------------------- losses
+
+
+def _groups(ours: _OneProcess, count: int) -> list[Group]:
+    indices = ours.prompts.draws(0, count)
+    return ours.sampler.roll(RolloutTask(0, tuple(enumerate(indices))))[1]
+
+
+def _losses(place: Place, prompts: PromptSource) -> list[dict[str, Any]]:
+    """Compares losses and their gradients on one batch."""
+    ours = _OneProcess(place, prompts)
+    learner = ours.learner
+    learner.processor = SuppressTokens(learner.model.get_input_embeddings().num_embeddings, ())
+    groups = _groups(ours, place.options.prompts)
+    rewards = np.array([[one.total for one in group] for group in ours.scorer.score(*groups)])
+    return [_loss(place, prompts, learner, groups, rewards, name) for name in LOSSES]
+
+
+def _loss(
+    place: Place,
+    prompts: PromptSource,
+    learner: Learner,
+    groups: list[Group],
+    rewards: np.ndarray,
+    name: str,
+) -> dict[str, Any]:
+    algorithm = AlgorithmConfig(name="grpo", mean=LOSSES[name], mask_zero_variance=False)
+    limit = place.options.new_tokens
+    outlines = [outline(group) for group in groups]
+    update = plan_update(outlines, groups, rewards, algorithm, learners=1, max_tokens=limit)
+    (micro,) = micro_batches(update.parts[0][0], place.replies)
+    noise = torch.randn(len(micro.rollout), generator=torch.Generator().manual_seed(0))
+    old = micro.rollout + 0.3 * noise
+    learner.model.zero_grad()
+    own = learner._pass(micro, old)["loss"]
+    trainer, _ = parts.trl_trainer(place, prompts, loss_type=name)
+    trainer.current_gradient_accumulation_steps = 1
+    theirs = trainer._compute_loss(trainer.model.train(), parts.trl_batch(place, micro, old))
+    theirs.backward()
+    mine = {n: p.grad for n, p in learner.model.named_parameters() if p.grad is not None}
+    other = {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None}
+    assert mine.keys() == other.keys()
+    return {
+        "loss": name,
+        "theirs": float(theirs.detach()),
+        "ours": own,
+        "gradient_apart": max(float((mine[n] - other[n]).abs().max()) for n in mine),
+        "gradient": max(float(value.abs().max()) for value in mine.values()),
+    }
+
+
+# ---------------------------------------------------------------- flags
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "platform": platform.platform(),
+        "cpus": psutil.cpu_count(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "trl": trl.__version__,
+    }
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", choices=parts.MODELS, default=["tiny"])
+    parser.add_argument("--prompts", type=int, default=8, help="prompts of a step")
+    parser.add_argument("--group", type=int, default=8, help="replies to each prompt")
+    parser.add_argument("--new-tokens", type=int, default=32, help="longest reply")
+    parser.add_argument("--steps", type=int, default=4, help="steps of a round")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds of each side, whose median counts")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--ray", action="store_true", help="also the whole loop on Ray")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/grpo.json"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
