@@ -14,7 +14,7 @@ LAYERS = {"samtok": set(), "pipelines": {"samtok"}, "jobs": {"samtok", "pipeline
 OURS = {*LAYERS, "tests", "infra"}
 ROOMS = (
     *("tokenization", "tokenizer_training", "evaluation", "sweeps"),
-    *("dialogues", "extension", "sft", "mllm_evaluation"),
+    *("dialogues", "extension", "sft", "mllm_evaluation", "cold_start", "grpo"),
 )
 HEAVY_FOR_SAMTOK = {"ray", "mlflow"}
 

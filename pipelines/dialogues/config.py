@@ -162,6 +162,10 @@ PRESETS: dict[str, ComposeDialoguesConfig] = {
     "tour-val": ComposeDialoguesConfig(
         words=("runs/tour/words-val",), out="runs/tour/chats-val", tasks="gres", wordings=1
     ),
+    # And once more, for what nothing is chosen by (tests.benchmarks.grpo_learning).
+    "tour-test": ComposeDialoguesConfig(
+        words=("runs/tour/words-test",), out="runs/tour/chats-test", tasks="gres", wordings=1
+    ),
     # All tasks in the authors' wording, for checkpoints that answer as theirs do. Masks that the tokenizer
     # cannot say are left out. The paper gives no mixture; shares are to be chosen per corpus.
     "authors": ComposeDialoguesConfig(

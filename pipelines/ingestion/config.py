@@ -103,6 +103,19 @@ class ShapesConfig:
 HELD_OUT_INDEX = 10_000_000
 """First scene of held-out splits, beyond training ranges; mask ids (100 per image) still fit 32 bits."""
 
+
+def _held_out_tour(split: str, first_index: int, num_images: int) -> ShapesConfig:
+    return ShapesConfig(
+        out=f"runs/tour/shapes-{split}",
+        format="refer",
+        num_images=num_images,
+        first_index=first_index,
+        split=split,
+        world=TOUR_WORLD,
+        expressions=ExpressionsConfig(single=2, multi=1, none=1, families=("attributes",)),
+    )
+
+
 PRESETS: dict[str, ShapesConfig] = {
     # 64 scenes of 64 px in about a second: enough for every job to run.
     "smoke": ShapesConfig(num_images=64, world=WorldConfig.square(64), crowd_share=0.05),
@@ -116,13 +129,7 @@ PRESETS: dict[str, ShapesConfig] = {
         world=TOUR_WORLD,
         expressions=ExpressionsConfig(single=4, multi=1, none=2, families=("attributes",)),
     ),
-    "tour-val": ShapesConfig(
-        out="runs/tour/shapes-val",
-        format="refer",
-        num_images=400,
-        first_index=HELD_OUT_INDEX,
-        split="val",
-        world=TOUR_WORLD,
-        expressions=ExpressionsConfig(single=2, multi=1, none=1, families=("attributes",)),
-    ),
+    "tour-val": _held_out_tour("val", HELD_OUT_INDEX, 400),
+    # What nothing is chosen by.
+    "tour-test": _held_out_tour("test", HELD_OUT_INDEX + 1_000_000, 400),
 }

@@ -163,6 +163,7 @@ PRESETS: dict[str, TokenizeCorpusConfig] = {
     # The corpora of `make tour`, with their referring expressions.
     "tour": _tour("train", chunk_rows=64),
     "tour-val": _tour("val", chunk_rows=32),
+    "tour-test": _tour("test", chunk_rows=32),
     # SA-1B with a SAM2.1-size tokenizer on GPUs; one image in fifty is reconstructed as a check. Not run yet.
     "sa1b": TokenizeCorpusConfig(
         corpus=CorpusConfig(reader="sa1b", source=_REQUIRED, dataset="sa1b"),

@@ -1,0 +1,188 @@
+"""Whether reinforcement learning makes a model better, told over seeds and on prompts that decide nothing.
+
+    python -m tests.benchmarks.grpo_learning --model runs/tour/mllm/final --prompts runs/tour/chats-train \
+        --looks runs/tour/chats-val --test runs/tour/chats-test --out runs/tour/grpo-seeds
+
+Each seed is one run of ``jobs/grpo_gres.py``, whose own looks go to ``--looks``. Then the model before and
+after, the last one and not the best, answer ``--test`` greedily and with samples at the temperature of
+training; equal prompts, equal seeds of the sampling. Differences are means over prompts of the paired
+difference, with a 95 % bootstrap interval over prompts. Reward, gIoU and N-acc alone can rise towards what
+always saying "No target." scores while masks are lost, so that baseline stands beside, and targets count.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipelines.grpo.measures import look_measures
+from pipelines.grpo.prepare import resolve
+from pipelines.grpo.presets import GRES
+from pipelines.grpo.prompt_selection import load_prompts
+from pipelines.grpo.prompts import PromptsConfig
+from pipelines.grpo.sampler import Sampler
+from pipelines.grpo.scoring import LookRow, Scorer
+from pipelines.grpo.transport import ObjectStoreTransport
+from samtok.plots_curves import Curve, CurvePanel, curves_plot
+
+BOOTSTRAPS = 10_000
+PARTS = 64
+"""Prompts of a batch."""
+
+CURVES = {
+    "reward_sampled": "sampled reward",
+    "targets_sampled": "sampled reward of targets",
+    "exact_single": "greedy, single target exactly right",
+    "t_acc_sampled": "sampled: a mask where there is a target",
+    "giou": "greedy gIoU",
+    "n_acc": "greedy N-acc",
+}
+
+
+def answers(model: str, test: str, samples: int, tokenizer: str) -> list[LookRow]:
+    """Answers all test prompts with a model, in this process."""
+    config = resolve(
+        replace(
+            GRES["tour"],
+            model=model,
+            tokenizer=tokenizer,
+            tracking="off",
+            prompts=PromptsConfig(corpora=(test,)),
+            looks=replace(GRES["tour"].looks, samples=samples),
+        )
+    )
+    prompts = load_prompts(config.prompts, seed=config.seed)
+    transport = ObjectStoreTransport(lambda data: data, lambda data: data, piece_bytes=2**28)
+    sampler, scorer = Sampler(config, prompts, prompts, transport), Scorer(config)
+    found: list[LookRow] = []
+    for first in range(0, len(prompts), PARTS):
+        found += scorer.look(*sampler.look(range(first, min(first + PARTS, len(prompts)))))
+    return found
+
+
+def per_prompt(rows: Sequence[LookRow]) -> dict[str, np.ndarray]:
+    """Returns numbers per prompt, NaN where a prompt does not count."""
+    wanted = np.array([row.targets > 0 for row in rows])
+    single = np.array([row.targets == 1 for row in rows])
+    sampled = np.array([np.mean([one.total for one in row.samples]) for row in rows])
+    named = np.array([np.mean([one.components["num_words"] > 0 for one in row.samples]) for row in rows])
+    exact = np.array([np.mean([one.components["mask"] >= 1 for one in row.samples]) for row in rows])
+    greedy = np.array([row.greedy.total for row in rows])
+    greedy_exact = np.array([float(row.greedy.components["mask"] >= 1) for row in rows])
+    return {
+        "sampled reward": sampled,
+        "sampled reward, targets": np.where(wanted, sampled, np.nan),
+        "sampled reward, no target": np.where(wanted, np.nan, sampled),
+        "sampled, single target exact": np.where(single, exact, np.nan),
+        "sampled T-acc": np.where(wanted, named, np.nan),
+        "greedy reward": greedy,
+        "greedy reward, targets": np.where(wanted, greedy, np.nan),
+        "greedy, single target exact": np.where(single, greedy_exact, np.nan),
+    }
+
+
+def interval(before: np.ndarray, after: np.ndarray, seed: int) -> tuple[float, float, float]:
+    """Returns the mean paired difference and its 95 % bootstrap interval over prompts."""
+    change = (after - before)[np.isfinite(after - before)]
+    rng = np.random.default_rng(seed)
+    means = np.array([change[rng.integers(0, len(change), len(change))].mean() for _ in range(BOOTSTRAPS)])
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(change.mean()), float(low), float(high)
+
+
+def learn(seed: int, told: argparse.Namespace) -> Path:
+    """Runs the job with one seed; a finished run is left as it is."""
+    out = Path(told.out) / f"seed-{seed}"
+    command = [
+        sys.executable,
+        "jobs/grpo_gres.py",
+        "--preset",
+        "tour",
+        "--seed",
+        str(seed),
+        "--out",
+        str(out),
+    ]
+    command += ["--model", told.model, "--prompts.corpora", told.prompts, "--looks.corpora", told.looks]
+    command += ["--tokenizer", told.tokenizer, *told.flags.split()]
+    print("$ python", *command[1:], flush=True)
+    with (Path(told.out) / f"seed-{seed}.log").open("w") as log:
+        subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
+    return out
+
+
+def curves(outs: Sequence[Path]) -> bytes:
+    """Draws the looks of all seeds."""
+    looks = [json.loads((out / "record.json").read_text())["looks"] for out in outs]
+    panels = [
+        CurvePanel(
+            title,
+            [
+                Curve(out.name, [row["step"] for row in rows], [row[name] for row in rows])
+                for out, rows in zip(outs, looks, strict=True)
+            ],
+        )
+        for name, title in CURVES.items()
+    ]
+    return curves_plot(panels, title="Held-out prompts while learning from rewards")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Learning from rewards, over seeds")
+    parser.add_argument("--model", default="runs/tour/mllm/final")
+    parser.add_argument("--tokenizer", default="tour")
+    parser.add_argument("--prompts", default="runs/tour/chats-train")
+    parser.add_argument("--looks", default="runs/tour/chats-val")
+    parser.add_argument("--test", default="runs/tour/chats-test")
+    parser.add_argument("--out", default="runs/tour/grpo-seeds")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--flags", default="", help="further flags of jobs/grpo_gres.py")
+    told = parser.parse_args()
+    torch.set_num_threads(1)
+    Path(told.out).mkdir(parents=True, exist_ok=True)
+    before = answers(told.model, told.test, told.samples, told.tokenizer)
+    outs = [learn(seed, told) for seed in told.seeds]
+    rows = [answers(str(out / "final"), told.test, told.samples, told.tokenizer) for out in outs]
+    report(before, rows, told)
+    picture = Path(told.out) / "looks.png"
+    picture.write_bytes(curves(outs))
+    print(f"curves: {picture}")
+    return 0
+
+
+def report(before: Sequence[LookRow], after: Sequence[Sequence[LookRow]], told: argparse.Namespace) -> None:
+    """Prints the tables."""
+    start, none = per_prompt(before), look_measures(before)["none_share"]
+    assert none is not None
+    targets = float(np.nanmean(start["sampled reward, targets"]))
+    print(
+        f"{len(before)} test prompts, {none:.3f} of them without a target; sampled reward of targets before: "
+        f"{targets:.3f}, which must be above p / (1 - p) = {none / (1 - none):.3f} for masks to pay"
+    )
+    print("\n| | before |" + "".join(f" seed {seed} | change (95 %) |" for seed in told.seeds))
+    print("|---|---|" + "---|---|" * len(told.seeds))
+    for name, values in start.items():
+        cells = [f"{np.nanmean(values):.3f}"]
+        for n, rows in enumerate(after):
+            found = per_prompt(rows)[name]
+            mean, low, high = interval(values, found, n)
+            cells += [f"{np.nanmean(found):.3f}", f"{mean:+.3f} ({low:+.3f}, {high:+.3f})"]
+        print(f"| {name} | {' | '.join(cells)} |")
+    first, later = look_measures(before), [look_measures(rows) for rows in after]
+    print('\n| greedy | always "No target." | before |' + "".join(f" seed {seed} |" for seed in told.seeds))
+    print("|---|---|---|" + "---|" * len(told.seeds))
+    baseline = {"giou": none, "ciou": 0.0, "n_acc": 1.0, "t_acc": 0.0}
+    for name, trivial in baseline.items():
+        cells = [f"{trivial:.3f}", *(f"{found[name]:.3f}" for found in (first, *later))]
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
