@@ -30,6 +30,10 @@ class ActorDied(ClusterError):
         self.actor = actor
 
 
+class Lost(ActorDied):
+    """What another process had made is gone, since that process is; the one that asked for it lives."""
+
+
 class Hung(ClusterError):
     """A process of the run did not answer in time."""
 
@@ -111,8 +115,10 @@ def result(ref: Any, actor: Any, doing: str) -> Any:
         ) from error
     except RayTaskError as error:
         cause = error.cause
-        if isinstance(cause, RayActorError | ObjectLostError):  # one that it waited for itself
-            raise ActorDied(f"a process died while it was {doing}: {_first_line(cause)}", actor) from error
+        if isinstance(cause, RayActorError | ObjectLostError):  # of one that it waited for itself
+            raise Lost(
+                f"a process was {doing} and got nothing from one that died: {_first_line(cause)}", actor
+            ) from error
         if isinstance(cause, SamtokError):
             raise cause from error
         raise

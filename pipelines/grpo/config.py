@@ -37,6 +37,7 @@ class RewardConfig:
 
     def __post_init__(self) -> None:
         check_at_least("reward.workers", self.workers, 1)
+        check_at_least("reward.gpus-per-worker", self.gpus_per_worker, 0)
         check_share("reward.partial", self.partial)
 
 
@@ -93,6 +94,7 @@ class RolloutConfig:
             *(("cpus", 0), ("max_staleness", 0), ("max_failures", 0), ("timeout_s", 1)),
         ):
             check_at_least(f"rollout.{name.replace('_', '-')}", getattr(self, name), least)
+        check_at_least("rollout.gpus", self.gpus or 0, 0)
         if self.temperature <= 0:
             raise ConfigError(f"--rollout.temperature must be above 0, got {self.temperature:g}")
         if (self.engine == "vllm") != (self.python is not None):
@@ -134,6 +136,7 @@ class LearnerConfig:
             *(("max_failures", 0), ("timeout_s", 1)),
         ):
             check_at_least(f"learner.{name.replace('_', '-')}", getattr(self, name), least)
+        check_at_least("learner.gpus", self.gpus or 0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +167,11 @@ class GatesConfig:
     """Mean absolute difference from which on the run ends."""
     image: bool = True
     """Before the first step: another image has to change the learner's log-probabilities."""
+
+    def __post_init__(self) -> None:
+        check_at_least("gates.parity-every", self.parity_every, 0)
+        if self.parity_limit <= 0:
+            raise ConfigError(f"--gates.parity-limit must be above 0, got {self.parity_limit:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,6 +274,13 @@ class GrpoConfig:
             raise ConfigError(
                 "--placement colocated lets samplers and learners take turns on a GPU, so "
                 f"--rollout.max-staleness must be 0, got {self.rollout.max_staleness}"
+            )
+
+        if self.slots < self.rollout.actors:
+            raise ConfigError(
+                f"--rollout.actors {self.rollout.actors} cannot all work: {self.slots} batches of prompts are "
+                f"under way at most ({self.tasks_per_step} per step, --rollout.max-staleness "
+                f"{self.rollout.max_staleness}); lower --rollout.prompts-per-task, or take fewer actors"
             )
 
     def _check_shares(self) -> None:

@@ -125,9 +125,16 @@ class LearnerGroup:
             )
             for strategy in strategies
         ]
+        try:
+            self._meet()
+        except BaseException:  # those that live would keep the places of the next ones
+            self.end()
+            raise
+
+    def _meet(self) -> None:
         address = self._wait([self.actors[0].address.remote()], "starting")[0]
         size = len(self.actors)
-        calls = [actor.start.remote(task, rank, size, address) for rank, actor in enumerate(self.actors)]
+        calls = [actor.start.remote(self.task, rank, size, address) for rank, actor in enumerate(self.actors)]
         self._wait(calls, "loading the model")
 
     def _wait(self, refs: Sequence[Any], doing: str) -> list[Any]:

@@ -119,12 +119,16 @@ class Loop:
         Raises:
             SamtokError: For what a person can do something about: gates, alarms, deaths, bad data.
         """
+        while True:
+            try:
+                return self._go()
+            except ActorDied as error:
+                self._forgive(error)
+
+    def _go(self) -> State:
         self._begin()
         while self.state.step < self.steps:
-            try:
-                self._step()
-            except ActorDied as error:
-                self._restart(error)
+            self._step()
         if self.changes:
             self.learners.export("final", {"step": self.state.step, "look": (self.state.looks or [None])[-1]})
         return self.state
@@ -148,7 +152,7 @@ class Loop:
         if self.held_out is not None and not self.state.looks:
             self._look()
 
-    def _restart(self, error: ActorDied) -> None:
+    def _forgive(self, error: ActorDied) -> None:
         self.restarts += 1
         if self.restarts > self.config.learner.max_failures:
             raise ClusterError(
@@ -158,7 +162,6 @@ class Loop:
             ) from error
         log.warning("%s; all learners start anew from the last checkpoint", error)
         self.team.pool.forget()
-        self._begin()
 
     def _restore(self, body: Mapping[str, Any]) -> None:
         self.state = State(**body["state"])
@@ -191,6 +194,7 @@ class Loop:
         newest = step if self.replay is None else max(one.version for one in batch.outlines)
         measures = step_measures(batch.outlines, batch.scored, version=newest)
         update, learnt, seconds = self._learn(step, batch)
+        self._take_turns("wake")
         self.state.step += 1
         syncing = time.monotonic()
         self._sync(wait=self.config.rollout.max_staleness == 0)
@@ -302,11 +306,17 @@ class Loop:
         )
         learnt: dict[str, float] = {"learnt": float(update.used.mean())}
         if update.parts and config.debug != "rollout-only":
+            self._take_turns("sleep")
             by_learner = [[part[rank] for part in update.parts] for rank in range(config.learner.count)]
             found = self.learners.learn(step, by_learner, change=self.changes)
             stale = any(one.version != step for one in batch.outlines)
             learnt |= {_apart(name) if stale else name: value for name, value in found.items()}
         return update, {**learnt, **drift}, {"s_learn": time.monotonic() - begun}
+
+    def _take_turns(self, name: str) -> None:
+        """Has samplers give learners the accelerator that they share, or take it back."""
+        if self.config.placement == "colocated" and self.replay is None:
+            self.team.pool.turn(name)
 
     def _sync(self, *, wait: bool) -> None:
         self.team.pool.sync(self.learners.publish(self.state.step), wait=wait)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.grpo import actors
-from pipelines.grpo.actors import ActorDied
+from pipelines.grpo.actors import ActorDied, Lost
 from pipelines.grpo.groups import RolloutTask
 from pipelines.grpo.sampler import Sampling
 from pipelines.grpo.transport import Weights
@@ -85,9 +85,13 @@ class RolloutPool:
         Raises:
             CheckpointError: A sampler has other weights afterwards.
             ClusterError: Samplers died too often, or hang.
+            Lost: The weights are gone with the learners that published them.
         """
-        self._collect_syncs()
-        self.weights = weights
+        if wait:
+            self._collect_syncs()
+        self.weights = (
+            weights  # a sampler that is busy takes in earlier ones first, in the order of the calls
+        )
         for number, actor in enumerate(self.actors):
             self._syncing[number] = actor.sync.remote(weights)
         if wait:
@@ -108,6 +112,8 @@ class RolloutPool:
                     doing="taking in weights",
                     out=self.out,
                 )[0]
+            except Lost:  # the learners' death, not the sampler's: another one would get no weights either
+                raise
             except ActorDied as error:
                 self._replace(number, error)
                 continue
@@ -249,6 +255,7 @@ class RolloutPool:
         self._waiting.clear()
         self._done.clear()
         self._syncing.clear()
+        self.weights = None  # they may have died with the learners
 
     def end(self) -> None:
         """Ends all samplers."""
