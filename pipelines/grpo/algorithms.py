@@ -167,6 +167,12 @@ class AlgorithmConfig:
             raise ConfigError(f"--algorithm.dual-clip must be above 1, got {self.dual_clip:g}")
         if self.importance_cap is not None and self.importance_cap <= 0:
             raise ConfigError(f"--algorithm.importance-cap must be above 0, got {self.importance_cap:g}")
+        if self.resolved.dynamic_sampling and not self.mask_zero_variance:
+            raise ConfigError(
+                "dynamic sampling asks further prompts in place of those that teach nothing, and "
+                "--algorithm.no-mask-zero-variance keeps those; leave it out, or set "
+                "--algorithm.dynamic-sampling False"
+            )
 
     @property
     def resolved(self) -> Algorithm:
