@@ -1,6 +1,7 @@
 """Short runs of reinforcement learning for tests: their settings, rewards, kills, and what they left."""
 
 import dataclasses
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from pipelines.training import checkpoints
 from pipelines.training.config import CheckpointsConfig, OptimizerConfig
 from samtok.rewards.reply import Question, Reply
 from tests.mllm_evaluations import World
+from tests.training import curve_of, record_of
 
 STEPS, EVERY = 6, 2
 PROMPTS, TASK, GROUP = 4, 2, 4
@@ -40,8 +42,8 @@ def even(question: Question, reply: Reply) -> dict[str, float]:
 
 
 def wordless(question: Question, reply: Reply) -> dict[str, float]:
-    """Pays for saying no mask, whatever was asked."""
-    return {"wordless": float("<|mt_" not in reply.text)}
+    """Pays for every token that is no piece of a mask word, whatever was asked."""
+    return {"wordless": 1 - reply.text.count("<|mt_") / max(len(reply.token_ids), 1)}
 
 
 def never_ends(question: Question, reply: Reply) -> dict[str, float]:
@@ -85,6 +87,19 @@ def rollout(**changes: Any) -> RolloutConfig:
     """Returns two samplers of short replies on CPUs."""
     base = RolloutConfig(group_size=GROUP, max_new_tokens=8, prompts_per_task=TASK, actors=2, gpus=0)
     return dataclasses.replace(base, **changes)
+
+
+def flags(world: World, out: Path | str, *more: str) -> list[str]:
+    """Returns the flags of a run on one sampler and one learner, as a user would give them."""
+    return [
+        *("--model", world.model, "--tokenizer", world.tokenizer_uri, "--prompts.corpora", world.chat),
+        *("--out", str(out), "--prompts-per-step", str(PROMPTS), "--steps", str(STEPS)),
+        *("--reward.weights", "even", "1", "--reward.plug-ins", "tests.grpo_runs:even"),
+        *("--rollout.group-size", str(GROUP), "--rollout.max-new-tokens", "8", "--rollout.gpus", "0"),
+        *("--rollout.prompts-per-task", str(TASK), "--learner.gpus", "0"),
+        *("--optimizer.lr", "1e-3", "--optimizer.warmup-steps", "2", "--checkpoints.every", str(EVERY)),
+        *("--trajectories-every", "1", *more),
+    ]
 
 
 # ---------------------------------------------------------------- kills
@@ -146,6 +161,29 @@ def rows_of(out: Path | str) -> list[dict[str, Any]]:
 def draws_of(out: Path | str) -> list[int]:
     """Returns the number of the prompt of every group that was learnt from or looked at, step by step."""
     return [row["draw"] for row in rows_of(out) if row["reply"] == 0]
+
+
+def timeless(curve: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the metrics of all steps without those of time."""
+    return [
+        {name: value for name, value in row.items() if not name.startswith(("s_", "samples_per_s"))}
+        for row in curve
+    ]
+
+
+def assert_same_run(out: Path | str, whole: Path | str) -> None:
+    """Model, replies, and every number but times are the same, bit for bit."""
+    assert weights_of(out) == weights_of(whole)
+    assert rows_of(out) == rows_of(whole)
+    assert timeless(curve_of(out)) == timeless(curve_of(whole))
+    for name in ("steps", "prompts_drawn", "prompts_rejected", "samples", "alarms"):
+        assert record_of(out)[name] == record_of(whole)[name], name
+
+
+def assert_readable(output: str) -> None:
+    """No line of what a job says is too long to read, and none has data in it."""
+    assert max(map(len, output.splitlines())) <= 2000
+    assert re.search(r"[A-Za-z0-9+/]{200,}", output) is None
 
 
 def weights_of(out: Path | str, name: str = "final") -> bytes:

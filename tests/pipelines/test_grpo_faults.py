@@ -1,7 +1,5 @@
 """Faults of reinforcement learning on a real Ray: samplers and learners that die or hang, gates that fail."""
 
-import dataclasses
-import math
 import os
 import random
 
@@ -9,15 +7,18 @@ import pytest
 
 from pipelines import storage
 from pipelines.cluster import session
-from pipelines.grpo.config import GatesConfig, LearnerConfig, LooksConfig
+from pipelines.grpo.config import GatesConfig, LearnerConfig
 from pipelines.grpo.run import grpo
-from pipelines.training.config import CheckpointsConfig
+from pipelines.grpo.watch_config import WatchConfig
+from pipelines.training.config import OptimizerConfig
 from tests.grpo_runs import (
     EVERY,
     GROUP,
     PROMPTS,
     STEPS,
     assassin,
+    assert_readable,
+    assert_same_run,
     draws_of,
     paying,
     rollout,
@@ -58,19 +59,6 @@ def whole(world, tmp_path_factory):
     return out
 
 
-def assert_equal(out, whole):
-    """Model, replies and every number but times are the same, bit for bit."""
-    assert weights_of(out) == weights_of(whole)
-    assert rows_of(out) == rows_of(whole)
-    assert [timeless(row) for row in curve_of(out)] == [timeless(row) for row in curve_of(whole)]
-    for name in ("prompts_drawn", "prompts_rejected", "samples", "steps", "alarms"):
-        assert record_of(out)[name] == record_of(whole)[name], name
-
-
-def timeless(row):
-    return {name: value for name, value in row.items() if not name.startswith(("s_", "samples_per_s"))}
-
-
 def test_a_run_learns_uses_every_prompt_once_and_logs_every_step_once(world, whole):
     assert weights_of(whole) != storage.read_bytes(storage.join(world.model, "model.safetensors"))
     assert draws_of(whole) == list(range(STEPS * PROMPTS))
@@ -83,23 +71,30 @@ def test_a_run_learns_uses_every_prompt_once_and_logs_every_step_once(world, who
     assert record["learner_restarts"] == record["sampler_deaths"] == 0
 
 
-def test_a_killed_sampler_is_replaced_and_its_prompts_are_asked_once(world, whole, tmp_path, caplog):
+def test_a_killed_sampler_is_replaced_and_its_prompts_are_asked_once(world, whole, tmp_path, capsys):
     moment = random.randrange(1, STEPS - 1)
     config = short(world, tmp_path, learner=_PAIR)
     with assassin("SamplerActor.roll", lambda: seen(tmp_path) >= moment) as killed:
         assert grpo(config, experiment="test") == 0
     assert len(killed) == 1 and record_of(tmp_path)["sampler_deaths"] == 1
     assert record_of(tmp_path)["learner_restarts"] == 0
-    assert_equal(tmp_path, whole)
+    said = capsys.readouterr().err
+    assert said.count("another one takes its place (1 of 8)") == said.count("another one takes") == 1
+    assert_readable(said)
+    assert_same_run(tmp_path, whole)
 
 
-def test_a_killed_learner_sends_all_back_to_the_last_checkpoint(world, whole, tmp_path, caplog):
+def test_a_killed_learner_sends_all_back_to_the_last_checkpoint(world, whole, tmp_path, capsys):
     moment = random.randrange(EVERY, STEPS)
     config = short(world, tmp_path, learner=_PAIR)
-    with assassin("LearnerActor.learn", lambda: saved(tmp_path) >= EVERY and seen(tmp_path) >= moment) as killed:
+    with assassin(
+        "LearnerActor.learn", lambda: saved(tmp_path) >= EVERY and seen(tmp_path) >= moment
+    ) as killed:
         assert grpo(config, experiment="test") == 0
     assert len(killed) == 1 and record_of(tmp_path)["learner_restarts"] == 1
-    assert_equal(tmp_path, whole)
+    assert record_of(tmp_path)["sampler_deaths"] == 0
+    assert "all learners start anew from the last checkpoint" in capsys.readouterr().err
+    assert_same_run(tmp_path, whole)
 
 
 def test_replies_of_overlapping_steps_are_never_older_than_allowed(world, tmp_path):
@@ -111,13 +106,59 @@ def test_replies_of_overlapping_steps_are_never_older_than_allowed(world, tmp_pa
     assert [row["step"] for row in curve_of(tmp_path)] == list(range(8))
 
 
-def test_a_reward_that_hangs_ends_the_run_and_shows_where(world, tmp_path, capfd):
-    config = short(world, tmp_path, reward=paying("never_ends", "even"), rollout=rollout(timeout_s=20, actors=1))
+def test_a_reward_that_hangs_ends_the_run_and_shows_where(world, tmp_path, capsys):
+    config = short(
+        world,
+        tmp_path,
+        reward=paying("never_ends", "even"),
+        rollout=rollout(actors=1, timeout_s=20),
+        gates=GatesConfig(parity_every=0, image=False),
+    )
     assert grpo(config, experiment="test") == 5
-    assert "never_ends" in (tmp_path / "stacks.txt").read_text()
+    said = capsys.readouterr().err
+    assert "1 processes are still scoring after 20 s" in said and f"{tmp_path}/stacks.txt" in said
+    assert "in never_ends" in (tmp_path / "stacks.txt").read_text()
+    assert not saved(tmp_path)
 
 
-def test_samplers_and_learners_that_disagree_end_the_run(world, tmp_path, capfd):
-    config = short(world, tmp_path, rollout=rollout(precision="bfloat16", actors=1), steps=2)
-    config = dataclasses.replace(config, gates=GatesConfig(parity_limit=1e-5))
+def test_samplers_and_learners_that_disagree_end_the_run(world, tmp_path, capsys):
+    config = short(
+        world,
+        tmp_path,
+        rollout=rollout(actors=1, precision="bfloat16"),
+        gates=GatesConfig(parity_limit=1e-5),
+    )
     assert grpo(config, experiment="test") == 6
+    said = capsys.readouterr().err
+    assert "at step 0 samplers and learners disagree about the same tokens" in said
+    assert "--gates.parity-limit is 1e-05" in said and "compare --rollout.precision" in said
+    assert not saved(tmp_path)
+
+
+def test_only_sampling_changes_nothing(world, tmp_path):
+    config = short(world, tmp_path, steps=4, debug="rollout-only", rollout=rollout(actors=1))
+    assert grpo(config, experiment="test") == 0
+    assert draws_of(tmp_path) == list(range(4 * PROMPTS))
+    assert [row["step"] for row in curve_of(tmp_path)] == list(range(4))
+    assert all("loss" not in row and row["reward_std"] > 0 for row in curve_of(tmp_path))
+    assert not saved(tmp_path) and not (tmp_path / "final").exists()
+    assert (tmp_path / "report" / "index.html").exists()
+
+
+def test_a_policy_that_learns_to_say_nothing_ends_by_the_alarm(world, tmp_path, capsys):
+    """The model knows its chats by heart and is paid for saying anything but masks."""
+    config = short(
+        world,
+        tmp_path / "out",
+        model=world.train(tmp_path / "taught", steps=40),
+        steps=40,
+        reward=paying("wordless", "wordless"),
+        rollout=rollout(actors=1),
+        optimizer=OptimizerConfig(lr=5e-3, warmup_steps=0, final_lr_share=1.0),
+        watch=WatchConfig(first=2, window=2, stop_on=("collapse",)),
+        gates=GatesConfig(parity_every=0, image=False),
+    )
+    assert grpo(config, experiment="test") == 1
+    said = capsys.readouterr().err
+    assert 'say no mask, as "No target." does' in said and "(--watch.stop-on)" in said
+    assert not (tmp_path / "out" / "record.json").exists()
