@@ -115,6 +115,21 @@ class Tracker:
         if rows:
             self._try(work)
 
+    def last_step(self, name: str, *, default: int) -> int:
+        """Returns the last step at which a metric was logged, also before the run was resumed.
+
+        Args:
+            name: The metric.
+            default: For none, and where nothing is tracked.
+        """
+        found = [default]
+
+        def work() -> None:
+            found.extend(point.step for point in self._client.get_metric_history(self.run_id, name))
+
+        self._try(work)
+        return max(found)
+
     def picture(self, data: bytes, name: str) -> None:
         """Stores a picture, or any bytes, as an artifact file."""
 

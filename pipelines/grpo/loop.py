@@ -131,6 +131,8 @@ class Loop:
             self._step()
         if self.changes:
             self.learners.export("final", {"step": self.state.step, "look": (self.state.looks or [None])[-1]})
+        else:
+            self.journal.write(self.state.step)  # a checkpoint does it otherwise
         return self.state
 
     # ---------------------------------------------------------------- start and restart

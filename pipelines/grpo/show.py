@@ -12,7 +12,7 @@ _SIDE = ("step", "lr", "s_rollout", "s_reward", "s_learn", "s_sync", "s_step", "
 
 
 class Show:
-    """Hears what happens; steps that are done again after a restart are not logged again.
+    """Hears what happens; steps that are done again, after a restart or in a resumed run, are tracked once.
 
     Args:
         steps: Of the run.
@@ -21,7 +21,8 @@ class Show:
 
     def __init__(self, steps: int, tracker: Tracker) -> None:
         self.steps, self.tracker = steps, tracker
-        self._logged = self._looked = -1
+        self._logged = tracker.last_step("train/reward", default=0) - 1
+        self._looked = tracker.last_step("held_out/prompts", default=-1)
 
     def resumed(self, step: int) -> None:
         """Says where a run goes on."""
