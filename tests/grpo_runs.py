@@ -94,7 +94,7 @@ def flags(world: World, out: Path | str, *more: str) -> list[str]:
     return [
         *("--model", world.model, "--tokenizer", world.tokenizer_uri, "--prompts.corpora", world.chat),
         *("--out", str(out), "--prompts-per-step", str(PROMPTS), "--steps", str(STEPS)),
-        *("--reward.weights", "even", "1", "--reward.plug-ins", "tests.grpo_runs:even"),
+        *("--reward.weights", "even=1", "--reward.plug-ins", "tests.grpo_runs:even"),
         *("--rollout.group-size", str(GROUP), "--rollout.max-new-tokens", "8", "--rollout.gpus", "0"),
         *("--rollout.prompts-per-task", str(TASK), "--learner.gpus", "0"),
         *("--optimizer.lr", "1e-3", "--optimizer.warmup-steps", "2", "--checkpoints.every", str(EVERY)),

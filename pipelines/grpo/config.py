@@ -1,15 +1,27 @@
 """What can be told to ``jobs/grpo_gres.py`` and ``jobs/grpo_gcg.py``; the presets are in ``presets``."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.constructors import PrimitiveConstructorSpec
 
 from pipelines.cli import FORBID_UNKNOWN, refuse_password
 from pipelines.grpo.algorithms import AlgorithmConfig
 from pipelines.grpo.prompts import PromptsConfig
+from pipelines.grpo.rewards import parse_weights
 from pipelines.grpo.watch import WatchConfig
 from pipelines.sft.config import TrainedConfig
 from pipelines.training.config import CheckpointsConfig, OptimizerConfig, check_at_least, check_share
 from samtok.errors import ConfigError
+
+_WEIGHTS: PrimitiveConstructorSpec[dict[str, float]] = PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="NAME=NUMBER,...",
+    instance_from_str=lambda words: parse_weights(words[0]),
+    is_instance=lambda value: isinstance(value, dict),
+    str_from_instance=lambda weights: [",".join(f"{name}={value:g}" for name, value in weights.items())],
+)
+"""Lets one flag name components of plug-ins, which no flag of their own could be made for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +30,8 @@ class RewardConfig:
 
     __pydantic_config__ = FORBID_UNKNOWN
 
-    weights: dict[str, float] = field(default_factory=lambda: {"mask": 1.0})
-    """Weight of each component, as ``mask 1 format 0.1``; all components are logged, also those without."""
+    weights: Annotated[dict[str, float], _WEIGHTS] = field(default_factory=lambda: {"mask": 1.0})
+    """Weight of each component, as mask=1,format=0.1; all components are logged, also those without."""
     true_positives: Literal["multiset", "distinct"] = "multiset"
     """Two instances of one word in the truth: both count (multiset), or one (distinct, the paper's Eq. 5)."""
     count_malformed: bool = True
