@@ -1,6 +1,7 @@
 """Tiny worlds of reinforcement learning for tests: chats, a random model, samplers and learners."""
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -184,6 +185,7 @@ def in_processes(
 
 
 def _work(rank: int, folder: str, count: int) -> None:
+    os.environ["TORCH_EXTENSIONS_DIR"] = f"{folder}/compiled"
     distributed.init_process_group(
         "gloo",
         init_method=f"file://{folder}/meet",

@@ -53,8 +53,8 @@ def look_measures(rows: Sequence[LookRow]) -> dict[str, float | None]:
     ``none_share`` is what always saying "No target." would score; gIoU and N-acc alone can rise towards it
     while masks get lost, so what counts is how targets are answered.
     """
-    wanted = np.array([row.targets > 0 for row in rows])
-    single = np.array([row.targets == 1 for row in rows])
+    wanted = np.array([row.targets > 0 for row in rows], bool)
+    single = np.array([row.targets == 1 for row in rows], bool)
     greedy = np.array([row.greedy.total for row in rows])
     exact = np.array([row.greedy.components["mask"] >= 1 for row in rows])
     masks = referring.gres(_samples(rows))

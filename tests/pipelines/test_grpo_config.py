@@ -83,7 +83,7 @@ WRONG: list[tuple[type | Any, dict[str, Any], str]] = [
     (
         config,
         {"prompts_per_step": 20, "rollout": RolloutConfig(prompts_per_task=8)},
-        "--prompts-per-step 20 is not a multiple of --rollout.prompts-per-task 8; take 16 prompts, or tasks of 5",
+        "20 is not a multiple of --rollout.prompts-per-task 8; take 16 prompts, or tasks of 5",
     ),
     (
         config,

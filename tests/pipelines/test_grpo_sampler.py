@@ -1,0 +1,158 @@
+"""Samplers: equal tasks give equal replies, tokens stay as they were drawn, and bad prompts are named."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.grpo.config import GrpoConfig, LooksConfig, RolloutConfig
+from pipelines.grpo.groups import Group, RolloutTask
+from pipelines.grpo.prompts import PromptsConfig, encode_prompt
+from pipelines.grpo.sampler import Sampler, stacks
+from pipelines.training.schedule import mixed_seed
+from tests.grpo import MAX_TOKENS, World, rolled
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> World:
+    return World(tmp_path_factory.mktemp("sampler"))
+
+
+@pytest.fixture(scope="module")
+def sampler(world) -> Sampler:
+    return world.sampler()
+
+
+def ids_of(groups: list[Group]) -> list[list[int]]:
+    return [said.ids.tolist() for group in groups for said in group.replies]
+
+
+def broken(folder: Path, *, removed: bool = False) -> World:
+    """A world whose second image cannot be read."""
+    world = World(folder)
+    path = folder / "images" / "001.png"
+    path.unlink() if removed else path.write_bytes(b"no image")
+    return world
+
+
+def test_equal_tasks_seeds_and_weights_give_equal_replies(world, sampler):
+    first = rolled(sampler, number=5)
+    again = rolled(world.sampler(), number=5)
+    assert ids_of(again) == ids_of(first)
+    for one, other in zip(first, again, strict=True):
+        for said, repeated in zip(one.replies, other.replies, strict=True):
+            np.testing.assert_array_equal(said.log_probs, repeated.log_probs)
+    assert ids_of(rolled(sampler, number=6)) != ids_of(first)
+    assert ids_of(rolled(world.sampler(world.config(seed=1)), number=5)) != ids_of(first)
+
+
+def test_draws_and_outlines_are_in_the_order_of_the_task(sampler):
+    task = RolloutTask(3, ((40, 8), (41, 0), (42, 2)))
+    sampling, groups = sampler.roll(task)
+    assert [(group.draw, group.index) for group in groups] == [(40, 8), (41, 0), (42, 2)]
+    assert sampling.number == 3 and sampling.rejects == () and sampling.version == -1
+    for one, group in zip(sampling.outlines, groups, strict=True):
+        assert (one.draw, one.index, one.version) == (group.draw, group.index, group.version)
+        assert one.targets == len(group.question.truth)
+        assert one.lengths == tuple(len(said.ids) for said in group.replies)
+        assert one.complete == tuple(said.complete for said in group.replies)
+        assert one.prompt_tokens == len(group.input_ids)
+    assert [one.targets for one in sampling.outlines] == [0, 1, 0]
+
+
+def test_tokens_in_groups_are_exactly_those_that_were_sampled(world, sampler):
+    """Text is made from tokens and never the other way: tokens of a text are often others."""
+    config, adapter = sampler.config, sampler.engine.adapter
+    groups = rolled(sampler, number=2)
+    prompts = [encode_prompt(adapter, sampler.prompts.prompt(n), 2048) for n in range(4)]
+    seed = mixed_seed(config.seed, 0x726F6C6C, 2)
+    drawn = sampler.engine.sample(prompts, replies=config.rollout.group_size, seed=seed)
+    assert ids_of(groups) == [said.ids.tolist() for group in drawn for said in group]
+    others = 0
+    for group in groups:
+        for said, text, answer in zip(group.replies, group.texts, group.answers, strict=True):
+            assert text == adapter.text_of(said.ids.tolist()) == answer.text
+            assert answer.token_ids == tuple(said.ids.tolist()) and answer.complete == said.complete
+            others += adapter.tokenizer(text, add_special_tokens=False)["input_ids"] != said.ids.tolist()
+    assert others > 4
+
+
+def test_learners_read_the_prompt_as_samplers_did(sampler):
+    for number, group in enumerate(rolled(sampler)):
+        prompt = encode_prompt(sampler.engine.adapter, sampler.prompts.prompt(number), 2048)
+        read = group.encoded
+        assert torch.equal(read.input_ids, prompt.input_ids)
+        assert torch.equal(read.mm_token_type_ids, prompt.mm_token_type_ids) and read.num_learnt == 0
+        assert read.vision.keys() == prompt.vision.keys() != set()
+        assert all(torch.equal(read.vision[name], prompt.vision[name]) for name in prompt.vision)
+        group.input_ids.setflags(write=False)  # as it comes out of Ray
+        group.encoded.input_ids.add_(1)  # its own memory
+        assert torch.equal(group.encoded.input_ids, prompt.input_ids)
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_a_prompt_whose_image_cannot_be_read_is_named_and_the_others_are_sampled(tmp_path, removed):
+    sampler = broken(tmp_path, removed=removed).sampler()
+    draws = tuple((100 + n, n) for n in range(len(sampler.prompts)))
+    sampling, groups = sampler.roll(RolloutTask(0, draws))
+    lost = [n for n in range(9) if sampler.prompts.row(n)["image_id"] == "1"]
+    assert [group.index for group in groups] == [n for n in range(9) if n not in lost]
+    assert [group.draw - 100 for group in groups] == [group.index for group in groups]
+    assert len(lost) == len(sampling.rejects) == 3
+    for reject, index in zip(sampling.rejects, lost, strict=True):
+        assert reject["row_id"] == sampler.prompts.row(index)["sample_id"]
+        assert reject["reason"] == ("image_missing" if removed else "image_format")
+        assert "001.png" in reject["message"]
+    alone, nothing = sampler.roll(RolloutTask(0, tuple((n, n) for n in lost)))
+    assert nothing == [] and alone.outlines == () and len(alone.rejects) == 3
+
+
+def test_a_prompt_that_is_too_long_is_rejected_and_never_cut(world):
+    config = world.config(prompts=PromptsConfig(corpora=(world.chat,), max_prompt_tokens=10))
+    sampling, groups = world.sampler(config).roll(RolloutTask(0, ((0, 0), (1, 1))))
+    assert groups == [] and [reject["reason"] for reject in sampling.rejects] == ["too_long"] * 2
+
+
+def look_config(world: World, samples: int, **told) -> GrpoConfig:
+    return world.config(looks=LooksConfig(corpora=(world.chat,), samples=samples), **told)
+
+
+def test_a_look_is_greedy_repeats_itself_and_samples_beside(world):
+    sampler = world.sampler(look_config(world, 3))
+    greedy, sampled = sampler.look([4, 1, 7])
+    assert [group.index for group in greedy] == [group.index for group in sampled] == [4, 1, 7]
+    assert {len(group.replies) for group in greedy} == {1} and {len(g.replies) for g in sampled} == {3}
+    again, sampled_again = sampler.look([4, 1, 7])
+    assert ids_of(again) == ids_of(greedy) and ids_of(sampled_again) == ids_of(sampled)
+    for group in greedy:
+        (said,) = group.replies
+        assert not said.log_probs.any()
+        assert said.complete == (said.ids[-1] in sampler.engine.adapter.stop_ids)
+    assert len(world.sampler(look_config(world, 0)).look([1])[1]) == 0
+    short = RolloutConfig(group_size=2, max_new_tokens=1, prompts_per_task=4, gpus=0)
+    ((cut,), _) = world.sampler(look_config(world, 0, rollout=short)).look([1])
+    assert len(cut.replies[0]) == 1 < MAX_TOKENS and not cut.replies[0].complete
+
+
+def test_a_look_says_what_it_cannot_ask(tmp_path, lines):
+    world = broken(tmp_path)
+    sampler = world.sampler(look_config(world, 2))
+    greedy, sampled = sampler.look(range(9))
+    assert len(greedy) == len(sampled) == 6
+    line = lines[-1]
+    assert line.startswith("3 of 9 held-out prompts cannot be asked and are left out of the look; the first:")
+    assert "001.png" in line
+
+
+def test_bfloat16_weights_sample_and_grammar_says_whole_words(world):
+    config = world.config()
+    rollout = dataclasses.replace(config.rollout, precision="bfloat16", grammar=True)
+    groups = rolled(world.sampler(world.config(rollout=rollout)))
+    assert all(np.isfinite(said.log_probs).all() for group in groups for said in group.replies)
+    assert {said.log_probs.dtype for group in groups for said in group.replies} == {np.dtype(np.float32)}
+
+
+def test_stacks_name_this_function():
+    assert "test_stacks_name_this_function" in stacks()
