@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import shards, storage
@@ -96,8 +97,13 @@ def load_chat_corpus(uri: str) -> ChatCorpus:
 
 def read_group(corpus: ChatCorpus, *, shard: int, group: int) -> list[dict[str, Any]]:
     """Reads the rows ``group * ROW_GROUP_ROWS`` and following of one shard, as dicts of ``CHAT_ROW``."""
+    return read_group_table(corpus, shard=shard, group=group).to_pylist()
+
+
+def read_group_table(corpus: ChatCorpus, *, shard: int, group: int) -> pa.Table:
+    """Reads the same rows as a table, which is small and of which single rows can be taken."""
     with storage.open_input(corpus.shards[shard].uri) as file:
-        return pq.ParquetFile(file).read_row_group(group).to_pylist()
+        return pq.ParquetFile(file).read_row_group(group)
 
 
 def rows_of(corpus: ChatCorpus) -> Iterator[dict[str, Any]]:

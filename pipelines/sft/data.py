@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from pipelines import schema, storage
 from pipelines.dialogues import chats
@@ -34,8 +35,9 @@ REPLACEMENTS = 16
 _READS = 0x63686174
 """Last word of the seeds here, so that no other use of the run's seed draws the same numbers."""
 
-_GROUPS_KEPT = 32
-"""Row groups that a worker keeps in memory; draws are random, but tests and small corpora repeat."""
+_KEPT_BYTES = 256 << 20
+"""Row groups that a process keeps in memory, as they are in Arrow: draws are random, so a corpus that does not
+fit is read and unpacked a group of rows for each chat."""
 
 Row = dict[str, Any]
 
@@ -51,13 +53,14 @@ class ChatSource:
 
     corpus: ChatCorpus
     limit: int | None = None
-    _groups: OrderedDict[tuple[int, int], list[Row]] = field(default_factory=OrderedDict, repr=False)
+    _groups: OrderedDict[tuple[int, int], pa.Table] = field(default_factory=OrderedDict, repr=False)
 
     def __post_init__(self) -> None:
+        self._bytes = 0
         self._starts = np.cumsum([0, *(shard.rows for shard in self.corpus.shards)])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_groups": OrderedDict()}
+        return {**self.__dict__, "_groups": OrderedDict(), "_bytes": 0}
 
     def __len__(self) -> int:
         total = int(self._starts[-1])
@@ -67,14 +70,16 @@ class ChatSource:
         """Returns one sample as a dict of ``CHAT_ROW``."""
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         group, within = divmod(index - int(self._starts[shard]), ROW_GROUP_ROWS)
-        return self._group(shard, group)[within]
+        return self._group(shard, group).slice(within, 1).to_pylist()[0]
 
-    def _group(self, shard: int, group: int) -> list[Row]:
+    def _group(self, shard: int, group: int) -> pa.Table:
         key = (shard, group)
         if key not in self._groups:
-            self._groups[key] = chats.read_group(self.corpus, shard=shard, group=group)
-            if len(self._groups) > _GROUPS_KEPT:
-                self._groups.popitem(last=False)
+            table = chats.read_group_table(self.corpus, shard=shard, group=group)
+            self._groups[key] = table
+            self._bytes += table.nbytes
+            while self._bytes > _KEPT_BYTES and len(self._groups) > 1:
+                self._bytes -= self._groups.popitem(last=False)[1].nbytes
         self._groups.move_to_end(key)
         return self._groups[key]
 
