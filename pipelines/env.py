@@ -33,6 +33,8 @@ RAY_AIR_NEW_OUTPUT = "RAY_AIR_NEW_OUTPUT"
 
 MLFLOW_HTTP_REQUEST_MAX_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
+VLLM_ENABLE_V1_MULTIPROCESSING = "VLLM_ENABLE_V1_MULTIPROCESSING"
+
 DS_ACCELERATOR = "DS_ACCELERATOR"
 LOCAL_RANK = "LOCAL_RANK"
 
@@ -85,6 +87,7 @@ VARIABLES = (
     Variable(RAY_DATA_DISABLE_PROGRESS_BARS, "1 unless set: no progress bars in logs"),
     Variable(RAY_AIR_NEW_OUTPUT, "0 unless set: Ray Tune prints no tables of its own"),
     Variable(MLFLOW_HTTP_REQUEST_MAX_RETRIES, "tries of a request to MLflow; few, so that jobs do not hang"),
+    Variable(VLLM_ENABLE_V1_MULTIPROCESSING, "0 in samplers: vLLM's engine runs inside them"),
     Variable(DS_ACCELERATOR, "what DeepSpeed runs on, cpu or cuda; where unset, what the weights are on"),
     Variable(LOCAL_RANK, "a worker's number on its machine; Ray Train sets it, DeepSpeed asks for it"),
     Variable(OMP_NUM_THREADS, "threads of each worker's maths"),

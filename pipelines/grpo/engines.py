@@ -1,8 +1,10 @@
 """What samples replies: ``HfEngine`` runs everywhere; ``vllm_engine`` is for GPUs. Knows no Ray."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,10 +20,27 @@ from samtok.mllm.generation import generate
 from samtok.mllm.sampling import Sampled, sample
 
 
+@dataclass(frozen=True)
+class Shown(Encoded):
+    """A prompt with its images, for an engine that makes its own vision tensors of them.
+
+    Attributes:
+        images: H x W x 3 uint8, in the order of the text.
+    """
+
+    images: tuple[np.ndarray, ...] = ()
+
+
 class RolloutEngine(Protocol):
-    """Samples from a model whose weights change."""
+    """Samples from a model whose weights change.
+
+    Attributes:
+        adapter: Of the model.
+        wants_images: Whether prompts have to be ``Shown``.
+    """
 
     adapter: Adapter
+    wants_images: bool
 
     def sample(self, prompts: Sequence[Encoded], *, replies: int, seed: int) -> list[list[Sampled]]:
         """Samples replies to each prompt; equal weights, prompts and seeds give equal replies."""
@@ -56,6 +75,8 @@ class HfEngine:
         config: Of the sampling.
         device: Where it runs.
     """
+
+    wants_images = False
 
     def __init__(self, model: str, config: RolloutConfig, device: torch.device | str) -> None:
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.precision]

@@ -1,5 +1,6 @@
 """A process that samples: reads prompts, asks the engine, and hands groups over. Knows no Ray."""
 
+import logging
 import sys
 import threading
 import time
@@ -12,15 +13,17 @@ import numpy as np
 import torch
 
 from pipelines.grpo.config import GrpoConfig
-from pipelines.grpo.engines import HfEngine, RolloutEngine
+from pipelines.grpo.engines import HfEngine, RolloutEngine, Shown
 from pipelines.grpo.groups import Group, Outline, RolloutTask, outline
 from pipelines.grpo.prompts import Prompt, PromptSource, encode_prompt
 from pipelines.grpo.transport import Weights, WeightTransport
-from pipelines.sft.data import rejected
+from pipelines.sft.data import load_images, rejected
 from pipelines.training.schedule import mixed_seed
 from samtok.errors import DataError
 from samtok.mllm.chat import Encoded
 from samtok.mllm.sampling import Sampled
+
+log = logging.getLogger(__name__)
 
 _SAMPLE, _LOOK = 0x726F6C6C, 0x6C6F6F6B
 """First words of the seeds here, so that no other use of the run's seed draws the same numbers."""
@@ -119,9 +122,15 @@ class Sampler:
             for index in indices
             if (found := self._read(self.held_out, index, rejects)) is not None
         ]
+        if rejects:
+            log.warning(
+                "%d of %d held-out prompts cannot be asked and are left out of the look; the first: %s",
+                *(len(rejects), len(indices), rejects[0]["message"]),
+            )
         said = self.engine.greedy([encoded for *_, encoded in asked])
+        stops = self.engine.adapter.stop_ids
         greedy = [
-            self._group(draw, index, prompt, encoded, [_certain(ids)])
+            self._group(draw, index, prompt, encoded, [_certain(ids, stops)])
             for (draw, index, prompt, encoded), ids in zip(asked, said, strict=True)
         ]
         samples = self.config.looks.samples
@@ -133,7 +142,8 @@ class Sampler:
     ) -> tuple[Prompt, Encoded] | None:
         try:
             prompt = source.prompt(index)
-            return prompt, encode_prompt(self.engine.adapter, prompt, self.config.prompts.max_prompt_tokens)
+            encoded = encode_prompt(self.engine.adapter, prompt, self.config.prompts.max_prompt_tokens)
+            return prompt, _shown(encoded, prompt) if self.engine.wants_images else encoded
         except DataError as error:
             rejects.append(rejected(source.row(index), error))
             return None
@@ -172,8 +182,15 @@ class Sampler:
         return stacks()
 
 
-def _certain(ids: list[int]) -> Sampled:
-    return Sampled(np.array(ids, np.int32), np.zeros(len(ids), np.float32), complete=True)
+def _shown(encoded: Encoded, prompt: Prompt) -> Shown:
+    images = load_images(prompt.row)
+    order = [part for turn in prompt.turns for part in turn.parts if isinstance(part, int)]
+    return Shown(**vars(encoded), images=tuple(images[number] for number in order))
+
+
+def _certain(ids: list[int], stop_ids: Sequence[int]) -> Sampled:
+    complete = bool(ids) and ids[-1] in stop_ids
+    return Sampled(np.array(ids, np.int32), np.zeros(len(ids), np.float32), complete)
 
 
 def stacks() -> str:
