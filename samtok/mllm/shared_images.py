@@ -19,7 +19,8 @@ def vision_inputs(
 ) -> dict[str, Any]:
     """Returns the vision inputs of a batch in which each prompt stands several times, in their order.
 
-    Gradients flow through all repetitions into the one pass of the encoder.
+    Gradients flow through all repetitions into the one pass of the encoder. A batch without repetitions goes
+    the same way: ZeRO wants gradients to come in one order on all workers, whatever their batches are.
 
     Args:
         model: The model, on any device.
@@ -31,7 +32,7 @@ def vision_inputs(
     vision = {
         name: value.to(model.device) for name, value in joined_vision([prompt for prompt, _ in kept]).items()
     }
-    if not vision or all(count == 1 for _, count in kept):
+    if not vision:
         return vision
     if not adapter.shares_images:
         repeated = [prompt for prompt, count in kept for _ in range(count)]

@@ -95,6 +95,14 @@ def test_each_image_is_encoded_once(qwen):
     assert sum(seen) > 2 * once
 
 
+def test_a_batch_without_repetitions_goes_the_same_way(qwen):
+    """Else gradients would come in another order on a worker whose batch has none, which ZeRO-2 cannot take."""
+    adapter, model = qwen
+    for repeats in ([1, 1, 1], [2, 1, 1], [1, 0, 0]):
+        given = vision_inputs(model, adapter, samples(adapter), repeats)
+        assert given.keys() == {"mm_encoder_outputs", "image_grid_thw"}
+
+
 def test_another_image_changes_the_answer_of_its_own_dialogues_alone(qwen):
     adapter, _ = qwen
     prompts = samples(adapter)
