@@ -96,7 +96,7 @@ def test_each_image_is_encoded_once(qwen):
 
 
 def test_a_batch_without_repetitions_goes_the_same_way(qwen):
-    """Else gradients would come in another order on a worker whose batch has none, which ZeRO-2 cannot take."""
+    """Else gradients would come in another order on such a worker, which ZeRO-2 cannot take."""
     adapter, model = qwen
     for repeats in ([1, 1, 1], [2, 1, 1], [1, 0, 0]):
         given = vision_inputs(model, adapter, samples(adapter), repeats)
