@@ -107,13 +107,7 @@ def result(ref: Any, actor: Any, doing: str) -> Any:
 
     try:
         return ray.get(ref)
-    except RayActorError as error:
-        raise ActorDied(f"a process died while it was {doing}: {_first_line(error)}", actor) from error
-    except ObjectLostError as error:
-        raise ActorDied(
-            f"what a process made while it was {doing} is lost: {_first_line(error)}", actor
-        ) from error
-    except RayTaskError as error:
+    except RayTaskError as error:  # first, since Ray makes it an instance of its cause's class as well
         cause = error.cause
         if isinstance(cause, RayActorError | ObjectLostError):  # of one that it waited for itself
             raise Lost(
@@ -122,6 +116,12 @@ def result(ref: Any, actor: Any, doing: str) -> Any:
         if isinstance(cause, SamtokError):
             raise cause from error
         raise
+    except RayActorError as error:
+        raise ActorDied(f"a process died while it was {doing}: {_first_line(error)}", actor) from error
+    except ObjectLostError as error:
+        raise ActorDied(
+            f"what a process made while it was {doing} is lost: {_first_line(error)}", actor
+        ) from error
 
 
 def hung(actors: Sequence[Any], *, timeout_s: float, doing: str, out: str) -> Hung:

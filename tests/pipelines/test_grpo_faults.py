@@ -7,7 +7,12 @@ import pytest
 
 from pipelines import storage
 from pipelines.cluster import session
+from pipelines.grpo import actors
+from pipelines.grpo.actors import Lost
 from pipelines.grpo.config import GatesConfig, LearnerConfig
+from pipelines.grpo.learner_group import LearnerActor
+from pipelines.grpo.pool import RolloutPool, SamplerActor
+from pipelines.grpo.prepare import prepare, resolve
 from pipelines.grpo.run import grpo
 from pipelines.grpo.watch_config import WatchConfig
 from pipelines.training.config import OptimizerConfig
@@ -97,13 +102,41 @@ def test_a_killed_learner_sends_all_back_to_the_last_checkpoint(world, whole, tm
     assert_same_run(tmp_path, whole)
 
 
-def test_replies_of_overlapping_steps_are_never_older_than_allowed(world, tmp_path):
+def test_overlapping_steps_keep_their_bound_and_use_prompts_once_when_a_learner_dies(world, tmp_path, capsys):
+    """What was under way at the death is asked again; nothing of it was used."""
     config = short(world, tmp_path, steps=8, rollout=rollout(max_staleness=2))
-    assert grpo(config, experiment="test") == 0
+    with assassin("LearnerActor.learn", lambda: seen(tmp_path) > EVERY) as killed:
+        assert grpo(config, experiment="test") == 0
+    assert len(killed) == 1 and record_of(tmp_path)["learner_restarts"] == 1
     ages = [row["staleness"] for row in rows_of(tmp_path)]
-    assert max(ages) <= 2 and sum(age > 0 for age in ages) > len(ages) / 4
+    assert max(ages) <= 2 and sum(age > 0 for age in ages) >= len(ages) / 4
     assert draws_of(tmp_path) == list(range(8 * PROMPTS))
     assert [row["step"] for row in curve_of(tmp_path)] == list(range(8))
+    assert "defect" not in capsys.readouterr().err
+
+
+def test_weights_that_died_with_their_learner_are_not_blamed_on_a_sampler(world, tmp_path, lines):
+    import ray
+
+    plan = prepare(resolve(short(world, tmp_path)))
+    learner = actors.start_actor(LearnerActor, cpus=0)
+    ray.get(learner.start.remote(plan.task, 0, 1, ""))
+    weights = ray.get(learner.publish.remote(0))
+    actors.kill([learner])
+    pool = RolloutPool(
+        lambda number: actors.start_actor(SamplerActor, plan.task, plan.prompts, None, "cpu", cpus=0),
+        count=1,
+        out=str(tmp_path),
+        prompts_per_task=2,
+        timeout_s=240,
+        max_failures=2,
+    )
+    try:
+        with pytest.raises(Lost, match="taking in weights and got nothing from one that died"):
+            pool.sync(weights, wait=True)
+        assert pool.failures == 0 and not [line for line in lines if "takes its place" in line]
+    finally:
+        pool.end()
 
 
 def test_a_reward_that_hangs_ends_the_run_and_shows_where(world, tmp_path, capsys):
