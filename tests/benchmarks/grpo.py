@@ -31,7 +31,6 @@ import transformers
 import trl
 
 from pipelines.grpo.algorithms import AlgorithmConfig, Mean
-from pipelines.grpo.config import GatesConfig, GrpoConfig, LearnerConfig, RewardConfig, RolloutConfig
 from pipelines.grpo.groups import Group, RolloutTask, outline
 from pipelines.grpo.learner import Learner, LearnerTask
 from pipelines.grpo.micro import micro_batches
@@ -41,10 +40,10 @@ from pipelines.grpo.sampler import Sampler
 from pipelines.grpo.scoring import Scorer
 from pipelines.grpo.transport import ObjectStoreTransport
 from pipelines.grpo.update import plan_update
-from pipelines.training.config import CheckpointsConfig, OptimizerConfig
 from samtok.mllm.grammar import SuppressTokens
 from tests.benchmarks import grpo_parts as parts
 from tests.benchmarks.grpo_parts import Place, Split, Took
+from tests.benchmarks.grpo_trl import check_same_prompts, trl_batch, trl_trainer
 
 BASE, OURS = "TRL GRPOTrainer", "ours, one process"
 LOSSES: dict[str, Mean] = {"dapo": "token", "grpo": "sequence", "dr_grpo": "constant"}
@@ -65,7 +64,8 @@ def main() -> int:
             prompts = load_prompts(PromptsConfig(corpora=(place.corpus,)), seed=0)
             rows = [{"model": name, **row} for row in _speed(place, prompts)]
             losses = [{"model": name, **row} for row in _losses(place, prompts)]
-            rows += [{"model": name, **row} for row in (_on_ray(place, prompts) if options.ray else [])]
+            if options.ray:
+                rows += [{"model": name, **_on_ray(place, prompts, staleness)} for staleness in (0, 1)]
         _print(rows, losses)
         found["rows"] += rows
         found["losses"] += losses
@@ -134,9 +134,9 @@ def _with_rest(split: Split, took: list[Took]) -> dict[str, float]:
 
 def _theirs(place: Place, prompts: PromptSource) -> tuple[Callable[[], Took], Split, list[float]]:
     lengths: list[float] = []
-    trainer, clock = parts.trl_trainer(place, prompts)
+    trainer, clock = trl_trainer(place, prompts)
     groups = _groups(_OneProcess(place, prompts), count=2)
-    parts.check_same_prompts(place, trainer, groups)
+    check_same_prompts(place, trainer, groups)
 
     def run() -> Took:
         trainer.train()
@@ -151,7 +151,7 @@ class _OneProcess:
 
     def __init__(self, place: Place, prompts: PromptSource) -> None:
         self.place, self.prompts = place, prompts
-        self.config = config = our_config(place, "unused")
+        self.config = config = parts.our_config(place, "unused")
         store: list[Any] = []
 
         def put(data: np.ndarray) -> int:
@@ -197,74 +197,9 @@ class _OneProcess:
         self.lengths += [float(np.mean(one.lengths)) for one in outlines]
 
 
-def our_config(place: Place, out: str, **told: Any) -> GrpoConfig:
-    """Returns the run that both sides do."""
-    options = place.options
-    return GrpoConfig(
-        out=out,
-        model=str(place.folder),
-        prompts=PromptsConfig(corpora=(place.corpus,)),
-        prompts_per_step=options.prompts,
-        steps=10**6,
-        reward=RewardConfig(weights={"even": 1.0}, plug_ins=("tests.benchmarks.grpo_parts:even",)),
-        algorithm=AlgorithmConfig(name="grpo", mask_zero_variance=False),
-        rollout=RolloutConfig(
-            group_size=options.group,
-            max_new_tokens=options.new_tokens,
-            prompts_per_task=options.prompts,
-            threads=options.threads,
-            gpus=0,
-        ),
-        learner=LearnerConfig(replies_per_micro_batch=place.replies, threads=options.threads, gpus=0),
-        optimizer=OptimizerConfig(
-            lr=parts.LEARNING_RATE, warmup_steps=0, final_lr_share=1.0, weight_decay=0.01
-        ),
-        **told,
-    )
-
-
-# ---------------------------------------------------------------- the whole loop
-
-
-def _on_ray(place: Place, prompts: PromptSource) -> list[dict[str, Any]]:
-    """Runs the loop on Ray, first in turns and then with sampling and learning at the same time."""
-    from pipelines.cluster import session
-
-    with session(num_cpus=3, at_least_cpus=3) as cluster:
-        return [_loop(place, prompts, cluster, staleness) for staleness in (0, 1)]
-
-
-def _loop(place: Place, prompts: PromptSource, cluster: Any, staleness: int) -> dict[str, Any]:
-    from dataclasses import replace
-
-    from pipelines.grpo.loop import Loop
-    from pipelines.grpo.show import Show
-    from pipelines.grpo.team import Team
-    from pipelines.tracking import Tracker
-
-    out = str(place.folder.parent / f"run-{staleness}")
-    config = our_config(
-        place,
-        out,
-        gates=GatesConfig(parity_every=0, image=False),
-        checkpoints=CheckpointsConfig(every=10**6),
-        trajectories_every=0,
-        tracking="off",
-    )
-    steps = place.options.steps * place.options.repeats + 2
-    config = replace(config, steps=steps, rollout=replace(config.rollout, max_staleness=staleness))
-    team = Team(LearnerTask(config, "", {}), prompts, None, cluster)
-    rows: list[dict[str, Any]] = []
-
-    class _Rows(Show):
-        def step(self, row: Any) -> None:
-            rows.append(dict(row))
-
-    try:
-        Loop(team, prompts, None, _Rows(steps, Tracker("off", experiment="benchmark", home=out))).run()
-    finally:
-        team.end()
-    rows = rows[2:]  # processes and their allocators warm up
+def _on_ray(place: Place, prompts: PromptSource, staleness: int) -> dict[str, Any]:
+    """Runs the loop on Ray: in turns, or with sampling and learning at the same time."""
+    rows = parts.loop_steps(place, prompts, staleness)
     return {
         "side": f"ours, on Ray, staleness {staleness}",
         "samples_per_s": statistics.median(row["samples_per_s"] for row in rows),
@@ -310,9 +245,9 @@ def _loss(
     old = micro.rollout + 0.3 * noise
     learner.model.zero_grad()
     own = learner._pass(micro, old)["loss"]
-    trainer, _ = parts.trl_trainer(place, prompts, loss_type=name)
+    trainer, _ = trl_trainer(place, prompts, loss_type=name)
     trainer.current_gradient_accumulation_steps = 1
-    theirs = trainer._compute_loss(trainer.model.train(), parts.trl_batch(place, micro, old))
+    theirs = trainer._compute_loss(trainer.model.train(), trl_batch(place, micro, old))
     theirs.backward()
     mine = {n: p.grad for n, p in learner.model.named_parameters() if p.grad is not None}
     other = {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None}

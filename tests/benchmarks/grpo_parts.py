@@ -1,26 +1,25 @@
-"""What all sides of ``grpo.py`` have in common, and TRL's trainer as its other side."""
+"""What all sides of ``grpo.py`` have in common, and our loop on Ray as one of them."""
 
 import argparse
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import datasets
-import torch
-from PIL import Image
-from torch.nn.utils.rnn import pad_sequence
-from transformers import PrinterCallback, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
-
-from pipelines.grpo.groups import Group
-from pipelines.grpo.micro import Micro
-from pipelines.grpo.prompts import Prompt, PromptSource
+from pipelines.cluster import session
+from pipelines.grpo.algorithms import AlgorithmConfig
+from pipelines.grpo.config import GatesConfig, GrpoConfig, LearnerConfig, RewardConfig, RolloutConfig
+from pipelines.grpo.learner import LearnerTask
+from pipelines.grpo.loop import Loop
+from pipelines.grpo.prompts import PromptsConfig, PromptSource
+from pipelines.grpo.show import Show
+from pipelines.grpo.team import Team
 from pipelines.sft.config import TrainedConfig
+from pipelines.tracking import Tracker
+from pipelines.training.config import CheckpointsConfig, OptimizerConfig
 from samtok.mllm.adapters import load_adapter
-from samtok.mllm.chat import joined_vision
 from samtok.mllm.family import Adapter
 from samtok.mllm.tiny import TinyConfig, build_tiny, default_texts
 from samtok.mllm.vocab import MaskVocabulary
@@ -39,10 +38,11 @@ LEARNING_RATE = 1e-6
 
 def even(question: Question, reply: Reply) -> dict[str, float]:
     """The reward of all sides: the share of tokens with an even id, which differs within every group."""
-    return {"even": _even(reply.token_ids)}
+    return {"even": even_share(reply.token_ids)}
 
 
-def _even(ids: Sequence[int]) -> float:
+def even_share(ids: Sequence[int]) -> float:
+    """Returns the share of even ids among at least one."""
     return sum(id_ % 2 == 0 for id_ in ids) / len(ids)
 
 
@@ -108,150 +108,73 @@ def make_place(home: Path, numbers: TinyConfig, options: argparse.Namespace) -> 
     return Place(home / "model", adapter, uri, options)
 
 
-# ---------------------------------------------------------------- TRL
+# ---------------------------------------------------------------- our loop
 
 
-class Timed(GRPOTrainer):
-    """TRL's trainer with clocks around its parts."""
-
-    split: Split
-
-    def _generate(self, prompts: list[Any]) -> Any:
-        with self.split.part("rollout"):
-            return super()._generate(prompts)
-
-    def _calculate_rewards(self, *arguments: Any) -> Any:
-        with self.split.part("reward"):
-            return super()._calculate_rewards(*arguments)
-
-
-class Clock(TrainerCallback):
-    """Times an epoch without what comes before and after it."""
-
-    def __init__(self) -> None:
-        self.took, self._started = Took(0, 0), Took(0, 0)
-
-    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
-        """Starts the clock."""
-        self._started = Took.now()
-
-    def on_epoch_end(self, *_: Any, **__: Any) -> None:
-        """Stops it."""
-        self.took = Took.now().since(self._started)
-
-
-def trl_trainer(place: Place, prompts: PromptSource, **told: Any) -> tuple[Timed, Clock]:
-    """Returns TRL's trainer with our options where they have another default in TRL, and its clock."""
-    options, clock, adapter = place.options, Clock(), place.adapter
-    model = place.model()
-    model.generation_config.eos_token_id = list(adapter.stop_ids)
-    arguments = {
-        "loss_type": "dapo",
-        "scale_rewards": "group",
-        "beta": 0.0,
-        "epsilon": 0.2,
-        "epsilon_high": 0.2,
-        "temperature": 1.0,
-        "top_k": 0,
-        "top_p": 1.0,
-        "num_generations": options.group,
-        "max_completion_length": options.new_tokens,
-        "generation_kwargs": {"suppress_tokens": list(adapter.suppressed_ids)},
-        "per_device_train_batch_size": place.replies,
-        "gradient_accumulation_steps": 1,
-        "steps_per_generation": 1,
-        "max_steps": options.steps,
-        "learning_rate": LEARNING_RATE,
-        "lr_scheduler_type": "constant",
-        "optim": "adamw_torch_fused",
-        "weight_decay": 0.01,
-        "max_grad_norm": 1.0,
-        "gradient_checkpointing": False,
-        "bf16": False,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "shuffle_dataset": False,
-        "logging_strategy": "no",
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "output_dir": str(place.folder / "unused"),
-    }
-    trainer = Timed(
-        model=model,
-        reward_funcs=_trl_reward,
-        args=GRPOConfig(**arguments | told),
-        train_dataset=_dataset(prompts, options.prompts * options.steps),
-        processing_class=adapter.processor,
-        callbacks=[clock],
+def our_config(place: Place, out: str, **told: Any) -> GrpoConfig:
+    """Returns the run that both sides do."""
+    options = place.options
+    return GrpoConfig(
+        out=out,
+        model=str(place.folder),
+        prompts=PromptsConfig(corpora=(place.corpus,)),
+        prompts_per_step=options.prompts,
+        steps=10**6,
+        reward=RewardConfig(weights={"even": 1.0}, plug_ins=("tests.benchmarks.grpo_parts:even",)),
+        algorithm=AlgorithmConfig(name="grpo", mask_zero_variance=False),
+        rollout=RolloutConfig(
+            group_size=options.group,
+            max_new_tokens=options.new_tokens,
+            prompts_per_task=options.prompts,
+            threads=options.threads,
+            gpus=0,
+        ),
+        learner=LearnerConfig(replies_per_micro_batch=place.replies, threads=options.threads, gpus=0),
+        optimizer=OptimizerConfig(lr=LEARNING_RATE, warmup_steps=0, final_lr_share=1.0, weight_decay=0.01),
+        **told,
     )
-    trainer.split = Split()
-    trainer.remove_callback(PrinterCallback)
-    return trainer, clock
 
 
-def _trl_reward(completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
-    return [_even(ids) for ids in completion_ids]
+WARM_STEPS = 2
+"""First steps of a loop that are not counted: processes and their allocators warm up."""
 
 
-def _dataset(prompts: PromptSource, count: int) -> datasets.Dataset:
-    """Returns the prompts of the first steps in our order; images are read and decoded when asked for."""
-    asked = [prompts.prompt(index) for index in prompts.draws(0, count)]
-    rows = [{"prompt": _messages(one), "image": one.row["images"][0]["uri"]} for one in asked]
-    return datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
-
-
-def _messages(prompt: Prompt) -> list[dict[str, str]]:
-    return [{"role": turn.role, "content": turn.text} for turn in prompt.turns]
-
-
-def check_same_prompts(place: Place, trainer: Timed, groups: Sequence[Group]) -> None:
-    """Makes sure that TRL's prompts are ours, token by token and pixel by pixel.
-
-    Raises:
-        ValueError: They are not.
-    """
-    asked = [dict(trainer.train_dataset[number]) for number in range(len(groups))]
-    for row, group in zip(asked, groups, strict=True):
-        image = row["image"]
-        assert isinstance(image, Image.Image)
-        text = [{"type": "image", "image": image}, {"type": "text", "text": row["prompt"][0]["content"]}]
-        ids, _, fields = trainer._tokenize_prompts([[{"role": "user", "content": text}]])
-        if ids[0] != group.input_ids.tolist():
-            raise ValueError(f"TRL asks {ids[0]}, and we ask {group.input_ids.tolist()}")
-        theirs, pixels = (torch.as_tensor(part["pixel_values"]) for part in (fields, group.vision))
-        apart = (theirs - pixels).abs()
-        if float(apart.max()) > 1e-5:
-            raise ValueError(f"TRL's pixels differ from ours by up to {float(apart.max())}")
-
-
-def trl_batch(place: Place, micro: Micro, old: torch.Tensor) -> dict[str, Any]:
-    """Returns replies as TRL's loss takes them.
+def loop_steps(place: Place, prompts: PromptSource, staleness: int) -> list[dict[str, Any]]:
+    """Goes through a run on a Ray of its own; returns what its steps say, without the first ones.
 
     Args:
-        place: Whose adapter pads.
-        micro: Prompts with their replies.
-        old: Log-probability of each token of all replies before the step, one reply after the other.
+        place: Says how many steps are counted: those of all rounds.
+        prompts: What is asked.
+        staleness: ``--rollout.max-staleness``.
     """
-    pad = place.adapter.pad_id
-    asked = [one for one, group in zip(micro.prompts, micro.replies, strict=True) for _ in group]
-    said = [torch.from_numpy(ids).long() for group in micro.replies for ids in group]
-    completion_ids = _padded(said, pad, "right")
-    completion_mask = _padded([torch.ones_like(ids) for ids in said], 0, "right")
-    types = _padded([one.mm_token_type_ids for one in asked], 0, "left")
-    return {
-        "prompt_ids": _padded([one.input_ids for one in asked], pad, "left"),
-        "prompt_mask": _padded([torch.ones_like(one.input_ids) for one in asked], 0, "left"),
-        "completion_ids": completion_ids,
-        "completion_mask": completion_mask,
-        "advantages": micro.advantages,
-        "num_items_in_batch": completion_mask.sum(),
-        "old_per_token_logps": _padded(list(old.split([len(ids) for ids in said])), 0.0, "right"),
-        "mm_token_type_ids": torch.cat([types, torch.zeros_like(completion_ids)], dim=1),
-        "num_images": [1] * len(said),
-        **joined_vision(asked),
-    }
+    out = str(place.folder.parent / f"run-{staleness}")
+    steps = place.options.steps * place.options.repeats + WARM_STEPS
+    config = our_config(
+        place,
+        out,
+        gates=GatesConfig(parity_every=0, image=False),
+        checkpoints=CheckpointsConfig(every=10**6),
+        trajectories_every=0,
+        tracking="off",
+    )
+    config = replace(config, steps=steps, rollout=replace(config.rollout, max_staleness=staleness))
+    rows = _Rows(steps, Tracker("off", experiment="benchmark", home=out))
+    with session(num_cpus=3, at_least_cpus=3) as cluster:
+        team = Team(LearnerTask(config, "", {}), prompts, None, cluster)
+        try:
+            Loop(team, prompts, None, rows).run()
+        finally:
+            team.end()
+    return rows.found[WARM_STEPS:]
 
 
-def _padded(rows: Sequence[torch.Tensor], value: float, side: str) -> torch.Tensor:
-    return pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=side)
+class _Rows(Show):
+    """Keeps the numbers of every step and prints none."""
+
+    def __init__(self, steps: int, tracker: Tracker) -> None:
+        super().__init__(steps, tracker)
+        self.found: list[dict[str, Any]] = []
+
+    def step(self, row: Any) -> None:
+        """Keeps them."""
+        self.found.append(dict(row))
