@@ -2,6 +2,7 @@
 
 import os
 import random
+from typing import Any
 
 import pytest
 
@@ -121,7 +122,7 @@ def test_weights_that_died_with_their_learner_are_not_blamed_on_a_sampler(world,
     plan = prepare(resolve(short(world, tmp_path)))
     learner = actors.start_actor(LearnerActor, cpus=0)
     ray.get(learner.start.remote(plan.task, 0, 1, ""))
-    weights = ray.get(learner.publish.remote(0))
+    weights: Any = ray.get(learner.publish.remote(0))
     actors.kill([learner])
     pool = RolloutPool(
         lambda number: actors.start_actor(SamplerActor, plan.task, plan.prompts, None, "cpu", cpus=0),
