@@ -1,7 +1,7 @@
 """Corpora that are always there: synthetic scenes, tokenized and composed by the same code as any others.
 
 A job that begins where others end (chats, a fine-tuned model) can be tried at once with them; the model is
-the one that ships as ``tour``. They are small and serve no other purpose.
+the one that ships as ``tour-mllm``. They are small and serve no other purpose.
 """
 
 import logging

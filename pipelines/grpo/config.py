@@ -220,7 +220,7 @@ class GrpoConfig:
     """URI of the run's folder, a local path or s3://: checkpoints, final/ model, trajectories, report. Or
     ``temporary``: a fresh folder of this machine."""
     model: str
-    """Fine-tuned model (jobs/train_mllm.py): a folder, local or s3://, or ``tour``, the one that ships."""
+    """Fine-tuned model (jobs/train_mllm.py): a folder, local or s3://, or ``tour-mllm``, which ships."""
     tokenizer: str = "tiny"
     """Mask tokenizer of the words, for pictures, looks and --reward.iou: a shipped name or a folder."""
     prompts: PromptsConfig

@@ -99,7 +99,7 @@ _TOUR = GrpoConfig(
 _SMOKE = dataclasses.replace(
     _TOUR,
     out="temporary",
-    model="tour",
+    model="tour-mllm",
     prompts=PromptsConfig(corpora=("embedded-gres",)),
     prompts_per_step=8,
     steps=4,

@@ -36,7 +36,7 @@ PRESETS: dict[str, TrainMllmConfig] = {
         tokenizer="tour",
         train=TrainedConfig(projector=False),
         sampling=SamplingConfig(samples_per_step=48, max_tokens=1024),
-        steps=2500,
+        steps=4000,
         optimizer=OptimizerConfig(lr=3e-3, warmup_steps=20, final_lr_share=0.03),
         workers=WorkersConfig(count=2),
         validation=ValidationConfig(every=500, samples=200, generations=8, max_new_tokens=40),
