@@ -290,8 +290,8 @@ class GrpoConfig:
 
         if self.slots < self.rollout.actors:
             raise ConfigError(
-                f"--rollout.actors {self.rollout.actors} cannot all work: {self.slots} batches of prompts are "
-                f"under way at most ({self.tasks_per_step} per step, --rollout.max-staleness "
+                f"--rollout.actors {self.rollout.actors} cannot all work: {self.slots} batches of prompts "
+                f"are under way at most ({self.tasks_per_step} per step, --rollout.max-staleness "
                 f"{self.rollout.max_staleness}); lower --rollout.prompts-per-task, or take fewer actors"
             )
 

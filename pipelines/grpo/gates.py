@@ -84,5 +84,5 @@ class Gates:
             raise CheckpointError(
                 f"turning the image of a prompt into its negative changes log-probabilities by {effect:.1g}: "
                 "the model does not see it. Is --model a vision-language model whose weights were all "
-                "loaded? --no-gates.image leaves this check out."
+                "loaded? --gates.no-image leaves this check out."
             )

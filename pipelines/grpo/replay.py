@@ -49,8 +49,8 @@ class Replay:
         self.files: list[int | None] = [None] if self.uri.endswith(".parquet") else [*steps_of(self.uri)]
         if not self.files:
             raise ConfigError(
-                f"--replay {config.replay} keeps no trajectories: it has no trajectories/step-*.parquet. Give "
-                "the --out of a run that had --trajectories-every above 0."
+                f"--replay {config.replay} keeps no trajectories: it has no trajectories/step-*.parquet. "
+                "Give the --out of a run that had --trajectories-every above 0."
             )
         with storage.local_folder(checkpoint.resolve(config.model)) as folder:
             self.adapter: Adapter = load_adapter(folder)
