@@ -11,6 +11,7 @@ that of the loop itself on Ray, with the tiny model of ``grpo.py``.
 """
 
 import argparse
+import importlib.metadata
 import json
 import platform
 import statistics
@@ -21,7 +22,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
-import ray
 import torch
 from torch import Tensor
 
@@ -71,6 +71,8 @@ class _End:
     """A learner or a sampler: some weights, and a transport."""
 
     def __init__(self, megabytes: int, checksum: bool, bucket_mb: int) -> None:
+        import ray
+
         torch.set_num_threads(1)
         self.state = _weights(megabytes, seed=0)
         self.transport = ObjectStoreTransport(ray.put, ray.get, piece_bytes=bucket_mb * MB, checksum=checksum)
@@ -120,6 +122,8 @@ def main() -> int:
 
 
 def _row(megabytes: int, samplers: int, checksum: bool, options: argparse.Namespace) -> dict[str, Any]:
+    import ray  # not before the session has chosen how processes know each other
+
     start: Any = ray.remote(num_cpus=1)(_End).remote
     learner, *others = [start(megabytes, checksum, options.bucket_mb) for _ in range(samplers + 1)]
     size = ray.get(learner.nbytes.remote())
@@ -135,6 +139,8 @@ def _row(megabytes: int, samplers: int, checksum: bool, options: argparse.Namesp
 
 
 def _way(learner: Any, others: list[Any], version: int) -> Took:
+    import ray
+
     started = time.perf_counter()
     weights, put_s = ray.get(learner.publish.remote(version))
     parts_s = ray.get([other.sync.remote(weights) for other in others])
@@ -164,7 +170,7 @@ def _machine() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": psutil.cpu_count(),
         "torch": torch.__version__,
-        "ray": ray.__version__,
+        "ray": importlib.metadata.version("ray"),
     }
 
 
