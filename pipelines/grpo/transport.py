@@ -10,7 +10,6 @@ is another ``WeightTransport``.
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -93,26 +92,20 @@ class ObjectStoreTransport:
     def _piece(self, group: list[tuple[str, Tensor]]) -> Piece:
         data = np.concatenate([_bytes(tensor) for _, tensor in group])
         entries = tuple((name, str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in group)
-        with ThreadPoolExecutor(1) as beside:  # hashing takes longer than copying, and lets it go on
-            hashed = beside.submit(_sha256, data) if self.checksum else None
-            ref = self.put(data)
-        return Piece(entries, hashed.result() if hashed else None, ref)
+        return Piece(entries, _sha256(data) if self.checksum else None, self.put(data))
 
     def fetch(self, weights: Weights) -> dict[str, Tensor]:
         """Gets all weights, checked; they stay valid whatever becomes of the store."""
         state: dict[str, Tensor] = {}
         for number, piece in enumerate(weights.pieces):
             data = self.get(piece.ref)
-            with ThreadPoolExecutor(1) as beside:
-                judged = beside.submit(_damage, piece, data)
-                own = data.copy()  # the store's is read only, and may be given up
-            if wrong := judged.result():
+            if wrong := _damage(piece, data):
                 raise CheckpointError(
                     f"piece {number} of {len(weights.pieces)} of weights version {weights.version} is not "
                     f"what was published: {wrong}. The sampler keeps its old weights; if it happens again, "
                     "look at the memory and disks of the nodes."
                 )
-            state |= _tensors(piece, own)
+            state |= _tensors(piece, data)
         return state
 
 
@@ -152,8 +145,8 @@ def _dtype(kind: str) -> torch.dtype:
 
 
 def _tensors(piece: Piece, data: np.ndarray) -> Iterator[tuple[str, Tensor]]:
-    """Yields tensors over the bytes of a piece."""
-    own = torch.from_numpy(data)
+    """Yields tensors that own their memory: the store's is read only, and may be given up."""
+    own = torch.from_numpy(data.copy())
     first = 0
     for name, kind, shape in piece.entries:
         dtype, size = _dtype(kind), _size_bytes(kind, shape)

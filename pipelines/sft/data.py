@@ -36,8 +36,8 @@ _READS = 0x63686174
 """Last word of the seeds here, so that no other use of the run's seed draws the same numbers."""
 
 _KEPT_BYTES = 256 << 20
-"""Row groups that a process keeps in memory, as they are in Arrow: draws are random, so a corpus that does not
-fit is read and unpacked a group of rows for each chat."""
+"""Row groups that a process keeps in memory, as they are in Arrow: draws are random, so of a corpus that does
+not fit a group of rows is read for each chat."""
 
 Row = dict[str, Any]
 
