@@ -1,7 +1,10 @@
 """Whether reinforcement learning makes a model better, told over seeds and on prompts that decide nothing.
 
-    python -m tests.benchmarks.grpo_learning --model runs/tour/mllm/final --prompts runs/tour/chats-train \
+    python -m tests.benchmarks.grpo_learning --model tour-mllm --prompts runs/tour/chats-train \
         --looks runs/tour/chats-val --test runs/tour/chats-test --out runs/tour/grpo-seeds
+
+The prompts are those of `make tour`; ``--preset tour-test`` of jobs/make_shapes.py, tokenize_corpus.py and
+compose_dialogues.py makes the test corpus.
 
 Each seed is one run of ``jobs/grpo_gres.py``, whose own looks go to ``--looks``. Then the model before and
 after, the last one and not the best, answer ``--test`` greedily and with samples at the temperature of
@@ -135,7 +138,7 @@ def curves(outs: Sequence[Path]) -> bytes:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Learning from rewards, over seeds")
-    parser.add_argument("--model", default="runs/tour/mllm/final")
+    parser.add_argument("--model", default="tour-mllm")
     parser.add_argument("--tokenizer", default="tour")
     parser.add_argument("--prompts", default="runs/tour/chats-train")
     parser.add_argument("--looks", default="runs/tour/chats-val")
