@@ -43,7 +43,7 @@ RECORD_FILE = "record.json"
 
 _FREE = (
     *("out", "model", "tokenizer", "prompts", "placement", "sync", "gates", "watch", "looks", "checkpoints"),
-    *("trajectories_every", "max_reject_rate", "max_bad_steps", "num_cpus", "debug", "replay", "tracking"),
+    *("trajectories_every", "max_reject_rate", "max_bad_steps", "num_cpus", "tracking"),
     "dry_run",
 )
 _FREE_ROLLOUT = ("actors", "gpus", "cpus", "threads", "max_failures", "timeout_s", "python")
