@@ -64,7 +64,7 @@ def test_learners_with_other_weights_are_stopped(world):
     for check in (gates.start, gates.parity):
         with pytest.raises(
             CheckpointError,
-            match="at step 3 samplers and learners disagree .* parity-limit is 0.01.*--rollout.precision",
+            match="at step 3 samplers and learners disagree .*--gates.parity-limit is 0.01.*--rollout.precision",
         ):
             check(3)
     weak = world.config(gates=GatesConfig(parity_limit=50.0))
@@ -83,7 +83,7 @@ def test_log_probabilities_that_are_no_numbers_are_stopped_too(world):
 def test_a_model_that_does_not_see_is_stopped(world, blind):
     config = world.config(model=blind)
     gates = gates_of(config, world.sampler(config), learner_of(config))
-    with pytest.raises(CheckpointError, match="does not see it.*--no-gates.image leaves this check out"):
+    with pytest.raises(CheckpointError, match="does not see it.*--gates.no-image leaves this check out"):
         gates.start(0)
     gates.parity(0)
     without = world.config(model=blind, gates=GatesConfig(image=False))

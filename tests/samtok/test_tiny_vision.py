@@ -17,7 +17,15 @@ from samtok.mllm.tiny_vision import (
     pretrain,
     sizes_of,
 )
-from samtok.shapes import TOUR_WORLD, make_scene
+from samtok.shapes import TOUR_WORLD, WorldConfig, make_scene
+
+LARGE_SHAPES = WorldConfig(
+    kinds=("circle", "triangle", "ring", "cross"),
+    colours=("red", "yellow", "green", "blue"),
+    large_share=1.0,
+    max_objects=3,
+)
+"""Shapes that cover enough of the few tokens of a small encoder."""
 
 SMALL = TinyConfig(image_size=28, vision_layers=1, vision_dim=32, dim=32)
 
@@ -49,7 +57,7 @@ def run(steps: int) -> tuple[dict[str, float], list[int], torch.Tensor]:
     training = VisionTraining(steps=steps, scenes=200, images_per_step=16, looks=2)
     visual, processor = vision_of(SMALL, seed=3)
     told: list[int] = []
-    found = pretrain(visual, processor, TOUR_WORLD, training, lambda step, _: told.append(step))
+    found = pretrain(visual, processor, LARGE_SHAPES, training, lambda step, _: told.append(step))
     return found, told, next(visual.parameters()).detach()
 
 
