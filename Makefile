@@ -65,4 +65,4 @@ doctor: setup ## what works on this machine, with a remedy for what does not
 	$(BIN)/python -m pipelines.doctor
 
 clean: ## remove what the targets made
-	rm -rf .venv .venv-s3 runs mlruns mlflow.db .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-s3 runs beside.log mlruns mlflow.db .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -25,6 +25,7 @@ def written(out: Path) -> pa.Table:
     return pa.concat_tables([pq.read_table(out / file) for file in files])
 
 
+@pytest.mark.long
 def test_actors_write_what_an_earlier_run_left_and_every_sample_is_accounted_for(tmp_path):
     world = World(tmp_path / "world", 6)
     Path(world.rows[-1]["images"][0]["uri"]).unlink()  # the last image is lost, and its four samples

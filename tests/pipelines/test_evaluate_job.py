@@ -94,6 +94,7 @@ def test_mlflow_has_numbers_pictures_and_lineage(home, measured):
     assert pictures >= {"index.html", "worst_masks.png", "iou_area.png"}
 
 
+@pytest.mark.long
 def test_a_run_that_is_killed_in_each_corpus_and_repeated_gives_the_same_numbers(home, measured, specs):
     out, log = home / "killed", home / "killed.log"
     for name, stop_at in (("shapes", 4), ("larger", 1)):

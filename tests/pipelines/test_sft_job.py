@@ -114,6 +114,7 @@ def copied(folder: str, uri: str) -> str:
     return uri
 
 
+@pytest.mark.long
 def test_a_job_killed_twice_and_moved_goes_on_when_it_is_run_again(world, whole, tmp_path):
     """At an epoch's border, then at any time, each time in another folder."""
     places = [tmp_path / name for name in ("first", "second", "third")]

@@ -13,6 +13,7 @@ from tests.s3_server import S3Server
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [3])
 def test_a_killed_driver_is_resumed_to_the_same_bytes_on_s3(home: Path, whole: Path, bucket: str, seed: int):
     out = f"{bucket}/words"
