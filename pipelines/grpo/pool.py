@@ -89,9 +89,7 @@ class RolloutPool:
         """
         if wait:
             self._collect_syncs()
-        self.weights = (
-            weights  # a sampler that is busy takes in earlier ones first, in the order of the calls
-        )
+        self.weights = weights  # a busy sampler takes in earlier ones first, in the order of the calls
         for number, actor in enumerate(self.actors):
             self._syncing[number] = actor.sync.remote(weights)
         if wait:
@@ -193,6 +191,8 @@ class RolloutPool:
             self._replace(at, error)
             return
         del self._running[at]
+        if at in self._syncing:  # it came before the task, or comes right now
+            self._finish_sync(at)
         groups = tuple(running.refs[1 : 1 + len(sampling.outlines)])
         self._done[running.task.number] = Rolled(sampling, groups)
         self._hand_out()

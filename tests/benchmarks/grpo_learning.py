@@ -40,9 +40,9 @@ PARTS = 64
 
 CURVES = {
     "reward_sampled": "sampled reward",
-    "targets_sampled": "sampled reward of targets",
-    "exact_single": "greedy, single target exactly right",
-    "t_acc_sampled": "sampled: a mask where there is a target",
+    "targets_sampled": "sampled reward, targets",
+    "exact_single": "greedy, one target exact",
+    "t_acc_sampled": "sampled T-acc",
     "giou": "greedy gIoU",
     "n_acc": "greedy N-acc",
 }
