@@ -36,7 +36,7 @@ quickstart: setup ## a synthetic corpus becomes mask words and a report with pic
 	$(BIN)/python jobs/tokenize_corpus.py --preset smoke
 	@echo "open runs/words/report/index.html, or: $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db"
 
-tour: setup ## words become a language: a tiny MLLM learns to segment what is asked for; 20 minutes or more
+tour: setup ## words become a language: a tiny MLLM learns to segment what is asked for; 13 minutes
 	rm -rf runs/tour
 	$(BIN)/python jobs/make_shapes.py --preset tour
 	$(BIN)/python jobs/make_shapes.py --preset tour-val
