@@ -102,7 +102,9 @@ WRONG: list[tuple[type | Any, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "told", "sentence"), WRONG, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(
+    ("kind", "told", "sentence"), WRONG, ids=lambda value: getattr(value, "__name__", str(value))[:60]
+)
 def test_a_wrong_combination_has_its_sentence(kind, told, sentence):
     with pytest.raises(ConfigError, match=sentence):
         kind(**told)

@@ -64,7 +64,7 @@ def test_learners_with_other_weights_are_stopped(world):
     for check in (gates.start, gates.parity):
         with pytest.raises(
             CheckpointError,
-            match="at step 3 samplers and learners disagree .*--gates.parity-limit is 0.01.*--rollout.precision",
+            match="at step 3 samplers .* disagree .*--gates.parity-limit is 0.01.*--rollout.precision",
         ):
             check(3)
     weak = world.config(gates=GatesConfig(parity_limit=50.0))
