@@ -20,7 +20,7 @@ from pipelines.grpo.prompts import PromptsConfig, PromptSource
 from pipelines.grpo.rewards import check_rewards, rewards_of
 from pipelines.sft.export import weights_digest
 from pipelines.sft.prepare import check_vocabulary
-from pipelines.training import checkpoints
+from pipelines.training.resume import claim
 from samtok import checkpoint
 from samtok.errors import CheckpointError, ConfigError
 from samtok.mllm.adapters import load_adapter
@@ -37,9 +37,6 @@ EMBEDDED_SCENES = 64
 
 CODE_VERSION = 1
 """Raised by hand with every change of the code that changes what is learnt."""
-
-FINGERPRINT_FILE = "fingerprint.json"
-RECORD_FILE = "record.json"
 
 _FREE = (
     *("out", "model", "tokenizer", "prompts", "placement", "sync", "gates", "watch", "looks", "checkpoints"),
@@ -135,7 +132,7 @@ def prepare(config: GrpoConfig) -> Plan:
         sys.stderr.write(f"warning: {odd}\n")
     digest = weights_digest(checkpoint.resolve(config.model))
     fingerprint = _fingerprint(config, digest, prompts)
-    _check_fingerprint(config, fingerprint)
+    claim(config.out, fingerprint, dry_run=config.dry_run)
     lineage = {
         "fingerprint": shards.digest(fingerprint),
         "model": {"uri": config.model, "sha256": digest},
@@ -215,20 +212,6 @@ def _fingerprint(config: GrpoConfig, model: str, prompts: PromptSource) -> dict[
     body["learner"] = {"precision": config.learner.precision}
     body["reward"] = {k: v for k, v in body["reward"].items() if k not in ("workers", "gpus_per_worker")}
     return {**body, "model": model, "prompts": prompts.digest, "code_version": CODE_VERSION}
-
-
-def _check_fingerprint(config: GrpoConfig, fingerprint: Mapping[str, Any]) -> None:
-    """Refuses to go on with another run's folder; a fresh one is marked as this run's."""
-    where = storage.join(config.out, FINGERPRINT_FILE)
-    begun = checkpoints.steps(config.out) or storage.exists(storage.join(config.out, RECORD_FILE))
-    if begun and storage.exists(where):
-        if changed := runs.differences(storage.read_json(where), fingerprint):
-            raise ConfigError(
-                f"{config.out} holds a run with other settings. Different: {changed}. Repeat the first "
-                "settings to go on with it, or choose another --out."
-            )
-    elif not config.dry_run:
-        storage.write_bytes(where, json.dumps(fingerprint, indent=2, sort_keys=True).encode())
 
 
 def describe(plan: Plan) -> str:

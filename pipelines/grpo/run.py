@@ -12,11 +12,12 @@ from pipelines.cluster import session
 from pipelines.grpo import report
 from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.loop import Loop, State
-from pipelines.grpo.prepare import EMBEDDED, RECORD_FILE, Plan, describe, prepare, resolve, with_embedded
+from pipelines.grpo.prepare import EMBEDDED, Plan, describe, prepare, resolve, with_embedded
 from pipelines.grpo.show import Show
 from pipelines.grpo.team import Team, cpus_needed
 from pipelines.tracking import Tracker
 from pipelines.training.checkpoints import load_history
+from pipelines.training.resume import RECORD_FILE
 
 log = logging.getLogger(__name__)
 

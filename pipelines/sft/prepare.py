@@ -14,8 +14,8 @@ from pipelines.dialogues.chats import load_chat_corpus
 from pipelines.sft.config import ChatCorpus, TrainMllmConfig
 from pipelines.sft.data import ChatSource
 from pipelines.sft.export import weights_digest
-from pipelines.sft.worker import RECORD_FILE, Task
-from pipelines.training import checkpoints
+from pipelines.sft.worker import Task
+from pipelines.training.resume import claim
 from pipelines.training.sampler import check_weights
 from samtok import checkpoint
 from samtok.errors import CheckpointError, ConfigError, DataError
@@ -24,8 +24,6 @@ from samtok.mllm.family import Adapter
 
 CODE_VERSION = 1
 """Raised by hand with every change of the code that changes what is learnt."""
-
-FINGERPRINT_FILE = "fingerprint.json"
 
 _FREE = (
     *("out", "workers", "checkpoints", "log_every_s", "tracking", "dry_run", "max_bad_steps"),
@@ -78,7 +76,7 @@ def prepare(config: TrainMllmConfig) -> Task:
     config = _with_steps(config, sum(map(len, corpora)))
     digest = weights_digest(config.model)
     fingerprint = _fingerprint(config, digest, corpora, weights, held_out)
-    _check_fingerprint(config, fingerprint)
+    claim(config.out, fingerprint, dry_run=config.dry_run)
     lineage = {
         "fingerprint": shards.digest(fingerprint),
         "model": {"uri": config.model, "sha256": digest, "family": adapter.family},
@@ -187,20 +185,6 @@ def _fingerprint(
         "held_out": [[source.corpus.digest, source.limit] for source in held_out],
         "code_version": CODE_VERSION,
     }
-
-
-def _check_fingerprint(config: TrainMllmConfig, fingerprint: Mapping[str, Any]) -> None:
-    """Refuses to go on with another run's folder; a fresh one is marked as this run's."""
-    where = storage.join(config.out, FINGERPRINT_FILE)
-    begun = checkpoints.steps(config.out) or storage.exists(storage.join(config.out, RECORD_FILE))
-    if begun and storage.exists(where):
-        if changed := runs.differences(storage.read_json(where), fingerprint):
-            raise ConfigError(
-                f"{config.out} holds a run with other settings. Different: {changed}. Repeat the first "
-                "settings to go on with it, or choose another --out."
-            )
-    elif not config.dry_run:
-        storage.write_bytes(where, json.dumps(fingerprint, indent=2, sort_keys=True).encode())
 
 
 def dry_run(task: Task) -> int:

@@ -28,13 +28,13 @@ from pipelines.training.checkpoints import Checkpoint
 from pipelines.training.engine import Engine, PlainEngine, RowRate
 from pipelines.training.fit import Tell
 from pipelines.training.journal import Journal
+from pipelines.training.resume import RECORD_FILE
 from samtok.errors import CheckpointError, DataError
 from samtok.mllm.adapters import load_adapter
 from samtok.mllm.family import Adapter
 
 log = logging.getLogger(__name__)
 
-RECORD_FILE = "record.json"
 _ENOUGH_DRAWS = 100
 """Chats that must have been drawn before a share of rejects is judged."""
 

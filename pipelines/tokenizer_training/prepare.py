@@ -19,8 +19,8 @@ from pipelines.ingestion.corpora import CorpusSpec
 from pipelines.tokenizer_training.config import TrainTokenizerConfig
 from pipelines.tokenizer_training.corpus import Index, build_index
 from pipelines.tokenizer_training.trainee import architecture_of, check_quantize_from, freezes
-from pipelines.tokenizer_training.worker import RECORD_FILE, Task
-from pipelines.training import checkpoints
+from pipelines.tokenizer_training.worker import Task
+from pipelines.training.resume import claim, has_begun
 from pipelines.training.sampler import check_weights
 from samtok import checkpoint
 from samtok.errors import ConfigError
@@ -29,8 +29,6 @@ log = logging.getLogger(__name__)
 
 CODE_VERSION = 1
 """Raised by hand with every change of the code that changes what is learnt."""
-
-FINGERPRINT_FILE = "fingerprint.json"
 
 _FREE = ("out", "workers", "checkpoints", "log_every_s", "tracking", "dry_run", "max_bad_steps", "engine")
 """Fields that a resumed run may change: they do not change what is learnt, but for rounding."""
@@ -79,7 +77,7 @@ def prepare(config: TrainTokenizerConfig) -> Task:
         validation = _index(held_out, storage.join(folder, "validation"), config.out)
     start = _start(config)
     fingerprint = _fingerprint(config, start, training, validation)
-    _check_fingerprint(config, fingerprint)
+    claim(config.out, fingerprint, dry_run=config.dry_run)
     digest = shards.digest(fingerprint)
     lineage = {
         "fingerprint": digest,
@@ -130,14 +128,10 @@ def _index(specs: Sequence[CorpusSpec], folder: str, out: str) -> Index | None:
     try:
         return build_index(specs, folder)
     except ConfigError:
-        if _has_begun(out):
+        if has_begun(out):
             raise
         storage.delete_folder(folder)
         return build_index(specs, folder)
-
-
-def _has_begun(out: str) -> bool:
-    return bool(checkpoints.steps(out)) or storage.exists(storage.join(out, RECORD_FILE))
 
 
 def _deepspeed(config: TrainTokenizerConfig) -> Mapping[str, Any] | None:
@@ -181,19 +175,6 @@ def _fingerprint(
         "held_out": validation.digest if validation else "scenes",
         "code_version": CODE_VERSION,
     }
-
-
-def _check_fingerprint(config: TrainTokenizerConfig, fingerprint: Mapping[str, Any]) -> None:
-    """Refuses to go on with another run's folder; a fresh one is marked as this run's."""
-    where = storage.join(config.out, FINGERPRINT_FILE)
-    if storage.exists(where) and _has_begun(config.out):
-        if changed := runs.differences(storage.read_json(where), fingerprint):
-            raise ConfigError(
-                f"{config.out} holds a run with other settings. Different: {changed}. Repeat the first "
-                "settings to go on with it, or choose another --out."
-            )
-    elif not config.dry_run:
-        storage.write_bytes(where, json.dumps(fingerprint, indent=2, sort_keys=True).encode())
 
 
 def dry_run(task: Task) -> int:
