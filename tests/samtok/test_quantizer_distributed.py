@@ -66,6 +66,9 @@ def work(rank: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes ended with."""

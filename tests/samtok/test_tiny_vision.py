@@ -61,11 +61,13 @@ def run(steps: int) -> tuple[dict[str, float], list[int], torch.Tensor]:
     return found, told, next(visual.parameters()).detach()
 
 
+@pytest.mark.slow
 def test_an_encoder_learns_colours_in_seconds():
     found, told, _ = run(200)
     assert told == [100, 200] and found["colour"] > 0.8, found
 
 
+@pytest.mark.slow
 def test_the_same_training_gives_the_same_weights():
     assert torch.equal(run(10)[2], run(10)[2])
 
