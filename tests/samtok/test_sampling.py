@@ -24,6 +24,9 @@ from tests.tiny_mllm import FAMILIES, QWEN, VOCABULARY, build, mask, picture
 REPLIES, TOKENS = 4, 10
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
     return {family: build(tmp_path_factory.mktemp(family), family, padded_rows=60) for family in FAMILIES}
