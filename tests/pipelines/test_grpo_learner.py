@@ -31,7 +31,6 @@ from tests.grpo import (
     uneven,
 )
 
-
 pytestmark = pytest.mark.slow
 
 
