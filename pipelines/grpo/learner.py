@@ -21,6 +21,7 @@ from pipelines.grpo.micro import Micro, micro_batches
 from pipelines.grpo.transport import Weights, WeightTransport
 from pipelines.sft import export
 from pipelines.sft.loop import autocast
+from pipelines.sft.worker import keep_fewer_activations
 from pipelines.training import checkpoints, world
 from pipelines.training.checkpoints import Checkpoint
 from pipelines.training.engine import Engine, PlainEngine
@@ -72,7 +73,7 @@ class Learner:
         self.reference = _reference(self.model) if config.algorithm.kl.weight else None
         self.model.train(config.learner.gradient_checkpointing)
         if config.learner.gradient_checkpointing:
-            _keep_fewer_activations(self.model)
+            keep_fewer_activations(self.model)
         self.engine = _engine(self.model, task)
         self.processor = processor_of(self.adapter, grammar=config.rollout.grammar)
         told = config.algorithm.resolved
@@ -192,9 +193,8 @@ class Learner:
     @torch.no_grad()
     def parity(self, groups: Sequence[Group]) -> dict[str, float]:
         """Compares log-probabilities with those that the samplers recorded; returns mean and maximum."""
-        apart = [
-            (self._said(_all_of(group)).log_probs.cpu() - _all_of(group).rollout).abs() for group in groups
-        ]
+        micros = [_all_of(group) for group in groups]
+        apart = [(self._said(micro).log_probs.cpu() - micro.rollout).abs() for micro in micros]
         joined = torch.cat(apart)
         return {"mean": float(joined.mean()), "max": float(joined.max()), "tokens": len(joined)}
 
@@ -263,12 +263,6 @@ def _engine(model: Any, task: LearnerTask) -> Engine:
     from pipelines.training.engine_deepspeed import DeepSpeedEngine  # loads DeepSpeed
 
     return DeepSpeedEngine(model, task.config.optimizer, task.deepspeed)
-
-
-def _keep_fewer_activations(model: Any) -> None:
-    """Turns gradient checkpointing on, which transformers is renaming."""
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
 
 
 def _reference(model: Any) -> Any:

@@ -269,12 +269,12 @@ def build_trainer(model: Any, adapter: Adapter, task: Task) -> Trainer:
     """Sets what is trained, and puts the model under the engine of the run."""
     adapter.freeze(model, **dataclasses.asdict(task.config.train))
     if task.config.engine.gradient_checkpointing:
-        _keep_fewer_activations(model)
+        keep_fewer_activations(model)
     alike = task.deepspeed is not None and task.deepspeed["zero_optimization"]["stage"] > 1
     return Trainer(model, adapter, _engine(model, adapter, task), task.config, alike=alike)
 
 
-def _keep_fewer_activations(model: Any) -> None:
+def keep_fewer_activations(model: Any) -> None:
     """Turns gradient checkpointing on, which transformers is renaming."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
