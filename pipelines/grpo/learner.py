@@ -160,16 +160,19 @@ class Learner:
         apart = (before - rollout).abs() * counted
         with torch.no_grad():
             entropy = entropies(said.logits, self.config.rollout.temperature)
-        return {
-            "loss": float(weighted.detach()),
-            "tokens": float(counted.sum()),
-            "entropy": float((entropy * counted).sum()),
-            "kl": float((drift * counted).sum()),
-            "clip_low": float((terms.clipped_low * counted).sum()),
-            "clip_high": float((terms.clipped_high * counted).sum()),
-            "mismatch": float(apart.sum()),
-            "mismatch_max": float(apart.max()),
+        sums = {
+            "loss": weighted.detach(),
+            "tokens": counted.sum(),
+            "entropy": (entropy * counted).sum(),
+            "kl": (drift * counted).sum(),
+            "clip_low": (terms.clipped_low * counted).sum(),
+            "clip_high": (terms.clipped_high * counted).sum(),
+            "mismatch": apart.sum(),
+            "mismatch_max": apart.max(),
         }
+        return dict(
+            zip(sums, torch.stack(list(sums.values())).tolist(), strict=True)
+        )  # one wait for the device
 
     @torch.no_grad()
     def _reference_log_probs(self, micro: Micro) -> Tensor:
