@@ -62,7 +62,7 @@ check: setup ## ruff, format, types
 	$(BIN)/pyright
 
 doctor: setup ## what works on this machine, with a remedy for what does not
-	$(BIN)/python -m pipelines.doctor
+	$(BIN)/python -m pipelines.tools.doctor
 
 clean: ## remove what the targets made
 	rm -rf .venv .venv-s3 runs beside.log mlruns mlflow.db .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -8,14 +8,12 @@ Running it again resumes: only shards without a commit record are done.
 """
 
 from pipelines import cli
-from pipelines.evaluation.config import PRESETS, EvaluateTokenizerConfig
+from pipelines.tokenizer_evaluation.config import PRESETS, EvaluateTokenizerConfig
 
 
 def main(argv: list[str] | None = None) -> int:
     config = cli.parse(EvaluateTokenizerConfig, PRESETS, argv, doc=__doc__)
-    from pipelines.evaluation.run import (
-        evaluate_tokenizer,  # Ray and torch load only once the flags are right
-    )
+    from pipelines.tokenizer_evaluation.run import evaluate_tokenizer
 
     return evaluate_tokenizer(config)
 

@@ -11,9 +11,24 @@ class SamtokError(Exception):
 
 
 class ConfigError(SamtokError, ValueError):
-    """A flag or config value that cannot work."""
+    """A flag or config value that cannot work.
+
+    Args:
+        message: Flags that are fields of ``owner`` are written ``--.name``.
+        owner: The config object whose fields the message names; the command line puts its place before them.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str, *, owner: object = None) -> None:
+        super().__init__(message)
+        self.message, self.owner = message, owner
+
+    def __str__(self) -> str:
+        return self.message.replace("--.", "--")
+
+    def __reduce__(self) -> tuple:  # the owner stays: it is for the process that parsed it
+        return type(self), (self.message,)
 
 
 class DataError(SamtokError, ValueError):

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, distributed
 from torch.multiprocessing.spawn import spawn
 
-from pipelines.grpo.algorithms import AlgorithmConfig
+from pipelines.chats.prompt_selection import load_prompts
+from pipelines.chats.prompts import PromptsConfig
 from pipelines.grpo.config import GrpoConfig, LearnerConfig, RolloutConfig
 from pipelines.grpo.groups import Group, RolloutTask, Share, outline
-from pipelines.grpo.learner import Learner, LearnerTask
-from pipelines.grpo.prompt_selection import load_prompts
-from pipelines.grpo.prompts import PromptsConfig
-from pipelines.grpo.sampler import Sampler
+from pipelines.grpo.learn.algorithms import AlgorithmConfig
+from pipelines.grpo.learn.learner import Learner, LearnerTask
+from pipelines.grpo.learn.update import plan_update
+from pipelines.grpo.rollout.sampler import Sampler
 from pipelines.grpo.transport import ObjectStoreTransport
-from pipelines.grpo.update import plan_update
 from pipelines.training.config import OptimizerConfig
 from samtok.mllm.sampling import Sampled
-from samtok.mllm.tiny import TinyConfig, build_tiny
+from samtok.mllm.tiny.models import TinyConfig, build_tiny
 from samtok.mllm.vocab import MaskVocabulary
 from tests.mllm_evaluations import NUM_CODES, NUM_LEVELS, chat_row, write_chats, write_image
 

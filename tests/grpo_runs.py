@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 
 from pipelines import storage
+from pipelines.chats.prompts import PromptsConfig
 from pipelines.grpo.config import (
     GatesConfig,
     GrpoConfig,
@@ -19,7 +20,6 @@ from pipelines.grpo.config import (
     RewardConfig,
     RolloutConfig,
 )
-from pipelines.grpo.prompts import PromptsConfig
 from pipelines.grpo.trajectories import read_trajectories, steps_of
 from pipelines.training import checkpoints
 from pipelines.training.config import CheckpointsConfig, OptimizerConfig

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from pipelines import schema, shards
-from pipelines.dialogues.chats import turns_of
+from pipelines.chats.corpus import turns_of
 from pipelines.ingestion.reader import Input
 from samtok import masks
 from samtok.mllm.adapters import answer_loss, load_adapter, save_pretrained
-from samtok.mllm.tiny import build_tiny
+from samtok.mllm.tiny.models import build_tiny
 from samtok.mllm.vocab import MaskVocabulary
 from samtok.model.tokenizer import MaskTokenizer
 from samtok.words import format_words

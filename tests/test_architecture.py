@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = {"samtok": set(), "pipelines": {"samtok"}, "jobs": {"samtok", "pipelines"}}
 OURS = {*LAYERS, "tests", "infra"}
 ROOMS = (
-    *("tokenization", "tokenizer_training", "evaluation", "sweeps"),
+    *("tokenization", "tokenizer_training", "tokenizer_evaluation", "sweeps"),
     *("dialogues", "extension", "sft", "mllm_evaluation", "cold_start", "grpo"),
 )
 HEAVY_FOR_SAMTOK = {"ray", "mlflow"}

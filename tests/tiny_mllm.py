@@ -8,7 +8,7 @@ from samtok import words
 from samtok.mllm.adapters import load_adapter
 from samtok.mllm.chat import Encoded, Turn
 from samtok.mllm.family import Adapter
-from samtok.mllm.tiny import TinyConfig, build_tiny
+from samtok.mllm.tiny.models import TinyConfig, build_tiny
 from samtok.mllm.vocab import MaskVocabulary
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl", "perception_lm")

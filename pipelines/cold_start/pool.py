@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipelines import run as runs
+from pipelines import job as runs
 from pipelines.cluster import session
 from pipelines.cold_start.prepare import Job
 from pipelines.cold_start.teacher import TeachSamples

@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
-from pipelines import run as runs
+from pipelines import job as runs
 from pipelines import schema, shards, storage
+from pipelines.chats.corpus import ChatCorpus, load_chat_corpus
+from pipelines.chats.prompt_selection import read_columns
+from pipelines.chats.source import ChatSource
 from pipelines.cold_start import replies
 from pipelines.cold_start.config import ColdStartConfig
 from pipelines.cold_start.thoughts import Rules
-from pipelines.dialogues.chats import ChatCorpus, load_chat_corpus
 from pipelines.dialogues.imports import file_sha256
-from pipelines.grpo.prompt_selection import read_columns
 from pipelines.ingestion.reader import Input
 from pipelines.mllm_evaluation import models
-from pipelines.sft.data import ChatSource
 from pipelines.shards import Plan
 from samtok.errors import ConfigError, DataError
 from samtok.mllm.adapters import load_adapter

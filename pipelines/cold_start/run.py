@@ -18,14 +18,14 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines import run as runs
+from pipelines import job as runs
 from pipelines import schema, shards, storage
+from pipelines.chats.corpus import load_chat_corpus
 from pipelines.cold_start.config import ColdStartConfig
 from pipelines.cold_start.pool import teach
 from pipelines.cold_start.prepare import Job, dry_run, prepare, teacher_plan, thoughts_plan
 from pipelines.cold_start.stage import WriteThoughts
-from pipelines.dialogues import report
-from pipelines.dialogues.chats import load_chat_corpus
+from pipelines.reports import chats as report
 from pipelines.shards import Plan
 from pipelines.tracking import Tracker
 from samtok.errors import DataError

@@ -9,10 +9,10 @@ import pyarrow as pa
 import torch
 
 from pipelines import schema, shards
+from pipelines.chats.prompts import prompt_of
+from pipelines.chats.source import ChatSource, Row, load_images
 from pipelines.cold_start.config import TeacherConfig
-from pipelines.grpo.prompts import prompt_of
 from pipelines.mllm_evaluation import models
-from pipelines.sft.data import ChatSource, Row, load_images
 from samtok.errors import CheckpointError, DataError
 from samtok.mllm.adapters import load_adapter
 from samtok.mllm.chat import Encoded, Turn

@@ -3,7 +3,7 @@
     teacher   <COT> The red ring is left of the star. </COT>
     sample    <think> The red ring is left of the star. </think><answer> ANSWER </answer>
 
-The format is that of the prompts of reinforcement learning (``pipelines.grpo.prompts``), so that a model
+The format is that of the prompts of reinforcement learning (``pipelines.chats.prompts``), so that a model
 fine-tuned on such samples can be asked to think. Pure functions.
 """
 
@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.chats.prompts import Prompt, Row, ask_to_think, last_answer, prompt_of
 from pipelines.dialogues.captions import OBJECT_END, OBJECT_START
 from pipelines.dialogues.pieces import control_token
-from pipelines.grpo.prompts import Prompt, Row, ask_to_think, last_answer, prompt_of
 from samtok import words
 from samtok.errors import DataError
 from samtok.mllm.thinking import answer_of

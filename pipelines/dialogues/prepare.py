@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines import run as runs
+from pipelines import job as runs
 from pipelines import schema, shards, storage
 from pipelines.dialogues import imports
 from pipelines.dialogues.compose import Settings

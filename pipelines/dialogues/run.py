@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from pipelines import run as runs
+from pipelines import job as runs
 from pipelines import shards, storage
+from pipelines.chats.corpus import load_chat_corpus, rows_of_shard
 from pipelines.cluster import session
-from pipelines.dialogues import report
-from pipelines.dialogues.chats import load_chat_corpus, rows_of_shard
 from pipelines.dialogues.config import ComposeDialoguesConfig
 from pipelines.dialogues.exchange import lines_of
 from pipelines.dialogues.prepare import dry_run, plan_of, prepare
+from pipelines.reports import chats as report
 from pipelines.shards import Plan
 from pipelines.tracking import Tracker
 from samtok.errors import ConfigError, DataError

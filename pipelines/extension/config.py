@@ -7,7 +7,7 @@ import tyro
 
 from pipelines.cli import FORBID_UNKNOWN
 from samtok.errors import ConfigError
-from samtok.mllm.tiny_config import TinyConfig
+from samtok.mllm.tiny.config import TinyConfig
 
 
 @dataclass(frozen=True, kw_only=True)

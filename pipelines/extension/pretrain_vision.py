@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import save
 
 from pipelines import cli, storage
-from pipelines import run as runs
-from samtok.mllm.tiny_config import TinyConfig
-from samtok.mllm.tiny_vision import RECORD_FILE, WEIGHTS_FILE, VisionTraining, pretrain, sizes_of
+from pipelines import job as runs
+from samtok.mllm.tiny.config import TinyConfig
+from samtok.mllm.tiny.vision import RECORD_FILE, WEIGHTS_FILE, VisionTraining, pretrain, sizes_of
 from samtok.shapes import TOUR_WORLD, WorldConfig
 
 log = logging.getLogger("pipelines.extension.pretrain_vision")  # __name__ is __main__ here
@@ -52,7 +52,7 @@ PRESETS = {
 
 def pretrain_vision(config: PretrainVisionConfig) -> int:
     """Trains and writes weights and record; returns the exit code."""
-    from samtok.mllm.tiny import vision_of
+    from samtok.mllm.tiny.models import vision_of
 
     torch.set_num_threads(1)
     visual, processor = vision_of(config.numbers, seed=config.training.seed)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pipelines import run as runs
+from pipelines import job as runs
 from pipelines import storage
-from pipelines.dialogues import chats
+from pipelines.chats import corpus as chats
 from pipelines.extension.config import ExtendMllmConfig
 from samtok import checkpoint
 from samtok.errors import CheckpointError, ConfigError
@@ -31,8 +31,8 @@ from samtok.mllm.adapters import (
     save_pretrained,
 )
 from samtok.mllm.folder import read_model
-from samtok.mllm.tiny import build_tiny
-from samtok.mllm.tiny_text import default_texts
+from samtok.mllm.tiny.models import build_tiny
+from samtok.mllm.tiny.text import default_texts
 from samtok.mllm.vocab import MaskVocabulary, extend, mask_words_of
 from samtok.model.tokenizer import MaskTokenizer
 

@@ -5,11 +5,11 @@ from typing import Annotated, Literal
 
 from tyro.constructors import PrimitiveConstructorSpec
 
+from pipelines.chats.prompts import PromptsConfig
 from pipelines.cli import FORBID_UNKNOWN, refuse_password
-from pipelines.grpo.algorithms import AlgorithmConfig
-from pipelines.grpo.prompts import PromptsConfig
-from pipelines.grpo.rewards import parse_weights
-from pipelines.grpo.watch import WatchConfig
+from pipelines.grpo.learn.algorithms import AlgorithmConfig
+from pipelines.grpo.observe.alarms import WatchConfig
+from pipelines.grpo.reward.components import parse_weights
 from pipelines.sft.config import TrainedConfig
 from pipelines.training.config import CheckpointsConfig, OptimizerConfig, check_at_least, check_share
 from samtok.errors import ConfigError

@@ -16,22 +16,22 @@ from typing import Any
 import numpy as np
 
 from pipelines import storage
+from pipelines.chats.prompts import PromptSource
 from pipelines.grpo.actors import ActorDied
-from pipelines.grpo.best import BestK
 from pipelines.grpo.config import GrpoConfig
-from pipelines.grpo.gates import Gates
 from pipelines.grpo.groups import Outline, RolloutTask, outline
-from pipelines.grpo.learner_group import LearnerGroup
-from pipelines.grpo.measures import look_measures, step_measures
-from pipelines.grpo.prompts import PromptSource
+from pipelines.grpo.learn.learner_group import LearnerGroup
+from pipelines.grpo.learn.update import Update, plan_update
+from pipelines.grpo.observe.alarms import Watch
+from pipelines.grpo.observe.best import BestK
+from pipelines.grpo.observe.checks import Gates
+from pipelines.grpo.observe.metrics import look_measures, step_measures
+from pipelines.grpo.observe.progress import Show
 from pipelines.grpo.replay import Replay
-from pipelines.grpo.rewards import Scored
-from pipelines.grpo.show import Show
+from pipelines.grpo.reward.components import Scored
 from pipelines.grpo.team import Team
 from pipelines.grpo.trajectories import write_trajectories
 from pipelines.grpo.trajectory_rows import trajectory_rows
-from pipelines.grpo.update import Update, plan_update
-from pipelines.grpo.watch import Watch
 from pipelines.training import checkpoints
 from pipelines.training.journal import Journal
 from samtok.errors import ClusterError, DataError, SamtokError

@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 
-from pipelines import run as runs
+from pipelines import job as runs
 from pipelines import shards, storage
-from pipelines.embedded import embedded_chats
+from pipelines.chats.prompt_selection import load_prompts
+from pipelines.chats.prompts import PromptsConfig, PromptSource
+from pipelines.chats.source import check_vocabulary
+from pipelines.embedded.corpora import embedded_chats
 from pipelines.grpo.config import GrpoConfig
-from pipelines.grpo.learner import LearnerTask
-from pipelines.grpo.prompt_selection import load_prompts
-from pipelines.grpo.prompts import PromptsConfig, PromptSource
-from pipelines.grpo.rewards import check_rewards, rewards_of
-from pipelines.sft.export import weights_digest
-from pipelines.sft.prepare import check_vocabulary
+from pipelines.grpo.learn.learner import LearnerTask
+from pipelines.grpo.reward.components import check_rewards, rewards_of
+from pipelines.training.mllm_export import weights_digest
 from pipelines.training.resume import claim
 from samtok import checkpoint
 from samtok.errors import CheckpointError, ConfigError

@@ -4,7 +4,7 @@ import dataclasses
 
 import tyro
 
-from pipelines.grpo.algorithms import AlgorithmConfig, KlConfig
+from pipelines.chats.prompts import PromptsConfig
 from pipelines.grpo.config import (
     GatesConfig,
     GrpoConfig,
@@ -13,7 +13,7 @@ from pipelines.grpo.config import (
     RewardConfig,
     RolloutConfig,
 )
-from pipelines.grpo.prompts import PromptsConfig
+from pipelines.grpo.learn.algorithms import AlgorithmConfig, KlConfig
 from pipelines.training.config import CheckpointsConfig, OptimizerConfig
 
 _REQUIRED = tyro.MISSING

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from pipelines import storage
+from pipelines.chats.prompts import PromptSource, encode_prompt
 from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.groups import Group
-from pipelines.grpo.prompts import PromptSource, encode_prompt
-from pipelines.grpo.rewards import Scored
+from pipelines.grpo.reward.components import Scored
 from pipelines.grpo.trajectories import components_of, read_trajectories, read_trajectory_file, steps_of
 from samtok import checkpoint
 from samtok.errors import ConfigError

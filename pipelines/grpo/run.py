@@ -6,14 +6,14 @@ import logging
 import time
 from typing import Any
 
-from pipelines import run as runs
+from pipelines import job as runs
 from pipelines import storage
 from pipelines.cluster import session
-from pipelines.grpo import report
 from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.loop import Loop, State
+from pipelines.grpo.observe import report
+from pipelines.grpo.observe.progress import Show
 from pipelines.grpo.prepare import EMBEDDED, Plan, describe, prepare, resolve, with_embedded
-from pipelines.grpo.show import Show
 from pipelines.grpo.team import Team, cpus_needed
 from pipelines.tracking import Tracker
 from pipelines.training.checkpoints import load_history

@@ -4,16 +4,16 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pipelines.chats.prompts import PromptSource
 from pipelines.cluster import ClusterInfo
 from pipelines.grpo import actors
 from pipelines.grpo.actors import ActorDied
 from pipelines.grpo.config import GrpoConfig
-from pipelines.grpo.learner import LearnerTask
-from pipelines.grpo.learner_group import LearnerGroup
-from pipelines.grpo.pool import RolloutPool, SamplerActor
-from pipelines.grpo.prompts import PromptSource
-from pipelines.grpo.rewards import Scored
-from pipelines.grpo.scoring import LookRow, Scorer
+from pipelines.grpo.learn.learner import LearnerTask
+from pipelines.grpo.learn.learner_group import LearnerGroup
+from pipelines.grpo.reward.components import Scored
+from pipelines.grpo.reward.scoring import LookRow, Scorer
+from pipelines.grpo.rollout.pool import RolloutPool, SamplerActor
 from samtok.errors import ClusterError
 
 log = logging.getLogger(__name__)

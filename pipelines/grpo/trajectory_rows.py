@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.dialogues.chats import text_of
+from pipelines.chats.corpus import text_of
+from pipelines.chats.prompts import last_answer
 from pipelines.grpo.groups import Group
-from pipelines.grpo.prompts import last_answer
-from pipelines.grpo.rewards import Scored
+from pipelines.grpo.reward.components import Scored
 from pipelines.grpo.trajectories import components_column
 
 

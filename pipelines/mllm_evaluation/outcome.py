@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines import run as runs
+from pipelines import job as runs
 from pipelines import shards, storage
-from pipelines.evaluation.outcome import aligned
 from pipelines.mllm_evaluation.config import BASELINE, THIS_RUN, EvaluateMllmConfig
 from pipelines.mllm_evaluation.prepare import Job, questions_digest
 from pipelines.mllm_evaluation.scores import headlines, percent
 from pipelines.tokenization.outcome import track_report
+from pipelines.tokenizer_evaluation.outcome import aligned
 from pipelines.tracking import Tracker
 from samtok.errors import ConfigError, DataError
 

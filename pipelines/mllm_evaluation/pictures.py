@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 
 from pipelines import storage
 from pipelines.ingestion.image_source import read_image_bytes
-from samtok import images, masks, viz
+from samtok import images, masks
 from samtok.errors import DataError, StorageError
+from samtok.plots import pictures as viz
 
 SIDE = 240
 _ALPHA = 0.4

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from pipelines import run as runs
+from pipelines import job as runs
 from pipelines import schema, shards, storage
-from pipelines.dialogues.chats import ChatCorpus, load_chat_corpus, rows_of
+from pipelines.chats.corpus import ChatCorpus, load_chat_corpus, rows_of
 from pipelines.ingestion.reader import Input
 from pipelines.mllm_evaluation import models
 from pipelines.mllm_evaluation.config import EvaluateMllmConfig

@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import report as corpus_reports
-from pipelines import report_html as html
-from pipelines import report_page, storage
+from pipelines import storage
 from pipelines.mllm_evaluation.config import BASELINE
 from pipelines.mllm_evaluation.outcome import Beside, table_of, tag_table
 from pipelines.mllm_evaluation.pictures import SIDE, Drawn, choose, draw, rows_at
 from pipelines.mllm_evaluation.prepare import Job
 from pipelines.mllm_evaluation.scores import headlines, percent
-from pipelines.report_pictures import sheet_of
-from samtok import viz
+from pipelines.reports import html
+from pipelines.reports import words as corpus_reports
+from pipelines.reports import words_page as report_page
+from pipelines.reports.pictures import sheet_of
+from samtok.plots import pictures as viz
 
 _HEADS = {
     "best": "Best answers",

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from pipelines import schema
-from pipelines.dialogues.chats import text_of
+from pipelines.chats.corpus import text_of
 from pipelines.ingestion.reader import Input
 from samtok import masks
 from samtok.errors import DataError

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from pipelines import run as runs
+from pipelines import job as runs
 from pipelines import shards, storage
 from pipelines.cluster import session
 from pipelines.mllm_evaluation import outcome, report

@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 
 from pipelines import schema, shards, storage
-from pipelines.dialogues.chats import turns_of
+from pipelines.chats.corpus import turns_of
 from pipelines.ingestion.image_source import read_image_bytes
 from pipelines.ingestion.reader import Input
 from pipelines.mllm_evaluation import models

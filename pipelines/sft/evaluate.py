@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from pipelines.dialogues import chats
+from pipelines.chats import corpus as chats
+from pipelines.chats.source import ChatSource, Row, encode_row, load_images
 from pipelines.sft.config import TrainMllmConfig
-from pipelines.sft.data import ChatSource, Row, encode_row, load_images, micro_batches
+from pipelines.sft.data import micro_batches
 from pipelines.sft.loop import autocast, sees
 from pipelines.training import world
 from samtok.errors import ConfigError, DataError

@@ -10,14 +10,15 @@ import numpy as np
 
 from pipelines import storage
 from pipelines.ingestion.image_source import read_image_bytes
-from pipelines.report_pictures import sheet_of
+from pipelines.reports.pictures import sheet_of
 from pipelines.sft.config import TrainMllmConfig
 from pipelines.tracking import Tracker
 from pipelines.training.fit import Event
 from pipelines.training.progress import Progress
-from samtok import images, viz
+from samtok import images
 from samtok.errors import SamtokError
 from samtok.model.tokenizer import MaskTokenizer
+from samtok.plots import pictures as viz
 
 log = logging.getLogger(__name__)
 

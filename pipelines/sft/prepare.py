@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 
-from pipelines import run as runs
+from pipelines import job as runs
 from pipelines import shards, storage
-from pipelines.dialogues.chats import load_chat_corpus
-from pipelines.sft.config import ChatCorpus, TrainMllmConfig
-from pipelines.sft.data import ChatSource
-from pipelines.sft.export import weights_digest
+from pipelines.chats.corpus import load_chat_corpus
+from pipelines.chats.source import ChatSource, check_vocabulary
+from pipelines.chats.spec import ChatCorpusSpec
+from pipelines.sft.config import TrainMllmConfig
 from pipelines.sft.worker import Task
+from pipelines.training.mixture import check_weights
+from pipelines.training.mllm_export import weights_digest
 from pipelines.training.resume import claim
-from pipelines.training.sampler import check_weights
 from samtok import checkpoint
 from samtok.errors import CheckpointError, ConfigError, DataError
 from samtok.mllm.adapters import load_adapter
@@ -44,7 +45,7 @@ def resolve(config: TrainMllmConfig) -> TrainMllmConfig:
         gpus = 1.0 if torch.cuda.is_available() else 0.0
     for flag, texts in (("corpora", config.corpora), ("validation-corpora", config.validation_corpora)):
         for text in texts:
-            ChatCorpus.parse(text, flag=flag)
+            ChatCorpusSpec.parse(text, flag=flag)
     tokenizer = config.tokenizer
     if checkpoint.resolve(tokenizer) == tokenizer.rstrip("/"):
         tokenizer = storage.absolute(tokenizer)
@@ -128,39 +129,13 @@ def _adapter(config: TrainMllmConfig) -> Adapter:
 def _sources(texts: Sequence[str], flag: str) -> tuple[list[ChatSource], list[float | None]]:
     sources, weights = [], []
     for text in texts:
-        told = ChatCorpus.parse(text, flag=flag)
+        told = ChatCorpusSpec.parse(text, flag=flag)
         source = ChatSource(load_chat_corpus(storage.absolute(told.uri)), told.limit)
         if len(source) == 0:
             raise DataError(f"--{flag} {told.uri} has no samples; look at its rejects.")
         sources.append(source)
         weights.append(told.weight)
     return sources, weights
-
-
-def check_vocabulary(adapter: Adapter, sources: Sequence[ChatSource], model: str) -> None:
-    """Makes sure that model, corpora and mask tokenizer speak the same words.
-
-    Raises:
-        ConfigError: If numbers of codes or levels, or the tokenizers' weights, differ.
-    """
-    own = (adapter.vocabulary.num_codes, adapter.vocabulary.num_levels)
-    known = {f"--model {model}": adapter.tokenizer_sha256}
-    for source in sources:
-        corpus = source.corpus
-        if (corpus.num_codes, corpus.num_levels) != own:
-            raise ConfigError(
-                f"{corpus.uri} has words of {corpus.num_levels} x {corpus.num_codes} codes, --model "
-                f"{model} of {own[1]} x {own[0]}. Extend the model for these words "
-                "(jobs/extend_mllm.py), or tokenize the corpus with the model's mask tokenizer."
-            )
-        known[corpus.uri] = corpus.weights_sha256
-    told = {where: sha256 for where, sha256 in known.items() if sha256 is not None}
-    if len(set(told.values())) > 1:
-        listed = "; ".join(f"{where}: {sha256[:12]}" for where, sha256 in told.items())
-        raise ConfigError(
-            f"the words belong to different mask tokenizers, so equal words mean different masks: {listed}. "
-            "Tokenize all corpora with one tokenizer, and extend the model for that one."
-        )
 
 
 def _fingerprint(

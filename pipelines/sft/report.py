@@ -8,10 +8,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines import report_html as html
 from pipelines import storage
-from pipelines.training.report_parts import Row, column, lineage, lost, skipped_steps, spread
-from samtok.plots_curves import Curve, CurvePanel, Events, curves_plot
+from pipelines.reports import html
+from pipelines.reports.training_parts import Row, column, lineage, lost, skipped_steps, spread
+from samtok.plots.curves import Curve, CurvePanel, Events, curves_plot
 
 FOLDER = "report"
 MAX_LOOKS = 20

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from pipelines import storage
-from pipelines.dialogues.chats import ChatCorpus
-from pipelines.sft import export
+from pipelines.chats.corpus import ChatCorpus
+from pipelines.chats.source import ChatSource
 from pipelines.sft.config import TrainMllmConfig
-from pipelines.sft.data import ChatSource, Prepared, StepLoader
+from pipelines.sft.data import Prepared, StepLoader
 from pipelines.sft.evaluate import Looks
 from pipelines.sft.loop import Trainer
 from pipelines.training import checkpoints, world
+from pipelines.training import mllm_export as export
 from pipelines.training.checkpoints import Checkpoint
 from pipelines.training.engine import Engine, PlainEngine, RowRate
 from pipelines.training.fit import Tell

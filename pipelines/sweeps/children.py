@@ -7,7 +7,7 @@ is killed right after a trial ended leaves that trial's run open; the next drive
 import json
 from collections.abc import Mapping
 
-from pipelines import run as runs
+from pipelines import job as runs
 from pipelines import storage
 from pipelines.sweeps.config import EXPERIMENT
 from pipelines.tokenizer_training.worker import RECORD_FILE, Task

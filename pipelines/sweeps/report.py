@@ -8,9 +8,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines import report_html as html
 from pipelines import storage
-from samtok.plots_tradeoff import TradeoffPoint, tradeoff_plot
+from pipelines.reports import html
+from samtok.plots.tradeoff import TradeoffPoint, tradeoff_plot
 
 FOLDER = "report"
 HEADS = (

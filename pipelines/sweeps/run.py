@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines import run as runs
+from pipelines import job as runs
 from pipelines import storage
 from pipelines.cluster import session
 from pipelines.sweeps import report

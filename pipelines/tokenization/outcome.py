@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines import report, shards, storage
+from pipelines import shards, storage
+from pipelines.reports import words as report
 from pipelines.shards import Plan
 from pipelines.tokenization.config import PoolConfig, TokenizeCorpusConfig, TokenizerConfig
 from pipelines.tracking import Tracker
@@ -77,7 +78,7 @@ def check_rejects(config: TokenizeCorpusConfig, totals: Mapping[str, int]) -> No
     if totals["rows_in"] and not totals["rows_out"]:
         raise DataError(
             f"none of the {totals['rows_in']} images could be used. Is --corpus.images right, and mounted? "
-            f"See `python -m pipelines.browse {config.out}` for the reasons; then choose another --out."
+            f"See `python -m pipelines.tools.browse {config.out}` for the reasons; then choose another --out."
         )
     for what, lost, of in (("images", "rows_rejected", "rows_in"), ("masks", "masks_rejected", "masks_in")):
         rate = totals[lost] / max(totals[of], 1)
@@ -88,7 +89,7 @@ def check_rejects(config: TokenizeCorpusConfig, totals: Mapping[str, int]) -> No
 def _too_many(config: TokenizeCorpusConfig, rate: float, what: str) -> str:
     return (
         f"{rate:.1%} of the {what} are unusable; --max-reject-rate allows {config.max_reject_rate:.1%}. "
-        f"See `python -m pipelines.browse {config.out}` for the reasons."
+        f"See `python -m pipelines.tools.browse {config.out}` for the reasons."
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pipelines import run as runs
+from pipelines import job as runs
 from pipelines import schema, shards, storage
 from pipelines.ingestion.corpora import absolute_corpus, reader_of
 from pipelines.ingestion.reader import Input, Reader, Reject

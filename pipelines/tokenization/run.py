@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import pyarrow as pa
 
-from pipelines import run as runs
+from pipelines import job as runs
 from pipelines import shards, storage
 from pipelines.cluster import ClusterInfo, session
 from pipelines.shards import Plan

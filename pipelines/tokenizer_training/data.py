@@ -21,7 +21,7 @@ from pipelines.tokenizer_training.corpus import Index, open_sources
 from pipelines.tokenizer_training.samples import Sample, Source, Unusable
 from pipelines.tokenizer_training.sources import SceneSource
 from pipelines.training.loader import prepared
-from pipelines.training.sampler import Mixture
+from pipelines.training.mixture import Mixture
 from samtok.config import MaskTokenizerConfig
 from samtok.errors import DataError
 

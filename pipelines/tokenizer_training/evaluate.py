@@ -2,7 +2,7 @@
 
 IoU is taken at image size. A decoder can score by looking at the image alone, so the same is measured with
 the codes of masks of another image: only the difference is due to the codes. Every image is encoded once.
-``pipelines.evaluation`` measures finished tokenizers on whole corpora.
+``pipelines.tokenizer_evaluation`` measures finished tokenizers on whole corpora.
 """
 
 import dataclasses

@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from pipelines import run as runs
+from pipelines import job as runs
 from pipelines import shards, storage
 from pipelines.ingestion.corpora import CorpusSpec
 from pipelines.tokenizer_training.config import TrainTokenizerConfig
 from pipelines.tokenizer_training.corpus import Index, build_index
 from pipelines.tokenizer_training.trainee import architecture_of, check_quantize_from, freezes
 from pipelines.tokenizer_training.worker import Task
+from pipelines.training.mixture import check_weights
 from pipelines.training.resume import claim, has_begun
-from pipelines.training.sampler import check_weights
 from samtok import checkpoint
 from samtok.errors import ConfigError
 

@@ -11,14 +11,14 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pipelines import report_html as html
 from pipelines import storage
-from pipelines.report_pictures import MAX_SHOWN, SHEET_SIDE, short_words
+from pipelines.reports import html
+from pipelines.reports.pictures import MAX_SHOWN, SHEET_SIDE, short_words
+from pipelines.reports.training_parts import Row, column, lineage, lost, names_of, skipped_steps, spread
 from pipelines.tokenizer_training.samples import Sample
-from pipelines.training.report_parts import Row, column, lineage, lost, names_of, skipped_steps, spread
-from samtok import viz
 from samtok.model.tokenizer import MaskTokenizer
-from samtok.plots_curves import Curve, CurvePanel, Events, curves_plot
+from samtok.plots import pictures as viz
+from samtok.plots.curves import Curve, CurvePanel, Events, curves_plot
 from samtok.words import format_words
 
 FOLDER = "report"

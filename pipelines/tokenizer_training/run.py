@@ -5,7 +5,7 @@ import json
 import logging
 import time
 
-from pipelines import run as runs
+from pipelines import job as runs
 from pipelines import storage
 from pipelines.tokenizer_training import report
 from pipelines.tokenizer_training.config import TrainTokenizerConfig

@@ -33,8 +33,8 @@ from pipelines.training.checkpoints import Checkpoint
 from pipelines.training.engine import Engine, PlainEngine
 from pipelines.training.fit import Tell
 from pipelines.training.journal import Journal
+from pipelines.training.mixture import Mixture
 from pipelines.training.resume import RECORD_FILE
-from pipelines.training.sampler import Mixture
 from samtok.errors import CheckpointError
 
 

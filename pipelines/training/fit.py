@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from pipelines import run as runs
+from pipelines import job as runs
 from pipelines import storage
 from pipelines.cluster import session
 from pipelines.training.config import WorkersConfig

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines import run as runs
+from pipelines import job as runs
 from pipelines import storage
 from pipelines.training import checkpoints
 from samtok.errors import ConfigError

@@ -24,7 +24,7 @@ from transformers import LogitsProcessorList
 from samtok.mllm.adapters import load_adapter
 from samtok.mllm.chat import Turn
 from samtok.mllm.grammar import MaskWordGrammar
-from samtok.mllm.tiny import build_tiny, default_texts
+from samtok.mllm.tiny.models import build_tiny, default_texts
 from samtok.mllm.vocab import MaskVocabulary, WordIds
 
 

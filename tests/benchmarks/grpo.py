@@ -31,16 +31,16 @@ import torch
 import transformers
 import trl
 
-from pipelines.grpo.algorithms import AlgorithmConfig, Mean
+from pipelines.chats.prompt_selection import load_prompts
+from pipelines.chats.prompts import PromptsConfig, PromptSource
 from pipelines.grpo.groups import Group, RolloutTask, outline
-from pipelines.grpo.learner import Learner, LearnerTask
-from pipelines.grpo.micro import micro_batches
-from pipelines.grpo.prompt_selection import load_prompts
-from pipelines.grpo.prompts import PromptsConfig, PromptSource
-from pipelines.grpo.sampler import Sampler
-from pipelines.grpo.scoring import Scorer
+from pipelines.grpo.learn.algorithms import AlgorithmConfig, Mean
+from pipelines.grpo.learn.learner import Learner, LearnerTask
+from pipelines.grpo.learn.micro import micro_batches
+from pipelines.grpo.learn.update import plan_update
+from pipelines.grpo.reward.scoring import Scorer
+from pipelines.grpo.rollout.sampler import Sampler
 from pipelines.grpo.transport import ObjectStoreTransport
-from pipelines.grpo.update import plan_update
 from samtok.mllm.grammar import SuppressTokens
 from tests.benchmarks import grpo_parts as parts
 from tests.benchmarks.grpo_parts import Place, Split, Took

@@ -24,15 +24,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipelines.grpo.measures import look_measures
+from pipelines.chats.prompt_selection import load_prompts
+from pipelines.chats.prompts import PromptsConfig
+from pipelines.grpo.observe.metrics import look_measures
 from pipelines.grpo.prepare import resolve
 from pipelines.grpo.presets import GRES
-from pipelines.grpo.prompt_selection import load_prompts
-from pipelines.grpo.prompts import PromptsConfig
-from pipelines.grpo.sampler import Sampler
-from pipelines.grpo.scoring import LookRow, Scorer
+from pipelines.grpo.reward.scoring import LookRow, Scorer
+from pipelines.grpo.rollout.sampler import Sampler
 from pipelines.grpo.transport import ObjectStoreTransport
-from samtok.plots_curves import Curve, CurvePanel, curves_plot
+from samtok.plots.curves import Curve, CurvePanel, curves_plot
 
 BOOTSTRAPS = 10_000
 PARTS = 64

@@ -8,20 +8,20 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipelines.chats.prompts import PromptsConfig, PromptSource
 from pipelines.cluster import session
-from pipelines.grpo.algorithms import AlgorithmConfig
 from pipelines.grpo.config import GatesConfig, GrpoConfig, LearnerConfig, RewardConfig, RolloutConfig
-from pipelines.grpo.learner import LearnerTask
+from pipelines.grpo.learn.algorithms import AlgorithmConfig
+from pipelines.grpo.learn.learner import LearnerTask
 from pipelines.grpo.loop import Loop
-from pipelines.grpo.prompts import PromptsConfig, PromptSource
-from pipelines.grpo.show import Show
+from pipelines.grpo.observe.progress import Show
 from pipelines.grpo.team import Team
 from pipelines.sft.config import TrainedConfig
 from pipelines.tracking import Tracker
 from pipelines.training.config import CheckpointsConfig, OptimizerConfig
 from samtok.mllm.adapters import load_adapter
 from samtok.mllm.family import Adapter
-from samtok.mllm.tiny import TinyConfig, build_tiny, default_texts
+from samtok.mllm.tiny.models import TinyConfig, build_tiny, default_texts
 from samtok.mllm.vocab import MaskVocabulary
 from samtok.rewards import Question, Reply
 from tests.benchmarks.sft_chats import chat_rows

@@ -10,9 +10,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from pipelines.chats.prompts import Prompt, PromptSource
 from pipelines.grpo.groups import Group
-from pipelines.grpo.micro import Micro
-from pipelines.grpo.prompts import Prompt, PromptSource
+from pipelines.grpo.learn.micro import Micro
 from samtok.mllm.chat import joined_vision
 from tests.benchmarks.grpo_parts import LEARNING_RATE, Place, Split, Took, even_share
 

@@ -30,16 +30,17 @@ import transformers
 from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
-from pipelines.dialogues.chats import load_chat_corpus
+from pipelines.chats.corpus import load_chat_corpus
+from pipelines.chats.source import ChatSource, encode_row
 from pipelines.sft.config import EngineConfig, SamplingConfig, TrainedConfig, TrainMllmConfig
-from pipelines.sft.data import ChatSource, StepLoader, encode_row, micro_batches
+from pipelines.sft.data import StepLoader, micro_batches
 from pipelines.sft.loop import Trainer
 from pipelines.training.config import OptimizerConfig
 from pipelines.training.engine import PlainEngine
 from samtok.mllm.adapters import load_adapter
 from samtok.mllm.chat import Encoded
 from samtok.mllm.family import Adapter
-from samtok.mllm.tiny import TinyConfig, build_tiny, default_texts
+from samtok.mllm.tiny.models import TinyConfig, build_tiny, default_texts
 from samtok.mllm.vocab import MaskVocabulary
 from tests.benchmarks.sft_chats import chat_rows
 from tests.mllm_evaluations import write_chats

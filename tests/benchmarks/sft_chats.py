@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from samtok.mllm.family import Adapter
-from samtok.mllm.tiny import default_texts
+from samtok.mllm.tiny.models import default_texts
 from samtok.words import format_words
 
 SIDE = 56

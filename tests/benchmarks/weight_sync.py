@@ -25,9 +25,9 @@ import psutil
 import torch
 from torch import Tensor
 
+from pipelines.chats.prompt_selection import load_prompts
+from pipelines.chats.prompts import PromptsConfig
 from pipelines.cluster import session
-from pipelines.grpo.prompt_selection import load_prompts
-from pipelines.grpo.prompts import PromptsConfig
 from pipelines.grpo.transport import ObjectStoreTransport, Weights
 from tests.benchmarks import grpo_parts as parts
 

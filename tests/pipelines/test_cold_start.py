@@ -12,15 +12,15 @@ import torch
 
 from jobs.cold_start import main
 from pipelines import cli, shards
+from pipelines.chats.corpus import answer_words, load_chat_corpus, rows_of, text_of, turns_of
+from pipelines.chats.prompt_selection import load_prompts
+from pipelines.chats.prompts import THINKING_SUFFIX, PromptsConfig
+from pipelines.chats.source import ChatSource, encode_row, load_images
 from pipelines.cold_start.config import PRESETS, ColdStartConfig, TeacherConfig
 from pipelines.cold_start.prepare import prepare, teacher_plan
 from pipelines.cold_start.run import check_rejects, write_thoughts
 from pipelines.cold_start.teacher import REPLY_ROW, TeachSamples, turns_for_teacher
 from pipelines.cold_start.thoughts import Rules, with_thought
-from pipelines.dialogues.chats import answer_words, load_chat_corpus, rows_of, text_of, turns_of
-from pipelines.grpo.prompt_selection import load_prompts
-from pipelines.grpo.prompts import THINKING_SUFFIX, PromptsConfig
-from pipelines.sft.data import ChatSource, encode_row, load_images
 from pipelines.sft.prepare import prepare as prepare_training
 from pipelines.sft.prepare import resolve
 from samtok.errors import CheckpointError, ConfigError, DataError

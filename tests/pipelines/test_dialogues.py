@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import schema
-from pipelines.dialogues.chats import answer_words, text_of, turns_of
+from pipelines.chats.corpus import answer_words, text_of, turns_of
 from pipelines.dialogues.compose import TASKS, Composed, Settings, compose_row
 from pipelines.dialogues.config import shares_of
 from pipelines.dialogues.pieces import Ref, fill, with_masks
@@ -344,7 +344,7 @@ def test_a_wrong_list_of_tasks_is_told(text):
 
 def test_composing_and_reading_chats_load_no_torch():
     code = (
-        "import sys, pipelines.dialogues.compose, pipelines.dialogues.chats\n"
+        "import sys, pipelines.dialogues.compose, pipelines.chats.corpus\n"
         "sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

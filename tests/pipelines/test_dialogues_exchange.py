@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jobs.compose_dialogues import main
-from pipelines.dialogues.chats import load_chat_corpus, rows_of, text_of
+from pipelines.chats.corpus import load_chat_corpus, rows_of, text_of
 from pipelines.dialogues.compose import TASKS, Settings, compose_row
 from pipelines.dialogues.exchange import FORMATS, from_record, to_record
 from pipelines.dialogues.style import STYLES

@@ -11,8 +11,7 @@ from PIL import Image
 
 from jobs.compose_dialogues import main
 from pipelines import shards
-from pipelines.dialogues import report
-from pipelines.dialogues.chats import answer_words, load_chat_corpus, read_group, rows_of, text_of
+from pipelines.chats.corpus import answer_words, load_chat_corpus, read_group, rows_of, text_of
 from pipelines.dialogues.compose import TASKS
 from pipelines.dialogues.config import PRESETS, ComposeDialoguesConfig
 from pipelines.dialogues.prepare import plan_of, prepare, slices
@@ -21,6 +20,7 @@ from pipelines.dialogues.style import STYLES
 from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.registry import build_reader
 from pipelines.ingestion.shapes_corpus import make_shapes
+from pipelines.reports import chats as report
 from samtok import masks
 from samtok.errors import ConfigError, DataError
 from samtok.shapes import WorldConfig

@@ -8,8 +8,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from pipelines import doctor, env, health
-from pipelines.health import Check
+from pipelines import env
+from pipelines.tools import doctor, health
+from pipelines.tools.health import Check
 from tests import corpora
 
 RAY_NAMES = (env.RAY_ADDRESS, env.RAY_AUTH_MODE, env.RAY_AUTH_TOKEN, env.RAY_AUTH_TOKEN_PATH)

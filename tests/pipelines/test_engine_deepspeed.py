@@ -10,7 +10,7 @@ import torch
 from torch.multiprocessing.spawn import spawn
 
 from samtok.mllm.adapters import load_adapter
-from samtok.mllm.tiny import TinyConfig, build_tiny
+from samtok.mllm.tiny.models import TinyConfig, build_tiny
 from samtok.mllm.vocab import MaskVocabulary
 from tests.engine_runs import CONFIG, ENGINES, HALF, TABLE, VARIANTS, WORLDS, Net, work
 

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import cli, schema, shards
-from pipelines.evaluation import outcome, prepare, report, summary
-from pipelines.evaluation.config import PRESETS, EvaluateTokenizerConfig
 from pipelines.tokenization.config import TokenizerConfig
 from pipelines.tokenization.stage import Policy, TokenizeMasks
+from pipelines.tokenizer_evaluation import outcome, prepare, report, summary
+from pipelines.tokenizer_evaluation.config import PRESETS, EvaluateTokenizerConfig
 from samtok import images, masks
 from samtok.errors import ConfigError, DataError
 from samtok.metrics import regions

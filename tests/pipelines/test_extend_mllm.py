@@ -16,7 +16,7 @@ from samtok.checkpoint import read_weights
 from samtok.errors import ConfigError
 from samtok.mllm.adapters import SAMTOK_FILE, answer_loss, load_adapter
 from samtok.mllm.chat import Turn
-from samtok.mllm.tiny_config import TinyConfig
+from samtok.mllm.tiny.config import TinyConfig
 from samtok.mllm.vocab import MaskVocabulary
 from samtok.model.tokenizer import MaskTokenizer
 from tests.mllm_evaluations import write_chats

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from pipelines import cli
-from pipelines import run as runs
-from pipelines.grpo.algorithms import ALGORITHMS, AlgorithmConfig, KlConfig
+from pipelines import job as runs
+from pipelines.chats.prompts import PromptsConfig
 from pipelines.grpo.config import (
     GatesConfig,
     GrpoConfig,
@@ -17,8 +17,8 @@ from pipelines.grpo.config import (
     RolloutConfig,
     SyncConfig,
 )
+from pipelines.grpo.learn.algorithms import ALGORITHMS, AlgorithmConfig, KlConfig
 from pipelines.grpo.presets import GCG, GRES
-from pipelines.grpo.prompts import PromptsConfig
 from samtok.errors import ConfigError
 
 PROMPTS = PromptsConfig(corpora=("chats",))

@@ -11,11 +11,11 @@ from pipelines.cluster import session
 from pipelines.grpo import actors
 from pipelines.grpo.actors import Lost
 from pipelines.grpo.config import GatesConfig, LearnerConfig
-from pipelines.grpo.learner_group import LearnerActor
-from pipelines.grpo.pool import RolloutPool, SamplerActor
+from pipelines.grpo.learn.learner_group import LearnerActor
+from pipelines.grpo.observe.alarms_config import WatchConfig
 from pipelines.grpo.prepare import prepare, resolve
+from pipelines.grpo.rollout.pool import RolloutPool, SamplerActor
 from pipelines.grpo.run import grpo
-from pipelines.grpo.watch_config import WatchConfig
 from pipelines.training.config import OptimizerConfig
 from tests.grpo_runs import (
     EVERY,

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from pipelines.grpo.config import GatesConfig, GrpoConfig
-from pipelines.grpo.gates import Gates
-from pipelines.grpo.learner import Learner
-from pipelines.grpo.sampler import Sampler
+from pipelines.grpo.learn.learner import Learner
+from pipelines.grpo.observe.checks import Gates
+from pipelines.grpo.rollout.sampler import Sampler
 from samtok.errors import CheckpointError
 from samtok.mllm.adapters import load_adapter, save_pretrained
 from tests.grpo import World, learner_of

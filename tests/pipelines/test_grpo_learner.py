@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.grpo.algorithms import AlgorithmConfig, KlConfig
 from pipelines.grpo.config import GrpoConfig, LearnerConfig, RolloutConfig
 from pipelines.grpo.groups import Group, RolloutTask
-from pipelines.grpo.learner import Learner
+from pipelines.grpo.learn.algorithms import AlgorithmConfig, KlConfig
+from pipelines.grpo.learn.learner import Learner
 from pipelines.training.config import OptimizerConfig
 from pipelines.training.steps import TrainingDiverged
 from samtok.errors import CheckpointError

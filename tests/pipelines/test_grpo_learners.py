@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.grpo.algorithms import AlgorithmConfig, KlConfig
 from pipelines.grpo.config import GrpoConfig, LearnerConfig
 from pipelines.grpo.groups import Group
+from pipelines.grpo.learn.algorithms import AlgorithmConfig, KlConfig
 from tests.grpo import World, assert_same_learning, in_processes, learner_of, learnt, rolled, uneven
 
 pytestmark = pytest.mark.slow

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from pipelines.grpo.groups import Outline
-from pipelines.grpo.measures import look_measures, numbers, step_measures
-from pipelines.grpo.rewards import Scored
-from pipelines.grpo.scoring import LookRow
+from pipelines.grpo.observe.metrics import look_measures, numbers, step_measures
+from pipelines.grpo.reward.components import Scored
+from pipelines.grpo.reward.scoring import LookRow
 from samtok.metrics import referring
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pipelines import schema, shards
-from pipelines.grpo.prompt_selection import load_prompts
-from pipelines.grpo.prompts import (
+from pipelines.chats.prompt_selection import load_prompts
+from pipelines.chats.prompts import (
     THINKING_SUFFIX,
     PromptsConfig,
     PromptSource,
@@ -17,12 +17,12 @@ from pipelines.grpo.prompts import (
     encode_prompt,
     prompt_of,
 )
+from pipelines.chats.source import rejected
 from pipelines.ingestion.reader import Input
 from pipelines.mllm_evaluation.rows import ANSWER_ROW
-from pipelines.sft.data import rejected
 from samtok.errors import ConfigError, DataError
 from samtok.mllm.adapters import load_adapter
-from samtok.mllm.tiny import build_tiny
+from samtok.mllm.tiny.models import build_tiny
 from samtok.mllm.vocab import MaskVocabulary
 from tests.mllm_evaluations import NUM_CODES, NUM_LEVELS, chat_row, write_chats, write_image
 

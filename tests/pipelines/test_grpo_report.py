@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.grpo import report
-from pipelines.grpo.report_curves import step_panels
-from pipelines.grpo.report_glossary import LOOK, STEP, meaning
+from pipelines.grpo.observe import report
+from pipelines.grpo.observe.report_curves import step_panels
+from pipelines.grpo.observe.report_glossary import LOOK, STEP, meaning
 from pipelines.grpo.trajectories import write_trajectories
-from samtok.plots import LINES
-from samtok.plots_rl import parts_plot
+from samtok.plots.base import LINES
+from samtok.plots.rl import parts_plot
 from tests.corpora import save_micro_tokenizer
 from tests.pages import Page
 

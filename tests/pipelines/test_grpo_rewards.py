@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.grpo.reward_check import RewardCheckConfig, main, reward_check
-from pipelines.grpo.rewards import (
+from pipelines.grpo.reward.components import (
     STANDARD,
     Scored,
     check_rewards,
@@ -19,6 +18,7 @@ from pipelines.grpo.rewards import (
     rewards_of,
     score,
 )
+from pipelines.tools.reward_check import RewardCheckConfig, main, reward_check
 from samtok.errors import ConfigError, DataError
 from samtok.rewards import COMPONENTS, PAPER, Question, Reply
 from samtok.words import format_words

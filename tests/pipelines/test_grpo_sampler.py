@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.chats.prompts import PromptsConfig, encode_prompt
 from pipelines.grpo.config import GrpoConfig, LooksConfig, RolloutConfig
 from pipelines.grpo.groups import Group, RolloutTask
-from pipelines.grpo.prompts import PromptsConfig, encode_prompt
-from pipelines.grpo.sampler import Sampler, stacks
+from pipelines.grpo.rollout.sampler import Sampler, stacks
 from pipelines.training.schedule import mixed_seed
 from tests.grpo import MAX_TOKENS, World, rolled
 

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines.grpo import page, page_pictures
+from pipelines.grpo.observe import trajectory_page as page
+from pipelines.grpo.observe import trajectory_pictures as page_pictures
 from pipelines.grpo.trajectories import (
     TRAJECTORY_ROW,
     components_column,
@@ -19,9 +20,9 @@ from pipelines.grpo.trajectories import (
     write_trajectories,
 )
 from pipelines.schema import SCHEMA_VERSION
-from samtok import viz
 from samtok.errors import ConfigError, DataError
 from samtok.model.tokenizer import MaskTokenizer
+from samtok.plots import pictures as viz
 from samtok.words import format_words
 from tests.corpora import save_micro_tokenizer
 from tests.pages import Page

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.grpo.algorithms import AlgorithmConfig
 from pipelines.grpo.groups import Outline, Share
-from pipelines.grpo.update import Update, plan_update
+from pipelines.grpo.learn.algorithms import AlgorithmConfig
+from pipelines.grpo.learn.update import Update, plan_update
 
 MEANS = ("token", "prompt", "sequence", "constant")
 REWARDS = np.array([[0.0, 1.0, 0.5], [1.0, 1.0, 1.0], [0.0, 0.0, 1.0], [0.2, 0.1, 0.1], [1.0, 0.0, 1.0]])

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.chats.prompt_selection import load_prompts
 from pipelines.grpo.config import GrpoConfig, RolloutConfig
-from pipelines.grpo.engines import HfEngine, Shown
 from pipelines.grpo.groups import RolloutTask
-from pipelines.grpo.prompt_selection import load_prompts
-from pipelines.grpo.sampler import Sampler
+from pipelines.grpo.rollout.engines import HfEngine, Shown
+from pipelines.grpo.rollout.sampler import Sampler
 from pipelines.grpo.transport import ObjectStoreTransport
 from samtok.errors import CheckpointError, ConfigError
 from samtok.mllm.adapters import Adapter, load_adapter
@@ -148,8 +148,8 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     vllm.LLM, vllm.SamplingParams = LLM, SamplingParams
     monkeypatch.setitem(sys.modules, "vllm", vllm)
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")  # restored afterwards
-    yield importlib.import_module("pipelines.grpo.vllm_engine")
-    del sys.modules["pipelines.grpo.vllm_engine"]
+    yield importlib.import_module("pipelines.grpo.rollout.vllm_engine")
+    del sys.modules["pipelines.grpo.rollout.vllm_engine"]
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import math
 import pytest
 
 from pipelines import cli
-from pipelines.grpo.best import BestK
-from pipelines.grpo.watch import ALARMS, Watch, WatchConfig
+from pipelines.grpo.observe.alarms import ALARMS, Watch, WatchConfig
+from pipelines.grpo.observe.best import BestK
 from samtok.errors import ConfigError
 
 HEALTHY = {

@@ -10,8 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines import browse, report, report_pictures, schema, shards
+from pipelines import schema, shards
+from pipelines.reports import pictures as report_pictures
+from pipelines.reports import words as report
 from pipelines.tokenization.stage import Policy
+from pipelines.tools import browse
 from samtok.errors import ConfigError, DataError
 from samtok.model.tokenizer import MaskTokenizer
 from tests import corpora

@@ -6,7 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines import report_pictures, schema, shards
+from pipelines import schema, shards
+from pipelines.reports import pictures as report_pictures
 from samtok import masks, words
 from samtok.model.tokenizer import MaskTokenizer
 

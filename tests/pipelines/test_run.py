@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import cli, run
+from pipelines import cli
+from pipelines import job as run
 from pipelines.tokenization.config import PRESETS, TokenizeCorpusConfig
 from samtok.errors import CheckpointError, ConfigError, DataError, StorageError
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipelines.tokenizer_training.config import SamplingConfig
 from pipelines.tokenizer_training.select import draw_masks, pick_masks, why_unusable, without_nested
-from pipelines.training.sampler import Mixture
+from pipelines.training.mixture import Mixture
 from samtok import masks
 from samtok.errors import ConfigError
 

@@ -9,8 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipelines.sft.config import ChatCorpus, EngineConfig, SamplingConfig, TrainedConfig, ValidationConfig
-from pipelines.sft.data import ChatSource, StepLoader, micro_batches
+from pipelines.chats.source import ChatSource
+from pipelines.chats.spec import ChatCorpusSpec
+from pipelines.sft.config import EngineConfig, SamplingConfig, TrainedConfig, ValidationConfig
+from pipelines.sft.data import StepLoader, micro_batches
 from pipelines.sft.loop import Trainer
 from pipelines.sft.prepare import dry_run, prepare, resolve
 from pipelines.sft.presets import PRESETS
@@ -299,7 +301,7 @@ def test_a_model_that_is_not_there_or_has_no_words_is_refused(world, tmp_path):
 
 
 def test_packing_is_refused_for_a_family_that_is_not_known_to_pack(world, tmp_path):
-    from samtok.mllm.tiny import build_tiny
+    from samtok.mllm.tiny.models import build_tiny
     from samtok.mllm.vocab import MaskVocabulary
 
     folder = tmp_path / "plm"
@@ -329,7 +331,7 @@ def test_a_loss_that_is_no_number_is_skipped_and_ends_the_run_if_it_stays(world,
 )
 def test_a_misspelt_corpus_is_refused(text, match):
     with pytest.raises(ConfigError, match=match):
-        ChatCorpus.parse(text, flag="corpora")
+        ChatCorpusSpec.parse(text, flag="corpora")
 
 
 def test_shares_that_do_not_divide_name_what_would(world, tmp_path):

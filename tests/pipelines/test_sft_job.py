@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import run as runs
+from pipelines import job as runs
 from pipelines import storage
 from pipelines.sft.config import TrainMllmConfig
 from pipelines.sft.run import train_mllm

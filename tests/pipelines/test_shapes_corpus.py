@@ -12,7 +12,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from jobs import make_shapes
-from pipelines import run
+from pipelines import job as run
 from pipelines.ingestion.config import HELD_OUT_INDEX, PRESETS, ExpressionsConfig, ShapesConfig
 from pipelines.ingestion.registry import build_reader
 from pipelines.ingestion.shapes_corpus import (

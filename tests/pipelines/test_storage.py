@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import env, storage
-from pipelines import storage_local as local
+from pipelines.storage import local
 from samtok.errors import ConfigError, DataError, StorageError
 from tests.faulty_store import FaultyStore, faulty_store
 

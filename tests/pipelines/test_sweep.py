@@ -7,7 +7,7 @@ import sqlite3
 import pytest
 
 from pipelines import cli
-from pipelines import run as runs
+from pipelines import job as runs
 from pipelines.sweeps.children import Children
 from pipelines.sweeps.config import PRESETS, STOPPED_FILE, SchedulerConfig, SweepConfig, flags_of
 from pipelines.sweeps.run import _row, sweep_codebook

@@ -32,7 +32,7 @@ from pipelines.tokenizer_training.trainee import architecture_of, build_trainee,
 from pipelines.training import checkpoints
 from pipelines.training.config import OptimizerConfig, WorkersConfig
 from pipelines.training.engine import PlainEngine
-from pipelines.training.sampler import Mixture
+from pipelines.training.mixture import Mixture
 from pipelines.training.schedule import learning_rate
 from pipelines.training.steps import TrainingDiverged
 from samtok.checkpoint import SHIPPED

@@ -30,7 +30,7 @@ from pipelines.tokenizer_training.data import (
 )
 from pipelines.tokenizer_training.samples import Sample, Unusable
 from pipelines.training.config import WorkersConfig
-from pipelines.training.sampler import Mixture
+from pipelines.training.mixture import Mixture
 from samtok.config import PRESETS
 from samtok.errors import ClusterError, ConfigError, DataError, SamtokError, StorageError
 from samtok.shapes import WorldConfig, make_scene

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import report_html
+from pipelines.reports import html as report_html
 from pipelines.tokenizer_training import report
 from pipelines.tokenizer_training.samples import Sample
-from samtok import viz
 from samtok.model.tokenizer import MaskTokenizer
+from samtok.plots import pictures as viz
 from tests.pages import Page
 
 HOSTILE = "<script>alert('x')</script>"

@@ -16,7 +16,7 @@ from samtok.mllm.chat import Encoded, Turn
 from samtok.mllm.family import Adapter
 from samtok.mllm.generation import generate
 from samtok.mllm.grammar import MaskWordGrammar
-from samtok.mllm.tiny import TinyConfig, build_tiny
+from samtok.mllm.tiny.models import TinyConfig, build_tiny
 from samtok.mllm.vocab import MaskVocabulary
 
 CODES = 4

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samtok import viz
-from samtok.plots import GOOD, INK, LINES
-from samtok.plots_curves import Curve, CurvePanel, Events, curves_plot, running_mean, thinned
-from samtok.plots_tradeoff import TradeoffPoint, label_spots, tradeoff_plot
+from samtok.plots import pictures as viz
+from samtok.plots.base import GOOD, INK, LINES
+from samtok.plots.curves import Curve, CurvePanel, Events, curves_plot, running_mean, thinned
+from samtok.plots.tradeoff import TradeoffPoint, label_spots, tradeoff_plot
 
 
 def opened(png):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samtok import plots_masks
+from samtok.plots import masks as plots_masks
 
 
 def drawn(count: int) -> np.ndarray:

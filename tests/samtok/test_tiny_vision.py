@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from samtok.errors import CheckpointError
-from samtok.mllm.tiny import vision_of
-from samtok.mllm.tiny_config import TinyConfig
-from samtok.mllm.tiny_vision import (
+from samtok.mllm.tiny.config import TinyConfig
+from samtok.mllm.tiny.models import vision_of
+from samtok.mllm.tiny.vision import (
     RECORD_FILE,
     SHIPPED,
     VisionTraining,

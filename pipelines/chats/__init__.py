@@ -1,0 +1,1 @@
+"""Corpora of chats: what is in them, and which are drawn."""

@@ -1,0 +1,248 @@
+"""Which samples of chat corpora become prompts: one pass over a few columns, no text and no image is read."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import shards, storage
+from pipelines.chats.corpus import load_chat_corpus
+from pipelines.chats.prompts import PromptsConfig, PromptSource
+from pipelines.chats.source import ChatSource
+from pipelines.chats.spec import ChatCorpusSpec
+from pipelines.training.mixture import check_weights
+from samtok.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+
+_THINNING = 0x6E6F6E65
+"""First word of the seeds here, so that no other use of the run's seed draws the same numbers."""
+
+_MESSAGES = ("messages.list.element.role", "messages.list.element.mask_ids")
+_ANSWERS = ("sample_id", "turn", "truth_codes", "strict.codes", "num_malformed", "problem")
+
+
+def load_prompts(config: PromptsConfig, *, seed: int) -> PromptSource:
+    """Chooses the prompts of a run.
+
+    Args:
+        config: Says which; relative places start from the working directory.
+        seed: Of the order, and of what ``none_share`` leaves out.
+
+    Raises:
+        ConfigError: Corpora of different words, weights that cannot work, or failures of other words.
+        DataError: A corpus or evaluation is not finished, or nothing is left of a corpus.
+    """
+    told = [ChatCorpusSpec.parse(text, flag="prompts.corpora") for text in config.corpora]
+    sources = tuple(ChatSource(load_chat_corpus(storage.absolute(one.uri)), one.limit) for one in told)
+    weights = tuple(one.weight for one in told)
+    check_weights(weights)
+    _check_sources(sources, weights, config)
+    failures = None if config.failures is None else _Failures.read(storage.absolute(config.failures), sources)
+    counts: Counter[str] = Counter()
+    chosen = [_choose(source, config, failures, counts) for source in sources]
+    if config.none_share is not None:
+        chosen = _thin(chosen, config.none_share, seed, counts)
+    _require_some(sources, chosen, config)
+    counts["prompts"] = sum(len(one.places) for one in chosen)
+    counts["none"] = sum(int(one.none.sum()) for one in chosen)
+    _tell(counts)
+    kept = tuple(one.places for one in chosen)
+    return PromptSource(sources, kept, weights, config.thinking, seed, dict(counts))
+
+
+def read_columns(source: ChatSource, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Yields columns of a source's samples, shard by shard, up to its limit; reads some shards at a time."""
+    left, wanted = len(source), []
+    for shard in source.corpus.shards:
+        if min(left, shard.rows) > 0:
+            wanted.append((shard.uri, min(left, shard.rows)))
+        left -= shard.rows
+
+    def read(part: tuple[str, int]) -> pa.Table:
+        with storage.open_input(part[0]) as file:
+            return pq.ParquetFile(file).read(columns=list(columns)).slice(0, part[1])
+
+    with ThreadPoolExecutor(shards.READ_THREADS) as threads:
+        yield from threads.map(read, wanted)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Samples of one corpus, ascending, and whether each is without a target."""
+
+    places: np.ndarray
+    none: np.ndarray
+
+    def only(self, mask: np.ndarray) -> "_Chosen":
+        return _Chosen(self.places[mask], self.none[mask])
+
+
+def _check_sources(
+    sources: Sequence[ChatSource], weights: Sequence[float | None], config: PromptsConfig
+) -> None:
+    first = sources[0].corpus
+    for source in sources:
+        corpus = source.corpus
+        if corpus.manifest["fingerprint"].get("thinking"):
+            raise ConfigError(
+                f"--prompts.corpora {corpus.uri} is of jobs/cold_start.py, so its answers have thoughts in "
+                "them. Give the corpus that the thoughts were written for; --prompts.thinking asks for them."
+            )
+        if (corpus.num_codes, corpus.num_levels) != (first.num_codes, first.num_levels):
+            raise ConfigError(
+                f"--prompts.corpora {first.uri} and {corpus.uri} have words of {first.num_levels} x "
+                f"{first.num_codes} and {corpus.num_levels} x {corpus.num_codes} codes. Tokenize them with "
+                "one tokenizer."
+            )
+    if config.none_share is not None and weights[0] is not None:
+        raise ConfigError(
+            "--prompts.none-share is a share of all prompts, and weight= of --prompts.corpora would make it "
+            "another share of what is drawn. Leave one of them out; limit= also balances corpora."
+        )
+
+
+@dataclass(frozen=True)
+class _Failures:
+    """Questions of an evaluation, by sample and place of the answer."""
+
+    asked: frozenset[tuple[str, int]]
+    wrong: frozenset[tuple[str, int]]
+
+    @classmethod
+    def read(cls, uri: str, sources: Sequence[ChatSource]) -> "_Failures":
+        manifest = shards.load_manifest(uri)
+        told = manifest["fingerprint"]
+        if shards.kind_of(told) != "predictions" or "tokenizer_sha256" not in told:
+            raise ConfigError(
+                f"--prompts.failures {uri} is no evaluation, expected the --out of jobs/evaluate_mllm.py"
+            )
+        for source in sources:
+            if source.corpus.weights_sha256 not in (None, told["tokenizer_sha256"]):
+                raise ConfigError(
+                    f"--prompts.failures {uri} was measured with other words than {source.corpus.uri} has. "
+                    "Evaluate on this corpus."
+                )
+        rows = list(_answers(uri, manifest))
+        asked = [row for row in rows if row["problem"] is None]
+        wrong = [row for row in asked if not _is_right(row)]
+        return cls(_keys(asked), _keys(wrong))
+
+
+def _answers(uri: str, manifest: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for record in manifest["shards"]:
+        with storage.open_input(storage.join(uri, record["data"]["file"])) as file:
+            yield from pq.ParquetFile(file).read(columns=list(_ANSWERS)).to_pylist()
+
+
+def _keys(rows: Sequence[Mapping[str, Any]]) -> frozenset[tuple[str, int]]:
+    return frozenset((row["sample_id"], row["turn"]) for row in rows)
+
+
+def _is_right(row: Mapping[str, Any]) -> bool:
+    """Whether all words of the answer are the true ones, in any order, and none is broken."""
+    return not row["num_malformed"] and sorted(row["strict"]["codes"]) == sorted(row["truth_codes"])
+
+
+def _choose(
+    source: ChatSource, config: PromptsConfig, failures: _Failures | None, counts: Counter[str]
+) -> _Chosen:
+    """Returns what of a corpus fits, and counts the rest by the first thing that speaks against it."""
+    parts, first = [], 0
+    for table in read_columns(source, ("sample_id", "task", *_MESSAGES)):
+        turn, none = _last_answers(table["messages"])
+        fits = np.ones(len(table), bool)
+        if config.tasks:
+            known = np.isin(np.asarray(table["task"].to_pylist(), object), config.tasks)
+            fits = _leave_out(fits, ~known, "other_task", counts)
+        fits = _leave_out(fits, turn < 0, "no_answer", counts)
+        if failures is not None:
+            keys = list(zip(table["sample_id"].to_pylist(), turn.tolist(), strict=True))
+            fits = _leave_out(fits, _not_in(keys, failures.asked), "not_evaluated", counts)
+            fits = _leave_out(fits, _not_in(keys, failures.wrong), "right", counts)
+        parts.append(_Chosen(first + np.arange(len(table)), none).only(fits))
+        counts["rows"] += len(table)
+        first += len(table)
+    whole = _Chosen(
+        np.concatenate([np.zeros(0, np.int64), *(part.places for part in parts)]),
+        np.concatenate([np.zeros(0, bool), *(part.none for part in parts)]),
+    )
+    within = np.arange(len(whole.places)) < (len(whole.places) if config.limit is None else config.limit)
+    return whole.only(_leave_out(np.ones_like(within), ~within, "over_limit", counts))
+
+
+def _leave_out(fits: np.ndarray, bad: np.ndarray, why: str, counts: Counter[str]) -> np.ndarray:
+    counts[why] += int((fits & bad).sum())
+    return fits & ~bad
+
+
+def _not_in(keys: Sequence[tuple[str, int]], known: frozenset[tuple[str, int]]) -> np.ndarray:
+    return np.array([key not in known for key in keys], bool)
+
+
+def _last_answers(messages: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the place of each chat's last answer, -1 for none after a user, and whether it has no words."""
+    lists = messages.combine_chunks()
+    flat = lists.flatten()
+    ends = np.cumsum(np.asarray(lists.value_lengths(), np.int64))
+    starts = np.concatenate([[0], ends[:-1]])
+    roles = np.asarray(flat.field("role").to_pylist(), object)
+    words = np.asarray(flat.field("mask_ids").value_lengths(), np.int64)
+    answers = np.flatnonzero((roles == "assistant") & (np.roll(roles, 1) == "user"))
+    last = np.flatnonzero(roles == "assistant")
+    at = last[np.maximum(np.searchsorted(last, ends) - 1, 0)] if len(last) else np.full(len(ends), -1)
+    good = (at > starts) & (at < ends) & np.isin(at, answers)
+    turn = np.where(good, at - starts, -1)
+    return turn, good & (words[np.maximum(at, 0)] == 0 if len(words) else good)
+
+
+def _thin(chosen: Sequence[_Chosen], share: float, seed: int, counts: Counter[str]) -> list[_Chosen]:
+    """Leaves out, over all corpora, what is too much of prompts without or with a target."""
+    none = np.concatenate([one.none for one in chosen])
+    empty, full = np.flatnonzero(none), np.flatnonzero(~none)
+    if not len(full) or (share and not len(empty)):
+        raise DataError(
+            f"--prompts.none-share {share:g} cannot be reached: {len(empty)} prompts are without a target "
+            f"and {len(full)} have one. Leave it out, or add a corpus with the others."
+        )
+    kept_empty = min(len(empty), round(len(full) * share / (1 - share)))
+    kept_full = len(full)
+    if kept_empty == len(empty) and share:
+        kept_full = min(len(full), round(len(empty) * (1 - share) / share))
+    rng = np.random.default_rng([_THINNING, seed])
+    keep = np.zeros(len(none), bool)
+    keep[rng.permutation(empty)[:kept_empty]] = True
+    keep[rng.permutation(full)[:kept_full]] = True
+    counts["too_many_none"] += len(empty) - kept_empty
+    counts["too_many_targets"] += len(full) - kept_full
+    ends = np.cumsum([len(one.none) for one in chosen])[:-1]
+    return [one.only(part) for one, part in zip(chosen, np.split(keep, ends), strict=True)]
+
+
+def _require_some(sources: Sequence[ChatSource], chosen: Sequence[_Chosen], config: PromptsConfig) -> None:
+    for source, one in zip(sources, chosen, strict=True):
+        if not len(one.places):
+            tasks = f" of the tasks {', '.join(config.tasks)}" if config.tasks else ""
+            wrong = "" if config.failures is None else f" that --prompts.failures {config.failures} has wrong"
+            raise DataError(
+                f"--prompts.corpora {source.corpus.uri} has no prompt left of {len(source)} samples: none is "
+                f"an answer{tasks}{wrong}. Leave the corpus out, or ask for less."
+            )
+
+
+def _tell(counts: Mapping[str, int]) -> None:
+    lost = {name: n for name, n in counts.items() if n and name not in ("rows", "prompts", "none")}
+    log.info(
+        "%d prompts of %d samples, %d (%.1f%%) of them without a target; left out: %s",
+        counts["prompts"],
+        counts["rows"],
+        counts["none"],
+        100 * counts["none"] / counts["prompts"],
+        ", ".join(f"{count} {name}" for name, count in lost.items()) or "none",
+    )

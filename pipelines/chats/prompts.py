@@ -1,0 +1,238 @@
+"""Prompts of reinforcement learning: questions of chat corpora, read at random by whoever rolls out.
+
+The driver decides once which samples are asked (``prompt_selection.load_prompts``) and hands the source to
+its actors, which read rows and images themselves. A draw's number says which prompt it is, so a run resumes
+at any number and any actor can take any part. Loads torch with the first row only, since flags are read here.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipelines import shards
+from pipelines.chats import corpus as chats
+from pipelines.cli import FORBID_UNKNOWN
+from pipelines.schema import CHAT_TASKS
+from pipelines.training.config import check_at_least
+from pipelines.training.mixture import Mixture
+from samtok.errors import ConfigError, DataError
+from samtok.mllm.thinking import split_thinking
+from samtok.rewards.reply import Question
+
+if TYPE_CHECKING:
+    from pipelines.chats.source import ChatSource
+    from samtok.mllm.chat import Encoded, Turn
+    from samtok.mllm.family import Adapter
+
+THINKING_SUFFIX = (
+    "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The "
+    "assistant first thinks about the reasoning process in the mind and then provides the user with the "
+    "answer. The reasoning process and answer are enclosed within <think> </think> and <answer> </answer> "
+    "tags, respectively, i.e., <think> reasoning process here </think><answer> answer here </answer>"
+)
+"""What follows a question that is to be thought about, after one space (DeepSeek-R1's wording)."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptsConfig:
+    """Which questions are asked, and how."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+
+    corpora: tuple[str, ...]
+    """Chat corpora (jobs/compose_dialogues.py): FOLDER, or uri=FOLDER,weight=2,limit=1000. The last answer of
+    a chat is asked for; what comes before is given."""
+    thinking: bool = False
+    """Ask for a thought before the answer; only the answer is rewarded."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of chat rows that are asked; by default all."""
+    failures: str | None = None
+    """Finished --out of jobs/evaluate_mllm.py: ask only what was answered there and not exactly right."""
+    none_share: float | None = None
+    """Share of prompts without a target, reached by leaving some out at random; by default as they come.
+    "No target." is always one word away, so with too many of them it pays to say nothing else."""
+    max_prompt_tokens: int = 2048
+    """Prompts with more tokens, image tokens included, are left out and counted; nothing is ever cut."""
+    limit: int | None = None
+    """Take only the first so many fitting prompts of each corpus, before --prompts.none-share."""
+
+    def __post_init__(self) -> None:
+        if not self.corpora:
+            raise ConfigError("--prompts.corpora needs at least one chat corpus")
+        for task in self.tasks:
+            if task not in CHAT_TASKS:
+                raise ConfigError(f"--prompts.tasks: expected some of {', '.join(CHAT_TASKS)}, got {task!r}")
+        if self.none_share is not None and not 0 <= self.none_share < 1:
+            raise ConfigError(f"--prompts.none-share must lie in [0, 1), got {self.none_share}")
+        check_at_least("prompts.max-prompt-tokens", self.max_prompt_tokens, 1)
+        if self.limit is not None:
+            check_at_least("prompts.limit", self.limit, 1)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question.
+
+    Attributes:
+        question: What rewards see of it.
+        turns: The dialogue up to the answer; the last turn is the user's.
+        row: The sample that it was made from, a dict of ``CHAT_ROW``.
+    """
+
+    question: Question
+    turns: "tuple[Turn, ...]"
+    row: Row
+
+
+@dataclass
+class PromptSource:
+    """Random access to prompts, and their order. Picklable; what it has read stays behind.
+
+    Attributes:
+        sources: The corpora.
+        kept: Per corpus, which of its samples are asked, ascending.
+        weights: Of the corpora in the mixture, or None for all of them.
+        thinking: Whether the prompts ask for a thought.
+        seed: Of the order.
+        counts: What became of all samples of the corpora: ``rows``, ``prompts``, of them ``none`` without a
+            target, and the rest by why they are left out.
+    """
+
+    sources: "tuple[ChatSource, ...]"
+    kept: tuple[np.ndarray, ...]
+    weights: tuple[float | None, ...]
+    thinking: bool
+    seed: int
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._starts = np.cumsum([0, *map(len, self.kept)])
+        self._mixture = self._new_mixture()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_mixture": self._new_mixture()}  # without the order of an epoch
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def digest(self) -> str:
+        """Hash of which prompts there are, wherever their corpora lie; the order's seed is not in it."""
+        parts = [
+            [source.corpus.digest, hashlib.sha256(kept.astype("<i8").tobytes()).hexdigest(), weight]
+            for source, kept, weight in zip(self.sources, self.kept, self.weights, strict=True)
+        ]
+        return shards.digest([parts, self.thinking])
+
+    def prompt(self, index: int) -> Prompt:
+        """Reads the prompt ``index`` of ``[0, len(self))``.
+
+        Raises:
+            DataError: With a reason, if the sample cannot be asked.
+            IndexError: There is no such prompt.
+        """
+        row, number = self._row(index)
+        corpus = self.sources[number].corpus
+        return prompt_of(
+            row, thinking=self.thinking, num_codes=corpus.num_codes, num_levels=corpus.num_levels
+        )
+
+    def row(self, index: int) -> Row:
+        """Reads the sample of a prompt as it is, to name what could not be asked."""
+        return self._row(index)[0]
+
+    def draws(self, start: int, count: int) -> list[int]:
+        """Returns the prompts of the draws ``start`` to ``start + count - 1``.
+
+        Draws are numbered from 0 over all epochs; the number of the next draw is the whole state.
+        """
+        return [int(self._starts[number]) + i for number, i in self._mixture.draws(start, count)]
+
+    def epoch_of(self, draw: int) -> int:
+        """Returns the epoch of a draw, from 0."""
+        return self._mixture.epoch_of(draw)
+
+    def _row(self, index: int) -> tuple[Row, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"prompt {index} of {len(self)}")
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        place = self.kept[number][index - int(self._starts[number])]
+        return self.sources[number].row(int(place)), number
+
+    def _new_mixture(self) -> Mixture:
+        return Mixture([len(kept) for kept in self.kept], self.weights, self.seed)
+
+
+def prompt_of(row: Row, *, thinking: bool, num_codes: int, num_levels: int) -> Prompt:
+    """Makes the prompt of one sample: its last answer is the truth, earlier turns are given as they are.
+
+    Raises:
+        DataError: ``no_answer`` if no user's message stands before a last answer, ``thought`` if the true
+            answer itself has a thought, ``missing_mask`` if it names a mask that is not there.
+    """
+    messages = row["messages"]
+    last = last_answer(messages)
+    if last is None:
+        raise DataError(
+            f"sample {row['sample_id']!r} has no answer right after a user's message to ask for",
+            reason="no_answer",
+        )
+    text = chats.text_of(messages[last])
+    if split_thinking(text).answer is not None:
+        raise DataError(
+            f"the answer of sample {row['sample_id']!r} has a thought in it, whose words would count as true "
+            "ones. Take prompts from the corpus that the thoughts were written for.",
+            reason="thought",
+        )
+    truth = chats.answer_words({**row, "messages": messages[: last + 1]})[-1]
+    asked = ask_to_think(messages[:last]) if thinking else messages[:last]
+    question = Question(
+        truth=tuple(truth),
+        text=text,
+        thinking=thinking,
+        num_codes=num_codes,
+        num_levels=num_levels,
+        record=row,
+    )
+    return Prompt(question, tuple(chats.turns_of({"messages": asked})), row)
+
+
+def last_answer(messages: Sequence[Mapping[str, Any]]) -> int | None:
+    """Returns the place of the last answer; None if there is none, or no user's message right before it."""
+    places = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
+    return places[-1] if places and places[-1] and messages[places[-1] - 1]["role"] == "user" else None
+
+
+def ask_to_think(messages: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Returns messages that end with a user's, whose question is followed by ``THINKING_SUFFIX``."""
+    *earlier, last = (dict(message) for message in messages)
+    *parts, end = last["content"]
+    if end["text"] is None:
+        parts, end = [*parts, end], {"text": "", "image": None}
+    text = f"{end['text'].rstrip()} {THINKING_SUFFIX}"
+    return [*earlier, {**last, "content": [*parts, {"text": text, "image": None}]}]
+
+
+def encode_prompt(adapter: "Adapter", prompt: Prompt, max_prompt_tokens: int) -> "Encoded":
+    """Reads the images of a prompt and encodes it up to where the answer begins.
+
+    Raises:
+        DataError: With a reason, if an image or the text cannot be used; ``too_long`` beyond
+            ``max_prompt_tokens``.
+        StorageError: If the storage fails.
+    """
+    from pipelines.chats.source import load_images  # loads torch
+
+    encoded = adapter.encode_prompt(prompt.turns, load_images(prompt.row))
+    if len(encoded) > max_prompt_tokens:
+        raise DataError(
+            f"the prompt has {len(encoded)} tokens and at most {max_prompt_tokens} are taken "
+            "(--prompts.max-prompt-tokens); it is left out, since a cut could split an image or a mask word",
+            reason="too_long",
+        )
+    return encoded

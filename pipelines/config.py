@@ -1,0 +1,273 @@
+"""What the config classes of all jobs share: the decorator, bounds, the base of a run, ``key=value`` flags.
+
+A config class is made by ``@config``: frozen, keyword-only, unknown keys refused. Bounds stand in the type,
+as ``Annotated[int, Ge(1)]``; what several fields decide together is checked in a method ``check``. Messages
+name flags of their own class as ``--.lr`` (or ``--.start.sam2``); ``located`` puts the place of the object in
+the job's config before them, so shared classes never name another job's flags.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import functools
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar, dataclass_transform, get_type_hints
+
+import annotated_types as bounds
+import pydantic
+import tyro
+from annotated_types import Ge, Gt, Interval, MinLen
+
+from samtok.errors import ConfigError
+
+T = TypeVar("T")
+
+AtLeast0 = Annotated[int, Ge(0)]
+AtLeast1 = Annotated[int, Ge(1)]
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+NotEmpty = MinLen(1)
+
+_checks_later = contextvars.ContextVar("_checks_later", default=False)
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field,))
+def config(cls: type[T]) -> type[T]:
+    """Makes a config class: a frozen keyword-only dataclass that checks itself when it is made.
+
+    The class may have a method ``check(self) -> None`` that raises ConfigError; it runs after the bounds.
+    """
+
+    def __post_init__(self: Any) -> None:
+        if not _checks_later.get():
+            check(self)
+
+    namespace: Any = cls
+    namespace.__post_init__ = __post_init__
+    namespace.__pydantic_config__ = pydantic.ConfigDict(extra="forbid")
+    return dataclass(frozen=True, kw_only=True)(cls)
+
+
+def check(settings: Any) -> None:
+    """Checks one config object, not those inside it: bounds of its fields, then its own ``check``.
+
+    Raises:
+        ConfigError: With flags relative to the object, and ``owner`` set to it.
+    """
+    try:
+        for name, limits in _bounds_of(type(settings)).items():
+            _check_field(f"--.{flag_name(name)}", getattr(settings, name), limits)
+        if hasattr(settings, "check"):
+            settings.check()
+    except ConfigError as error:
+        if error.owner is None:
+            error.owner = settings
+        raise
+
+
+def flag_name(field: str) -> str:
+    """Returns a field's name as it stands in flags."""
+    return field.replace("_", "-")
+
+
+@functools.cache
+def _bounds_of(kind: type) -> dict[str, list[Any]]:
+    """Returns the bounds of each field that has any."""
+    hints = get_type_hints(kind, include_extras=True)
+    found = {field.name: _bounds_in(hints[field.name]) for field in dataclasses.fields(kind)}
+    return {name: limits for name, limits in found.items() if limits}
+
+
+def _bounds_in(hint: Any) -> list[Any]:
+    found: list[Any] = []
+    for part in (hint, *getattr(hint, "__args__", ())):
+        for entry in getattr(part, "__metadata__", ()):
+            unpacked = entry if isinstance(entry, bounds.GroupedMetadata) else (entry,)
+            found += [one for one in unpacked if isinstance(one, bounds.BaseMetadata)]
+    return found
+
+
+_WORDING: tuple[tuple[type, str, Callable[[Any, Any], bool], str], ...] = (
+    (bounds.Ge, "ge", lambda value, bound: value >= bound, ">="),
+    (bounds.Gt, "gt", lambda value, bound: value > bound, ">"),
+    (bounds.Le, "le", lambda value, bound: value <= bound, "<="),
+    (bounds.Lt, "lt", lambda value, bound: value < bound, "<"),
+)
+
+
+def _check_field(flag: str, value: Any, limits: Sequence[Any]) -> None:
+    if value is None or isinstance(value, type(tyro.MISSING)):
+        return
+    sides: dict[str, Any] = {}
+    good = True
+    for limit in limits:
+        if isinstance(limit, bounds.MinLen):
+            if len(value) < limit.min_length:
+                raise ConfigError(f"{flag} must not be empty.")
+            continue
+        for kind, name, holds, sign in _WORDING:
+            if isinstance(limit, kind):
+                bound = getattr(limit, name)
+                sides[sign] = bound
+                good &= holds(value, bound)
+    if not good:
+        raise ConfigError(f"{flag} must be {_range(sides)}, got {value}.")
+
+
+def _range(sides: Mapping[str, Any]) -> str:
+    if len(sides) == 1:
+        ((sign, bound),) = sides.items()
+        return f"{sign} {bound:g}"
+    opening, low = ("[", sides[">="]) if ">=" in sides else ("(", sides[">"])
+    closing, high = ("]", sides["<="]) if "<=" in sides else (")", sides["<"])
+    return f"in {opening}{low:g}, {high:g}{closing}"
+
+
+# ---------------------------------------------------------------- where an object stands in a job's config
+
+
+@contextlib.contextmanager
+def checks_later() -> Iterator[None]:
+    """Within the block config objects are made unchecked; ``check_tree`` follows."""
+    token = _checks_later.set(True)
+    try:
+        yield
+    finally:
+        _checks_later.reset(token)
+
+
+def check_tree(root: Any) -> None:
+    """Checks a job's config with everything inside it.
+
+    Raises:
+        ConfigError: With flags as the command line has them.
+    """
+    for _, part in reversed(list(parts_of(root))):  # inner objects first: outer checks build on them
+        try:
+            check(part)
+        except ConfigError as error:
+            raise located(error, root) from error
+
+
+def parts_of(root: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the prefix of flags and the object, for a config and every config inside it."""
+    yield prefix, root
+    for field in dataclasses.fields(root):
+        value = getattr(root, field.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            yield from parts_of(value, f"{prefix}{flag_name(field.name)}.")
+
+
+def located(error: ConfigError, root: Any) -> ConfigError:
+    """Returns an error whose flags stand as the command line of ``root`` has them.
+
+    The object that raised it is looked for by identity, then by class, since configs are replaced on the way.
+    """
+    owner = error.owner
+    places = list(parts_of(root)) if dataclasses.is_dataclass(root) else []
+    prefix = next(
+        (prefix for prefix, part in places if part is owner),
+        next((prefix for prefix, part in places if type(part) is type(owner)), ""),
+    )
+    return ConfigError(error.message.replace("--.", f"--{prefix}"))
+
+
+# ---------------------------------------------------------------- what every job has
+
+
+@config
+class RunConfig:
+    """What every job has."""
+
+    out: str
+    """URI of the folder that receives the results: a local path or s3://bucket/prefix. The same --out
+    resumes."""
+    tracking: str | None = None
+    """MLflow tracking URI, or off. By default MLFLOW_TRACKING_URI, else a database beside --out."""
+    seed: AtLeast0 = 0
+    """Seed of everything that is drawn."""
+    limit: AtLeast1 | None = None
+    """Take only the first items of each input."""
+    max_reject_rate: Share = 0.1
+    """The job fails (exit code 3) if a larger share of its items cannot be used, filtered ones apart."""
+    dry_run: bool = False
+    """Print the resolved config, the checks and the size of the plan, and write nothing."""
+
+    def check(self) -> None:
+        """Refuses a tracking URI with a user or password in it."""
+        if "@" in (self.tracking or "").partition("://")[2].partition("/")[0]:
+            raise ConfigError(
+                "--.tracking must not hold a user or password, since configs are written beside results. "
+                "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead."
+            )
+
+
+# ---------------------------------------------------------------- flags with several values in one text
+
+
+def parse_pairs(text: str, *, flag: str, keys: Sequence[str] | None = None) -> dict[str, str]:
+    """Reads ``a=1,b=2``. A value with a comma stands in quotes: ``source="a,b.json"``.
+
+    Args:
+        text: What the flag was given.
+        flag: Its name, without the dashes, for errors.
+        keys: The keys that may be there; None for any.
+
+    Raises:
+        ConfigError: Names the bad part and what would be right.
+    """
+    pairs: dict[str, str] = {}
+    for part in _split(text, flag):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not key or (keys is not None and key not in keys):
+            known = f" with a key of {', '.join(keys)}" if keys is not None else ""
+            raise ConfigError(
+                f"--{flag} {text}: {part!r} is not key=value{known}. A value with a comma stands in quotes."
+            )
+        if not value:
+            raise ConfigError(f"--{flag} {text}: {key} is empty; give it a value or leave it out.")
+        if key in pairs:
+            raise ConfigError(
+                f"--{flag} {text}: {key} is given twice, as {pairs[key]} and {value}; keep one."
+            )
+        pairs[key] = value
+    return pairs
+
+
+def format_pairs(values: Mapping[str, Any]) -> str:
+    """Returns the text that ``parse_pairs`` reads back; entries that are None are left out."""
+    return ",".join(f"{key}={_quoted(str(value))}" for key, value in values.items() if value is not None)
+
+
+def _quoted(value: str) -> str:
+    return (
+        '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' if set(value) & set(",\"'\\ ") else value
+    )
+
+
+def _split(text: str, flag: str) -> list[str]:
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=False)
+    lexer.whitespace, lexer.whitespace_split, lexer.commenters = ",", True, ""
+    try:
+        return [part for part in lexer if part.strip()]
+    except ValueError as error:
+        raise ConfigError(f"--{flag} {text}: a quote is not closed.") from error
+
+
+def number(text: str, *, where: str, kind: type[int] | type[float] = float) -> float:
+    """Reads a finite number above 0 from a part of a flag.
+
+    Raises:
+        ConfigError: Begins with ``where``.
+    """
+    try:
+        value = kind(text)
+    except ValueError:
+        value = -1
+    if not 0 < value < float("inf"):
+        what = "whole number >= 1" if kind is int else "number > 0"
+        raise ConfigError(f"{where} must be a {what}, got {text}.")
+    return value

@@ -1,0 +1,1 @@
+"""Synthetic corpora that are always there."""

@@ -1,0 +1,1 @@
+"""From rewards to weights: advantages, micro-batches, learners."""

@@ -1,0 +1,293 @@
+"""A process that learns from replies. Knows no Ray.
+
+Where there are several, torch.distributed is initialised before, and all calls are collective: every learner
+has its share of a step's prompts, and gradients are summed. What a token counts in the loss was decided by
+the driver over the whole step, so neither the number of learners nor the cut into micro-batches matters.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipelines import storage
+from pipelines.grpo.config import GrpoConfig
+from pipelines.grpo.groups import Group, Share
+from pipelines.grpo.learn.micro import Micro, micro_batches
+from pipelines.grpo.transport import Weights, WeightTransport
+from pipelines.sft.loop import autocast
+from pipelines.sft.worker import keep_fewer_activations
+from pipelines.training import checkpoints, world
+from pipelines.training import mllm_export as export
+from pipelines.training.checkpoints import Checkpoint
+from pipelines.training.engine import Engine, PlainEngine
+from pipelines.training.schedule import learning_rate
+from pipelines.training.steps import Steps
+from samtok import checkpoint
+from samtok.errors import CheckpointError
+from samtok.mllm.adapters import load_adapter
+from samtok.mllm.float_head import use_float32_head
+from samtok.mllm.generation import processor_of
+from samtok.mllm.sampling import ReplyLogits, reply_log_probs
+from samtok.rl.entropy import entropies
+from samtok.rl.kl import kl_loss, kl_values, sequence_kl
+from samtok.rl.policy import PolicySettings, policy_terms, truncated_importance
+
+
+@dataclass(frozen=True)
+class LearnerTask:
+    """What a learner is given; picklable."""
+
+    config: GrpoConfig
+    fingerprint: str
+    lineage: Mapping[str, Any]
+    deepspeed: Mapping[str, Any] | None = None
+
+
+class Learner:
+    """Learns.
+
+    Args:
+        task: The run.
+        transport: Where published weights go.
+        device: Where the model is.
+    """
+
+    def __init__(
+        self, task: LearnerTask, transport: WeightTransport, device: torch.device | str = "cpu"
+    ) -> None:
+        config = task.config
+        torch.set_num_threads(config.learner.threads)
+        self.task, self.config, self.transport, self.rank = task, config, transport, world.rank()
+        with storage.local_folder(checkpoint.resolve(config.model)) as folder:
+            self.adapter = load_adapter(folder)
+            self.model = self.adapter.load_model(folder, attn=config.learner.attention)
+        self.model.to(torch.device(device))  # type: ignore[call-arg] transformers wraps it
+        self.adapter.freeze(self.model, **dataclasses.asdict(config.train))
+        use_float32_head(self.model)
+        self.trained = [name for name, p in self.model.named_parameters() if p.requires_grad]
+        self.reference = _reference(self.model) if config.algorithm.kl.weight else None
+        self.model.train(config.learner.gradient_checkpointing)
+        if config.learner.gradient_checkpointing:
+            keep_fewer_activations(self.model)
+        self.engine = _engine(self.model, task)
+        self.processor = processor_of(self.adapter, grammar=config.rollout.grammar)
+        told = config.algorithm.resolved
+        self.settings = PolicySettings(told.limit, told.clip_low, told.clip_high, config.algorithm.dual_clip)
+        self.steps = Steps()
+
+    # ---------------------------------------------------------------- learning
+
+    def learn(self, step: int, parts: Sequence[Sequence[Share]], *, change: bool = True) -> dict[str, float]:
+        """Takes one optimizer step per part; returns the metrics of all learners.
+
+        A part whose gradient is no number is skipped on all learners.
+
+        Args:
+            step: Of the run, from 0; decides the learning rate.
+            parts: This learner's shares of each optimizer step, at least one share each.
+            change: Without it all is computed, and the weights stay as they are.
+
+        Raises:
+            TrainingDiverged: Too many steps in a row were skipped.
+        """
+        cut = [self._cut(part) for part in parts]
+        old = [[self._old(micro) for micro in part] if len(parts) > 1 else None for part in cut]
+        sums: list[dict[str, float]] = []
+        norms: list[float] = []
+        rate = learning_rate(step, self.config.steps, self.config.optimizer)
+        skipped = self.steps.skipped
+        for part, known in zip(cut, old, strict=True):
+            sums += [self._pass(micro, known[i] if known else None) for i, micro in enumerate(part)]
+            norms.append(self.engine.step(rate if change else 0.0))
+            self.steps.done = step  # inner steps are one step of the run
+            self.steps.count(norms[-1], {"step": step, "lr": rate}, self.config.max_bad_steps)
+        return {
+            **_means(world.gathered(sums), len(parts)),
+            "gradient_norm": sum(norms) / len(norms),
+            "lr": rate,
+            "skipped": float(self.steps.skipped - skipped),
+        }
+
+    def _cut(self, shares: Sequence[Share]) -> list[Micro]:
+        """Cuts shares into as many micro-batches as the learner with most of them has."""
+        made = micro_batches(shares, self.config.learner.replies_per_micro_batch)
+        missing = max(world.gathered([len(made)])) - len(made)
+        return made + [made[0].without_weight()] * missing
+
+    def _said(self, micro: Micro, model: Any = None) -> ReplyLogits:
+        with autocast(self.model, self.config.learner.precision):
+            return reply_log_probs(
+                self.model if model is None else model,
+                self.adapter,
+                micro.prompts,
+                micro.replies,
+                self.processor,
+                temperature=self.config.rollout.temperature,
+            )
+
+    @torch.no_grad()
+    def _old(self, micro: Micro) -> Tensor:
+        return self._said(micro).log_probs
+
+    def _pass(self, micro: Micro, old: Tensor | None) -> dict[str, float]:
+        """Goes forward and backward through a micro-batch; returns sums over its tokens."""
+        algorithm = self.config.algorithm
+        said = self._said(micro)
+        log_probs, of = said.log_probs, said.sequence
+        device = log_probs.device
+        rollout = micro.rollout.to(device)
+        before = log_probs.detach() if old is None else old
+        terms = policy_terms(log_probs, before, micro.advantages.to(device)[of], of, self.settings)
+        loss = terms.loss
+        if algorithm.importance_cap is not None:
+            loss = loss * truncated_importance(
+                before, rollout, of, cap=algorithm.importance_cap, level=algorithm.importance_level
+            )
+        drift = torch.zeros_like(log_probs)
+        if self.reference is not None:
+            drift = self._reference_log_probs(micro)
+            if algorithm.kl.place == "loss":
+                loss = loss + algorithm.kl.weight * kl_loss(log_probs, drift, algorithm.kl.kind)
+            drift = kl_values(log_probs.detach(), drift, "k3")
+        weighted = (loss * micro.weights.to(device)[of]).sum()
+        self.engine.backward(weighted)
+        counted = (micro.weights.to(device)[of] > 0).float()
+        apart = (before - rollout).abs() * counted
+        with torch.no_grad():
+            entropy = entropies(said.logits, self.config.rollout.temperature)
+        sums = {
+            "loss": weighted.detach(),
+            "tokens": counted.sum(),
+            "entropy": (entropy * counted).sum(),
+            "kl": (drift * counted).sum(),
+            "clip_low": (terms.clipped_low * counted).sum(),
+            "clip_high": (terms.clipped_high * counted).sum(),
+            "mismatch": apart.sum(),
+            "mismatch_max": apart.max(),
+        }
+        return dict(
+            zip(sums, torch.stack(list(sums.values())).tolist(), strict=True)
+        )  # one wait for the device
+
+    @torch.no_grad()
+    def _reference_log_probs(self, micro: Micro) -> Tensor:
+        return self._said(micro, self.reference).log_probs
+
+    @torch.no_grad()
+    def drift(self, groups: Sequence[Group]) -> list[list[float]]:
+        """Returns the distance of each reply to the reference, summed over its tokens, for the reward."""
+        kind = self.config.algorithm.kl.kind
+        assert kind != "k3_straight"  # the config says so itself
+        found = []
+        for group in groups:
+            micro = _all_of(group)
+            said = self._said(micro)
+            sums = sequence_kl(said.log_probs, self._reference_log_probs(micro), said.sequence, kind)
+            found.append(sums.tolist())
+        return found
+
+    # ---------------------------------------------------------------- gates
+
+    @torch.no_grad()
+    def parity(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Compares log-probabilities with those that the samplers recorded; returns mean and maximum."""
+        micros = [_all_of(group) for group in groups]
+        apart = [(self._said(micro).log_probs.cpu() - micro.rollout).abs() for micro in micros]
+        joined = torch.cat(apart)
+        return {"mean": float(joined.mean()), "max": float(joined.max()), "tokens": len(joined)}
+
+    @torch.no_grad()
+    def image_effect(self, group: Group) -> float:
+        """Returns by how much log-probabilities change if the image is turned into its negative."""
+        micro = _all_of(group)
+        prompt = micro.prompts[0]
+        if not prompt.vision:
+            return float("inf")
+        negative = dataclasses.replace(
+            prompt,
+            vision={n: -v if v.is_floating_point() else v for n, v in prompt.vision.items()},
+        )
+        other = dataclasses.replace(micro, prompts=[negative])
+        return float((self._said(micro).log_probs - self._said(other).log_probs).abs().max())
+
+    # ---------------------------------------------------------------- weights and state
+
+    def publish(self, version: int) -> Weights | None:
+        """Publishes the trained weights; the first learner returns where they are."""
+        state = self._trained_state()
+        return self.transport.publish(state, version) if self.rank == 0 else None
+
+    def _trained_state(self) -> dict[str, Tensor]:
+        state = self.engine.model_state()
+        return {name: state[name] for name in self.trained}
+
+    def save(self, body: Mapping[str, Any]) -> None:
+        """Writes a checkpoint with what the driver wants kept; the first learner does it."""
+        state, optimizer = self._trained_state(), self.engine.optimizer_state()
+        if self.rank == 0:
+            own = {"bad_in_a_row": self.steps.bad_in_a_row, "skipped": self.steps.skipped}
+            whole = {**body, **own, "seed": self.config.seed, "workers": world.size()}
+            checkpoints.save(self.config.out, Checkpoint(state, optimizer, {}, whole))
+            checkpoints.drop_old(self.config.out, self.config.checkpoints.keep)
+
+    def load(self, step: int) -> dict[str, Any]:
+        """Goes back to a checkpoint; returns what the driver wanted kept.
+
+        Raises:
+            CheckpointError: It is broken, or of a run with other settings.
+        """
+        saved = checkpoints.load(self.config.out, step)
+        if saved.body["fingerprint"] != self.task.fingerprint:
+            raise CheckpointError(
+                f"checkpoint {step} of {self.config.out} was made by a run with other settings. Use the "
+                "settings in its config.json, or choose another --out."
+            )
+        self.engine.load_model_state(saved.model)
+        self.engine.load_optimizer_state(saved.optimizer)
+        self.steps.bad_in_a_row, self.steps.skipped = saved.body["bad_in_a_row"], saved.body["skipped"]
+        return saved.body
+
+    def export(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Writes the model as a Hugging Face folder of the run."""
+        state = self.engine.model_state()
+        if self.rank == 0:
+            lineage = {**self.task.lineage, "run": self.config.out, **facts}
+            export.export(self.model, state, self.adapter, storage.join(self.config.out, name), lineage)
+
+
+def _engine(model: Any, task: LearnerTask) -> Engine:
+    if task.deepspeed is None:
+        return PlainEngine(model, task.config.optimizer)
+    from pipelines.training.engine_deepspeed import DeepSpeedEngine  # loads DeepSpeed
+
+    return DeepSpeedEngine(model, task.config.optimizer, task.deepspeed)
+
+
+def _reference(model: Any) -> Any:
+    """Copies the model as it is now; frozen weights are shared with it."""
+    shared = {id(p): p for p in model.parameters() if not p.requires_grad}
+    reference = copy.deepcopy(model, memo=dict(shared))
+    return reference.requires_grad_(False).eval()
+
+
+def _all_of(group: Group) -> Micro:
+    count = len(group.replies)
+    everything = Share(group, tuple(range(count)), (0.0,) * count, (1.0,) * count)
+    return micro_batches([everything], count)[0]
+
+
+def _means(sums: Sequence[Mapping[str, float]], parts: int) -> dict[str, float]:
+    """Makes metrics of sums over tokens; the loss is a sum already, a mean over parts."""
+    tokens = max(sum(one["tokens"] for one in sums), 1.0)
+    per_token = ("entropy", "kl", "clip_low", "clip_high", "mismatch")
+    return {
+        "loss": sum(one["loss"] for one in sums) / parts,
+        "learnt_tokens": tokens,
+        "mismatch_max": max(one["mismatch_max"] for one in sums),
+        **{name: sum(one[name] for one in sums) / tokens for name in per_token},
+    }

@@ -1,0 +1,189 @@
+"""The learners of a run as one: Ray actors joined by torch.distributed.
+
+They live and die together: what one of them has lost no other one knows, so after a death all are started
+anew and go back to the last checkpoint.
+"""
+
+import datetime
+import logging
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import distributed
+
+from pipelines.grpo import actors
+from pipelines.grpo.groups import Group, Share
+from pipelines.grpo.learn.learner import Learner, LearnerTask
+from pipelines.grpo.rollout.sampler import stacks
+from pipelines.grpo.transport import ObjectStoreTransport, Weights
+
+log = logging.getLogger(__name__)
+
+MB = 2**20
+
+
+def object_store(task: LearnerTask) -> ObjectStoreTransport:
+    """Returns the transport through Ray's object store; inside a Ray process."""
+    import ray
+
+    sync = task.config.sync
+    return ObjectStoreTransport(ray.put, ray.get, piece_bytes=sync.bucket_mb * MB, checksum=sync.checksum)
+
+
+class LearnerActor:
+    """One learner; references in what it is given are resolved here."""
+
+    def address(self) -> str:
+        """Returns host and a free port of this process, where the group can meet."""
+        import ray
+
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+
+    def start(self, task: LearnerTask, rank: int, size: int, address: str) -> None:
+        """Joins the group and loads the model."""
+        config = task.config
+        if size > 1 or task.deepspeed is not None:
+            distributed.init_process_group(
+                "nccl" if config.learner.gpus else "gloo",
+                init_method=f"tcp://{address}",
+                rank=rank,
+                world_size=size,
+                timeout=datetime.timedelta(seconds=config.learner.timeout_s),
+            )
+        device = "cuda" if config.learner.gpus else "cpu"
+        self.learner = Learner(task, object_store(task), torch.device(device))
+
+    def learn(self, step: int, parts: Sequence[Sequence[Share]], change: bool) -> dict[str, float]:
+        """Fetches the groups of its shares and learns from them."""
+        import ray
+
+        fetched = [[share.fetched(ray.get) for share in part] for part in parts]
+        return self.learner.learn(step, fetched, change=change)
+
+    def drift(self, refs: Sequence[Any]) -> list[list[float]]:
+        """As ``Learner.drift``."""
+        import ray
+
+        return self.learner.drift(ray.get(list(refs)))
+
+    def parity(self, refs: Sequence[Any]) -> dict[str, float]:
+        """As ``Learner.parity``."""
+        import ray
+
+        groups: list[Group] = ray.get(list(refs))
+        return self.learner.parity(groups)
+
+    def image_effect(self, group: Group) -> float:
+        """As ``Learner.image_effect``."""
+        return self.learner.image_effect(group)
+
+    def publish(self, version: int) -> Weights | None:
+        """As ``Learner.publish``."""
+        return self.learner.publish(version)
+
+    def save(self, body: Mapping[str, Any]) -> None:
+        """As ``Learner.save``."""
+        self.learner.save(body)
+
+    def load(self, step: int) -> dict[str, Any]:
+        """As ``Learner.load``."""
+        return self.learner.load(step)
+
+    def export(self, name: str, facts: Mapping[str, Any]) -> None:
+        """As ``Learner.export``."""
+        self.learner.export(name, facts)
+
+    def stacks(self) -> str:
+        """Returns where every thread of this process stands."""
+        return stacks()
+
+
+class LearnerGroup:
+    """All learners; every call goes to all of them and waits for all of them.
+
+    Args:
+        task: The run.
+        strategies: Ray's scheduling strategy of each learner.
+
+    Raises:
+        ActorDied: One of them died while it started.
+    """
+
+    def __init__(self, task: LearnerTask, strategies: Sequence[Any]) -> None:
+        self.task, self.config = task, task.config.learner
+        share = 0.5 if task.config.placement == "colocated" else 1.0
+        self.actors = [
+            actors.start_actor(
+                LearnerActor,
+                cpus=self.config.cpus,
+                gpus=(self.config.gpus or 0) * share,
+                scheduling_strategy=strategy,
+            )
+            for strategy in strategies
+        ]
+        try:
+            self._meet()
+        except BaseException:  # those that live would keep the places of the next ones
+            self.end()
+            raise
+
+    def _meet(self) -> None:
+        address = self._wait([self.actors[0].address.remote()], "starting")[0]
+        size = len(self.actors)
+        calls = [actor.start.remote(self.task, rank, size, address) for rank, actor in enumerate(self.actors)]
+        self._wait(calls, "loading the model")
+
+    def _wait(self, refs: Sequence[Any], doing: str) -> list[Any]:
+        return actors.wait_all(
+            refs,
+            self.actors[: len(refs)],
+            timeout_s=self.config.timeout_s,
+            doing=doing,
+            out=self.task.config.out,
+        )
+
+    def learn(
+        self, step: int, parts: Sequence[Sequence[Sequence[Share]]], *, change: bool = True
+    ) -> dict[str, float]:
+        """Learns; ``parts`` has the optimizer steps of each learner. Returns the metrics."""
+        calls = [actor.learn.remote(step, own, change) for actor, own in zip(self.actors, parts, strict=True)]
+        return self._wait(calls, "learning")[0]
+
+    def drift(self, refs: Sequence[Any]) -> list[list[float]]:
+        """Returns for each group the distance of its replies to the reference."""
+        size = len(self.actors)
+        calls = [actor.drift.remote(list(refs[rank::size])) for rank, actor in enumerate(self.actors)]
+        found = self._wait(calls, "measuring the distance to the reference")
+        return [found[i % size][i // size] for i in range(len(refs))]
+
+    def parity(self, refs: Sequence[Any]) -> dict[str, float]:
+        """Compares the learners' log-probabilities with the samplers'; all learners have equal weights."""
+        return self._wait([actor.parity.remote(list(refs)) for actor in self.actors], "comparing")[0]
+
+    def image_effect(self, ref: Any) -> float:
+        """Returns how much an image matters."""
+        return self._wait([actor.image_effect.remote(ref) for actor in self.actors], "comparing")[0]
+
+    def publish(self, version: int) -> Weights:
+        """Publishes the trained weights."""
+        return self._wait([a.publish.remote(version) for a in self.actors], "publishing weights")[0]
+
+    def save(self, body: Mapping[str, Any]) -> None:
+        """Writes a checkpoint."""
+        self._wait([actor.save.remote(body) for actor in self.actors], "saving")
+
+    def load(self, step: int) -> dict[str, Any]:
+        """Goes back to a checkpoint."""
+        return self._wait([actor.load.remote(step) for actor in self.actors], "loading a checkpoint")[0]
+
+    def export(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Writes the model as a Hugging Face folder of the run."""
+        self._wait([actor.export.remote(name, facts) for actor in self.actors], "exporting")
+
+    def end(self) -> None:
+        """Ends all learners."""
+        actors.kill(self.actors)

@@ -1,0 +1,1 @@
+"""What people see of a GRPO run: metrics, alarms, checks, reports."""

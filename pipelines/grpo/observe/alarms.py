@@ -1,0 +1,219 @@
+"""Watches the numbers of a run for the ways in which reinforcement learning fails, and says so once.
+
+"No target." is a safe answer: it pays the share of questions without a target whatever the image shows, so a
+policy can drift to it while reward, gIoU and N-acc rise. The alarm ``collapse`` is for that; the others are
+for groups without a signal, entropy, lengths, cut replies, skipped steps, and a learner that does not compute
+the probabilities that the rollout sampled from.
+
+Pure: numbers in, alarms out. Whoever calls logs them, and ends the run on a fatal one.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from numbers import Real
+from typing import Any, NamedTuple
+
+from pipelines.grpo.observe.alarms_config import ALARMS, WatchConfig
+
+__all__ = ["ALARMS", "Alarm", "Watch", "WatchConfig"]
+
+_MEANS = ("said_none", "entropy", "cut", "tokens")
+"""Metrics of steps that are judged by their mean over the last ones, and against their mean at the start."""
+_SUPERVISED = "Lower the learning rate, raise the KL weight, or fine-tune longer before"
+
+
+class Alarm(NamedTuple):
+    """Something that a person should look at; a fatal one ends the run."""
+
+    name: str
+    sentence: str
+    fatal: bool
+
+
+class Watch:
+    """Hears the metrics of steps and of held-out looks, in order, and raises alarms."""
+
+    def __init__(self, config: WatchConfig) -> None:
+        self.config = config
+        self._early: defaultdict[str, list[float]] = defaultdict(list)
+        self._late: defaultdict[str, list[float]] = defaultdict(list)
+        self._told: dict[str, int] = {}
+        self._without_signal = 0
+        self._skipped: list[int] = []
+
+    def hear(self, metrics: Mapping[str, Any]) -> list[Alarm]:
+        """Takes in one step's metrics, or one look's, and returns the alarms that they raise.
+
+        Args:
+            metrics: With ``step``, which never falls. What is missing, None or NaN (a batch may have no
+                prompt with targets) is passed over; infinite is too much of anything.
+        """
+        step = int(metrics["step"])
+        numbers = {name: float(value) for name, value in metrics.items() if _is_number(value)}
+        alarms = []
+        for name, sentence in self._judge(step, numbers):
+            told = self._told.get(name)
+            if told is None or step - told >= self.config.quiet:
+                self._told[name] = step
+                alarms.append(Alarm(name, sentence, name in self.config.stop_on))
+        return alarms
+
+    def state(self) -> dict[str, Any]:
+        """Returns what a checkpoint keeps; plain JSON."""
+        return {
+            "early": {name: list(values) for name, values in self._early.items()},
+            "late": {name: list(values) for name, values in self._late.items()},
+            "told": dict(self._told),
+            "without_signal": self._without_signal,
+            "skipped": list(self._skipped),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes back to what a checkpoint kept."""
+        for kept, values in ((self._early, state["early"]), (self._late, state["late"])):
+            kept.clear()
+            kept.update({name: list(numbers) for name, numbers in values.items()})
+        self._told = dict(state["told"])
+        self._without_signal = state["without_signal"]
+        self._skipped = list(state["skipped"])
+
+    def _judge(self, step: int, numbers: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+        """Yields every alarm as name and sentence, told before or not."""
+        for name in _MEANS:
+            if name in numbers:
+                self._remember(name, numbers[name])
+        if "t_acc_sampled" in numbers:
+            yield from self._look(numbers["t_acc_sampled"])
+        if "said_none" in numbers:
+            yield from self._said_none()
+        if "entropy" in numbers:
+            yield from self._entropy()
+        if "cut" in numbers or "tokens" in numbers:
+            yield from self._lengths()
+        if "zero_std" in numbers:
+            yield from self._signal(numbers["zero_std"])
+        if "mismatch" in numbers:
+            yield from self._mismatch(numbers["mismatch"])
+        if numbers.get("skipped"):
+            yield from self._skip(step)
+
+    def _remember(self, name: str, value: float) -> None:
+        if len(self._early[name]) < self.config.first:
+            self._early[name].append(value)
+        self._late[name] = [*self._late[name], value][-self.config.window :]
+
+    def _now(self, name: str) -> float | None:
+        """Returns the mean over the last steps, None before there are enough."""
+        values = self._late[name]
+        return _mean(values) if len(values) == self.config.window else None
+
+    def _start(self, name: str) -> float | None:
+        """Returns the mean over the first steps, None before they are over."""
+        values = self._early[name]
+        return _mean(values) if len(values) == self.config.first else None
+
+    def _said_none(self) -> Iterator[tuple[str, str]]:
+        config, now, start = self.config, self._now("said_none"), self._start("said_none")
+        if now is None or start is None:
+            return
+        if now > config.said_none and now - start > config.said_none_rise:
+            yield (
+                "collapse",
+                f'{now:.0%} of the replies to prompts with targets say no mask, as "No target." does; '
+                f"{start:.0%} did at the start, expected at most {config.said_none:.0%} "
+                f"(--watch.said-none). {_SUPERVISED}; or ask fewer questions without a target.",
+            )
+
+    def _look(self, now: float) -> Iterator[tuple[str, str]]:
+        if not self._early["t_acc_sampled"]:
+            self._early["t_acc_sampled"].append(now)
+            return
+        start, left = self._early["t_acc_sampled"][0], self.config.accuracy_left
+        if now < left * start:
+            yield (
+                "collapse",
+                f"sampled T-acc on held-out prompts is {now:.3f}, {start:.3f} at the first look; expected "
+                f"at least {left:.0%} of that (--watch.accuracy-left). {_SUPERVISED}.",
+            )
+
+    def _entropy(self) -> Iterator[tuple[str, str]]:
+        config, now, start = self.config, self._now("entropy"), self._start("entropy")
+        if now is not None and now < config.entropy_low:
+            yield (
+                "entropy_low",
+                f"the mean entropy of a token is {now:.3g} nats, expected at least {config.entropy_low:g} "
+                "(--watch.entropy-low): replies of a group are alike. Raise the upper clip or the "
+                "temperature, or lower the learning rate.",
+            )
+        if now is not None and start is not None and now - start > config.entropy_rise:
+            yield (
+                "entropy_high",
+                f"the mean entropy of a token rose from {start:.3g} to {now:.3g} nats, expected a rise of at "
+                f"most {config.entropy_rise:g} (--watch.entropy-rise). Lower the learning rate or raise "
+                "the KL weight.",
+            )
+
+    def _lengths(self) -> Iterator[tuple[str, str]]:
+        config, cut = self.config, self._now("cut")
+        if cut is not None and cut > config.cut:
+            yield (
+                "cut",
+                f"{cut:.0%} of the replies are cut by the limit of tokens, expected at most {config.cut:.0%} "
+                "(--watch.cut). Raise the limit of new tokens, or reward short replies.",
+            )
+        now, start = self._now("tokens"), self._start("tokens")
+        if now is not None and start is not None and now > config.length_ratio * start:
+            yield (
+                "length",
+                f"a reply has {now:.0f} tokens on average, {start:.0f} at the start; expected at most "
+                f"{config.length_ratio:g} times that (--watch.length-ratio). See on the page of "
+                "trajectories what they say; a reward may pay for length.",
+            )
+
+    def _signal(self, share: float) -> Iterator[tuple[str, str]]:
+        config = self.config
+        self._without_signal = self._without_signal + 1 if share > config.zero_std else 0
+        if self._without_signal >= config.zero_std_steps:
+            yield (
+                "no_signal",
+                f"{share:.0%} of the groups have equal rewards, and more than {config.zero_std:.0%} had for "
+                f"{self._without_signal} steps in a row (--watch.zero-std): there is nothing to learn from. "
+                "Choose prompts that the model answers sometimes, raise the replies per prompt, or give "
+                "partial credit.",
+            )
+
+    def _mismatch(self, value: float) -> Iterator[tuple[str, str]]:
+        config = self.config
+        said = f"rollout and learner differ by {value:.2g} in the log-probability of a token on average"
+        if value > config.mismatch_stop:
+            yield (
+                "mismatch_stop",
+                f"{said}, expected at most {config.mismatch_stop:g} (--watch.mismatch-stop). They are not "
+                "one policy: check the weights that were sent, the image inputs and the precision of both.",
+            )
+        elif value > config.mismatch_warn:
+            yield (
+                "mismatch",
+                f"{said}, expected at most {config.mismatch_warn:g} (--watch.mismatch-warn). Compute logits "
+                "in fp32 on both sides, or weigh tokens by truncated importance sampling.",
+            )
+
+    def _skip(self, step: int) -> Iterator[tuple[str, str]]:
+        config = self.config
+        self._skipped = [old for old in self._skipped if step - old < config.skipped_steps] + [step]
+        if len(self._skipped) >= config.skipped:
+            yield (
+                "skipped",
+                f"{len(self._skipped)} of the last {config.skipped_steps} steps were skipped for a loss or "
+                f"gradient that is no number, expected fewer than {config.skipped} (--watch.skipped). Lower "
+                "the learning rate, or look for the prompts of these steps among the trajectories.",
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not math.isnan(value)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

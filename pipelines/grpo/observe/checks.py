@@ -1,0 +1,88 @@
+"""Checks that a run learns from right numbers: equal probabilities on both sides, images that matter."""
+
+import logging
+import math
+from typing import Any
+
+from pipelines.chats.prompts import PromptSource
+from pipelines.grpo.config import GrpoConfig
+from pipelines.grpo.groups import RolloutTask
+from pipelines.grpo.learn.learner_group import LearnerGroup
+from pipelines.grpo.team import Team
+from samtok.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+_PROBE = 1 << 40
+"""Numbers of tasks from here on are probes, whose replies are not learnt from."""
+
+NO_EFFECT = 1e-6
+"""Change of log-probabilities below which an image has none."""
+
+
+class Gates:
+    """Probes samplers and learners with fresh replies.
+
+    Args:
+        config: The run.
+        prompts: What is asked; the first prompts are the probe.
+        team: The samplers.
+        learners: The learners, at the samplers' weights whenever a check is called.
+    """
+
+    def __init__(self, config: GrpoConfig, prompts: PromptSource, team: Team, learners: LearnerGroup) -> None:
+        self.config, self.prompts, self.team, self.learners = config, prompts, team, learners
+
+    def start(self, step: int) -> None:
+        """Makes all checks, before the first step and after a restart.
+
+        Raises:
+            CheckpointError: One of them fails.
+        """
+        if not (self.config.gates.parity_every or self.config.gates.image):
+            return
+        refs = self._probe(step)
+        if self.config.gates.parity_every:
+            self._compare(refs, step)
+        if self.config.gates.image:
+            self._require_effect(refs)
+
+    def parity(self, step: int) -> None:
+        """Compares both sides' log-probabilities of fresh replies.
+
+        Raises:
+            CheckpointError: They are further apart than ``--gates.parity-limit``.
+        """
+        self._compare(self._probe(step), step)
+
+    def _probe(self, step: int) -> list[Any]:
+        size = self.config.rollout.prompts_per_task
+        indices = self.prompts.draws(0, size)
+        return self.team.pool.probe(RolloutTask(_PROBE + step, tuple(enumerate(indices))))
+
+    def _compare(self, refs: list[Any], step: int) -> None:
+        found = self.learners.parity(refs)
+        limit = self.config.gates.parity_limit
+        log.info(
+            "parity at step %d: samplers and learners differ by %.2g on average and %.2g at most in the "
+            "log-probabilities of %d tokens",
+            *(step, found["mean"], found["max"], found["tokens"]),
+        )
+        if not found["mean"] <= limit:
+            raise CheckpointError(
+                f"at step {step} samplers and learners disagree about the same tokens: log-probabilities "
+                f"differ by {found['mean']:.3g} on average, --gates.parity-limit is {limit:g}. Weights, "
+                "images, positions or types differ: compare --rollout.precision with --learner.precision and "
+                "the attentions of both; with bfloat16 on both sides a higher limit can be right."
+            )
+
+    def _require_effect(self, refs: list[Any]) -> None:
+        effect = self.learners.image_effect(refs[0])
+        if math.isinf(effect):
+            log.info("the first prompt has no image, so its effect is not checked")
+        elif effect < NO_EFFECT:
+            raise CheckpointError(
+                f"turning the image of a prompt into its negative changes log-probabilities by {effect:.1g}: "
+                "the model does not see it. Is --model a vision-language model whose weights were all "
+                "loaded? --gates.no-image leaves this check out."
+            )

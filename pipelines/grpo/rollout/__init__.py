@@ -1,0 +1,1 @@
+"""From prompts to responses: samplers, their engines, their pool."""

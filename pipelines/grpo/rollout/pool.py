@@ -1,0 +1,308 @@
+"""The samplers of a run: hands out tasks, keeps order, replaces the dead.
+
+Results are used in the order of the tasks, whichever sampler is first, so a run does not depend on which
+process is fast. A task is sampled with all weights that were published before it was handed out, since the
+calls of one actor are done in order; with ``slots`` tasks under way at most, no reply is older than
+``--rollout.max-staleness`` steps when it is learnt from.
+
+A sampler that dies is replaced, gets the newest weights, and its task is done again, by it or another one:
+the replies were never used, so each prompt is used exactly once.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.grpo import actors
+from pipelines.grpo.actors import ActorDied, Lost
+from pipelines.grpo.groups import RolloutTask
+from pipelines.grpo.rollout.sampler import Sampling
+from pipelines.grpo.transport import Weights
+from samtok.errors import CheckpointError, ClusterError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Rolled:
+    """A finished task: what the driver knows, and references to its groups."""
+
+    sampling: Sampling
+    groups: tuple[Any, ...]
+
+
+@dataclass
+class _Running:
+    task: RolloutTask
+    refs: list[Any]
+    since: float
+
+
+class RolloutPool:
+    """Samplers on Ray.
+
+    Args:
+        start: Starts sampler number ``i``; used again for one that died.
+        count: Samplers.
+        out: Folder of the run.
+        prompts_per_task: Most groups of a task.
+        timeout_s: Longest time of a task.
+        max_failures: Deaths in all that are borne.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[int], Any],
+        *,
+        count: int,
+        out: str,
+        prompts_per_task: int,
+        timeout_s: float,
+        max_failures: int,
+    ) -> None:
+        self.start, self.out, self.prompts_per_task = start, out, prompts_per_task
+        self.timeout_s, self.max_failures = timeout_s, max_failures
+        self.actors = [start(number) for number in range(count)]
+        self.failures = 0
+        self.weights: Weights | None = None
+        self._waiting: deque[RolloutTask] = deque()
+        self._running: dict[int, _Running] = {}
+        self._syncing: dict[int, Any] = {}
+        self._done: dict[int, Rolled] = {}
+
+    # ---------------------------------------------------------------- weights
+
+    def sync(self, weights: Weights, *, wait: bool) -> None:
+        """Has all samplers take in weights before their next task.
+
+        Args:
+            weights: The newest ones.
+            wait: Return once all have them; otherwise they take them in after the task they are at.
+
+        Raises:
+            CheckpointError: A sampler has other weights afterwards.
+            ClusterError: Samplers died too often, or hang.
+            Lost: The weights are gone with the learners that published them.
+        """
+        if wait:
+            self._collect_syncs()
+        self.weights = weights  # a busy sampler takes in earlier ones first, in the order of the calls
+        for number, actor in enumerate(self.actors):
+            self._syncing[number] = actor.sync.remote(weights)
+        if wait:
+            self._collect_syncs()
+
+    def _collect_syncs(self) -> None:
+        for number in list(self._syncing):
+            self._finish_sync(number)
+
+    def _finish_sync(self, number: int) -> None:
+        assert self.weights is not None
+        while (ref := self._syncing.pop(number, None)) is not None:
+            try:
+                told = actors.wait_all(
+                    [ref],
+                    [self.actors[number]],
+                    timeout_s=self.timeout_s,
+                    doing="taking in weights",
+                    out=self.out,
+                )[0]
+            except Lost:  # the learners' death, not the sampler's: another one would get no weights either
+                raise
+            except ActorDied as error:
+                self._replace(number, error)
+                continue
+            if told != (self.weights.version, self.weights.digest):
+                raise CheckpointError(
+                    f"sampler {number} has weights {told[0]} ({told[1][:12]}), the learners published "
+                    f"{self.weights.version} ({self.weights.digest[:12]}). Start the same command again."
+                )
+
+    def _replace(self, number: int, error: ActorDied) -> None:
+        """Starts a sampler in the place of a dead one; its task waits again, first in the queue."""
+        self.failures += 1
+        if self.failures > self.max_failures:
+            raise ClusterError(
+                f"samplers died {self.failures} times, the last time: {error}. The same command goes on from "
+                "the last checkpoint. If memory is short, lower --rollout.prompts-per-task or "
+                "--rollout.max-new-tokens; raise --rollout.max-failures for unstable nodes."
+            ) from error
+        log.warning("%s; another one takes its place (%d of %d)", error, self.failures, self.max_failures)
+        actors.kill([self.actors[number]])
+        lost = self._running.pop(number, None)
+        if lost is not None:
+            self._waiting.appendleft(lost.task)
+        self.actors[number] = self.start(number)
+        if self.weights is not None:
+            self._syncing[number] = self.actors[number].sync.remote(self.weights)
+
+    # ---------------------------------------------------------------- tasks
+
+    @property
+    def under_way(self) -> int:
+        """Tasks that were handed in and not taken out."""
+        return len(self._waiting) + len(self._running) + len(self._done)
+
+    def submit(self, task: RolloutTask) -> None:
+        """Hands a task in."""
+        self._waiting.append(task)
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        for number, actor in enumerate(self.actors):
+            if self._waiting and number not in self._running:
+                task = self._waiting.popleft()
+                made = actor.roll.options(num_returns=1 + self.prompts_per_task).remote(task)
+                self._running[number] = _Running(task, made, time.monotonic())
+
+    def take(self, number: int) -> Rolled:
+        """Returns the result of one task; waits for it.
+
+        Raises:
+            ClusterError: Samplers died too often, or one hangs.
+        """
+        while number not in self._done:
+            self._wait_for_any()
+        return self._done.pop(number)
+
+    def _wait_for_any(self) -> None:
+        import ray
+
+        for at in [at for at in self._syncing if at not in self._running]:
+            self._finish_sync(at)
+        self._hand_out()
+        heads = {running.refs[0]: at for at, running in self._running.items()}
+        oldest = min(self._running.values(), key=lambda running: running.since)
+        left = self.timeout_s - (time.monotonic() - oldest.since)
+        ready, _ = ray.wait(list(heads), num_returns=1, timeout=max(left, 0.0))
+        if not ready:
+            stuck = [self.actors[at] for at, running in self._running.items() if running is oldest]
+            raise actors.hung(stuck, timeout_s=self.timeout_s, doing="sampling", out=self.out)
+        self._finish(heads[ready[0]])
+
+    def _finish(self, at: int) -> None:
+        running = self._running[at]
+        try:
+            sampling: Sampling = actors.result(running.refs[0], self.actors[at], "sampling")
+        except ActorDied as error:
+            self._replace(at, error)
+            return
+        del self._running[at]
+        if at in self._syncing:  # it came before the task, or comes right now
+            self._finish_sync(at)
+        groups = tuple(running.refs[1 : 1 + len(sampling.outlines)])
+        self._done[running.task.number] = Rolled(sampling, groups)
+        self._hand_out()
+
+    # ---------------------------------------------------------------- others
+
+    def look(self, indices: Sequence[int]) -> list[tuple[Any, Any]]:
+        """Has held-out prompts answered by all samplers, which must have nothing else to do.
+
+        Returns:
+            What each part of the prompts came to (``Sampler.look``).
+        """
+        size = self.prompts_per_task * 4
+        parts = [list(indices[first : first + size]) for first in range(0, len(indices), size)]
+        return self._each(lambda actor, part: actor.look.remote(part), parts, "answering held-out prompts")
+
+    def probe(self, task: RolloutTask) -> list[Any]:
+        """Has a task sampled beside all others, with the newest weights; returns references to its groups."""
+        while True:
+            self._collect_syncs()
+            refs = self.actors[0].roll.options(num_returns=1 + self.prompts_per_task).remote(task)
+            try:
+                sampling: Sampling = actors.wait_all(
+                    refs[:1], self.actors[:1], timeout_s=self.timeout_s, doing="sampling", out=self.out
+                )[0]
+            except ActorDied as error:
+                self._replace(0, error)
+                continue
+            return list(refs[1 : 1 + len(sampling.outlines)])
+
+    def turn(self, name: str) -> None:
+        """Sends all samplers to sleep, or wakes them."""
+        self._each(lambda actor, _: getattr(actor, name).remote(), [None] * len(self.actors), name)
+
+    def _each(self, call: Callable[[Any, Any], Any], parts: Sequence[Any], doing: str) -> list[Any]:
+        """Spreads calls over the samplers; one whose sampler dies is made again."""
+        found: dict[int, Any] = {}
+        while len(found) < len(parts):
+            self._collect_syncs()
+            open_ = [n for n in range(len(parts)) if n not in found]
+            calls = [(n, n % len(self.actors)) for n in open_]
+            refs = [call(self.actors[at], parts[n]) for n, at in calls]
+            for (n, at), ref in zip(calls, refs, strict=True):
+                try:
+                    found[n] = actors.wait_all(
+                        [ref], [self.actors[at]], timeout_s=self.timeout_s, doing=doing, out=self.out
+                    )[0]
+                except ActorDied as error:
+                    if at not in self._syncing:
+                        self._replace(at, error)
+        return [found[n] for n in range(len(parts))]
+
+    def forget(self) -> None:
+        """Drops all tasks; what is being sampled is thrown away when it comes."""
+        for number, running in list(self._running.items()):
+            del self._running[number]
+            actors.kill([self.actors[number]])
+            self.actors[number] = self.start(number)
+            log.info("task %d is dropped", running.task.number)
+        self._waiting.clear()
+        self._done.clear()
+        self._syncing.clear()
+        self.weights = None  # they may have died with the learners
+
+    def end(self) -> None:
+        """Ends all samplers."""
+        actors.kill(self.actors)
+
+
+class SamplerActor:
+    """A sampler; its groups are returned one by one, so that they belong to the driver and outlive it."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+        self.sampler: Any = None
+
+    def _ready(self) -> Any:
+        if self.sampler is None:
+            from pipelines.grpo.learn.learner_group import object_store
+            from pipelines.grpo.rollout.sampler import Sampler
+
+            task, prompts, held_out, device = self.arguments
+            self.sampler = Sampler(task.config, prompts, held_out, object_store(task), device)
+        return self.sampler
+
+    def sync(self, weights: Weights) -> tuple[int, str]:
+        """As ``Sampler.sync``."""
+        return self._ready().sync(weights)
+
+    def roll(self, task: RolloutTask) -> list[Any]:
+        """As ``Sampler.roll``, filled up with None to the returns that the call was made with."""
+        sampler = self._ready()
+        sampling, groups = sampler.roll(task)
+        missing = sampler.config.rollout.prompts_per_task - len(groups)
+        return [sampling, *groups, *[None] * missing]
+
+    def look(self, indices: Sequence[int]) -> Any:
+        """As ``Sampler.look``."""
+        return self._ready().look(indices)
+
+    def sleep(self) -> None:
+        """As ``Sampler.sleep``."""
+        self._ready().sleep()
+
+    def wake(self) -> None:
+        """As ``Sampler.wake``."""
+        self._ready().wake()
+
+    def stacks(self) -> str:
+        """Returns where every thread of this process stands."""
+        from pipelines.grpo.rollout.sampler import stacks
+
+        return stacks()

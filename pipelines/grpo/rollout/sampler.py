@@ -1,0 +1,203 @@
+"""A process that samples: reads prompts, asks the engine, and hands groups over. Knows no Ray."""
+
+import logging
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.chats.prompts import Prompt, PromptSource, encode_prompt
+from pipelines.chats.source import load_images, rejected
+from pipelines.grpo.config import GrpoConfig
+from pipelines.grpo.groups import Group, Outline, RolloutTask, outline
+from pipelines.grpo.rollout.engines import HfEngine, RolloutEngine, Shown
+from pipelines.grpo.transport import Weights, WeightTransport
+from pipelines.training.schedule import mixed_seed
+from samtok.errors import DataError
+from samtok.mllm.chat import Encoded
+from samtok.mllm.sampling import Sampled
+
+log = logging.getLogger(__name__)
+
+_SAMPLE, _LOOK = 0x726F6C6C, 0x6C6F6F6B
+"""First words of the seeds here, so that no other use of the run's seed draws the same numbers."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What a task came to, but for the groups themselves.
+
+    Attributes:
+        number: The task.
+        outlines: Of the groups, in the order of the draws.
+        rejects: Of prompts that could not be asked.
+        version: Of the weights.
+        seconds: That it took.
+    """
+
+    number: int
+    outlines: tuple[Outline, ...]
+    rejects: tuple[dict[str, Any], ...]
+    version: int
+    seconds: float
+
+
+def engine_of(config: GrpoConfig, device: torch.device | str) -> RolloutEngine:
+    """Builds the engine that ``--rollout.engine`` names."""
+    if config.rollout.engine == "vllm":
+        from pipelines.grpo.rollout.vllm_engine import VllmEngine  # runs in an environment of its own
+
+        return VllmEngine(config.model, config.rollout)
+    return HfEngine(config.model, config.rollout, device)
+
+
+class Sampler:
+    """Samples groups.
+
+    Args:
+        config: The run.
+        prompts: What may be asked.
+        held_out: What looks ask.
+        transport: Where weights come from.
+        device: Where the engine runs.
+    """
+
+    def __init__(
+        self,
+        config: GrpoConfig,
+        prompts: PromptSource,
+        held_out: PromptSource | None,
+        transport: WeightTransport,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        torch.set_num_threads(config.rollout.threads)
+        self.config, self.prompts, self.held_out, self.transport = config, prompts, held_out, transport
+        self.engine = engine_of(config, device)
+        self.version, self.digest = -1, ""
+
+    def sync(self, weights: Weights) -> tuple[int, str]:
+        """Takes in published weights; returns their version and digest.
+
+        Raises:
+            CheckpointError: A piece is damaged or does not fit; weights and version stay as they were.
+        """
+        state = self.transport.fetch(weights)
+        self.engine.load_weights(state)
+        self.version, self.digest = weights.version, weights.digest
+        return self.version, self.digest
+
+    def roll(self, task: RolloutTask) -> tuple[Sampling, list[Group]]:
+        """Samples replies to the prompts of a task; a prompt that cannot be asked is rejected."""
+        started = time.monotonic()
+        rejects: list[dict[str, Any]] = []
+        asked = [
+            (draw, index, *found)
+            for draw, index in task.draws
+            if (found := self._read(self.prompts, index, rejects)) is not None
+        ]
+        groups = self._groups(
+            asked, self.config.rollout.group_size, mixed_seed(self.config.seed, _SAMPLE, task.number)
+        )
+        sampling = Sampling(
+            number=task.number,
+            outlines=tuple(map(outline, groups)),
+            rejects=tuple(rejects),
+            version=self.version,
+            seconds=time.monotonic() - started,
+        )
+        return sampling, groups
+
+    def look(self, indices: Sequence[int]) -> tuple[list[Group], list[Group]]:
+        """Answers held-out prompts: greedily, and with ``--looks.samples`` samples of each."""
+        assert self.held_out is not None
+        rejects: list[dict[str, Any]] = []
+        asked = [
+            (index, index, *found)
+            for index in indices
+            if (found := self._read(self.held_out, index, rejects)) is not None
+        ]
+        if rejects:
+            log.warning(
+                "%d of %d held-out prompts cannot be asked and are left out of the look; the first: %s",
+                *(len(rejects), len(indices), rejects[0]["message"]),
+            )
+        said = self.engine.greedy([encoded for *_, encoded in asked])
+        stops = self.engine.adapter.stop_ids
+        greedy = [
+            self._group(draw, index, prompt, encoded, [_certain(ids, stops)])
+            for (draw, index, prompt, encoded), ids in zip(asked, said, strict=True)
+        ]
+        samples = self.config.looks.samples
+        seed = mixed_seed(self.config.seed, _LOOK, indices[0]) if indices else 0
+        return greedy, self._groups(asked, samples, seed) if samples else []
+
+    def _read(
+        self, source: PromptSource, index: int, rejects: list[dict[str, Any]]
+    ) -> tuple[Prompt, Encoded] | None:
+        try:
+            prompt = source.prompt(index)
+            encoded = encode_prompt(self.engine.adapter, prompt, self.config.prompts.max_prompt_tokens)
+            return prompt, _shown(encoded, prompt) if self.engine.wants_images else encoded
+        except DataError as error:
+            rejects.append(rejected(source.row(index), error))
+            return None
+
+    def _groups(
+        self, asked: Sequence[tuple[int, int, Prompt, Encoded]], replies: int, seed: int
+    ) -> list[Group]:
+        said = self.engine.sample([encoded for *_, encoded in asked], replies=replies, seed=seed)
+        return [self._group(*one, group) for one, group in zip(asked, said, strict=True)]
+
+    def _group(
+        self, draw: int, index: int, prompt: Prompt, encoded: Encoded, replies: Sequence[Sampled]
+    ) -> Group:
+        return Group(
+            draw=draw,
+            index=index,
+            question=prompt.question,
+            input_ids=encoded.input_ids.numpy(),
+            mm_token_type_ids=encoded.mm_token_type_ids.numpy(),
+            vision={name: value.numpy() for name, value in encoded.vision.items()},
+            replies=tuple(replies),
+            texts=tuple(self.engine.adapter.text_of(reply.ids.tolist()) for reply in replies),
+            version=self.version,
+        )
+
+    def sleep(self) -> None:
+        """Gives the accelerator to the learners."""
+        self.engine.sleep()
+
+    def wake(self) -> None:
+        """Takes the accelerator back."""
+        self.engine.wake()
+
+    def stacks(self) -> str:
+        """Returns where every thread of this process stands, for a run that hangs."""
+        return stacks()
+
+
+def _shown(encoded: Encoded, prompt: Prompt) -> Shown:
+    images = load_images(prompt.row)
+    order = [part for turn in prompt.turns for part in turn.parts if isinstance(part, int)]
+    return Shown(**vars(encoded), images=tuple(images[number] for number in order))
+
+
+def _certain(ids: list[int], stop_ids: Sequence[int]) -> Sampled:
+    complete = bool(ids) and ids[-1] in stop_ids
+    return Sampled(np.array(ids, np.int32), np.zeros(len(ids), np.float32), complete)
+
+
+def stacks() -> str:
+    """Returns where every thread of this process stands."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    frames = sys._current_frames().items()
+    return "\n".join(
+        f"thread {names.get(ident, ident)}\n{''.join(traceback.format_stack(frame))}"
+        for ident, frame in frames
+    )

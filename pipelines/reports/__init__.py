@@ -1,0 +1,1 @@
+"""HTML reports: one builder of pages, and what several jobs show."""

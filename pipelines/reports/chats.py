@@ -1,0 +1,169 @@
+"""The report of a chat corpus: what went in and out, and some chats with their masks drawn over the image."""
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipelines import storage
+from pipelines.chats.corpus import ChatCorpus, read_group
+from pipelines.ingestion.image_source import read_image_bytes
+from pipelines.reports import html
+from pipelines.shards import ROW_GROUP_ROWS
+from samtok import images, masks
+from samtok.errors import DataError, StorageError
+from samtok.plots import pictures as viz
+
+ENDS = ("in", "out", "rejected", "filtered", "thinned", "unused")
+"""What is counted of items; in is the sum of the others."""
+
+SIDE = 384
+"""Longer side of a drawn image, in pixels."""
+
+
+def make_page(corpus: ChatCorpus, *, max_samples: int, seed: int) -> str:
+    """Returns the report as one HTML page; images that cannot be read say so."""
+    totals = corpus.manifest["totals"]
+    reasons: Counter[str] = Counter()
+    for record in corpus.manifest["shards"]:
+        reasons.update(record["reject_reasons"])
+    lost = [(reason, f"{count:,}") for reason, count in reasons.most_common()]
+    body = [
+        html.heading("Chats", corpus.uri),
+        html.tiles(
+            [
+                (f"{totals['samples_out']:,}", "chats"),
+                (f"{totals['rows_out']:,}", f"of {totals['rows_in']:,} images with chats"),
+                (f"{totals['items_out']:,}", f"of {totals['items_in']:,} items in chats"),
+            ]
+        ),
+        "<h2>Tasks</h2>",
+        html.grid(["task", "chats", *(f"items {end}" for end in ENDS)], by_task(totals), numbers=range(1, 8)),
+        "<h2>Rejected and filtered</h2>",
+        html.grid(["stage/reason", "entries"], lost, numbers=[1], kind="narrow") if lost else "<p>None.</p>",
+        "<h2>Chats</h2>",
+        f"<div class=two>{''.join(map(_card, drawn_at_random(corpus, max_samples, seed)))}</div>",
+        "<h2>Settings</h2>",
+        html.settings(corpus.manifest["fingerprint"].items()),
+    ]
+    return html.page("Chats", body)
+
+
+def by_task(totals: Mapping[str, int]) -> list[list[str]]:
+    """Returns a line per task: its name, chats, and its items by what became of them."""
+    return [[task, *(f"{totals.get(f'{task}/{name}', 0):,}" for name in _COLUMNS)] for task in _tasks(totals)]
+
+
+_COLUMNS = ("samples_out", *(f"items_{end}" for end in ENDS))
+
+
+def _tasks(counts: Mapping[str, int]) -> list[str]:
+    return sorted({name.partition("/")[0] for name in counts if "/" in name})
+
+
+def drawn_at_random(corpus: ChatCorpus, most: int, seed: int) -> list[dict[str, Any]]:
+    """Draws chats of all tasks, as evenly as there are some; by task.
+
+    Shards are read in a random order until every task has its part, a quarter of it from one shard if others
+    have more.
+    """
+    rng = random.Random(seed)
+    tasks = [
+        task
+        for task in _tasks(corpus.manifest["totals"])
+        if corpus.manifest["totals"].get(f"{task}/samples_out")
+    ]
+    need = {task: most // len(tasks) + (number < most % len(tasks)) for number, task in enumerate(tasks)}
+    order = rng.sample(range(len(corpus.shards)), len(corpus.shards))
+    chosen: dict[tuple[int, int], str] = {}
+    for parts in (4, 1):
+        for shard in order:
+            wanted = [task for task in tasks if need[task] and _has(corpus, shard, task)]
+            for task, places in _places(corpus, shard, wanted).items():
+                free = [place for place in places if (shard, place) not in chosen]
+                taken = rng.sample(free, min(len(free), need[task], -(-most // len(tasks) // parts)))
+                chosen |= {(shard, place): task for place in taken}
+                need[task] -= len(taken)
+    rows = [_row(corpus, shard, place) for shard, place in sorted(chosen)]
+    return sorted(rows, key=lambda row: row["task"])
+
+
+def _has(corpus: ChatCorpus, shard: int, task: str) -> int:
+    return corpus.manifest["shards"][shard]["counts"].get(f"{task}/samples_out", 0)
+
+
+def _places(corpus: ChatCorpus, shard: int, tasks: Sequence[str]) -> dict[str, list[int]]:
+    """Returns where in a shard the chats of some tasks are."""
+    found: dict[str, list[int]] = {task: [] for task in tasks}
+    if not tasks:
+        return found
+    with storage.open_input(corpus.shards[shard].uri) as file:
+        column = pq.ParquetFile(file).read(columns=["task"])["task"].to_pylist()
+    for place, task in enumerate(column):
+        if task in found:
+            found[task].append(place)
+    return found
+
+
+def _row(corpus: ChatCorpus, shard: int, place: int) -> dict[str, Any]:
+    group, index = divmod(place, ROW_GROUP_ROWS)
+    return read_group(corpus, shard=shard, group=group)[index]
+
+
+def _card(row: Mapping[str, Any]) -> str:
+    colours = viz.mask_colours(len(row["masks"]))
+    chips = {
+        mask["mask_id"]: f"<span class=chip style='background:{html.css(colour)}'>{number}</span>"
+        for number, (mask, colour) in enumerate(zip(row["masks"], colours, strict=True), start=1)
+    }
+    words = {mask["mask_id"]: mask["words"] for mask in row["masks"]}
+    task, name = html.escape(row["task"]), html.escape(row["sample_id"])
+    head = f"<h3 class=text>{task} <span class=faint>{name}</span></h3>"
+    shots = "".join(_shot(row, number, colours) for number in range(len(row["images"])))
+    said = "".join(_message(message, words, chips) for message in row["messages"])
+    return html.card(f"{head}{shots}{said}")
+
+
+def _message(message: Mapping[str, Any], words: Mapping[str, str], chips: Mapping[str, str]) -> str:
+    """Returns a message with numbered colours instead of words."""
+    text = "".join(part["text"] or "" for part in message["content"])
+    found, position = [], 0
+    for mask_id in message["mask_ids"]:
+        start = text.index(words[mask_id], position)
+        found += [html.escape(text[position:start]), chips[mask_id]]
+        position = start + len(words[mask_id])
+    found.append(html.escape(text[position:]))
+    role = html.escape(message["role"])
+    return f"<p class=text style='white-space:pre-wrap'><span class=faint>{role}</span>  {''.join(found)}</p>"
+
+
+def _shot(row: Mapping[str, Any], number: int, colours: Sequence[viz.Colour]) -> str:
+    """Returns one image of a chat with its masks, each in its colour and with its number."""
+    image = row["images"][number]
+    size_hw = image["height"], image["width"]
+    try:
+        picture = images.decode_image(read_image_bytes(image["uri"]), where=image["uri"], expected_hw=size_hw)
+    except (DataError, StorageError) as error:
+        return f"<div class=problem>The image cannot be shown: {html.escape(error)}</div>"
+    dense = [_outline(mask, number, size_hw) for mask in row["masks"]]
+    drawn = viz.overlay(
+        viz.fit(picture, SIDE), [viz.fit_mask(mask, SIDE) for mask in dense], colours, numbers=True
+    )
+    return html.image(viz.jpeg_bytes(drawn), f"image of {row['sample_id']}", media="jpeg")
+
+
+def _outline(mask: Mapping[str, Any], number: int, size_hw: tuple[int, int]) -> np.ndarray:
+    """Returns a mask of an image; an empty one if it is another image's, or its outline was not kept."""
+    if mask["image"] != number or mask["rle"] is None:
+        return np.zeros(size_hw, bool)
+    return masks.decode(mask["rle"], height=size_hw[0], width=size_hw[1])
+
+
+def table_lines(totals: Mapping[str, int]) -> Iterable[str]:
+    """Yields the lines of a table of tasks for the terminal."""
+    heads = ("task", "chats", *ENDS)
+    for cells in (heads, *by_task(totals)):
+        yield f"{cells[0]:<16}" + "".join(f"{cell:>12}" for cell in cells[1:])

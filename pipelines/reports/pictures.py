@@ -1,0 +1,307 @@
+"""Draws images of a corpus of words at random and makes the pictures of its report.
+
+Only the row groups that hold a drawn image are read. An image whose file is gone or broken by now keeps its
+words and says why it has no picture.
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from jaxtyping import Int
+
+from pipelines import storage
+from pipelines.ingestion.image_source import read_image_bytes
+from samtok import images, masks
+from samtok.errors import DataError, StorageError
+from samtok.model.tokenizer import MaskTokenizer
+from samtok.plots import pictures as viz
+
+CARD_SIDE, CLOSE_UP_SIDE, SHEET_SIDE = 384, 240, 256
+MAX_SHOWN = 24
+"""Masks that are drawn per image; of more, this many are drawn at random. SA-1B has about 100."""
+MAX_WORST = 8
+IOU_TOLERANCE = 0.02
+"""Recorded and redrawn IoUs may differ by this much: bfloat16 on a GPU against float32 on a CPU."""
+_ALPHA = 0.35
+_COLUMNS = ["dataset", "image_id", "image_uri", "height", "width", "masks"]
+
+
+@dataclass(frozen=True)
+class MaskLine:
+    """What the report says about one mask."""
+
+    number: int
+    mask_id: str
+    colour: tuple[int, int, int]
+    words: str
+    label: str | None
+    area_px: int
+    iou: float | None
+    """The recorded one, or else of the picture; None if neither is known."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """One drawn image: its pictures as (caption, JPEG) and its masks, or what was wrong with it."""
+
+    row: Mapping[str, Any]
+    pictures: Sequence[tuple[str, bytes]]
+    lines: Sequence[MaskLine]
+    problem: str | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class CloseUp:
+    """One mask, cropped."""
+
+    row: Mapping[str, Any]
+    line: MaskLine
+    pictures: Sequence[tuple[str, bytes]]
+    panel: viz.Panel
+
+
+@dataclass
+class Gallery:
+    """All pictures of a report."""
+
+    max_worst: int = MAX_WORST
+    cards: list[Card] = field(default_factory=list)
+    worst: list[CloseUp] = field(default_factory=list)
+    panels: list[viz.Panel] = field(default_factory=list)
+    num_compared: int = 0
+    num_differing: int = 0
+    """Masks whose recorded IoU is not that of the picture: another tokenizer made the words."""
+
+    def contact_sheet(self) -> bytes:
+        """Returns all images with pictures as one PNG."""
+        return sheet_of(self.panels, SHEET_SIDE)
+
+
+def sheet_of(panels: Sequence[viz.Panel], side: int, *, heads: str = viz.RECONSTRUCTION) -> bytes:
+    """Returns panels as one PNG; of more than six, two in a row."""
+    columns = 2 if len(panels) > 6 else 1
+    return viz.png_bytes(viz.contact_sheet(panels, side=side, columns=columns, heads=heads))
+
+
+def draw_rows(
+    out: str, records: Iterable[Mapping[str, Any]], max_images: int, rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    """Draws rows of committed shards, every row alike, in the order of the corpus.
+
+    Args:
+        out: Folder of the corpus.
+        records: Commit records.
+        max_images: How many rows; all of them if there are fewer.
+        rng: Decides which.
+    """
+    records = list(records)
+    ends = np.cumsum([0, *(record["counts"]["rows_out"] for record in records)])
+    chosen = np.sort(rng.choice(ends[-1], min(max_images, int(ends[-1])), replace=False))
+    return rows_at(out, records, chosen)
+
+
+def rows_at(
+    out: str, records: Iterable[Mapping[str, Any]], chosen: Int[np.ndarray, " row"]
+) -> list[dict[str, Any]]:
+    """Reads rows of committed shards; only the row groups that hold one are read.
+
+    Args:
+        out: Folder of the corpus.
+        records: Commit records, in the order of the shards.
+        chosen: Places of the rows in the corpus, in rising order.
+    """
+    records = list(records)
+    ends = np.cumsum([0, *(record["counts"]["rows_out"] for record in records)])
+    shards = np.searchsorted(ends, chosen, side="right") - 1
+    rows: list[dict[str, Any]] = []
+    for shard, positions in itertools.groupby(
+        zip(shards, chosen, strict=True), key=lambda pair: int(pair[0])
+    ):
+        where = storage.join(out, records[shard]["data"]["file"])
+        rows += _rows_of_file(where, [int(position - ends[shard]) for _, position in positions])
+    return rows
+
+
+def _rows_of_file(uri: str, positions: Sequence[int]) -> list[dict[str, Any]]:
+    rows = []
+    with storage.open_input(uri) as stream:
+        file = pq.ParquetFile(stream)
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+        ends = np.cumsum([0, *sizes])
+        groups = np.searchsorted(ends, positions, side="right") - 1
+        for group, wanted in itertools.groupby(
+            zip(groups, positions, strict=True), key=lambda pair: int(pair[0])
+        ):
+            table = file.read_row_group(group, columns=_COLUMNS)
+            for _, position in wanted:
+                rows += table.slice(position - int(ends[group]), 1).to_pylist()
+    return rows
+
+
+def make_gallery(
+    rows: Iterable[Mapping[str, Any]],
+    tokenizer: MaskTokenizer | None,
+    *,
+    threshold: float,
+    rng: np.random.Generator,
+    max_worst: int = MAX_WORST,
+) -> Gallery:
+    """Makes the pictures of drawn rows, one image at a time.
+
+    Args:
+        rows: Code rows.
+        tokenizer: Decodes the words; without one there are only original masks.
+        threshold: On the logits, as the corpus was made with.
+        rng: Decides which masks are drawn of an image with very many.
+        max_worst: Close-ups to make, of the masks with the lowest IoUs.
+    """
+    gallery = Gallery(max_worst)
+    for row in rows:
+        shown = row["masks"]
+        note = None
+        if len(shown) > MAX_SHOWN:
+            kept = np.sort(rng.choice(len(shown), MAX_SHOWN, replace=False))
+            note = f"{MAX_SHOWN} of {len(shown)} masks, drawn at random"
+            shown = [shown[index] for index in kept]
+        try:
+            _add_picture(gallery, row, shown, note, tokenizer, threshold)
+        except (DataError, StorageError) as error:
+            lines = _lines(shown, [mask["iou"] for mask in shown])
+            gallery.cards.append(Card(row, (), lines, problem=str(error), note=note))
+    return gallery
+
+
+def _add_picture(
+    gallery: Gallery,
+    row: Mapping[str, Any],
+    shown: Sequence[Mapping[str, Any]],
+    note: str | None,
+    tokenizer: MaskTokenizer | None,
+    threshold: float,
+) -> None:
+    height, width, uri = row["height"], row["width"], row["image_uri"]
+    image = images.decode_image(read_image_bytes(uri), where=uri, expected_hw=(height, width))
+    wanted = None
+    if all(mask["rle"] is not None for mask in shown):
+        wanted = [masks.decode(mask["rle"], height=height, width=width) for mask in shown]
+    decoded = None
+    if tokenizer is not None and shown:
+        codes = np.array([mask["codes"] for mask in shown], np.int64)
+        decoded = list(tokenizer.decode(image, codes, threshold=threshold))
+    ious: list[float | None] = [mask["iou"] for mask in shown]
+    if wanted is not None and decoded is not None:
+        ious = _compare(gallery, ious, [masks.iou(a, b) for a, b in zip(wanted, decoded, strict=True)])
+    lines = _lines(shown, ious)
+    small = viz.fit(image, CARD_SIDE)
+    first, second = _fitted(wanted, CARD_SIDE), _fitted(decoded, CARD_SIDE)
+    gallery.cards.append(Card(row, _pictures(small, first, second), lines, note=note))
+    gallery.panels.append(_panel(row, image, wanted, decoded, lines))
+    if wanted is not None and decoded is not None:
+        _keep_worst(gallery, row, image, wanted, decoded, lines)
+
+
+def _compare(
+    gallery: Gallery, recorded: Sequence[float | None], redrawn: Sequence[float]
+) -> list[float | None]:
+    known = [(old, new) for old, new in zip(recorded, redrawn, strict=True) if old is not None]
+    gallery.num_compared += len(known)
+    gallery.num_differing += sum(abs(old - new) > IOU_TOLERANCE for old, new in known)
+    return [new if old is None else old for old, new in zip(recorded, redrawn, strict=True)]
+
+
+def _lines(shown: Sequence[Mapping[str, Any]], ious: Sequence[float | None]) -> list[MaskLine]:
+    colours = viz.mask_colours(len(shown))
+    return [
+        MaskLine(number, mask["mask_id"], colour, mask["words"], mask["label"], mask["area_px"], iou)
+        for number, (mask, colour, iou) in enumerate(zip(shown, colours, ious, strict=True), start=1)
+    ]
+
+
+def _pictures(
+    image: np.ndarray,
+    wanted: Sequence[np.ndarray] | None,
+    decoded: Sequence[np.ndarray] | None,
+    colours: Sequence[tuple[int, int, int]] | None = None,
+) -> list[tuple[str, bytes]]:
+    """Returns what can be shown, each with its caption: masks, reconstruction, difference."""
+    made: list[tuple[str, np.ndarray]] = [("image", image)]
+    numbers = colours is None
+    if wanted is not None:
+        made = [("masks", viz.overlay(image, wanted, colours, _ALPHA, numbers=numbers))]
+    if decoded is not None:
+        made.append(("from words", viz.overlay(image, decoded, colours, _ALPHA, numbers=numbers)))
+    if wanted and decoded:
+        made.append(("difference", viz.difference(np.stack(wanted), np.stack(decoded), image)))
+    return [(caption, viz.jpeg_bytes(picture)) for caption, picture in made]
+
+
+def _panel(
+    row: Mapping[str, Any],
+    image: np.ndarray,
+    wanted: Sequence[np.ndarray] | None,
+    decoded: Sequence[np.ndarray] | None,
+    lines: Sequence[MaskLine],
+) -> viz.Panel:
+    """Shrinks at once, so that the sheet does not keep whole images in memory."""
+    captions = [_caption(line) for line in lines]
+    title = f"{row['dataset']} {row['image_id']}"
+    first, second = _fitted(wanted, SHEET_SIDE), _fitted(decoded, SHEET_SIDE)
+    return viz.Panel(viz.fit(image, SHEET_SIDE), first, second, captions=captions, title=title)
+
+
+def _caption(line: MaskLine) -> str:
+    return f"{_number(line.iou)}  {short_words(line.words)}  {line.label or ''}"
+
+
+def _fitted(stack: Sequence[np.ndarray] | None, side: int) -> list[np.ndarray] | None:
+    return None if stack is None else [viz.fit_mask(mask, side) for mask in stack]
+
+
+def short_words(words: str) -> str:
+    """Returns the words of a mask without their start and end."""
+    return words.removeprefix("<|mt_start|>").removesuffix("<|mt_end|>")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _keep_worst(
+    gallery: Gallery,
+    row: Mapping[str, Any],
+    image: np.ndarray,
+    wanted: Sequence[np.ndarray],
+    decoded: Sequence[np.ndarray],
+    lines: Sequence[MaskLine],
+) -> None:
+    for line, mask, other in zip(lines, wanted, decoded, strict=True):
+        assert line.iou is not None
+        worst = [close_up.line.iou or 0.0 for close_up in gallery.worst]
+        if len(worst) == gallery.max_worst and line.iou >= min(worst, default=0.0):
+            continue
+        view = _view(mask | other)
+        crops = (viz.fit_mask(np.ascontiguousarray(part[view]), CLOSE_UP_SIDE) for part in (mask, other))
+        first, second = ([crop] for crop in crops)
+        picture = viz.fit(np.ascontiguousarray(image[view]), CLOSE_UP_SIDE)
+        title = f"{row['dataset']} {row['image_id']} mask {line.mask_id}, {line.area_px} px"
+        panel = viz.Panel(picture, first, second, captions=[_caption(line)], title=title)
+        pictures = _pictures(picture, first, second, [line.colour])
+        gallery.worst.append(CloseUp(row, line, pictures, panel))
+        gallery.worst.sort(key=lambda close_up: close_up.line.iou or 0.0)
+        del gallery.worst[gallery.max_worst :]
+
+
+def _view(mask: np.ndarray) -> tuple[slice, slice]:
+    """Returns a square window around a mask with a quarter of margin, moved into the image."""
+    x0, y0, x1, y1 = masks.box_of(mask) or (0, 0, mask.shape[1] - 1, mask.shape[0] - 1)
+    side = max(48, round(1.5 * max(x1 - x0 + 1, y1 - y0 + 1)))
+    parts = []
+    for low, high, limit in ((y0, y1, mask.shape[0]), (x0, x1, mask.shape[1])):
+        start = max(0, min((low + high + 1 - side) // 2, limit - side))
+        parts.append(slice(start, min(limit, start + side)))
+    return parts[0], parts[1]

@@ -1,0 +1,266 @@
+"""The report of a corpus of words: one self-contained HTML page, and its pictures as files.
+
+    OUT/report/index.html          counts, fingerprint, schema, codebooks, IoU, rejects, images
+    OUT/report/contact_sheet.png   the same images as one picture
+    OUT/report/iou_histogram.png   if reconstructions were compared
+    OUT/report/code_usage.png
+
+A finished corpus is read through its manifest, an unfinished one through its plan and commit records. Sums
+come from the records; of the shards only the row groups of drawn images are read. The same corpus, tokenizer
+and seed give the same page.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import schema, shards, storage
+from pipelines.reports import pictures as report_pictures
+from pipelines.reports import words_page as report_page
+from samtok.errors import ConfigError, DataError
+from samtok.metrics import codebook
+from samtok.model.tokenizer import MaskTokenizer
+from samtok.plots import base as plots
+
+FOLDER = "report"
+MAX_EXAMPLES = 40
+"""Reject reasons that get an example message; each may cost reading one reject file."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What is there of a corpus.
+
+    Attributes:
+        out: Its folder.
+        manifest: As ``_MANIFEST.json`` holds it; of an unfinished corpus, what it would hold now.
+        missing: Shards without a commit record.
+        num_planned: Images of the plan, those that could not be listed included; None where there is no plan.
+    """
+
+    out: str
+    manifest: Mapping[str, Any]
+    missing: tuple[int, ...]
+    num_planned: int | None
+
+    @property
+    def records(self) -> list[Mapping[str, Any]]:
+        """Commit records, in the order of the shards."""
+        return self.manifest["shards"]
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """All that decided the content of the corpus."""
+        return self.manifest["fingerprint"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The page, and the pictures by file name."""
+
+    page: str
+    pictures: Mapping[str, bytes]
+
+
+def load_corpus(out: str) -> Corpus:
+    """Reads what is known about a corpus, finished or not.
+
+    Raises:
+        DataError: If there is neither a manifest nor a plan.
+        StorageError: If it cannot be read.
+    """
+    plan = shards.load_plan(out)
+    if plan is not None and (kind := shards.kind_of(plan.fingerprint)) != "words":
+        raise DataError(f"{out} is a corpus of {kind}, not of words; its pictures are in report/index.html.")
+    if storage.exists(storage.join(out, shards.MANIFEST)):
+        planned = None if plan is None else _num_planned(plan)
+        return Corpus(out, shards.load_manifest(out), (), planned)
+    if plan is None:
+        raise DataError(
+            f"{out} is no corpus of words: it has neither {shards.MANIFEST} nor {shards.PLAN}. "
+            "Expected the --out folder of jobs/tokenize_corpus.py."
+        )
+    manifest = shards.manifest_of(plan)
+    records = {record["shard"] for record in manifest["shards"]}
+    missing = tuple(shard for shard in range(len(plan.shard_rows)) if shard not in records)
+    return Corpus(out, manifest, missing, _num_planned(plan))
+
+
+def _num_planned(plan: shards.Plan) -> int:
+    return plan.num_inputs + (plan.rejects or {}).get("rows", 0)
+
+
+def summary(manifest: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the flat metrics of a corpus, for tracking.
+
+    ``counts/*`` (rows and masks), ``corpus/shards`` and ``corpus/size_bytes``, per level
+    ``codes/level0_used``, ``_dead`` and ``_perplexity``, ``rejects/<stage>/<reason>`` (entries), and if
+    reconstructions were compared ``iou/count``, ``iou/mean``, ``iou/median`` (interpolated in a histogram)
+    and ``iou/share_below_half``.
+    """
+    records = manifest["shards"]
+    metrics: dict[str, float] = {f"counts/{name}": count for name, count in manifest["totals"].items()}
+    metrics["corpus/shards"] = len(records)
+    metrics["corpus/size_bytes"] = sum(record["data"]["bytes"] for record in records)
+    for level, used in enumerate(codebook.usage(code_counts(manifest))):
+        metrics[f"codes/level{level}_used"] = used.used
+        metrics[f"codes/level{level}_dead"] = used.dead
+        metrics[f"codes/level{level}_perplexity"] = used.perplexity
+    for reason, count in reject_counts(records).items():
+        metrics[f"rejects/{reason}"] = count
+    if manifest["plan_rejects"]:
+        metrics["rejects/plan"] = manifest["plan_rejects"]["entries"]
+    return metrics | _iou_metrics(manifest["iou"])
+
+
+def _iou_metrics(iou: Mapping[str, Any]) -> dict[str, float]:
+    count, bins = iou["count"], iou["histogram"]
+    if not count:
+        return {}
+    edges = np.linspace(0, 1, len(bins) + 1)
+    below = np.concatenate([[0], np.cumsum(bins)])
+    first = int(np.searchsorted(below, count / 2, side="left")) - 1  # where half of the masks is reached
+    share = (count / 2 - below[first]) / bins[first]
+    return {
+        "iou/count": count,
+        "iou/mean": iou["sum"] / count,
+        "iou/median": float(edges[first] + share * (edges[first + 1] - edges[first])),
+        "iou/share_below_half": float(below[len(bins) // 2] / count),
+    }
+
+
+def code_counts(manifest: Mapping[str, Any]) -> np.ndarray:
+    """Returns how often each code occurs in the corpus: int64 counts of level x num_codes."""
+    return np.array(manifest["code_histogram"], np.int64)
+
+
+def reject_counts(records: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    """Adds up the entries of the reject tables by ``stage/reason``."""
+    counts: Counter[str] = Counter()
+    for record in records:
+        counts.update(record["reject_reasons"])
+    return Counter(dict(sorted(counts.items())))
+
+
+def rejects(corpus: Corpus) -> list[report_page.RejectLine]:
+    """Returns all reasons, the most frequent first, each with its count and the first message in the corpus.
+
+    Reads the reject files of as few shards as show every reason once, and the plan's own rejects.
+    """
+    counts, examples = reject_counts(corpus.records), {}
+    for record in corpus.records:
+        if len(examples) < MAX_EXAMPLES and record["reject_reasons"].keys() - examples.keys():
+            for entry in _entries(corpus.out, record["rejects"]["file"]):
+                examples.setdefault(f"{entry['stage']}/{entry['reason']}", entry["message"])
+    if corpus.manifest["plan_rejects"]:
+        for entry in _entries(corpus.out, corpus.manifest["plan_rejects"]["file"]):
+            reason = f"{entry['stage']}/{entry['reason']}"
+            counts[reason] += 1
+            examples.setdefault(reason, entry["message"])
+    lines = []
+    for name, count in counts.most_common():
+        stage, _, reason = name.partition("/")
+        lines.append(report_page.RejectLine(stage, reason, count, examples.get(name, "")))
+    return lines
+
+
+def _entries(out: str, name: str) -> list[dict[str, Any]]:
+    with storage.open_input(storage.join(out, name)) as stream:
+        return pq.ParquetFile(stream).read(columns=["stage", "reason", "message"]).to_pylist()
+
+
+def row_schema(corpus: Corpus) -> pa.Schema:
+    """Returns the schema of the shards as written; what would be written if there is none yet."""
+    if not corpus.records:
+        return schema.CODE_ROW
+    with storage.open_input(storage.join(corpus.out, corpus.records[0]["data"]["file"])) as stream:
+        return pq.ParquetFile(stream).schema_arrow
+
+
+def make_report(
+    corpus: Corpus, *, tokenizer: MaskTokenizer | None, max_images: int = 24, seed: int = 0
+) -> Report:
+    """Makes the page and its pictures, and writes nothing.
+
+    Args:
+        corpus: From ``load_corpus``.
+        tokenizer: Decodes the words of the drawn images; None shows the original masks alone.
+        max_images: Images to draw.
+        seed: Decides which.
+
+    Raises:
+        ConfigError: If the tokenizer cannot have made these words.
+        StorageError: If a shard that the records name cannot be read.
+    """
+    _check_tokenizer(corpus, tokenizer)
+    rng = np.random.default_rng(seed)
+    rows = report_pictures.draw_rows(corpus.out, corpus.records, max_images, rng)
+    threshold = float(corpus.fingerprint.get("threshold", 0.0))
+    gallery = report_pictures.make_gallery(rows, tokenizer, threshold=threshold, rng=rng)
+    counts = code_counts(corpus.manifest)
+    pictures = {"code_usage.png": plots.code_usage_plot(counts)}
+    metrics = summary(corpus.manifest)
+    if "iou/mean" in metrics:
+        pictures["iou_histogram.png"] = _iou_plot(corpus, metrics["iou/mean"])
+    if gallery.panels:
+        pictures["contact_sheet.png"] = gallery.contact_sheet()
+    page = report_page.render(
+        report_page.Content(
+            out=corpus.out,
+            manifest=corpus.manifest,
+            missing=corpus.missing,
+            num_planned=corpus.num_planned,
+            metrics=metrics,
+            usage=codebook.usage(counts),
+            rejects=rejects(corpus),
+            schema=row_schema(corpus),
+            plots=pictures,
+            gallery=gallery,
+            decoded=tokenizer is not None,
+            seed=seed,
+        )
+    )
+    return Report(page, pictures)
+
+
+def write_report(out: str, *, tokenizer: MaskTokenizer | None, max_images: int = 24, seed: int = 0) -> str:
+    """Writes the report of a corpus to ``OUT/report`` and returns the URI of its page.
+
+    Raises:
+        ConfigError: If the tokenizer cannot have made these words.
+        DataError: If there is no corpus.
+        StorageError: If something cannot be read or written.
+    """
+    report = make_report(load_corpus(out), tokenizer=tokenizer, max_images=max_images, seed=seed)
+    for name, data in report.pictures.items():
+        storage.write_bytes(storage.join(out, FOLDER, name), data)
+    page = storage.join(out, FOLDER, "index.html")
+    storage.write_bytes(page, report.page.encode())
+    return page
+
+
+def _check_tokenizer(corpus: Corpus, tokenizer: MaskTokenizer | None) -> None:
+    wanted = (corpus.fingerprint["num_codes"], corpus.fingerprint["num_levels"])
+    if tokenizer is not None and (tokenizer.num_codes, tokenizer.num_levels) != wanted:
+        raise ConfigError(
+            f"the words of {corpus.out} have {wanted[1]} codes of {wanted[0]} each, the given tokenizer "
+            f"makes {tokenizer.num_levels} of {tokenizer.num_codes}. Use "
+            f"{corpus.fingerprint.get('tokenizer')!r}, which made them."
+        )
+
+
+def _iou_plot(corpus: Corpus, mean: float) -> bytes:
+    counts = np.array(corpus.manifest["iou"]["histogram"], np.int64)
+    return plots.histogram_plot(
+        counts,
+        np.linspace(0, 1, len(counts) + 1),
+        title="Reconstruction from words",
+        x_label="IoU of a mask with its reconstruction (no unit, 0 to 1)",
+        y_label="masks",
+        mean=mean,
+    )

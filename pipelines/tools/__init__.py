@@ -1,0 +1,1 @@
+"""Small programs to look at runs and machines: ``python -m pipelines.tools.NAME``."""

@@ -1,0 +1,141 @@
+"""Looks at a corpus of words: a short table here, pictures in one HTML page.
+
+    python -m pipelines.tools.browse runs/words
+    python -m pipelines.tools.browse s3://bucket/words --images 48 --output words.html
+
+Works on unfinished corpora too. ``--tokenizer none`` draws the original masks alone.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from pipelines import job as runs
+from pipelines import storage
+from pipelines.reports import words as report
+from pipelines.reports import words_page as report_page
+from samtok.errors import CheckpointError, ConfigError
+from samtok.model.tokenizer import MaskTokenizer
+
+log = logging.getLogger("pipelines.tools.browse")  # also when it runs as __main__
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    flags = _parser().parse_args(argv)
+    return runs.guard(lambda: browse(flags))
+
+
+def browse(flags: argparse.Namespace) -> int:
+    """Prints the table, writes the page and says where it is.
+
+    Raises:
+        SamtokError: Of the kind whose exit code the command ends with.
+    """
+    if flags.images < 0 or flags.seed < 0:
+        raise ConfigError(f"--images and --seed cannot be negative, got {flags.images} and {flags.seed}")
+    corpus = report.load_corpus(flags.uri.rstrip("/"))
+    sys.stdout.write("\n".join(lines_of(corpus)) + "\n")
+    sys.stdout.flush()  # the table is there while the tokenizer still loads
+    tokenizer = _tokenizer(corpus, flags.tokenizer) if flags.images else None
+    if flags.output is None:
+        where = report.write_report(corpus.out, tokenizer=tokenizer, max_images=flags.images, seed=flags.seed)
+    else:
+        made = report.make_report(corpus, tokenizer=tokenizer, max_images=flags.images, seed=flags.seed)
+        where = flags.output
+        storage.write_bytes(where, made.page.encode())
+    sys.stdout.write(f"\npage      {where}\n")
+    return 0
+
+
+def lines_of(corpus: report.Corpus) -> Iterator[str]:
+    """Yields the lines of the table: counts, missing commits, codebooks, IoU, rejects, schema."""
+    totals, metrics = corpus.manifest["totals"], report.summary(corpus.manifest)
+    yield f"corpus    {corpus.out}"
+    yield f"dataset   {corpus.fingerprint.get('dataset')} / {corpus.fingerprint.get('split')}"
+    yield f"tokenizer {corpus.fingerprint.get('tokenizer')}"
+    yield _shards(corpus)
+    for name, kind in (("images", "rows"), ("masks", "masks")):
+        filtered = f" + {totals['masks_filtered']} filtered" if kind == "masks" else ""
+        parts = (
+            f"{totals[f'{kind}_in']} in = {totals[f'{kind}_out']} out + {totals[f'{kind}_rejected']} rejected"
+        )
+        yield f"{name:<9} {parts}{filtered}"
+    for level in range(corpus.fingerprint["num_levels"]):
+        used, dead, perplexity = (
+            metrics[f"codes/level{level}_{name}"] for name in ("used", "dead", "perplexity")
+        )
+        yield f"level {level}   {used:.0f} codes used, {dead:.0f} dead, perplexity {perplexity:.1f}"
+    if "iou/mean" in metrics:
+        yield (
+            f"IoU       mean {metrics['iou/mean']:.3f}, median about {metrics['iou/median']:.3f}, "
+            f"{metrics['iou/share_below_half']:.1%} below 0.5, of {metrics['iou/count']:.0f} masks"
+        )
+    yield from _rejects(report.rejects(corpus))
+    yield "\nschema"
+    for depth, name, kind, nullable in report_page.flat_schema(report.row_schema(corpus)):
+        yield f"  {'  ' * depth}{name}: {kind}{' or null' if nullable else ''}"
+
+
+def _shards(corpus: report.Corpus) -> str:
+    done, missing = len(corpus.records), len(corpus.missing)
+    if not missing:
+        return f"shards    {done}, all committed"
+    first = ", ".join(map(str, corpus.missing[:8])) + (", ..." if missing > 8 else "")
+    return f"shards    {done} of {done + missing} committed; UNFINISHED, {missing} missing: {first}"
+
+
+def _rejects(lines: Iterable[report_page.RejectLine]) -> Iterator[str]:
+    lines = list(lines)
+    yield "\nrejects" if lines else "\nrejects   none"
+    for line in lines:
+        example = " ".join(line.example.split())
+        example = example if len(example) <= 90 else example[:87] + "..."
+        yield f"  {line.count:>8}  {line.stage + '/' + line.reason:<28} {_printable(example)}"
+
+
+def _printable(text: str) -> str:
+    """Replaces control characters: messages quote dataset text, and a terminal would obey them."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _tokenizer(corpus: report.Corpus, uri: str | None) -> MaskTokenizer | None:
+    if uri == "none":
+        return None
+    wanted = uri or corpus.fingerprint["tokenizer"]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    log.info("loading the tokenizer %s on %s", wanted, device)
+    try:
+        return MaskTokenizer.from_pretrained(wanted, device=device, read=storage.read_bytes)
+    except CheckpointError as error:
+        if uri is not None:
+            raise
+        raise CheckpointError(
+            f"{error} The corpus names this tokenizer; give its place now with --tokenizer URI, or draw "
+            "original masks alone with --tokenizer none."
+        ) from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.tools.browse",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("uri", metavar="URI", help="folder of the corpus: a local path or s3://bucket/prefix")
+    parser.add_argument("--images", type=int, default=24, help="images to draw (default 24; 0 draws none)")
+    parser.add_argument("--seed", type=int, default=0, help="decides which images are drawn")
+    parser.add_argument(
+        "--tokenizer", metavar="URI", help="decodes the words; by default the one that made them"
+    )
+    parser.add_argument(
+        "--output", metavar="FILE", help="where the page goes; by default URI/report/index.html"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

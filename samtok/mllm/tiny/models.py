@@ -1,0 +1,275 @@
+"""Tiny random MLLMs of each family as real checkpoint folders, for tests, smoke runs and a default.
+
+The classes are transformers' own, so what works with a tiny model works with a released one; only the numbers
+are small (``tiny_config.py``).
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import (
+    GenerationConfig,
+    PerceptionLMConfig,
+    PerceptionLMForConditionalGeneration,
+    PerceptionLMImageProcessor,
+    PerceptionLMProcessor,
+    PerceptionLMVideoProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+)
+
+from samtok.mllm.adapters import adapter_for, save_pretrained
+from samtok.mllm.tiny.config import TinyConfig, TinyFamily
+from samtok.mllm.tiny.text import (
+    CHATML_TEMPLATE,
+    LLAMA_TEMPLATE,
+    default_texts,
+    train_llama_tokenizer,
+    train_qwen_tokenizer,
+)
+from samtok.mllm.tiny.vision import load_vision
+from samtok.mllm.vocab import MaskVocabulary, extend
+
+__all__ = ["TinyConfig", "build_tiny", "default_texts"]
+
+
+def build_tiny(
+    family: TinyFamily,
+    folder: str | Path,
+    *,
+    vocabulary: MaskVocabulary | None,
+    texts: Iterable[str],
+    seed: int,
+    config: TinyConfig | None = None,
+    tokenizer_sha256: str | None = None,
+    geometry: Float[Tensor, "level num_codes dim"] | None = None,
+    seeing: bool = False,
+) -> None:
+    """Writes a model of random weights with its processor, as a folder like those of released checkpoints.
+
+    Args:
+        family: One of ``adapters.FAMILIES``.
+        folder: Where to write; made if it is missing.
+        vocabulary: Mask words to add; None gives a folder as it comes from a hub, without ``samtok.json``.
+        texts: What the text tokenizer is trained on, such as ``default_texts()``.
+        seed: Of the weights; equal seeds give equal files.
+        config: All numbers.
+        tokenizer_sha256: Of the mask tokenizer, for ``samtok.json``.
+        geometry: Of its codes, for the rows of the words (``vocab.extend``); by default they are noise.
+        seeing: Give a Qwen2.5-VL the vision encoder that ships (``tiny_vision``).
+    """
+    config = config or TinyConfig()
+    processor, make = _BUILDERS[family](config, list(texts))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = make()
+    if seeing:
+        load_vision(model.get_submodule("model.visual"), config)
+    model.eval()
+    if vocabulary is None:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        return
+    extend(model, processor.tokenizer, vocabulary, seed=seed, geometry=geometry)
+    adapter = adapter_for(family, processor, vocabulary, tokenizer_sha256=tokenizer_sha256)
+    save_pretrained(model, adapter, folder)
+
+
+def vision_of(config: TinyConfig, *, seed: int) -> tuple[nn.Module, Any]:
+    """Returns the vision encoder of a tiny Qwen2.5-VL with random weights, and its image processor."""
+    processor, make = _qwen2_5_vl(config, default_texts())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make().get_submodule("model.visual"), processor.image_processor
+
+
+_Built = tuple[ProcessorMixin, Callable[[], PreTrainedModel]]
+
+
+def _qwen2_5_vl(config: TinyConfig, texts: list[str]) -> _Built:
+    tokenizer = train_qwen_tokenizer(texts, vocab_size=config.vocab_size)
+    processor = Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**_patches(config)),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(**_patches(config)),
+        chat_template=_chatml(config),
+    )
+    ids = tokenizer.get_vocab()
+    body = Qwen2_5_VLConfig(
+        text_config=_text(config, tokenizer)
+        | {
+            "rope_parameters": _rope(config),
+            "use_sliding_window": False,
+            "max_window_layers": config.num_layers,
+        },
+        vision_config=_vision(config)
+        | {
+            "window_size": config.image_size,
+            "fullatt_block_indexes": list(range(config.vision_layers)),
+            "rope_parameters": {"rope_type": "axial", "rope_theta": config.vision_rope_theta},
+        },
+        **_media(ids),
+        tie_word_embeddings=config.tied,
+    )
+    return processor, lambda: _finished(Qwen2_5_VLForConditionalGeneration(body), tokenizer)
+
+
+def _qwen3_vl(config: TinyConfig, texts: list[str]) -> _Built:
+    tokenizer = train_qwen_tokenizer(texts, vocab_size=config.vocab_size)
+    processor = Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**_patches(config)),
+        tokenizer=tokenizer,
+        video_processor=Qwen3VLVideoProcessor(**_patches(config)),
+        chat_template=_chatml(config),
+    )
+    vision = {
+        "hidden_act": "gelu_pytorch_tanh",
+        "num_position_embeddings": (config.image_size // config.patch_size) ** 2,
+        "deepstack_visual_indexes": list(range(config.vision_layers))[:1],
+    }
+    text = {"head_dim": config.head_dim, "rope_parameters": _rope(config) | {"mrope_interleaved": True}}
+    body = Qwen3VLConfig(
+        text_config=_text(config, tokenizer) | text,
+        vision_config=_vision(config) | vision,
+        **_media(tokenizer.get_vocab()),
+        tie_word_embeddings=config.tied,
+    )
+    return processor, lambda: _finished(Qwen3VLForConditionalGeneration(body), tokenizer)
+
+
+def _perception_lm(config: TinyConfig, texts: list[str]) -> _Built:
+    tokenizer = train_llama_tokenizer(texts, vocab_size=config.vocab_size)
+    tile = {"height": config.image_size // 2, "width": config.image_size // 2}
+    processor = PerceptionLMProcessor(
+        image_processor=PerceptionLMImageProcessor(tile_size=tile["width"], max_num_tiles=4, size=tile),
+        tokenizer=tokenizer,
+        video_processor=PerceptionLMVideoProcessor(size=tile),
+        patch_size=config.patch_size,
+        pooling_ratio=2,
+        chat_template=LLAMA_TEMPLATE.replace("SYSTEM", repr(config.system)),
+    )
+    text = _text(config, tokenizer) | {
+        "model_type": "llama",
+        "bos_token_id": tokenizer.bos_token_id,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "tie_word_embeddings": config.tied,
+    }
+    body = PerceptionLMConfig(
+        text_config=text,
+        vision_config=_clip(config, tile["width"]),
+        vision_use_cls_token=True,
+        projector_pooling_ratio=2,
+        image_token_id=tokenizer.get_vocab()["<|image|>"],
+        video_token_id=tokenizer.get_vocab()["<|video|>"],
+    )
+    return processor, lambda: _finished(PerceptionLMForConditionalGeneration(body), tokenizer)
+
+
+def _clip(config: TinyConfig, tile_size: int) -> dict[str, Any]:
+    """Stands for the model of ``timm`` that released checkpoints have; like it, with a class token."""
+    return {
+        "model_type": "clip_vision_model",
+        "hidden_size": config.vision_dim,
+        "intermediate_size": config.hidden_dim,
+        "num_hidden_layers": config.vision_layers,
+        "num_attention_heads": config.num_heads,
+        "image_size": tile_size,
+        "patch_size": config.patch_size,
+        "initializer_range": config.init_std,
+        "model_args": {"embed_dim": config.vision_dim},  # where the projector looks for the width
+    }
+
+
+def _chatml(config: TinyConfig) -> str:
+    return CHATML_TEMPLATE.replace("SYSTEM", repr(config.system))
+
+
+def _patches(config: TinyConfig) -> dict[str, Any]:
+    area = config.image_size**2
+    return {
+        "patch_size": config.patch_size,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "size": {"shortest_edge": area, "longest_edge": area},
+    }
+
+
+def _text(config: TinyConfig, tokenizer: Any) -> dict[str, Any]:
+    stop = _stop_ids(tokenizer)
+    return {
+        "vocab_size": len(tokenizer) + config.padded_rows,
+        "hidden_size": config.dim,
+        "intermediate_size": config.hidden_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_heads,
+        "max_position_embeddings": tokenizer.model_max_length,
+        "initializer_range": config.init_std,
+        "bos_token_id": None,
+        "eos_token_id": stop[0],
+        "pad_token_id": stop[1],
+    }
+
+
+def _vision(config: TinyConfig) -> dict[str, Any]:
+    return {
+        "depth": config.vision_layers,
+        "hidden_size": config.vision_dim,
+        "intermediate_size": config.hidden_dim,
+        "num_heads": config.num_heads,
+        "patch_size": config.patch_size,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": config.dim,
+        "initializer_range": config.init_std,
+    }
+
+
+def _rope(config: TinyConfig) -> dict[str, Any]:
+    return {
+        "rope_type": "default",
+        "rope_theta": config.rope_theta,
+        "mrope_section": config.mrope_section,
+    }
+
+
+def _media(ids: dict[str, int]) -> dict[str, Any]:
+    return {
+        "image_token_id": ids["<|image_pad|>"],
+        "video_token_id": ids["<|video_pad|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_end_token_id": ids["<|vision_end|>"],
+    }
+
+
+def _finished(model: PreTrainedModel, tokenizer: Any) -> PreTrainedModel:
+    stop = _stop_ids(tokenizer)
+    model.generation_config = GenerationConfig(eos_token_id=stop, pad_token_id=stop[1])
+    return model
+
+
+def _stop_ids(tokenizer: Any) -> list[int]:
+    """Returns the tokens that end a turn and a text."""
+    ends = ("<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>")
+    ids = tokenizer.get_vocab()
+    return [ids[token] for token in ends if token in ids]
+
+
+_BUILDERS: dict[str, Callable[[TinyConfig, list[str]], _Built]] = {
+    "qwen2_5_vl": _qwen2_5_vl,
+    "qwen3_vl": _qwen3_vl,
+    "perception_lm": _perception_lm,
+}

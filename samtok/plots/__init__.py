@@ -1,0 +1,1 @@
+"""Plots of numbers and pictures of masks."""
