@@ -1,6 +1,6 @@
 """Weights: our own format, SAM2.1's published files, and the authors' tokenizer.
 
-Our format is a folder with ``config.json`` and ``model.safetensors``. ``from_sam2`` reads
+Our format is a folder (``samtok.folders``). ``from_sam2`` reads
 ``sam2.1_hiera_*.pt`` and ``from_authors`` reads ``mask_tokenizer_256x2.pth``; both are unpickled with
 ``weights_only=True``, so a file can hold tensors and nothing that runs. A file that is wrong, partial or
 foreign is refused with the keys named.
@@ -10,25 +10,20 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import fsspec
 import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from samtok.config import PRESETS, MaskTokenizerConfig, QuantizerConfig
-from samtok.errors import CheckpointError, SamtokError
+from samtok.config import PRESETS, QuantizerConfig
+from samtok.errors import CheckpointError
+from samtok.folders import CONFIG_FILE, WEIGHTS_FILE, Read, read_config, read_weights, resolve
 
 if TYPE_CHECKING:
     from samtok.model.tokenizer import MaskTokenizer
-
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-SHIPPED = Path(__file__).parent / "weights"
 
 # Parts of SAM2 that only its video memory uses; a tokenizer has no place for them.
 _VIDEO_ONLY = re.compile(
@@ -83,21 +78,13 @@ class _Whole:
             self.temporary.unlink(missing_ok=True)
 
 
-def resolve(uri: str) -> str:
-    """Returns the folder of a shipped name such as ``tiny``, and any other URI as it is."""
-    shipped = SHIPPED / uri
-    return str(shipped) if "/" not in uri and (shipped / CONFIG_FILE).exists() else uri.rstrip("/")
-
-
-def load_pretrained(
-    kind: "type[MaskTokenizer]", uri: str, *, read: Callable[[str], bytes] | None = None
-) -> "MaskTokenizer":
+def load_pretrained(kind: "type[MaskTokenizer]", uri: str, *, read: Read | None = None) -> "MaskTokenizer":
     """Builds the model that ``config.json`` describes and fills it.
 
     Args:
         kind: The class to build.
         uri: A shipped name, or a folder.
-        read: Reads a file by its URI, so that callers can bring their own credentials and retries.
+        read: Reads a file by its URI; by default fsspec does.
 
     Raises:
         CheckpointError: If a file is missing or broken, or keys or shapes differ from the config's.
@@ -114,37 +101,6 @@ def load_pretrained(
     _fill(model, state, where=f"{folder}/{WEIGHTS_FILE}")
     model.weights_sha256 = hashlib.sha256(data).hexdigest()
     return model
-
-
-def read_config(uri: str, *, read: Callable[[str], bytes] | None = None) -> MaskTokenizerConfig:
-    """Reads the architecture of a tokenizer without its weights."""
-    where = f"{resolve(uri)}/{CONFIG_FILE}"
-    return MaskTokenizerConfig.from_json(_read(where, read).decode("utf-8"), where=where)
-
-
-def read_weights(uri: str, *, read: Callable[[str], bytes] | None = None) -> bytes:
-    """Returns the bytes of a tokenizer's weight file, for fingerprints."""
-    return _read(f"{resolve(uri)}/{WEIGHTS_FILE}", read)
-
-
-def _read(uri: str, read: Callable[[str], bytes] | None) -> bytes:
-    try:
-        return (read or _read_with_fsspec)(uri)
-    except FileNotFoundError as error:
-        shipped = sorted(p.name for p in SHIPPED.glob("*") if (p / CONFIG_FILE).exists())
-        raise CheckpointError(
-            f"there is no {uri}. A tokenizer is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, "
-            f"or one of the shipped names {shipped}."
-        ) from error
-    except SamtokError:
-        raise
-    except Exception as error:  # every store has its own errors; all mean that there are no weights
-        raise CheckpointError(f"{uri} cannot be read ({type(error).__name__}: {error}).") from error
-
-
-def _read_with_fsspec(uri: str) -> bytes:
-    with fsspec.open(uri, "rb") as file:
-        return file.read()  # type: ignore[union-attr]
 
 
 def from_sam2(path: str, preset: str, *, quantizer: QuantizerConfig | None = None) -> "MaskTokenizer":

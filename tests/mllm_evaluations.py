@@ -13,7 +13,8 @@ from pipelines import schema, shards
 from pipelines.chats.corpus import turns_of
 from pipelines.ingestion.reader import Input
 from samtok import masks
-from samtok.mllm.adapters import answer_loss, load_adapter, save_pretrained
+from samtok.mllm.adapters import load_adapter, save_pretrained
+from samtok.mllm.loss import answer_loss
 from samtok.mllm.tiny.models import build_tiny
 from samtok.mllm.vocab import MaskVocabulary
 from samtok.model.tokenizer import MaskTokenizer

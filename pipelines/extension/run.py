@@ -22,18 +22,16 @@ from pipelines.extension.config import ExtendMllmConfig
 from samtok import checkpoint
 from samtok.errors import CheckpointError, ConfigError
 from samtok.mllm.adapters import (
-    FAMILIES,
-    SAMTOK_FILE,
     adapter_for,
     load_adapter,
-    load_processor,
-    read_family,
     save_pretrained,
 )
-from samtok.mllm.folder import read_model
+from samtok.mllm.folder import FAMILIES, SAMTOK_FILE, read_family
+from samtok.mllm.pretrained import load_processor, read_model
+from samtok.mllm.rows import extend
 from samtok.mllm.tiny.models import build_tiny
 from samtok.mllm.tiny.text import default_texts
-from samtok.mllm.vocab import MaskVocabulary, extend, mask_words_of
+from samtok.mllm.vocab import MaskVocabulary, mask_words_of
 from samtok.model.tokenizer import MaskTokenizer
 
 log = logging.getLogger(__name__)

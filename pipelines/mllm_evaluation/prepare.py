@@ -23,7 +23,8 @@ from samtok.config import MaskTokenizerConfig
 from samtok.errors import ConfigError, DataError
 from samtok.metrics.referring import MODES, Mode
 from samtok.metrics.text_masks import Reading
-from samtok.mllm.adapters import Adapter, load_adapter
+from samtok.mllm.adapters import load_adapter
+from samtok.mllm.family import Adapter
 
 log = logging.getLogger(__name__)
 

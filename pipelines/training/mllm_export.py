@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 
 from pipelines import storage
 from samtok.errors import CheckpointError
-from samtok.mllm.adapters import SAMTOK_FILE, load_adapter, save_pretrained
+from samtok.mllm.adapters import load_adapter, save_pretrained
 from samtok.mllm.family import Adapter
+from samtok.mllm.folder import SAMTOK_FILE
 
 LINEAGE_FILE = "lineage.json"
 

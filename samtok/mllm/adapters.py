@@ -4,68 +4,40 @@
 levels, codes, and the SHA-256 of the mask tokenizer that they belong to, where that is known.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from samtok.errors import CheckpointError
-from samtok.mllm.family import Adapter, Picture
-from samtok.mllm.folder import (
-    SAMTOK_FILE,
-    load_processor,
-    read_family,
-    read_vocabulary,
-    write_vocabulary,
-)
-from samtok.mllm.loss import answer_logits, answer_loss
+from samtok.mllm.family import Adapter
+from samtok.mllm.folder import read_folder, unknown_family, write_vocabulary
 from samtok.mllm.perception_lm import PerceptionLMAdapter
+from samtok.mllm.pretrained import load_processor
 from samtok.mllm.qwen import Qwen2_5VLAdapter, Qwen3VLAdapter
-from samtok.mllm.vocab import MaskVocabulary, infer
+from samtok.mllm.rows import check_rows
+from samtok.mllm.vocab import MaskVocabulary
 
-__all__ = [
-    "FAMILIES",
-    "SAMTOK_FILE",
-    "Adapter",
-    "Picture",
-    "adapter_for",
-    "answer_logits",
-    "answer_loss",
-    "load_adapter",
-    "load_processor",
-    "read_family",
-    "save_pretrained",
-]
-
-FAMILIES: dict[str, type[Adapter]] = {
+ADAPTERS: dict[str, type[Adapter]] = {
     kind.family: kind for kind in (Qwen2_5VLAdapter, Qwen3VLAdapter, PerceptionLMAdapter)
 }
-"""Adapters by ``model_type``."""
+"""By ``model_type``, one for each of ``folder.FAMILIES``."""
 
 
-def load_adapter(folder: str | Path, *, read: Callable[[str], bytes] | None = None) -> Adapter:
+def load_adapter(folder: str | Path) -> Adapter:
     """Loads the adapter of a checkpoint folder, without its model.
 
     Args:
         folder: A local folder as ``save_pretrained`` or Hugging Face writes it. Without ``samtok.json`` its
             words are taken for two levels, as in the authors' checkpoints.
-        read: Reads a file by its path, so that callers can bring their own errors and retries; the processor
-            is read by transformers.
 
     Raises:
         CheckpointError: A file is missing or wrong, the family is unknown, or the text tokenizer does not
             have the words.
     """
-    family = read_family(folder, read=read)
-    kind = _kind_of(family)
+    stated = read_folder(folder)
     processor = load_processor(folder)
-    stated = read_vocabulary(folder, read=read)
-    if stated is None:
-        vocabulary, sha256 = infer(processor.tokenizer, where=str(folder)), None
-    else:
-        vocabulary, sha256 = stated
-    return kind(processor, vocabulary, tokenizer_sha256=sha256)
+    return adapter_for(stated.family, processor, stated.vocabulary, tokenizer_sha256=stated.tokenizer_sha256)
 
 
 def adapter_for(
@@ -76,7 +48,9 @@ def adapter_for(
     tokenizer_sha256: str | None = None,
 ) -> Adapter:
     """Returns the adapter of a family; CheckpointError if there is none or the processor lacks the words."""
-    return _kind_of(family)(processor, vocabulary, tokenizer_sha256=tokenizer_sha256)
+    if family not in ADAPTERS:
+        raise unknown_family(family)
+    return ADAPTERS[family](processor, vocabulary, tokenizer_sha256=tokenizer_sha256)
 
 
 def save_pretrained(
@@ -97,16 +71,8 @@ def save_pretrained(
     Raises:
         CheckpointError: Model and tokenizer do not speak the adapter's words; nothing is written then.
     """
-    adapter.vocabulary.check(adapter.tokenizer, model)
+    adapter.vocabulary.check(adapter.tokenizer)
+    check_rows(model, len(adapter.tokenizer))
     model.save_pretrained(folder, state_dict=None if state is None else dict(state))
     adapter.processor.save_pretrained(folder)
     write_vocabulary(folder, adapter.vocabulary, adapter.tokenizer_sha256)
-
-
-def _kind_of(family: str) -> type[Adapter]:
-    if family not in FAMILIES:
-        raise CheckpointError(
-            f"There is no adapter for {family!r}; known families are {', '.join(FAMILIES)}. A new one is a "
-            "subclass of samtok.mllm.family.Adapter."
-        )
-    return FAMILIES[family]

@@ -24,7 +24,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from samtok import words
 from samtok.errors import CheckpointError, ConfigError, DataError
 from samtok.mllm.chat import IGNORE, Encoded, Turn, joined_vision
-from samtok.mllm.folder import read_model
+from samtok.mllm.pretrained import read_model
+from samtok.mllm.rows import check_rows
 from samtok.mllm.vocab import MaskVocabulary
 
 Picture = Image.Image | np.ndarray
@@ -298,7 +299,7 @@ class Adapter(ABC):
 
         Raises:
             CheckpointError: It cannot be read, needs a package that is not installed, is of another family,
-                or as ``MaskVocabulary.check``.
+                or as ``rows.check_rows``.
         """
         model = read_model(folder, dtype=dtype, attn=attn)
         if model.config.model_type != self.family:
@@ -306,7 +307,7 @@ class Adapter(ABC):
                 f"{folder} holds a {model.config.model_type}; this adapter is for {self.family}. Load "
                 "both from one folder."
             )
-        self.vocabulary.check(self.tokenizer, model)
+        check_rows(model, len(self.tokenizer))  # the tokenizer was checked when the adapter was made
         return model
 
     # ------------------------------------------------------------ inside

@@ -1,84 +1,100 @@
-"""What is read from a checkpoint folder: Hugging Face's files, and ``samtok.json``, which explains words."""
+"""What the folder of an MLLM states: its family, and in ``samtok.json`` what its mask words mean.
+
+Loads neither torch nor transformers, so that a dry run can compare models, chats and tokenizers in a moment;
+``adapters`` loads processors and models.
+"""
 
 import json
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from typing import Any
 
 from samtok.errors import CheckpointError
-from samtok.mllm.vocab import MaskVocabulary
+from samtok.folders import Read, read_file
+from samtok.mllm.vocab import MaskVocabulary, infer
 
 SAMTOK_FILE = "samtok.json"
 FORMAT, FORMAT_VERSION = "samtok.mllm", 1
-
-_Read = Callable[[str], bytes]
-
-
-def read_family(folder: str | Path, *, read: _Read | None = None) -> str:
-    """Returns the family of a checkpoint folder, the ``model_type`` of its ``config.json``."""
-    path = Path(folder) / "config.json"
-    data = _bytes(path, read)
-    if data is None:
-        raise CheckpointError(f"{folder} is no checkpoint of Hugging Face's: it has no config.json.")
-    return str(_json(data, path).get("model_type"))
+FAMILIES = ("qwen2_5_vl", "qwen3_vl", "perception_lm")
+"""The ``model_type`` of MLLMs that have an adapter."""
+MROPE_FAMILIES = ("qwen2_5_vl", "qwen3_vl")
+"""Those whose positions come from ``mm_token_type_ids``; only their rows can be packed without leaks."""
 
 
-def load_processor(folder: str | Path) -> ProcessorMixin:
-    """Loads a checkpoint's processor; CheckpointError if transformers cannot."""
-    try:
-        return AutoProcessor.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-        raise CheckpointError(f"The processor of {folder} cannot be loaded: {str(error)[:500]}") from error
+@dataclass(frozen=True)
+class MllmFolder:
+    """What a folder states.
+
+    Attributes:
+        family: One of ``FAMILIES``.
+        vocabulary: Its mask words.
+        tokenizer_sha256: Of the weights of the mask tokenizer that they belong to; None where not known.
+    """
+
+    family: str
+    vocabulary: MaskVocabulary
+    tokenizer_sha256: str | None
 
 
-def read_model(
-    folder: str | Path, *, dtype: torch.dtype | Literal["auto"] = "auto", attn: str = "sdpa"
-) -> PreTrainedModel:
-    """Loads any model of a local checkpoint folder, as it is.
+def read_folder(folder: str | Path, *, read: Read | None = None) -> MllmFolder:
+    """Reads what a checkpoint folder states, from its JSON files alone.
+
+    Without ``samtok.json``, as in the authors' checkpoints, added mask words are taken for two levels.
+
+    Args:
+        folder: A folder or URI as ``adapters.save_pretrained`` or Hugging Face writes it.
+        read: Reads a file by its URI; by default fsspec does.
 
     Raises:
-        CheckpointError: It cannot be read, or needs a package that is not installed.
+        CheckpointError: A file is missing or wrong, the family is unknown, or there are no mask words.
     """
-    try:
-        return AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attn, local_files_only=True
-        )
-    except ImportError as error:
-        raise CheckpointError(
-            f"{folder} needs a package that is not installed: {str(error).strip().splitlines()[0][:300]} "
-            "Install samtok[perception-lm] for timm, samtok[gpu] for flash-attn."
-        ) from error
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"The model of {folder} cannot be loaded: {str(error)[:500]}") from error
+    family = read_family(folder, read=read)
+    if family not in FAMILIES:
+        raise unknown_family(family)
+    stated = read_vocabulary(folder, read=read)
+    if stated is None:
+        stated = infer(_added_tokens(folder, read), where=str(folder)), None
+    return MllmFolder(family, *stated)
+
+
+def unknown_family(family: str) -> CheckpointError:
+    """Returns the error for a model that has no adapter."""
+    return CheckpointError(
+        f"there is no adapter for {family!r}; known families are {', '.join(FAMILIES)}. A new one is a "
+        "subclass of samtok.mllm.family.Adapter."
+    )
+
+
+def read_family(folder: str | Path, *, read: Read | None = None) -> str:
+    """Returns the family of a checkpoint folder, the ``model_type`` of its ``config.json``."""
+    body = _read_json(folder, "config.json", read)
+    if body is None:
+        raise CheckpointError(f"{folder} is no checkpoint of Hugging Face's: it has no config.json.")
+    return str(body.get("model_type"))
 
 
 def read_vocabulary(
-    folder: str | Path, *, read: _Read | None = None
+    folder: str | Path, *, read: Read | None = None
 ) -> tuple[MaskVocabulary, str | None] | None:
-    """Returns the words that a folder states and the SHA-256 of their mask tokenizer, or None."""
-    path = Path(folder) / SAMTOK_FILE
-    data = _bytes(path, read)
-    if data is None:
+    """Returns the words that ``samtok.json`` states and the SHA-256 of their mask tokenizer, or None."""
+    body = _read_json(folder, SAMTOK_FILE, read)
+    if body is None:
         return None
-    body = _json(data, path)
+    where = f"{folder}/{SAMTOK_FILE}"
     if body.get("format") != FORMAT or body.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format {body.get('format')!r}, version {body.get('format_version')!r}; this release "
-            f"reads {FORMAT!r}, version {FORMAT_VERSION}. Update samtok, or extend the model again."
+            f"{where} has format {body.get('format')!r}, version {body.get('format_version')!r}; this "
+            f"release reads {FORMAT!r}, version {FORMAT_VERSION}. Update samtok, or extend the model again."
         )
     try:
         vocabulary = MaskVocabulary(int(body["num_codes"]), int(body["num_levels"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} does not state a vocabulary ({error!r}). Restore it.") from error
+        raise CheckpointError(f"{where} does not state a vocabulary ({error!r}). Restore it.") from error
     return vocabulary, body.get("tokenizer_sha256")
 
 
 def write_vocabulary(folder: str | Path, vocabulary: MaskVocabulary, tokenizer_sha256: str | None) -> None:
-    """Writes what the words of a folder are."""
+    """Writes what the words of a local folder are."""
     body = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -89,20 +105,23 @@ def write_vocabulary(folder: str | Path, vocabulary: MaskVocabulary, tokenizer_s
     (Path(folder) / SAMTOK_FILE).write_text(json.dumps(body, indent=2) + "\n")
 
 
-def _bytes(path: Path, read: _Read | None) -> bytes | None:
+def _added_tokens(folder: str | Path, read: Read | None) -> list[str]:
+    """Returns the added tokens of a text tokenizer, which is saved as one file or, before, as several."""
+    body = _read_json(folder, "tokenizer.json", read)
+    if body is None:
+        return list(_read_json(folder, "added_tokens.json", read) or {})
+    return [str(token.get("content")) for token in body.get("added_tokens", [])]
+
+
+def _read_json(folder: str | Path, name: str, read: Read | None) -> dict[str, Any] | None:
+    """Returns the object of a file; None where there is no such file."""
+    where = f"{str(folder).rstrip('/')}/{name}"
     try:
-        return read(str(path)) if read else path.read_bytes()
+        body = json.loads(read_file(where, read))
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error}).") from error
-
-
-def _json(data: bytes, path: Path) -> dict[str, Any]:
-    try:
-        body = json.loads(data)
     except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}.") from error
+        raise CheckpointError(f"{where} is not JSON: {error}.") from error
     if not isinstance(body, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, got {type(body).__name__}.")
+        raise CheckpointError(f"{where} must hold a JSON object, got {type(body).__name__}.")
     return body

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from samtok.mllm.chat import Encoded
 from samtok.mllm.family import Adapter
 from samtok.mllm.grammar import MaskWordGrammar, SuppressTokens
-from samtok.mllm.vocab import check_rows
+from samtok.mllm.rows import check_rows
 
 
 @torch.no_grad()

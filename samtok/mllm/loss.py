@@ -9,10 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from samtok.mllm.chat import IGNORE
+from samtok.mllm.folder import MROPE_FAMILIES
 from samtok.mllm.packed_attention import BY_DIALOGUE
-
-MROPE_FAMILIES = ("qwen2_5_vl", "qwen3_vl")
-"""Families whose positions come from ``mm_token_type_ids``."""
 
 SEEING = {"pixel_values", "mm_encoder_outputs"}
 """Inputs of a batch with images: their pixels, or features that were computed before."""

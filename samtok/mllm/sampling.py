@@ -20,8 +20,8 @@ from samtok.mllm.family import Adapter
 from samtok.mllm.generation import processor_of, run_generate, settings_of, until_stop
 from samtok.mllm.grammar import SuppressTokens
 from samtok.mllm.loss import answer_logits
+from samtok.mllm.rows import check_rows
 from samtok.mllm.shared_images import vision_inputs
-from samtok.mllm.vocab import check_rows
 from samtok.rl.entropy import chosen_log_probs
 
 

@@ -14,8 +14,10 @@ from pipelines.extension.config import PRESETS, ExtendMllmConfig
 from pipelines.extension.run import extend_mllm
 from samtok.checkpoint import read_weights
 from samtok.errors import ConfigError
-from samtok.mllm.adapters import SAMTOK_FILE, answer_loss, load_adapter
+from samtok.mllm.adapters import load_adapter
 from samtok.mllm.chat import Turn
+from samtok.mllm.folder import SAMTOK_FILE
+from samtok.mllm.loss import answer_loss
 from samtok.mllm.tiny.config import TinyConfig
 from samtok.mllm.vocab import MaskVocabulary
 from samtok.model.tokenizer import MaskTokenizer

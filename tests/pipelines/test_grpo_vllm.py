@@ -20,8 +20,9 @@ from pipelines.grpo.rollout.engines import HfEngine, Shown
 from pipelines.grpo.rollout.sampler import Sampler
 from pipelines.grpo.transport import ObjectStoreTransport
 from samtok.errors import CheckpointError, ConfigError
-from samtok.mllm.adapters import Adapter, load_adapter
+from samtok.mllm.adapters import load_adapter
 from samtok.mllm.chat import Turn
+from samtok.mllm.family import Adapter
 from tests.grpo import World
 from tests.tiny_mllm import picture
 

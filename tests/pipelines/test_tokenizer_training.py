@@ -35,8 +35,8 @@ from pipelines.training.engine import PlainEngine
 from pipelines.training.mixture import Mixture
 from pipelines.training.schedule import learning_rate
 from pipelines.training.steps import TrainingDiverged
-from samtok.checkpoint import SHIPPED
 from samtok.errors import CheckpointError, ConfigError
+from samtok.folders import SHIPPED
 from samtok.model.tokenizer import MaskTokenizer
 from tests.training import curve_of, record_of, short, train, weights_of
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from samtok import folders
 from samtok.checkpoint import from_authors, from_sam2
 from samtok.errors import CheckpointError
 from samtok.model.tokenizer import MaskTokenizer
@@ -38,6 +39,13 @@ def test_a_tokenizer_loads_from_any_uri_that_fsspec_opens(saved: Path):
     for path in saved.iterdir():
         memory.pipe_file(f"/tokenizers/micro/{path.name}", path.read_bytes())
     assert MaskTokenizer.from_pretrained("memory://tokenizers/micro").num_codes == 64
+
+
+def test_architecture_and_hash_are_read_without_the_model(saved: Path):
+    loaded = MaskTokenizer.from_pretrained(str(saved))
+    assert folders.read_config(str(saved)) == loaded.config
+    assert folders.weights_sha256(f"{saved}/") == loaded.weights_sha256
+    assert folders.is_shipped("tiny") and not folders.is_shipped("./tiny")
 
 
 def test_a_missing_folder_is_named(tmp_path: Path):

@@ -14,9 +14,9 @@ from pipelines.chats.corpus import turns_of
 from pipelines.dialogues.compose import TASKS, Settings, compose_row
 from pipelines.dialogues.style import STYLES
 from samtok.errors import CheckpointError, ConfigError, DataError
-from samtok.mllm.adapters import load_processor
 from samtok.mllm.chat import IGNORE, Encoded, Turn
 from samtok.mllm.family import OBJECT_TOKENS, Adapter
+from samtok.mllm.pretrained import load_processor
 from samtok.mllm.tiny.models import build_tiny
 from samtok.mllm.vocab import MaskVocabulary
 from tests.code_rows import NUM_CODES, NUM_LEVELS, random_row

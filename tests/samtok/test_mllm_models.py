@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from samtok.errors import CheckpointError
-from samtok.mllm.adapters import answer_logits, answer_loss, load_adapter, save_pretrained
+from samtok.mllm.adapters import load_adapter, save_pretrained
 from samtok.mllm.chat import IGNORE, Encoded, Turn
 from samtok.mllm.family import Adapter
 from samtok.mllm.generation import generate
+from samtok.mllm.loss import answer_logits, answer_loss
 from samtok.mllm.packed_attention import attend_by_dialogue, dialogue_lengths
 from tests.tiny_mllm import FAMILIES, QWEN, build, chat, picture, samples
 

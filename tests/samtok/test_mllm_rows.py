@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
 
 from samtok.errors import CheckpointError
-from samtok.mllm.rows import SHARE, directions
-from samtok.mllm.vocab import MaskVocabulary, extend
+from samtok.mllm.rows import SHARE, directions, extend
+from samtok.mllm.vocab import MaskVocabulary
 from tests.tiny_mllm import build
 
 LARGE = MaskVocabulary(256, 2)

@@ -10,8 +10,12 @@ from transformers.utils import is_timm_available
 
 from samtok.config import PRESETS
 from samtok.errors import CheckpointError
-from samtok.mllm.adapters import adapter_for, load_adapter, load_processor, save_pretrained
-from samtok.mllm.vocab import MaskVocabulary, extend
+from samtok.mllm.adapters import ADAPTERS, adapter_for, load_adapter, save_pretrained
+from samtok.mllm.folder import FAMILIES as SUPPORTED
+from samtok.mllm.folder import MllmFolder, read_folder
+from samtok.mllm.pretrained import load_processor
+from samtok.mllm.rows import check_rows, extend
+from samtok.mllm.vocab import MaskVocabulary
 from tests.tiny_mllm import FAMILIES, VOCABULARY, build, chat, mask, picture
 
 LARGE = MaskVocabulary(256, 2)
@@ -181,7 +185,7 @@ def test_a_lost_tie_is_refused(model, tokenizer):
     head = model.get_output_embeddings()
     head.weight = torch.nn.Parameter(head.weight.detach().clone())
     with pytest.raises(CheckpointError, match="tie_word_embeddings = true, but .* are two tensors"):
-        VOCABULARY.check(tokenizer, model)
+        check_rows(model, len(tokenizer))
 
 
 def test_the_folder_says_what_its_words_mean(tmp_path):
@@ -197,6 +201,26 @@ def test_the_folder_says_what_its_words_mean(tmp_path):
     (folder / "samtok.json").write_text("{")
     with pytest.raises(CheckpointError, match="is not JSON"):
         load_adapter(folder)
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_folder_is_read_without_its_processor_from_any_store(tmp_path, stated):
+    folder = build(tmp_path)
+    (folder / "samtok.json").rename(folder / ("samtok.json" if stated else "other.json"))
+    adapter = load_adapter(folder)
+    store = {f"s3://b/model/{file.name}": file.read_bytes() for file in folder.glob("*.json")}
+
+    def read(uri: str) -> bytes:
+        if uri not in store:
+            raise FileNotFoundError(uri)
+        return store[uri]
+
+    found = read_folder("s3://b/model/", read=read)
+    assert found == MllmFolder(adapter.family, adapter.vocabulary, adapter.tokenizer_sha256)
+
+
+def test_each_known_family_has_an_adapter():
+    assert tuple(ADAPTERS) == SUPPORTED
 
 
 @pytest.mark.skipif(is_timm_available(), reason="with timm the model is built")

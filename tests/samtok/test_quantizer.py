@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samtok.checkpoint import SHIPPED
 from samtok.config import PRESETS, MaskTokenizerConfig, QuantizerConfig
+from samtok.folders import SHIPPED
 from samtok.model import residual
 from samtok.model.quantizer import build_quantizer
 from samtok.model.residual import ResidualQuantizer, kmeans, nearest

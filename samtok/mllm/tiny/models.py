@@ -32,6 +32,7 @@ from transformers import (
 )
 
 from samtok.mllm.adapters import adapter_for, save_pretrained
+from samtok.mllm.rows import extend
 from samtok.mllm.tiny.config import TinyConfig, TinyFamily
 from samtok.mllm.tiny.text import (
     CHATML_TEMPLATE,
@@ -41,7 +42,7 @@ from samtok.mllm.tiny.text import (
     train_qwen_tokenizer,
 )
 from samtok.mllm.tiny.vision import load_vision
-from samtok.mllm.vocab import MaskVocabulary, extend
+from samtok.mllm.vocab import MaskVocabulary
 
 __all__ = ["TinyConfig", "build_tiny", "default_texts"]
 
@@ -61,7 +62,7 @@ def build_tiny(
     """Writes a model of random weights with its processor, as a folder like those of released checkpoints.
 
     Args:
-        family: One of ``adapters.FAMILIES``.
+        family: One of ``folder.FAMILIES``.
         folder: Where to write; made if it is missing.
         vocabulary: Mask words to add; None gives a folder as it comes from a hub, without ``samtok.json``.
         texts: What the text tokenizer is trained on, such as ``default_texts()``.
