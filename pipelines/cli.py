@@ -1,25 +1,32 @@
 """Flags, ``--preset`` and ``--config`` to one frozen config; the same in every job.
 
-A config is a frozen dataclass; ``tyro`` makes the flags from its fields. Flags win over the preset or the
-config file, those win over the defaults of the fields. A field that is ``tyro.MISSING`` stays required.
+``tyro`` makes the flags from the fields of the job's config class. Flags win over the preset or the config
+file, those win over the defaults of the fields. A field that is ``tyro.MISSING`` stays required. Without any
+flag a job runs its preset ``smoke``.
 """
 
 import argparse
+import contextlib
+import io
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import pydantic
 import tyro
 
+from pipelines import help as pages
+from pipelines.config import check_tree, checks_later
+from pipelines.renamed_flags import successor
 from samtok.errors import ConfigError
 
 T = TypeVar("T")
 
 FORBID_UNKNOWN = pydantic.ConfigDict(extra="forbid")
-"""For ``__pydantic_config__`` of every config class: an unknown key in a config file is named."""
+"""For ``__pydantic_config__`` of a config class that ``pipelines.config.config`` does not make."""
 
 
 def parse(kind: type[T], presets: Mapping[str, T], argv: list[str] | None, *, doc: str | None) -> T:
@@ -32,27 +39,57 @@ def parse(kind: type[T], presets: Mapping[str, T], argv: list[str] | None, *, do
         doc: The job's description, shown by ``--help``.
 
     Raises:
-        SystemExit: With 0 after ``--help``, with 2 for a wrong flag, preset or config file.
+        SystemExit: With 0 after ``--help`` or ``--help-all``, with 2 for a wrong flag, preset or config file.
     """
     arguments = sys.argv[1:] if argv is None else argv
+    if not arguments and "smoke" in presets:
+        sys.stdout.write("no flags: running --preset smoke (see --help)\n")
+        arguments = ["--preset", "smoke"]
     known, rest = _common_flags(presets).parse_known_args(arguments)
-    base = None
-    if known.preset is not None:
-        base = presets[known.preset]
+    base: Any = pages.REQUIRED if known.preset is None else presets[known.preset]
     if known.config is not None:
         base = _from_file(kind, known.config)
-    description = (
-        f"{doc or ''}\n\n--preset NAME starts from one of: {', '.join(presets)}. "
-        "--config RUN/config.json repeats a run. Flags win over both."
-    )
-    options: dict[str, Any] = {
-        "args": rest,
-        "description": description,
-        "config": (tyro.conf.AvoidSubcommands,),
-    }
-    if base is not None:
-        options["default"] = base
-    return tyro.cli(kind, **options)
+    if known.help:
+        program = f"python {sys.argv[0]}"
+        _show(pages.first_page(kind, presets, base=base, doc=doc, program=program))
+    _refuse_renamed(kind, rest)
+    try:
+        with checks_later():
+            config = _with_flags(kind, base, ["--help"] if known.help_all else rest, doc)
+        check_tree(config)
+    except ConfigError as error:
+        _fail(str(error))
+    return config
+
+
+def _with_flags(kind: type[T], base: Any, flags: list[str], doc: str | None) -> T:
+    """Returns the config of ``base`` with the flags; ``--help`` among them prints all of them and ends."""
+    options: dict[str, Any] = {} if base is pages.REQUIRED else {"default": base}
+    printed = io.StringIO()  # tyro prints only its help here, which ``_show`` hands on
+    try:
+        with contextlib.redirect_stdout(printed):
+            return tyro.cli(
+                kind, args=flags, description=doc or "", config=(tyro.conf.AvoidSubcommands,), **options
+            )
+    except SystemExit as end:
+        if end.code == 0:
+            _show(printed.getvalue())
+        raise
+
+
+def _show(text: str) -> NoReturn:
+    """Prints a page and ends the program, also where the reader of a pipe has gone (``| head``)."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
+    raise SystemExit(0)
+
+
+def _fail(message: str) -> NoReturn:
+    sys.stderr.write(f"error: {message}\n")
+    raise SystemExit(2)
 
 
 def refuse_password(tracking: str) -> None:
@@ -71,16 +108,47 @@ def refuse_password(tracking: str) -> None:
 def _common_flags(presets: Mapping[str, Any]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--preset", choices=sorted(presets))
+    group.add_argument("--preset", choices=list(presets))
     group.add_argument("--config")
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--help-all", action="store_true")
     return parser
 
 
+def _refuse_renamed(kind: type, flags: list[str]) -> None:
+    """Ends the program at a flag of an earlier version."""
+    known = {flag.name.removeprefix("--") for flag in pages.flags_of(kind)}
+    for flag in flags:
+        old = flag.partition("=")[0].removeprefix("--")
+        new = successor(old, known) if flag.startswith("--") else None
+        if new is not None:
+            _fail(f"--{old} is now --{new} (CHANGELOG.md).")
+
+
 def _from_file(kind: type[T], path: str) -> T:
-    """Reads a resolved config; an unknown or mistyped field is named and ends the program with 2."""
+    """Reads a resolved config; an unknown or mistyped key is named and ends the program with 2."""
+    where = f"--config {path}"
     try:
         body = json.loads(Path(path).read_text(encoding="utf-8"))
-        return pydantic.TypeAdapter(kind).validate_python(body)
+        with checks_later():
+            config = pydantic.TypeAdapter(kind).validate_python(body)
+        check_tree(config)
+        return config
+    except pydantic.ValidationError as error:
+        known = {flag.name.removeprefix("--") for flag in pages.flags_of(kind)}
+        _fail(f"{where}: {'; '.join(_fault(dict(one), known) for one in error.errors())}.")
+    except ConfigError as error:
+        _fail(f"{where}: {error}")
     except (OSError, ValueError) as error:
-        sys.stderr.write(f"--config {path} cannot be used: {error}\n")
-        raise SystemExit(2) from error
+        _fail(f"{where} cannot be used: {error}.")
+
+
+def _fault(error: Mapping[str, Any], known: set[str]) -> str:
+    """Returns one fault of a config file, with the key as the file has it."""
+    key = ".".join(map(str, error["loc"])) or "the file"
+    if error["type"] == "unexpected_keyword_argument":
+        new = successor(key, known)
+        return f"{key} is no key of this job" + (f"; it is now {new.replace('-', '_')}" if new else "")
+    if isinstance(cause := error.get("ctx", {}).get("error"), ConfigError):  # found by a config class
+        return str(cause).rstrip(".")
+    return f"{key} is {error['input']!r:.80}: {error['msg']}"

@@ -1,0 +1,57 @@
+"""Flags that were renamed: an old one fails and names its successor. CHANGELOG.md lists them too.
+
+A pair applies where the job has the new flag and no longer the old one; of several the first such one does.
+``*`` stands for the rest of a name.
+"""
+
+from collections.abc import Collection
+
+from pipelines.config import flag_name
+
+RENAMED: tuple[tuple[str, str], ...] = (
+    ("tokenizer.uri", "tokenizer"),
+    ("tokenizer.dtype", "precision"),
+    ("tokenizer.*", "tokenizer-options.*"),
+    ("corpora", "chats"),
+    ("prompts.corpora", "chats"),
+    ("chat", "chats"),
+    ("validation-corpora", "validation.chats"),
+    ("validation-corpora", "validation.corpora"),
+    ("looks.corpora", "validation.chats"),
+    ("looks.*", "validation.*"),
+    ("gates.*", "checks.*"),
+    ("watch.*", "alarms.*"),
+    ("workers.count", "workers"),
+    ("workers.*", "worker.*"),
+    ("pool.actors", "workers"),
+    ("pool.*", "worker.*"),
+    ("learner.count", "learner.workers"),
+    ("learner.replies-per-micro-batch", "learner.micro-batch"),
+    ("rollout.actors", "rollout.workers"),
+    ("generation.dtype", "precision"),
+    ("engine.precision", "precision"),
+    ("engine.images-per-micro-batch", "micro-batch"),
+    ("engine.samples-per-micro-batch", "micro-batch"),
+)
+
+
+def successor(name: str, known: Collection[str]) -> str | None:
+    """Returns the flag that took the place of an old one; None if the name is not known to be old.
+
+    Args:
+        name: The old flag or key of a config file, without dashes before it.
+        known: The flags of the job, without dashes before them.
+    """
+    name = flag_name(name)
+    positive = ".".join(part.removeprefix("no-") for part in name.split("."))
+    for candidate in (name, positive):
+        if candidate in known:
+            return None
+    for candidate in (name, positive):
+        for old, new in RENAMED:
+            stem = old.removesuffix("*")
+            if candidate == old or (old.endswith("*") and candidate.startswith(stem)):
+                renamed = new.removesuffix("*") + (candidate.removeprefix(stem) if old.endswith("*") else "")
+                if renamed in known:
+                    return renamed
+    return None
