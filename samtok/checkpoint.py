@@ -1,29 +1,21 @@
-"""Weights: our own format, SAM2.1's published files, and the authors' tokenizer.
+"""Published weights as mask tokenizers: SAM2.1's, and the authors' tokenizer.
 
-Our format is a folder (``samtok.folders``). ``from_sam2`` reads
-``sam2.1_hiera_*.pt`` and ``from_authors`` reads ``mask_tokenizer_256x2.pth``; both are unpickled with
-``weights_only=True``, so a file can hold tensors and nothing that runs. A file that is wrong, partial or
-foreign is refused with the keys named.
+``from_sam2`` reads ``sam2.1_hiera_*.pt`` and ``from_authors`` reads ``mask_tokenizer_256x2.pth``; both are
+unpickled with ``weights_only=True``, so a file can hold tensors and nothing that runs. A file that is wrong,
+partial or foreign is refused with the keys named. Our own folders: ``MaskTokenizer.from_pretrained``.
 """
 
-import hashlib
-import os
+import dataclasses
 import re
-import tempfile
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from samtok.config import PRESETS, QuantizerConfig
 from samtok.errors import CheckpointError
-from samtok.folders import CONFIG_FILE, WEIGHTS_FILE, Read, read_config, read_weights, resolve
-
-if TYPE_CHECKING:
-    from samtok.model.tokenizer import MaskTokenizer
+from samtok.folders import read_config, read_weights, resolve  # noqa: F401 (callers move to folders)
+from samtok.model.state import fill, some
+from samtok.model.tokenizer import MaskTokenizer
 
 # Parts of SAM2 that only its video memory uses; a tokenizer has no place for them.
 _VIDEO_ONLY = re.compile(
@@ -40,70 +32,7 @@ _RENAMED = {
 _AUTHORS_PREFIX = "model.sam2_model."
 
 
-def save_pretrained(model: "MaskTokenizer", path: str) -> None:
-    """Writes a local folder; each file appears whole, and the config last."""
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, data in pretrained_files(model).items():
-        with _Whole(folder / name) as temporary:
-            temporary.write_bytes(data)
-
-
-def pretrained_files(model: "MaskTokenizer") -> dict[str, bytes]:
-    """Returns the files of a tokenizer's folder by name, in the order in which they should be written."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    return {
-        WEIGHTS_FILE: save_safetensors(state, metadata={"format": "pt"}),
-        CONFIG_FILE: model.config.to_json().encode(),
-    }
-
-
-class _Whole:
-    """Gives a temporary path beside the final one and renames it when the block ends well."""
-
-    def __init__(self, final: Path) -> None:
-        self.final = final
-
-    def __enter__(self) -> Path:
-        handle, name = tempfile.mkstemp(dir=self.final.parent, prefix=f".{self.final.name}.")
-        os.close(handle)
-        self.temporary = Path(name)
-        return self.temporary
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.temporary.chmod(0o644)
-            self.temporary.replace(self.final)
-        else:
-            self.temporary.unlink(missing_ok=True)
-
-
-def load_pretrained(kind: "type[MaskTokenizer]", uri: str, *, read: Read | None = None) -> "MaskTokenizer":
-    """Builds the model that ``config.json`` describes and fills it.
-
-    Args:
-        kind: The class to build.
-        uri: A shipped name, or a folder.
-        read: Reads a file by its URI; by default fsspec does.
-
-    Raises:
-        CheckpointError: If a file is missing or broken, or keys or shapes differ from the config's.
-    """
-    folder = resolve(uri)
-    config, data = read_config(uri, read=read), read_weights(uri, read=read)
-    try:
-        state = load_safetensors(data)
-    except Exception as error:  # safetensors raises several kinds for broken files
-        raise CheckpointError(
-            f"{folder}/{WEIGHTS_FILE} is not a whole safetensors file: {error}. Copy it again."
-        ) from error
-    model = kind(config)
-    _fill(model, state, where=f"{folder}/{WEIGHTS_FILE}")
-    model.weights_sha256 = hashlib.sha256(data).hexdigest()
-    return model
-
-
-def from_sam2(path: str, preset: str, *, quantizer: QuantizerConfig | None = None) -> "MaskTokenizer":
+def from_sam2(path: str, preset: str, *, quantizer: QuantizerConfig | None = None) -> MaskTokenizer:
     """Starts a tokenizer from SAM2.1 weights (``sam2.1_hiera_*.pt``), as in paper appendix B.
 
     The mask encoder has no counterpart in SAM2: its transformer starts as a copy of the mask decoder's and
@@ -121,7 +50,7 @@ def from_sam2(path: str, preset: str, *, quantizer: QuantizerConfig | None = Non
     body = _torch_file(path)
     if not isinstance(body.get("model"), dict):
         raise CheckpointError(
-            f'{path} has no "model" entry, so it is not a SAM2.1 file (top-level keys: {_some(body)}).'
+            f'{path} has no "model" entry, so it is not a SAM2.1 file (top-level keys: {some(body)}).'
         )
     state = _rename(body["model"], path)
     decoder = "mask_decoder.transformer."
@@ -131,11 +60,11 @@ def from_sam2(path: str, preset: str, *, quantizer: QuantizerConfig | None = Non
         state["mask_encoder.mask_tokens.weight"] = state["mask_decoder.mask_tokens.weight"][:1].clone()
     model = _build(preset, quantizer)
     state.update({name: value for name, value in model.state_dict().items() if name.startswith("quantizer.")})
-    _fill(model, state, where=f"{path} (as {preset})")
+    fill(model, state, where=f"{path} (as {preset})")
     return model
 
 
-def from_authors(path: str, preset: str = "sam2.1-large") -> "MaskTokenizer":
+def from_authors(path: str, preset: str = "sam2.1-large") -> MaskTokenizer:
     """Loads the authors' published tokenizer (``mask_tokenizer_256x2.pth``).
 
     Their codebooks end with a padding row that is never a code; it is left out here.
@@ -149,7 +78,7 @@ def from_authors(path: str, preset: str = "sam2.1-large") -> "MaskTokenizer":
     foreign = [name for name in body if not name.startswith(_AUTHORS_PREFIX)]
     if foreign:
         raise CheckpointError(
-            f"{path} is not an authors' mask tokenizer of one token: keys {_some(foreign)} do not start with "
+            f"{path} is not an authors' mask tokenizer of one token: keys {some(foreign)} do not start with "
             f"{_AUTHORS_PREFIX} or quantizer. Variants with concate_mask_embeds have no counterpart here."
         )
     state = _rename({n.removeprefix(_AUTHORS_PREFIX): v for n, v in body.items()}, path)
@@ -162,7 +91,7 @@ def from_authors(path: str, preset: str = "sam2.1-large") -> "MaskTokenizer":
     state.update(_authors_codebooks(quantizer, path))
     levels, num_codes = state["quantizer.cluster_size"].shape
     model = _build(preset, QuantizerConfig(num_codes=num_codes, num_levels=levels))
-    _fill(model, state, where=f"{path} (as {preset})")
+    fill(model, state, where=f"{path} (as {preset})")
     return model
 
 
@@ -174,7 +103,7 @@ def _authors_codebooks(entries: dict[str, Tensor], path: str) -> dict[str, Tenso
         for part in ("weight", "cluster_size_ema", "embed_ema")
     ]
     if set(wanted) != set(entries):
-        raise CheckpointError(f"{path}: quantizer keys are {_some(entries)}; expected {_some(wanted)}.")
+        raise CheckpointError(f"{path}: quantizer keys are {some(entries)}; expected {some(wanted)}.")
     if len({entries[name].shape for name in wanted[::3]}) != 1:
         raise CheckpointError(f"{path}: codebooks of different sizes are not supported.")
     sizes = torch.stack([entries[name] for name in wanted[1::3]])
@@ -186,11 +115,7 @@ def _authors_codebooks(entries: dict[str, Tensor], path: str) -> dict[str, Tenso
     }
 
 
-def _build(preset: str, quantizer: QuantizerConfig | None) -> "MaskTokenizer":
-    import dataclasses
-
-    from samtok.model.tokenizer import MaskTokenizer
-
+def _build(preset: str, quantizer: QuantizerConfig | None) -> MaskTokenizer:
     if not preset.startswith("sam2.1-") or preset not in PRESETS:
         known = [name for name in PRESETS if name.startswith("sam2.1-")]
         raise CheckpointError(f"preset {preset!r} is not a SAM2.1 size; choose one of {known}.")
@@ -222,28 +147,5 @@ def _rename(entries: dict[str, Tensor], path: str) -> dict[str, Tensor]:
         elif not _VIDEO_ONLY.match(name):
             unknown.append(name)
     if unknown:
-        raise CheckpointError(f"{path} has keys that SAM2.1 does not have: {_some(unknown)}.")
+        raise CheckpointError(f"{path} has keys that SAM2.1 does not have: {some(unknown)}.")
     return state
-
-
-def _fill(model: "MaskTokenizer", state: dict[str, Tensor], *, where: str) -> None:
-    expected = model.state_dict()
-    missing, unknown = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
-    if missing or unknown:
-        raise CheckpointError(
-            f"{where} does not fit this architecture: missing {_some(missing)}, unknown {_some(unknown)}."
-        )
-    wrong = [
-        f"{n} is {tuple(state[n].shape)} instead of {tuple(t.shape)}"
-        for n, t in expected.items()
-        if state[n].shape != t.shape
-    ]
-    if wrong:
-        raise CheckpointError(f"{where} is of another size: {_some(wrong)}. Choose another preset.")
-    model.load_state_dict(state)
-
-
-def _some(names: "list[str] | dict") -> str:
-    shown = list(names)[:5]
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(shown) + more if shown else "none"

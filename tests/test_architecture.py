@@ -34,6 +34,34 @@ def imported(path: Path) -> set[str]:
     return found
 
 
+def imported_modules(path: Path) -> set[str]:
+    """Returns the modules of ours that a file imports, late imports included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in OURS:
+            for name in (f"{node.module}.{alias.name}" for alias in node.names):
+                place = ROOT / name.replace(".", "/")
+                found.add(name if place.is_dir() or place.with_suffix(".py").exists() else node.module)
+    return found
+
+
+def test_the_library_has_no_import_circles():
+    arrows = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): imported_modules(
+            path
+        )
+        for path in sources("samtok")
+    }
+    for module in arrows:
+        reached, ahead = set(), list(arrows[module])
+        while ahead:
+            new = ahead.pop()
+            if new not in reached:
+                reached.add(new)
+                ahead += arrows.get(new, ())
+        assert module not in reached, f"{module} imports itself by way of others"
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_arrows_go_from_jobs_to_pipelines_to_samtok(layer: str):
     for path in sources(layer):

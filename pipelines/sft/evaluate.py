@@ -22,7 +22,7 @@ from samtok.mllm.chat import IGNORE, Encoded, Turn
 from samtok.mllm.family import Adapter
 from samtok.mllm.generation import generate
 from samtok.mllm.loss import answer_logits
-from samtok.model.quantizer import sum_over_ranks
+from samtok.ranks import sum_over_ranks
 from samtok.words import parse_words_lenient
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from samtok.mllm.chat import Encoded
 from samtok.mllm.family import Adapter
 from samtok.mllm.loss import answer_loss
 from samtok.mllm.packed_attention import attend_by_dialogue
-from samtok.model.quantizer import sum_over_ranks
+from samtok.ranks import sum_over_ranks
 
 
 class Trainer:

@@ -21,8 +21,8 @@ from samtok.masks import iou
 from samtok.metrics.codebook import distinct, histogram, usage
 from samtok.model.backbone import ImageFeatures
 from samtok.model.prompts import mask_prompts, normalized_boxes
-from samtok.model.quantizer import gather_rows
 from samtok.model.tokenizer import MaskTokenizer
+from samtok.ranks import gather_rows
 
 
 @dataclass(frozen=True)

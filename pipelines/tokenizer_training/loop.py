@@ -26,7 +26,7 @@ from pipelines.training.schedule import learning_rate, mixed_seed
 from pipelines.training.steps import Steps, TrainingDiverged
 from samtok.losses import mask_losses
 from samtok.model.backbone import normalize
-from samtok.model.quantizer import gather_rows, sum_over_ranks
+from samtok.ranks import gather_rows, sum_over_ranks
 
 MEANS = ("bce", "dice", "box", "commitment", "iou")
 

@@ -11,14 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from samtok.model.quantizer import (
-    Float32Buffers,
-    Quantized,
-    check_codes,
-    from_first_rank,
-    gather_rows,
-    sum_over_ranks,
-)
+from samtok.model.base import Float32Buffers, Quantized, check_codes
+from samtok.ranks import from_first_rank, gather_rows, sum_over_ranks
 
 
 class FiniteScalarQuantizer(Float32Buffers):

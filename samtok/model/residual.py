@@ -9,15 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from samtok.model.quantizer import (
-    Float32Buffers,
-    Quantized,
-    check_codes,
-    from_first_rank,
-    gather_rows,
-    pick_rows,
-    sum_over_ranks,
-)
+from samtok.model.base import Float32Buffers, Quantized, check_codes
+from samtok.ranks import from_first_rank, gather_rows, pick_rows, sum_over_ranks
 
 MOST_SPREAD_SEEDS = 4096
 """Clusters up to which k-means spreads its seeds, which costs a pass over all points for each of them."""

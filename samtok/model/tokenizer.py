@@ -5,7 +5,7 @@ number. ``embed_images``, ``embed_masks`` and ``decode_embeddings`` are the tens
 uses too; ``encode``, ``decode`` and ``reconstruct`` take and give NumPy arrays.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from samtok import images
 from samtok.config import PRESETS, MaskTokenizerConfig
 from samtok.errors import CheckpointError
+from samtok.folders import WEIGHTS_FILE, Read, read_config, resolve
 from samtok.masks import iou
 from samtok.model import decoder as mask_decoding
 from samtok.model.backbone import ImageFeatures, build_image_encoder, normalize
 from samtok.model.encoder import MaskEncoder
 from samtok.model.prompts import BOX_LABELS, mask_prompts, normalized_boxes
 from samtok.model.quantizer import build_quantizer
+from samtok.model.state import fill, read_state, save_folder
 
 Image = UInt8[np.ndarray, "height width 3"]
 MaskList = Sequence[np.ndarray]
@@ -84,7 +86,7 @@ class MaskTokenizer(nn.Module):
         dtype: torch.dtype | None = None,
         max_masks: int = 64,
         compile: bool = False,
-        read: Callable[[str], bytes] | None = None,
+        read: Read | None = None,
     ) -> "MaskTokenizer":
         """Loads a tokenizer for inference.
 
@@ -101,9 +103,11 @@ class MaskTokenizer(nn.Module):
         Raises:
             CheckpointError: If files are missing, foreign, or do not fit their config.
         """
-        from samtok.checkpoint import load_pretrained
-
-        model = load_pretrained(cls, uri, read=read).to(device).eval().requires_grad_(False)
+        model = cls(read_config(uri, read=read))
+        weights, sha256 = read_state(uri, read=read)
+        fill(model, weights, where=f"{resolve(uri)}/{WEIGHTS_FILE}")
+        model.to(device).eval().requires_grad_(False)
+        model.weights_sha256 = sha256
         model.autocast_dtype, model.max_masks = dtype, max_masks
         if compile:
             model.image_encoder.compile()  # in place: the names of the weights stay
@@ -111,9 +115,7 @@ class MaskTokenizer(nn.Module):
 
     def save_pretrained(self, path: str) -> None:
         """Writes ``config.json`` and ``model.safetensors`` to a local folder, the config last."""
-        from samtok.checkpoint import save_pretrained
-
-        save_pretrained(self, path)
+        save_folder(self, self.config, path)
 
     @property
     def num_codes(self) -> int:

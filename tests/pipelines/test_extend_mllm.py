@@ -12,8 +12,8 @@ from jobs.extend_mllm import main
 from pipelines import storage
 from pipelines.extension.config import PRESETS, ExtendMllmConfig
 from pipelines.extension.run import extend_mllm
-from samtok.checkpoint import read_weights
 from samtok.errors import ConfigError
+from samtok.folders import weights_sha256
 from samtok.mllm.adapters import load_adapter
 from samtok.mllm.chat import Turn
 from samtok.mllm.folder import SAMTOK_FILE
@@ -47,7 +47,7 @@ def test_a_plain_checkpoint_is_extended_and_can_be_trained(tmp_path, family):
     assert content(source) == before
     adapter = load_adapter(out)
     assert adapter.vocabulary == MaskVocabulary(256, 2)
-    assert adapter.tokenizer_sha256 == hashlib.sha256(read_weights("tiny")).hexdigest()
+    assert adapter.tokenizer_sha256 == weights_sha256("tiny")
     model = adapter.load_model(out)
     answer = "".join(["<|mt_start|>", "<|mt_0007|>", "<|mt_0511|>", "<|mt_end|>"])
     sample = adapter.encode([Turn("user", (0, "Where?")), Turn("assistant", (answer,))], [picture()])
@@ -111,7 +111,7 @@ def test_rows_from_codebooks_have_their_geometry_and_the_lineage_says_so(tmp_pat
         assert max(map(abs, found)) < 0.1 if name == "noise" else min(found) > 0.8
         lineage = json.loads((out / "lineage.json").read_text())
         assert lineage["config"]["rows"] == ("noise" if name == "noise" else "codebooks")
-        assert lineage["tokenizer_sha256"] == hashlib.sha256(read_weights("tiny")).hexdigest()
+        assert lineage["tokenizer_sha256"] == weights_sha256("tiny")
 
 
 def test_rows_that_are_there_already_cannot_be_had_from_codebooks(tmp_path, capfd):

@@ -9,8 +9,8 @@ import torch
 from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
+from samtok.model.base import Quantizer
 from samtok.model.fsq import FiniteScalarQuantizer
-from samtok.model.quantizer import Quantizer
 from samtok.model.residual import ResidualQuantizer
 
 DIM, CODES = 8, 32

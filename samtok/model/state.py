@@ -1,0 +1,93 @@
+"""Weights of a mask tokenizer in its folder (``samtok.folders``): written whole, read, checked by name."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+
+from samtok.config import MaskTokenizerConfig
+from samtok.errors import CheckpointError
+from samtok.folders import CONFIG_FILE, WEIGHTS_FILE, Read, read_weights, resolve
+
+
+def save_folder(model: nn.Module, config: MaskTokenizerConfig, path: str) -> None:
+    """Writes a local folder; each file appears whole, and the config last."""
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files_of(model, config).items():
+        with _Whole(folder / name) as temporary:
+            temporary.write_bytes(data)
+
+
+def files_of(model: nn.Module, config: MaskTokenizerConfig) -> dict[str, bytes]:
+    """Returns the files of a tokenizer's folder by name, in the order in which they should be written."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    return {
+        WEIGHTS_FILE: save_safetensors(state, metadata={"format": "pt"}),
+        CONFIG_FILE: config.to_json().encode(),
+    }
+
+
+def read_state(uri: str, *, read: Read | None = None) -> tuple[dict[str, Tensor], str]:
+    """Returns the tensors of a tokenizer's folder by name, and the SHA-256 of their file.
+
+    Raises:
+        CheckpointError: If the file is missing or broken.
+    """
+    data = read_weights(uri, read=read)
+    try:
+        return load_safetensors(data), hashlib.sha256(data).hexdigest()
+    except Exception as error:  # safetensors raises several kinds for broken files
+        raise CheckpointError(
+            f"{resolve(uri)}/{WEIGHTS_FILE} is not a whole safetensors file: {error}. Copy it again."
+        ) from error
+
+
+def fill(model: nn.Module, state: dict[str, Tensor], *, where: str) -> None:
+    """Loads a state that has exactly the model's names and shapes; CheckpointError says what differs."""
+    expected = model.state_dict()
+    missing, unknown = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
+    if missing or unknown:
+        raise CheckpointError(
+            f"{where} does not fit this architecture: missing {some(missing)}, unknown {some(unknown)}."
+        )
+    wrong = [
+        f"{n} is {tuple(state[n].shape)} instead of {tuple(t.shape)}"
+        for n, t in expected.items()
+        if state[n].shape != t.shape
+    ]
+    if wrong:
+        raise CheckpointError(f"{where} is of another size: {some(wrong)}. Choose another preset.")
+    model.load_state_dict(state)
+
+
+def some(names: Collection[str]) -> str:
+    """Returns the first names of many, for messages."""
+    shown = list(names)[:5]
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(shown) + more if shown else "none"
+
+
+class _Whole:
+    """Gives a temporary path beside the final one and renames it when the block ends well."""
+
+    def __init__(self, final: Path) -> None:
+        self.final = final
+
+    def __enter__(self) -> Path:
+        handle, name = tempfile.mkstemp(dir=self.final.parent, prefix=f".{self.final.name}.")
+        os.close(handle)
+        self.temporary = Path(name)
+        return self.temporary
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.temporary.chmod(0o644)
+            self.temporary.replace(self.final)
+        else:
+            self.temporary.unlink(missing_ok=True)
