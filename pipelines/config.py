@@ -13,13 +13,15 @@ import functools
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar, dataclass_transform, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_type_hints
 
 import annotated_types as bounds
 import pydantic
 import tyro
 from annotated_types import Ge, Gt, Interval, MinLen
 
+import samtok
 from samtok.errors import ConfigError
 
 T = TypeVar("T")
@@ -30,6 +32,9 @@ Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Interval(ge=0, le=1)]
 NotEmpty = MinLen(1)
+
+SHIPPED = Path(samtok.__file__).parent / "weights"
+Precision = Literal["float32", "bfloat16"]
 
 _checks_later = contextvars.ContextVar("_checks_later", default=False)
 
@@ -175,14 +180,107 @@ def located(error: ConfigError, root: Any) -> ConfigError:
     return ConfigError(error.message.replace("--.", f"--{prefix}"))
 
 
+# ---------------------------------------------------------------- places
+
+
+@dataclass(frozen=True)
+class PlaceMark:
+    """Marks a field that names files or folders, so that a job can make them absolute.
+
+    Attributes:
+        shipped: It may also be the name of something that ships with the package, which stays.
+        rewrite: For texts that hold places besides other things: gets the text and what makes one place
+            absolute, returns the text.
+    """
+
+    shipped: bool = False
+    rewrite: Callable[[str, Callable[[str], str]], str] | None = None
+
+
+Place = Annotated[str, PlaceMark()]
+ShippedPlace = Annotated[str, PlaceMark(shipped=True)]
+
+
+def with_places(settings: T, absolute: Callable[[str], str]) -> T:
+    """Returns a config with every place in it, also in the configs inside it, made absolute.
+
+    Args:
+        settings: A config.
+        absolute: Makes a place absolute; is not asked about names of what ships.
+    """
+    part: Any = settings
+    marks, changed = _marks_of(type(settings)), {}
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            changed[field.name] = with_places(value, absolute)
+        elif field.name in marks:
+            changed[field.name] = _placed(value, marks[field.name], absolute)
+    return dataclasses.replace(part, **changed)
+
+
+def places_of(settings: Any) -> dict[str, Any]:
+    """Returns the values of the fields that hold places, by their flag."""
+    return {
+        f"{prefix}{flag_name(name)}": getattr(part, name)
+        for prefix, part in parts_of(settings)
+        for name in _marks_of(type(part))
+        if getattr(part, name) not in (None, (), tyro.MISSING)
+    }
+
+
+def _placed(value: Any, mark: PlaceMark, absolute: Callable[[str], str]) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_placed(item, mark, absolute) for item in value)
+    if not isinstance(value, str) or not value or (mark.shipped and is_shipped(value)):
+        return value
+    return mark.rewrite(value, absolute) if mark.rewrite else absolute(value)
+
+
+def is_shipped(name: str) -> bool:
+    """Returns whether a name is that of weights that ship with the package, such as ``tiny``."""
+    return "/" not in name and (SHIPPED / name).is_dir()
+
+
+@functools.cache
+def _marks_of(kind: type) -> dict[str, PlaceMark]:
+    hints = get_type_hints(kind, include_extras=True)
+    found = {field.name: _mark_in(hints[field.name]) for field in dataclasses.fields(kind)}
+    return {name: mark for name, mark in found.items() if mark is not None}
+
+
+def _mark_in(hint: Any) -> PlaceMark | None:
+    for entry in getattr(hint, "__metadata__", ()):
+        if isinstance(entry, PlaceMark):
+            return entry
+    return next((mark for part in getattr(hint, "__args__", ()) if (mark := _mark_in(part))), None)
+
+
 # ---------------------------------------------------------------- what every job has
+
+
+@config
+class WorkerConfig:
+    """What each process holds."""
+
+    gpus: NotNegative | None = None
+    """GPUs of each, fractions allowed; 0 is the CPU. By default 1 if this machine has one."""
+    cpus: NotNegative = 1.0
+    """CPUs of each that Ray reserves."""
+    threads: AtLeast1 = 1
+    """Threads of each one's arithmetic; low bits may depend on it."""
+
+    def check(self) -> None:
+        """Refuses one and a half GPUs, which Ray cannot give."""
+        if (self.gpus or 0) > 1 and self.gpus != int(self.gpus or 0):
+            raise ConfigError(f"--.gpus above 1 must be whole, got {self.gpus:g}.")
 
 
 @config
 class RunConfig:
     """What every job has."""
 
-    out: str
+    out: Place
     """URI of the folder that receives the results: a local path or s3://bucket/prefix. The same --out
     resumes."""
     tracking: str | None = None

@@ -31,9 +31,7 @@ def write_shapes(root: Path, *, num_images: int, crowd_share: float = 0.0, side:
     )
     write_coco(str(root), config)
     annotations = root / "annotations" / "instances_train.json"
-    return CocoReader(
-        name="shapes", split="train", annotation_uri=str(annotations), image_root=str(root / "train")
-    )
+    return CocoReader(name="shapes", split="train", source=str(annotations), images=str(root / "train"))
 
 
 def fingerprint(tokenizer_uri: str, **changed: object) -> dict[str, object]:

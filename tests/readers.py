@@ -3,9 +3,15 @@
 from typing import Any
 
 from pipelines import schema
+from pipelines.ingestion.corpora import CorpusConfig, reader_of
 from pipelines.ingestion.reader import Input, Reader
 
 Row = dict[str, Any]
+
+
+def build_reader(kind: Any, **fields: Any) -> Reader:
+    """Builds a reader as the flags ``--corpus.*`` do."""
+    return reader_of(CorpusConfig(reader=kind, **fields))
 
 
 def read_all(reader: Reader) -> tuple[list[Row], list[Row]]:

@@ -15,15 +15,15 @@ import json
 from collections import defaultdict
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from pipelines import schema, storage
 from pipelines.ingestion import image_source, records
+from pipelines.ingestion.file_reader import FileReader, ImageFolders
 from pipelines.ingestion.reader import STAGE, Input, ReadResult, Reject
 from pipelines.ingestion.records import Record
 from samtok.errors import ConfigError, DataError
 
-IMAGE_PATHS = ("file_name", "coco_url")
 MASK_KEYS = ("segmentation", "sam_mask")
 
 _IMAGE_FIELDS = ("coco_url", "file_name", "height", "width")
@@ -39,31 +39,21 @@ class Listed(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CocoReader:
-    """Reads one COCO-layout file; an image without annotations gives a row without masks.
+class CocoOptions(ImageFolders):
+    """Options of COCO layout."""
 
-    Args:
-        name: Dataset name of the rows.
-        split: Split name of the rows.
-        annotation_uri: The JSON file.
-        image_root: Folder or prefix that image names are relative to and may not leave.
-        image_path: ``file_name``, or ``coco_url`` for its last two parts (LVIS mixes train and val images).
-        mask_key: Field of an annotation that holds its mask.
-        image_folders: Folders below ``image_root`` to search when the name is not found as it is (EntitySeg
-            names may lack their ``entity_0x`` folder). Empty: names are taken as they are, without a look.
-    """
-
-    name: str
-    split: str
-    annotation_uri: str
-    image_root: str
-    image_path: Literal["file_name", "coco_url"] = "file_name"
     mask_key: str = "segmentation"
-    image_folders: tuple[str, ...] = ()
+    """coco: key of the mask in an annotation; sam_mask in Flickr30k-GCG."""
+    image_path: Literal["file_name", "coco_url"] = "file_name"
+    """coco: which field names the image file. LVIS, which mixes train and val images, uses the last two parts
+    of coco_url."""
 
-    def sources(self) -> dict[str, str]:
-        """Returns ``{file name: "size:sha256"}`` of the annotation file."""
-        return records.file_digest(self.annotation_uri)
+
+@dataclass(frozen=True, kw_only=True)
+class CocoReader(FileReader, CocoOptions):
+    """Reads one COCO-layout file; an image without annotations gives a row without masks."""
+
+    options: ClassVar[type] = CocoOptions
 
     def inputs(self) -> Iterator[Input | Reject]:
         """Yields rejects, then one input per image by ascending key; raises as ``listing``."""
@@ -86,7 +76,7 @@ class CocoReader:
             ConfigError: If no annotation has ``mask_key``, though it was named or another known key is there.
         """
         corpus = self._load()
-        labels = _labels(corpus["categories"], self.annotation_uri)
+        labels = _labels(corpus["categories"], self.source)
         self._check_mask_key(corpus["annotations"])
         images, image_rejects = self._images(corpus["images"])
         annotations, mask_rejects = records.identify(
@@ -118,7 +108,7 @@ class CocoReader:
         image, annotations = record["image"], record["annotations"]
         try:
             image_hw = records.size_hw(image, f"image {image_id}")
-            image_uri = self._image_uri(image, image_id)
+            image_uri = self.image_uri(self._image_name(image, image_id))
         except DataError as error:
             return ReadResult.refused(self.name, image_id, error, num_masks=len(annotations))
         return records.make_row(
@@ -131,17 +121,17 @@ class CocoReader:
         )
 
     def _load(self) -> dict[str, Any]:
-        corpus = records.parse_json(storage.read_bytes(self.annotation_uri), self.annotation_uri)
+        corpus = records.parse_json(storage.read_bytes(self.source), self.source)
         if not isinstance(corpus, dict) or "images" not in corpus:
             keys = f" with {sorted(corpus)[:8]}" if isinstance(corpus, dict) else ""
             expected = 'an object with the lists "images" and "annotations"'
-            raise _layout_error(self.annotation_uri, f"a {type(corpus).__name__}{keys}", expected)
+            raise _layout_error(self.source, f"a {type(corpus).__name__}{keys}", expected)
         lists = {key: corpus.get(key) for key in ("images", "annotations", "categories")}
         for key, entries in lists.items():
             if entries is None and key != "images":
                 lists[key] = entries = []  # image_info files have no annotations, some sets no categories
             if not isinstance(entries, list):
-                raise _layout_error(self.annotation_uri, f'"{key}" as a {type(entries).__name__}', "a list")
+                raise _layout_error(self.source, f'"{key}" as a {type(entries).__name__}', "a list")
         return lists
 
     def _check_mask_key(self, annotations: list[Any]) -> None:
@@ -152,7 +142,7 @@ class CocoReader:
         others = [key for key in MASK_KEYS if any(key in entry for entry in objects)]
         if others or self.mask_key != MASK_KEYS[0]:
             raise ConfigError(
-                f"no annotation of {self.annotation_uri} has the mask key {self.mask_key!r}; of the known "
+                f"no annotation of {self.source} has the mask key {self.mask_key!r}; of the known "
                 f"keys it has {others or 'none'}. Set the reader option mask_key accordingly."
             )
 
@@ -191,15 +181,12 @@ class CocoReader:
             reduced["bbox"] = annotation["bbox"]
         return reduced
 
-    def _image_uri(self, image: Record, image_id: str) -> str:
-        what = f"{self.image_path} of image {image_id} (the reader option image_path names the field)"
+    def _image_name(self, image: Record, image_id: str) -> str:
+        what = f"{self.image_path} of image {image_id} (the option image_path names the field)"
         name = image_source.image_name(image.get(self.image_path), what)
         if self.image_path == "coco_url":
             name = "/".join(name.partition("?")[0].split("/")[-2:])
-        if not self.image_folders:
-            return image_source.below_root(self.image_root, name)
-        names = [name, *(f"{folder}/{name}" for folder in self.image_folders)]
-        return image_source.find_image(self.image_root, names)
+        return name
 
 
 def _owner(annotation: Any) -> str | None:

@@ -1,82 +1,153 @@
 """Naming a corpus: by flags of its own (``--corpus.reader coco``), or in one flag where there are several.
 
 A corpus in one flag is ``key=value`` parts between commas, such as
-``reader=coco,source=instances_val.json,images=val2017,dataset=coco,weight=2``.
+``reader=coco,source=instances_val.json,images=val2017,dataset=coco,weight=2``. A new layout is a reader file
+and an entry of ``READERS``; the options that only it has are a base class of ``CorpusConfig``.
 """
 
 import dataclasses
-import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from pipelines.cli import FORBID_UNKNOWN
+from pipelines import storage
+from pipelines.config import (
+    Place,
+    PlaceMark,
+    config,
+    flag_name,
+    format_pairs,
+    number,
+    parse_pairs,
+    places_of,
+    with_places,
+)
+from pipelines.ingestion.coco import CocoOptions, CocoReader
+from pipelines.ingestion.grounded import GroundedReader
+from pipelines.ingestion.osprey import OspreyReader
+from pipelines.ingestion.psg import PsgOptions, PsgReader
+from pipelines.ingestion.reader import Reader
+from pipelines.ingestion.refer import ReferOptions, ReferReader
+from pipelines.ingestion.regions import DamReader
+from pipelines.ingestion.sidecar import Sa1bReader
 from samtok.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pipelines.ingestion.reader import Reader
-
 
 ReaderKind = Literal["coco", "sa1b", "refer", "granf", "psg", "dam", "osprey"]
 
-_OPTIONS = {"coco": ("mask_key", "image_path"), "refer": ("instances", "sentence"), "psg": ("panoptic",)}
-"""Fields of a corpus that only one reader has."""
+READERS: dict[str, Any] = {
+    "coco": CocoReader,
+    "sa1b": Sa1bReader,
+    "refer": ReferReader,
+    "granf": GroundedReader,
+    "psg": PsgReader,
+    "dam": DamReader,
+    "osprey": OspreyReader,
+}
+"""Classes of readers. ``options`` of each is the class of the options that only it has."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class CorpusConfig:
+@config
+class CorpusConfig(CocoOptions, ReferOptions, PsgOptions):
     """Which dataset is read."""
-
-    __pydantic_config__ = FORBID_UNKNOWN
 
     reader: ReaderKind
     """Layout: ``coco`` is an instances JSON, ``sa1b`` a folder or tar of image + JSON pairs, ``refer`` the
     refs of RefCOCO, RefCOCO+, RefCOCOg, RefClef (pickle) or gRefCOCO (JSON), ``granf`` grounded captions
     (GranDf, OpenPSG-GCG, RefCOCOg-GCG, Flickr30k-GCG), ``psg`` scene graphs, ``dam`` captions of masks,
     ``osprey`` descriptions of masks and dialogues."""
-    source: str
+    source: Place
     """URI of the annotation file, or of the folder or archive (sa1b)."""
-    images: str | None = None
+    images: Place | None = None
     """URI of the folder that the names of images are relative to; none for sa1b."""
     dataset: str | None = None
     """Name of the dataset in every row; by default the name of the reader."""
     split: str = "train"
     """Name of the split in every row. refer: also which refs are taken, such as train, val, testA; psg:
     train, or val and test for its test images, or another name for all."""
-    mask_key: str = "segmentation"
-    """Key of the mask in a COCO annotation."""
-    image_path: Literal["file_name", "coco_url"] = "file_name"
-    """Which COCO field names the image file; LVIS uses coco_url."""
-    instances: str | None = None
-    """refer: URI of the objects; by default instances.json beside the refs."""
-    sentence: Literal["sent", "raw"] = "sent"
-    """refer: expressions in lower case and clean (sent), or as they were typed (raw)."""
-    panoptic: str | None = None
-    """psg: URI of the folder of panoptic maps; by default annotations below the images."""
+
+    def check(self) -> None:
+        """Refuses what does not go together with the reader, and places that cannot be read."""
+        if self.reader not in READERS:
+            raise ConfigError(f"--.reader must be one of {', '.join(READERS)}, got {self.reader}.")
+        own = option_names(self.reader)
+        for field in dataclasses.fields(self):
+            if field.name in OPTION_KEYS and field.name not in own and self._sets(field):
+                raise ConfigError(
+                    f"--.{flag_name(field.name)} is no option of --.reader {self.reader}, whose options are "
+                    f"{', '.join(map(flag_name, own)) or 'none'}."
+                )
+        for name in ("source", "split", "dataset"):
+            if getattr(self, name) == "":
+                raise ConfigError(f"--.{name} must not be empty.")
+        self._check_images()
+        for flag, place in places_of(self).items():
+            _check_place(f"--.{flag}", place)
+
+    def identity(self) -> dict[str, Any]:
+        """Returns how the corpus is read, for fingerprints: not where it lies, and plain JSON values.
+
+        Options that were added later are in it only where they are set, so earlier fingerprints stay.
+        """
+        found: dict[str, Any] = {"reader": self.reader, "dataset": self.dataset, "split": self.split}
+        places = places_of(self)
+        for field in dataclasses.fields(self):
+            name, value = field.name, getattr(self, field.name)
+            later = self._sets(field) and flag_name(name) not in places
+            if name in OPTION_KEYS and (name in _FIRST_OPTIONS or later):
+                found[name] = list(value) if isinstance(value, tuple) else value
+        return found
+
+    def _sets(self, field: dataclasses.Field) -> bool:
+        return getattr(self, field.name) != field.default
+
+    def _check_images(self) -> None:
+        has_folder = "images" in {field.name for field in dataclasses.fields(READERS[self.reader])}
+        if has_folder and not self.images:
+            raise ConfigError(
+                f"--.reader {self.reader} needs --.images, the folder that the names of images in --.source "
+                "are relative to."
+            )
+        if self.images and not has_folder:
+            raise ConfigError(
+                f"--.reader {self.reader} finds images beside the side-cars in --.source; drop --.images."
+            )
 
 
-def reader_of(corpus: CorpusConfig) -> "Reader":
-    """Builds the reader of a corpus, without touching the storage.
+def _check_place(flag: str, place: str) -> None:
+    if place.startswith("file://"):  # names of images are joined to it as they are, without quoting
+        raise ConfigError(f"{flag} must be a local path without file://, or an s3:// URI, got {place}.")
+    try:
+        storage.is_remote(place)
+    except ConfigError as error:
+        raise ConfigError(f"{flag}: {error.message}") from error
 
-    Raises:
-        ConfigError: If the fields do not go together, as ``images`` with sa1b.
-    """
-    from pipelines.ingestion.registry import build_reader  # readers are slow to load, and --help needs none
 
-    fields = {name: getattr(corpus, name) for name in _OPTIONS.get(corpus.reader, ())}
-    return build_reader(
-        corpus.reader,
-        source=corpus.source,
-        images=corpus.images,
+def option_names(reader: str) -> tuple[str, ...]:
+    """Returns the options that only this reader has."""
+    return tuple(field.name for field in dataclasses.fields(READERS[reader].options))
+
+
+def reader_of(corpus: CorpusConfig) -> Reader:
+    """Builds the reader of a corpus, without touching the storage."""
+    images = {} if corpus.images is None else {"images": corpus.images}
+    return READERS[corpus.reader](
+        name=corpus.dataset or corpus.reader,
         split=corpus.split,
-        dataset=corpus.dataset or corpus.reader,
-        options={name: value for name, value in fields.items() if value is not None},
+        source=corpus.source,
+        **images,
+        **{name: getattr(corpus, name) for name in option_names(corpus.reader)},
     )
 
 
-PLACES = ("source", "images", "instances", "panoptic")
-"""Fields of a corpus that say where it lies."""
+# ---------------------------------------------------------------- one corpus of several
 
-CORPUS_KEYS = tuple(field.name for field in dataclasses.fields(CorpusConfig))
+_HINTS = get_type_hints(CorpusConfig, include_extras=True)
+_FIRST_OPTIONS = ("mask_key", "image_path", "sentence")
+
+OPTION_KEYS = tuple(dict.fromkeys(name for reader in READERS for name in option_names(reader)))
+"""Options that not all readers have."""
+CORPUS_KEYS = ("reader", "source", "images", "dataset", "split", *OPTION_KEYS)
 SPEC_KEYS = (*CORPUS_KEYS, "weight", "limit")
 """Keys of a corpus in one flag."""
 
@@ -102,7 +173,8 @@ class CorpusSpec:
         """Reads ``reader=coco,source=FILE,images=FOLDER,dataset=NAME,weight=2,limit=1000``.
 
         Args:
-            text: Parts between commas, so a value cannot hold one. ``reader`` and ``source`` are required.
+            text: Parts between commas; a value that holds one stands in quotes, also one with several
+                values: ``image_folders="train2017,val2017"``. ``reader`` and ``source`` are required.
             flag: Where the text comes from, without the dashes; named in errors.
 
         Raises:
@@ -110,27 +182,42 @@ class CorpusSpec:
         """
         flag = flag.removeprefix("--")
         where = f"--{flag} {text}"
-        parts = _parts(text, where)
+        parts = parse_pairs(text, flag=flag, keys=SPEC_KEYS)
         if missing := [key for key in ("reader", "source") if key not in parts]:
             raise ConfigError(
-                f"{where}: it lacks {' and '.join(missing)}; write reader=coco,source=FILE,images=FOLDER "
-                "or reader=sa1b,source=FOLDER"
+                f"{where}: {' and '.join(missing)} must be given, as in "
+                "reader=coco,source=FILE,images=FOLDER or reader=sa1b,source=FOLDER."
             )
-        corpus: dict[str, Any] = {key: parts[key] for key in CORPUS_KEYS if key in parts}
-        spec = cls(CorpusConfig(**corpus), _weight(parts, where), _limit(parts, where), flag)
+        values: dict[str, Any] = {key: _typed(key, parts[key], where) for key in CORPUS_KEYS if key in parts}
+        weight, limit = (parts.get(key) for key in ("weight", "limit"))
         try:
-            spec.reader()
+            corpus = CorpusConfig(**values)
         except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from error
-        return spec
+            keys = re.sub(r"--\.([\w-]+)", lambda found: found[1].replace("-", "_"), error.message)
+            raise ConfigError(f"{where}: {keys}") from error
+        return cls(
+            corpus,
+            None if weight is None else number(weight, where=f"{where}: weight"),
+            None if limit is None else int(number(limit, where=f"{where}: limit", kind=int)),
+            flag,
+        )
+
+    @property
+    def text(self) -> str:
+        """What ``parse`` reads."""
+        values = {key: getattr(self.corpus, key) for key in CORPUS_KEYS}
+        values |= {"weight": self.weight, "limit": self.limit}
+        defaults = {field.name: field.default for field in dataclasses.fields(CorpusConfig)}
+        given = {key: value for key, value in values.items() if value != defaults.get(key)}
+        return format_pairs({k: ",".join(v) if isinstance(v, tuple) else v for k, v in given.items()})
 
     @property
     def name(self) -> str:
         """Name of the dataset in rows and reports."""
         return self.corpus.dataset or self.corpus.reader
 
-    def reader(self) -> "Reader":
-        """Builds the reader; raises as ``reader_of``."""
+    def reader(self) -> Reader:
+        """Builds the reader."""
         return reader_of(self.corpus)
 
     def absolute(self) -> "CorpusSpec":
@@ -140,46 +227,26 @@ class CorpusSpec:
 
 def absolute_corpus(corpus: CorpusConfig) -> CorpusConfig:
     """Returns the corpus with absolute local paths; URIs stay as they are."""
-    from pipelines import storage  # slow to load, like the readers
-
-    told = {name: place for name in PLACES if (place := getattr(corpus, name))}
-    return dataclasses.replace(corpus, **{name: storage.absolute(place) for name, place in told.items()})
+    return with_places(corpus, storage.absolute)
 
 
-def _parts(text: str, where: str) -> dict[str, str]:
-    parts: dict[str, str] = {}
-    for part in text.split(","):
-        key, equals, value = part.partition("=")
-        key, value = key.strip(), value.strip()
-        if not equals or key not in SPEC_KEYS:
-            raise ConfigError(
-                f"{where}: {part!r} is not key=value with a known key; the keys are {', '.join(SPEC_KEYS)} "
-                "(a comma always begins a new key)"
-            )
-        if not value:
-            raise ConfigError(f"{where}: {key} is empty; give it a value or leave it out")
-        if key in parts:
-            raise ConfigError(f"{where}: {key} is given twice, as {parts[key]} and {value}; keep one")
-        parts[key] = value
-    return parts
-
-
-def _weight(parts: dict[str, str], where: str) -> float | None:
-    if "weight" not in parts:
-        return None
+def _rewritten(text: str, absolute: Callable[[str], str]) -> str:
+    """Makes the places in a corpus of one flag absolute; a text that cannot be read stays."""
     try:
-        weight = float(parts["weight"])
-    except ValueError:
-        weight = math.nan
-    if not 0 < weight < math.inf:
-        raise ConfigError(f"{where}: weight must be a number above 0, got {parts['weight']}")
-    return weight
+        spec = CorpusSpec.parse(text, flag="corpora")
+    except ConfigError:
+        return text  # refused where it is read, with its flag
+    return dataclasses.replace(spec, corpus=with_places(spec.corpus, absolute)).text
 
 
-def _limit(parts: dict[str, str], where: str) -> int | None:
-    if "limit" not in parts:
-        return None
-    limit = parts["limit"]
-    if not (limit.isascii() and limit.isdigit() and int(limit) >= 1):
-        raise ConfigError(f"{where}: limit must be a whole number of at least 1, got {limit}")
-    return int(limit)
+CorpusText = Annotated[str, PlaceMark(rewrite=_rewritten)]
+"""Type of a field that holds a corpus as ``CorpusSpec.parse`` reads it."""
+
+
+def _typed(key: str, text: str, where: str) -> Any:
+    kind = _HINTS[key]
+    if get_origin(kind) is tuple:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if get_origin(kind) is Literal and text not in get_args(kind):
+        raise ConfigError(f"{where}: {key} must be one of {', '.join(get_args(kind))}, got {text}.")
+    return text

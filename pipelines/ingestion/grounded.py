@@ -15,11 +15,12 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pipelines import schema, storage
 from pipelines.ingestion import annotations, grounded_layouts, image_source, records, spans
 from pipelines.ingestion.annotations import Annotation
+from pipelines.ingestion.file_reader import FileReader, ImageFolders
 from pipelines.ingestion.grounded_layouts import Captioned
 from pipelines.ingestion.reader import STAGE, Input, ReadResult, Reject
 from pipelines.ingestion.records import Record
@@ -28,27 +29,10 @@ from samtok.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroundedReader:
-    """Reads one file of grounded captions; the layout is recognised.
+class GroundedReader(FileReader, ImageFolders):
+    """Reads one file of grounded captions; the layout is recognised."""
 
-    Args:
-        name: Dataset name of the rows.
-        split: Split name of the rows.
-        captions_uri: The JSON file.
-        image_root: Folder or prefix that image names are relative to and may not leave.
-        image_folders: Folders below ``image_root`` to search when the name is not found as it is (the images
-            of OpenPSG-GCG are in ``train2017`` or ``val2017``). Empty: names are taken without a look.
-    """
-
-    name: str
-    split: str
-    captions_uri: str
-    image_root: str
-    image_folders: tuple[str, ...] = ()
-
-    def sources(self) -> dict[str, str]:
-        """Returns ``{file name: "size:sha256"}`` of the file."""
-        return records.file_digest(self.captions_uri)
+    options: ClassVar[type] = ImageFolders
 
     def inputs(self) -> Iterator[Input | Reject]:
         """Yields rejects, then one input per image by ascending key. Holds the whole file meanwhile.
@@ -56,10 +40,10 @@ class GroundedReader:
         Raises:
             DataError: If the file has none of the layouts.
         """
-        corpus = records.parse_json(storage.read_bytes(self.captions_uri), self.captions_uri)
+        corpus = records.parse_json(storage.read_bytes(self.source), self.source)
         by_image: dict[str, list[Captioned]] = defaultdict(list)
         rejects: list[Reject] = []
-        for found in grounded_layouts.captioned(corpus, self.captions_uri):
+        for found in grounded_layouts.captioned(corpus, self.source):
             if found.fault:
                 rejects.append(self._whole(found.image_id, found.fault, found.num_masks, found.mask_id))
             else:
@@ -80,7 +64,8 @@ class GroundedReader:
         """Reads one image's captions; ``num_masks_in`` of the result equals ``item.num_masks``."""
         body = json.loads(item.payload)
         try:
-            image_uri = self._image_uri(body["image"], item.key)
+            name = image_source.image_name(body["image"]["file_name"], f"file name of image {item.key}")
+            image_uri = self.image_uri(name)
             image_hw = self._size_hw(body["image"], image_uri, item.key)
         except DataError as error:
             return ReadResult.refused(self.name, item.key, error, num_masks=item.num_masks or 0)
@@ -126,13 +111,6 @@ class GroundedReader:
         told = [{**span._asdict(), "masks": [used.index(mask) for mask in span.masks]} for span in kept]
         mask_ids = [f"{name}-{mask + 1}" for mask in used]
         return annotations.annotation(name, "grounded_caption", mask_ids, text=text, payload={"spans": told})
-
-    def _image_uri(self, image: Record, image_id: str) -> str:
-        name = image_source.image_name(image["file_name"], f"file name of image {image_id}")
-        if not self.image_folders:
-            return image_source.below_root(self.image_root, name)
-        names = [name, *(f"{folder}/{name}" for folder in self.image_folders)]
-        return image_source.find_image(self.image_root, names)
 
     def _size_hw(self, image: Record, image_uri: str, image_id: str) -> tuple[int, int]:
         if image["height"] is None and image["width"] is None:

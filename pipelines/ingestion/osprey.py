@@ -16,6 +16,7 @@ from typing import Any
 from pipelines import schema, storage
 from pipelines.ingestion import annotations, image_source, records
 from pipelines.ingestion.annotations import Annotation
+from pipelines.ingestion.file_reader import FileReader
 from pipelines.ingestion.reader import STAGE, Input, ReadResult, Reject
 from pipelines.ingestion.records import Record
 from samtok.errors import DataError
@@ -28,25 +29,11 @@ _TAKEN = re.compile(r"<mask \d+>")
 
 
 @dataclass(frozen=True, kw_only=True)
-class OspreyReader:
+class OspreyReader(FileReader):
     """Reads one file of Osprey.
 
-    Args:
-        name: Dataset name of the rows.
-        split: Split name of the rows.
-        dialogues_uri: The JSON file.
-        image_root: Folder or prefix that image names are relative to and may not leave. A name with a prefix
-            such as ``COCO_train2014_`` is also looked for without it.
+    A name of an image with a prefix such as ``COCO_train2014_`` is also looked for without it.
     """
-
-    name: str
-    split: str
-    dialogues_uri: str
-    image_root: str
-
-    def sources(self) -> dict[str, str]:
-        """Returns ``{file name: "size:sha256"}`` of the file."""
-        return records.file_digest(self.dialogues_uri)
 
     def inputs(self) -> Iterator[Input | Reject]:
         """Yields rejects, then one input per image by ascending key. Holds the whole file meanwhile.
@@ -54,10 +41,10 @@ class OspreyReader:
         Raises:
             DataError: If the file has another layout.
         """
-        corpus = records.parse_json(storage.read_bytes(self.dialogues_uri), self.dialogues_uri)
+        corpus = records.parse_json(storage.read_bytes(self.source), self.source)
         if not isinstance(corpus, list):
             raise DataError(
-                f"{self.dialogues_uri} holds a {type(corpus).__name__}, expected a list of images with "
+                f"{self.source} holds a {type(corpus).__name__}, expected a list of images with "
                 "annotation and conversations or description (Osprey)",
                 reason="osprey_layout",
             )
@@ -88,7 +75,7 @@ class OspreyReader:
         found = json.loads(item.payload)
         try:
             image_hw = records.size_hw(found[0]["image"], f"image {item.key}")
-            image_uri = self._image_uri(item.key)
+            image_uri = self.image_uri(item.key)
         except DataError as error:
             return ReadResult.refused(self.name, item.key, error, num_masks=item.num_masks or 0)
         result = records.make_row(
@@ -114,12 +101,13 @@ class OspreyReader:
                     rejects.append(lost)
         return annotations.attach(result, made, rejects)
 
-    def _image_uri(self, name: str) -> str:
+    def image_uri(self, name: str) -> str:
+        """Returns where the image of that name is; raises as ``image_source.find_image``."""
         folder, slash, base = name.rpartition("/")
         short = folder + slash + base.rpartition("_")[2]
         if short == name or not base.rpartition("_")[2]:
-            return image_source.below_root(self.image_root, name)
-        return image_source.find_image(self.image_root, [name, short])
+            return super().image_uri(name)
+        return image_source.find_image(self.images, [name, short])
 
     def _lost(self, row_id: str, reason: str, message: str, num_masks: int) -> Reject:
         return schema.reject(STAGE, self.name, row_id, reason, message, num_masks=num_masks)
@@ -175,9 +163,9 @@ def _turns(text: Any) -> list[Any]:
 def _turn(turn: Any, place: int, used: list[int], num_regions: int) -> dict[str, str]:
     """Returns role and text with masks by index; notes regions in the order in which they are first named."""
     fields = turn if isinstance(turn, dict) else {}
-    said, role = fields.get("from"), ("user", "assistant")[place % 2]
-    if not isinstance(said, str) or _ROLES.get(said) != role:
-        raise DataError(f"turn {place} is of {said!r:.40}, expected the {role}", reason="dialogue")
+    speaker, role = fields.get("from"), ("user", "assistant")[place % 2]
+    if not isinstance(speaker, str) or _ROLES.get(speaker) != role:
+        raise DataError(f"turn {place} is of {speaker!r:.40}, expected the {role}", reason="dialogue")
     text = fields.get("value")
     text = annotations.text_of(_IMAGE_MARK.sub("", text) if isinstance(text, str) else text, f"turn {place}")
     if _TAKEN.search(text):

@@ -11,10 +11,12 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pipelines import schema, storage
+from pipelines.config import Place
 from pipelines.ingestion import annotations, image_source, records
+from pipelines.ingestion.file_reader import FileReader
 from pipelines.ingestion.reader import STAGE, Input, ReadResult, Reject
 from pipelines.ingestion.records import Record
 from samtok import masks
@@ -29,27 +31,26 @@ _SEGMENT_FIELDS = ("id", "category_id", "iscrowd", "area")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PsgReader:
+class PsgOptions:
+    """Options of PSG."""
+
+    panoptic: Place | None = None
+    """psg: URI of the folder of panoptic maps; by default annotations below the images, as in COCO."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PsgReader(FileReader, PsgOptions):
     """Reads one PSG file.
 
-    Args:
-        name: Dataset name of the rows.
-        split: Split name of the rows. ``test`` and ``val`` take the images of ``test_image_ids``, ``train``
-            all others, any other name takes all.
-        graphs_uri: The JSON file.
-        image_root: Folder or prefix that the names of pictures are relative to and may not leave.
-        panoptic_root: The same for the PNGs; None for ``annotations`` below ``image_root``, as in COCO.
+    The splits ``test`` and ``val`` take the images of ``test_image_ids``, ``train`` all others, any other
+    name takes all.
     """
 
-    name: str
-    split: str
-    graphs_uri: str
-    image_root: str
-    panoptic_root: str | None = None
+    options: ClassVar[type] = PsgOptions
 
     @property
     def _label_maps(self) -> str:
-        return self.panoptic_root or storage.join(self.image_root, "annotations")
+        return self.panoptic or storage.join(self.images, "annotations")
 
     def sources(self) -> dict[str, str]:
         """Returns ``{file name: "size:sha256"}``, and for the PNGs the hash of their names and sizes."""
@@ -58,7 +59,7 @@ class PsgReader:
         files = sorted((found.uri.removeprefix(root), found.size) for found in pngs)
         digest = hashlib.sha256(records.compact_json(files).encode()).hexdigest()
         label_maps = f"{len(files)}:{sum(size for _, size in files)}:{digest}"
-        return {**records.file_digest(self.graphs_uri), "label maps": label_maps}
+        return {**super().sources(), "label maps": label_maps}
 
     def inputs(self) -> Iterator[Input | Reject]:
         """Yields rejects, then one input per image of the split by ascending key. Holds the whole file.
@@ -82,7 +83,7 @@ class PsgReader:
         chosen = [one for one in identified if self._selects(one[0], corpus)]
         if not chosen:
             raise ConfigError(
-                f"{self.graphs_uri} has no image of the split {self.split!r} among {len(identified)}; train, "
+                f"{self.source} has no image of the split {self.split!r} among {len(identified)}; train, "
                 "val and test go by its test_image_ids, another name such as all takes every image"
             )
         kept, repeated = records.split_repeated(chosen)
@@ -100,7 +101,7 @@ class PsgReader:
         record = json.loads(item.payload)
         try:
             image_hw = records.size_hw(record["image"], f"image {item.key}")
-            image_uri = self._uri(self.image_root, record["image"], "file_name", item.key)
+            image_uri = self._uri(self.images, record["image"], "file_name", item.key)
             counts = self._counts(record["image"], image_hw, item.key)
         except DataError as error:
             return ReadResult.refused(self.name, item.key, error, num_masks=len(record["segments"]))
@@ -121,10 +122,10 @@ class PsgReader:
         return annotations.attach(result, [graph] if triplets else [], lost)
 
     def _load(self) -> dict[str, Any]:
-        corpus = records.parse_json(storage.read_bytes(self.graphs_uri), self.graphs_uri)
+        corpus = records.parse_json(storage.read_bytes(self.source), self.source)
         if not isinstance(corpus, dict) or not isinstance(corpus.get("data"), list):
             raise DataError(
-                f"{self.graphs_uri} holds a {type(corpus).__name__}, expected an object with the list data "
+                f"{self.source} holds a {type(corpus).__name__}, expected an object with the list data "
                 "and the lists thing_classes, stuff_classes and predicate_classes (OpenPSG's psg.json)",
                 reason="psg_layout",
             )

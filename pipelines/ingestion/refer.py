@@ -14,12 +14,14 @@ import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pipelines import storage
+from pipelines.config import Place
 from pipelines.ingestion import annotations, records, safe_pickle
 from pipelines.ingestion.annotations import Annotation
 from pipelines.ingestion.coco import CocoReader
+from pipelines.ingestion.file_reader import FileReader
 from pipelines.ingestion.reader import Input, ReadResult, Reject
 from pipelines.ingestion.records import Record
 from samtok.errors import ConfigError, DataError
@@ -27,36 +29,34 @@ from samtok.errors import ConfigError, DataError
 MAX_REFS_BYTES = 2**29
 """Largest file of refs that is read. The largest published one has under 100 MB."""
 
-SENTENCES = ("sent", "raw")
-
 _NO_IMAGE = "?"  # row id of refs that do not say whose they are
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReferReader:
-    """Reads the expressions of one split.
+class ReferOptions:
+    """Options of the REFER family."""
 
-    Args:
-        name: Dataset name of the rows.
-        split: Split name of the rows, and which refs are taken.
-        refs_uri: The refs, a pickle or JSON.
-        image_root: Folder or prefix that image names are relative to and may not leave.
-        instances_uri: The objects, in COCO layout; None for ``instances.json`` beside the refs.
-        sentence: ``sent`` (lower case and clean) or ``raw`` (as typed).
+    instances: Place | None = None
+    """refer: URI of the objects, in COCO layout; by default instances.json beside the refs."""
+    sentence: Literal["sent", "raw"] = "sent"
+    """refer: expressions in lower case and clean (sent), or as they were typed (raw)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferReader(FileReader, ReferOptions):
+    """Reads the expressions of one split; ``source`` holds the refs, a pickle or JSON.
+
+    Attributes:
         max_refs_bytes: Largest file of refs that is read.
     """
 
-    name: str
-    split: str
-    refs_uri: str
-    image_root: str
-    instances_uri: str | None = None
-    sentence: Literal["sent", "raw"] = "sent"
+    options: ClassVar[type] = ReferOptions
+
     max_refs_bytes: int = MAX_REFS_BYTES
 
     def sources(self) -> dict[str, str]:
         """Returns ``{file name: "size:sha256"}`` of refs and objects."""
-        return {**self._objects().sources(), **records.file_digest(self.refs_uri)}
+        return {**self._objects().sources(), **super().sources()}
 
     def inputs(self) -> Iterator[Input | Reject]:
         """Yields rejects, then one input per image with expressions by ascending key.
@@ -84,9 +84,10 @@ class ReferReader:
         return annotations.attach(self._objects().row_of(item.key, record), record["expressions"])
 
     def _objects(self) -> CocoReader:
-        beside = posixpath.join(posixpath.dirname(self.refs_uri), "instances.json")
-        uri = self.instances_uri or beside
-        return CocoReader(name=self.name, split=self.split, annotation_uri=uri, image_root=self.image_root)
+        beside = posixpath.join(posixpath.dirname(self.source), "instances.json")
+        return CocoReader(
+            name=self.name, split=self.split, source=self.instances or beside, images=self.images
+        )
 
     def _expressions(self) -> tuple[dict[str, list[Annotation]], list[Reject]]:
         """Returns expressions of the split by image, in the order of their ids, and what cannot be one."""
@@ -137,7 +138,7 @@ class ReferReader:
         if not any(selects(self.split, split) for split in splits):
             there = ", ".join(f"{split} ({count})" for split, count in sorted(splits.items()))
             raise ConfigError(
-                f"{self.refs_uri} has no refs of the split {self.split!r}; it has {there or 'none at all'}. "
+                f"{self.source} has no refs of the split {self.split!r}; it has {there or 'none at all'}. "
                 "The reader takes split=test for all splits with test in their name"
             )
         found, rejects = self._identified("ref_id", chosen, _image_of, "of ref ")
@@ -150,18 +151,18 @@ class ReferReader:
         return found, rejects
 
     def _load(self) -> list[Any]:
-        raw = storage.read_bytes(self.refs_uri, size=self.max_refs_bytes + 1)
+        raw = storage.read_bytes(self.source, size=self.max_refs_bytes + 1)
         if len(raw) > self.max_refs_bytes:
             raise DataError(
-                f"{self.refs_uri} has over {self.max_refs_bytes} bytes, more than a file of refs can have",
+                f"{self.source} has over {self.max_refs_bytes} bytes, more than a file of refs can have",
                 reason="refer_layout",
             )
         is_json = raw.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"[", b"{")  # no pickle begins like it
         load = records.parse_json if is_json else safe_pickle.load_plain
-        refs = load(raw, self.refs_uri)
+        refs = load(raw, self.source)
         if not isinstance(refs, list):
             raise DataError(
-                f"{self.refs_uri} holds a {type(refs).__name__}, expected a list of refs (REFER). Check that "
+                f"{self.source} holds a {type(refs).__name__}, expected a list of refs (REFER). Check that "
                 "--source names the refs and not the instances",
                 reason="refer_layout",
             )

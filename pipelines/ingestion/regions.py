@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines import storage
-from pipelines.ingestion import annotations, image_source, records
+from pipelines.ingestion import annotations, records
 from pipelines.ingestion.annotations import Annotation
+from pipelines.ingestion.file_reader import FileReader
 from pipelines.ingestion.reader import Input, ReadResult, Reject
 from pipelines.ingestion.records import Record
 from samtok.errors import DataError
@@ -23,25 +24,11 @@ _NO_IMAGE = "?"  # row id of entries that do not say whose they are
 
 
 @dataclass(frozen=True, kw_only=True)
-class DamReader:
+class DamReader(FileReader):
     """Reads one ``annotations.json``.
 
-    Args:
-        name: Dataset name of the rows.
-        split: Split name of the rows.
-        captions_uri: The JSON file.
-        image_root: Folder or prefix that image names are relative to and may not leave. An entry names its
-            image by ``image``, or by ``img_id`` without the ending ``.jpg``.
+    An entry names its image by ``image``, or by ``img_id`` without the ending ``.jpg``.
     """
-
-    name: str
-    split: str
-    captions_uri: str
-    image_root: str
-
-    def sources(self) -> dict[str, str]:
-        """Returns ``{file name: "size:sha256"}`` of the file."""
-        return records.file_digest(self.captions_uri)
 
     def inputs(self) -> Iterator[Input | Reject]:
         """Yields rejects, then one input per image by ascending key. Holds the whole file meanwhile.
@@ -72,7 +59,7 @@ class DamReader:
         num_masks = len({entry["mask_id"] for entry in entries})
         try:
             image_hw = _size_hw(entries, item.key)
-            image_uri = image_source.below_root(self.image_root, item.key)
+            image_uri = self.image_uri(item.key)
         except DataError as error:
             return ReadResult.refused(self.name, item.key, error, num_masks=num_masks)
         usable, rejects = self._masks(entries, item.key)
@@ -89,10 +76,10 @@ class DamReader:
         return annotations.attach(result, made, lost)
 
     def _entries(self) -> Iterator[tuple[str, Any]]:
-        corpus = records.parse_json(storage.read_bytes(self.captions_uri), self.captions_uri)
+        corpus = records.parse_json(storage.read_bytes(self.source), self.source)
         if not isinstance(corpus, dict) or not all(isinstance(found, list) for found in corpus.values()):
             raise DataError(
-                f"{self.captions_uri} holds a {type(corpus).__name__}, expected an object of lists of "
+                f"{self.source} holds a {type(corpus).__name__}, expected an object of lists of "
                 "captioned masks (DAM's annotations.json)",
                 reason="dam_layout",
             )
@@ -117,11 +104,11 @@ class DamReader:
         return usable, rejects
 
     def _captions(self, entries: list[Record], image_id: str) -> tuple[list[Annotation], list[Reject]]:
-        made, rejects, said = [], [], Counter[str]()
+        made, rejects, seen = [], [], Counter[str]()
         for entry in entries:
             mask_id = entry["mask_id"]
-            said[mask_id] += 1
-            name = f"{mask_id}-{said[mask_id]}"
+            seen[mask_id] += 1
+            name = f"{mask_id}-{seen[mask_id]}"
             try:
                 text = annotations.text_of(entry["caption"], "caption")
             except DataError as error:

@@ -18,10 +18,11 @@ import posixpath
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from pipelines import schema, storage
 from pipelines.ingestion import records, tar_index
+from pipelines.ingestion.file_reader import NoOptions
 from pipelines.ingestion.image_source import member_uri
 from pipelines.ingestion.reader import STAGE, Input, ReadResult, Reject
 from samtok.errors import DataError
@@ -45,12 +46,15 @@ class _File(NamedTuple):
 class Sa1bReader:
     """Reads SA-1B, whole or in part.
 
-    Args:
+    Attributes:
+        options: Class of the options that only this reader has.
         name: Dataset name of the rows.
         split: Split name of the rows; SA-1B itself has none.
         source: A folder or prefix with side-cars, a folder or prefix with ``.tar`` archives, or one archive.
         max_sidecar_bytes: Largest side-car that is parsed.
     """
+
+    options: ClassVar[type] = NoOptions
 
     name: str
     split: str

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
 from pipelines import env
-from pipelines.storage import local, s3
+from pipelines.storage import local
 from samtok.errors import ConfigError, DataError, StorageError
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,13 @@ def absolute(uri: str) -> str:
 
 
 def _backend(uri: str) -> _Backend:
-    return s3 if is_remote(uri) else local
+    return _s3() if is_remote(uri) else local
+
+
+def _s3() -> Any:
+    from pipelines.storage import s3  # its libraries take most of a second, which --help need not wait for
+
+    return s3
 
 
 # ---------------------------------------------------------------- faults and retries
@@ -227,7 +233,7 @@ class _ObjectFile(io.RawIOBase):
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
-        self._info = _patiently("open", uri, lambda: s3.head(uri))
+        self._info = _patiently("open", uri, lambda: _s3().head(uri))
         self._position = 0
 
     def readable(self) -> bool:
@@ -260,7 +266,7 @@ class _ObjectFile(io.RawIOBase):
         if start >= stop:
             return b""
         data = _patiently(
-            "read", self._uri, lambda: s3.get(self._uri, start=start, stop=stop, etag=self._info.etag)
+            "read", self._uri, lambda: _s3().get(self._uri, start=start, stop=stop, etag=self._info.etag)
         )
         self._position += len(data)
         return data

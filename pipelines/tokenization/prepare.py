@@ -90,15 +90,11 @@ def _fingerprint(
     corpus, tokenizer = config.corpus, config.tokenizer
     weights = checkpoint.read_weights(tokenizer.uri, read=storage.read_bytes)
     return {
-        "reader": corpus.reader,
+        **corpus.identity(),
         "dataset": reader.name,
-        "split": reader.split,
         "source": corpus.source,
         "images": corpus.images,
         "sources": shards.digest(reader.sources()),
-        "mask_key": corpus.mask_key,
-        "image_path": corpus.image_path,
-        "sentence": corpus.sentence,
         "tokenizer": tokenizer.uri,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "architecture": hashlib.sha256(architecture.to_json().encode()).hexdigest(),

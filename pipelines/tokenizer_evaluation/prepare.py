@@ -7,7 +7,7 @@ from collections import Counter
 
 from pipelines import job as runs
 from pipelines import storage
-from pipelines.ingestion.corpora import CORPUS_KEYS, CorpusSpec
+from pipelines.ingestion.corpora import CorpusSpec
 from pipelines.tokenization.config import TokenizeCorpusConfig
 from pipelines.tokenization.prepare import Job, foresee, prepare
 from pipelines.tokenizer_evaluation.config import EvaluateTokenizerConfig
@@ -98,5 +98,4 @@ def _tokenization(config: EvaluateTokenizerConfig, spec: CorpusSpec) -> Tokenize
 
 def _text(config: TokenizeCorpusConfig) -> str:
     """Writes a corpus as ``--corpora`` reads it."""
-    values = {key: getattr(config.corpus, key) for key in CORPUS_KEYS} | {"limit": config.limit}
-    return ",".join(f"{key}={value}" for key, value in values.items() if value is not None)
+    return CorpusSpec(config.corpus, limit=config.limit).text

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pydantic
 
 from pipelines import schema, shards, storage
-from pipelines.ingestion.corpora import PLACES, CorpusConfig, CorpusSpec
+from pipelines.ingestion.corpora import CorpusSpec
 from pipelines.ingestion.reader import Input, Reject
 from pipelines.tokenizer_training.config import SamplingConfig
 from pipelines.tokenizer_training.samples import Source
@@ -146,8 +147,7 @@ def load_index(out: str) -> Index | None:
 
 
 def _indexed(body: dict[str, Any]) -> IndexedCorpus:
-    told = body["spec"]
-    spec: Any = CorpusSpec(**(told | {"corpus": CorpusConfig(**told["corpus"])}))
+    spec: Any = pydantic.TypeAdapter(CorpusSpec).validate_python(body["spec"])
     return IndexedCorpus(**(body | {"spec": spec}))
 
 
@@ -169,7 +169,7 @@ def _check_same(earlier: Index, specs: Sequence[CorpusSpec], sources: Sequence[s
 
 
 def _identity(spec: CorpusSpec, sources: str) -> dict[str, Any]:
-    body = {key: value for key, value in dataclasses.asdict(spec.corpus).items() if key not in PLACES}
+    body = spec.corpus.identity()
     body |= {"dataset": spec.name, "weight": spec.weight, "limit": spec.limit, "content": sources[:16]}
     return {"name": spec.name, **body}
 

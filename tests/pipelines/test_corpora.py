@@ -3,20 +3,21 @@
 import json
 import pickle
 import shutil
-from dataclasses import replace
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines import schema, storage
+from pipelines import cli, schema, storage
 from pipelines.ingestion.coco import CocoReader
-from pipelines.ingestion.corpora import CorpusConfig, CorpusSpec, reader_of
+from pipelines.ingestion.corpora import READERS, CorpusConfig, CorpusSpec, ReaderKind, option_names, reader_of
 from pipelines.ingestion.reader import Input
 from pipelines.ingestion.refer import ReferReader
 from pipelines.ingestion.sidecar import Sa1bReader
+from pipelines.tokenization.config import TokenizeCorpusConfig
 from pipelines.tokenizer_training import corpus
 from pipelines.tokenizer_training.config import SamplingConfig
 from pipelines.tokenizer_training.corpus import build_index, load_index, open_sources
@@ -53,8 +54,8 @@ def test_every_key_reaches_its_field():
     assert spec.reader() == CocoReader(
         name="lvis",
         split="val",
-        annotation_uri="a.json",
-        image_root="pictures",
+        source="a.json",
+        images="pictures",
         image_path="coco_url",
         mask_key="sam_mask",
     )
@@ -66,9 +67,9 @@ def test_the_keys_of_expressions_reach_their_reader(tmp_path, monkeypatch):
     assert spec.reader() == ReferReader(
         name="refer",
         split="testA",
-        refs_uri="a/refs.p",
-        image_root="pictures",
-        instances_uri="b.json",
+        source="a/refs.p",
+        images="pictures",
+        instances="b.json",
         sentence="raw",
     )
     assert spec.absolute().corpus.instances == str(Path(tmp_path) / "b.json")
@@ -79,7 +80,7 @@ def test_the_keys_of_expressions_reach_their_reader(tmp_path, monkeypatch):
 @pytest.mark.parametrize("reader", ["granf", "psg", "dam", "osprey"])
 def test_readers_of_other_texts_need_a_source_and_images(reader):
     assert parse(f"reader={reader},source=a.json,images=pictures").reader().name == reader
-    with pytest.raises(ConfigError, match=f"--reader {reader} needs --images"):
+    with pytest.raises(ConfigError, match=f"reader {reader} needs images"):
         parse(f"reader={reader},source=a.json")
 
 
@@ -87,7 +88,7 @@ def test_the_folder_of_maps_reaches_its_reader(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     spec = parse("reader=psg,source=a.json,images=s3://b/coco,panoptic=maps").absolute()
     assert spec.corpus.panoptic == str(Path(tmp_path) / "maps")
-    assert spec.reader().panoptic_root == spec.corpus.panoptic
+    assert spec.reader().panoptic == spec.corpus.panoptic
 
 
 def test_what_is_left_out_has_the_defaults_of_the_flags():
@@ -104,29 +105,31 @@ def test_a_value_may_hold_an_equals_sign():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "'' is not key=value"),
-        ("coco", "'coco' is not key=value.*the keys are reader, source, images.*weight, limit"),
-        ("reader=sa1b,source=a,folder=b", "'folder=b' is not key=value with a known key"),
-        ("reader=sa1b,source=a,b", "'b' is not key=value.*a comma always begins a new key"),
+        ("", "reader and source must be given, as in reader=coco"),
+        ("coco", "'coco' is not key=value with a key of reader, source, images.*weight, limit"),
+        ("reader=sa1b,source=a,folder=b", "'folder=b' is not key=value with a key of"),
+        ("reader=sa1b,source=a,b", "'b' is not key=value.*A value with a comma stands in quotes"),
         ("reader=sa1b,source=", "source is empty"),
         ("reader=sa1b,source=a,source=b", "source is given twice, as a and b"),
-        ("source=a", "it lacks reader; write reader=coco"),
-        ("weight=1", "it lacks reader and source"),
-        ("reader=voc,source=a", "--reader 'voc' is unknown, expected one of coco, sa1b"),
-        ("reader=coco,source=a.json", "needs --images"),
-        ("reader=refer,source=a.json", "--reader refer needs --images"),
-        ("reader=refer,source=a,images=b,sentence=text", "sentence is 'text', expected one of sent, raw"),
-        ("reader=refer,source=a,images=b,instances=gs://c/d", "gs:// is unknown"),
-        ("reader=sa1b,source=a,images=b", "drop --images b"),
-        ("reader=coco,source=a,images=b,image_path=name", "image_path is 'name', expected one of"),
+        ("source=a", "reader must be given"),
+        ("weight=1", "reader and source must be given"),
+        ("reader=voc,source=a", "reader must be one of coco, sa1b.*got voc"),
+        ("reader=coco,source=a.json", "reader coco needs images, the folder"),
+        ("reader=refer,source=a.json", "reader refer needs images"),
+        ("reader=refer,source=a,images=b,sentence=text", "sentence must be one of sent, raw, got text"),
+        ("reader=refer,source=a,images=b,instances=gs://c/d", "instances: Cannot use gs://c/d: gs:// is"),
+        ("reader=sa1b,source=a,images=b", "drop images"),
+        ("reader=coco,source=a,images=b,image_path=name", "image_path must be one of file_name, coco_url"),
+        ("reader=coco,source=a,images=file:///b", "images must be a local path without file://"),
         ("reader=sa1b,source=gs://a/b", "gs:// is unknown"),
-        ("reader=sa1b,source=a,weight=0", "weight must be a number above 0, got 0"),
-        ("reader=sa1b,source=a,weight=-1", "weight must be a number above 0, got -1"),
-        ("reader=sa1b,source=a,weight=nan", "weight must be a number above 0, got nan"),
-        ("reader=sa1b,source=a,weight=inf", "weight must be a number above 0, got inf"),
-        ("reader=sa1b,source=a,weight=two", "weight must be a number above 0, got two"),
-        ("reader=sa1b,source=a,limit=0", "limit must be a whole number of at least 1, got 0"),
-        ("reader=sa1b,source=a,limit=1.5", "limit must be a whole number of at least 1, got 1.5"),
+        ("reader=sa1b,source=a,mask_key=m", "mask_key is no option of reader sa1b, whose options are none"),
+        ("reader=psg,source=a,images=b,sentence=raw", "sentence is no option of reader psg.* are panoptic"),
+        ("reader=sa1b,source=a,weight=0", "weight must be a number > 0, got 0"),
+        ("reader=sa1b,source=a,weight=nan", "weight must be a number > 0, got nan"),
+        ("reader=sa1b,source=a,weight=inf", "weight must be a number > 0, got inf"),
+        ("reader=sa1b,source=a,weight=two", "weight must be a number > 0, got two"),
+        ("reader=sa1b,source=a,limit=0", "limit must be a whole number >= 1, got 0"),
+        ("reader=sa1b,source=a,limit=1.5", "limit must be a whole number >= 1, got 1.5"),
     ],
 )
 def test_a_wrong_corpus_is_refused_with_flag_and_remedy(text, message):
@@ -145,9 +148,81 @@ def test_local_paths_become_absolute_and_uris_stay(tmp_path, monkeypatch):
     assert sa1b.absolute() == sa1b
 
 
-def test_options_of_coco_do_not_reach_other_readers():
-    corpus = CorpusConfig(reader="sa1b", source="folder", mask_key="sam_mask")
-    assert reader_of(corpus) == reader_of(replace(corpus, mask_key="segmentation"))
+# ---------------------------------------------------------------- options of readers
+
+OPTIONS = [
+    ("coco", "mask_key", "sam_mask"),
+    ("coco", "image_path", "coco_url"),
+    ("coco", "image_folders", ("entity_01", "entity_02")),
+    ("refer", "instances", "/data/objects, all.json"),
+    ("refer", "sentence", "raw"),
+    ("granf", "image_folders", ("train2017",)),
+    ("psg", "panoptic", "/data/maps"),
+]
+
+
+def place(reader: str) -> dict[str, Any]:
+    return {"reader": reader, "source": "/data/a.json"} | ({} if reader == "sa1b" else {"images": "/data/i"})
+
+
+def listed(value: object) -> tuple[str, ...]:
+    return value if isinstance(value, tuple) else (str(value),)
+
+
+def test_every_option_of_every_reader_is_in_the_list_above():
+    every = {(reader, name) for reader in READERS for name in option_names(reader)}
+    assert every == {(reader, name) for reader, name, _ in OPTIONS}
+    assert tuple(READERS) == get_args(ReaderKind)
+
+
+@pytest.mark.parametrize(("reader", "name", "value"), OPTIONS)
+def test_an_option_reaches_its_reader_from_the_command_line(reader, name, value):
+    given = {**place(reader), name.replace("_", "-"): value}
+    flags = [part for key, text in given.items() for part in (f"--corpus.{key}", *listed(text))]
+    config = cli.parse(TokenizeCorpusConfig, {}, [*flags, "--out", "/out"], doc="")
+    assert getattr(reader_of(config.corpus), name) == value
+    in_fingerprint = {} if name in ("instances", "panoptic") else {name: value}
+    expected = CorpusConfig(**place(reader)).identity() | in_fingerprint
+    assert json.dumps(config.corpus.identity(), sort_keys=True) == json.dumps(expected, sort_keys=True)
+
+
+@pytest.mark.parametrize(("reader", "name", "value"), OPTIONS)
+def test_an_option_reaches_its_reader_in_one_flag_and_is_written_back(reader, name, value):
+    text = ",".join(f"{key}={given}" for key, given in place(reader).items())
+    spec = parse(f'{text},{name}="{",".join(listed(value))}"')
+    assert getattr(spec.reader(), name) == value
+    assert parse(spec.text) == spec
+
+
+@pytest.mark.parametrize(("reader", "name", "value"), OPTIONS)
+def test_an_option_of_another_reader_is_refused_with_the_readers_own(reader, name, value, capsys):
+    for other in READERS:
+        if name not in option_names(other):
+            with pytest.raises(ConfigError, match=f"no option of --reader {other}, whose options are"):
+                CorpusConfig(**place(other), **{name: value})
+    flags = ["--corpus.reader", "sa1b", "--corpus.source", "a", "--out", "o"]
+    flags += [f"--corpus.{name.replace('_', '-')}", *listed(value)]
+    with pytest.raises(SystemExit):
+        cli.parse(TokenizeCorpusConfig, {}, flags, doc="")
+    assert "is no option of --corpus.reader sa1b, whose options are none." in capsys.readouterr().err
+
+
+def test_names_without_their_folder_are_found(tmp_path):
+    """EntitySeg: the file names a.png, which lies in one of several folders."""
+    for folder in ("entity_01", "entity_02"):
+        (tmp_path / "images" / folder).mkdir(parents=True)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "images" / "entity_02" / "a.png")
+    image = {"id": 1, "file_name": "a.png", "height": 8, "width": 8}
+    marks = [{"id": 7, "image_id": 1, "segmentation": [[1, 1, 5, 1, 5, 5]]}]
+    annotations = write_json(tmp_path / "a.json", [image], marks)
+    text = f"reader=coco,source={annotations},images={tmp_path}/images"
+    index = build_index([parse(f'{text},image_folders="entity_01,entity_02"')], str(tmp_path / "run"))
+    assert load_index(str(tmp_path / "run")) == index
+    (source,) = open_sources(index, SamplingConfig(min_area_px=1))
+    assert source.read(0, most=4, draw=draw()).image.shape == (8, 8, 3)
+    (plain,) = open_sources(build_index([parse(text)], str(tmp_path / "other")), SamplingConfig())
+    with pytest.raises(Unusable):
+        plain.read(0, most=4, draw=draw())
 
 
 # ---------------------------------------------------------------- the index of training corpora

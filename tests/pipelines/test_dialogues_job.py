@@ -18,7 +18,6 @@ from pipelines.dialogues.prepare import plan_of, prepare, slices
 from pipelines.dialogues.run import check_rejects, make_chats
 from pipelines.dialogues.style import STYLES
 from pipelines.ingestion.config import ShapesConfig
-from pipelines.ingestion.registry import build_reader
 from pipelines.ingestion.shapes_corpus import make_shapes
 from pipelines.reports import chats as report
 from samtok import masks
@@ -27,6 +26,7 @@ from samtok.shapes import WorldConfig
 from samtok.words import parse_words
 from tests.code_rows import NUM_CODES, WEIGHTS, annotation, code_mask, code_row, random_row, write_words
 from tests.jobs import data_digests, job, read_manifest, run_job
+from tests.readers import build_reader
 
 EVERY_TASK = "res,gres=0.7,grounding,gcg,psg,instances,region_caption,region_qa,multi_round,dialogue"
 

@@ -270,7 +270,7 @@ COCO = "reader=coco,source=a.json,images=b"
         ((f"{COCO},dataset=a/b",), "cannot name a folder"),
         ((f"{COCO},dataset=report",), "cannot name a folder"),
         ((f"{COCO},weight=2",), "weight of coco has no meaning here"),
-        (("reader=coco",), "lacks source"),
+        (("reader=coco",), "source must be given"),
     ],
 )
 def test_corpora_that_cannot_be_told_apart_or_stored_are_refused(texts, message):

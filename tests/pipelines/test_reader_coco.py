@@ -3,7 +3,6 @@
 import hashlib
 import json
 import pickle
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,9 +11,7 @@ from hypothesis import strategies as st
 
 from pipelines import schema
 from pipelines.ingestion.coco import CocoReader
-from pipelines.ingestion.corpora import ReaderKind
 from pipelines.ingestion.reader import Input, ReadResult
-from pipelines.ingestion.registry import build_reader, reader_kinds
 from samtok import masks
 from samtok.errors import ConfigError, DataError
 
@@ -40,7 +37,7 @@ def reader_of(tmp_path, annotations, *, images=(IMAGE,), categories=({"id": 1, "
     path.write_text(json.dumps(corpus))
     (tmp_path / "images").mkdir(exist_ok=True)
     return CocoReader(
-        name="shapes", split="val", annotation_uri=str(path), image_root=str(tmp_path / "images"), **options
+        name="shapes", split="val", source=str(path), images=str(tmp_path / "images"), **options
     )
 
 
@@ -443,42 +440,3 @@ def test_masks_and_images_in_are_masks_and_images_kept_or_rejected(tmp_path, ima
     for row in rows:
         identities = [mask["mask_id"] for mask in row["masks"]]
         assert len(set(identities)) == len(identities)
-
-
-def test_the_registry_builds_what_the_flags_say():
-    options = {"image_path": "coco_url", "image_folders": "a,b"}
-    built = build_reader("coco", source="x.json", images="pics", split="val", dataset="lvis", options=options)
-
-    assert built == CocoReader(
-        name="lvis",
-        split="val",
-        annotation_uri="x.json",
-        image_root="pics",
-        image_path="coco_url",
-        image_folders=("a", "b"),
-    )
-
-
-@pytest.mark.parametrize(
-    ("kind", "flags", "message"),
-    [
-        ("voc", {}, "--reader 'voc' is unknown, expected one of coco, sa1b"),
-        ("coco", {"images": None}, "needs --images"),
-        ("coco", {"source": ""}, "--source is empty"),
-        ("coco", {"images": "file:///pics"}, "--images file:///pics: write a local path"),
-        ("coco", {"source": "gs://bucket/x.json"}, "gs://"),
-        ("coco", {"options": {"color": "red"}}, "has no option color; its options are image_path, mask_key"),
-        ("coco", {"options": {"image_path": "flickr_url"}}, "expected one of file_name, coco_url"),
-        ("sa1b", {}, "drop --images pics"),
-        ("sa1b", {"images": None, "options": {"mask_key": "m"}}, "its options are none"),
-    ],
-)
-def test_the_registry_names_the_flag_that_cannot_work(kind, flags, message):
-    arguments = {"source": "x.json", "images": "pics", "split": "val", "dataset": "d", **flags}
-
-    with pytest.raises(ConfigError, match=message):
-        build_reader(kind, **arguments)
-
-
-def test_the_registry_lists_its_kinds():
-    assert reader_kinds() == get_args(ReaderKind)

@@ -12,13 +12,13 @@ from PIL import Image
 from pipelines.ingestion import spans
 from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.image_source import read_size_hw
-from pipelines.ingestion.registry import build_reader
 from pipelines.ingestion.shapes_corpus import write_granf
 from pipelines.ingestion.spans import Span
 from samtok import masks
 from samtok.errors import DataError
 from samtok.shapes import WorldConfig, make_scene
 from tests import readers
+from tests.readers import build_reader
 
 HEIGHT, WIDTH = 6, 8
 CAPTION = "A red ring and two stars."
@@ -54,7 +54,7 @@ def reader_of(folder, corpus, **options):
         images=str(folder),
         split="train",
         dataset="g",
-        options=options,
+        **options,
     )
 
 
@@ -162,7 +162,7 @@ def test_images_may_be_in_one_of_several_folders(tmp_path):
     (tmp_path / "val2017").mkdir()
     (tmp_path / "val2017" / "sa_7.jpg").write_bytes(b"x")
     rows, rejects = read_all(
-        reader_of(tmp_path, [granf(), granf(image_id="8")], image_folders="train2017,val2017")
+        reader_of(tmp_path, [granf(), granf(image_id="8")], image_folders=("train2017", "val2017"))
     )
     assert [row["image_uri"] for row in rows] == [f"{tmp_path}/val2017/sa_7.jpg"]
     assert reasons(rejects) == [("missing_image", "8", None, 3)]

@@ -12,12 +12,12 @@ from PIL import Image
 
 from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.image_source import read_size_hw
-from pipelines.ingestion.registry import build_reader
 from pipelines.ingestion.shapes_corpus import write_psg
 from samtok import masks
 from samtok.errors import ConfigError, DataError
 from samtok.shapes import WorldConfig, make_scene, relations
 from tests import readers
+from tests.readers import build_reader
 
 HEIGHT, WIDTH = 6, 8
 IDS = np.zeros((HEIGHT, WIDTH), np.int64)
@@ -61,7 +61,7 @@ def reader_of(folder, entries, *, split="all", test_image_ids=(), options=None, 
         if not (folder / "annotations" / "panoptic" / f"{one}.png").exists():
             write_map(folder / "annotations" / "panoptic" / f"{one}.png")
     place = {"source": f"{folder}/psg.json", "images": str(folder)}
-    return build_reader("psg", **place, split=split, dataset="p", options=options or {})
+    return build_reader("psg", **place, split=split, dataset="p", **(options or {}))
 
 
 def read_all(reader):
@@ -197,7 +197,7 @@ def test_maps_may_lie_elsewhere_and_are_part_of_the_corpus(tmp_path):
         images=str(tmp_path),
         split="all",
         dataset="p",
-        options={"panoptic": f"{tmp_path}/maps"},
+        panoptic=f"{tmp_path}/maps",
     )
     assert moved.sources() == before and set(before) == {"psg.json", "label maps"}
     assert len(read_all(pickle.loads(pickle.dumps(moved)))[0]) == 1

@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 from pipelines.ingestion import safe_pickle
 from pipelines.ingestion.config import ExpressionsConfig, ShapesConfig
 from pipelines.ingestion.refer import ReferReader, selects
-from pipelines.ingestion.registry import build_reader
 from pipelines.ingestion.shapes_corpus import write_refer
 from samtok import masks
 from samtok.errors import ConfigError, DataError
 from samtok.shapes import WorldConfig, make_scene
-from tests.readers import read_all
+from tests.readers import build_reader, read_all
 
 HEIGHT, WIDTH = 6, 8
 SQUARE = np.zeros((HEIGHT, WIDTH), bool)
@@ -54,7 +53,7 @@ def reader_of(folder, refs, *, things=None, images=None, split="val", dump=json.
     (folder / "instances.json").write_text(json.dumps(corpus))
     raw = dump(refs)
     (folder / "refs").write_bytes(raw.encode() if isinstance(raw, str) else raw)
-    return ReferReader(name="r", split=split, refs_uri=f"{folder}/refs", image_root=str(folder), **options)
+    return ReferReader(name="r", split=split, source=f"{folder}/refs", images=str(folder), **options)
 
 
 def said(rows):
@@ -365,7 +364,7 @@ def test_the_objects_may_lie_elsewhere_and_both_files_make_the_corpus(tmp_path):
         images=str(tmp_path),
         split="val",
         dataset="r",
-        options={"instances": str(moved)},
+        instances=str(moved),
     )
     assert set(elsewhere.sources().values()) == set(before.values())
     assert len(read_all(elsewhere)[0]) == 1

@@ -10,12 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.ingestion.config import ShapesConfig
-from pipelines.ingestion.registry import build_reader
 from pipelines.ingestion.shapes_corpus import write_dam
 from samtok import masks
 from samtok.errors import DataError
 from samtok.shapes import WorldConfig, description, make_scene
-from tests.readers import read_all
+from tests.readers import build_reader, read_all
 
 
 def rle(column, size=(6, 8)):

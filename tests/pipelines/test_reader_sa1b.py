@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from pipelines import schema
 from pipelines.ingestion.image_source import ImageLocation, member_uri, parse_image_uri, read_image_bytes
 from pipelines.ingestion.reader import Input
-from pipelines.ingestion.registry import build_reader
 from pipelines.ingestion.sidecar import Sa1bReader
 from samtok import masks
 from samtok.errors import DataError, StorageError
+from tests.readers import build_reader
 
 HEIGHT, WIDTH = 6, 8
 

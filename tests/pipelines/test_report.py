@@ -43,8 +43,8 @@ def reader(home):
     return corpora.CocoReader(
         name="shapes",
         split="train",
-        annotation_uri=str(home / "shapes" / "annotations" / "instances_train.json"),
-        image_root=str(home / "shapes" / "train"),
+        source=str(home / "shapes" / "annotations" / "instances_train.json"),
+        images=str(home / "shapes" / "train"),
     )
 
 

@@ -14,7 +14,6 @@ from pycocotools.coco import COCO
 from jobs import make_shapes
 from pipelines import job as run
 from pipelines.ingestion.config import HELD_OUT_INDEX, PRESETS, ExpressionsConfig, ShapesConfig
-from pipelines.ingestion.registry import build_reader
 from pipelines.ingestion.shapes_corpus import (
     write_coco,
     write_dam,
@@ -26,6 +25,7 @@ from pipelines.ingestion.shapes_corpus import (
 from samtok import masks
 from samtok.errors import ConfigError
 from samtok.shapes import KINDS, WorldConfig, make_scene
+from tests.readers import build_reader
 
 WORLD = WorldConfig(sizes_hw=((32, 48), (40, 32)))
 CONFIG = ShapesConfig(num_images=12, first_index=5, seed=2, world=WORLD)

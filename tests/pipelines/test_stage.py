@@ -12,7 +12,6 @@ import torch
 from pipelines import shards
 from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.reader import Input
-from pipelines.ingestion.registry import build_reader
 from pipelines.ingestion.shapes_corpus import make_shapes
 from pipelines.tokenization import stage
 from pipelines.tokenization.assemble import Assembler, summarize
@@ -21,6 +20,7 @@ from samtok.errors import CheckpointError, ConfigError, DataError
 from samtok.model.tokenizer import MaskTokenizer
 from samtok.shapes import WorldConfig, make_scene
 from tests.bad_folder import IMAGE_REASONS, MASK_REASONS, READ_CORRECTLY, write_bad_folder
+from tests.readers import build_reader
 
 SIZE = {"num_codes": 64, "num_levels": 2}
 """Fingerprint of the corpora here: what the manifest must know."""
