@@ -60,19 +60,18 @@ class QuantizerConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in ("rq", "vq", "fsq"):
-            raise ValueError(f"kind must be rq, vq or fsq, got {self.kind!r}")
+            raise ValueError(f"kind must be rq, vq or fsq, got {self.kind!r}.")
         if self.num_codes < 2 or self.num_levels < 1:
             raise ValueError(
-                "a quantizer needs num_codes of at least 2 and num_levels of at least 1, got "
-                f"{self.num_codes} and {self.num_levels}"
+                f"num_codes must be >= 2 and num_levels >= 1, got {self.num_codes} and {self.num_levels}."
             )
         if self.kind == "vq" and self.num_levels != 1:
             raise ValueError(
-                f"vq has one codebook and one word: set num_levels to 1, got {self.num_levels}, or use rq"
+                f"vq has one codebook and one word: set num_levels to 1, got {self.num_levels}, or use rq."
             )
         if self.shared and self.kind != "rq":
             raise ValueError(
-                f"shared says that the levels of rq have one codebook; {self.kind} has no choice"
+                f"shared says that the levels of rq have one codebook; {self.kind} has no choice."
             )
         self._check_grid()
 
@@ -89,16 +88,16 @@ class QuantizerConfig:
     def _check_grid(self) -> None:
         if self.kind != "fsq":
             if self.grid:
-                raise ValueError(f"grid belongs to fsq, got {self.grid} with {self.kind}; leave it empty")
+                raise ValueError(f"grid belongs to fsq, got {self.grid} with {self.kind}; leave it empty.")
             return
         if not self.grid or not all(2 <= size <= 256 for size in self.grid):
             raise ValueError(
-                f"fsq needs a grid with 2 to 256 steps for each scalar, such as (8, 8, 4), got {self.grid}"
+                f"fsq needs a grid with 2 to 256 steps for each scalar, such as (8, 8, 4), got {self.grid}."
             )
         if math.prod(self.grid) != self.num_codes:
             raise ValueError(
                 f"grid {self.grid} has {math.prod(self.grid)} points and num_codes is {self.num_codes}; "
-                "they must be equal"
+                "they must be equal."
             )
 
 
@@ -125,12 +124,12 @@ class MaskTokenizerConfig:
 
     def __post_init__(self) -> None:
         if self.image_size % self.stride:
-            raise ValueError(f"image_size must be a multiple of {self.stride}, got {self.image_size}")
+            raise ValueError(f"image_size must be a multiple of {self.stride}, got {self.image_size}.")
         scalars = self.quantizer.num_levels * len(self.quantizer.grid)
         if scalars > self.dim:
             raise ValueError(
                 f"{self.quantizer.num_levels} words on grid {self.quantizer.grid} need {scalars} scalars, "
-                f"but an embedding has dim {self.dim}; take fewer scalars per word or fewer words"
+                f"but an embedding has dim {self.dim}; take fewer scalars per word or fewer words."
             )
 
     @property

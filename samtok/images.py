@@ -73,11 +73,11 @@ def open_image(
 ) -> Image.Image:
     """Opens and decodes an image without changing its pixels; the errors are those of ``decode_image``."""
     if not data:
-        raise DataError(f"{where}: the image file is empty", reason="image_empty")
+        raise DataError(f"{where}: the image file is empty.", reason="image_empty")
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise ConfigError(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on in this process, so cut-off images would be filled "
-            "with gray and go unnoticed; switch it off"
+            "with gray and go unnoticed; switch it off."
         )
     try:
         image = Image.open(BytesIO(data), formats=list(formats))
@@ -86,19 +86,19 @@ def open_image(
     except _BROKEN as error:
         raise DataError(
             f"{where}: {len(data)} bytes that start with {data[:8]!r} are not a readable image, expected one "
-            f"of {', '.join(formats)}",  # Pillow's own words hold a memory address, which would differ
+            f"of {', '.join(formats)}.",  # Pillow's own words hold a memory address, which would differ
             reason="image_format",
         ) from error
     if image.width * image.height > max_pixels:
         raise DataError(
-            f"{where}: the image has {image.height}x{image.width} pixels, expected at most {max_pixels}",
+            f"{where}: the image has {image.height}x{image.width} pixels, expected at most {max_pixels}.",
             reason="image_bomb",
         )
     try:
         image.load()
     except _BROKEN as error:
         raise DataError(
-            f"{where}: the {image.format} image of {len(data)} bytes is cut off or damaged: {error}",
+            f"{where}: the {image.format} image of {len(data)} bytes is cut off or damaged: {error}.",
             reason="image_truncated",
         ) from error
     return image
@@ -146,7 +146,7 @@ def _turn_upright(image: Image.Image, where: str, expected_hw: tuple[int, int]) 
         if orientation in (5, 6, 7, 8) and (image.width, image.height) == expected_hw:
             return ImageOps.exif_transpose(image)
     except _BROKEN as error:
-        raise DataError(f"{where}: the EXIF data cannot be read: {error}", reason="image_size") from error
+        raise DataError(f"{where}: the EXIF data cannot be read: {error}.", reason="image_size") from error
     raise DataError(
         f"{where}: the image has {image.height}x{image.width} pixels (EXIF orientation {orientation}), the "
         f"annotation states {expected_hw[0]}x{expected_hw[1]}; is it another version of the image?",
@@ -164,7 +164,7 @@ def _to_rgb(image: Image.Image, where: str) -> np.ndarray:
         return np.array(image.convert("RGB"))
     except ValueError as error:
         raise DataError(
-            f"{where}: pixels of mode {image.mode} have no meaning as RGB: {error}; convert it to 8 bits",
+            f"{where}: pixels of mode {image.mode} have no meaning as RGB: {error}; convert it to 8 bits.",
             reason="image_format",
         ) from error
 
@@ -173,7 +173,7 @@ def _scale_16_bit(values: np.ndarray, where: str) -> np.ndarray:
     """Pillow would clip at 255, which turns a 16-bit image white."""
     if values.min() < 0 or values.max() > 65535:
         raise DataError(
-            f"{where}: gray values from {values.min()} to {values.max()} do not fit 16 bits",
+            f"{where}: gray values from {values.min()} to {values.max()} do not fit 16 bits.",
             reason="image_format",
         )
     gray = ((values.astype(np.int32) + 128) // 257).astype(np.uint8)  # 65535 / 257 is 255
@@ -196,6 +196,6 @@ def _fault_of_name(name: str) -> str | None:
 
 def _unsafe(root: str, name: str, fault: str) -> DataError:
     return DataError(
-        f"the file name {name!r:.200} may lead outside {root}: {fault}; expected a name below the root",
+        f"the file name {name!r:.200} may lead outside {root}: {fault}; expected a name below the root.",
         reason="unsafe_path",
     )

@@ -37,7 +37,7 @@ def read_label_map(data: bytes, *, where: str) -> Int[np.ndarray, "height width"
         return pixels.astype(np.int32)
     raise DataError(
         f"{where}: a label map must be a PNG of 8-bit RGB, palette or gray, got mode {image.mode} with "
-        f"{depth} bits",
+        f"{depth} bits.",
         reason="label_mode",
     )
 

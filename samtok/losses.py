@@ -49,7 +49,7 @@ def mask_losses(
     (height, width), target_size = logits.shape[1:], targets.shape[1:]
     if height > target_size[0] or width > target_size[1]:
         raise ValueError(
-            f"targets must be at least as large as the logits {(height, width)}, got {tuple(target_size)}"
+            f"targets must be at least as large as the logits {(height, width)}, got {tuple(target_size)}."
         )
     if height * width <= num_points:
         at_logits = logits.flatten(1)
@@ -110,7 +110,7 @@ def uncertain_points(
     """
     if oversample < 1 or not 0 <= importance <= 1:
         raise ValueError(
-            f"oversample must be at least 1 and importance in [0, 1], got {oversample} and {importance}"
+            f"oversample must be >= 1 and importance in [0, 1], got {oversample} and {importance}."
         )
     num_uncertain, num_candidates = int(importance * num_points), int(oversample * num_points)
     drawn = uniform_points(keys, num_candidates + num_points - num_uncertain).to(logits.dtype)

@@ -82,7 +82,7 @@ def encode(mask: np.ndarray) -> str:
     if mask.ndim != 2 or mask.size == 0 or mask.dtype.kind not in "biu":
         raise ValueError(
             f"a mask must be a non-empty (height, width) array of bool or integers, got shape {mask.shape} "
-            f"and dtype {mask.dtype}; threshold logits and probabilities first"
+            f"and dtype {mask.dtype}; threshold logits and probabilities first."
         )
     flat = (mask != 0).ravel(order="F")
     return from_edges(np.flatnonzero(np.diff(flat, prepend=False)), height=mask.shape[0], width=mask.shape[1])
@@ -118,7 +118,7 @@ def parse_counts(counts: str | bytes, *, height: int, width: int) -> Runs:
     limit = min(6 * (height * width + 1), MAX_COUNTS_CHARS)
     if len(counts) > limit:
         raise DataError(
-            f"counts of a {height}x{width} mask have {len(counts)} characters, expected at most {limit}",
+            f"counts of a {height}x{width} mask have {len(counts)} characters, expected at most {limit}.",
             reason="too_large",
         )
     return _check_runs(_undo_differences(_parse_numbers(counts, height * width)), height, width)
@@ -159,7 +159,7 @@ def box_of(mask: Shaped[np.ndarray, "height width"]) -> tuple[int, int, int, int
 def iou(a: Bool[np.ndarray, "height width"], b: Bool[np.ndarray, "height width"]) -> float:
     """Returns intersection over union in [0, 1]; two empty masks agree, so they give 1."""
     if a.shape != b.shape:
-        raise ValueError(f"masks must have the same size, got {a.shape} and {b.shape}")
+        raise ValueError(f"masks must have the same size, got {a.shape} and {b.shape}.")
     either = int(np.count_nonzero(a | b))
     return int(np.count_nonzero(a & b)) / either if either else 1.0
 
@@ -180,20 +180,23 @@ def _runs_of_list(counts: Sequence[Any] | np.ndarray, height: int, width: int) -
     limit = min(height * width + 1, MAX_COUNTS_CHARS)
     if len(counts) > limit:
         raise DataError(
-            f"a {height}x{width} mask has {len(counts)} runs, expected at most {limit}", reason="too_large"
+            f"a {height}x{width} mask has {len(counts)} runs, expected at most {limit}.", reason="too_large"
         )
     try:
         runs = np.asarray(counts)
     except (ValueError, OverflowError) as error:  # ragged lists, integers beyond any type
-        raise DataError(f"runs of a mask are not a list of integers: {error}", reason="rle_counts") from error
+        raise DataError(
+            f"runs of a mask are not a list of integers: {error}.", reason="rle_counts"
+        ) from error
     if runs.ndim != 1 or (runs.size and runs.dtype.kind not in "iu"):
         raise DataError(
-            f"runs of a mask must be a flat list of integers, got {runs.ndim} dimensions of {runs.dtype}",
+            f"runs of a mask must be a flat list of integers, got {runs.ndim} dimensions of {runs.dtype}.",
             reason="rle_counts",
         )
     if runs.size and runs.max() > height * width:  # before the cast: an unsigned 64-bit number may not fit
         raise DataError(
-            f"a run of {runs.max()} pixels in a mask of {height}x{width} = {height * width}", reason="rle_sum"
+            f"a run of {runs.max()} pixels in a mask of {height}x{width} = {height * width}.",
+            reason="rle_sum",
         )
     return _check_runs(runs.astype(np.int64), height, width)
 
@@ -205,7 +208,7 @@ def _runs_of_polygons(polygons: Sequence[Any], height: int, width: int) -> list[
         sizes = [array.size for array in arrays[:10]]
         raise DataError(
             f"none of {len(arrays)} polygons can be drawn: they have {sizes} numbers, expected an even "
-            "number of at least 6 (x, y of three corners)",
+            "number of at least 6 (x, y of three corners).",
             reason="polygon_invalid",
         )
     _check_outline(kept)
@@ -218,15 +221,15 @@ def _polygon_array(polygon: object) -> np.ndarray:
     try:
         array = np.asarray(polygon)
     except (ValueError, OverflowError) as error:
-        raise DataError(f"a polygon is not a list of numbers: {error}", reason="polygon_invalid") from error
+        raise DataError(f"a polygon is not a list of numbers: {error}.", reason="polygon_invalid") from error
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iuf"):
         raise DataError(
             f"a polygon must be a flat list of numbers x1, y1, x2, y2, ..., got {array.ndim} dimensions "
-            f"of {array.dtype}",
+            f"of {array.dtype}.",
             reason="polygon_invalid",
         )
     if not np.isfinite(array).all():
-        raise DataError("a polygon has a coordinate that is not finite", reason="polygon_invalid")
+        raise DataError("a polygon has a coordinate that is not finite.", reason="polygon_invalid")
     return array.astype(np.float64)
 
 
@@ -236,7 +239,7 @@ def _check_outline(polygons: Sequence[np.ndarray]) -> None:
         farthest = float(np.abs(polygon).max())
         if farthest > _MAX_COORDINATE:
             raise DataError(
-                f"a polygon has a coordinate of {farthest:g} px, expected at most {_MAX_COORDINATE:g}",
+                f"a polygon has a coordinate of {farthest:g} px, expected at most {_MAX_COORDINATE:g}.",
                 reason="too_large",
             )
         corners = polygon.reshape(-1, 2)
@@ -255,25 +258,25 @@ def _parse_numbers(counts: str | bytes, num_pixels: int) -> Int[np.ndarray, " _n
     try:
         raw = counts.encode("ascii") if isinstance(counts, str) else counts
     except UnicodeEncodeError as error:
-        raise DataError(f"counts of a mask are not ASCII: {error}", reason="rle_counts") from error
+        raise DataError(f"counts of a mask are not ASCII: {error}.", reason="rle_counts") from error
     groups = np.frombuffer(raw, np.uint8) - np.uint8(48)  # characters below 48 wrap to values above 63
     if groups.size == 0:
         return np.zeros(0, np.int64)
     ends = np.flatnonzero((groups & 0x20) == 0)
     if groups.max() > 63 or ends.size == 0 or ends[-1] != groups.size - 1:
         raise DataError(
-            "counts of a mask have a character outside codes 48 to 111 or end inside a number",
+            "counts of a mask have a character outside codes 48 to 111 or end inside a number.",
             reason="rle_counts",
         )
     lengths = np.diff(ends, prepend=-1)
     if lengths.max() > _MAX_GROUPS:
-        raise DataError(f"counts of a mask have a number of {lengths.max()} digits", reason="rle_counts")
+        raise DataError(f"counts of a mask have a number of {lengths.max()} digits.", reason="rle_counts")
     starts = ends - lengths + 1
     shifts = 5 * (np.arange(groups.size) - np.repeat(starts, lengths))
     numbers = np.add.reduceat((groups & 0x1F).astype(np.int64) << shifts, starts)
     numbers -= np.where(groups[ends] & 0x10, np.int64(1) << (5 * lengths), 0)
     if np.abs(numbers).max() > num_pixels:  # also keeps the sums that follow inside 64 bits
-        raise DataError(f"counts of a mask of {num_pixels} pixels have a larger step", reason="rle_sum")
+        raise DataError(f"counts of a mask of {num_pixels} pixels have a larger step.", reason="rle_sum")
     return numbers
 
 
@@ -287,14 +290,14 @@ def _undo_differences(numbers: Int[np.ndarray, " _number"]) -> Runs:
 
 def _check_runs(runs: Runs, height: int, width: int) -> Runs:
     if runs.size and runs.min() < 0:
-        raise DataError(f"a mask has a run of {runs.min()} pixels, expected 0 or more", reason="rle_counts")
+        raise DataError(f"a mask has a run of {runs.min()} pixels, expected 0 or more.", reason="rle_counts")
     if runs.size > height * width + 1:
-        raise DataError(f"a {height}x{width} mask has {runs.size} runs", reason="too_large")
+        raise DataError(f"a {height}x{width} mask has {runs.size} runs.", reason="too_large")
     total = int(runs.sum())
     if total != height * width:
         raise DataError(
             f"runs of a mask add up to {total} pixels, expected {height}x{width} = {height * width}; the "
-            "counts are cut off or belong to another image",
+            "counts are cut off or belong to another image.",
             reason="rle_sum",
         )
     return runs
@@ -336,27 +339,29 @@ def _write(runs: Runs, height: int, width: int) -> str:
 
 def _check_image_size(height: int, width: int, max_pixels: int) -> None:
     if height < 1 or width < 1:
-        raise DataError(f"an image of {height}x{width} pixels cannot have masks", reason="size_invalid")
+        raise DataError(f"an image of {height}x{width} pixels cannot have masks.", reason="size_invalid")
     if height * width > max_pixels:
         raise DataError(
-            f"a mask of {height}x{width} pixels, expected at most {max_pixels} in all", reason="too_large"
+            f"a mask of {height}x{width} pixels, expected at most {max_pixels} in all.", reason="too_large"
         )
 
 
 def _check_stated_size(size: object, height: int, width: int) -> None:
     stated = size.tolist() if isinstance(size, np.ndarray) else size
     if not isinstance(stated, list | tuple) or len(stated) != 2:
-        raise DataError(f"an RLE must state its size as [height, width], got {size!r:.80}", reason="rle_size")
+        raise DataError(
+            f"an RLE must state its size as [height, width], got {size!r:.80}.", reason="rle_size"
+        )
     if list(stated) != [height, width]:
         swapped = "; height and width are swapped" if list(stated) == [width, height] else ""
         raise DataError(
-            f"an RLE states the size {stated!r:.80}, the image has [{height}, {width}]{swapped}",
+            f"an RLE states the size {stated!r:.80}, the image has [{height}, {width}]{swapped}.",
             reason="rle_size",
         )
 
 
 def _type_error(got: str) -> DataError:
     return DataError(
-        f"a segmentation is {got}, expected polygons, an RLE dict, a list of RLE dicts, or null",
+        f"a segmentation is {got}, expected polygons, an RLE dict, a list of RLE dicts, or null.",
         reason="segmentation_type",
     )

@@ -62,7 +62,7 @@ def word_of(level: int, code: int, *, num_codes: int = 256) -> str:
     """Returns the word of one code: level 1, code 45 is ``<|mt_0301|>`` with 256 codes per level."""
     if level < 0 or not 0 <= code < num_codes:
         raise ValueError(
-            f"level {level}, code {code}: expected a level from 0 and a code in [0, {num_codes})"
+            f"level {level}, code {code}: expected a level from 0 and a code in [0, {num_codes})."
         )
     return f"<|mt_{num_codes * level + code:04d}|>"
 
@@ -70,7 +70,7 @@ def word_of(level: int, code: int, *, num_codes: int = 256) -> str:
 def all_words(num_codes: int = 256, num_levels: int = 2) -> list[str]:
     """Returns every word that an MLLM needs, in the order start, codes of level 0, 1, ..., end."""
     if num_codes < 1 or num_levels < 1:
-        raise ValueError(f"expected at least one code and one level, got {num_codes} and {num_levels}")
+        raise ValueError(f"num_codes and num_levels must be >= 1, got {num_codes} and {num_levels}.")
     codes = [
         word_of(level, code, num_codes=num_codes) for level in range(num_levels) for code in range(num_codes)
     ]
@@ -80,7 +80,7 @@ def all_words(num_codes: int = 256, num_levels: int = 2) -> list[str]:
 def format_words(codes: Sequence[int], *, num_codes: int = 256) -> str:
     """Returns the text of one mask from its code per level; ValueError for no codes or one out of range."""
     if not codes:
-        raise ValueError("a mask needs at least one code, got none")
+        raise ValueError("a mask needs at least one code, got none.")
     words = [word_of(level, code, num_codes=num_codes) for level, code in enumerate(codes)]
     return "".join([START, *words, END])
 
@@ -133,7 +133,7 @@ def parse_words_lenient(
         ValueError: For an unknown policy, or "reference" with other than 2 levels.
     """
     if policy not in POLICIES:
-        raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")
+        raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}.")
     stretches = [_read_stretch(names, num_codes, num_levels) for names in _stretches(text)]
     if policy == "reference":
         _require_two_levels(num_levels)
@@ -166,7 +166,7 @@ def parse_words_single_slot(
         if level >= num_levels:
             raise DataError(
                 f"{token[0]} at character {token.start()} is beyond the last code, "
-                f"{num_levels * num_codes - 1}; the reference cannot score this text",
+                f"{num_levels * num_codes - 1}; the reference cannot score this text.",
                 reason="malformed_words",
             )
         slots[level] = code
@@ -223,7 +223,7 @@ def _reference_pairs(text: str, num_codes: int) -> list[tuple[int, ...]]:
 def _require_two_levels(num_levels: int) -> None:
     if num_levels != 2:
         raise ValueError(
-            f"the reference reads words of 2 levels, got {num_levels}; use the policy drop or depth1 instead"
+            f"the reference reads words of 2 levels, got {num_levels}; use the policy drop or depth1 instead."
         )
 
 
@@ -247,6 +247,6 @@ def _malformed(
         expected = f"a code of level {len(codes)}, {first} to {last}"
     got = repr(text[position : position + 24]) if position < len(text) else "the end of the text"
     return DataError(
-        f"mask words are malformed at character {position}: expected {expected}, got {got}",
+        f"mask words are malformed at character {position}: expected {expected}, got {got}.",
         reason="malformed_words",
     )

@@ -142,7 +142,7 @@ class Trainer:
             self.quantizer.start(rows if world.rank() == 0 else rows[:0], generator)
         except ValueError as error:
             raise TrainingDiverged(
-                f"quantization cannot begin at step {self.steps.done}: {error}. Raise --quantize-from "
+                f"quantization cannot begin at step {self.steps.done}: {error} Raise --quantize-from "
                 "with another --out, or see why steps before it were skipped."
             ) from error
 

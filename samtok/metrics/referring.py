@@ -233,7 +233,7 @@ def by_tag(
 def groups(samples: Samples, tags: Sequence[Sequence[str]]) -> dict[str, Bool[np.ndarray, " sample"]]:
     """Returns for each tag, in alphabetical order, which samples have it."""
     if len(tags) != len(samples):
-        raise ValueError(f"expected the tags of {len(samples)} samples, got {len(tags)}")
+        raise ValueError(f"expected the tags of {len(samples)} samples, got {len(tags)}.")
     names = sorted({tag for of_sample in tags for tag in of_sample})
     return {name: np.array([name in of_sample for of_sample in tags], bool) for name in names}
 
@@ -261,21 +261,21 @@ def _row(target: _Mask, predicted: _Mask | None) -> tuple[tuple[int, int, int], 
     if predicted is None:
         return (0, 0, int(target.sum())), (nothing, target_box), True
     if predicted.shape != target.shape:
-        raise ValueError(f"masks must have the same size, got {predicted.shape} for {target.shape}")
+        raise ValueError(f"masks must have the same size, got {predicted.shape} and {target.shape}.")
     numbers = int((target & predicted).sum()), int(predicted.sum()), int(target.sum())
     return numbers, (masks.box_of(predicted) or nothing, target_box), False
 
 
 def _used(samples: Samples, mode: Mode) -> Samples:
     if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}.")
     return samples.take(~samples.skipped) if mode == "official" else samples
 
 
 def _annotated(samples: Samples, plus_one: bool) -> Float[np.ndarray, "sample 4"]:
     """Returns annotated boxes in pixels; the far side is included where widths get their 1 back."""
     if samples.annotated_box is None:
-        raise ValueError("these samples have no annotated boxes; use gt_box='mask'")
+        raise ValueError("these samples have no annotated boxes; use gt_box='mask'.")
     box = np.round(samples.annotated_box)
     return box - np.array([0, 0, 1, 1]) if plus_one else box
 

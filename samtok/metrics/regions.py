@@ -58,7 +58,7 @@ def boundary_iou(a: _Mask, b: _Mask, *, ratio: float = BOUNDARY_RATIO) -> float:
         ValueError: If the sizes differ.
     """
     if a.shape != b.shape:
-        raise ValueError(f"masks must have the same size, got {a.shape} and {b.shape}")
+        raise ValueError(f"masks must have the same size, got {a.shape} and {b.shape}.")
     box = masks.box_of(a | b)
     if box is None:
         return 1.0

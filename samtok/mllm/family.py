@@ -123,7 +123,7 @@ class Adapter(ABC):
             ConfigError: The family has no packing that is known to be free of leaks.
         """
         raise ConfigError(
-            f"Packing is not available for {self.family}: no call is known to keep its dialogues apart. "
+            f"packing is not available for {self.family}: no call is known to keep its dialogues apart. "
             "Leave packing off; batches by length cost little."
         )
 
@@ -160,7 +160,7 @@ class Adapter(ABC):
         """
         pieces, order = self._pieces(turns, len(images))
         if turns[-1].role == "assistant":
-            raise ValueError(f"a prompt must end before the assistant's turn, got {turns[-1].text[:60]!r}")
+            raise ValueError(f"a prompt must end before the assistant's turn, got {turns[-1].text[:60]!r}.")
         pieces[-1] = (pieces[-1][0] + self.header("assistant"), False)
         return self._encoded([(text, False) for text, _ in pieces], [images[i] for i in order], None)
 
@@ -174,7 +174,7 @@ class Adapter(ABC):
     def _pieces(self, turns: Sequence[Turn], num_images: int) -> tuple[list[tuple[str, bool]], list[int]]:
         """Returns texts, each with whether it is learnt, and the images in the order of the text."""
         if not turns:
-            raise ValueError("a dialogue needs at least one turn, got none")
+            raise ValueError("a dialogue needs at least one turn, got none.")
         pieces: list[tuple[str, bool]] = []
         order: list[int] = []
         said = self.start_of_text if turns[0].role == "system" else self._preface
@@ -232,7 +232,7 @@ class Adapter(ABC):
             labels += new if learnt else [IGNORE] * len(new)
         if max_tokens is not None and len(ids) > max_tokens:
             raise DataError(
-                f"The dialogue has {len(ids)} tokens and at most {max_tokens} are taken; it is left out, "
+                f"the dialogue has {len(ids)} tokens and at most {max_tokens} are taken; it is left out, "
                 "since cutting could split an image or a mask word. Raise the limit to keep it.",
                 reason="too_long",
             )
@@ -316,7 +316,7 @@ class Adapter(ABC):
         id_ = known.get(token)
         if id_ is None:
             raise CheckpointError(
-                f"The text tokenizer has no token {token}, which {self.family} needs. Use the tokenizer "
+                f"the text tokenizer has no token {token}, which {self.family} needs. Use the tokenizer "
                 "of the checkpoint itself."
             )
         return id_
@@ -338,7 +338,7 @@ class Adapter(ABC):
         ours = f"{self.header('user')}{_PROBE}{self.end_of_turn}{self.after_turn()}{self.header('assistant')}"
         if not given.endswith(ours):
             raise CheckpointError(
-                f"The chat template of this checkpoint writes {given!r} where {self.family} writes {ours!r}. "
+                f"the chat template of this checkpoint writes {given!r} where {self.family} writes {ours!r}. "
                 "Give the folder the template of the released checkpoints."
             )
         return given.removesuffix(ours)
@@ -356,7 +356,7 @@ def _pixels(image: Picture) -> np.ndarray:
     array = np.array(image.convert("RGB")) if isinstance(image, Image.Image) else image
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise DataError(
-            f"An image must be H x W x 3 of uint8, got {array.shape} of {array.dtype}. Convert it to RGB.",
+            f"an image must be H x W x 3 of uint8, got {array.shape} of {array.dtype}. Convert it to RGB.",
             reason="image",
         )
     return array if array.flags.writeable else array.copy()  # Ray's are not, and torch warns of those

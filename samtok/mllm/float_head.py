@@ -20,7 +20,7 @@ def use_float32_head(model: PreTrainedModel) -> None:
     """
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
-        raise TypeError(f"the output embeddings of {type(model).__name__} are a {type(head).__name__}")
+        raise TypeError(f"the output embeddings of {type(model).__name__} are a {type(head).__name__}.")
     head.forward = types.MethodType(_forward, head)
 
 

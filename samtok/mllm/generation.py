@@ -49,8 +49,7 @@ def generate(
     """
     if temperature < 0 or max_new_tokens < 1:
         raise ValueError(
-            "temperature must be at least 0 and max_new_tokens at least 1, got "
-            f"{temperature} and {max_new_tokens}"
+            f"temperature must be >= 0 and max_new_tokens >= 1, got {temperature} and {max_new_tokens}."
         )
     if not prompts:
         return []

@@ -86,7 +86,7 @@ class SuppressTokens(LogitsProcessor):
         if width < self.vocab_size:
             raise ValueError(
                 f"the model scores {width} tokens, its tokenizer knows {self.vocab_size}; "
-                "extend the model by its mask words first (jobs/extend_mllm.py)"
+                "extend the model by its mask words first (jobs/extend_mllm.py)."
             )
         table = torch.zeros(1, width, dtype=torch.bool)
         table[:, list(self.suppressed_ids)] = True
@@ -116,7 +116,7 @@ class MaskWordGrammar(SuppressTokens):
         said = [word_ids.start, *(code for level in word_ids.codes for code in level), word_ids.end]
         _require_known(said, vocab_size)
         if len({*said, *suppressed_ids}) < len(said) + len(set(suppressed_ids)):
-            raise ValueError("a token is two mask words, or a mask word that is suppressed")
+            raise ValueError("a token is two mask words, or a mask word that is suppressed.")
         self.word_ids = word_ids
         self.num_levels = len(word_ids.codes)
         self._roles = {torch.device("cpu"): self._role_of_token()}
@@ -162,4 +162,4 @@ class MaskWordGrammar(SuppressTokens):
 def _require_known(ids: Sequence[int], vocab_size: int) -> None:
     wrong = [token for token in ids if not 0 <= token < vocab_size]
     if wrong:
-        raise ValueError(f"token {wrong[0]} is not in the vocabulary: expected ids in [0, {vocab_size})")
+        raise ValueError(f"token {wrong[0]} is not in the vocabulary: expected ids in [0, {vocab_size}).")

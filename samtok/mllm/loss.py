@@ -69,17 +69,17 @@ def _check(config: Any, inputs: Mapping[str, Tensor]) -> None:
         if not SEEING.isdisjoint(inputs) and "mm_token_type_ids" not in inputs:
             raise ValueError(
                 f"the batch has images and no mm_token_type_ids, so {config.model_type} would take positions "
-                "of one axis; make batches with Adapter.collate"
+                "of one axis; make batches with Adapter.collate."
             )
         return
     attention = config.get_text_config()._attn_implementation
     if "attention_mask" in inputs or positions.ndim != 3 or len(positions) != 4:
         raise ValueError(
             "a packed batch needs position_ids of 4 x batch x token and no attention_mask, or its dialogues "
-            f"see each other; got position_ids {tuple(positions.shape)}, {sorted(inputs)}. Use Adapter.pack"
+            f"see each other; got position_ids {tuple(positions.shape)}, {sorted(inputs)}. Use Adapter.pack."
         )
     if attention not in PACKED_ATTENTION:
         raise ValueError(
             f"packed dialogues are known to stay apart with {', '.join(PACKED_ATTENTION)} attention only, "
-            f"got {attention}; load the model with one of them, or do not pack"
+            f"got {attention}; load the model with one of them, or do not pack."
         )

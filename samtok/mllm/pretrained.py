@@ -15,7 +15,7 @@ def load_processor(folder: str | Path) -> ProcessorMixin:
     try:
         return AutoProcessor.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-        raise CheckpointError(f"The processor of {folder} cannot be loaded: {str(error)[:500]}") from error
+        raise CheckpointError(f"the processor of {folder} cannot be loaded: {str(error)[:500]}.") from error
 
 
 def read_model(
@@ -36,4 +36,4 @@ def read_model(
             "Install samtok[perception-lm] for timm, samtok[gpu] for flash-attn."
         ) from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"The model of {folder} cannot be loaded: {str(error)[:500]}") from error
+        raise CheckpointError(f"the model of {folder} cannot be loaded: {str(error)[:500]}.") from error

@@ -54,7 +54,9 @@ def extend(
         ValueError: The geometry is of another vocabulary.
     """
     if geometry is not None and geometry.shape[:2] != (vocabulary.num_levels, vocabulary.num_codes):
-        raise ValueError(f"a geometry of {tuple(geometry.shape[:2])} levels and codes is not of {vocabulary}")
+        raise ValueError(
+            f"a geometry of {tuple(geometry.shape[:2])} levels and codes is not of {vocabulary}."
+        )
     num_rows = _num_rows(model)
     added = vocabulary.add_to(tokenizer)
     known, stop = min(len(tokenizer) - added, num_rows), len(tokenizer)
@@ -79,14 +81,14 @@ def check_rows(model: PreTrainedModel, num_tokens: int) -> None:
     have, weights = _num_rows(model), _embedding_weights(model)
     if have < num_tokens:
         raise CheckpointError(
-            f"The model has {have} embedding rows and its text tokenizer {num_tokens} tokens; it needs at "
+            f"the model has {have} embedding rows and its text tokenizer {num_tokens} tokens; it needs at "
             f"least as many rows. The two are of different checkpoints, or the model was not extended. "
             f"{REMEDY}"
         )
     tied = bool(getattr(model.config, "tie_word_embeddings", False))
     if tied != (len(weights) == 1):
         raise CheckpointError(
-            f"The config says tie_word_embeddings = {str(tied).lower()}, but input and output embeddings "
+            f"the config says tie_word_embeddings = {str(tied).lower()}, but input and output embeddings "
             f"are {'one tensor' if len(weights) == 1 else 'two tensors'}; training or saving would lose one."
         )
 
@@ -164,7 +166,7 @@ def _mapped(vectors: Tensor, width: int, generator: torch.Generator) -> Tensor:
     spread = mapped.var(dim=0, correction=0).mean().sqrt()
     if not spread > 1e-6 * vectors.abs().max():  # also when they are not numbers
         raise CheckpointError(
-            f"The {len(vectors)} codes of a level have no geometry: their vectors spread by {spread:g} "
+            f"the {len(vectors)} codes of a level have no geometry: their vectors spread by {spread:g} "
             "around their mean. Train the mask tokenizer further, or draw the rows as noise (--rows noise)."
         )
     return mapped / spread

@@ -102,8 +102,8 @@ def sample(
     """
     if temperature <= 0 or max_new_tokens < 1 or replies < 1:
         raise ValueError(
-            "temperature must be above 0, max_new_tokens and replies at least 1, got "
-            f"{temperature}, {max_new_tokens} and {replies}"
+            "temperature must be > 0, max_new_tokens and replies >= 1, got "
+            f"{temperature}, {max_new_tokens} and {replies}."
         )
     if not prompts:
         return []
@@ -184,7 +184,7 @@ def reply_log_probs(
         ValueError: For an empty reply, which has nothing to learn from, or as ``answer_logits``.
     """
     if any(len(ids) == 0 for group in replies for ids in group):
-        raise ValueError("a reply has no token; every reply has at least the one that ends the turn")
+        raise ValueError("a reply has no token; every reply has at least the one that ends the turn.")
     device = next(model.parameters()).device
     rows = [with_reply(p, ids) for p, group in zip(prompts, replies, strict=True) for ids in group]
     batch: dict[str, Any] = {name: value.to(device) for name, value in adapter.collate(rows).items()}

@@ -60,7 +60,7 @@ class MaskWordProcessor(LogitsProcessor):
         if min(last, default=0) < 0:
             raise ConfigError(
                 "vLLM has not filled in the newest token of a request yet, so the grammar cannot see where "
-                "it stands; start the engine with --no-async-scheduling"
+                "it stands; start the engine with --no-async-scheduling."
             )
         return [self.grammar.word_ids.end] * (size - len(last)) + last
 

@@ -58,8 +58,7 @@ class MaskVocabulary:
     def __post_init__(self) -> None:
         if self.num_codes < 1 or self.num_levels < 1:
             raise ValueError(
-                "a vocabulary needs at least one code and one level, got "
-                f"num_codes {self.num_codes} and num_levels {self.num_levels}"
+                f"num_codes and num_levels must be >= 1, got {self.num_codes} and {self.num_levels}."
             )
 
     @classmethod
@@ -97,7 +96,7 @@ class MaskVocabulary:
         """
         have = mask_words_of(tokenizer)
         if not have:
-            raise CheckpointError(f"The text tokenizer has no mask words; it needs {self}. {REMEDY}")
+            raise CheckpointError(f"the text tokenizer has no mask words; it needs {self}. {REMEDY}")
         self._require_same(have)
         names = self.words
         if tokenizer("".join(names), add_special_tokens=False)["input_ids"] != [have[w] for w in names]:
@@ -122,7 +121,7 @@ class MaskVocabulary:
         kept = [word for word, id_ in zip(self.words, ids.all, strict=True) if id_ not in special]
         if _MASK_WORD.findall(str(read)) != kept:
             raise CheckpointError(
-                "Decoding loses mask words that are normal tokens of the text tokenizer; it must return each "
+                "decoding loses mask words that are normal tokens of the text tokenizer; it must return each "
                 f"of the {len(kept)} as it is. {REMEDY}"
             )
         return ids
@@ -133,7 +132,7 @@ class MaskVocabulary:
         extra = sorted(word for word in have if word not in known)
         if missing or extra:
             raise CheckpointError(
-                f"The text tokenizer has {len(have)} mask words and {self} has {len(known)}. Of these "
+                f"the text tokenizer has {len(have)} mask words and {self} has {len(known)}. Of these "
                 f"{len(missing)} are missing (such as {missing[:2]}) and {len(extra)} of its own are foreign "
                 f"(such as {extra[:2]}). Use the mask tokenizer that the checkpoint was made for, or "
                 "extend the original checkpoint again."
@@ -159,7 +158,7 @@ def _split_word(tokenizer: "PreTrainedTokenizerBase", ids: dict[str, int]) -> Ch
                 f"{REMEDY}"
             )
     return CheckpointError(
-        f"Mask words are one token each alone, but not where one follows another. The text tokenizer must "
+        f"mask words are one token each alone, but not where one follows another. The text tokenizer must "
         f"hold them as added tokens. {REMEDY}"
     )
 

@@ -83,6 +83,6 @@ def check_codes(codes: Int[Tensor, "mask level"], num_codes: int, num_levels: in
     """
     levels = codes.shape[1]
     if not 1 <= levels <= num_levels:
-        raise ValueError(f"codes must have 1 to {num_levels} levels, got {levels}")
+        raise ValueError(f"codes must have 1 to {num_levels} levels, got {levels}.")
     if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= num_codes):
-        raise ValueError(f"codes must lie in [0, {num_codes}), got {int(codes.min())} to {int(codes.max())}")
+        raise ValueError(f"codes must be in [0, {num_codes}), got {int(codes.min())} to {int(codes.max())}.")

@@ -133,7 +133,7 @@ class FiniteScalarQuantizer(Float32Buffers):
         if len(z) <= scalars:
             raise ValueError(
                 f"fsq with {scalars} scalars starts from more than {scalars} embeddings, got {len(z)}; "
-                "collect more"
+                "collect more."
             )
         self.centre.copy_(from_first_rank(z.mean(dim=0)))
         centred = (z - self.centre).double()

@@ -199,7 +199,7 @@ def kmeans(
         ValueError: If there are fewer points than clusters.
     """
     if len(points) < k:
-        raise ValueError(f"k-means needs at least {k} points, got {len(points)}; collect more embeddings")
+        raise ValueError(f"k-means needs at least {k} points, got {len(points)}; collect more embeddings.")
     centres = _seeds(points, k, generator)
     for _ in range(steps):
         code = nearest(points, centres)

@@ -74,7 +74,7 @@ class MaskTokenizer(nn.Module):
             ValueError: If there is no such preset.
         """
         if name not in PRESETS:
-            raise ValueError(f"unknown preset {name!r}; known ones are {sorted(PRESETS)}")
+            raise ValueError(f"unknown preset {name!r}; known ones are {sorted(PRESETS)}.")
         return cls(PRESETS[name])
 
     @classmethod
@@ -330,16 +330,16 @@ class MaskTokenizer(nn.Module):
 
 def _check_sizes(batch: Sequence[np.ndarray], masks: Sequence[MaskList]) -> None:
     if len(batch) != len(masks):
-        raise ValueError(f"got {len(batch)} images but masks for {len(masks)}")
+        raise ValueError(f"got {len(batch)} images but masks for {len(masks)}.")
     for i, (image, of_image) in enumerate(zip(batch, masks, strict=True)):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(
-                f"image {i} must be RGB uint8 of height x width x 3, got {image.dtype} {image.shape}"
+                f"image {i} must be RGB uint8 of height x width x 3, got {image.dtype} {image.shape}."
             )
         for j, mask in enumerate(of_image):
             if mask.dtype != bool:
                 raise ValueError(
-                    f"mask {j} of image {i} is {mask.dtype}, expected bool; use mask > 0 for 0/255 pictures"
+                    f"mask {j} of image {i} is {mask.dtype}, expected bool; use mask > 0 for 0/255 pictures."
                 )
             if mask.shape != image.shape[:2]:
-                raise ValueError(f"mask {j} of image {i} is {mask.shape}, its image {image.shape[:2]}")
+                raise ValueError(f"mask {j} of image {i} is {mask.shape}, its image {image.shape[:2]}.")

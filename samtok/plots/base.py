@@ -57,7 +57,7 @@ def histogram_plot(
         ValueError: If the edges do not fit the counts.
     """
     if len(edges) != len(counts) + 1:
-        raise ValueError(f"got {len(edges)} edges for {len(counts)} bins, expected {len(counts) + 1}")
+        raise ValueError(f"got {len(edges)} edges for {len(counts)} bins, expected {len(counts) + 1}.")
     figure, (axes,) = figure_of(1, title, height_in=4.4)
     widths = np.diff(edges)
     axes.bar(edges[:-1], counts, width=widths, align="edge", color=rgb(BARS), edgecolor="white")

@@ -84,7 +84,7 @@ def curves_plot(
     from matplotlib.ticker import MaxNLocator
 
     if not panels:
-        raise ValueError("there is nothing to plot, expected at least one panel")
+        raise ValueError("there is nothing to plot, expected at least one panel.")
     events, columns = events or Events(), min(2, len(panels))
     figure, all_axes = figure_of(len(panels), title, height_in=2.7, width_in=5.5 * columns, columns=columns)
     extent = _extent(panels)
@@ -152,7 +152,7 @@ def _numbers_of(curve: Curve, *, positive: bool) -> tuple[np.ndarray, np.ndarray
     steps, values = np.asarray(curve.steps, np.float64), np.asarray(curve.values, np.float64)
     if steps.shape != values.shape:
         raise ValueError(
-            f"curve {curve.label!r} has {len(values)} values for {len(steps)} steps, expected one each"
+            f"curve {curve.label!r} has {len(values)} values for {len(steps)} steps, expected one each."
         )
     usable = np.isfinite(values) & (values > 0 if positive else True)
     return thinned(steps, np.where(usable, values, np.nan))

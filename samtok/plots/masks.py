@@ -29,7 +29,7 @@ def iou_area_plot(iou: Float[np.ndarray, " mask"], area_px: Float[np.ndarray, " 
         ValueError: If an area is below 1.
     """
     if len(area_px) and area_px.min() < 1:
-        raise ValueError(f"areas must be at least 1 px, the smallest is {area_px.min():g}")
+        raise ValueError(f"areas must be >= 1 px, the smallest is {area_px.min():g}.")
     figure, (axes,) = figure_of(1, "Reconstruction against size", height_in=4.4)
     axes.set_xscale("log")
     if len(iou) > MAX_DOTS:

@@ -99,7 +99,7 @@ def overlay(
     _check_masks(image, masks)
     colours = mask_colours(len(masks)) if colours is None else colours
     if len(colours) != len(masks):
-        raise ValueError(f"got {len(colours)} colours for {len(masks)} masks, expected one each")
+        raise ValueError(f"got {len(colours)} colours for {len(masks)} masks, expected one each.")
     painted = image.astype(np.float32)
     width_px = max(1, round(min(image.shape[:2]) / 180))
     for index in sorted(range(len(masks)), key=lambda i: -int(masks[i].sum())):
@@ -126,7 +126,7 @@ def difference(a: np.ndarray, b: np.ndarray, image: Picture | None = None) -> Pi
         ValueError: If the shapes differ, or the image has another size.
     """
     if a.shape != b.shape or a.ndim not in (2, 3):
-        raise ValueError(f"expected two masks or stacks of masks of one shape, got {a.shape} and {b.shape}")
+        raise ValueError(f"expected two masks or stacks of masks of one shape, got {a.shape} and {b.shape}.")
     first, second = (stack.astype(bool).reshape(-1, *a.shape[-2:]) for stack in (a, b))
     grey = np.full(a.shape[-2:], 46, np.float32)
     if image is not None:
@@ -182,7 +182,7 @@ def contact_sheet(
         ValueError: For ``columns`` below 1, or masks that do not fit their image.
     """
     if columns < 1:
-        raise ValueError(f"columns must be at least 1, got {columns}")
+        raise ValueError(f"columns must be >= 1, got {columns}.")
     drawn = [_draw_panel(item, side) for item in items]
     cell_width = 3 * (side + _GAP) + _TEXT_WIDTH + 2 * _GAP
     rows = [drawn[start : start + columns] for start in range(0, len(drawn), columns)]
@@ -210,11 +210,11 @@ def jpeg_bytes(picture: Picture, quality: int = 88) -> bytes:
 def _check_masks(image: np.ndarray, masks: Masks) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(
-            f"the image must be RGB uint8 of height x width x 3, got {image.dtype} {image.shape}"
+            f"the image must be RGB uint8 of height x width x 3, got {image.dtype} {image.shape}."
         )
     for index, mask in enumerate(masks):
         if mask.shape != image.shape[:2]:
-            raise ValueError(f"mask {index} is {mask.shape}, its image {image.shape[:2]}")
+            raise ValueError(f"mask {index} is {mask.shape}, its image {image.shape[:2]}.")
 
 
 def _shrink(mask: np.ndarray, steps: int) -> np.ndarray:

@@ -33,14 +33,14 @@ def parts_plot(
     """
     places = np.asarray(steps, np.float64)
     if not len(places) or not parts:
-        raise ValueError(f"there is nothing to plot: got {len(places)} steps and {len(parts)} parts")
+        raise ValueError(f"there is nothing to plot: got {len(places)} steps and {len(parts)} parts.")
     figure, (axes,) = figure_of(1, title, height_in=3.2, width_in=11.0)
     edges, foot = _edges(thinned(places, places, MOST_STAIRS)[0]), np.zeros(min(len(places), MOST_STAIRS))
     for (name, values), colour in zip(parts.items(), itertools.cycle(LINES), strict=False):
         heights = np.asarray(values, np.float64)
         if heights.shape != places.shape:
             raise ValueError(
-                f"part {name!r} has {len(heights)} values for {len(places)} steps, expected one each"
+                f"part {name!r} has {len(heights)} values for {len(places)} steps, expected one each."
             )
         heights = thinned(places, np.where(np.isfinite(heights), heights, 0.0), MOST_STAIRS)[1]
         top = foot + heights

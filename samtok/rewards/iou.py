@@ -36,7 +36,7 @@ class IouReward:
 
     def __init__(self, tokenizer: "MaskTokenizer", *, threshold: float = 0.0, max_words: int = 64) -> None:
         if max_words < 1:
-            raise ValueError(f"max_words must be at least 1, got {max_words}")
+            raise ValueError(f"max_words must be >= 1, got {max_words}.")
         self.tokenizer, self.threshold, self.max_words = tokenizer, threshold, max_words
 
     @classmethod
@@ -86,13 +86,13 @@ class IouReward:
 
     def _check(self, questions: Sequence[Question], replies: Sequence[Reply]) -> None:
         if len(questions) != len(replies):
-            raise ValueError(f"got {len(questions)} questions for {len(replies)} replies")
+            raise ValueError(f"got {len(questions)} questions for {len(replies)} replies.")
         have = self.tokenizer.num_codes, self.tokenizer.num_levels
         for question in questions:
             if (question.num_codes, question.num_levels) != have:
                 raise ValueError(
                     f"the question has {question.num_codes} codes on {question.num_levels} levels, its "
-                    f"tokenizer {have[0]} on {have[1]}; give the one that made the words"
+                    f"tokenizer {have[0]} on {have[1]}; give the one that made the words."
                 )
 
     def _decodable(self, question: Question, answer: Answer) -> list[Codes]:

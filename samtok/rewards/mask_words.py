@@ -81,9 +81,9 @@ def check_options(tp: str, partial: float) -> None:
         ValueError: Names the option.
     """
     if tp not in get_args(TruePositives):
-        raise ValueError(f"tp must be one of {', '.join(get_args(TruePositives))}, got {tp!r}")
+        raise ValueError(f"tp must be one of {', '.join(get_args(TruePositives))}, got {tp!r}.")
     if not 0 <= partial <= 1:
-        raise ValueError(f"partial must lie in [0, 1], where 1 is what a true word earns, got {partial}")
+        raise ValueError(f"partial must be in [0, 1], where 1 is what a true word earns, got {partial}.")
 
 
 def _pool(codes: Iterable[Codes], distinct: bool) -> Counter[Codes]:

@@ -81,12 +81,12 @@ def _check(rewards: Float[np.ndarray, "group reply"]) -> None:
     if groups and replies < 2:
         raise ValueError(
             f"a reply is compared with others to the same prompt, so a group needs at least 2, got "
-            f"{replies}; sample more replies per prompt"
+            f"{replies}; sample more replies per prompt."
         )
     wrong = np.argwhere(~np.isfinite(rewards))
     if len(wrong):
         group, reply = wrong[0]
         raise ValueError(
             f"reward of reply {reply} of group {group} is {rewards[group, reply]}, one of {len(wrong)} that "
-            "are no finite numbers; look at the reward function"
+            "are no finite numbers; look at the reward function."
         )

@@ -44,7 +44,7 @@ def chosen_log_probs(
         raise ValueError(
             f"target {int(targets[token])} of token {token} has probability 0, as {len(impossible)} of "
             f"{len(targets)} have: it was sampled, so it must not be suppressed here. Restrict sampling and "
-            "learning to the same tokens"
+            "learning to the same tokens."
         )
     return chosen
 
@@ -71,9 +71,7 @@ def entropies(
 
 def _check_temperature(temperature: float) -> None:
     if not temperature > 0:
-        raise ValueError(
-            f"temperature must be above 0, got {temperature}; greedy sampling has no probabilities"
-        )
+        raise ValueError(f"temperature must be > 0, got {temperature}; greedy sampling has no probabilities.")
 
 
 def _chunks(logits: Float[Tensor, "token vocab"], chunk_elements: int) -> Iterator[slice]:

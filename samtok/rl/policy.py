@@ -43,10 +43,10 @@ class PolicySettings:
     def __post_init__(self) -> None:
         if not (self.clip_low >= 0 and self.clip_high >= 0):
             raise ValueError(
-                f"clip_low and clip_high must be at least 0, got {self.clip_low} and {self.clip_high}"
+                f"clip_low and clip_high must be >= 0, got {self.clip_low} and {self.clip_high}."
             )
         if self.dual_clip is not None and not self.dual_clip > 1:
-            raise ValueError(f"dual_clip must be above 1, or None for no bound, got {self.dual_clip}")
+            raise ValueError(f"dual_clip must be > 1, or None for no bound, got {self.dual_clip}.")
 
 
 class Terms(NamedTuple):
@@ -130,7 +130,7 @@ def truncated_importance(
         ValueError: If ``cap`` is not above 0.
     """
     if not cap > 0:
-        raise ValueError(f"cap must be above 0, got {cap}; 2 is usual")
+        raise ValueError(f"cap must be > 0, got {cap}; 2 is usual.")
     log_ratio = policy_old - rollout
     if level == "sequence":
         log_ratio = sequence_sums(log_ratio, sequence)[sequence]

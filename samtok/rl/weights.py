@@ -37,9 +37,7 @@ def sequence_weights(
     """
     limit = max_tokens or 0
     if mean == "constant" and limit < 1:
-        raise ValueError(
-            f"the constant mean divides by max_tokens, which must be at least 1, got {max_tokens}"
-        )
+        raise ValueError(f"the constant mean divides by max_tokens, which must be >= 1, got {max_tokens}.")
     _check(lengths, used)
     learnt = [sum(group) for group in used]
     tokens = [sum(n for n, use in zip(*pair, strict=True) if use) for pair in zip(lengths, used, strict=True)]
@@ -66,11 +64,11 @@ def sequence_weights(
 def _check(lengths: Sequence[Sequence[int]], used: Sequence[Sequence[bool]]) -> None:
     shape, other = [len(group) for group in lengths], [len(group) for group in used]
     if shape != other:
-        raise ValueError(f"lengths and used must have the same shape, got groups of {shape} and {other}")
+        raise ValueError(f"lengths and used must have the same shape, got groups of {shape} and {other}.")
     for group, pair in enumerate(zip(lengths, used, strict=True)):
         for reply, (length, use) in enumerate(zip(*pair, strict=True)):
             if use and length < 1:
                 raise ValueError(
                     f"reply {reply} of group {group} is used but has {length} tokens with a loss; a used "
-                    "reply needs at least its end of turn"
+                    "reply needs at least its end of turn."
                 )

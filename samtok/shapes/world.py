@@ -59,7 +59,7 @@ class WorldConfig:
 
     def __post_init__(self) -> None:
         for problem in self._problems():
-            raise ValueError(f"world: {problem}")
+            raise ValueError(f"world: {problem}.")
 
     def _problems(self) -> list[str]:
         radii = (*self.small_radius, *self.large_radius)
@@ -68,7 +68,7 @@ class WorldConfig:
             (bool(self.sizes_hw), "sizes_hw needs at least one (height, width)"),
             (
                 all(min(size) >= MIN_SIDE_PX for size in self.sizes_hw),
-                f"sizes_hw must be at least {MIN_SIDE_PX} pixels a side, got {self.sizes_hw}",
+                f"sizes_hw must be >= {MIN_SIDE_PX} pixels a side, got {self.sizes_hw}",
             ),
             (
                 1 <= self.min_objects <= self.max_objects <= 99,
@@ -79,9 +79,9 @@ class WorldConfig:
                 f"radii must grow within (0, 0.5] and leave a gap between small and large, got {radii}",
             ),
             *((0 <= share <= 1, f"{name} must be in [0, 1], got {share}") for name, share in shares.items()),
-            (self.min_visible_px >= 1, f"min_visible_px must be at least 1, got {self.min_visible_px}"),
+            (self.min_visible_px >= 1, f"min_visible_px must be >= 1, got {self.min_visible_px}"),
             (0 <= self.texture <= 3, f"texture must be in [0, 3], got {self.texture}"),
-            (0 <= self.colour_jitter <= 40, f"colour_jitter must be in 0..40, got {self.colour_jitter}"),
+            (0 <= self.colour_jitter <= 40, f"colour_jitter must be in [0, 40], got {self.colour_jitter}"),
             (
                 self.grid == 0 or self.max_objects <= self.grid**2,
                 f"grid must be 0, or have cells for max_objects {self.max_objects}, got {self.grid}",

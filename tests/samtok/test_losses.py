@@ -150,7 +150,7 @@ def test_uniform_points_are_those_of_splitmix64_and_fill_the_square_evenly():
 
 @pytest.mark.parametrize("options", [{"oversample": 0.5}, {"importance": 1.2}])
 def test_impossible_sampling_is_refused(options):
-    with pytest.raises(ValueError, match="oversample must be at least 1"):
+    with pytest.raises(ValueError, match="oversample must be >= 1"):
         uncertain_points(torch.zeros(1, 8, 8), num_points=10, **options)
 
 

@@ -164,7 +164,7 @@ SIZE = [HEIGHT, WIDTH]
         ({"size": SIZE, "counts": GOOD + "P"}, "rle_counts", "end inside a number"),
         ({"size": SIZE, "counts": "PPPPPPP0"}, "rle_counts", "a number of 8 digits"),
         ({"size": [WIDTH, HEIGHT], "counts": GOOD}, "rle_size", "height and width are swapped"),
-        ({"size": [HEIGHT, 11], "counts": GOOD}, "rle_size", r"the image has \[7, 10\]$"),
+        ({"size": [HEIGHT, 11], "counts": GOOD}, "rle_size", r"the image has \[7, 10\]\.$"),
         ({"counts": GOOD}, "rle_size", "got None"),
         ({"size": 70, "counts": GOOD}, "rle_size", "got 70"),
         ({"size": ["7", "10"], "counts": GOOD}, "rle_size", "states the size"),

@@ -240,5 +240,5 @@ def test_metrics_load_no_torch_and_refuse_unknown_modes_also_where_types_are_not
         "print({'torch'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-    expected = "mode must be one of strict, official, got 'sane'\nset()\n"
+    expected = "mode must be one of strict, official, got 'sane'.\nset()\n"
     assert done.stdout == expected, done.stderr

@@ -277,5 +277,5 @@ def test_the_end_of_a_packed_dialogue_does_not_learn_the_beginning_of_the_next(q
 
 def test_packing_is_refused_where_it_is_not_known_to_be_free_of_leaks(tmp_path):
     adapter = loaded(build(tmp_path, "perception_lm"))
-    with pytest.raises(ConfigError, match="Packing is not available for perception_lm"):
+    with pytest.raises(ConfigError, match="packing is not available for perception_lm"):
         adapter.pack(samples(adapter))

@@ -371,5 +371,5 @@ def test_no_prompts_give_no_answers_and_wrong_settings_are_refused(pair):
     adapter, model = pair
     assert generate(model, adapter, [], max_new_tokens=4) == []
     for settings in ({"max_new_tokens": 0}, {"max_new_tokens": 4, "temperature": -1.0}):
-        with pytest.raises(ValueError, match="temperature must be at least 0"):
+        with pytest.raises(ValueError, match="temperature must be >= 0"):
             generate(model, adapter, prompts(adapter), **settings)

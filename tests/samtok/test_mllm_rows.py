@@ -124,7 +124,7 @@ def test_directions_keep_distances_and_have_variance_one():
 def test_codes_without_a_geometry_are_refused(value):
     vectors = planes()
     vectors[1] = value
-    with pytest.raises(CheckpointError, match=r"The 256 codes of a level have no geometry.*--rows noise"):
+    with pytest.raises(CheckpointError, match=r"the 256 codes of a level have no geometry.*--rows noise"):
         directions(vectors, 64, generator())
 
 

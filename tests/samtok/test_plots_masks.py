@@ -24,5 +24,5 @@ def test_any_number_of_masks_is_drawn(count):
 
 
 def test_an_area_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="at least 1 px, the smallest is 0"):
+    with pytest.raises(ValueError, match=">= 1 px, the smallest is 0"):
         plots_masks.iou_area_plot(np.array([0.5]), np.array([0.0]))

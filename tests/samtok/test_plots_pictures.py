@@ -186,7 +186,7 @@ def test_an_empty_contact_sheet_is_only_the_legend():
 
 
 def test_a_contact_sheet_needs_a_column():
-    with pytest.raises(ValueError, match="columns must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="columns must be >= 1, got 0"):
         viz.contact_sheet([], columns=0)
 
 

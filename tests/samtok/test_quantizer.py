@@ -318,8 +318,8 @@ def test_codes_do_not_depend_on_autocast(quantizer):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_codes": 1}, "num_codes of at least 2"),
-        ({"num_levels": 0}, "num_levels of at least 1"),
+        ({"num_codes": 1}, "num_codes must be >= 2"),
+        ({"num_levels": 0}, "num_levels >= 1"),
         ({"kind": "vq"}, "set num_levels to 1, got 2"),
         ({"kind": "vq", "num_levels": 1, "shared": True}, "vq has no choice"),
         ({"kind": "fsq", "grid": (16, 16), "shared": True}, "fsq has no choice"),

@@ -209,10 +209,10 @@ def test_distinct_words_share_no_credit_with_their_repeats():
 
 def test_unknown_options_are_refused():
     with pytest.raises(
-        ValueError, match="partial must lie in .0, 1., where 1 is what a true word earns, got 1.1"
+        ValueError, match="partial must be in .0, 1., where 1 is what a true word earns, got 1.1"
     ):
         TextReward(partial=1.1)
-    with pytest.raises(ValueError, match="partial must lie"):
+    with pytest.raises(ValueError, match="partial must be"):
         mask_reward(asked(A), read(asked(A), Reply(text=A)), partial=-0.1)
     with pytest.raises(ValueError, match="tp must be one of multiset, distinct, got 'some'"):
         check_options("some", 0.0)
@@ -430,5 +430,5 @@ def test_iou_refuses_what_does_not_belong_together(tokenizer, picture):
     record = {"sample_id": "s7", "masks": [{"codes": list(LEFT), "rle": rle}]}
     with pytest.raises(DataError, match="sample 's7' do not fit its image of 32 x 40 pixels"):
         reward.score(picture, [_sized(tokenizer, LEFT, record=record)], [Reply(text=NONE)])
-    with pytest.raises(ValueError, match="max_words must be at least 1"):
+    with pytest.raises(ValueError, match="max_words must be >= 1"):
         IouReward(tokenizer, max_words=0)

@@ -108,7 +108,7 @@ def test_other_shapes_and_a_missing_constant_are_refused():
         sequence_weights([[1, 2]], [[True]], mean="token")
     with pytest.raises(ValueError, match=r"groups of \[2, 1\] and \[2\]"):
         sequence_weights([[1, 2], [1]], [[True, True]], mean="token")
-    with pytest.raises(ValueError, match="max_tokens, which must be at least 1, got None"):
+    with pytest.raises(ValueError, match="max_tokens, which must be >= 1, got None"):
         sequence_weights([[1]], [[True]], mean="constant")
 
 

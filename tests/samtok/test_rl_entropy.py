@@ -115,5 +115,5 @@ def test_greedy_sampling_has_no_probabilities():
         lambda: entropies(random_logits(), 0.0),
         lambda: chosen_log_probs(random_logits(), TARGETS, 0.0),
     ):
-        with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
+        with pytest.raises(ValueError, match="temperature must be > 0, got 0"):
             call()

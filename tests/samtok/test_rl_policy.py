@@ -153,10 +153,10 @@ def test_no_tokens_have_no_loss(name: str):
 
 def test_bounds_that_cannot_work_are_refused():
     for low, high in ((-0.1, 0.2), (0.2, -0.1), (float("nan"), 0.2)):
-        with pytest.raises(ValueError, match="at least 0, got"):
+        with pytest.raises(ValueError, match="must be >= 0, got"):
             PolicySettings("ppo", low, high)
     for dual in (1.0, float("nan")):
-        with pytest.raises(ValueError, match="dual_clip must be above 1"):
+        with pytest.raises(ValueError, match="dual_clip must be > 1"):
             PolicySettings("ppo", 0.2, 0.2, dual_clip=dual)
 
 
@@ -174,7 +174,7 @@ def test_truncated_importance_makes_up_for_the_sampler():
 
 def test_a_cap_of_nothing_is_refused():
     now, rollout, _ = random_tokens(9)
-    with pytest.raises(ValueError, match="cap must be above 0, got 0"):
+    with pytest.raises(ValueError, match="cap must be > 0, got 0"):
         truncated_importance(now, rollout, SEQUENCE, cap=0.0, level="token")
 
 

@@ -219,7 +219,7 @@ def test_seeds_decide_and_leave_other_random_numbers_alone(qwen):
 def test_nothing_is_sampled_of_no_prompts_and_wrong_numbers_are_refused(qwen):
     assert sampled(qwen, []) == []
     for told in ({"temperature": 0.0}, {"replies": 0}, {"max_new_tokens": 0}):
-        with pytest.raises(ValueError, match="temperature must be above 0, max_new_tokens and replies"):
+        with pytest.raises(ValueError, match="temperature must be > 0, max_new_tokens and replies"):
             sampled(qwen, prompts_of(qwen[0]), **told)
 
 

@@ -192,7 +192,7 @@ def test_the_default_world_has_about_three_masks_an_image_and_all_words():
     ("changes", "message"),
     [
         ({"sizes_hw": ()}, "at least one"),
-        ({"sizes_hw": ((8, 64),)}, "at least 16 pixels"),
+        ({"sizes_hw": ((8, 64),)}, ">= 16 pixels"),
         ({"min_objects": 4, "max_objects": 3}, r"got 4\.\.3"),
         ({"small_radius": (0.1, 0.2)}, "leave a gap"),
         ({"large_share": 1.5}, "large_share must be"),

@@ -114,7 +114,7 @@ def test_an_image_that_is_not_rgb_is_refused(tokenizer):
 
 @pytest.mark.parametrize("codes", [[[64, 0]], [[-1, 0]]])
 def test_codes_out_of_range_are_refused(tokenizer, codes):
-    with pytest.raises(ValueError, match=r"must lie in \[0, 64\)"):
+    with pytest.raises(ValueError, match=r"must be in \[0, 64\)"):
         tokenizer.decode(picture(), np.array(codes))
 
 

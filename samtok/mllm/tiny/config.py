@@ -51,13 +51,13 @@ class TinyConfig:
     def __post_init__(self) -> None:
         for side, unit in (("image_size", 4 * self.patch_size), ("dim", 2 * self.num_heads)):
             if getattr(self, side) % unit or getattr(self, side) < unit:
-                raise ValueError(f"{side} must be a multiple of {unit}, got {getattr(self, side)}")
+                raise ValueError(f"{side} must be a multiple of {unit}, got {getattr(self, side)}.")
         if self.vision_dim % (4 * self.num_heads):
-            raise ValueError(f"vision_dim must be a multiple of {4 * self.num_heads}, got {self.vision_dim}")
+            raise ValueError(f"vision_dim must be a multiple of {4 * self.num_heads}, got {self.vision_dim}.")
         if self.vocab_size < 256 or self.padded_rows < 0:
             raise ValueError(
-                "vocab_size must be at least 256, for all bytes, and padded_rows not negative, got "
-                f"{self.vocab_size} and {self.padded_rows}"
+                "vocab_size must be >= 256, for all bytes, and padded_rows >= 0, got "
+                f"{self.vocab_size} and {self.padded_rows}."
             )
 
     @property

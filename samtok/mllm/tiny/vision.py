@@ -94,7 +94,7 @@ def labels_of(scenes: Sequence[Scene], *, tokens_per_side: int) -> Labels:
 def _grids(scene: Scene, side: int) -> tuple[np.ndarray, ...]:
     config, (height, width) = scene.config, scene.size_hw
     if height != width or height % side:
-        raise ValueError(f"expected a square scene of a multiple of {side} pixels, got {scene.size_hw}")
+        raise ValueError(f"expected a square scene of a multiple of {side} pixels, got {scene.size_hw}.")
     cell = height // side
     kinds = np.zeros((side, side, 1 + len(config.kinds)))
     colours = np.zeros((side, side, len(config.colours)))
