@@ -1,6 +1,6 @@
 """Write a synthetic corpus with exact masks in a published format.
 
-    python jobs/make_shapes.py --preset smoke --out runs/shapes
+    python jobs/make_shapes.py
     python jobs/make_shapes.py --preset train --out runs/refer --format refer --expressions.none 2
     python jobs/make_shapes.py --preset heldout --out s3://bucket/shapes-val --format sa1b --layout tar
 
@@ -14,10 +14,10 @@ from pipelines.ingestion.config import PRESETS, ShapesConfig
 def main(argv: list[str] | None = None) -> int:
     """Runs the job and returns its exit code."""
     config = cli.parse(ShapesConfig, PRESETS, argv, doc=__doc__)
-    from pipelines import job as run
+    from pipelines import job
     from pipelines.ingestion.shapes_corpus import make_shapes
 
-    return run.guard(lambda: make_shapes(config))
+    return job.guard(lambda: make_shapes(config))
 
 
 if __name__ == "__main__":

@@ -1,91 +1,84 @@
-"""What can be told about making the synthetic corpus, and presets."""
+"""Options of ``jobs/make_shapes.py``, and its presets."""
 
 import dataclasses
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import field
+from typing import Annotated, Any, Literal
 
 import tyro
+from annotated_types import Interval
 
+from pipelines.config import AtLeast0, AtLeast1, NotEmpty, Place, Share, config
+from samtok.errors import ConfigError
 from samtok.shapes import FAMILIES, TOUR_WORLD, WORLD_VERSION, Family, WorldConfig
 
 Format = Literal["coco", "sa1b", "refer", "granf", "psg", "dam"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class ExpressionsConfig:
-    """Which referring expressions are said of a scene; a scene may have fewer that are true."""
+    """Which referring expressions a scene gets; a scene may have fewer that are true."""
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 an unknown key in a config file is named
-
-    single: int = 2
+    single: AtLeast0 = 2
     """Expressions per image that mean one shape."""
-    multi: int = 1
+    multi: AtLeast0 = 1
     """Expressions per image that mean several shapes."""
-    none: int = 1
+    none: AtLeast0 = 1
     """Expressions per image that mean no shape that is there."""
-    families: tuple[Family, ...] = FAMILIES
-    """How they are said: by attributes, with a place, as an extreme, beside another shape."""
+    families: Annotated[tuple[Family, ...], NotEmpty] = FAMILIES
+    """How they refer: by attributes, by a place, by an extreme, by another shape beside it."""
 
-    def __post_init__(self) -> None:
-        counts = (self.single, self.multi, self.none)
-        if min(counts) < 0 or not 1 <= sum(counts) <= 99:  # ids leave room for 99 an image
-            raise ValueError(
-                f"--expressions: single, multi and none must be 0 or more and 1 to 99 together, got {counts}"
-            )
-        if not self.families or len(set(self.families)) < len(self.families):
-            raise ValueError(f"--expressions.families must name each family once, got {self.families}")
+    def check(self) -> None:
+        """Refuses what leaves no room for ids, and families that are repeated."""
+        total = self.single + self.multi + self.none
+        if not 1 <= total <= 99:  # ids leave room for 99 an image
+            raise ConfigError(f"--.single, --.multi and --.none must be in [1, 99] together, got {total}.")
+        if len(set(self.families)) < len(self.families):
+            raise ConfigError(f"--.families must have each family once, got {' '.join(self.families)}.")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class ShapesConfig:
     """A range of synthetic scenes and the published format that they are written in."""
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 an unknown key in a config file is named
+    MAIN = ("out", "format", "num_images", "first_index", "seed", "split", "dry_run")
 
-    out: str = tyro.MISSING
+    out: Place = tyro.MISSING
     """Folder or s3:// prefix of the corpus; one corpus each."""
     format: Format = "coco"
     """Layout: COCO instances, SA-1B side-cars, refer (gRefCOCO: referring expressions), granf (grounded
     captions), psg (panoptic maps and relations), dam (a caption for every mask)."""
     world: WorldConfig = field(default_factory=WorldConfig)
     expressions: ExpressionsConfig = field(default_factory=ExpressionsConfig)
-    """refer: what is said of a scene."""
-    seed: int = 0
+    """refer: expressions of each scene."""
+    seed: AtLeast0 = 0
     """Which family of scenes; splits of one family differ in their index range."""
-    first_index: int = 0
+    first_index: AtLeast0 = 0
     """First scene. Ranges that do not overlap are disjoint splits."""
-    num_images: int = 1000
+    num_images: AtLeast1 = 1000
     """Scenes to write."""
     split: str = "train"
     """Name of the split, of the image folder and of the annotation file; not for sa1b."""
     segmentation: Literal["rle", "polygon"] = "rle"
     """coco, refer: compressed RLE, or a polygon where one polygon is exactly the mask and RLE elsewhere."""
-    crowd_share: float = 0.0
+    crowd_share: Share = 0.0
     """coco, refer: share of annotations that are crowds (iscrowd 1, uncompressed RLE)."""
     image_format: Literal["jpg", "png"] = "jpg"
     """Image files. SA-1B has JPEG only."""
-    jpeg_quality: int = 95
-    """JPEG quality, 1 to 95."""
+    jpeg_quality: Annotated[int, Interval(ge=1, le=95)] = 95
+    """JPEG quality."""
     layout: Literal["flat", "nested", "tar"] = "nested"
     """sa1b: one folder, numbered sub-folders, or uncompressed archives as published."""
-    images_per_folder: int = 1000
+    images_per_folder: AtLeast1 = 1000
     """sa1b: images per sub-folder or archive; an archive is held in memory while it is made."""
     dry_run: bool = False
-    """Say what would be written, and stop."""
+    """Print the resolved config and what would be written, and write nothing."""
 
-    def __post_init__(self) -> None:
-        for name, low in (("seed", 0), ("first_index", 0), ("num_images", 1), ("images_per_folder", 1)):
-            value, flag = getattr(self, name), name.replace("_", "-")
-            if value < low:
-                raise ValueError(f"--{flag} must be at least {low}, got {value}")
-        if not 0 <= self.crowd_share <= 1:
-            raise ValueError(f"--crowd-share must be in [0, 1], got {self.crowd_share}")
-        if not 1 <= self.jpeg_quality <= 95:
-            raise ValueError(f"--jpeg-quality must be in 1..95, got {self.jpeg_quality}")
+    def check(self) -> None:
+        """Refuses a split that is no plain name, and PNGs of SA-1B."""
         if not self.split.isidentifier():
-            raise ValueError(f"--split must be a plain name such as train or val2017, got {self.split!r}")
+            raise ConfigError(f"--.split must be a plain name such as train or val2017, got {self.split!r}.")
         if self.format == "sa1b" and self.image_format != "jpg":
-            raise ValueError(f"SA-1B has JPEG images only; drop --image-format {self.image_format}")
+            raise ConfigError(f"SA-1B has JPEG images only; drop --.image-format {self.image_format}.")
 
     def identity(self) -> dict[str, Any]:
         """Returns all that decides the corpus, as plain JSON values; not where it is."""
@@ -118,10 +111,14 @@ def _held_out_tour(split: str, first_index: int, num_images: int) -> ShapesConfi
 
 PRESETS: dict[str, ShapesConfig] = {
     # 64 scenes of 64 px in about a second: enough for every job to run.
-    "smoke": ShapesConfig(num_images=64, world=WorldConfig.square(64), crowd_share=0.05),
+    "smoke": ShapesConfig(
+        out="runs/shapes-smoke", num_images=64, world=WorldConfig.square(64), crowd_share=0.05
+    ),
+    # 20,000 scenes of 128 px to train on.
     "train": ShapesConfig(num_images=20_000),
+    # 500 scenes beyond every training range.
     "heldout": ShapesConfig(num_images=500, first_index=HELD_OUT_INDEX, split="val"),
-    # Referring expressions of `make tour`, of which about a quarter mean nothing that is there.
+    # Referring expressions of `make tour` to train on, of which about a quarter mean nothing that is there.
     "tour": ShapesConfig(
         out="runs/tour/shapes-train",
         format="refer",
@@ -129,7 +126,8 @@ PRESETS: dict[str, ShapesConfig] = {
         world=TOUR_WORLD,
         expressions=ExpressionsConfig(single=4, multi=1, none=2, families=("attributes",)),
     ),
+    # Held-out scenes for validation in `make tour`.
     "tour-val": _held_out_tour("val", HELD_OUT_INDEX, 400),
-    # What nothing is chosen by.
+    # Held-out scenes for the last measurement; nothing is chosen by them.
     "tour-test": _held_out_tour("test", HELD_OUT_INDEX + 1_000_000, 400),
 }

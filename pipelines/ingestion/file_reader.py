@@ -18,7 +18,7 @@ class ImageFolders:
     image_folders: tuple[str, ...] = ()
     """coco, granf: folders below the images to search for names that are not found as they are, as
     entity_01_11580 entity_02_11598 (EntitySeg) or train2017 val2017 (OpenPSG-GCG). Without any, names are
-    taken without a look."""
+    used as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)

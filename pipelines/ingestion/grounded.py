@@ -3,7 +3,7 @@
 - A, GranDf and OpenPSG-GCG: a list of images with ``caption`` and ``groundings`` by phrase. A phrase that is
   null has no masks and is left out.
 - B, RefCOCOg-GCG: a list of ``{image id: {img_file_name, caption, refs}}``. Phrases are searched in the
-  caption; the size of the image is not stated, so the picture is opened.
+  caption; the size of the image is not stated, so the image is opened.
 - C, Flickr30k-GCG: COCO layout, with the caption in ``images`` and ``tokens_positive`` in ``annotations``.
 
 Every mask of a phrase is a mask of its own. A phrase that cannot be placed is a reject, its masks stay.
@@ -108,9 +108,9 @@ class GroundedReader(FileReader, ImageFolders):
             phrase = f"{name} phrase {text[span.start : span.end]!r:.60}"
             rejects.append(annotations.annotation_reject(self.name, image_id, phrase, error))
         used = list(dict.fromkeys(mask for span in kept for mask in span.masks))
-        told = [{**span._asdict(), "masks": [used.index(mask) for mask in span.masks]} for span in kept]
+        named = [{**span._asdict(), "masks": [used.index(mask) for mask in span.masks]} for span in kept]
         mask_ids = [f"{name}-{mask + 1}" for mask in used]
-        return annotations.annotation(name, "grounded_caption", mask_ids, text=text, payload={"spans": told})
+        return annotations.annotation(name, "grounded_caption", mask_ids, text=text, payload={"spans": named})
 
     def _size_hw(self, image: Record, image_uri: str, image_id: str) -> tuple[int, int]:
         if image["height"] is None and image["width"] is None:

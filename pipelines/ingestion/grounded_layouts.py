@@ -98,7 +98,7 @@ def _grandf_caption(entry: Record, index: int) -> Captioned:
         fault = DataError(f"image_id is {entry.get('image_id')!r:.80}, expected an id", reason="image_id")
     image = {key: entry.get(key) for key in ("file_name", "height", "width")}
     if fault is None and image["height"] is None and image["width"] is None:
-        image |= {"height": 0}  # this layout has sizes; without one the picture is not asked
+        image |= {"height": 0}  # this layout has sizes; without one the image is not opened
     return Captioned(image_id or f"#{index}", image, _record(entry["caption"], parts), fault)
 
 

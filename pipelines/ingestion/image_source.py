@@ -80,7 +80,7 @@ def image_name(value: object, what: str) -> str:
         DataError: ``image_path`` if it is no text, empty or not UTF-8.
     """
     if not isinstance(value, str) or not value or not is_utf8(value):
-        raise DataError(f"{what} is {value!r:.200}, expected its picture's place", reason="image_path")
+        raise DataError(f"{what} is {value!r:.200}, expected the image's place", reason="image_path")
     return value
 
 
@@ -96,14 +96,14 @@ def find_image(root: str, names: Sequence[str]) -> str:
     """Returns the URI of the one image that exists under the given names.
 
     Raises:
-        DataError: ``missing_image`` or ``ambiguous_image`` with what was looked at, ``unsafe_path``.
+        DataError: ``missing_image`` or ``ambiguous_image`` with what was tried, ``unsafe_path``.
         StorageError: If it cannot be looked up.
     """
     tried = [below_root(root, name) for name in names]
     found = [uri for uri in tried if storage.exists(uri)]
     if len(found) != 1:
         raise DataError(
-            f"{len(found)} pictures for the name {names[0]!r:.200}, expected one; looked at {tried}",
+            f"{len(found)} images for the name {names[0]!r:.200}, expected one; tried {tried}",
             reason="ambiguous_image" if found else "missing_image",
         )
     return found[0]

@@ -24,7 +24,7 @@ from samtok.errors import DataError
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 _REGION = re.compile(r"<region(\d{1,6})>")
 _DESCRIPTION = re.compile(r"\s*<region(\d{1,6})>\s*:\s*(.*)", re.DOTALL)
-_IMAGE_MARK = re.compile(r"<image>\s*")  # the picture is a part of the dialogue, not a word of its text
+_IMAGE_MARK = re.compile(r"<image>\s*")  # the image is a part of the dialogue, not a word of its text
 _TAKEN = re.compile(r"<mask \d+>")
 
 
@@ -32,7 +32,7 @@ _TAKEN = re.compile(r"<mask \d+>")
 class OspreyReader(FileReader):
     """Reads one file of Osprey.
 
-    A name of an image with a prefix such as ``COCO_train2014_`` is also looked for without it.
+    A name of an image with a prefix such as ``COCO_train2014_`` is also searched without it.
     """
 
     def inputs(self) -> Iterator[Input | Reject]:

@@ -1,7 +1,7 @@
 """What a dataset reader is, and what it hands over.
 
 Listing and reading are apart: ``inputs`` is cheap, runs once in the driver and fixes the order of the corpus;
-``read`` runs in many workers and opens no images. Both say what they could not use instead of dropping it:
+``read`` runs in many workers and opens no images. Both report what they could not use instead of dropping it:
 
 - masks counted in = masks in rows + masks in rejects, for every ``ReadResult`` (``ReadResult`` refuses to be
   built otherwise) and for a whole corpus: an annotation that ``inputs`` cannot give to an image is a reject

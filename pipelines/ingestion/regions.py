@@ -1,8 +1,8 @@
 """Masks with a caption each, as DAM's training data is extracted (family F8; NVlabs/describe-anything).
 
-The file is ``{key: [{caption, mask_rle, ann_id, image | img_id}]}``: a dict of lists whose keys say nothing.
+The file is ``{key: [{caption, mask_rle, ann_id, image | img_id}]}``: lists whose keys have no meaning.
 All entries of an image become one row. The size of an image is that of its masks, as the file states no
-other; it is compared with the picture when that is read. Of several captions of one mask each is an
+other; it is compared with the image when that is read. Of several captions of one mask each is an
 annotation.
 """
 

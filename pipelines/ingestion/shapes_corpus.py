@@ -1,4 +1,4 @@
-"""Writes synthetic scenes in published formats, so that the readers of real datasets serve them.
+"""Writes synthetic scenes in published formats, which the readers of real datasets read.
 
     COCO instances    OUT/annotations/instances_train.json, OUT/train/000000000001.jpg
     SA-1B             OUT/sa_1.jpg + OUT/sa_1.json, or below OUT/sa_000000/, or in OUT/sa_000000.tar
@@ -14,8 +14,8 @@ the config as JSON and have no ``.json`` ending, which would make them side-cars
 """
 
 import dataclasses
-import json
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,10 +23,11 @@ from typing import Any
 from pipelines import storage
 from pipelines.ingestion.config import Format, ShapesConfig
 from pipelines.ingestion.shapes_coco import coco_files
+from pipelines.ingestion.shapes_layouts import dam_files, granf_files, psg_files
 from pipelines.ingestion.shapes_refer import refer_files
 from pipelines.ingestion.shapes_sa1b import sa1b_archives, sa1b_files
 from pipelines.ingestion.shapes_scenes import json_bytes
-from pipelines.ingestion.shapes_told import dam_files, granf_files, psg_files
+from pipelines.job import config_json
 from samtok.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -45,8 +46,10 @@ class CorpusCounts:
 def make_shapes(config: ShapesConfig) -> int:
     """Writes the corpus to ``config.out`` and returns the exit code. The work of ``jobs/make_shapes.py``."""
     if config.dry_run:
-        log.info("would write %d images as %s to %s", config.num_images, config.format, config.out)
-        log.info("config: %s", json.dumps(config.identity()))
+        found = _found(config.out, config.identity())
+        left = {None: "all to be written", STARTED: "begun", COMPLETE: "complete already"}[found]
+        sys.stdout.write(config_json(config))
+        sys.stdout.write(f"plan      {config.num_images} images as {config.format} in {config.out}: {left}\n")
         return 0
     counts = _WRITERS[config.format](config.out, config)
     log.info("%s has %d images with %d masks", config.out, counts.num_images, counts.num_masks)
@@ -61,7 +64,7 @@ def write_coco(root: str, config: ShapesConfig) -> CorpusCounts:
 
     Args:
         root: Folder or prefix; images go to ``root/<split>``.
-        config: What to write; ``out`` and ``format`` are not looked at.
+        config: What to write; ``out`` and ``format`` are ignored.
 
     Raises:
         ConfigError: If ``root`` holds something else than this corpus, whole or in part.
@@ -79,7 +82,7 @@ def write_sa1b(root: str, config: ShapesConfig) -> CorpusCounts:
 
     Args:
         root: Folder or prefix.
-        config: What to write; ``out``, ``format`` and what is COCO's alone are not looked at.
+        config: What to write; ``out``, ``format`` and what is COCO's alone are ignored.
 
     Raises:
         ConfigError: If ``root`` holds something else than this corpus, whole or in part.
@@ -126,21 +129,30 @@ def _write_once(
     root: str, config: ShapesConfig, name: Format, write: Callable[[str, ShapesConfig], int]
 ) -> CorpusCounts:
     identity = dataclasses.replace(config, format=name).identity()
-    complete = storage.join(root, COMPLETE)
-    if storage.exists(complete):
-        record = storage.read_json(complete)
-        _check_same(root, record["config"], identity)
+    complete, found = storage.join(root, COMPLETE), _found(root, identity)
+    if found == COMPLETE:
         log.info("%s is complete already", root)
-        return CorpusCounts(**record["counts"])
-    started = storage.join(root, STARTED)
-    if storage.exists(started):
-        _check_same(root, storage.read_json(started)["config"], identity)
-    else:
-        _check_empty(root)
-        storage.write_bytes(started, json_bytes({"config": identity}))
+        return CorpusCounts(**storage.read_json(complete)["counts"])
+    if found is None:
+        storage.write_bytes(storage.join(root, STARTED), json_bytes({"config": identity}))
     counts = CorpusCounts(config.num_images, write(root, config))
     storage.write_bytes(complete, json_bytes({"config": identity, "counts": asdict(counts)}))
     return counts
+
+
+def _found(root: str, identity: dict[str, Any]) -> str | None:
+    """Returns the mark of this corpus in a folder, ``COMPLETE`` or ``STARTED``; None if the folder is empty.
+
+    Raises:
+        ConfigError: If something else is there.
+    """
+    for mark in (COMPLETE, STARTED):
+        uri = storage.join(root, mark)
+        if storage.exists(uri):
+            _check_same(root, storage.read_json(uri)["config"], identity)
+            return mark
+    _check_empty(root)
+    return None
 
 
 def _check_same(root: str, written: dict[str, Any], wanted: dict[str, Any]) -> None:

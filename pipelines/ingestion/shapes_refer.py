@@ -27,13 +27,13 @@ def refer_files(root: str, config: ShapesConfig) -> int:
     """Writes refs, instances and images; returns the number of masks."""
     refs: list[bytes] = []
 
-    def told() -> Iterator[Scene]:
+    def noted() -> Iterator[Scene]:
         for scene in scenes(config):
             refs.extend(map(json_bytes, _refs(scene, config)))
             yield scene
 
     instances = storage.join(root, "instances.json")
-    num_masks = write_instances(instances, storage.join(root, config.split), told(), config)
+    num_masks = write_instances(instances, storage.join(root, config.split), noted(), config)
     storage.write_bytes(storage.join(root, "grefs.json"), json_list(refs) + b"\n")
     return num_masks
 
@@ -50,7 +50,7 @@ def _refs(scene: Scene, config: ShapesConfig) -> list[dict[str, Any]]:
 def _ref(scene: Scene, number: int, made: Expression, config: ShapesConfig) -> dict[str, Any]:
     ref_id = mask_id(scene, number)
     stem, _, suffix = image_name(scene, config).partition(".")
-    said = made.text[0].upper() + made.text[1:] + "."
+    raw = made.text[0].upper() + made.text[1:] + "."
     return {
         "ref_id": ref_id,
         "ann_id": [mask_id(scene, i + 1) for i in made.targets] or [-1],
@@ -60,6 +60,6 @@ def _ref(scene: Scene, number: int, made: Expression, config: ShapesConfig) -> d
         "file_name": f"{stem}_{number}.{suffix}",  # as published: it is not the name of the image
         "no_target": not made.targets,
         "sent_ids": [ref_id],
-        "sentences": [{"sent_id": ref_id, "sent": made.text, "raw": said, "tokens": made.text.split()}],
+        "sentences": [{"sent_id": ref_id, "sent": made.text, "raw": raw, "tokens": made.text.split()}],
         "tags": list(made.tags),
     }

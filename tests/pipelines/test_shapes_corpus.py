@@ -247,7 +247,7 @@ def test_a_corpus_of_another_release_is_refused(tmp_path):
         write_coco(str(tmp_path), CONFIG)
 
 
-def test_expressions_are_part_of_a_corpus_only_where_they_are_said(tmp_path):
+def test_expressions_are_part_of_a_corpus_only_where_it_has_them(tmp_path):
     other = change(expressions=ExpressionsConfig(none=3))
     assert other.identity() == CONFIG.identity()
     write_refer(str(tmp_path), CONFIG)
@@ -277,10 +277,10 @@ def test_disjoint_ranges_share_no_id_and_the_same_scene_is_the_same_anywhere(tmp
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_images": 0}, "--num-images must be at least 1, got 0"),
-        ({"first_index": -1}, "--first-index must be at least 0"),
+        ({"num_images": 0}, "--num-images must be >= 1, got 0"),
+        ({"first_index": -1}, "--first-index must be >= 0"),
         ({"crowd_share": 2.0}, "--crowd-share must be in"),
-        ({"jpeg_quality": 100}, "--jpeg-quality must be in 1..95"),
+        ({"jpeg_quality": 100}, r"--jpeg-quality must be in \[1, 95\], got 100"),
         ({"split": "../train"}, "--split must be a plain name"),
         ({"format": "sa1b", "image_format": "png"}, "JPEG images only"),
     ],
@@ -305,6 +305,23 @@ def test_the_job_writes_what_its_flags_say(tmp_path):
     assert make_shapes.main(flags) == 0
     assert len(list((tmp_path / "x" / "sa_000000").glob("*.jpg"))) == 3
     assert make_shapes.main([*flags, "--seed", "1"]) == 2  # another corpus is there
+
+
+def test_without_a_flag_the_job_makes_the_smoke_corpus(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert make_shapes.main([]) == 0
+    assert capsys.readouterr().out.startswith("no flags: running --preset smoke")
+    assert len(list((tmp_path / "runs" / "shapes-smoke" / "train").glob("*.jpg"))) == 64
+
+
+def test_a_dry_run_prints_the_plan_and_finds_what_is_in_the_way(tmp_path, capsys):
+    flags = ["--preset", "smoke", "--num-images", "3", "--out", str(tmp_path)]
+    assert make_shapes.main([*flags, "--dry-run"]) == 0
+    assert f"plan      3 images as coco in {tmp_path}: all to be written\n" in capsys.readouterr().out
+    assert make_shapes.main(flags) == 0
+    assert make_shapes.main([*flags, "--dry-run"]) == 0
+    assert "complete already" in capsys.readouterr().out
+    assert make_shapes.main([*flags, "--seed", "1", "--dry-run"]) == 2
 
 
 @pytest.mark.parametrize("form", ["coco", "refer", "psg"])

@@ -1,4 +1,4 @@
-"""Synthetic scenes in the layouts that tell of several masks at once.
+"""Synthetic scenes in layouts whose texts and relations name several masks.
 
 - granf: captions whose phrases have masks (mbzuai-oryx/groundingLMM, GranDf);
 - psg: panoptic maps and relations (Jingkang50/OpenPSG);
@@ -68,7 +68,7 @@ def dam_files(root: str, config: ShapesConfig) -> int:
     entries, num_masks = [], 0
     for scene in scenes(config):
         put_image(storage.join(root, config.split), scene, config)
-        told = [
+        captions = [
             {
                 "caption": description(shape),
                 "mask_rle": rle(shape),
@@ -77,8 +77,8 @@ def dam_files(root: str, config: ShapesConfig) -> int:
             }
             for number, shape in enumerate(scene.objects, start=1)
         ]
-        entries.append(b'"%d":' % image_id(scene) + json_bytes(told))
-        num_masks += len(told)
+        entries.append(b'"%d":' % image_id(scene) + json_bytes(captions))
+        num_masks += len(captions)
     body = b"{\n" + b",\n".join(entries) + b"\n}\n"
     storage.write_bytes(storage.join(root, "annotations.json"), body)
     return num_masks
