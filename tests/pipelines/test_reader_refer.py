@@ -445,11 +445,11 @@ def test_the_share_of_questions_without_a_target_can_be_chosen(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"single": 0, "multi": 0, "none": 0}, "1 to 99 together"),
-        ({"none": -1}, "must be 0 or more"),
-        ({"single": 99}, "1 to 99 together"),
-        ({"families": ()}, "name each family once"),
-        ({"families": ("places", "places")}, "name each family once"),
+        ({"single": 0, "multi": 0, "none": 0}, r"in \[1, 99\] together"),
+        ({"none": -1}, "--none must be >= 0"),
+        ({"single": 99}, r"in \[1, 99\] together"),
+        ({"families": ()}, "must not be empty"),
+        ({"families": ("places", "places")}, "must have each family once"),
     ],
 )
 def test_expressions_that_cannot_be_are_refused(fields, message):
