@@ -70,9 +70,7 @@ class QuantizerConfig:
                 f"vq has one codebook and one word: set num_levels to 1, got {self.num_levels}, or use rq."
             )
         if self.shared and self.kind != "rq":
-            raise ValueError(
-                f"shared says that the levels of rq have one codebook; {self.kind} has no choice."
-            )
+            raise ValueError(f"shared gives all levels of rq one codebook; {self.kind} has no such option.")
         self._check_grid()
 
     @property
@@ -118,7 +116,7 @@ class MaskTokenizerConfig:
     multimask: bool = True
     """Decode three masks and keep the one with the highest predicted IoU, as SAM2 does; False decodes one."""
     object_score: bool = True
-    """Whether the decoder has SAM2.1's object score head (it never gates a mask here)."""
+    """Whether the decoder has SAM2.1's object score head (it never suppresses a mask here)."""
     backbone: BackboneConfig
     quantizer: QuantizerConfig = QuantizerConfig()
 

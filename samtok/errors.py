@@ -1,6 +1,6 @@
 """The error family. Each kind has the exit code with which a job ends.
 
-A message says what was wrong, what was got, what was expected, where, and what to do about it.
+A message states what is wrong, what was got, what was expected, where, and the remedy.
 """
 
 

@@ -40,7 +40,7 @@ def mask_losses(
         targets: Share of each pixel that is inside, in [0, 1]; at least as large as the logits.
         keys: Any int64 per mask, from which its points follow; not used when all pixels are.
         num_points: Points per mask (12544 in the authors' config).
-        oversample: Points that are looked at for each uncertain point that is kept.
+        oversample: Candidates for each uncertain point that is kept.
         importance: Share of the points that are kept for being uncertain, in [0, 1].
 
     Raises:

@@ -254,7 +254,7 @@ def _check_outline(polygons: Sequence[np.ndarray]) -> None:
 
 
 def _parse_numbers(counts: str | bytes, num_pixels: int) -> Int[np.ndarray, " _number"]:
-    """Reads numbers in groups of five bits, lowest first; bit 5 says that more follow, bit 4 is the sign."""
+    """Reads numbers in groups of five bits, lowest first; bit 5 is set if more follow, bit 4 is the sign."""
     try:
         raw = counts.encode("ascii") if isinstance(counts, str) else counts
     except UnicodeEncodeError as error:

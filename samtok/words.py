@@ -124,7 +124,7 @@ def parse_words_lenient(
     of another level, or the end token is missing; "drop" leaves it out, "depth1" keeps its first code.
 
     "reference" is the flow of the authors' GRES and GroundingSuite scripts: an even number of codes is
-    paired as it comes, whatever start and end tokens say; an odd number is repaired by substitutions, and
+    paired as it comes, whatever the start and end tokens; an odd number is repaired by substitutions, and
     what is still no word is lost. Then a pair with an invalid first code is left out (where all are, the
     authors' script stops; this gives no masks), and an invalid second code becomes ``INVALID_CODE``.
     Their GCG script differs; their single-mask scripts are ``parse_words_single_slot``.

@@ -23,7 +23,7 @@ from pipelines.grpo.config import (
 from pipelines.grpo.trajectories import read_trajectories, steps_of
 from pipelines.training import checkpoints
 from pipelines.training.config import CheckpointsConfig, OptimizerConfig
-from samtok.rewards.reply import Question, Reply
+from samtok.rewards.response import Question, Response
 from tests.mllm_evaluations import World
 from tests.training import curve_of, record_of
 
@@ -36,17 +36,17 @@ _PATIENCE_S = 240.0
 # ---------------------------------------------------------------- rewards
 
 
-def even(question: Question, reply: Reply) -> dict[str, float]:
+def even(question: Question, reply: Response) -> dict[str, float]:
     """Pays for even token ids: any model says some, so that groups differ and weights move."""
     return {"even": sum(token % 2 == 0 for token in reply.token_ids) / max(len(reply.token_ids), 1)}
 
 
-def wordless(question: Question, reply: Reply) -> dict[str, float]:
+def wordless(question: Question, reply: Response) -> dict[str, float]:
     """Pays for every token that is no piece of a mask word, whatever was asked."""
     return {"wordless": 1 - reply.text.count("<|mt_") / max(len(reply.token_ids), 1)}
 
 
-def never_ends(question: Question, reply: Reply) -> dict[str, float]:
+def never_ends(question: Question, reply: Response) -> dict[str, float]:
     """Hangs on any reply but the true answer, with which rewards are tried before a run begins."""
     if reply.text != question.text:
         threading.Event().wait()

@@ -20,7 +20,7 @@ from pipelines.training.config import check_at_least
 from pipelines.training.mixture import Mixture
 from samtok.errors import ConfigError, DataError
 from samtok.mllm.thinking import split_thinking
-from samtok.rewards.reply import Question
+from samtok.rewards.response import Question
 
 if TYPE_CHECKING:
     from pipelines.chats.source import ChatSource

@@ -18,7 +18,7 @@ from pipelines.dialogues.pieces import control_token
 from samtok import words
 from samtok.errors import DataError
 from samtok.mllm.thinking import answer_of
-from samtok.rewards import DEFAULT, Codes, Reply
+from samtok.rewards import DEFAULT, Codes, Response
 
 THOUGHT = re.compile(r"<COT>(.*?)</COT>", re.DOTALL)
 _TAGS = re.compile(r"</?(?:think|answer|COT)>")
@@ -79,7 +79,7 @@ def _check_target(text: str, thought: str, answer: str, prompt: Prompt, rules: R
     tag = _TAGS.search(thought) or _TAGS.search(answer)
     if tag:
         raise DataError(f"the reply has {tag[0]} inside its thought or answer", reason="tags")
-    reward = DEFAULT(prompt.question, Reply(text=text))["mask"]
+    reward = DEFAULT(prompt.question, Response(text=text))["mask"]
     if reward < rules.min_reward:
         raise DataError(
             f"the answer {answer[:80]!r} has reward {reward:.3g}, --min-reward is {rules.min_reward:g}",

@@ -45,7 +45,7 @@ PRESETS = {
     "tour": PretrainVisionConfig(
         out="samtok/weights/tiny-vision",
         world=TOUR_WORLD,
-        training=VisionTraining(steps=1500, scenes=12_000, looks=3),
+        training=VisionTraining(steps=1500, scenes=12_000, evals=3),
     )
 }
 
@@ -58,12 +58,12 @@ def pretrain_vision(config: PretrainVisionConfig) -> int:
     visual, processor = vision_of(config.numbers, seed=config.training.seed)
     started = time.process_time()
 
-    def tell(step: int, found: object) -> None:
+    def callback(step: int, found: object) -> None:
         assert isinstance(found, dict)
         shown = " ".join(f"{name} {value:.4f}" for name, value in found.items())
         log.info("step %d/%d %s", step, config.training.steps, shown)
 
-    found = pretrain(visual, processor, config.world, config.training, tell)
+    found = pretrain(visual, processor, config.world, config.training, callback)
     record = {
         "command": "python -m pipelines.extension.pretrain_vision " + shlex.join(sys.argv[1:]),
         "date": time.strftime("%Y-%m-%d"),

@@ -39,7 +39,7 @@ class RewardConfig:
     partial: float = 0.0
     """Credit for a word whose first code is right and whose second is not; the paper gives none."""
     plug_ins: tuple[str, ...] = ()
-    """Further rewards, each as module:function (samtok.rewards.reply.Reward)."""
+    """Further rewards, each as module:function (samtok.rewards.response.Reward)."""
     iou: bool = False
     """Also decode words and compare masks (component ``iou``); needs the mask tokenizer and its time."""
     workers: int = 1

@@ -9,7 +9,7 @@ import torch
 
 from samtok.mllm.chat import Encoded
 from samtok.mllm.sampling import Sampled
-from samtok.rewards.reply import Question, Reply
+from samtok.rewards.response import Question, Response
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ class Group:
         )
 
     @property
-    def answers(self) -> list[Reply]:
+    def answers(self) -> list[Response]:
         """The replies as rewards see them."""
         return [
-            Reply(text=text, token_ids=tuple(said.ids.tolist()), complete=said.complete)
+            Response(text=text, token_ids=tuple(said.ids.tolist()), complete=said.complete)
             for text, said in zip(self.texts, self.replies, strict=True)
         ]
 

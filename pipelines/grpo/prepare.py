@@ -25,7 +25,7 @@ from samtok import checkpoint
 from samtok.errors import CheckpointError, ConfigError
 from samtok.mllm.adapters import load_adapter
 from samtok.rewards.iou import NAME as IOU
-from samtok.rl.policy import PolicySettings, odd_clips
+from samtok.rl.policy import PolicySettings, unusual_clips
 
 TEMPORARY = "temporary"
 """As --out: a fresh folder of this machine, which the log names."""
@@ -127,7 +127,7 @@ def prepare(config: GrpoConfig) -> Plan:
     _check_model(config, prompts, held_out)
     _check_reward(config, prompts)
     told = config.algorithm.resolved
-    odd = odd_clips(PolicySettings(told.limit, told.clip_low, told.clip_high, config.algorithm.dual_clip))
+    odd = unusual_clips(PolicySettings(told.limit, told.clip_low, told.clip_high, config.algorithm.dual_clip))
     if odd is not None:
         sys.stderr.write(f"warning: {odd}\n")
     digest = weights_digest(checkpoint.resolve(config.model))

@@ -28,7 +28,7 @@ from pipelines.chats.corpus import load_chat_corpus, rows_of
 from pipelines.chats.prompts import prompt_of
 from pipelines.grpo.reward.components import Scored, parse_weights, rewards_of, score
 from samtok.errors import ConfigError, DataError
-from samtok.rewards import Question, Reply
+from samtok.rewards import Question, Response
 from samtok.rewards.mask_words import TruePositives
 from samtok.words import parse_words
 
@@ -101,7 +101,7 @@ def reward_check(config: RewardCheckConfig) -> int:
     if not lines:
         raise DataError(f"{config.replies} has no replies", reason="empty")
     questions = questions_of(lines, config)
-    replies = [Reply(text=line.body["reply"]) for line in lines]
+    replies = [Response(text=line.body["reply"]) for line in lines]
     scored = score(questions, replies, rewards=rewards, weights=parse_weights(config.weights))
     sys.stdout.write("\n".join(table_of([line.number for line in lines], scored)) + "\n")
     return 0

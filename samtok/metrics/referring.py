@@ -33,7 +33,7 @@ class Samples:
 
     Attributes:
         intersection_px: Pixels in both masks.
-        predicted_px: Pixels of the predicted mask; 0 says that there is no target.
+        predicted_px: Pixels of the predicted mask; 0 means no target.
         target_px: Pixels of the true mask; 0 if there is no target.
         predicted_box: ``x0, y0, x1, y1`` of the predicted mask, far side included; anything if it is empty.
         target_box: The same of the true mask.
@@ -98,7 +98,7 @@ class Samples:
         )
 
     def without_predictions(self) -> "Samples":
-        """Returns the samples as if "No target." were every answer: the baseline that looks at nothing."""
+        """Returns the samples as if "No target." were every answer: the baseline that ignores the image."""
         nothing = np.zeros_like(self.target_px)
         return replace(
             self,
@@ -121,7 +121,7 @@ def gres(samples: Samples, *, mode: Mode = "strict", min_pixels: int = 0) -> dic
     gIoU is the mean over samples of the IoU, where a sample without a target counts 1 if nothing was
     predicted and 0 otherwise; cIoU is the sum of intersections over that of unions; N-acc is the share
     of no-target samples with no prediction, T-acc that of the others with one. Emptiness is that of masks,
-    not of what the text says. "official" adds the epsilons of the reference, 1e-8 and 1e-10.
+    not of the text. "official" adds the epsilons of the reference, 1e-8 and 1e-10.
 
     Args:
         samples: The predictions.

@@ -1,6 +1,6 @@
-"""Checkpoints of MLLMs that speak mask words: a folder of Hugging Face's, and ``samtok.json``.
+"""Checkpoints of MLLMs with mask words: a folder of Hugging Face's, and ``samtok.json``.
 
-``load_adapter`` finds the family by the folder's ``config.json``. ``samtok.json`` says what the words mean:
+``load_adapter`` finds the family by the folder's ``config.json``. ``samtok.json`` states what the words mean:
 levels, codes, and the SHA-256 of the mask tokenizer that they belong to, where that is known.
 """
 
@@ -69,7 +69,7 @@ def save_pretrained(
         state: Its whole state, where the model's own weights are spread over workers.
 
     Raises:
-        CheckpointError: Model and tokenizer do not speak the adapter's words; nothing is written then.
+        CheckpointError: Model or tokenizer lack the adapter's words; nothing is written then.
     """
     adapter.vocabulary.check(adapter.tokenizer)
     check_rows(model, len(adapter.tokenizer))

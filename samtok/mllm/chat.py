@@ -23,7 +23,7 @@ class Turn:
     """One message.
 
     Attributes:
-        role: Who says it.
+        role: Whose message it is.
         parts: Text, and images as their number in the dialogue's list of images.
     """
 
@@ -44,7 +44,7 @@ class Encoded:
         input_ids: Token ids, image tokens expanded.
         labels: The same where a token is learnt, ``IGNORE`` elsewhere. Not shifted.
         mm_token_type_ids: 0 for text, 1 for image tokens. Without them Qwen-VL models take one-dimensional
-            positions and say nothing.
+            positions without a warning.
         vision: What else the model takes (``pixel_values``, ``image_grid_thw``): rows of all images one after
             the other, so dialogues are joined along the first axis.
     """

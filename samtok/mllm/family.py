@@ -3,8 +3,7 @@
 A family is one file with a subclass of ``Adapter`` (``qwen.py``, ``perception_lm.py``) and a line in
 ``adapters.py``. An adapter holds the processor and no model, so loader processes can have one each. A
 dialogue is written piece by piece: the text of a user is never searched for the place of an image, and every
-answer begins at the token where generation begins. A checkpoint whose chat template writes something else is
-refused.
+answer begins at the token where generation begins. A checkpoint with another chat template is refused.
 """
 
 import re
@@ -32,7 +31,7 @@ Picture = Image.Image | np.ndarray
 """An RGB image: of PIL, or H x W x 3 uint8."""
 
 OBJECT_TOKENS = ("<|object_ref_start|>", "<|object_ref_end|>")
-"""Around a phrase that has masks, in Qwen's vocabulary. They are content: said, read and learnt like text."""
+"""Around a phrase that has masks, in Qwen's vocabulary. They are content, like other text."""
 
 _PROBE = "A question."
 
@@ -94,7 +93,7 @@ class Adapter(ABC):
         """The processor's part for images."""
         return self.processor.image_processor
 
-    # ------------------------------------------------------------ what a family says
+    # ------------------------------------------------------------ what a family defines
 
     @abstractmethod
     def header(self, role: str) -> str:
@@ -132,7 +131,7 @@ class Adapter(ABC):
     def encode(
         self, turns: Sequence[Turn], images: Sequence[Picture], *, max_tokens: int | None = None
     ) -> Encoded:
-        """Turns a dialogue into token ids; what the assistant says, and the end of its turn, is learnt.
+        """Turns a dialogue into token ids; the assistant's text and the end of its turns have a loss.
 
         Args:
             turns: The dialogue. Without a system turn it gets the one that the checkpoint's template states.
@@ -177,16 +176,16 @@ class Adapter(ABC):
             raise ValueError("a dialogue needs at least one turn, got none.")
         pieces: list[tuple[str, bool]] = []
         order: list[int] = []
-        said = self.start_of_text if turns[0].role == "system" else self._preface
+        prefix = self.start_of_text if turns[0].role == "system" else self._preface
         for turn in turns:
-            said += self.header(turn.role)
+            prefix += self.header(turn.role)
             content = "".join(self._part(part, turn, num_images, order) for part in _joined(turn.parts))
             if turn.role == "assistant":
-                pieces += [(said, False), (content + self.end_of_turn, True)]
-                said = self.after_turn()
+                pieces += [(prefix, False), (content + self.end_of_turn, True)]
+                prefix = self.after_turn()
             else:
-                said += content + self.end_of_turn + self.after_turn()
-        return [*pieces, (said, False)], order
+                prefix += content + self.end_of_turn + self.after_turn()
+        return [*pieces, (prefix, False)], order
 
     def _part(self, part: str | int, turn: Turn, num_images: int, order: list[int]) -> str:
         if isinstance(part, str):
@@ -273,7 +272,7 @@ class Adapter(ABC):
 
         The text's positions start at 0 in each dialogue: from that alone, and only without an attention mask
         and without a cache, transformers derives which tokens may attend. With either one, or with fewer rows
-        of positions, dialogues leak into each other and nothing says so; ``answer_loss`` refuses such rows.
+        of positions, dialogues leak into each other silently; ``answer_loss`` refuses such rows.
 
         Raises:
             ConfigError: The family has no packing that is known to be free of leaks.
@@ -295,7 +294,7 @@ class Adapter(ABC):
     def load_model(
         self, folder: str | Path, *, dtype: torch.dtype = torch.float32, attn: str = "sdpa"
     ) -> PreTrainedModel:
-        """Loads the model of a checkpoint folder and checks that it speaks the words.
+        """Loads the model of a checkpoint folder and checks that it has a row for each token.
 
         Raises:
             CheckpointError: It cannot be read, needs a package that is not installed, is of another family,

@@ -1,11 +1,11 @@
-"""Grammar of mask words: what a model may say next, for sampling and for learning from samples.
+"""Grammar of mask words: which tokens a model may generate next, for sampling and for learning from samples.
 
-Text and words alternate freely: ``text* (start code_0 ... code_n end text*)*``. Codes and the end are said
-inside a word only, each in its place, and nothing else is said there, the end of the text included. Where a
-text stands follows from its last ``num_levels + 1`` tokens alone, so nothing is remembered between steps.
+Text and words alternate freely: ``text* (start code_0 ... code_n end text*)*``. Codes and the end are allowed
+inside a word only, each in its place, and nothing else is allowed there, the end of the text included. The
+state follows from the last ``num_levels + 1`` tokens alone, so nothing is stored between steps.
 
 Two things stay with others. A limit of tokens can cut the last word; ``samtok.words.parse_words_lenient``
-counts those. And a model could spell a word letter by letter, in ordinary tokens, which this does not see.
+counts those. And a model could spell a word letter by letter, in ordinary tokens; this does not prevent it.
 """
 
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ from samtok.mllm.vocab import WordIds
 
 
 class SuppressTokens(LogitsProcessor):
-    """Keeps a model from saying some tokens, and tokens that its tokenizer does not know.
+    """Suppresses some tokens, and tokens that the tokenizer does not know.
 
-    Without words of its own this is what reinforcement learning uses: pads of images are never meant, while a
-    malformed word has to be possible so that it can be punished.
+    Reinforcement learning uses this alone: pads of images are never allowed, while a malformed word must be
+    possible so that it gets a low reward.
 
     Args:
         vocab_size: Tokens that the tokenizer knows. Logits can be wider; what is beyond is suppressed.
-        suppressed_ids: Tokens that are never said, such as pads of images.
+        suppressed_ids: Tokens that are never generated, such as pads of images.
 
     Raises:
         ValueError: For an id outside ``[0, vocab_size)``.
@@ -63,7 +63,7 @@ class SuppressTokens(LogitsProcessor):
         return self.restrict(logits, self.states(token_ids))
 
     def states(self, token_ids: Int[Tensor, "batch token"]) -> Int[Tensor, "batch token"]:
-        """Returns where the text stands after each token: 0 everywhere."""
+        """Returns the state after each token: 0 everywhere."""
         return torch.zeros_like(token_ids)
 
     def restrict(
@@ -95,7 +95,7 @@ class SuppressTokens(LogitsProcessor):
 
 
 class MaskWordGrammar(SuppressTokens):
-    """Lets a model say whole mask words only.
+    """Restricts a model to whole mask words.
 
     For ``generate(logits_processor=[...])``; prompts may be padded on the left and may hold words. Rows of a
     batch do not see each other.
@@ -103,7 +103,7 @@ class MaskWordGrammar(SuppressTokens):
     Args:
         word_ids: Tokens of the words, any number of levels.
         vocab_size: Tokens that the tokenizer knows. Logits can be wider; what is beyond is suppressed.
-        suppressed_ids: Tokens that are never said, neither in words nor outside.
+        suppressed_ids: Tokens that are never generated, neither in words nor outside.
 
     Raises:
         ValueError: For an id outside ``[0, vocab_size)``, or one with two meanings.
@@ -113,9 +113,9 @@ class MaskWordGrammar(SuppressTokens):
 
     def __init__(self, word_ids: WordIds, vocab_size: int, suppressed_ids: Sequence[int] = ()) -> None:
         super().__init__(vocab_size, suppressed_ids)
-        said = [word_ids.start, *(code for level in word_ids.codes for code in level), word_ids.end]
-        _require_known(said, vocab_size)
-        if len({*said, *suppressed_ids}) < len(said) + len(set(suppressed_ids)):
+        ids = [word_ids.start, *(code for level in word_ids.codes for code in level), word_ids.end]
+        _require_known(ids, vocab_size)
+        if len({*ids, *suppressed_ids}) < len(ids) + len(set(suppressed_ids)):
             raise ValueError("a token is two mask words, or a mask word that is suppressed.")
         self.word_ids = word_ids
         self.num_levels = len(word_ids.codes)
@@ -128,10 +128,10 @@ class MaskWordGrammar(SuppressTokens):
         return super().__call__(input_ids[:, -(self.num_levels + 1) :], scores)
 
     def states(self, token_ids: Int[Tensor, "batch token"]) -> Int[Tensor, "batch token"]:
-        """Returns where the text stands after each token.
+        """Returns the state after each token.
 
         0 is outside of words; ``k`` is inside, after the start and ``k - 1`` codes. A broken word in a prompt
-        counts as text. There is no loop over tokens, so this serves whole texts as well.
+        counts as text. There is no loop over tokens, so it also works on whole texts.
         """
         if token_ids.device not in self._roles:
             self._roles[token_ids.device] = self._roles[torch.device("cpu")].to(token_ids.device)

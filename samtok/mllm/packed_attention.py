@@ -22,7 +22,7 @@ BY_DIALOGUE = "sdpa_by_dialogue"
 
 
 def attend_by_dialogue(model: PreTrainedModel) -> None:
-    """Has the language model of an MLLM attend within each dialogue of a packed row.
+    """Makes the language model of an MLLM attend within each dialogue of a packed row.
 
     Only a model that was loaded with ``sdpa`` attention is changed; with any other this does nothing.
     """
@@ -44,7 +44,7 @@ def dialogue_lengths(positions: Int[Tensor, " token"]) -> list[int]:
 
 
 def _mask(*, attention_mask: Tensor | None = None, **options: Any) -> Tensor | None:
-    """Makes the mask of ``sdpa``; of a packed row instead an empty tensor, which says so to ``_attend``."""
+    """Makes the mask of ``sdpa``; of a packed row instead an empty tensor, by which ``_attend`` knows it."""
     packed = attention_mask is None and not options["allow_is_causal_skip"] and not options["use_vmap"]
     if packed and options["batch_size"] == 1 and options["q_length"] == options["kv_length"] > 1:
         return torch.empty(0)

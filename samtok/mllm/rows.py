@@ -73,7 +73,7 @@ def extend(
 
 
 def check_rows(model: PreTrainedModel, num_tokens: int) -> None:
-    """Makes sure that a model has a row for each token and is tied if its config says so.
+    """Makes sure that a model has a row for each token and is tied if its config states it.
 
     Raises:
         CheckpointError: It is not.
@@ -88,7 +88,7 @@ def check_rows(model: PreTrainedModel, num_tokens: int) -> None:
     tied = bool(getattr(model.config, "tie_word_embeddings", False))
     if tied != (len(weights) == 1):
         raise CheckpointError(
-            f"the config says tie_word_embeddings = {str(tied).lower()}, but input and output embeddings "
+            f"the config has tie_word_embeddings = {str(tied).lower()}, but input and output embeddings "
             f"are {'one tensor' if len(weights) == 1 else 'two tensors'}; training or saving would lose one."
         )
 

@@ -1,8 +1,8 @@
-"""Replies for reinforcement learning: several samples of each prompt, with the probability of each token.
+"""Responses for reinforcement learning: several samples of each prompt, with log-probs of their tokens.
 
-Tokens go out as they were sampled and are never made from text again. The learner computes log-probabilities
-of the same tokens with ``reply_log_probs``; both divide by the temperature and exclude the same tokens, so
-they agree but for rounding, and where they do not, something is wrong (weights, images, positions).
+Tokens are kept as they were sampled and never made from text again. The learner computes log-probs of the
+same tokens with ``response_log_probs``; both divide by the temperature and exclude the same tokens, so they
+agree but for rounding, and where they do not, something is wrong (weights, images, positions).
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from samtok.rl.entropy import chosen_log_probs
 
 @dataclass(frozen=True)
 class Sampled:
-    """One reply.
+    """One response.
 
     Attributes:
         ids: Token ids, int32, with the token that ends the turn if it came.
@@ -77,40 +77,41 @@ def sample(
     adapter: Adapter,
     prompts: Sequence[Encoded],
     *,
-    replies: int,
+    num_responses: int,
     max_new_tokens: int,
     temperature: float = 1.0,
     grammar: bool = False,
     seed: int = 0,
 ) -> list[list[Sampled]]:
-    """Samples replies to each prompt, all in one batch. Each image is encoded once.
+    """Samples responses to each prompt, all in one batch. Each image is encoded once.
 
     Args:
         model: On any device; its mode is as before afterwards.
         adapter: Its adapter.
         prompts: From ``Adapter.encode_prompt``.
-        replies: Of each prompt, from 1.
-        max_new_tokens: Most tokens of a reply.
+        num_responses: Of each prompt, from 1.
+        max_new_tokens: Most tokens of a response.
         temperature: Above 0. There is no other filter (top-k, top-p): those would make the learner's
             probabilities wrong.
-        grammar: Allow whole mask words only; then the learner has to know (``reply_log_probs``).
-        seed: Equal batches with equal seeds and weights give equal replies on one device.
+        grammar: Allow whole mask words only; ``response_log_probs`` then needs the same processor.
+        seed: Equal batches with equal seeds and weights give equal responses on one device.
 
     Raises:
         CheckpointError: The model has fewer rows than the adapter's tokenizer has tokens, or lost its tie.
         ValueError: For numbers out of range.
     """
-    if temperature <= 0 or max_new_tokens < 1 or replies < 1:
+    if temperature <= 0 or max_new_tokens < 1 or num_responses < 1:
         raise ValueError(
-            "temperature must be > 0, max_new_tokens and replies >= 1, got "
-            f"{temperature}, {max_new_tokens} and {replies}."
+            "temperature must be > 0, max_new_tokens and num_responses >= 1, got "
+            f"{temperature}, {max_new_tokens} and {num_responses}."
         )
     if not prompts:
         return []
     check_rows(model, len(adapter.tokenizer))
+    texts = [_without_images(prompt) for prompt in prompts for _ in range(num_responses)]
     batch: dict[str, Any] = {
-        **adapter.collate([_blind(prompt) for prompt in prompts for _ in range(replies)], side="left"),
-        **vision_inputs(model, adapter, prompts, [replies] * len(prompts)),
+        **adapter.collate(texts, side="left"),
+        **vision_inputs(model, adapter, prompts, [num_responses] * len(prompts)),
     }
     recorder = _Recorder(batch["input_ids"].shape[1])
     processors = [processor_of(adapter, grammar=grammar), TemperatureLogitsWarper(temperature), recorder]
@@ -120,40 +121,40 @@ def sample(
     rows = [
         _sampled(ids, row, adapter, max_new_tokens) for ids, row in zip(new.tolist(), log_probs, strict=True)
     ]
-    return [rows[first : first + replies] for first in range(0, len(rows), replies)]
+    return [rows[first : first + num_responses] for first in range(0, len(rows), num_responses)]
 
 
 def _sampled(ids: list[int], log_probs: np.ndarray, adapter: Adapter, limit: int) -> Sampled:
-    said = until_stop(ids, adapter.stop_ids)
-    complete = bool(said) and said[-1] in adapter.stop_ids
-    return Sampled(np.array(said, np.int32), log_probs[: len(said)].astype(np.float32), complete)
+    kept = until_stop(ids, adapter.stop_ids)
+    complete = bool(kept) and kept[-1] in adapter.stop_ids
+    return Sampled(np.array(kept, np.int32), log_probs[: len(kept)].astype(np.float32), complete)
 
 
-def _blind(prompt: Encoded) -> Encoded:
+def _without_images(prompt: Encoded) -> Encoded:
     return Encoded(prompt.input_ids, prompt.labels, prompt.mm_token_type_ids)
 
 
-def with_reply(prompt: Encoded, ids: Int[np.ndarray, " token"]) -> Encoded:
-    """Returns prompt and reply as one text whose reply is learnt; vision tensors are left out.
+def with_response(prompt: Encoded, ids: Int[np.ndarray, " token"]) -> Encoded:
+    """Returns prompt and response as one text whose response is learnt; vision tensors are left out.
 
     ``mm_token_type_ids`` are made for both together: without them positions are silently wrong.
     """
-    said = torch.from_numpy(ids.astype(np.int64))
+    response = torch.from_numpy(ids.astype(np.int64))
     return Encoded(
-        input_ids=torch.cat([prompt.input_ids, said]),
-        labels=torch.cat([torch.full_like(prompt.input_ids, IGNORE), said]),
-        mm_token_type_ids=torch.cat([prompt.mm_token_type_ids, torch.zeros_like(said)]),
+        input_ids=torch.cat([prompt.input_ids, response]),
+        labels=torch.cat([torch.full_like(prompt.input_ids, IGNORE), response]),
+        mm_token_type_ids=torch.cat([prompt.mm_token_type_ids, torch.zeros_like(response)]),
     )
 
 
 @dataclass(frozen=True)
-class ReplyLogits:
-    """What a model thinks of replies.
+class ResponseLogits:
+    """Logits and log-probs of responses under a model.
 
     Attributes:
-        log_probs: Of the tokens of all replies, one after the other.
+        log_probs: Of the tokens of all responses, one after the other.
         logits: Restricted to the tokens that could be drawn, not divided by the temperature.
-        sequence: The reply of each token, from 0.
+        sequence: The response of each token, from 0.
     """
 
     log_probs: Float[Tensor, " token"]
@@ -161,41 +162,41 @@ class ReplyLogits:
     sequence: Int[Tensor, " token"]
 
 
-def reply_log_probs(
+def response_log_probs(
     model: nn.Module,
     adapter: Adapter,
     prompts: Sequence[Encoded],
-    replies: Sequence[Sequence[np.ndarray]],
+    responses: Sequence[Sequence[np.ndarray]],
     processor: SuppressTokens,
     *,
     temperature: float = 1.0,
-) -> ReplyLogits:
-    """Returns log-probabilities of replies under a model, as they were when the replies were sampled.
+) -> ResponseLogits:
+    """Returns log-probabilities of responses under a model, as they were when the responses were sampled.
 
     Args:
         model: An MLLM, or what DeepSpeed has made of it.
         adapter: Of the model.
         prompts: With their vision tensors.
-        replies: Token ids of some replies to each prompt, none empty.
+        responses: Token ids of some responses to each prompt, none empty.
         processor: ``processor_of`` with the same grammar as the sampling had.
         temperature: Of the sampling.
 
     Raises:
-        ValueError: For an empty reply, which has nothing to learn from, or as ``answer_logits``.
+        ValueError: For an empty response, or as ``answer_logits``.
     """
-    if any(len(ids) == 0 for group in replies for ids in group):
-        raise ValueError("a reply has no token; every reply has at least the one that ends the turn.")
+    if any(len(ids) == 0 for group in responses for ids in group):
+        raise ValueError("a response has no token; every response has at least the one that ends the turn.")
     device = next(model.parameters()).device
-    rows = [with_reply(p, ids) for p, group in zip(prompts, replies, strict=True) for ids in group]
+    rows = [with_response(p, ids) for p, group in zip(prompts, responses, strict=True) for ids in group]
     batch: dict[str, Any] = {name: value.to(device) for name, value in adapter.collate(rows).items()}
-    batch |= vision_inputs(_inner(model), adapter, prompts, [len(group) for group in replies])
+    batch |= vision_inputs(_inner(model), adapter, prompts, [len(group) for group in responses])
     logits, targets = answer_logits(model, batch)
     learnt = torch.zeros_like(batch["labels"], dtype=torch.bool)
     learnt[:, :-1] = batch["labels"][:, 1:] != IGNORE
     states = processor.states(batch["input_ids"])[learnt]
     logits = processor.restrict(logits, states)
     sequence = torch.arange(len(rows), device=device)[:, None].expand_as(learnt)[learnt]
-    return ReplyLogits(chosen_log_probs(logits, targets, temperature), logits, sequence)
+    return ResponseLogits(chosen_log_probs(logits, targets, temperature), logits, sequence)
 
 
 def _inner(model: nn.Module) -> Any:

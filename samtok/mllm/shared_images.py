@@ -1,7 +1,7 @@
 """Images that several sequences of a batch share are encoded once.
 
-The replies of a prompt differ only after it. With a vision encoder of hundreds of millions of weights, seeing
-the image again for each of them costs more than all else.
+The responses to a prompt differ only after it. With a vision encoder of hundreds of millions of weights,
+encoding the image again for each of them costs more than all else.
 """
 
 from collections.abc import Sequence

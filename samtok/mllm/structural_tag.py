@@ -23,7 +23,7 @@ def mask_word_tag(word_ids: WordIds, suppressed_ids: Sequence[int] = ()) -> dict
 
     Args:
         word_ids: Tokens of the words, any number of levels.
-        suppressed_ids: Tokens that are never said, such as pads of images.
+        suppressed_ids: Tokens that are never generated, such as pads of images.
     """
     codes = [{"type": "or", "elements": [_token(id_) for id_ in level]} for level in word_ids.codes]
     word = {

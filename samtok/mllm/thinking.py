@@ -9,7 +9,7 @@ _TAGS = re.compile(r"</?(?:think|answer)>")
 
 
 class Thought(NamedTuple):
-    """A text in two; both are None if it has no tags that say where one ends."""
+    """A text in two; both are None if it has no tags between them."""
 
     think: str | None
     answer: str | None

@@ -20,11 +20,11 @@ from samtok.mllm.adapters import load_adapter
 from samtok.mllm.grammar import MaskWordGrammar
 
 SWITCH = "mask_word_grammar"
-"""Key of ``SamplingParams.extra_args``: False leaves a request alone."""
+"""Key of ``SamplingParams.extra_args``: False turns the grammar off for a request."""
 
 
 class MaskWordProcessor(LogitsProcessor):
-    """Lets requests say whole mask words only; the words are those of the served folder.
+    """Restricts requests to whole mask words; the words are those of the served folder.
 
     Args:
         vllm_config: Its ``model_config.model`` is a folder with ``samtok.json``.
@@ -35,18 +35,18 @@ class MaskWordProcessor(LogitsProcessor):
         adapter = load_adapter(vllm_config.model_config.model)
         self.grammar = MaskWordGrammar(adapter.word_ids, len(adapter.tokenizer), adapter.suppressed_ids)
         self.device = device
-        self.texts: dict[int, tuple[list[int], list[int]]] = {}  # row to prompt and live list of new tokens
+        self.texts: dict[int, tuple[list[int], list[int]]] = {}  # row to prompt and new tokens
 
     def is_argmax_invariant(self) -> bool:
-        """The grammar changes what greedy decoding says."""
+        """Returns False: the grammar changes the output of greedy decoding."""
         return False
 
     def update_state(self, batch_update: Any) -> None:
-        """Follows requests that come, go and change rows."""
+        """Updates the tokens of each row when requests are added, removed or moved."""
         process_dict_updates(self.texts, batch_update, _text_of)
 
     def apply(self, logits: Tensor) -> Tensor:
-        """Restricts the rows of requests that want it, in place; logits are row x vocabulary."""
+        """Restricts the logits (row x vocabulary) of requests with the grammar, in place."""
         if self.texts:
             rows = list(self.texts)
             recent = torch.tensor([self._recent(*self.texts[row]) for row in rows]).to(self.device)
@@ -54,17 +54,17 @@ class MaskWordProcessor(LogitsProcessor):
         return logits
 
     def _recent(self, prompt: list[int], new: list[int]) -> list[int]:
-        """Returns the last tokens of a text, filled up in front by a token that opens nothing."""
+        """Returns the last tokens of prompt and response, padded in front with the end of a word."""
         size = self.grammar.num_levels + 1
         last = [*prompt[-size:], *new[-size:]][-size:]
         if min(last, default=0) < 0:
             raise ConfigError(
-                "vLLM has not filled in the newest token of a request yet, so the grammar cannot see where "
-                "it stands; start the engine with --no-async-scheduling."
+                "vLLM has not filled in the newest token of a request, so the grammar state is unknown; "
+                "start the engine with --no-async-scheduling."
             )
         return [self.grammar.word_ids.end] * (size - len(last)) + last
 
 
 def _text_of(params: Any, prompt: list[int] | None, new: list[int]) -> tuple[list[int], list[int]] | None:
-    wanted = (params.extra_args or {}).get(SWITCH, True)
-    return (prompt or [], new) if wanted else None
+    restricted = (params.extra_args or {}).get(SWITCH, True)
+    return (prompt or [], new) if restricted else None

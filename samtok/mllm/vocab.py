@@ -176,7 +176,7 @@ def infer(tokens: Iterable[str], *, where: str) -> MaskVocabulary:
     codes = sum(_MASK_WORD.fullmatch(token) is not None for token in tokens) - 2
     if codes < 2 or codes % 2:
         raise CheckpointError(
-            f"{where} has {max(codes + 2, 0)} mask words and no samtok.json that says what they are; "
+            f"{where} has {max(codes + 2, 0)} mask words and no samtok.json that states what they are; "
             f"expected start, end and two levels of codes. {REMEDY}"
         )
     return MaskVocabulary(codes // 2, 2)

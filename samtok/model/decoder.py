@@ -55,7 +55,7 @@ def decode_embeddings(
 
     The decoder gets no box and no mask: two empty points and the learned no-mask embedding stand in their
     places, the code embedding follows as the third sparse prompt. Of three masks the one with the highest
-    predicted IoU is kept; the object score does not gate it.
+    predicted IoU is kept; the object score does not suppress it.
 
     Args:
         decoder: SAM2's mask decoder.

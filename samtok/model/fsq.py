@@ -63,13 +63,13 @@ class FiniteScalarQuantizer(Float32Buffers):
     def code_vectors(self) -> Float[Tensor, "level num_codes dim"]:
         """Returns what each code adds to an embedding.
 
-        Reading out is linear, so a word's grid point adds its part; what no word says is split evenly.
+        Reading out is linear, so a word's grid point adds its part; the constant part is split evenly.
         """
         points = self.steps_of(torch.arange(self.num_codes, device=self.centre.device)[:, None])
         values = self._values(points.to(self.centre.dtype))
         weight = (self.basis_out + self.project_out.weight.float().T).unflatten(0, (self.num_levels, -1))
-        unsaid = self.centre + self.project_out.bias.float()
-        return values @ weight + unsaid / self.num_levels
+        constant = self.centre + self.project_out.bias.float()
+        return values @ weight + constant / self.num_levels
 
     def forward(self, z: Float[Tensor, "mask dim"]) -> Quantized:
         """Quantizes; the gradient takes rounding for the identity. Commitment is 0."""
@@ -119,7 +119,7 @@ class FiniteScalarQuantizer(Float32Buffers):
     def start(self, z: Float[Tensor, "sample dim"], generator: torch.Generator) -> None:
         """Sets the fixed projections: principal directions at unit variance, least squares back.
 
-        Words take the directions in falling order of variance, so the first ones say the most. Collective
+        Words take the directions in falling order of variance, so the first ones carry the most. Collective
         over ranks, as the k-means of codebooks is.
 
         Args:

@@ -49,7 +49,7 @@ def read_state(uri: str, *, read: Read | None = None) -> tuple[dict[str, Tensor]
 
 
 def fill(model: nn.Module, state: dict[str, Tensor], *, where: str) -> None:
-    """Loads a state that has exactly the model's names and shapes; CheckpointError says what differs."""
+    """Loads a state that has exactly the model's names and shapes; CheckpointError names what differs."""
     expected = model.state_dict()
     missing, unknown = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
     if missing or unknown:

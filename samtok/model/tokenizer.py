@@ -324,7 +324,7 @@ class MaskTokenizer(nn.Module):
             yield slice(start, min(start + self.max_masks, count))
 
     def autocast(self) -> AbstractContextManager:
-        """Returns the context in which its networks run, as ``autocast_dtype`` says."""
+        """Returns the context in which its networks run, as set by ``autocast_dtype``."""
         return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
 

@@ -1,7 +1,7 @@
 """Plots of numbers as PNG files, in the colours of ``samtok.plots.pictures``.
 
 They draw on their own Agg canvas, so matplotlib's global state and backend stay as they are; matplotlib loads
-with the first plot. ``plots_curves`` draws a training run, ``plots_tradeoff`` a sweep.
+with the first plot. ``curves`` draws a training run, ``tradeoff`` a sweep.
 """
 
 import io
@@ -108,7 +108,7 @@ def subtitle(axes: Any, text: str) -> None:
 def figure_of(
     num_axes: int, title: str, *, height_in: float, width_in: float = 6.4, columns: int = 1
 ) -> "tuple[Figure, list[Any]]":
-    """Returns a figure in our look, and its axes row by row.
+    """Returns a figure in our style, and its axes row by row.
 
     Args:
         num_axes: How many.

@@ -11,7 +11,7 @@ from samtok.plots.pictures import MISSED
 
 MAX_DOTS = 5000
 """Masks that are drawn one by one; of more, their density is drawn."""
-_MIN_MASKS = 5  # a quartile of fewer says little
+_MIN_MASKS = 5  # a quartile of fewer means little
 _STEPS_PER_DECADE = 4
 
 

@@ -67,7 +67,7 @@ class Panel:
 
 
 def mask_colours(count: int) -> list[Colour]:
-    """Returns the colours of masks in order: eight that colour-blind readers tell apart, then spread hues."""
+    """Returns the colours of masks in order: eight safe for colour-blind readers, then spread hues."""
     spread = [
         colorsys.hsv_to_rgb((index * _GOLDEN) % 1, 0.55 + 0.2 * (index % 3), 0.95)
         for index in range(max(0, count - len(_PALETTE)))

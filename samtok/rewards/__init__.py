@@ -1,15 +1,15 @@
-"""Rewards of reinforcement learning: pure functions of what a model said and what was true. No torch here.
+"""Rewards of reinforcement learning: pure functions of a question and a response. No torch here.
 
-    from samtok.rewards import DEFAULT, Question, Reply
+    from samtok.rewards import DEFAULT, Question, Response
 
-    DEFAULT(Question(truth=((3, 44),), text=words), Reply(text=said))["mask"]
+    DEFAULT(Question(truth=((3, 44),), text=words), Response(text=output))["mask"]
 
 ``samtok.rewards.iou`` compares pixels instead of words; it needs a tokenizer and is loaded by itself.
 """
 
 from samtok.rewards.answer import Answer, read
 from samtok.rewards.mask_words import graded_reward, mask_reward
-from samtok.rewards.reply import Codes, Question, Reply, Reward
+from samtok.rewards.response import Codes, Question, Response, Reward
 from samtok.rewards.standard import COMPONENTS, DEFAULT, PAPER, TextReward
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
     "Answer",
     "Codes",
     "Question",
-    "Reply",
+    "Response",
     "Reward",
     "TextReward",
     "graded_reward",

@@ -1,22 +1,22 @@
-"""The part of a reply that is scored, and the mask words in it."""
+"""The part of a response that is scored, and the mask words in it."""
 
 import re
 from dataclasses import dataclass
 
 from samtok import words
 from samtok.mllm.thinking import split_thinking
-from samtok.rewards.reply import Codes, Question, Reply
+from samtok.rewards.response import Codes, Question, Response
 
 _IN_SHAPE = r"<\|mt_start\|>(?:<\|mt_[0-9]{{4,9}}\|>){{{levels}}}<\|mt_end\|>"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a reply answers.
+    """The answer of a response.
 
     Attributes:
-        text: What is scored; None if a thinking reply has no tag that says where its answer begins, so that
-            nothing of it can be scored.
+        text: What is scored; None if a thinking response has no tag where its answer begins, so that nothing
+            of it can be scored.
         words: Codes of each mask in the order of the text, repeated ones included.
         num_stray: Start tokens that begin no readable word: a code is missing or of another level, or the
             end token is missing. Such a word is no mask.
@@ -33,14 +33,14 @@ class Answer:
     num_malformed: int = 0
 
 
-def read(question: Question, reply: Reply) -> Answer:
-    """Reads the answer of a reply; never fails on text.
+def read(question: Question, response: Response) -> Answer:
+    """Reads the answer of a response; never fails on text.
 
     A prompt that asks for a thought is answered by what stands between the first ``<answer>`` and its end;
     without such a pair by what follows ``<answer>``, else ``</think>``; without any of them by nothing.
-    Otherwise the whole reply is the answer. Broken words are left out (``samtok.words``, policy "drop").
+    Otherwise the whole response is the answer. Broken words are left out (``samtok.words``, policy "drop").
     """
-    text = split_thinking(reply.text).answer if question.thinking else reply.text
+    text = split_thinking(response.text).answer if question.thinking else response.text
     if text is None:
         return Answer(None)
     found = words.parse_words_lenient(text, num_codes=question.num_codes, num_levels=question.num_levels)

@@ -1,10 +1,10 @@
-"""What a reply looks like, whatever it names: the tags of thinking, and repetition."""
+"""The form of a response, whatever it names: the tags of thinking, and repetition."""
 
 import re
 from collections import Counter
 
 from samtok import words
-from samtok.rewards.reply import Question, Reply
+from samtok.rewards.response import Question, Response
 
 MOST_REPEATS = 3
 """A mask word may occur this often (the follow-up's rule for grounded captions), and so may a sentence."""
@@ -15,28 +15,28 @@ _END_OF_TURN = re.compile(r"(?:\s*<\|(?:im_end|endoftext|eot_id|eom_id|end_of_te
 _SENTENCE_END = re.compile(r"[.!?\n]+")
 
 
-def format_reward(question: Question, reply: Reply) -> float:
-    """Returns 1 if the reply has the form that its prompt asks for, else 0.
+def format_reward(question: Question, response: Response) -> float:
+    """Returns 1 if the response has the form that its prompt asks for, else 0.
 
-    A thinking prompt wants ``<think> ... </think><answer> ... </answer>`` and nothing around it but space
+    A thinking prompt asks for ``<think> ... </think><answer> ... </answer>`` and nothing around it but space
     and the end of the turn (the pattern of EasyR1's ``r1v``), with every tag once: of two answers only the
-    first would be scored. Any other prompt wants none of the four tags.
+    first would be scored. Any other prompt allows none of the four tags.
     """
-    text = _END_OF_TURN.sub("", reply.text).strip()
+    text = _END_OF_TURN.sub("", response.text).strip()
     tags = len(_TAG.findall(text))
     if not question.thinking:
         return float(tags == 0)
     return float(tags == 4 and _THINKING.fullmatch(text) is not None)
 
 
-def no_repeat_reward(question: Question, reply: Reply, *, most: int = MOST_REPEATS) -> float:
+def no_repeat_reward(question: Question, response: Response, *, most: int = MOST_REPEATS) -> float:
     """Returns 0 if a mask word or a sentence occurs more than ``most`` times, thought included, else 1.
 
     Sentences end at ``. ! ?`` or a new line and are compared without case and spacing.
     """
     found = words.parse_words_lenient(
-        reply.text, num_codes=question.num_codes, num_levels=question.num_levels
+        response.text, num_codes=question.num_codes, num_levels=question.num_levels
     )
-    sentences = (" ".join(part.casefold().split()) for part in _SENTENCE_END.split(reply.text))
+    sentences = (" ".join(part.casefold().split()) for part in _SENTENCE_END.split(response.text))
     counts = Counter(found.codes).values(), Counter(filter(None, sentences)).values()
     return float(all(count <= most for of_kind in counts for count in of_kind))

@@ -1,6 +1,6 @@
-"""A reward of pixels: the IoU of what a reply's words decode to with the true masks of its question.
+"""A reward of pixels: the IoU of what a response's words decode to with the true masks of its question.
 
-Needs the tokenizer of the words and the image, so a worker that has both computes it, for all replies about
+Needs the tokenizer of the words and the image, so a worker that has both computes it, for all responses about
 an image at once. Torch loads with the tokenizer.
 """
 
@@ -15,7 +15,7 @@ from samtok import masks
 from samtok.errors import DataError
 from samtok.metrics.text_masks import decode_unions
 from samtok.rewards.answer import Answer, read
-from samtok.rewards.reply import Codes, Question, Reply
+from samtok.rewards.response import Codes, Question, Response
 
 if TYPE_CHECKING:
     from samtok.model.tokenizer import MaskTokenizer
@@ -25,12 +25,12 @@ NAME = "iou"
 
 
 class IouReward:
-    """Scores replies by the union of their decoded words.
+    """Scores responses by the union of their decoded words.
 
     Args:
         tokenizer: Made the words of the questions.
         threshold: On logits of decoded masks. 0 is probability one half.
-        max_words: A reply with more different words than this, and than its truth has, earns 0 and is not
+        max_words: A response with more different words than this, and than its truth has, earns 0 and is not
             decoded, so that naming everything does not hold up training.
     """
 
@@ -50,43 +50,43 @@ class IouReward:
         self,
         image: UInt8[np.ndarray, "height width 3"],
         questions: Sequence[Question],
-        replies: Sequence[Reply],
+        responses: Sequence[Response],
     ) -> list[float]:
-        """Returns the IoU in [0, 1] of every reply, all about one image, which is encoded once.
+        """Returns the IoU in [0, 1] of every response, all about one image, which is encoded once.
 
         The truth is the union of the original masks in the question's record, found by their codes; where
-        the record has none, of the decoded true words. Without a target a reply earns 1 if it names no
-        mask, else 0; with one, a reply without readable words earns 0. Broken words are left out, but a
+        the record has none, of the decoded true words. Without a target a response earns 1 if it names no
+        mask, else 0; with one, a response without readable words earns 0. Broken words are left out, but a
         no-target with one is not right.
 
         Args:
             image: RGB, uint8, at the size of the record's masks.
-            questions: The question of each reply; those of one group may be the same object.
-            replies: What the model said.
+            questions: The question of each response; those of one group may be the same object.
+            responses: Of the model.
 
         Raises:
             ValueError: If the lengths differ, or the tokenizer has other codes than the questions.
             DataError: If a mask of a record does not fit the image.
         """
-        self._check(questions, replies)
-        answers = [read(question, reply) for question, reply in zip(questions, replies, strict=True)]
-        spoken = [self._decodable(*pair) for pair in zip(questions, answers, strict=True)]
+        self._check(questions, responses)
+        answers = [read(question, response) for question, response in zip(questions, responses, strict=True)]
+        named = [self._decodable(*pair) for pair in zip(questions, answers, strict=True)]
         distinct = {id(question): question for question in questions}
         parts = {key: _true_parts(question) for key, question in distinct.items()}
-        wanted = [*spoken, *(codes for _, codes in parts.values())]
+        wanted = [*named, *(codes for _, codes in parts.values())]
         unions = self._unions(image, wanted)
         truths = {
             key: _union(distinct[key], rles, decoded)
-            for (key, (rles, _)), decoded in zip(parts.items(), unions[len(spoken) :], strict=True)
+            for (key, (rles, _)), decoded in zip(parts.items(), unions[len(named) :], strict=True)
         }
         return [
             _value(question, answer, codes, union, truths[id(question)])
-            for question, answer, codes, union in zip(questions, answers, spoken, unions, strict=False)
+            for question, answer, codes, union in zip(questions, answers, named, unions, strict=False)
         ]
 
-    def _check(self, questions: Sequence[Question], replies: Sequence[Reply]) -> None:
-        if len(questions) != len(replies):
-            raise ValueError(f"got {len(questions)} questions for {len(replies)} replies.")
+    def _check(self, questions: Sequence[Question], responses: Sequence[Response]) -> None:
+        if len(questions) != len(responses):
+            raise ValueError(f"got {len(questions)} questions for {len(responses)} responses.")
         have = self.tokenizer.num_codes, self.tokenizer.num_levels
         for question in questions:
             if (question.num_codes, question.num_levels) != have:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Literal, get_args
 
 from samtok.rewards.answer import Answer
-from samtok.rewards.reply import Codes, Question
+from samtok.rewards.response import Codes, Question
 
 TruePositives = Literal["multiset", "distinct"]
 """How often a word can be true: as often as the truth has it, or once, as in the paper."""

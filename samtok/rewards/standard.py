@@ -1,7 +1,7 @@
-"""The reward that training uses unless told otherwise: named components, of which one has a weight.
+"""The default reward of training: named components, of which one has a weight.
 
 ``mask`` is the paper's reward (Eq. 5) and has weight 1. All others are logged and have weight 0 until they
-are given one. The length of a reply or of its thought is rewarded by none of them.
+are given one. The length of a response or of its thought is rewarded by none of them.
 """
 
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from samtok.rewards.answer import read
 from samtok.rewards.form import format_reward, no_repeat_reward
 from samtok.rewards.mask_words import TruePositives, check_options, graded_reward, mask_reward
-from samtok.rewards.reply import Question, Reply
+from samtok.rewards.response import Question, Response
 
 COMPONENTS = (
     "mask",  # Eq. 5, in [0, 1]
     "graded",  # the follow-up's variant, in [0, 1]
     "format",  # 1: the tags that the prompt asks for
     "no_repeat",  # 1: no mask word or sentence again and again
-    "readable",  # 1: there is an answer; 0 only for a thinking reply without tags
+    "readable",  # 1: there is an answer; 0 only for a thinking response without tags
     "says_none",  # 1: an answer without mask words, such as "No target."
     "num_words",  # mask words in the answer
     "num_duplicates",  # of those, words that were there before
@@ -27,7 +27,7 @@ COMPONENTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class TextReward:
-    """Scores the text of replies; see ``mask_reward`` for the options, which are of the component ``mask``.
+    """Scores the text of responses; see ``mask_reward`` for the options, which are of the component ``mask``.
 
     Attributes:
         tp: How often a word can be true.
@@ -42,9 +42,9 @@ class TextReward:
     def __post_init__(self) -> None:
         check_options(self.tp, self.partial)
 
-    def __call__(self, question: Question, reply: Reply) -> dict[str, float]:
+    def __call__(self, question: Question, response: Response) -> dict[str, float]:
         """Returns all of ``COMPONENTS``."""
-        answer = read(question, reply)
+        answer = read(question, response)
         mask = mask_reward(
             question, answer, tp=self.tp, count_malformed=self.count_malformed, partial=self.partial
         )
@@ -52,8 +52,8 @@ class TextReward:
         return {
             "mask": mask,
             "graded": graded_reward(question, answer),
-            "format": format_reward(question, reply),
-            "no_repeat": no_repeat_reward(question, reply),
+            "format": format_reward(question, response),
+            "no_repeat": no_repeat_reward(question, response),
             "readable": float(answer.text is not None),
             "says_none": float(answer.text is not None and not named),
             "num_words": float(len(answer.words)),

@@ -1,4 +1,4 @@
-"""How much better than its group a reply is. NumPy only, so that a driver needs no torch.
+"""Advantages: the reward of each response compared with its group. NumPy only, so a driver needs no torch.
 
 =========  ==============  ======  ==============================================
 algorithm  baseline        scale   source
@@ -23,33 +23,33 @@ EQUAL = 1e-9
 
 
 class Advantages(NamedTuple):
-    """What the replies of a step are worth.
+    """Advantages of the responses of a step.
 
     Attributes:
-        values: Advantage of each reply; 0 throughout a group that is not usable.
-        usable: Whether the rewards of a group differ. Other groups teach nothing and should neither add to
-            the loss nor to what it is divided by (``sequence_weights``).
+        values: Advantage of each response; 0 throughout a group that is not usable.
+        usable: Whether the rewards of a group differ. Other groups have no gradient and should add neither to
+            the loss nor to its divisor (``sequence_weights``).
     """
 
-    values: Float[np.ndarray, "group reply"]
+    values: Float[np.ndarray, "group response"]
     usable: Bool[np.ndarray, " group"]
 
 
 def advantages(
-    rewards: Float[np.ndarray, "group reply"], *, baseline: Baseline, scale: Scale, eps: float = 1e-6
+    rewards: Float[np.ndarray, "group response"], *, baseline: Baseline, scale: Scale, eps: float = 1e-6
 ) -> Advantages:
-    """Compares every reply with the others to the same prompt; no groups give no advantages.
+    """Compares every response with the others to the same prompt; no groups give no advantages.
 
     Args:
         rewards: Finite rewards of any range, a row per prompt; best in float64.
-        baseline: What is subtracted: the mean of the group, or of its other replies. The second is unbiased
-            and n / (n - 1) times the first.
-        scale: What is divided by: the standard deviation of the group's rewards, that of the differences from
+        baseline: What is subtracted: the mean reward of the group, or of its other responses. Differences
+            from the second are unbiased, and n / (n - 1) times those from the first.
+        scale: The divisor: the standard deviation of the group's rewards, that of the differences from
             the baseline over all usable groups, or 1. Deviations are unbiased (n - 1).
         eps: Added to the deviation.
 
     Raises:
-        ValueError: Groups of fewer than two replies, or rewards that are no numbers.
+        ValueError: Groups of fewer than two responses, or rewards that are not finite.
     """
     _check(rewards)
     usable = np.ptp(rewards, axis=1) > EQUAL
@@ -63,8 +63,8 @@ def advantages(
 
 
 def _divisor(
-    rewards: Float[np.ndarray, "group reply"],
-    differences: Float[np.ndarray, "group reply"],
+    rewards: Float[np.ndarray, "group response"],
+    differences: Float[np.ndarray, "group response"],
     usable: Bool[np.ndarray, " group"],
     scale: Scale,
     eps: float,
@@ -76,17 +76,17 @@ def _divisor(
     return 1.0
 
 
-def _check(rewards: Float[np.ndarray, "group reply"]) -> None:
-    groups, replies = rewards.shape
-    if groups and replies < 2:
+def _check(rewards: Float[np.ndarray, "group response"]) -> None:
+    groups, responses = rewards.shape
+    if groups and responses < 2:
         raise ValueError(
-            f"a reply is compared with others to the same prompt, so a group needs at least 2, got "
-            f"{replies}; sample more replies per prompt."
+            f"a response is compared with others to the same prompt, so a group needs at least 2, got "
+            f"{responses}; sample more responses per prompt."
         )
     wrong = np.argwhere(~np.isfinite(rewards))
     if len(wrong):
-        group, reply = wrong[0]
+        group, response = wrong[0]
         raise ValueError(
-            f"reward of reply {reply} of group {group} is {rewards[group, reply]}, one of {len(wrong)} that "
-            "are no finite numbers; look at the reward function."
+            f"reward of response {response} of group {group} is {rewards[group, response]}, one of "
+            f"{len(wrong)} that are not finite; check the reward function."
         )

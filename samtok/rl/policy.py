@@ -1,4 +1,4 @@
-"""Losses of the policy per token, and the weight of samples that another policy has drawn.
+"""Losses of the policy per token, and importance weights of samples that another policy has drawn.
 
 ``r`` is the ratio of a token's probability now to that when the update began (``old``), ``A`` its advantage.
 All are made for the sums of ``samtok.rl.weights``. At r = 1 the gradient of each is ``-A`` times that of the
@@ -50,10 +50,10 @@ class PolicySettings:
 
 
 class Terms(NamedTuple):
-    """What a micro-batch's tokens add.
+    """Losses of the tokens of a micro-batch.
 
     Attributes:
-        loss: To be weighted and summed; carries the gradient.
+        loss: To be weighted and summed; has the gradient.
         ratio: r, the sequence's under "gspo"; without gradient.
         clipped_low: Tokens that the lower bound has changed. Under "ppo" and "gspo" these have a negative
             advantage and no gradient.
@@ -82,7 +82,7 @@ def policy_terms(
     Args:
         log_probs: Of the sampled tokens under the present policy, with gradient.
         old: The same when the update began; no gradient flows to it.
-        advantages: Of each token's reply.
+        advantages: Of each token's response.
         sequence: Which sequence of the micro-batch a token belongs to, from 0.
         settings: Loss and bounds.
     """
@@ -137,23 +137,21 @@ def truncated_importance(
     return _exp(log_ratio).clamp(max=cap)
 
 
-def odd_clips(settings: PolicySettings) -> str | None:
+def unusual_clips(settings: PolicySettings) -> str | None:
     """Returns a sentence if the bounds are unusual for the kind of loss, None if they are not.
 
-    Kinds need very different ones: GSPO's ratio is a mean over a whole reply and hardly leaves 1 (3e-4 and
+    Kinds need very different ones: GSPO's ratio is a mean over a whole response and hardly leaves 1 (3e-4 and
     4e-4 in its section 5.1), CISPO only caps a weight (high 4 to 5), PPO's usual range is 0.2 to 0.3.
     """
     low, high = settings.clip_low, settings.clip_high
     if settings.kind == "gspo" and max(low, high) > 0.01:
         return (
-            f"gspo wants clip_low and clip_high near 3e-4 and 4e-4, got {low:g} and {high:g}: it never clips"
+            f"gspo needs clip_low and clip_high near 3e-4 and 4e-4, got {low:g} and {high:g}: it never clips"
         )
     if settings.kind == "cispo" and high < 1:
-        return (
-            f"cispo wants clip_high of at least 1, usually 4 to 5, got {high:g}: it damps what it should keep"
-        )
+        return f"cispo needs clip_high >= 1, usually 4 to 5, got {high:g}: it damps what it should keep"
     if settings.kind == "ppo" and not (0.1 <= low <= 0.4 and 0.1 <= high <= 0.4):
-        return f"ppo wants clip_low and clip_high between 0.1 and 0.4, got {low:g} and {high:g}"
+        return f"ppo needs clip_low and clip_high between 0.1 and 0.4, got {low:g} and {high:g}"
     return None
 
 

@@ -1,8 +1,8 @@
-"""What each reply's tokens count in the loss of a whole optimizer step.
+"""Weights of the responses in the loss of a whole optimizer step.
 
-The loss is the sum over replies of their weight times the sum of their tokens' losses. Weights are computed
-once, over all replies of all learners and before the first backward, so the loss and its gradient are the
-same however the replies are spread over micro-batches and learners; gradients of learners are summed.
+The loss is the sum over responses of their weight times the sum of their tokens' losses. Weights are computed
+once, over all responses of all learners and before the first backward, so the loss and its gradient are the
+same however the responses are spread over micro-batches and learners; gradients of learners are summed.
 """
 
 from collections.abc import Sequence
@@ -18,22 +18,22 @@ def sequence_weights(
     mean: Mean,
     max_tokens: int | None = None,
 ) -> list[list[float]]:
-    """Returns the weight of every reply, group by group; replies that are not used weigh 0 and count nowhere.
+    """Returns the weight of every response, group by group; 0 for those that are not used.
 
     Args:
-        lengths: Tokens of each reply that have a loss, group by group.
-        used: Which replies are learnt from, in the same shape.
+        lengths: Tokens of each response that have a loss, group by group.
+        used: Which responses are learnt from, in the same shape.
         mean: "token": all tokens alike (DAPO, arXiv 2503.14476, section 3.3). "prompt": all groups alike,
-            tokens alike within one. "sequence": all replies alike, tokens alike within one (GRPO, arXiv
-            2402.03300, eq. 3). "constant": a token counts 1 / (replies * max_tokens) whatever the lengths are
-            (Dr. GRPO, arXiv 2503.20783).
-        max_tokens: Largest length that a reply may have; read by "constant" only.
+            tokens alike within one. "sequence": all responses alike, tokens alike within one (GRPO, arXiv
+            2402.03300, eq. 3). "constant": a token counts 1 / (responses * max_tokens) whatever the lengths
+            are (Dr. GRPO, arXiv 2503.20783).
+        max_tokens: Largest length that a response may have; read by "constant" only.
 
     Returns:
-        Weights of at least 0. All are 0 if no reply is used.
+        Weights of at least 0. All are 0 if no response is used.
 
     Raises:
-        ValueError: Shapes differ, a used reply has no tokens, or "constant" lacks ``max_tokens``.
+        ValueError: Shapes differ, a used response has no tokens, or "constant" lacks ``max_tokens``.
     """
     limit = max_tokens or 0
     if mean == "constant" and limit < 1:
@@ -42,7 +42,7 @@ def sequence_weights(
     learnt = [sum(group) for group in used]
     tokens = [sum(n for n, use in zip(*pair, strict=True) if use) for pair in zip(lengths, used, strict=True)]
 
-    total, replies, prompts = sum(tokens), sum(learnt), sum(count > 0 for count in learnt)
+    total, responses, prompts = sum(tokens), sum(learnt), sum(count > 0 for count in learnt)
 
     def divisor(group: int, length: int) -> int:
         match mean:
@@ -51,9 +51,9 @@ def sequence_weights(
             case "prompt":
                 return prompts * tokens[group]
             case "sequence":
-                return replies * length
+                return responses * length
             case "constant":
-                return replies * limit
+                return responses * limit
 
     return [
         [1 / divisor(group, length) if use else 0.0 for length, use in zip(*pair, strict=True)]
@@ -66,9 +66,9 @@ def _check(lengths: Sequence[Sequence[int]], used: Sequence[Sequence[bool]]) -> 
     if shape != other:
         raise ValueError(f"lengths and used must have the same shape, got groups of {shape} and {other}.")
     for group, pair in enumerate(zip(lengths, used, strict=True)):
-        for reply, (length, use) in enumerate(zip(*pair, strict=True)):
+        for response, (length, use) in enumerate(zip(*pair, strict=True)):
             if use and length < 1:
                 raise ValueError(
-                    f"reply {reply} of group {group} is used but has {length} tokens with a loss; a used "
-                    "reply needs at least its end of turn."
+                    f"response {response} of group {group} is used but has {length} tokens with a loss; a "
+                    "used response needs at least its end of turn."
                 )

@@ -35,16 +35,16 @@ _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 @dataclass(frozen=True)
 class Phrase:
-    """A noun phrase such as ``small red circle``; what is None is not said."""
+    """A noun phrase such as ``small red circle``; what is None is left out."""
 
     size: str | None = None
     colour: str | None = None
     kind: str | None = None
 
     def matches(self, shape: ShapeObject) -> bool:
-        """Tells whether the phrase is true of the shape."""
-        said = ((self.size, shape.size), (self.colour, shape.colour), (self.kind, shape.kind))
-        return all(word is None or word == true for word, true in said)
+        """Returns whether the phrase is true of the shape."""
+        words = ((self.size, shape.size), (self.colour, shape.colour), (self.kind, shape.kind))
+        return all(word is None or word == true for word, true in words)
 
     def text(self, *, plural: bool = False) -> str:
         """Returns the words without an article; without a kind the noun is ``shape``."""

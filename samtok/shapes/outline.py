@@ -1,4 +1,4 @@
-"""A mask as one polygon along its pixel borders, where one polygon can say it without loss.
+"""A mask as one polygon along its pixel borders, where one polygon is exact.
 
 COCO's polygons have neither holes nor, per polygon, several parts. So only a mask that is one 4-connected
 part without holes has an outline here; the others stay run lengths.
@@ -26,7 +26,7 @@ def trace_outline(mask: Bool[np.ndarray, "height width"]) -> list[int] | None:
     for _ in range(len(following)):
         after = following.pop(corner)
         step = (after[0] - corner[0], after[1] - corner[1])
-        if step != before:  # a corner in the middle of a straight side says nothing
+        if step != before:  # a corner in the middle of a straight side is left out
             outline += corner
         corner, before = after, step
         if corner == start:

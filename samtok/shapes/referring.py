@@ -1,6 +1,6 @@
 """Referring expressions: sentences that mean one shape, several, or none.
 
-Four families say what is meant: by attributes alone (``the small red circle``), with a place (``on the
+Four families name a target: by attributes alone (``the small red circle``), with a place (``on the
 left``), as an extreme (``the topmost star``), or beside another shape (``everything left of the ring``).
 Where a reader could disagree, no sentence is made (``language``).
 """
@@ -18,7 +18,7 @@ from samtok.shapes.world import Scene
 Family = Literal["attributes", "places", "extremes", "beside"]
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
-"""Ways to say what is meant."""
+"""Ways to name a target."""
 
 _COUNTS = ("none", "single", "multi")
 _SIDES = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}
@@ -26,7 +26,7 @@ _EXTREMES = {"leftmost": "left of", "rightmost": "right of", "topmost": "above",
 
 
 class Expression(NamedTuple):
-    """What is said, and what it means."""
+    """A sentence and its targets."""
 
     text: str
     """Without a full stop."""
@@ -58,7 +58,7 @@ def referring_expressions(
             expression for either alone.
         multi: Up to so many with several targets, after those with one.
         none: Up to so many with no target, at the end.
-        families: Which ways of saying are used, in turn.
+        families: Which ways to name a target are used, in turn.
 
     Returns:
         Expressions with distinct texts.
@@ -69,10 +69,10 @@ def referring_expressions(
         "extremes": lambda: _extremes(scene),
         "beside": lambda: _beside(scene, rng),
     }
-    said = [{made.text: made for made in makers[family]()} for family in families]
+    found = [{made.text: made for made in makers[family]()} for family in families]
     drawn = []
     for tag, limit in (("single", single), ("multi", multi), ("none", none)):
-        pools = [[made for made in family.values() if tag in made.tags] for family in said]
+        pools = [[made for made in family.values() if tag in made.tags] for family in found]
         drawn += _draw(pools, rng, limit)
     return drawn
 
@@ -80,7 +80,7 @@ def referring_expressions(
 def _expression(
     scene: Scene, text: str, phrase: Phrase, targets: tuple[int, ...], fits: Callable[[int], bool]
 ) -> Expression:
-    """Adds the tags; ``fits`` tells whether a shape is where the rest of the sentence says."""
+    """Adds the tags; ``fits`` returns whether a shape agrees with the rest of the sentence."""
     tags = [_COUNTS[min(len(targets), 2)]]
     if len(targets) == 1:
         for tag, weaker in {
@@ -105,21 +105,21 @@ def _draw(pools: list[list[Expression]], rng: np.random.Generator, limit: int) -
     return drawn
 
 
-def _said(phrase: Phrase, count: int, rng: np.random.Generator) -> str:
-    """Returns ``the ...`` for one target and ``all ...`` for several; a no-target may say either."""
+def _named(phrase: Phrase, count: int, rng: np.random.Generator) -> str:
+    """Returns ``the ...`` for one target and ``all ...`` for several; a no-target may have either."""
     plural = count > 1 or (count == 0 and rng.random() < 0.3)
     return f"all {phrase.text(plural=True)}" if plural else f"the {phrase.text()}"
 
 
 def _true_phrases(scene: Scene) -> list[Phrase]:
     """Returns every phrase that is true of some shape, without ``shape`` alone."""
-    said = {
+    found = {
         Phrase(size if keep[0] else None, colour if keep[1] else None, kind if keep[2] else None): None
         for size, colour, kind in ((shape.size, shape.colour, shape.kind) for shape in scene.objects)
         for keep in product((True, False), repeat=3)
         if any(keep)
     }
-    return list(said)
+    return list(found)
 
 
 def _false_phrases(scene: Scene, rng: np.random.Generator) -> list[Phrase]:
@@ -140,7 +140,7 @@ def _false_phrases(scene: Scene, rng: np.random.Generator) -> list[Phrase]:
 def _attributes(scene: Scene, rng: np.random.Generator) -> Iterator[Expression]:
     for phrase in _true_phrases(scene) + _false_phrases(scene, rng):
         targets = select(scene, phrase)
-        text = _said(phrase, len(targets), rng)
+        text = _named(phrase, len(targets), rng)
         yield _expression(scene, text, phrase, targets, lambda _: True)
 
 
@@ -160,7 +160,7 @@ def _places(scene: Scene, rng: np.random.Generator) -> Iterator[Expression]:
             matching = select(scene, phrase)
             if not any(0.4 <= shares[i] <= 0.5 for i in matching):
                 targets = tuple(i for i in matching if shares[i] < 0.4)
-                text = f"{_said(phrase, len(targets), rng)} {place}"
+                text = f"{_named(phrase, len(targets), rng)} {place}"
                 yield _expression(scene, text, phrase, targets, lambda i, at=shares: at[i] < 0.4)
 
 
@@ -197,6 +197,6 @@ def _beside(scene: Scene, rng: np.random.Generator) -> Iterator[Expression]:
             others = [i for i in select(scene, phrase) if i != anchor]
             if others and all(abs(offsets[i]) > margin for i in others):
                 targets = tuple(i for i in others if offsets[i] > 0)
-                subject = "everything" if phrase == ANY else _said(phrase, len(targets), rng)
+                subject = "everything" if phrase == ANY else _named(phrase, len(targets), rng)
                 text = f"{subject} {side} the {name.text()}"
                 yield _expression(scene, text, phrase, targets, lambda i, by=offsets: by[i] > margin)

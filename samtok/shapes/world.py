@@ -1,8 +1,8 @@
 """Synthetic scenes with exact masks: coloured shapes that overlap on a textured background.
 
 A scene is a pure function of (seed, index, config), whatever the order or the process in which scenes are
-made, so a corpus needs no storage to be repeated, and disjoint index ranges are disjoint splits. What is
-said about a scene is in ``language``; writing scenes in published formats is left to the pipeline.
+made, so a corpus needs no storage to be repeated, and disjoint index ranges are disjoint splits. Sentences
+about a scene are in ``language``; writing scenes in published formats is left to the pipeline.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WORLD_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class WorldConfig:
-    """What scenes look like. Lengths are shares of the image's shorter side."""
+    """Appearance of scenes. Lengths are shares of the image's shorter side."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 an unknown key in a config file is named
 
@@ -311,4 +311,4 @@ TOUR_WORLD = WorldConfig(
     grid_jitter=0.01,
 )
 """Scenes of ``make tour``: four kinds and four colours in sixteen cells. Each shape has one of few places, so
-a tiny model can learn words exactly, and to name the right one it has to look at colours and kinds."""
+a tiny model can learn words exactly, and to name the right one it must recognise colours and kinds."""

@@ -23,7 +23,7 @@ from samtok.mllm.adapters import load_adapter
 from samtok.mllm.family import Adapter
 from samtok.mllm.tiny.models import TinyConfig, build_tiny, default_texts
 from samtok.mllm.vocab import MaskVocabulary
-from samtok.rewards import Question, Reply
+from samtok.rewards import Question, Response
 from tests.benchmarks.sft_chats import chat_rows
 from tests.mllm_evaluations import write_chats
 
@@ -36,7 +36,7 @@ LEARNING_RATE = 1e-6
 """Small, so that the lengths of replies stay what they are for all sides."""
 
 
-def even(question: Question, reply: Reply) -> dict[str, float]:
+def even(question: Question, reply: Response) -> dict[str, float]:
     """The reward of all sides: the share of tokens with an even id, which differs within every group."""
     return {"even": even_share(reply.token_ids)}
 

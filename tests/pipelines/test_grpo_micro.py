@@ -7,7 +7,7 @@ import torch
 from pipelines.grpo.groups import Group, Share
 from pipelines.grpo.learn.micro import micro_batches
 from samtok.mllm.sampling import Sampled
-from samtok.rewards.reply import Question
+from samtok.rewards.response import Question
 
 
 def group_of(number: int, prompt_tokens: int, lengths: tuple[int, ...]) -> Group:

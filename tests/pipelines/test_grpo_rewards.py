@@ -20,7 +20,7 @@ from pipelines.grpo.reward.components import (
 )
 from pipelines.tools.reward_check import RewardCheckConfig, main, reward_check
 from samtok.errors import ConfigError, DataError
-from samtok.rewards import COMPONENTS, PAPER, Question, Reply
+from samtok.rewards import COMPONENTS, PAPER, Question, Response
 from samtok.words import format_words
 from tests.mllm_evaluations import NUM_CODES, chat_row, write_chats
 
@@ -61,7 +61,7 @@ def plug_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def scored(reply: str = A, weights: dict | None = None, plug_ins: tuple = (), **options) -> Scored:
     rewards = rewards_of(plug_ins, **options)
-    (found,) = score([QUESTION], [Reply(text=reply)], rewards=rewards, weights=weights or MASK)
+    (found,) = score([QUESTION], [Response(text=reply)], rewards=rewards, weights=weights or MASK)
     return found
 
 
@@ -83,7 +83,7 @@ def test_options_reach_the_standard_reward():
 
 def test_every_reply_is_scored_with_its_own_question_and_extra_components():
     questions = [QUESTION, Question(truth=(), text="No target.")]
-    replies = [Reply(text="no"), Reply(text="no")]
+    replies = [Response(text="no"), Response(text="no")]
     extra = [{"iou": 0.25}, {"iou": np.float64(1.0)}]
     weights = {"mask": 1.0, "iou": 2.0}
     found = score(questions, replies, rewards=rewards_of(), weights=weights, extra=extra)
@@ -134,7 +134,7 @@ def test_a_wrong_result_names_the_reward_and_the_sample(function, told):
 
 def test_extra_components_are_checked_too():
     def of(extra: dict) -> Callable[[], object]:
-        replies = [Reply(text=A)]
+        replies = [Response(text=A)]
         return lambda: score([QUESTION], replies, rewards=rewards_of(), weights=MASK, extra=[extra])
 
     with pytest.raises(ConfigError, match="extra components gives 'iou': nan"):

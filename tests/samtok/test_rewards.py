@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from samtok import masks
 from samtok.errors import DataError
 from samtok.model.tokenizer import MaskTokenizer
-from samtok.rewards import COMPONENTS, DEFAULT, PAPER, Question, Reply, TextReward, mask_reward, read
+from samtok.rewards import COMPONENTS, DEFAULT, PAPER, Question, Response, TextReward, mask_reward, read
 from samtok.rewards.form import format_reward, no_repeat_reward
 from samtok.rewards.iou import IouReward
 from samtok.rewards.mask_words import check_options
@@ -33,12 +33,12 @@ def th(thought: str, answer: str) -> str:
 
 
 def asked(truth: str, *, thinking: bool = False) -> Question:
-    codes = read(Question(truth=(), text=""), Reply(text=truth)).words
+    codes = read(Question(truth=(), text=""), Response(text=truth)).words
     return Question(truth=codes, text=truth, thinking=thinking)
 
 
-def worth(reply: str, truth: str, *, thinking: bool = False, reward: TextReward = DEFAULT) -> dict:
-    return reward(asked(truth, thinking=thinking), Reply(text=reply))
+def worth(response: str, truth: str, *, thinking: bool = False, reward: TextReward = DEFAULT) -> dict:
+    return reward(asked(truth, thinking=thinking), Response(text=response))
 
 
 # prediction, truth, thinking; of Eq. 5 as printed: N_TP, N_pred, R; of the graded variant: R; of training: R
@@ -65,28 +65,28 @@ TABLE = [
 
 
 @pytest.mark.parametrize(
-    ("reply", "truth", "thinking", "tp", "pred", "paper", "graded", "ours"), TABLE, ids=range(1, 19)
+    ("response", "truth", "thinking", "tp", "pred", "paper", "graded", "ours"), TABLE, ids=range(1, 19)
 )
-def test_every_row_of_the_table_has_its_value(reply, truth, thinking, tp, pred, paper, graded, ours):
+def test_every_row_of_the_table_has_its_value(response, truth, thinking, tp, pred, paper, graded, ours):
     question = asked(truth, thinking=thinking)
-    answer = read(question, Reply(text=reply))
+    answer = read(question, Response(text=response))
     assert len(answer.words) + answer.num_misplaced == pred
-    found = PAPER(question, Reply(text=reply))
+    found = PAPER(question, Response(text=response))
     assert found["mask"] == pytest.approx(paper) and found["graded"] == pytest.approx(graded)
     most = max(pred, len(question.truth))
     assert found["mask"] * most == pytest.approx(tp) if most else tp == 0
-    assert DEFAULT(question, Reply(text=reply))["mask"] == pytest.approx(ours)
+    assert DEFAULT(question, Response(text=response))["mask"] == pytest.approx(ours)
 
 
 @pytest.mark.parametrize(
-    ("reply", "whole"), [(th(A + B, B), 1 / 3), (th(B, "not sure"), 1), (f"<think> so {B}", 1)]
+    ("response", "whole"), [(th(A + B, B), 1 / 3), (th(B, "not sure"), 1), (f"<think> so {B}", 1)]
 )
-def test_the_whole_reply_counts_where_no_thought_was_asked_for(reply, whole):
-    assert worth(reply, B, reward=PAPER)["mask"] == pytest.approx(whole)
+def test_the_whole_response_counts_where_no_thought_was_asked_for(response, whole):
+    assert worth(response, B, reward=PAPER)["mask"] == pytest.approx(whole)
 
 
 @pytest.mark.parametrize(
-    ("reply", "read_as"),
+    ("response", "read_as"),
     [
         (f"<think>{B}</think>{A}", A),
         (f"<think>{B}</think><answer>{A}", A),
@@ -96,12 +96,12 @@ def test_the_whole_reply_counts_where_no_thought_was_asked_for(reply, whole):
         ("", None),
     ],
 )
-def test_the_answer_of_a_thinking_reply_is_found_by_its_tags(reply, read_as):
-    found = read(asked(A, thinking=True), Reply(text=reply))
+def test_the_answer_of_a_thinking_response_is_found_by_its_tags(response, read_as):
+    found = read(asked(A, thinking=True), Response(text=response))
     assert found.text == read_as and (found.words == ((3, 44),)) == (read_as is not None)
 
 
-def test_a_thinking_reply_without_tags_earns_nothing_even_where_nothing_is_true():
+def test_a_thinking_response_without_tags_earns_nothing_even_where_nothing_is_true():
     found = worth(NONE, NONE, thinking=True)
     assert (found["mask"], found["graded"], found["readable"], found["says_none"]) == (0, 0, 0, 0)
     assert worth(th("x", NONE), NONE, thinking=True)["mask"] == 1
@@ -122,7 +122,7 @@ def test_a_thinking_reply_without_tags_earns_nothing_even_where_nothing_is_true(
     ],
 )
 def test_a_broken_word_costs_as_a_wrong_one_once_per_start(broken, stray, misplaced):
-    answer = read(asked(A), Reply(text=A + broken))
+    answer = read(asked(A), Response(text=A + broken))
     assert (answer.num_stray, answer.num_misplaced) == (stray, misplaced)
     assert worth(A + broken, A)["mask"] == pytest.approx(1 / (1 + stray))
     assert worth(A + broken, A, reward=PAPER)["mask"] == pytest.approx(1 / (1 + misplaced))
@@ -145,28 +145,28 @@ TRIES = [
 ]
 
 
-@pytest.mark.parametrize(("reply", "truth", "most"), [t[1:] for t in TRIES], ids=[t[0] for t in TRIES])
-def test_what_is_no_answer_earns_no_more_than_it_should(reply, truth, most):
-    assert worth(reply, truth)["mask"] == pytest.approx(most)
+@pytest.mark.parametrize(("response", "truth", "most"), [t[1:] for t in TRIES], ids=[t[0] for t in TRIES])
+def test_what_is_no_answer_earns_no_more_than_it_should(response, truth, most):
+    assert worth(response, truth)["mask"] == pytest.approx(most)
 
 
 def test_all_words_of_the_vocabulary_earn_one_part_of_them():
     every = [(a, b) for a in range(4) for b in range(4)]
     text = "".join(format_words(codes, num_codes=4) for codes in every)
     question = Question(truth=(every[5],), text="", num_codes=4)
-    assert DEFAULT(question, Reply(text=text))["mask"] == 1 / 16
-    assert TextReward(partial=0.5)(question, Reply(text=text))["mask"] == 1 / 16
+    assert DEFAULT(question, Response(text=text))["mask"] == 1 / 16
+    assert TextReward(partial=0.5)(question, Response(text=text))["mask"] == 1 / 16
 
 
 @pytest.mark.parametrize(
-    "reply", [f"<think>{A}</think>", f"<think>{A}</think><answer></answer>", th(A, NONE)]
+    "response", [f"<think>{A}</think>", f"<think>{A}</think><answer></answer>", th(A, NONE)]
 )
-def test_words_in_the_thought_earn_nothing(reply):
-    found = worth(reply, A, thinking=True)
+def test_words_in_the_thought_earn_nothing(response):
+    found = worth(response, A, thinking=True)
     assert (found["mask"], found["num_words"], found["says_none"]) == (0, 0, 1)
 
 
-def test_an_empty_reply_is_a_no_target():
+def test_an_empty_response_is_a_no_target():
     assert worth("", NONE)["mask"] == 1 and worth("", A)["mask"] == 0
     assert worth("", NONE)["says_none"] == 1 and worth(HALF, NONE)["says_none"] == 0
 
@@ -197,14 +197,14 @@ def test_length_alone_changes_no_component(thinking):
 def test_first_codes_earn_a_part(said, true, partial, value):
     question = Question(truth=tuple(true), text="", num_levels=len(true[0]))
     text = "".join(format_words(codes) for codes in said)
-    assert TextReward(partial=partial)(question, Reply(text=text))["mask"] == pytest.approx(value)
+    assert TextReward(partial=partial)(question, Response(text=text))["mask"] == pytest.approx(value)
 
 
 def test_distinct_words_share_no_credit_with_their_repeats():
     question = Question(truth=((3, 44), (3, 46)), text="")
-    reply = Reply(text=format_words((3, 45)) * 2)
-    assert TextReward(tp="distinct", partial=0.5)(question, reply)["mask"] == 0.25
-    assert TextReward(tp="multiset", partial=0.5)(question, reply)["mask"] == 0.5
+    response = Response(text=format_words((3, 45)) * 2)
+    assert TextReward(tp="distinct", partial=0.5)(question, response)["mask"] == 0.25
+    assert TextReward(tp="multiset", partial=0.5)(question, response)["mask"] == 0.5
 
 
 def test_unknown_options_are_refused():
@@ -213,7 +213,7 @@ def test_unknown_options_are_refused():
     ):
         TextReward(partial=1.1)
     with pytest.raises(ValueError, match="partial must be"):
-        mask_reward(asked(A), read(asked(A), Reply(text=A)), partial=-0.1)
+        mask_reward(asked(A), read(asked(A), Response(text=A)), partial=-0.1)
     with pytest.raises(ValueError, match="tp must be one of multiset, distinct, got 'some'"):
         check_options("some", 0.0)
 
@@ -237,10 +237,10 @@ def _said(words: list) -> str:
 
 @given(_WORDS, _WORDS, _REWARDS, st.randoms(use_true_random=False))
 def test_order_is_free(said, true, reward, random):
-    before = reward(_question(true), Reply(text=_said(said)))
+    before = reward(_question(true), Response(text=_said(said)))
     random.shuffle(said)
     random.shuffle(true)
-    assert reward(_question(true), Reply(text=_said(said))) == before
+    assert reward(_question(true), Response(text=_said(said))) == before
 
 
 @given(_WORDS, _WORDS, st.floats(0, 1))
@@ -254,13 +254,13 @@ def test_the_match_is_the_best_one(said, true, partial):
     )
     best = values[linear_sum_assignment(values, maximize=True)].sum() if values.size else 0.0
     expected = best / max(len(said), len(true)) if said or true else 1.0
-    found = TextReward(partial=partial)(_question(true), Reply(text=_said(said)))["mask"]
+    found = TextReward(partial=partial)(_question(true), Response(text=_said(said)))["mask"]
     assert found == pytest.approx(expected)
 
 
 @given(_WORDS, _WORDS)
 def test_only_the_exact_words_earn_everything(said, true):
-    found = TextReward(partial=0.5)(_question(true), Reply(text=_said(said)))["mask"]
+    found = TextReward(partial=0.5)(_question(true), Response(text=_said(said)))["mask"]
     assert 0 <= found <= 1 and (found == 1) == (sorted(said) == sorted(true))
 
 
@@ -272,14 +272,14 @@ _PIECES = st.sampled_from(
 @given(st.lists(_PIECES, max_size=30).map("".join), _WORDS, _REWARDS, st.booleans())
 def test_any_text_gets_named_finite_values(text, true, reward, thinking):
     question = Question(truth=tuple(true), text="", thinking=thinking, num_codes=3, num_levels=3)
-    found = reward(question, Reply(text=text))
+    found = reward(question, Response(text=text))
     assert tuple(found) == COMPONENTS and all(math.isfinite(value) for value in found.values())
     assert all(0 <= found[name] <= 1 for name in COMPONENTS if not name.startswith("num_"))
-    assert read(question, Reply(text=text)).num_stray >= 0
+    assert read(question, Response(text=text)).num_stray >= 0
 
 
 @pytest.mark.parametrize(
-    ("reply", "value"),
+    ("response", "value"),
     [
         (th("a", "b"), 1),
         (th(" a\nb ", "\nb"), 1),
@@ -297,13 +297,13 @@ def test_any_text_gets_named_finite_values(text, true, reward, thinking):
         ("", 0),
     ],
 )
-def test_a_thinking_reply_has_one_thought_and_one_answer(reply, value):
-    assert format_reward(asked(A, thinking=True), Reply(text=reply)) == value
-    assert format_reward(asked(A), Reply(text=reply)) == float(reply in ("b", ""))
+def test_a_thinking_response_has_one_thought_and_one_answer(response, value):
+    assert format_reward(asked(A, thinking=True), Response(text=response)) == value
+    assert format_reward(asked(A), Response(text=response)) == float(response in ("b", ""))
 
 
 @pytest.mark.parametrize(
-    ("reply", "value"),
+    ("response", "value"),
     [
         (A * 3, 1),
         (A * 4, 0),
@@ -316,8 +316,8 @@ def test_a_thinking_reply_has_one_thought_and_one_answer(reply, value):
         ("", 1),
     ],
 )
-def test_a_word_or_sentence_may_come_three_times(reply, value):
-    assert no_repeat_reward(asked(A), Reply(text=reply)) == value
+def test_a_word_or_sentence_may_come_three_times(response, value):
+    assert no_repeat_reward(asked(A), Response(text=response)) == value
 
 
 def test_components_count_what_a_run_has_to_watch():
@@ -357,8 +357,8 @@ def _sized(tokenizer: MaskTokenizer, *truth: tuple, **changed) -> Question:
     return Question(truth=truth, text="", **sizes, **changed)
 
 
-def _reply(tokenizer: MaskTokenizer, *words: tuple) -> Reply:
-    return Reply(text="".join(format_words(codes, num_codes=tokenizer.num_codes) for codes in words))
+def _response(tokenizer: MaskTokenizer, *words: tuple) -> Response:
+    return Response(text="".join(format_words(codes, num_codes=tokenizer.num_codes) for codes in words))
 
 
 def test_iou_is_that_of_the_unions_and_one_image_is_encoded_once(tokenizer, picture):
@@ -366,8 +366,8 @@ def test_iou_is_that_of_the_unions_and_one_image_is_encoded_once(tokenizer, pict
     hook = tokenizer.image_encoder.register_forward_hook(lambda *_: calls.append(1))
     question = _sized(tokenizer, LEFT, RIGHT)
     said = [(LEFT, RIGHT), (RIGHT, LEFT, LEFT), (LEFT,), ((9, 9),), ()]
-    replies = [_reply(tokenizer, *words) for words in said]
-    found = IouReward(tokenizer).score(picture, [question] * len(replies), replies)
+    responses = [_response(tokenizer, *words) for words in said]
+    found = IouReward(tokenizer).score(picture, [question] * len(responses), responses)
     hook.remove()
     assert len(calls) == 1
     decoded = {codes: tokenizer.decode(picture, np.array([codes]))[0] for codes in (LEFT, RIGHT, (9, 9))}
@@ -386,8 +386,8 @@ def test_iou_is_with_the_original_mask_where_the_record_has_it(tokenizer, pictur
     ]
     one = _sized(tokenizer, LEFT, record={"masks": listed})
     both = _sized(tokenizer, LEFT, RIGHT, record={"masks": listed})
-    reply = _reply(tokenizer, LEFT)
-    found = IouReward(tokenizer).score(picture, [one, both], [reply, reply])
+    response = _response(tokenizer, LEFT)
+    found = IouReward(tokenizer).score(picture, [one, both], [response, response])
     said, right = tokenizer.decode(picture, np.array([LEFT, RIGHT]))
     assert found == pytest.approx([masks.iou(said, original), masks.iou(said, original | right)])
 
@@ -397,7 +397,7 @@ def test_two_true_masks_of_the_same_word_are_both_true(tokenizer, picture):
     upper[:9], lower[-3:] = True, True
     listed = [{"codes": list(LEFT), "rle": masks.encode(mask)} for mask in (upper, lower)]
     questions = [_sized(tokenizer, *[LEFT] * times, record={"masks": listed}) for times in (1, 2)]
-    found = IouReward(tokenizer).score(picture, questions, [_reply(tokenizer, LEFT)] * 2)
+    found = IouReward(tokenizer).score(picture, questions, [_response(tokenizer, LEFT)] * 2)
     said = tokenizer.decode(picture, np.array([LEFT]))[0]
     assert found == pytest.approx([masks.iou(said, upper), masks.iou(said, upper | lower)])
 
@@ -405,15 +405,15 @@ def test_two_true_masks_of_the_same_word_are_both_true(tokenizer, picture):
 def test_iou_of_a_no_target_is_whether_nothing_is_named(tokenizer, picture):
     question = _sized(tokenizer)
     thinking = _sized(tokenizer, thinking=True)
-    replies = [Reply(text=NONE), _reply(tokenizer, LEFT), Reply(text=START), Reply(text=NONE)]
-    found = IouReward(tokenizer).score(picture, [question] * 3 + [thinking], replies)
+    responses = [Response(text=NONE), _response(tokenizer, LEFT), Response(text=START), Response(text=NONE)]
+    found = IouReward(tokenizer).score(picture, [question] * 3 + [thinking], responses)
     assert found == [1, 0, 0, 0]
 
 
-def test_a_reply_with_too_many_words_is_not_decoded(tokenizer, picture):
+def test_a_response_with_too_many_words_is_not_decoded(tokenizer, picture):
     question, every = _sized(tokenizer, LEFT), [(i, 0) for i in range(8)]
     reward = IouReward(tokenizer, max_words=7)
-    many, fewer = _reply(tokenizer, *every), _reply(tokenizer, *every[:7], *every[:7])
+    many, fewer = _response(tokenizer, *every), _response(tokenizer, *every[:7], *every[:7])
     found = reward.score(picture, [question] * 2, [many, fewer])
     assert found[0] == 0 < found[1]
     wide = _sized(tokenizer, *every)
@@ -422,13 +422,13 @@ def test_a_reply_with_too_many_words_is_not_decoded(tokenizer, picture):
 
 def test_iou_refuses_what_does_not_belong_together(tokenizer, picture):
     reward, question = IouReward(tokenizer), _sized(tokenizer, LEFT)
-    with pytest.raises(ValueError, match="1 questions for 0 replies"):
+    with pytest.raises(ValueError, match="1 questions for 0 responses"):
         reward.score(picture, [question], [])
     with pytest.raises(ValueError, match="256 codes on 2 levels, its tokenizer 64 on 2"):
-        reward.score(picture, [asked(A)], [Reply(text=A)])
+        reward.score(picture, [asked(A)], [Response(text=A)])
     rle = masks.encode(np.ones((5, 5), bool))
     record = {"sample_id": "s7", "masks": [{"codes": list(LEFT), "rle": rle}]}
     with pytest.raises(DataError, match="sample 's7' do not fit its image of 32 x 40 pixels"):
-        reward.score(picture, [_sized(tokenizer, LEFT, record=record)], [Reply(text=NONE)])
+        reward.score(picture, [_sized(tokenizer, LEFT, record=record)], [Response(text=NONE)])
     with pytest.raises(ValueError, match="max_words must be >= 1"):
         IouReward(tokenizer, max_words=0)

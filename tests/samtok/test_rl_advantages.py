@@ -32,7 +32,7 @@ def test_no_scale_is_the_difference_alone():
 def test_leaving_one_out_compares_with_the_mean_of_the_others():
     values, _ = advantages(REWARDS, baseline="leave_one_out", scale="none")
     for row in (0, 2):
-        others = [np.delete(REWARDS[row], reply).mean() for reply in range(4)]
+        others = [np.delete(REWARDS[row], response).mean() for response in range(4)]
         assert values[row] == pytest.approx(REWARDS[row] - others)
 
 
@@ -61,13 +61,13 @@ def test_float32_rewards_stay_float32_and_no_groups_give_none():
 
 
 @pytest.mark.parametrize("baseline", ["group", "leave_one_out"])
-def test_a_single_reply_has_nothing_to_be_compared_with(baseline: str):
+def test_a_single_response_has_nothing_to_be_compared_with(baseline: str):
     with pytest.raises(ValueError, match="at least 2, got 1"):
         advantages(np.ones((3, 1)), baseline=baseline, scale="group")
 
 
 def test_a_reward_that_is_no_number_is_named():
-    with pytest.raises(ValueError, match="reply 1 of group 2 is nan, one of 2"):
+    with pytest.raises(ValueError, match="response 1 of group 2 is nan, one of 2"):
         advantages(
             np.array([[0.0, 1.0], [0.0, 1.0], [0.0, np.nan], [np.inf, 0]]), baseline="group", scale="none"
         )
@@ -97,9 +97,9 @@ def test_nothing_used_weighs_nothing(mean: str):
     assert sequence_weights([], [], mean=mean, max_tokens=5) == []
 
 
-def test_an_empty_reply_may_be_there_but_not_be_used():
+def test_an_empty_response_may_be_there_but_not_be_used():
     assert sequence_weights([[0, 2]], [[False, True]], mean="sequence") == [[0, 0.5]]
-    with pytest.raises(ValueError, match="reply 0 of group 0 is used but has 0 tokens"):
+    with pytest.raises(ValueError, match="response 0 of group 0 is used but has 0 tokens"):
         sequence_weights([[0, 2]], [[True, True]], mean="token")
 
 

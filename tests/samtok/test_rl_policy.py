@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from samtok.rl.policy import PolicySettings, Terms, odd_clips, policy_terms, truncated_importance
+from samtok.rl.policy import PolicySettings, Terms, policy_terms, truncated_importance, unusual_clips
 
 LENGTHS = (3, 1, 5, 2)
 SEQUENCE = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
@@ -181,16 +181,16 @@ def test_a_cap_of_nothing_is_refused():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (PolicySettings("gspo", 0.2, 0.2), "gspo wants"),
+        (PolicySettings("gspo", 0.2, 0.2), "gspo needs"),
         (PolicySettings("gspo", 3e-4, 4e-4), None),
-        (PolicySettings("cispo", 1.0, 0.28), "cispo wants"),
+        (PolicySettings("cispo", 1.0, 0.28), "cispo needs"),
         (PolicySettings("cispo", 1.0, 4.0), None),
-        (PolicySettings("ppo", 3e-4, 4e-4), "ppo wants"),
-        (PolicySettings("ppo", 0.2, 4.0), "ppo wants"),
+        (PolicySettings("ppo", 3e-4, 4e-4), "ppo needs"),
+        (PolicySettings("ppo", 0.2, 4.0), "ppo needs"),
         (PolicySettings("ppo", 0.2, 0.28), None),
         (PolicySettings("reinforce", 9.0, 9.0), None),
     ],
 )
 def test_bounds_of_another_loss_are_noticed(settings: PolicySettings, said: str | None):
-    sentence = odd_clips(settings)
+    sentence = unusual_clips(settings)
     assert sentence is None if said is None else sentence is not None and sentence.startswith(said)

@@ -20,8 +20,8 @@ CISPO = PolicySettings("cispo", 1.0, 0.5)
 MEANS = ("token", "prompt", "sequence", "constant")
 
 
-class Replies(NamedTuple):
-    """A step's replies, each with its tokens, what it saw, its old log-probabilities and its worth."""
+class Responses(NamedTuple):
+    """A step's responses, each with its tokens, what it saw, its old log-probabilities and its worth."""
 
     inputs: list[torch.Tensor]
     targets: list[torch.Tensor]
@@ -29,19 +29,19 @@ class Replies(NamedTuple):
     worth: list[float]
     weights: list[float]
 
-    def part(self, chosen: list[int]) -> "Replies":
-        return Replies(*([column[i] for i in chosen] for column in self))
+    def part(self, chosen: list[int]) -> "Responses":
+        return Responses(*([column[i] for i in chosen] for column in self))
 
 
-def random_step(mean: str, rewards: np.ndarray, seed: int = 0) -> Replies:
-    """Draws replies of 1 to 8 tokens; groups of equal rewards are not used."""
+def random_step(mean: str, rewards: np.ndarray, seed: int = 0) -> Responses:
+    """Draws responses of 1 to 8 tokens; groups of equal rewards are not used."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, MAX_TOKENS + 1, rewards.shape)
     values, usable = advantages(rewards, baseline="group", scale="group")
     used = [[bool(use)] * rewards.shape[1] for use in usable]
     weights = sequence_weights(lengths.tolist(), used, mean=mean, max_tokens=MAX_TOKENS)
     flat = lengths.flatten().tolist()
-    return Replies(
+    return Responses(
         [torch.tensor(rng.normal(size=(n, 3))) for n in flat],
         [torch.tensor(rng.integers(0, VOCAB, n)) for n in flat],
         [torch.tensor(-1.6 + rng.normal(0, 0.3, n)) for n in flat],
@@ -50,18 +50,18 @@ def random_step(mean: str, rewards: np.ndarray, seed: int = 0) -> Replies:
     )
 
 
-def step_loss(model: torch.Tensor, replies: Replies, settings: PolicySettings) -> torch.Tensor:
-    """Returns the weighted loss of some replies, as a learner computes a micro-batch's."""
-    lengths = torch.tensor([len(x) for x in replies.targets])
+def step_loss(model: torch.Tensor, responses: Responses, settings: PolicySettings) -> torch.Tensor:
+    """Returns the weighted loss of some responses, as a learner computes a micro-batch's."""
+    lengths = torch.tensor([len(x) for x in responses.targets])
     sequence = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-    log_probs = chosen_log_probs(torch.cat(replies.inputs) @ model, torch.cat(replies.targets))
-    old = torch.cat(replies.old)
-    worth = torch.tensor(replies.worth, dtype=torch.float64)[sequence]
+    log_probs = chosen_log_probs(torch.cat(responses.inputs) @ model, torch.cat(responses.targets))
+    old = torch.cat(responses.old)
+    worth = torch.tensor(responses.worth, dtype=torch.float64)[sequence]
     loss = policy_terms(log_probs, old, worth, sequence, settings).loss + 0.1 * kl_loss(log_probs, old, "k2")
-    return (loss * torch.tensor(replies.weights, dtype=torch.float64)[sequence]).sum()
+    return (loss * torch.tensor(responses.weights, dtype=torch.float64)[sequence]).sum()
 
 
-def gradient_of(parts: list[Replies], settings: PolicySettings) -> tuple[float, torch.Tensor]:
+def gradient_of(parts: list[Responses], settings: PolicySettings) -> tuple[float, torch.Tensor]:
     """Returns loss and gradient, added up over micro-batches."""
     generator = torch.Generator().manual_seed(1)
     model = torch.randn(3, VOCAB, dtype=torch.float64, generator=generator).requires_grad_()
@@ -127,7 +127,7 @@ ON_POLICY = {
     "gspo": (GSPO, "group", "none", "sequence", [2 / 9, -1 / 18, -1 / 9]),
     "cispo": (CISPO, "group", "none", "token", [1 / 6, -1 / 12, -1 / 12]),
 }
-"""Loss, baseline, scale, mean, and how much a token of each reply pushes its log-probability up."""
+"""Loss, baseline, scale, mean, and how much a token of each response pushes its log-probability up."""
 
 
 @pytest.mark.parametrize("name", ON_POLICY)
@@ -158,7 +158,7 @@ PAYS = torch.tensor([0.1, 1.0, 0.3])
 
 
 def bandit_steps(settings: PolicySettings, baseline: str, scale: str, mean: str) -> Iterator[float]:
-    """Pulls two arms per reply, 6 groups of 4 replies a step with two updates; gives the expected reward."""
+    """Pulls two arms per response, 6 groups of 4 a step with two updates; gives the expected reward."""
     generator = torch.Generator().manual_seed(0)
     policy = torch.zeros(2, 3, requires_grad=True)  # an arm for each of the two pulls
     optimizer = torch.optim.Adam([policy], lr=0.05)

@@ -16,12 +16,12 @@ from samtok.mllm.family import Adapter
 from samtok.mllm.float_head import use_float32_head
 from samtok.mllm.generation import generate, processor_of
 from samtok.mllm.loss import answer_logits
-from samtok.mllm.sampling import Sampled, reply_log_probs, sample, with_reply
+from samtok.mllm.sampling import Sampled, response_log_probs, sample, with_response
 from samtok.mllm.shared_images import vision_inputs
 from samtok.words import parse_words
 from tests.tiny_mllm import FAMILIES, QWEN, VOCABULARY, build, mask, picture
 
-REPLIES, TOKENS = 4, 10
+RESPONSES, TOKENS = 4, 10
 
 
 pytestmark = pytest.mark.slow
@@ -62,7 +62,7 @@ def prompts_of(adapter: Adapter) -> list[Encoded]:
 
 def sampled(pair: tuple[Adapter, Any], prompts: list[Encoded], **told: Any) -> list[list[Sampled]]:
     adapter, model = pair
-    return sample(model, adapter, prompts, **{"replies": REPLIES, "max_new_tokens": TOKENS, **told})
+    return sample(model, adapter, prompts, **{"num_responses": RESPONSES, "max_new_tokens": TOKENS, **told})
 
 
 def learner_log_probs(
@@ -77,7 +77,7 @@ def learner_log_probs(
     ids = [[said.ids for said in group] for group in groups]
     processor = processor_of(adapter, grammar=grammar)
     with torch.no_grad():
-        return reply_log_probs(model, adapter, prompts, ids, processor, **told).log_probs.numpy()
+        return response_log_probs(model, adapter, prompts, ids, processor, **told).log_probs.numpy()
 
 
 def recorded(groups: list[list[Sampled]]) -> np.ndarray:
@@ -98,7 +98,7 @@ def test_a_learner_finds_the_probabilities_that_were_sampled_from(pair, grammar,
     prompts = prompts_of(pair[0])
     told = {"grammar": grammar, "temperature": temperature}
     groups = sampled(pair, prompts, **told)
-    assert [len(group) for group in groups] == [REPLIES] * 3
+    assert [len(group) for group in groups] == [RESPONSES] * 3
     there = recorded(groups)
     assert there.dtype == np.float32 and (there <= 0).all() and there.min() < -1
     apart = np.abs(learner_log_probs(pair, prompts, groups, **told) - there)
@@ -138,7 +138,7 @@ def test_positions_without_token_types_break_the_agreement(qwen):
 def test_a_batch_of_shared_images_without_token_types_is_refused(qwen):
     adapter, model = qwen
     prompts = prompts_of(adapter)[:1]
-    rows = [with_reply(prompts[0], np.array([5, 6], np.int32))] * 2
+    rows = [with_response(prompts[0], np.array([5, 6], np.int32))] * 2
     batch: dict[str, Any] = {**adapter.collate(rows), **vision_inputs(model, adapter, prompts, [2])}
     assert "mm_encoder_outputs" in batch
     del batch["mm_token_type_ids"]
@@ -146,9 +146,9 @@ def test_a_batch_of_shared_images_without_token_types_is_refused(qwen):
         answer_logits(model, batch)
 
 
-def test_a_reply_is_appended_as_text_that_is_learnt(qwen):
+def test_a_response_is_appended_as_text_that_is_learnt(qwen):
     prompt = prompts_of(qwen[0])[0]
-    whole = with_reply(prompt, np.array([7, 8, 9], np.int32))
+    whole = with_response(prompt, np.array([7, 8, 9], np.int32))
     assert whole.num_learnt == 3 and whole.labels[-3:].tolist() == [7, 8, 9]
     assert whole.input_ids.tolist() == [*prompt.input_ids.tolist(), 7, 8, 9]
     assert whole.mm_token_type_ids.tolist() == [*prompt.mm_token_type_ids.tolist(), 0, 0, 0]
@@ -165,7 +165,7 @@ def test_pads_and_unknown_rows_are_never_said_however_much_the_model_wants_to(pa
     prefer(model, [*adapter.suppressed_ids, *unknown], 50.0)
     prompts = prompts_of(adapter)
     groups = sampled((adapter, model), prompts, grammar=grammar)
-    said = {int(id_) for group in groups for reply in group for id_ in reply.ids}
+    said = {int(id_) for group in groups for response in group for id_ in response.ids}
     assert said and not said & {*adapter.suppressed_ids, *unknown}
     greedy = generate(model, adapter, prompts, max_new_tokens=TOKENS, grammar=grammar)
     assert not {id_ for ids in greedy for id_ in ids} & {*adapter.suppressed_ids, *unknown}
@@ -178,18 +178,18 @@ def test_a_token_that_cannot_be_said_cannot_be_learnt(qwen):
     prompts = prompts_of(adapter)[1:2]
     pads = [[np.array([adapter.suppressed_ids[-1]], np.int32)]]
     with pytest.raises(ValueError, match="has probability 0"):
-        reply_log_probs(model, adapter, prompts, pads, processor_of(adapter, grammar=False))
-    with pytest.raises(ValueError, match="a reply has no token"):
+        response_log_probs(model, adapter, prompts, pads, processor_of(adapter, grammar=False))
+    with pytest.raises(ValueError, match="a response has no token"):
         empty = [[np.zeros(0, np.int32)]]
-        reply_log_probs(model, adapter, prompts, empty, processor_of(adapter, grammar=False))
+        response_log_probs(model, adapter, prompts, empty, processor_of(adapter, grammar=False))
 
 
-def test_replies_end_with_the_turn_or_at_the_limit(pair):
+def test_responses_end_with_the_turn_or_at_the_limit(pair):
     adapter, model = pair[0], copy.deepcopy(pair[1])
     prefer(model, list(adapter.stop_ids), 4.0)
-    replies = [said for group in sampled((adapter, model), prompts_of(adapter)) for said in group]
-    assert len({len(said) for said in replies}) > 2
-    for said in replies:
+    responses = [said for group in sampled((adapter, model), prompts_of(adapter)) for said in group]
+    assert len({len(said) for said in responses}) > 2
+    for said in responses:
         assert 1 <= len(said) <= TOKENS and said.ids.dtype == np.int32
         stops = np.isin(said.ids, adapter.stop_ids)
         assert not stops[:-1].any() and stops[-1] == said.complete
@@ -213,13 +213,13 @@ def test_seeds_decide_and_leave_other_random_numbers_alone(qwen):
     assert ids(sampled(qwen, prompts, seed=1)) == ids(first)
     np.testing.assert_array_equal(recorded(sampled(qwen, prompts, seed=1)), recorded(first))
     assert ids(sampled(qwen, prompts, seed=2)) != ids(first)
-    assert len({tuple(one) for one in ids(first)}) > 8  # replies to one prompt differ
+    assert len({tuple(one) for one in ids(first)}) > 8  # responses to one prompt differ
 
 
 def test_nothing_is_sampled_of_no_prompts_and_wrong_numbers_are_refused(qwen):
     assert sampled(qwen, []) == []
-    for told in ({"temperature": 0.0}, {"replies": 0}, {"max_new_tokens": 0}):
-        with pytest.raises(ValueError, match="temperature must be > 0, max_new_tokens and replies"):
+    for told in ({"temperature": 0.0}, {"num_responses": 0}, {"max_new_tokens": 0}):
+        with pytest.raises(ValueError, match="temperature must be > 0, max_new_tokens and num_responses"):
             sampled(qwen, prompts_of(qwen[0]), **told)
 
 
@@ -232,7 +232,7 @@ def test_bfloat16_samplers_are_near_float32_learners(folders):
     prompts = prompts_of(adapter)
 
     def gap() -> np.ndarray:
-        groups = sampled((adapter, rounded), prompts, replies=8)
+        groups = sampled((adapter, rounded), prompts, num_responses=8)
         there = learner_log_probs((adapter, exact), prompts, groups, grammar=False)
         return np.abs(there - recorded(groups))
 

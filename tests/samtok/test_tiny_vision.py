@@ -53,18 +53,18 @@ def test_scenes_that_do_not_fit_the_tokens_are_refused():
 
 
 def run(steps: int) -> tuple[dict[str, float], list[int], torch.Tensor]:
-    """Trains a small encoder; returns its last look, the steps of looks, and one of its weights."""
-    training = VisionTraining(steps=steps, scenes=200, images_per_step=16, looks=2)
+    """Trains a small encoder; returns its last eval, the steps of evals, and one of its weights."""
+    training = VisionTraining(steps=steps, scenes=200, images_per_step=16, evals=2)
     visual, processor = vision_of(SMALL, seed=3)
-    told: list[int] = []
-    found = pretrain(visual, processor, LARGE_SHAPES, training, lambda step, _: told.append(step))
-    return found, told, next(visual.parameters()).detach()
+    steps_seen: list[int] = []
+    found = pretrain(visual, processor, LARGE_SHAPES, training, lambda step, _: steps_seen.append(step))
+    return found, steps_seen, next(visual.parameters()).detach()
 
 
 @pytest.mark.slow
 def test_an_encoder_learns_colours_in_seconds():
-    found, told, _ = run(200)
-    assert told == [100, 200] and found["colour"] > 0.8, found
+    found, steps_seen, _ = run(200)
+    assert steps_seen == [100, 200] and found["colour"] > 0.8, found
 
 
 @pytest.mark.slow

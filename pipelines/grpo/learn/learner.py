@@ -32,7 +32,7 @@ from samtok.errors import CheckpointError
 from samtok.mllm.adapters import load_adapter
 from samtok.mllm.float_head import use_float32_head
 from samtok.mllm.generation import processor_of
-from samtok.mllm.sampling import ReplyLogits, reply_log_probs
+from samtok.mllm.sampling import ResponseLogits, response_log_probs
 from samtok.rl.entropy import entropies
 from samtok.rl.kl import kl_loss, kl_values, sequence_kl
 from samtok.rl.policy import PolicySettings, policy_terms, truncated_importance
@@ -119,9 +119,9 @@ class Learner:
         missing = max(world.gathered([len(made)])) - len(made)
         return made + [made[0].without_weight()] * missing
 
-    def _said(self, micro: Micro, model: Any = None) -> ReplyLogits:
+    def _said(self, micro: Micro, model: Any = None) -> ResponseLogits:
         with autocast(self.model, self.config.learner.precision):
-            return reply_log_probs(
+            return response_log_probs(
                 self.model if model is None else model,
                 self.adapter,
                 micro.prompts,

@@ -16,7 +16,7 @@ from operator import attrgetter
 from typing import Any, cast
 
 from samtok.errors import ConfigError
-from samtok.rewards import Question, Reply, Reward, TextReward
+from samtok.rewards import Question, Response, Reward, TextReward
 from samtok.rewards.mask_words import TruePositives
 
 STANDARD = "the standard reward"
@@ -73,7 +73,7 @@ def resolve(name: str) -> Reward:
         ) from error
     if not callable(found):
         raise ConfigError(
-            f"the reward {name!r} is a {type(found).__name__}, expected a function of (Question, Reply)"
+            f"the reward {name!r} is a {type(found).__name__}, expected a function of (Question, Response)"
         )
     return cast(Reward, found)
 
@@ -135,7 +135,7 @@ def combine(components: Mapping[str, float], weights: Mapping[str, float]) -> fl
 
 def score(
     questions: Sequence[Question],
-    replies: Sequence[Reply],
+    replies: Sequence[Response],
     *,
     rewards: Mapping[str, Reward],
     weights: Mapping[str, float],
@@ -194,10 +194,10 @@ def check_rewards(
     return score([question], [true_reply(question)], rewards=rewards, weights=weights, extra=extra)[0]
 
 
-def true_reply(question: Question) -> Reply:
+def true_reply(question: Question) -> Response:
     """Returns the true answer as a model would say it, after an empty thought where one is wanted."""
     text = f"<think></think><answer>{question.text}</answer>" if question.thinking else question.text
-    return Reply(text=text)
+    return Response(text=text)
 
 
 def _import_failed(name: str, module: str, error: Exception) -> str:
@@ -215,7 +215,7 @@ def _where(question: Question, number: int) -> str:
     return f"reply {number}" if sample is None else f"reply {number}, to the sample {sample!r}"
 
 
-def _call(name: str, reward: Reward, question: Question, reply: Reply, where: str) -> dict[str, float]:
+def _call(name: str, reward: Reward, question: Question, reply: Response, where: str) -> dict[str, float]:
     try:
         found = reward(question, reply)
     except Exception as error:

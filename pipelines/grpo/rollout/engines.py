@@ -93,7 +93,7 @@ class HfEngine:
             self.model,
             self.adapter,
             prompts,
-            replies=replies,
+            num_responses=replies,
             max_new_tokens=self.config.max_new_tokens,
             temperature=self.config.temperature,
             grammar=self.config.grammar,

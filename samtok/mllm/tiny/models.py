@@ -1,7 +1,7 @@
 """Tiny random MLLMs of each family as real checkpoint folders, for tests, smoke runs and a default.
 
 The classes are transformers' own, so what works with a tiny model works with a released one; only the numbers
-are small (``tiny_config.py``).
+are small (``config.py``).
 """
 
 from collections.abc import Callable, Iterable
@@ -69,8 +69,8 @@ def build_tiny(
         seed: Of the weights; equal seeds give equal files.
         config: All numbers.
         tokenizer_sha256: Of the mask tokenizer, for ``samtok.json``.
-        geometry: Of its codes, for the rows of the words (``vocab.extend``); by default they are noise.
-        seeing: Give a Qwen2.5-VL the vision encoder that ships (``tiny_vision``).
+        geometry: Of its codes, for the rows of the words (``rows.extend``); by default they are noise.
+        seeing: Give a Qwen2.5-VL the vision encoder that ships (``vision.py``).
     """
     config = config or TinyConfig()
     processor, make = _BUILDERS[family](config, list(texts))

@@ -32,7 +32,7 @@ QWEN_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-"""Tokens of Qwen's chat format, those that its processor and adapter look for, and those around phrases."""
+"""Tokens of Qwen's chat format, those that its processor and adapter need, and those around phrases."""
 
 LLAMA_TOKENS = (
     "<|begin_of_text|>",
@@ -98,7 +98,7 @@ _ANSWERS = (
 
 
 def default_texts(*, num_scenes: int = 64, seed: int = 0) -> list[str]:
-    """Returns sentences of the shapes language, questions and answers: what a tiny MLLM has to say.
+    """Returns sentences of the shapes language, questions and answers: the texts of a tiny MLLM.
 
     Args:
         num_scenes: Scenes whose captions, expressions and relations are taken.

@@ -1,7 +1,7 @@
 """Pre-training of a tiny Qwen2.5-VL's vision encoder, which released models have behind them.
 
 From random weights a vision transformer learns colours from a few thousand questions, but not shapes: a
-question says one thing about an image. Dense labels say dozens: for every image token, which share of it
+question is one label for an image. Dense labels are dozens: for every image token, which share of it
 belongs to each kind and colour, and where the object that covers most of it is and how large. The labels come
 with synthetic scenes; a linear head reads them and is thrown away. What comes out knows no words.
 
@@ -35,9 +35,9 @@ SIZES = (
 """Fields of ``TinyConfig`` that an encoder with its projector is made of."""
 
 _HELD_OUT_SEED = 1 << 20
-_HELD_OUT = 400  # scenes of a look
+_HELD_OUT = 400  # scenes of an eval
 _CLEAR = 0.2
-"""Share of a token from which on the object in it has a place to be learnt, and its kind is looked at."""
+"""Share of a token from which on the object in it has a place to be learnt, and its kind is evaluated."""
 _BATCH = 200
 
 
@@ -54,8 +54,8 @@ class VisionTraining:
     scenes: int = 40_000
     """Different scenes; each is seen several times."""
     seed: int = 1
-    looks: int = 8
-    """Looks at held-out scenes."""
+    evals: int = 8
+    """Evals on held-out scenes."""
 
 
 @dataclass(frozen=True)
@@ -143,20 +143,20 @@ def pretrain(
     processor: Any,
     world: WorldConfig,
     training: VisionTraining,
-    tell: Callable[[int, Mapping[str, float]], None],
+    callback: Callable[[int, Mapping[str, float]], None],
 ) -> dict[str, float]:
     """Trains a vision encoder with its projector, in place.
 
     Args:
         visual: ``model.visual`` of a Qwen2.5-VL.
         processor: Its image processor; images become squares.
-        world: What scenes look like; square.
+        world: Appearance of scenes; square.
         training: How long, and so on.
-        tell: Hears the step and a look at held-out scenes.
+        callback: Called with the step and the metrics of each eval.
 
     Returns:
-        The last look: ``kind`` and ``colour`` (shares of tokens on an object whose kind or colour is read
-        right) and ``centre`` (mean distance to the object's centre, as a share of the side).
+        The metrics of the last eval: ``kind`` and ``colour`` (shares of tokens on an object whose kind or
+        colour is read right) and ``centre`` (mean distance to the object's centre, as a share of the side).
     """
     torch.manual_seed(training.seed)
     pixels, labels = _prepared(processor, world, training.seed, training.scenes)
@@ -173,9 +173,9 @@ def pretrain(
         nn.utils.clip_grad_norm_(weights, training.clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if (step + 1) % max(1, training.steps // training.looks) == 0 or step + 1 == training.steps:
-            found = _look(visual, head, *held_out)
-            tell(step + 1, {"loss": float(loss.detach()), **found})
+        if (step + 1) % max(1, training.steps // training.evals) == 0 or step + 1 == training.steps:
+            found = _evaluate(visual, head, *held_out)
+            callback(step + 1, {"loss": float(loss.detach()), **found})
     return found
 
 
@@ -219,7 +219,7 @@ def _features(visual: nn.Module, pixels: Float[Tensor, "image patch value"]) -> 
 
 
 @torch.inference_mode()
-def _look(visual: nn.Module, head: DenseHead, pixels: Tensor, labels: Labels) -> dict[str, float]:
+def _evaluate(visual: nn.Module, head: DenseHead, pixels: Tensor, labels: Labels) -> dict[str, float]:
     kinds, colours, boxes = head(_features(visual, pixels.float()))
     clear = labels.shares > _CLEAR
     right_kind = kinds[..., 1:].argmax(dim=-1) == labels.kinds[..., 1:].argmax(dim=-1)
@@ -253,12 +253,12 @@ def load_vision(visual: nn.Module, config: TinyConfig, folder: Path = SHIPPED) -
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"there is no pre-trained vision encoder in {folder} ({error!r}).") from error
     own = sizes_of(config)
-    odd = [
+    wrong = [
         f"{name} {value}, there {made.get(name)}" for name, value in own.items() if value != made.get(name)
     ]
-    if odd:
+    if wrong:
         raise CheckpointError(
-            f"the pre-trained vision encoder in {folder} has other sizes: {'; '.join(odd)}. Use its sizes, "
+            f"the pre-trained vision encoder in {folder} has other sizes: {'; '.join(wrong)}. Use its sizes, "
             "or begin with random weights (--vision random)."
         )
     visual.load_state_dict(weights)

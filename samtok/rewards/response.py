@@ -1,8 +1,8 @@
-"""What a reward sees: a question of the corpus with its truth, and what the model replied.
+"""Inputs of a reward: a question of the corpus with its truth, and a response of the model.
 
-A reward is a pure function ``(Question, Reply) -> {component: value}``. It gets the token ids, the raw text
-with all mask words in it, the parsed words, and the whole record; it decodes nothing itself. Values of all
-components are logged, and their weighted sum is what is learnt from.
+A reward is a pure function ``(Question, Response) -> {component: value}``. It gets the token ids, the raw
+text with all mask words in it, and the whole record; it decodes nothing itself. Values of all components are
+logged, and their weighted sum is the reward that training uses.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,8 +36,8 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reply:
-    """One answer of a model.
+class Response:
+    """One response of a model.
 
     Attributes:
         token_ids: What was sampled, the end of the turn included if it came.
@@ -50,5 +50,5 @@ class Reply:
     complete: bool = True
 
 
-Reward = Callable[[Question, Reply], Mapping[str, float]]
+Reward = Callable[[Question, Response], Mapping[str, float]]
 """Returns named components. Pure, and picklable as a function of a module."""
