@@ -80,6 +80,15 @@ class ClusterInfo:
         return "add nodes to the cluster"
 
 
+def gpus_here() -> bool:
+    """Returns whether this machine has a GPU that may be used; loads no torch.
+
+    Ray hides GPUs from the driver of a submitted job, which holds none, so there hiding means nothing.
+    """
+    hidden = env.get_raw(env.CUDA_VISIBLE_DEVICES) in ("", "-1") and not env.is_submitted()
+    return not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
+
+
 @contextlib.contextmanager
 def session(
     *,

@@ -9,10 +9,12 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from samtok.errors import ConfigError
 
 STORAGE_RETRY_S = "SAMTOK_STORAGE_RETRY_S"
+SAMTOK_HOME = "SAMTOK_HOME"
 
 AWS_ENDPOINT_URL = "AWS_ENDPOINT_URL"
 AWS_REGION = "AWS_REGION"
@@ -31,10 +33,12 @@ RAY_ENABLE_UV_RUN_RUNTIME_ENV = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 RAY_DATA_DISABLE_PROGRESS_BARS = "RAY_DATA_DISABLE_PROGRESS_BARS"
 RAY_AIR_NEW_OUTPUT = "RAY_AIR_NEW_OUTPUT"
 
+MLFLOW_TRACKING_URI = "MLFLOW_TRACKING_URI"
 MLFLOW_HTTP_REQUEST_MAX_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
 VLLM_ENABLE_V1_MULTIPROCESSING = "VLLM_ENABLE_V1_MULTIPROCESSING"
 
+CUDA_VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 DS_ACCELERATOR = "DS_ACCELERATOR"
 LOCAL_RANK = "LOCAL_RANK"
 
@@ -71,6 +75,7 @@ class Variable:
 
 VARIABLES = (
     Variable(STORAGE_RETRY_S, "seconds for which a failing storage request is repeated; default 120"),
+    Variable(SAMTOK_HOME, "where relative places of a submitted job are; default ~/samtok"),
     Variable(AWS_ENDPOINT_URL, "address of the S3 store; unset is AWS itself"),
     Variable(AWS_REGION, "region of the S3 store"),
     Variable(AWS_ACCESS_KEY_ID, "name of the S3 account", secret=True),
@@ -86,8 +91,10 @@ VARIABLES = (
     Variable(RAY_ENABLE_UV_RUN_RUNTIME_ENV, "0 unless set: workers use the environment that is there"),
     Variable(RAY_DATA_DISABLE_PROGRESS_BARS, "1 unless set: no progress bars in logs"),
     Variable(RAY_AIR_NEW_OUTPUT, "0 unless set: Ray Tune prints no tables of its own"),
+    Variable(MLFLOW_TRACKING_URI, "where runs are tracked, unless --tracking says it"),
     Variable(MLFLOW_HTTP_REQUEST_MAX_RETRIES, "tries of a request to MLflow; few, so that jobs do not hang"),
     Variable(VLLM_ENABLE_V1_MULTIPROCESSING, "0 in samplers: vLLM's engine runs inside them"),
+    Variable(CUDA_VISIBLE_DEVICES, "GPUs that may be used; empty hides all"),
     Variable(DS_ACCELERATOR, "what DeepSpeed runs on, cpu or cuda; where unset, what the weights are on"),
     Variable(LOCAL_RANK, "a worker's number on its machine; Ray Train sets it, DeepSpeed asks for it"),
     Variable(OMP_NUM_THREADS, "threads of each worker's maths"),
@@ -100,6 +107,21 @@ VARIABLES = (
 def get(name: str) -> str | None:
     """Returns the value of a variable; unset and empty are both None."""
     return os.environ.get(name) or None
+
+
+def get_raw(name: str) -> str | None:
+    """Returns the value of a variable for which empty is not the same as unset."""
+    return os.environ.get(name)
+
+
+def is_submitted() -> bool:
+    """Returns whether this process is the driver of a job that ``ray job submit`` started."""
+    return get(RAY_JOB_CONFIG) is not None
+
+
+def home() -> Path:
+    """Returns the folder below which relative places of a submitted job are."""
+    return Path(get(SAMTOK_HOME) or "~/samtok").expanduser().absolute()
 
 
 def storage_retry_s() -> float:

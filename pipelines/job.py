@@ -1,27 +1,283 @@
-"""What every job does around its work: logging, exit codes, versions, the config beside the results."""
+"""The frame of every job: places, dry run, checks, config.json, tracking, closing table, exit code.
 
+A job is a class with four parts (``Job``); ``run`` puts them in order:
+
+    places made absolute -> inputs of a preset are made if they are not there -> prepare -> dry run, or
+    work(run), in which ``run.begin`` writes config.json and opens the MLflow run -> closing table -> limits
+
+An error of our family becomes one line and its exit code; the MLflow run is then FAILED.
+"""
+
+import contextlib
 import dataclasses
 import json
 import logging
-import shlex
-import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-import samtok
+from pipelines import config as configs
 from pipelines import env, storage
 from pipelines import log as logs
-from samtok.errors import ClusterError, ConfigError, SamtokError
+from pipelines.cluster import session
+from pipelines.config import RunConfig
+from pipelines.provenance import config_json, versions
+from pipelines.tracking import Tracker
+from samtok.errors import ClusterError, ConfigError, DataError, SamtokError
 
 log = logging.getLogger(__name__)
 
-PACKAGES = ("ray", "torch", "transformers", "sam2", "deepspeed", "pyarrow", "mlflow", "numpy")
+C = TypeVar("C", bound=RunConfig)
+
+CONFIG_FILE = "config.json"
 
 
-def guard(work: Callable[[], int]) -> int:
+@dataclass(frozen=True)
+class Items:
+    """What became of one kind of items, such as the images of a corpus.
+
+    Attributes:
+        unit: What they are, in the plural.
+        total: Items that went in.
+        out: Items that came out.
+        rejected: Items that could not be used.
+        filtered: Items that were left out on purpose; they do not count as rejected.
+        reasons: Rejected items by reason.
+    """
+
+    unit: str
+    total: int
+    out: int
+    rejected: int
+    filtered: int = 0
+    reasons: Mapping[str, int] = field(default_factory=dict)
+
+    def line(self) -> str:
+        """Returns the counts on one line."""
+        text = f"in {self.total}  out {self.out}  rejected {self.rejected}"
+        if self.filtered:
+            text += f"  filtered {self.filtered}"
+        listed = sorted(self.reasons.items(), key=lambda pair: (-pair[1], pair[0]))
+        return text + (f"  ({', '.join(f'{count} {reason}' for reason, count in listed)})" if listed else "")
+
+    def check(self, limit: float, out: str) -> None:
+        """Compares the share of rejected items with what is allowed.
+
+        Raises:
+            DataError: If none came out of some, or the share is above ``limit``. Results are complete.
+        """
+        see = f"`python -m pipelines.tools.browse {out}` shows the reasons."
+        if self.total and not self.out and self.rejected:
+            raise DataError(f"none of the {self.total} {self.unit} could be used. {see}")
+        if self.rejected > limit * self.total:
+            raise DataError(
+                f"{self.rejected / self.total:.1%} of the {self.unit} cannot be used; --max-reject-rate "
+                f"allows {limit:.1%}. {see}"
+            )
+
+
+@dataclass(frozen=True)
+class Closing:
+    """What a job ends with: rows of its table, counts that are compared with --max-reject-rate."""
+
+    rows: Sequence[tuple[str, str]] = ()
+    items: Sequence[Items] = ()
+
+
+class Run(Generic[C]):
+    """One run of a job, from the moment at which nothing stands in its way.
+
+    Attributes:
+        config: Resolved; what config.json holds.
+        tracker: Off until ``begin``.
+    """
+
+    def __init__(self, config: C, name: str) -> None:
+        self.config, self.name = config, name
+        self.tracker = Tracker("off", experiment=name, home=config.out)
+        self.started = time.monotonic()
+
+    def begin(self, config: C | None = None, *, tags: Mapping[str, Any] | None = None) -> Tracker:
+        """Writes config.json and opens the MLflow run, once settings that do not fit have been refused.
+
+        Args:
+            config: Where preparing filled more in.
+            tags: Such as the fingerprint; versions are added.
+        """
+        self.config = self.config if config is None else config
+        text = config_json(self.config)
+        storage.write_bytes(storage.join(self.config.out, CONFIG_FILE), text.encode())
+        assert self.config.tracking is not None
+        self.tracker = Tracker(self.config.tracking, experiment=self.name, home=self.config.out)
+        self.tracker.params(json.loads(text))
+        self.tracker.tags({**(tags or {}), **versions()})
+        return self.tracker
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the job began."""
+        return time.monotonic() - self.started
+
+
+class Job(ABC, Generic[C]):
+    """What is its own of a job. Its module loads neither torch nor Ray; ``work`` may.
+
+    Attributes:
+        config: With absolute places.
+    """
+
+    name: ClassVar[str]
+    """Of the job file, and of the MLflow experiment."""
+
+    def __init__(self, config: C) -> None:
+        self.config = config
+
+    def session(self) -> AbstractContextManager[Any]:
+        """Returns a Ray session that is large enough for the job and for making its inputs."""
+        return session(at_least_cpus=self.cpus() + 2)
+
+    def cpus(self) -> float:
+        """Returns the CPUs that the job's processes hold at the same time."""
+        return 1
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Checks what can be known before anything runs: inputs are there and fit. Reads little.
+
+        Raises:
+            SamtokError: ConfigError for a missing input names the command that makes it.
+        """
+
+    @abstractmethod
+    def size(self) -> str:
+        """Returns how much there is to do, in a line or a few; "at least N" where a listing is longer."""
+
+    @abstractmethod
+    def work(self, run: Run[C]) -> Closing:
+        """Does the work; calls ``run.begin`` before anything is written."""
+
+
+class Inputs(Protocol):
+    """Makes inputs of presets that are not there: the module ``pipelines.embedded``."""
+
+    def missing(self, config: RunConfig) -> Sequence[str]:
+        """Returns the places of a config that would be made; loads neither torch nor Ray."""
+        ...
+
+    def make(self, config: RunConfig) -> None:
+        """Makes them."""
+        ...
+
+
+def run(job: Callable[[C], Job[C]], config: C, *, inputs: Inputs | None = None) -> int:
+    """Runs a job; returns its exit code.
+
+    Args:
+        job: Its class.
+        config: From the command line.
+        inputs: Makes inputs that are not there.
+    """
+    return guard(lambda: _run(job, config, inputs), config)
+
+
+def _run(kind: Callable[[C], Job[C]], config: C, inputs: Inputs | None) -> int:
+    config = resolved(config)
+    _print([("out", config.out), ("tracking", str(config.tracking))])
+    missing = inputs.missing(config) if inputs is not None else ()
+    if config.dry_run:
+        return _dry_run(kind(config), missing)
+    with contextlib.ExitStack() as stack:
+        if inputs is not None and missing:
+            stack.enter_context(kind(config).session())  # one Ray for the inputs and the job
+            inputs.make(config)
+        return _work(kind(config))
+
+
+def _work(job: Job[Any]) -> int:
+    job.prepare()
+    config = job.config
+    storage.check(config.out)
+    run = Run(config, job.name)
+    try:
+        closing = job.work(run)
+        _print([*closing.rows, *((items.unit, items.line()) for items in closing.items)])
+        _print([("time", f"{run.seconds:.0f} s"), ("mlflow", run.tracker.link), ("out", config.out)])
+        for items in closing.items:
+            items.check(config.max_reject_rate, config.out)
+    except BaseException:
+        run.tracker.end("FAILED")
+        raise
+    run.tracker.end()
+    return 0
+
+
+def _dry_run(job: Job[Any], missing: Sequence[str]) -> int:
+    if missing:
+        sys.stdout.write(config_json(job.config))
+        _print([("inputs", f"made first: {', '.join(missing)}"), ("plan", "known once they are there")])
+        return 0
+    job.prepare()
+    sys.stdout.write(config_json(job.config))
+    _print([("plan", job.size()), ("checks", "passed; nothing was written")])
+    return 0
+
+
+def _print(rows: Sequence[tuple[str, str]]) -> None:
+    for name, text in rows:
+        sys.stdout.write(f"{name:<9} {text}\n")
+    sys.stdout.flush()
+
+
+# ---------------------------------------------------------------- places
+
+
+def resolved(config: C) -> C:
+    """Returns a config with absolute places and a tracking URI.
+
+    Relative places start from the working directory. A job under ``ray job submit`` runs in a copy that Ray
+    deletes, so there they start from ``SAMTOK_HOME``.
+
+    Raises:
+        ConfigError: If there is no place for the database of an output on object storage.
+    """
+    config = configs.with_places(config, absolute)
+    return dataclasses.replace(config, tracking=tracking_of(config))
+
+
+def absolute(place: str) -> str:
+    """Makes one place absolute."""
+    if env.is_submitted() and not storage.is_anchored(place):
+        return str(env.home() / place)
+    return storage.absolute(place)
+
+
+def tracking_of(config: RunConfig) -> str:
+    """Returns where a run is tracked: --tracking, MLFLOW_TRACKING_URI, or a database beside --out.
+
+    Raises:
+        ConfigError: For an output on object storage where neither is set.
+    """
+    wanted = config.tracking or env.get(env.MLFLOW_TRACKING_URI)
+    if wanted is None:
+        if storage.is_remote(config.out):
+            raise ConfigError(
+                f"--out {config.out} is on object storage, where no database can be. Give --tracking, a "
+                f"server's URI or off, or set {env.MLFLOW_TRACKING_URI}.",
+            )
+        wanted = "sqlite:///" + storage.join(config.out.rstrip("/").rpartition("/")[0] or "/", "mlflow.db")
+    if wanted.startswith("sqlite:///"):
+        return "sqlite:///" + absolute(wanted.removeprefix("sqlite:///"))
+    return wanted
+
+
+# ---------------------------------------------------------------- errors
+
+
+def guard(work: Callable[[], int], config: Any = None) -> int:
     """Runs a job and returns its exit code; errors of our family become one clear line."""
     logs.setup()
     try:
@@ -35,6 +291,8 @@ def guard(work: Callable[[], int]) -> int:
             ours = ClusterError(f"{type(error).__name__}: {str(error).strip()[-1500:]}")
         if ours is None:
             raise
+        if isinstance(ours, ConfigError) and ours.owner is not None:
+            ours = configs.located(ours, config)
         log.error("%s: %s", type(ours).__name__, ours)
         return ours.exit_code
 
@@ -57,11 +315,8 @@ def last_line(error: BaseException) -> str:
 
 
 def refuse_lost_folders(out: str, tracking: str) -> None:
-    """Refuses relative places under ``ray job submit``, whose working directory is a copy that Ray deletes.
+    """Until every job is on the frame: refuses relative places under ``ray job submit``."""
 
-    Raises:
-        ConfigError: Names the flag.
-    """
     if env.get(env.RAY_JOB_CONFIG) is None:
         return
     relative_db = tracking.startswith("sqlite:///") and not tracking.startswith("sqlite:////")
@@ -74,42 +329,3 @@ def refuse_lost_folders(out: str, tracking: str) -> None:
                 f"--{flag} {value} is relative, so a submitted job would write it into Ray's temporary copy "
                 "of the working directory. Give an absolute path or a URI."
             )
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Names every entry that two fingerprints differ in, with both values; empty if there is none."""
-    return "; ".join(
-        f"{name}: before {before.get(name)!r}, now {now.get(name)!r}"
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
-    )
-
-
-def config_json(config: Any) -> str:
-    """Returns the resolved config as JSON text that ``--config`` reads back."""
-    return json.dumps(dataclasses.asdict(config), indent=2, sort_keys=True) + "\n"
-
-
-def versions() -> dict[str, str]:
-    """Returns what produced a result: our version and commit, Python, and the packages that matter."""
-    found = {name: version(name) for name in PACKAGES}
-    return {"samtok": samtok.__version__, "commit": commit(), "python": sys.version.split()[0], **found}
-
-
-def command() -> str:
-    """Returns the command line of this process, without the interpreter's folder."""
-    return shlex.join(["python", *sys.argv])
-
-
-def commit() -> str:
-    """Returns the commit of the tree, with ``+`` if there are changes; ``unknown`` outside a checkout."""
-    root = Path(__file__).parent.parent
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(root), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

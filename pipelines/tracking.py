@@ -51,9 +51,11 @@ class Tracker:
 
         for logger in ("mlflow", "mlflow.store.db.utils"):  # each sets its own level when it is imported
             logging.getLogger(logger).setLevel(logging.WARNING)
+        if self._uri.startswith("sqlite:///"):
+            Path(self._uri.removeprefix("sqlite:///")).absolute().parent.mkdir(parents=True, exist_ok=True)
         client = mlflow.MlflowClient(tracking_uri=self._uri)
         found = client.get_experiment_by_name(experiment)
-        folder = found.experiment_id if found else client.create_experiment(experiment)
+        folder = found.experiment_id if found else self._new_experiment(client, experiment)
         tags = {"mlflow.parentRunId": parent} if parent else {}
         self.run_id = self._resumed(client, home)
         if self.run_id is None:
@@ -62,6 +64,13 @@ class Tracker:
         self.link = f"{self._uri} experiment {experiment} run {self.run_id}"
         record = {"tracking_uri": self._uri, "experiment": experiment, "run_id": self.run_id}
         storage.write_bytes(storage.join(home, RUN_FILE), json.dumps(record).encode())
+
+    def _new_experiment(self, client: Any, name: str) -> str:
+        """Makes an experiment; artifacts of a database go beside it, not into the working directory."""
+        if not self._uri.startswith("sqlite:///"):
+            return client.create_experiment(name)
+        database = Path(self._uri.removeprefix("sqlite:///")).absolute()
+        return client.create_experiment(name, artifact_location=(database.parent / "mlruns" / name).as_uri())
 
     def _resumed(self, client: Any, home: str) -> str | None:
         import mlflow
@@ -144,6 +153,18 @@ class Tracker:
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Uploads a local file."""
         self._try(lambda: self._client.log_artifact(self.run_id, str(path), folder))
+
+    def folder(self, uri: str, folder: str) -> None:
+        """Uploads the files of a folder, local or on object storage."""
+
+        def work() -> None:
+            with tempfile.TemporaryDirectory() as scratch:
+                for info in storage.list_files(uri):
+                    path = Path(scratch) / info.uri.rpartition("/")[2]
+                    path.write_bytes(storage.read_bytes(info.uri))
+                    self._client.log_artifact(self.run_id, str(path), folder)
+
+        self._try(work)
 
     def text(self, text: str, name: str) -> None:
         """Stores text as an artifact file."""

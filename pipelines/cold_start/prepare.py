@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pipelines import job as runs
-from pipelines import schema, shards, storage
+from pipelines import provenance, schema, shards, storage
 from pipelines.chats.corpus import ChatCorpus, load_chat_corpus
 from pipelines.chats.prompt_selection import read_columns
 from pipelines.chats.source import ChatSource
@@ -225,7 +225,7 @@ def _plan(out: str, fingerprint: Mapping[str, Any], inputs: Iterator[Input], row
 def dry_run(job: Job) -> int:
     """Prints what would be done."""
     config = job.config
-    sys.stdout.write(runs.config_json(config))
+    sys.stdout.write(provenance.config_json(config))
     sys.stdout.write(json.dumps({"chats": job.source.corpus.digest, "model": job.model_sha256}) + "\n")
     if config.teacher.replies is None:
         count = -(-len(job.places) // config.teacher.shard_rows)

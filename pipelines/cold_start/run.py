@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines import job as runs
-from pipelines import schema, shards, storage
+from pipelines import provenance, schema, shards, storage
 from pipelines.chats.corpus import load_chat_corpus
 from pipelines.cold_start.config import ColdStartConfig
 from pipelines.cold_start.pool import teach
@@ -47,8 +47,8 @@ def _cold_start(config: ColdStartConfig) -> int:
     if config.dry_run:
         return dry_run(job)
     tracker = Tracker(config.tracking, experiment="cold_start", home=config.out)
-    tracker.params(json.loads(runs.config_json(config)))
-    tracker.tags(runs.versions())
+    tracker.params(json.loads(provenance.config_json(config)))
+    tracker.tags(provenance.versions())
     try:
         manifest = write_thoughts(job, ask_teacher(job))
         publish(config, manifest, tracker)
@@ -95,7 +95,7 @@ def write_thoughts(job: Job, teacher: Mapping[str, Any] | None) -> dict[str, Any
 
 def _keep_config(config: ColdStartConfig) -> None:
     """Called once a plan is there, so that refused settings do not replace those of an earlier run."""
-    storage.write_bytes(storage.join(config.out, "config.json"), runs.config_json(config).encode())
+    storage.write_bytes(storage.join(config.out, "config.json"), provenance.config_json(config).encode())
 
 
 def _left(plan: Plan) -> list[int]:

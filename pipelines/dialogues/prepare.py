@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines import job as runs
-from pipelines import schema, shards, storage
+from pipelines import provenance, schema, shards, storage
 from pipelines.dialogues import imports
 from pipelines.dialogues.compose import Settings
 from pipelines.dialogues.config import ComposeDialoguesConfig, JsonlConfig, shares_of
@@ -272,7 +272,7 @@ def slices(manifests: Sequence[Mapping[str, Any]], *, shard_rows: int, limit: in
 
 def dry_run(job: Job) -> int:
     """Prints what would be done: the config, the fingerprint, and how much is left to do."""
-    sys.stdout.write(runs.config_json(job.config))
+    sys.stdout.write(provenance.config_json(job.config))
     sys.stdout.write(json.dumps(dict(job.fingerprint), indent=2) + "\n")
     plan = shards.load_plan(job.config.out)
     if plan is not None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pipelines import job as runs
-from pipelines import shards, storage
+from pipelines import provenance, shards, storage
 from pipelines.chats.corpus import load_chat_corpus, rows_of_shard
 from pipelines.cluster import session
 from pipelines.dialogues.config import ComposeDialoguesConfig
@@ -46,8 +46,8 @@ def _compose(config: ComposeDialoguesConfig) -> int:
         return dry_run(job)
     plan = plan_of(job)
     tracker = Tracker(config.tracking, experiment="compose_dialogues", home=config.out)
-    tracker.params(json.loads(runs.config_json(config)))
-    tracker.tags({"fingerprint": shards.digest(job.fingerprint), **runs.versions()})
+    tracker.params(json.loads(provenance.config_json(config)))
+    tracker.tags({"fingerprint": shards.digest(job.fingerprint), **provenance.versions()})
     try:
         manifest = make_chats(config, plan, job.worker(plan))
         export(config)
@@ -69,7 +69,7 @@ def make_chats(config: ComposeDialoguesConfig, plan: Plan, one: ComposeOne) -> d
         plan: Of the corpus.
         one: Composes and commits one shard; must be picklable if there are workers.
     """
-    storage.write_bytes(storage.join(plan.out, "config.json"), runs.config_json(config).encode())
+    storage.write_bytes(storage.join(plan.out, "config.json"), provenance.config_json(config).encode())
     records = shards.committed(plan)
     todo = [shard for shard in range(len(plan.shard_rows)) if shard not in records]
     log.info("%d shards, %d committed", len(plan.shard_rows), len(records))

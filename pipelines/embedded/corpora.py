@@ -1,23 +1,27 @@
-"""Corpora that are always there: synthetic scenes, tokenized and composed by the same code as any others.
+"""How the embedded corpora are made: by the same code as any others, at a size that takes seconds."""
 
-A job that begins where others end (chats, a fine-tuned model) can be tried at once with them; the model is
-the one that ships as ``tour-mllm``. They are small and serve no other purpose.
-"""
-
+import dataclasses
 import logging
 from typing import Literal
 
 from pipelines import storage
 from pipelines.dialogues.config import ComposeDialoguesConfig
-from pipelines.ingestion.config import HELD_OUT_INDEX, ExpressionsConfig, ShapesConfig
+from pipelines.dialogues.run import compose_dialogues
+from pipelines.ingestion import shapes_corpus
+from pipelines.ingestion.config import HELD_OUT_INDEX, PRESETS, ExpressionsConfig, ShapesConfig
 from pipelines.ingestion.corpora import CorpusConfig
-from pipelines.tokenization.config import TokenizeCorpusConfig, TokenizerConfig
+from pipelines.tokenization.config import TokenizeCorpusConfig
+from pipelines.tokenization.job import tokenize_corpus
+from samtok.errors import ClusterError
 from samtok.shapes import TOUR_WORLD
 
 log = logging.getLogger(__name__)
 
 TOKENIZER = "tour"
-"""Shipped tokenizer of these words."""
+"""Shipped tokenizer of the words, which the shipped ``tour-mllm`` speaks."""
+
+NUM_SHAPES = 300
+NUM_SCENES, NUM_HELD_OUT = 64, 16
 
 Task = Literal["gres", "gcg"]
 
@@ -27,31 +31,30 @@ _FORMATS: dict[Task, tuple[Literal["refer", "granf"], str]] = {
 }
 
 
-def embedded_chats(home: str, task: Task, *, images: int, held_out: bool = False) -> str:
-    """Makes a chat corpus and returns its URI; one that is there already is left alone.
+def make_shapes(folder: str) -> None:
+    """Writes held-out scenes with exact masks as a COCO corpus."""
+    log.info("embedded corpus: %d scenes in %s", NUM_SHAPES, folder)
+    shapes_corpus.make_shapes(dataclasses.replace(PRESETS["heldout"], num_images=NUM_SHAPES, out=folder))
 
-    Uses the Ray that this process is connected to, or a local one of its own.
+
+def make_chats(folder: str, task: Task, *, held_out: bool = False) -> None:
+    """Makes a chat corpus, with the shapes and words that it is made of beside it.
 
     Args:
-        home: Folder for it and what it is made of.
+        folder: For all three.
         task: Referring questions, or captions with masks.
-        images: Scenes.
         held_out: Of scenes that no other embedded corpus has.
     """
-    from pipelines.dialogues.run import compose_dialogues
-    from pipelines.ingestion.shapes_corpus import make_shapes
-    from pipelines.tokenization.run import tokenize_corpus
-
     split = "val" if held_out else "train"
-    folder = storage.join(home, f"{task}-{split}")
+    scenes = NUM_HELD_OUT if held_out else NUM_SCENES
     shapes, words, chats = (storage.join(folder, name) for name in ("shapes", "words", "chats"))
     layout, file = _FORMATS[task]
-    log.info("embedded corpus: %d scenes become chats in %s", images, chats)
-    make_shapes(
+    log.info("embedded corpus: %d scenes become chats in %s", scenes, chats)
+    shapes_corpus.make_shapes(
         ShapesConfig(
             out=shapes,
             format=layout,
-            num_images=images,
+            num_images=scenes,
             split=split,
             first_index=HELD_OUT_INDEX if held_out else 0,
             world=TOUR_WORLD,
@@ -65,27 +68,13 @@ def embedded_chats(home: str, task: Task, *, images: int, held_out: bool = False
         dataset="shapes",
         split=split,
     )
-    _require(
-        tokenize_corpus(
-            TokenizeCorpusConfig(
-                corpus=corpus,
-                out=words,
-                tokenizer=TokenizerConfig(uri=TOKENIZER),
-                report_images=0,
-                tracking="off",
-            )
+    tokenized = tokenize_corpus(
+        TokenizeCorpusConfig(corpus=corpus, out=words, tokenizer=TOKENIZER, report_images=0, tracking="off")
+    )
+    composed = tokenized or compose_dialogues(
+        ComposeDialoguesConfig(
+            words=(words,), out=chats, tasks=task, wordings=1, report_samples=0, tracking="off"
         )
     )
-    _require(
-        compose_dialogues(
-            ComposeDialoguesConfig(
-                words=(words,), out=chats, tasks=task, wordings=1, report_samples=0, tracking="off"
-            )
-        )
-    )
-    return chats
-
-
-def _require(code: int) -> None:
-    if code:
-        raise SystemExit(code)  # the job has said why
+    if composed:
+        raise ClusterError(f"the embedded corpus {folder} could not be made; the reason is above.")

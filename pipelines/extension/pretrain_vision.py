@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from safetensors.torch import save
 
-from pipelines import cli, storage
+from pipelines import cli, provenance, storage
 from pipelines import job as runs
 from samtok.mllm.tiny.config import TinyConfig
 from samtok.mllm.tiny.vision import RECORD_FILE, WEIGHTS_FILE, VisionTraining, pretrain, sizes_of
@@ -72,7 +72,7 @@ def pretrain_vision(config: PretrainVisionConfig) -> int:
         "cpu_s": round(time.process_time() - started),
         "training": asdict(config.training),
         "world": asdict(config.world),
-        "versions": runs.versions(),
+        "versions": provenance.versions(),
     }
     weights = {name: tensor.contiguous() for name, tensor in visual.state_dict().items()}
     storage.write_bytes(storage.join(config.out, WEIGHTS_FILE), save(weights))

@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pipelines import job as runs
-from pipelines import storage
+from pipelines import provenance, storage
 from pipelines.chats import corpus as chats
 from pipelines.extension.config import ExtendMllmConfig
 from samtok import checkpoint
@@ -64,7 +64,7 @@ def _extend(config: ExtendMllmConfig) -> int:
     config = _resolved(config)
     words = _words_of(config)
     if config.dry_run:
-        sys.stdout.write(runs.config_json(config))
+        sys.stdout.write(provenance.config_json(config))
         sys.stdout.write(f"{config.model or config.tiny}: {words.vocabulary} as words, into {config.out}\n")
         return 0
     if _is_done(config):
@@ -118,7 +118,7 @@ def _is_done(config: ExtendMllmConfig) -> bool:
     if not found:
         return False
     lineage = storage.join(config.out, LINEAGE_FILE)
-    same = json.loads(runs.config_json(config))
+    same = json.loads(provenance.config_json(config))
     if lineage in found:
         made = storage.read_json(lineage).get("config")
         if made == same and storage.join(config.out, SAMTOK_FILE) in found:
@@ -186,8 +186,8 @@ def _extend_folder(config: ExtendMllmConfig, words: _Words, folder: Path) -> Non
 
 def _lineage(config: ExtendMllmConfig, words: _Words) -> str:
     body = {
-        "config": json.loads(runs.config_json(config)),
+        "config": json.loads(provenance.config_json(config)),
         "tokenizer_sha256": words.sha256,
-        "versions": runs.versions(),
+        "versions": provenance.versions(),
     }
     return json.dumps(body, indent=2) + "\n"

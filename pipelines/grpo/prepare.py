@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pipelines import job as runs
-from pipelines import shards, storage
+from pipelines import provenance, shards, storage
 from pipelines.chats.prompt_selection import load_prompts
 from pipelines.chats.prompts import PromptsConfig, PromptSource
 from pipelines.chats.source import check_vocabulary
@@ -138,7 +138,7 @@ def prepare(config: GrpoConfig) -> Plan:
         "model": {"uri": config.model, "sha256": digest},
         "prompts": prompts.digest,
         "mask_tokenizer_sha256": prompts.sources[0].corpus.weights_sha256,
-        "versions": runs.versions(),
+        "versions": provenance.versions(),
     }
     task = LearnerTask(config, lineage["fingerprint"], lineage, _deepspeed(config))
     return Plan(task, prompts, held_out)
@@ -204,7 +204,7 @@ def _deepspeed(config: GrpoConfig) -> Mapping[str, Any] | None:
 
 def _fingerprint(config: GrpoConfig, model: str, prompts: PromptSource) -> dict[str, Any]:
     """Returns all that decides what is learnt; where files lie is not in it, what they hold is."""
-    body = json.loads(runs.config_json(config))
+    body = json.loads(provenance.config_json(config))
     for name in _FREE:
         del body[name]
     for name in _FREE_ROLLOUT:
@@ -220,7 +220,7 @@ def describe(plan: Plan) -> str:
     replies = config.prompts_per_step * config.rollout.group_size
     told = config.algorithm.resolved
     return (
-        f"{runs.config_json(config)}"
+        f"{provenance.config_json(config)}"
         f"algorithm: {config.algorithm.name}: {told}\n"
         f"run: {config.steps} steps of {config.prompts_per_step} prompts x {config.rollout.group_size} "
         f"replies = {replies}, {config.algorithm.inner_steps} optimizer steps each; "

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from pipelines import job as runs
-from pipelines import storage
+from pipelines import provenance, storage
 from pipelines.cluster import session
 from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.loop import Loop, State
@@ -41,10 +41,10 @@ def _run(told: GrpoConfig, experiment: str) -> int:
     print(describe(plan), end="", flush=True)  # noqa: T201 presets are seen in full
     if config.dry_run:
         return 0
-    storage.write_bytes(storage.join(config.out, "config.json"), runs.config_json(config).encode())
+    storage.write_bytes(storage.join(config.out, "config.json"), provenance.config_json(config).encode())
     tracker = Tracker(config.tracking, experiment=experiment, home=config.out)
-    tracker.params(json.loads(runs.config_json(config)))
-    tracker.tags({"fingerprint": plan.task.fingerprint, **runs.versions()})
+    tracker.params(json.loads(provenance.config_json(config)))
+    tracker.tags({"fingerprint": plan.task.fingerprint, **provenance.versions()})
     lineage = {**plan.task.lineage, "mlflow_run": tracker.run_id}
     plan = dataclasses.replace(plan, task=dataclasses.replace(plan.task, lineage=lineage))
     try:
@@ -77,10 +77,10 @@ def _learn(plan: Plan, tracker: Tracker, told: GrpoConfig) -> None:
         "fingerprint": task.fingerprint,
         "wall_s": round(time.monotonic() - started, 1),
         "lineage": dict(task.lineage),
-        "command": runs.command(),
+        "command": provenance.command(),
         "date": time.strftime("%Y-%m-%d"),
-        "config": json.loads(runs.config_json(told)),
-        "versions": runs.versions(),
+        "config": json.loads(provenance.config_json(told)),
+        "versions": provenance.versions(),
     }
     storage.write_bytes(storage.join(config.out, RECORD_FILE), (json.dumps(record, indent=2) + "\n").encode())
 
@@ -108,7 +108,7 @@ def _publish(plan: Plan, tracker: Tracker) -> None:
     record = storage.read_json(storage.join(config.out, RECORD_FILE))
     pictures = report.write_report(
         config.out,
-        config=json.loads(runs.config_json(config)),
+        config=json.loads(provenance.config_json(config)),
         record=record,
         history=load_history(config.out, record["history"]),
         looks=record["looks"],

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines import job as runs
-from pipelines import shards, storage
+from pipelines import provenance, shards, storage
 from pipelines.mllm_evaluation.config import BASELINE, THIS_RUN, EvaluateMllmConfig
 from pipelines.mllm_evaluation.prepare import Job, questions_digest
 from pipelines.mllm_evaluation.scores import headlines, percent
@@ -54,7 +53,7 @@ def tags_of(job: Job) -> dict[str, str]:
     found = {
         name: job.fingerprint[name] for name in ("benchmark", "model_sha256", "tokenizer_sha256", "chat")
     }
-    return {**found, "fingerprint": shards.digest(dict(job.fingerprint)), **runs.versions()}
+    return {**found, "fingerprint": shards.digest(dict(job.fingerprint)), **provenance.versions()}
 
 
 def lineage_of(job: Job) -> dict[str, Any]:
@@ -69,7 +68,7 @@ def lineage_of(job: Job) -> dict[str, Any]:
             "fingerprint": dict(job.chat.manifest["fingerprint"]),
         },
         "fingerprint": dict(job.fingerprint),
-        "versions": runs.versions(),
+        "versions": provenance.versions(),
     }
 
 

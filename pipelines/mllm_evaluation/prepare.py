@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pipelines import job as runs
-from pipelines import schema, shards, storage
+from pipelines import provenance, schema, shards, storage
 from pipelines.chats.corpus import ChatCorpus, load_chat_corpus, rows_of
 from pipelines.ingestion.reader import Input
 from pipelines.mllm_evaluation import models
@@ -203,7 +203,7 @@ def _inputs(job: Job) -> Iterator[Input]:
 
 def dry_run(job: Job) -> int:
     """Prints what would be done: the config, the fingerprint, and how much is left to do."""
-    sys.stdout.write(runs.config_json(job.config))
+    sys.stdout.write(provenance.config_json(job.config))
     sys.stdout.write(json.dumps(dict(job.fingerprint), indent=2) + "\n")
     sys.stdout.write(f"plan: {_foresee(job)}\n")
     return 0

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipelines import job as runs
-from pipelines import shards, storage
+from pipelines import provenance, shards, storage
 from pipelines.cluster import session
 from pipelines.mllm_evaluation import outcome, report
 from pipelines.mllm_evaluation.outcome import Work
@@ -52,9 +52,9 @@ def _evaluate(config: Any) -> int:
     if config.dry_run:
         return dry_run(job)
     plan = plan_of(job)
-    storage.write_bytes(storage.join(config.out, "config.json"), runs.config_json(config).encode())
+    storage.write_bytes(storage.join(config.out, "config.json"), provenance.config_json(config).encode())
     tracker = Tracker(config.tracking, experiment="evaluate_mllm", home=config.out)
-    tracker.params(json.loads(runs.config_json(config)))
+    tracker.params(json.loads(provenance.config_json(config)))
     tracker.tags(outcome.tags_of(job))
     try:
         work = _answer_all(job, plan)

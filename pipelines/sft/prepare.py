@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pipelines import job as runs
-from pipelines import shards, storage
+from pipelines import provenance, shards, storage
 from pipelines.chats.corpus import load_chat_corpus
 from pipelines.chats.source import ChatSource, check_vocabulary
 from pipelines.chats.spec import ChatCorpusSpec
@@ -83,7 +83,7 @@ def prepare(config: TrainMllmConfig) -> Task:
         "model": {"uri": config.model, "sha256": digest, "family": adapter.family},
         "corpora": [{"uri": s.corpus.uri, "digest": s.corpus.digest} for s in corpora],
         "mask_tokenizer_sha256": corpora[0].corpus.weights_sha256,
-        "versions": runs.versions(),
+        "versions": provenance.versions(),
     }
     return Task(
         config, lineage["fingerprint"], lineage, tuple(corpora), tuple(weights), tuple(held_out), deepspeed
@@ -146,7 +146,7 @@ def _fingerprint(
     held_out: Sequence[ChatSource],
 ) -> dict[str, Any]:
     """Returns all that decides what is learnt; where files lie is not in it, what they hold is."""
-    body = json.loads(runs.config_json(config))
+    body = json.loads(provenance.config_json(config))
     for name in (*_FREE, "model", "corpora", "validation_corpora"):
         del body[name]
     return {
@@ -168,7 +168,7 @@ def dry_run(task: Task) -> int:
     samples = config.sampling.samples_per_step
     trained = [name for name, on in dataclasses.asdict(config.train).items() if on]
     sys.stdout.write(
-        f"{runs.config_json(config)}"
+        f"{provenance.config_json(config)}"
         f"run: {config.steps} steps of {samples} chats; {config.workers.count} workers with "
         f"{config.samples_per_worker} chats each, in micro-batches of {config.micro_samples}"
         f"{', packed' if config.engine.packing else ''}\n"

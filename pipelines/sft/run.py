@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines import job as runs
-from pipelines import storage
+from pipelines import provenance, storage
 from pipelines.sft import report
 from pipelines.sft.config import TrainMllmConfig
 from pipelines.sft.pictures import Gallery
@@ -34,10 +34,10 @@ def _train_mllm(told: TrainMllmConfig) -> int:
     config = task.config
     if config.dry_run:
         return dry_run(task)
-    storage.write_bytes(storage.join(config.out, "config.json"), runs.config_json(config).encode())
+    storage.write_bytes(storage.join(config.out, "config.json"), provenance.config_json(config).encode())
     tracker = Tracker(config.tracking, experiment="train_mllm", home=config.out)
-    tracker.params(json.loads(runs.config_json(config)))
-    tracker.tags({"fingerprint": task.fingerprint, **runs.versions()})
+    tracker.params(json.loads(provenance.config_json(config)))
+    tracker.tags({"fingerprint": task.fingerprint, **provenance.versions()})
     task = dataclasses.replace(task, lineage={**task.lineage, "mlflow_run": tracker.run_id})
     try:
         if storage.exists(storage.join(config.out, RECORD_FILE)):
@@ -86,12 +86,12 @@ def _publish(task: Task, told: TrainMllmConfig, tracker: Tracker) -> None:
     config = task.config
     record = storage.read_json(storage.join(config.out, RECORD_FILE))
     if "command" not in record:
-        record |= {"command": runs.command(), "date": time.strftime("%Y-%m-%d")}
-        record |= {"config": json.loads(runs.config_json(told)), "versions": runs.versions()}
+        record |= {"command": provenance.command(), "date": time.strftime("%Y-%m-%d")}
+        record |= {"config": json.loads(provenance.config_json(told)), "versions": provenance.versions()}
         write_record(config.out, record)
     pictures = report.write_report(
         config.out,
-        config=json.loads(runs.config_json(config)),
+        config=json.loads(provenance.config_json(config)),
         record=record,
         history=load_history(config.out, record["history"]),
     )

@@ -7,8 +7,7 @@ is killed right after a trial ended leaves that trial's run open; the next drive
 import json
 from collections.abc import Mapping
 
-from pipelines import job as runs
-from pipelines import storage
+from pipelines import provenance, storage
 from pipelines.sweeps.config import EXPERIMENT
 from pipelines.tokenizer_training.worker import RECORD_FILE, Task
 from pipelines.tracking import Tracker
@@ -38,7 +37,7 @@ class Children:
             tracker = Tracker(
                 self.tracking, experiment=EXPERIMENT, home=task.config.out, name=name, parent=self.parent
             )
-            tracker.params({"trial": name, **json.loads(runs.config_json(task.config))})
+            tracker.params({"trial": name, **json.loads(provenance.config_json(task.config))})
             tracker.tags({"fingerprint": task.fingerprint})
             self._open[name] = tracker
         return self._open[name]

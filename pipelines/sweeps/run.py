@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines import job as runs
-from pipelines import storage
+from pipelines import provenance, storage
 from pipelines.cluster import session
 from pipelines.sweeps import report
 from pipelines.sweeps.children import Children
@@ -45,12 +45,12 @@ def _sweep(config: SweepConfig) -> int:
         return _dry_run(config)
     storage.check(config.out)
     tracker = Tracker(config.tracking, experiment=EXPERIMENT, home=config.out)
-    tracker.params(json.loads(runs.config_json(config)))
-    tracker.tags(runs.versions())
+    tracker.params(json.loads(provenance.config_json(config)))
+    tracker.tags(provenance.versions())
     try:
         base = _train_base(config) if config.base_steps else None
         tasks = {name: prepare(resolve(config.trial(name, base))) for name in config.quantizers}
-        storage.write_bytes(storage.join(config.out, "config.json"), runs.config_json(config).encode())
+        storage.write_bytes(storage.join(config.out, "config.json"), provenance.config_json(config).encode())
         if config.scheduler.kind == "plain":  # what asha ended in an earlier attempt goes on
             for task in tasks.values():
                 storage.delete(storage.join(task.config.out, STOPPED_FILE))
@@ -77,7 +77,7 @@ def _sweep(config: SweepConfig) -> int:
 
 
 def _dry_run(config: SweepConfig) -> int:
-    sys.stdout.write(runs.config_json(config))
+    sys.stdout.write(provenance.config_json(config))
     for name in config.quantizers:
         quantizer = architecture_of(config.trial(name, None)).quantizer
         words, bits = quantizer.num_words, quantizer.bits_per_mask

@@ -6,26 +6,23 @@ job again resumes it.
 """
 
 import dataclasses
-import json
 import logging
-import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import pyarrow as pa
 
-from pipelines import job as runs
-from pipelines import shards, storage
+from pipelines import provenance, shards, storage
 from pipelines.cluster import ClusterInfo, session
+from pipelines.shard_job import Work, do_shards
 from pipelines.shards import Plan
-from pipelines.tokenization import outcome
 from pipelines.tokenization.assemble import Assembler, commit_shard
-from pipelines.tokenization.config import PoolConfig, TokenizeCorpusConfig
-from pipelines.tokenization.outcome import Work
-from pipelines.tokenization.prepare import Job, dry_run, plan_of, prepare
+from pipelines.tokenization.config import TokenizationConfig
+from pipelines.tokenization.job import IMAGES, MASKS
+from pipelines.tokenization.prepare import Tokenization
 from pipelines.tokenization.stage import Policy, ReadImages, TokenizeMasks
 from pipelines.tracking import Tracker
 from samtok.errors import ClusterError
@@ -47,34 +44,7 @@ MAX_UNCOMMITTED = 16
 """Whole shards that may wait for storage before the driver stops taking chunks."""
 
 
-def tokenize_corpus(config: TokenizeCorpusConfig) -> int:
-    """Runs the job; returns its exit code."""
-    return runs.guard(lambda: _tokenize(config))
-
-
-def _tokenize(config: TokenizeCorpusConfig) -> int:
-    started = time.monotonic()
-    job = prepare(config)
-    config = job.config
-    if config.dry_run:
-        return dry_run(job)
-    plan = plan_of(job)
-    tracker = Tracker(config.tracking, experiment="tokenize_corpus", home=config.out)
-    tracker.params(json.loads(runs.config_json(config)))
-    tracker.tags({"fingerprint": shards.digest(job.fingerprint), **runs.versions()})
-    try:
-        manifest, work = make_words(job, plan, tracker)
-        outcome.publish(config, manifest, work, tracker)
-        outcome.print_table(config, manifest, work, time.monotonic() - started, tracker)
-        outcome.check_rejects(config, manifest["totals"])
-    except BaseException:
-        tracker.end("FAILED")
-        raise
-    tracker.end()
-    return 0
-
-
-def make_words(job: Job, plan: Plan, tracker: Tracker) -> tuple[dict[str, Any], Work]:
+def make_words(job: Tokenization, plan: Plan, tracker: Tracker) -> tuple[dict[str, Any], Work]:
     """Does what is left of a corpus; returns its manifest, and what this call did.
 
     Ray is started for it, unless this process is connected already (``ray_for``).
@@ -88,46 +58,32 @@ def make_words(job: Job, plan: Plan, tracker: Tracker) -> tuple[dict[str, Any], 
         DataError: If more images are rejected than ``max_reject_rate`` allows.
         ClusterError: If the cluster is too small, or a chunk kills its workers.
     """
-    storage.write_bytes(storage.join(plan.out, "config.json"), runs.config_json(job.config).encode())
-    records = shards.committed(plan)
-    log.info("%d images in %d shards, %d committed", plan.num_inputs, len(plan.shard_rows), len(records))
-    work = _work(job, plan, records, tracker)
-    return shards.finish(plan), work
+    config = job.config
+
+    def stream(todo: Sequence[int]) -> Iterator[dict[str, Any]]:
+        MaskTokenizer.from_pretrained(config.tokenizer, read=storage.read_bytes)  # a broken one fails here
+        memory = config.decoders * DECODER_MEMORY_BYTES
+        with ray_for(config) as cluster:
+            cluster.require(
+                cpus=_cpus(config), gpus=config.workers * (config.worker.gpus or 0), memory_bytes=memory
+            )
+            yield from _commit_all(plan, _stream(job, plan, todo))
+
+    return do_shards(
+        plan, stream, units=(MASKS, IMAGES), max_reject_rate=config.max_reject_rate, tracker=tracker
+    )
 
 
-def ray_for(pool: PoolConfig) -> AbstractContextManager[ClusterInfo]:
+def ray_for(config: TokenizationConfig) -> AbstractContextManager[ClusterInfo]:
     """Returns a Ray session that has the CPUs of the pool, if it is started here."""
-    return session(num_cpus=pool.num_cpus, at_least_cpus=_cpus(pool))
+    return session(num_cpus=config.num_cpus, at_least_cpus=_cpus(config))
 
 
-def _cpus(pool: PoolConfig) -> float:
-    return pool.actors * pool.cpus_per_actor + pool.decoders
+def _cpus(config: TokenizationConfig) -> float:
+    return config.workers * config.worker.cpus + config.decoders
 
 
-def _work(job: Job, plan: Plan, records: dict[int, dict[str, Any]], tracker: Tracker) -> Work:
-    """Does the shards that have no commit record and adds their records; returns what was done."""
-    todo = [shard for shard in range(len(plan.shard_rows)) if shard not in records]
-    work, pool = Work(), job.config.pool
-    if not todo:
-        return work
-    MaskTokenizer.from_pretrained(
-        job.config.tokenizer.uri, read=storage.read_bytes
-    )  # a broken one fails here, not in every actor
-    with ray_for(pool) as cluster:
-        memory = pool.decoders * DECODER_MEMORY_BYTES
-        cluster.require(cpus=_cpus(pool), gpus=pool.actors * (pool.gpus_per_actor or 0), memory_bytes=memory)
-        started = time.monotonic()
-        rejected = shards.totals(plan, records.values())["rows_rejected"]
-        for record in _commit_all(plan, _stream(job, plan, todo)):
-            records[record["shard"]] = shards.slim(record)
-            rejected += record["counts"]["rows_rejected"]
-            work.add(record["counts"], time.monotonic() - started)
-            _progress(plan, records, work, len(todo), tracker)
-            outcome.stop_early(job.config, plan, rejected)
-    return work
-
-
-def _stream(job: Job, plan: Plan, todo: list[int]) -> Iterator[dict[str, Any]]:
+def _stream(job: Tokenization, plan: Plan, todo: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Sends the chunks of shards through decoding tasks and tokenizer actors; yields them in any order."""
     import ray.data
     from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, WorkerCrashedError
@@ -137,14 +93,14 @@ def _stream(job: Job, plan: Plan, todo: list[int]) -> Iterator[dict[str, Any]]:
     context.print_on_execution_start = False
     context.raise_original_map_exception = True  # else the exit code of a worker's error is lost
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors reach us, with their exit codes
-    config, pool = job.config, job.config.pool
+    config, options = job.config, job.config.tokenizer_options
     policy = Policy(
         skip=config.skip,
         min_area_px=config.min_area_px,
         reconstruct=config.reconstruct,
         boundary_iou=config.boundary_iou,
         keep_rle=config.keep_rle,
-        threshold=config.tokenizer.threshold,
+        threshold=options.threshold,
         seed=config.seed,
     )
     # Ray 2.60 has no other way to bound retries, and will have one before it removes this (pyproject.toml).
@@ -154,31 +110,31 @@ def _stream(job: Job, plan: Plan, todo: list[int]) -> Iterator[dict[str, Any]]:
         ReadImages(plan, job.reader, job.architecture.image_size, policy).__call__,
         batch_size=1,
         batch_format="pyarrow",
-        compute=ray.data.TaskPoolStrategy(size=pool.decoders),
+        compute=ray.data.TaskPoolStrategy(size=config.decoders),
         num_cpus=1,
         ray_remote_args_fn=lambda: {"max_retries": MAX_RETRIES},
         memory=DECODER_MEMORY_BYTES,  # also keeps Ray Data from fusing this stage into the tokenizer actors
     )
     dataset = dataset.map_batches(
         TokenizeMasks,
-        fn_constructor_args=(config.tokenizer.uri,),
+        fn_constructor_args=(config.tokenizer,),
         fn_constructor_kwargs={
             "device": job.fingerprint["device"],
-            "dtype": config.tokenizer.dtype,
-            "images_per_batch": config.tokenizer.images_per_batch,
-            "masks_per_batch": config.tokenizer.masks_per_batch,
+            "dtype": config.precision,
+            "images_per_batch": options.images_per_batch,
+            "masks_per_batch": options.masks_per_batch,
             "policy": policy,
-            "box_prompt": config.tokenizer.box_prompt,
-            "compile": config.tokenizer.compile,
-            "threads": pool.threads_per_actor,
+            "box_prompt": options.box_prompt,
+            "compile": options.compile,
+            "threads": config.worker.threads,
             "weights_sha256": job.fingerprint["weights_sha256"],
         },
         batch_size=1,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=pool.actors),  # restarts killed actors
+        compute=ray.data.ActorPoolStrategy(size=config.workers),  # restarts killed actors
         ray_remote_args_fn=lambda: {"max_task_retries": MAX_RETRIES},
-        num_cpus=pool.cpus_per_actor,
-        num_gpus=pool.gpus_per_actor or None,
+        num_cpus=config.worker.cpus,
+        num_gpus=config.worker.gpus or None,
     )
     try:
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
@@ -186,13 +142,13 @@ def _stream(job: Job, plan: Plan, todo: list[int]) -> Iterator[dict[str, Any]]:
     except (WorkerCrashedError, ActorDiedError, ActorUnavailableError, OutOfMemoryError) as error:
         raise ClusterError(
             f"Workers died {MAX_RETRIES + 1} times on the same chunk ({type(error).__name__}). Either memory "
-            "is short: lower --chunk-rows, --tokenizer.images-per-batch or --pool.actors. Or an image "
+            "is short: lower --chunk-rows, --tokenizer-options.images-per-batch or --workers. Or an image "
             "crashes the decoder: with --shard-rows 1 and another --out, the plan file of the last shard "
             "names it."
         ) from error
 
 
-def _blocks(plan: Plan, todo: list[int]) -> list[pa.Table]:
+def _blocks(plan: Plan, todo: Sequence[int]) -> list[pa.Table]:
     """Lists the chunks to do, one row each. A small corpus has a block, so a decoding task, per chunk."""
     chunks = [dataclasses.astuple(chunk) for shard in todo for chunk in plan.chunks(shard)]
     names = [field.name for field in dataclasses.fields(shards.Chunk)]
@@ -216,17 +172,3 @@ def _commit_all(plan: Plan, chunks: Iterator[dict[str, Any]]) -> Iterator[dict[s
             yield future.result()
     if assembler.in_flight:
         raise ClusterError(f"{assembler.in_flight} shards lack chunks although Ray Data ended. Run again.")
-
-
-def _progress(plan: Plan, records: Mapping[int, Any], work: Work, planned: int, tracker: Tracker) -> None:
-    done = len(records) - (len(plan.shard_rows) - planned)
-    log.info(
-        "shard %d/%d  %d images  %d masks  %.1f masks/s  ETA %.0f s",
-        len(records),
-        len(plan.shard_rows),
-        work.images,
-        work.masks,
-        work.masks_per_s,
-        work.seconds / done * (planned - done),
-    )
-    tracker.metrics({"throughput/so_far_masks_per_s": work.masks_per_s}, step=len(records))

@@ -7,8 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines import job as runs
-from pipelines import shards, storage
+from pipelines import provenance, shards, storage
 from pipelines.tokenization.outcome import Work
 from pipelines.tokenization.prepare import Job
 from pipelines.tokenizer_evaluation.config import EvaluateTokenizerConfig
@@ -32,14 +31,14 @@ def measured_with(corpus: Corpus) -> dict[str, Any]:
 def lineage_of(corpora: Sequence[Corpus]) -> dict[str, Any]:
     """Returns all that decided the numbers: tokenizer, every corpus's fingerprint, versions of software."""
     prints = {corpus.name: dict(corpus.manifest["fingerprint"]) for corpus in corpora}
-    return {"tokenizer": measured_with(corpora[0]), "corpora": prints, "versions": runs.versions()}
+    return {"tokenizer": measured_with(corpora[0]), "corpora": prints, "versions": provenance.versions()}
 
 
 def tags_of(jobs: Mapping[str, Job]) -> dict[str, str]:
     """Returns what an MLflow run is found by: weights, fingerprint of all corpora, versions."""
     prints = {name: dict(job.fingerprint) for name, job in jobs.items()}
     weights = next(iter(prints.values()))["weights_sha256"]
-    return {"weights_sha256": weights, "fingerprint": shards.digest(prints), **runs.versions()}
+    return {"weights_sha256": weights, "fingerprint": shards.digest(prints), **provenance.versions()}
 
 
 def write(out: str, corpora: Sequence[Corpus], metrics: Mapping[str, Any]) -> None:

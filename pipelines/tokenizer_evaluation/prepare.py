@@ -6,8 +6,8 @@ import sys
 from collections import Counter
 
 from pipelines import job as runs
-from pipelines import storage
-from pipelines.ingestion.corpora import CorpusSpec
+from pipelines import provenance, storage
+from pipelines.ingestion.corpora import CORPUS_KEYS, CorpusSpec
 from pipelines.tokenization.config import TokenizeCorpusConfig
 from pipelines.tokenization.prepare import Job, foresee, prepare
 from pipelines.tokenizer_evaluation.config import EvaluateTokenizerConfig
@@ -72,7 +72,7 @@ def resolved(config: EvaluateTokenizerConfig, jobs: dict[str, Job]) -> EvaluateT
 
 def dry_run(config: EvaluateTokenizerConfig, jobs: dict[str, Job]) -> int:
     """Prints the resolved config and how much there is to do."""
-    sys.stdout.write(runs.config_json(config))
+    sys.stdout.write(provenance.config_json(config))
     for name, job in jobs.items():
         sys.stdout.write(f"{name}: {foresee(job)}\n")
     return 0
@@ -98,4 +98,5 @@ def _tokenization(config: EvaluateTokenizerConfig, spec: CorpusSpec) -> Tokenize
 
 def _text(config: TokenizeCorpusConfig) -> str:
     """Writes a corpus as ``--corpora`` reads it."""
-    return CorpusSpec(config.corpus, limit=config.limit).text
+    values = {key: getattr(config.corpus, key) for key in CORPUS_KEYS} | {"limit": config.limit}
+    return ",".join(f"{key}={value}" for key, value in values.items() if value is not None)

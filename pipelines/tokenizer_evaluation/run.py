@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from pipelines import job as runs
-from pipelines import shards, storage
+from pipelines import provenance, shards, storage
 from pipelines.shards import Plan
 from pipelines.tokenization.outcome import Work, check_rejects, tokenizer_of_reports, track_report
 from pipelines.tokenization.prepare import Job, plan_of
@@ -42,9 +42,9 @@ def _evaluate(config: EvaluateTokenizerConfig) -> int:
     if config.dry_run:
         return dry_run(config, jobs)
     plans = {name: plan_of(job) for name, job in jobs.items()}
-    storage.write_bytes(storage.join(config.out, "config.json"), runs.config_json(config).encode())
+    storage.write_bytes(storage.join(config.out, "config.json"), provenance.config_json(config).encode())
     tracker = Tracker(config.tracking, experiment="evaluate_tokenizer", home=config.out)
-    tracker.params(json.loads(runs.config_json(config)))
+    tracker.params(json.loads(provenance.config_json(config)))
     tracker.tags(outcome.tags_of(jobs))
     try:
         corpora, works = _measure(jobs, plans)

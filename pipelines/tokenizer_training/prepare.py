@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from pipelines import job as runs
-from pipelines import shards, storage
+from pipelines import provenance, shards, storage
 from pipelines.ingestion.corpora import CorpusSpec
 from pipelines.tokenizer_training.config import TrainTokenizerConfig
 from pipelines.tokenizer_training.corpus import Index, build_index
@@ -83,7 +83,7 @@ def prepare(config: TrainTokenizerConfig) -> Task:
         "fingerprint": digest,
         "start": start,
         "corpora": list(config.corpora) or f"synthetic scenes, seed {config.seed}",
-        "versions": runs.versions(),
+        "versions": provenance.versions(),
     }
     return Task(config, digest, lineage, training, validation, deepspeed)
 
@@ -162,7 +162,7 @@ def _fingerprint(
     config: TrainTokenizerConfig, start: Mapping[str, str], training: Index | None, validation: Index | None
 ) -> dict[str, Any]:
     """Returns all that decides what is learnt; where files lie is not in it, what they hold is."""
-    body = json.loads(runs.config_json(config))
+    body = json.loads(provenance.config_json(config))
     for name in (*_FREE, "corpora", "validation_corpora", "start"):
         del body[name]
     return {
@@ -180,7 +180,7 @@ def _fingerprint(
 def dry_run(task: Task) -> int:
     """Prints what would be done."""
     config = task.config
-    sys.stdout.write(runs.config_json(config))
+    sys.stdout.write(provenance.config_json(config))
     architecture = architecture_of(config)
     images = config.sampling.images_per_step
     quantizer = architecture.quantizer

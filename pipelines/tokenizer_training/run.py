@@ -6,7 +6,7 @@ import logging
 import time
 
 from pipelines import job as runs
-from pipelines import storage
+from pipelines import provenance, storage
 from pipelines.tokenizer_training import report
 from pipelines.tokenizer_training.config import TrainTokenizerConfig
 from pipelines.tokenizer_training.data import held_out_samples, validation_sources
@@ -34,10 +34,10 @@ def _train_tokenizer(told: TrainTokenizerConfig) -> int:
     task = prepare(config)
     if config.dry_run:
         return dry_run(task)
-    storage.write_bytes(storage.join(config.out, "config.json"), runs.config_json(config).encode())
+    storage.write_bytes(storage.join(config.out, "config.json"), provenance.config_json(config).encode())
     tracker = Tracker(config.tracking, experiment="train_tokenizer", home=config.out)
-    tracker.params(json.loads(runs.config_json(config)))
-    tracker.tags({"fingerprint": task.fingerprint, **runs.versions()})
+    tracker.params(json.loads(provenance.config_json(config)))
+    tracker.tags({"fingerprint": task.fingerprint, **provenance.versions()})
     task = _with_mlflow_run(task, tracker)
     try:
         if storage.exists(storage.join(config.out, RECORD_FILE)):
@@ -77,8 +77,8 @@ def _publish(task: Task, told: TrainTokenizerConfig, tracker: Tracker) -> None:
     config = task.config
     record = storage.read_json(storage.join(config.out, RECORD_FILE))
     if "command" not in record:
-        record |= {"command": runs.command(), "date": time.strftime("%Y-%m-%d")}
-        record |= {"config": json.loads(runs.config_json(told)), "versions": runs.versions()}
+        record |= {"command": provenance.command(), "date": time.strftime("%Y-%m-%d")}
+        record |= {"config": json.loads(provenance.config_json(told)), "versions": provenance.versions()}
         write_record(config.out, record)
     tokenizer = MaskTokenizer.from_pretrained(storage.join(config.out, "final"), read=storage.read_bytes)
     samples = held_out_samples(
@@ -91,7 +91,7 @@ def _publish(task: Task, told: TrainTokenizerConfig, tracker: Tracker) -> None:
     )
     pictures = report.write_report(
         config.out,
-        config=json.loads(runs.config_json(config)),
+        config=json.loads(provenance.config_json(config)),
         record=record,
         history=load_history(config.out, record["history"]),
         validations=record["validations"],

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 import psutil
 
 import samtok
-from pipelines import env, storage
+from pipelines import env, provenance, storage
 from pipelines import job as runs
 from samtok.errors import SamtokError
 
@@ -49,7 +49,7 @@ class Check:
     remedy: str = ""
 
 
-def check_versions(packages: Iterable[str] = runs.PACKAGES) -> Iterator[Check]:
+def check_versions(packages: Iterable[str] = provenance.PACKAGES) -> Iterator[Check]:
     """Our version, Python, and the packages that matter."""
     found, missing = [], []
     for name in packages:
@@ -57,7 +57,7 @@ def check_versions(packages: Iterable[str] = runs.PACKAGES) -> Iterator[Check]:
             found.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             missing.append(name)
-    ours = f"samtok {samtok.__version__} ({runs.commit()}), Python {platform.python_version()}"
+    ours = f"samtok {samtok.__version__} ({provenance.commit()}), Python {platform.python_version()}"
     text = ", ".join([ours, *found])
     if missing:
         remedy = "Install the project with its dependencies: pip install -e ."

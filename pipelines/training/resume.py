@@ -4,8 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines import job as runs
-from pipelines import storage
+from pipelines import provenance, storage
 from pipelines.training import checkpoints
 from samtok.errors import ConfigError
 
@@ -34,7 +33,7 @@ def claim(out: str, fingerprint: Mapping[str, Any], *, dry_run: bool) -> None:
     """
     where = storage.join(out, FINGERPRINT_FILE)
     if has_begun(out) and storage.exists(where):
-        if changed := runs.differences(storage.read_json(where), fingerprint):
+        if changed := provenance.differences(storage.read_json(where), fingerprint):
             raise ConfigError(
                 f"{out} holds a run with other settings. Different: {changed}. Repeat the first settings to "
                 "go on with it, or choose another --out."

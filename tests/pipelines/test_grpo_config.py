@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipelines import cli
-from pipelines import job as runs
+from pipelines import cli, provenance
 from pipelines.chats.prompts import PromptsConfig
 from pipelines.grpo.config import (
     GatesConfig,
@@ -136,7 +135,7 @@ def test_every_preset_runs_from_the_command_line_and_from_its_own_config(job, na
     assert (told.steps, told.algorithm.resolved.clip_high) == (7, 0.5)
     assert told.prompts.corpora == (("a", "b") if name in ("paper", "modern") else told.prompts.corpora)
     path = tmp_path / "config.json"
-    path.write_text(runs.config_json(told))
+    path.write_text(provenance.config_json(told))
     assert cli.parse(GrpoConfig, presets, ["--config", str(path)], doc="") == told
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import job as runs
-from pipelines import storage
+from pipelines import provenance, storage
 from pipelines.sft.config import TrainMllmConfig
 from pipelines.sft.run import train_mllm
 from pipelines.training import checkpoints
@@ -49,7 +48,7 @@ def whole(world, tmp_path_factory):
 def command(config: TrainMllmConfig, folder: Path) -> tuple[str, ...]:
     """Returns the flags of a run."""
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(runs.config_json(config))
+    (folder / "config.json").write_text(provenance.config_json(config))
     return ("--config", str(folder / "config.json"))
 
 

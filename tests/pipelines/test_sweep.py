@@ -6,8 +6,7 @@ import sqlite3
 
 import pytest
 
-from pipelines import cli
-from pipelines import job as runs
+from pipelines import cli, provenance
 from pipelines.sweeps.children import Children
 from pipelines.sweeps.config import PRESETS, STOPPED_FILE, SchedulerConfig, SweepConfig, flags_of
 from pipelines.sweeps.run import _row, sweep_codebook
@@ -121,7 +120,7 @@ def test_the_paper_preset_has_the_sizes_of_its_tables():
 
 def test_a_sweep_is_read_back_equal(tmp_path):
     path = tmp_path / "config.json"
-    path.write_text(runs.config_json(SMOKE))
+    path.write_text(provenance.config_json(SMOKE))
     assert cli.parse(SweepConfig, PRESETS, ["--config", str(path)], doc=None) == SMOKE
 
 

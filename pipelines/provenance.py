@@ -1,0 +1,54 @@
+"""Where a result comes from: resolved config, versions, commit, command, and how two settings differ."""
+
+import dataclasses
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import samtok
+
+PACKAGES = ("ray", "torch", "transformers", "sam2", "deepspeed", "pyarrow", "mlflow", "numpy")
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Names every entry that two fingerprints differ in, with both values; empty if there is none."""
+    return "; ".join(
+        f"{name}: before {before.get(name)!r}, now {now.get(name)!r}"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    )
+
+
+def config_json(config: Any) -> str:
+    """Returns the resolved config as JSON text that ``--config`` reads back."""
+    return json.dumps(dataclasses.asdict(config), indent=2, sort_keys=True) + "\n"
+
+
+def versions() -> dict[str, str]:
+    """Returns what produced a result: our version and commit, Python, and the packages that matter."""
+    found = {name: version(name) for name in PACKAGES}
+    return {"samtok": samtok.__version__, "commit": commit(), "python": sys.version.split()[0], **found}
+
+
+def command() -> str:
+    """Returns the command line of this process, without the interpreter's folder."""
+    return shlex.join(["python", *sys.argv])
+
+
+def commit() -> str:
+    """Returns the commit of the tree, with ``+`` if there are changes; ``unknown`` outside a checkout."""
+    root = Path(__file__).parent.parent
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(root), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

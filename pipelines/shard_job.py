@@ -1,0 +1,193 @@
+"""The loop over shards that every job with a plan has: open the plan, do what is left, finish.
+
+A stage says what its inputs are and how shards are done (``shard_pool``, or a plain ``map``); resuming,
+progress, the limit on rejects and the counts of the end are here.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines import shards
+from pipelines.ingestion.reader import Input, Reject
+from pipelines.job import Items
+from pipelines.shards import Plan
+from pipelines.tracking import Tracker
+from samtok.errors import DataError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What a shard job counts, by names of counts in commit records.
+
+    Attributes:
+        name: Plural, for messages.
+        total: Count of what went in.
+        out: Count of what came out.
+        rejected: Count of what could not be used.
+        filtered: Counts of what was left out on purpose.
+        in_plan: Whether an input of the plan is one, so that too many rejects end the run early.
+    """
+
+    name: str
+    total: str
+    out: str
+    rejected: str
+    filtered: tuple[str, ...] = ()
+    in_plan: bool = False
+
+    def items(self, totals: Mapping[str, int], reasons: Mapping[str, int] | None = None) -> Items:
+        """Returns what became of them all."""
+        return Items(
+            self.name,
+            total=totals.get(self.total, 0),
+            out=totals.get(self.out, 0),
+            rejected=totals.get(self.rejected, 0),
+            filtered=sum(totals.get(name, 0) for name in self.filtered),
+            reasons=reasons or {},
+        )
+
+
+@dataclass
+class Work:
+    """What this call of a job did, as opposed to earlier ones."""
+
+    shards: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    first: tuple[dict[str, int], float] | None = None
+    """Counts and seconds at the first commit, before which processes start and models load."""
+
+    def add(self, counts: Mapping[str, int], seconds: float) -> None:
+        """Takes the counts of a shard that was committed ``seconds`` after the work began."""
+        self.shards += 1
+        for name, count in counts.items():
+            self.counts[name] = self.counts.get(name, 0) + count
+        self.seconds = seconds
+        self.first = self.first or (dict(self.counts), seconds)
+
+    def rate(self, name: str) -> float:
+        """Returns a count per second, start-up included; 0 where nothing was done."""
+        return self.counts.get(name, 0) / self.seconds if self.seconds else 0.0
+
+    def steady_rate(self, name: str) -> float:
+        """Returns the same from the first commit on; 0 where there was only one."""
+        counts, seconds = self.first or ({}, 0.0)
+        done = self.counts.get(name, 0) - counts.get(name, 0)
+        return done / (self.seconds - seconds) if self.seconds > seconds else 0.0
+
+
+def open_plan(
+    out: str,
+    fingerprint: Mapping[str, Any],
+    inputs: Callable[[], Iterable[Input | Reject]],
+    *,
+    shard_rows: int,
+    chunk_rows: int | None = None,
+) -> Plan:
+    """Returns the plan of an earlier run of the same job, or makes it.
+
+    Args:
+        out: Folder of the corpus.
+        fingerprint: All that decides the content of the shards.
+        inputs: Lists what the shards are made of; called only if there is no plan.
+        shard_rows: Inputs per shard.
+        chunk_rows: Inputs per chunk; by default a shard is one.
+
+    Raises:
+        ConfigError: If the earlier run had other settings.
+    """
+    plan = shards.load_plan(out)
+    if plan is not None:
+        shards.check_fingerprint(plan, fingerprint)
+        return plan
+    log.info("planning %s", out)
+    return shards.make_plan(
+        out, fingerprint, inputs(), shard_rows=shard_rows, chunk_rows=chunk_rows or shard_rows
+    )
+
+
+def left_of(out: str, fingerprint: Mapping[str, Any]) -> str | None:
+    """Returns what is left of a plan in one line; None if there is no plan. For dry runs.
+
+    Raises:
+        ConfigError: If the plan had other settings.
+    """
+    plan = shards.load_plan(out)
+    if plan is None:
+        return None
+    shards.check_fingerprint(plan, fingerprint)
+    left = len(plan.shard_rows) - len(shards.committed(plan))
+    return f"{plan.num_inputs} inputs in {len(plan.shard_rows)} shards, {left} left"
+
+
+def do_shards(
+    plan: Plan,
+    stream: Callable[[Sequence[int]], Iterator[Mapping[str, Any]]],
+    *,
+    units: Sequence[Unit],
+    max_reject_rate: float = 1.0,
+    tracker: Tracker | None = None,
+) -> tuple[dict[str, Any], Work]:
+    """Does the shards that have no commit record; returns the manifest, and what this call did.
+
+    Args:
+        plan: From ``open_plan``.
+        stream: Does and commits shards; yields their commit records in any order. Not called for none.
+        units: What is counted; the first one sets the rate of the progress lines.
+        max_reject_rate: A run whose rejected inputs are already a larger share of all planned ones ends.
+        tracker: Gets the rate while it runs.
+
+    Raises:
+        DataError: For too many rejects; what was committed stays.
+    """
+    done = shards.committed(plan)
+    todo = [shard for shard in range(len(plan.shard_rows)) if shard not in done]
+    log.info("%d inputs in %d shards, %d committed", plan.num_inputs, len(plan.shard_rows), len(done))
+    work = Work()
+    counts = shards.totals(plan, done.values())
+    started = time.monotonic()
+    for record in stream(todo) if todo else ():
+        work.add(record["counts"], time.monotonic() - started)
+        for name, count in record["counts"].items():
+            counts[name] = counts.get(name, 0) + count
+        _progress(plan, len(todo), work, units[0], tracker)
+        _stop_early(plan, counts, units, max_reject_rate)
+    return shards.finish(plan), work
+
+
+def _progress(plan: Plan, todo: int, work: Work, unit: Unit, tracker: Tracker | None) -> None:
+    total, rate = len(plan.shard_rows), work.rate(unit.out)
+    number = total - todo + work.shards
+    log.info(
+        "shard %d/%d  %d %s  %.1f %s/s  ETA %.0f s",
+        *(number, total, work.counts.get(unit.out, 0), unit.name, rate, unit.name),
+        work.seconds / work.shards * (todo - work.shards),
+    )
+    if tracker is not None:
+        tracker.metrics({f"throughput/so_far_{unit.name}_per_s": rate}, step=number)
+
+
+def _stop_early(plan: Plan, counts: Mapping[str, int], units: Sequence[Unit], limit: float) -> None:
+    planned = plan.num_inputs + (plan.rejects or {}).get("rows", 0)
+    for unit in units:
+        rejected = counts.get(unit.rejected, 0)
+        if unit.in_plan and rejected > limit * planned:
+            raise DataError(
+                f"{rejected} of {planned} {unit.name} cannot be used already; --max-reject-rate allows "
+                f"{limit:.1%}. `python -m pipelines.tools.browse {plan.out}` shows the reasons."
+            )
+
+
+def reasons_of(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the rejects of a corpus by reason, most frequent first; those of the listing are not known."""
+    found: dict[str, int] = {}
+    for record in manifest["shards"]:
+        for reason, count in record.get("reject_reasons", {}).items():
+            name = reason.rpartition("/")[2]
+            found[name] = found.get(name, 0) + count
+    return dict(sorted(found.items(), key=lambda pair: (-pair[1], pair[0])))

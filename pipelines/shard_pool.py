@@ -1,0 +1,145 @@
+"""Has Ray's actors or tasks do shards, a few at a time; yields what they return as it comes.
+
+Ray restarts actors and repeats tasks that died, a bounded number of times: without a bound, a shard that
+kills its workers would never end.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from pipelines.cluster import ClusterInfo, session
+from pipelines.config import WorkerConfig
+from pipelines.job import last_line
+from samtok.errors import ClusterError
+
+log = logging.getLogger(__name__)
+
+MAX_RETRIES = 4
+"""Times a shard is repeated after its process died."""
+
+IN_FLIGHT = 2
+"""Shards that a process has at a time: the one it works on, and the next."""
+
+WAIT_S = 60.0
+"""Seconds without a finished shard after which a line says that the job still waits."""
+
+
+@contextlib.contextmanager
+def pool_session(workers: int, worker: WorkerConfig, *, num_cpus: int | None = None) -> Iterator[ClusterInfo]:
+    """Opens a Ray session in which that many processes fit at the same time.
+
+    Raises:
+        ClusterError: If the cluster is too small.
+    """
+    cpus = workers * worker.cpus
+    with session(num_cpus=num_cpus, at_least_cpus=cpus) as cluster:
+        cluster.require(cpus=cpus, gpus=workers * (worker.gpus or 0))
+        yield cluster
+
+
+def actors_of(kind: type, worker: WorkerConfig, count: int, make: Callable[[Any], Any]) -> list[Any]:
+    """Starts actors.
+
+    Args:
+        kind: Their plain class.
+        worker: What each of them holds.
+        count: How many.
+        make: Gets the class as Ray's, and returns ``kind.remote(...)``.
+    """
+    import ray
+
+    remote = ray.remote(kind).options(
+        num_cpus=worker.cpus,
+        num_gpus=worker.gpus or 0,
+        max_restarts=MAX_RETRIES,
+        max_task_retries=MAX_RETRIES,
+    )
+    return [make(remote) for _ in range(count)]
+
+
+def through_actors(
+    actors: Sequence[Any], send: Callable[[Any, int], Any], todo: Sequence[int], *, remedy: str
+) -> Iterator[Any]:
+    """Yields what actors return for each shard, in the order in which shards are done; ends the actors.
+
+    Args:
+        actors: From ``actors_of``.
+        send: Gets an actor and a shard, and returns the reference of the result.
+        todo: The shards.
+        remedy: What to lower if actors die again and again, as flags.
+
+    Raises:
+        ClusterError: If an actor died too often.
+    """
+    import ray
+
+    try:
+        yield from _stream([*actors] * IN_FLIGHT, send, todo, remedy)
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+def through_tasks(
+    work: Callable[[int], Any], todo: Sequence[int], *, at_once: int, worker: WorkerConfig, remedy: str
+) -> Iterator[Any]:
+    """Yields what ``work`` returns for each shard, called in Ray's tasks; as ``through_actors``.
+
+    Args:
+        work: Picklable; gets a shard.
+        todo: The shards.
+        at_once: Tasks at a time.
+        worker: What each of them holds.
+        remedy: As above.
+    """
+    import ray
+
+    task = ray.remote(
+        num_cpus=worker.cpus, num_gpus=worker.gpus or 0, max_retries=MAX_RETRIES, retry_exceptions=False
+    )(_call)
+    shared = ray.put(work)
+    yield from _stream(range(at_once), lambda _, shard: task.remote(shared, shard), todo, remedy)
+
+
+def _call(work: Callable[[int], Any], shard: int) -> Any:
+    return work(shard)
+
+
+def _stream(
+    slots: Sequence[Any], send: Callable[[Any, int], Any], todo: Sequence[int], remedy: str
+) -> Iterator[Any]:
+    """Keeps every slot busy with one shard; yields results."""
+    import ray
+    from ray.exceptions import (
+        ActorDiedError,
+        ActorUnavailableError,
+        NodeDiedError,
+        OutOfMemoryError,
+        WorkerCrashedError,
+    )
+
+    waiting, flying = iter(todo), {}
+    for slot in slots:
+        if (shard := next(waiting, None)) is not None:
+            flying[send(slot, shard)] = slot
+    while flying:
+        done, _ = ray.wait(list(flying), num_returns=1, timeout=WAIT_S)
+        if not done:
+            log.info("%d shards are being worked on", len(flying))
+            continue
+        slot = flying.pop(done[0])
+        try:
+            found = ray.get(done[0])
+        except (
+            *(ActorDiedError, ActorUnavailableError, NodeDiedError),
+            *(OutOfMemoryError, WorkerCrashedError),
+        ) as error:
+            raise ClusterError(
+                f"processes died {MAX_RETRIES + 1} times on the same shard ({last_line(error)}). Usually "
+                f"memory is short: lower {remedy}."
+            ) from error
+        if (shard := next(waiting, None)) is not None:
+            flying[send(slot, shard)] = slot
+        yield found

@@ -1,0 +1,49 @@
+"""The job ``tokenize_corpus``: every mask of a corpus becomes words.
+
+OUT/config.json, plan.json, plan/, data/, rejects/, commits/, _MANIFEST.json   see ``pipelines.shards``
+OUT/report/index.html   counts, IoU, use of the codebooks, rejects, pictures
+"""
+
+from pipelines import job, shards, storage
+from pipelines.job import Closing, Inputs, Job, Run
+from pipelines.shard_job import Unit, reasons_of
+from pipelines.tokenization.config import TokenizeCorpusConfig
+from pipelines.tokenization.prepare import prepare
+
+IMAGES = Unit("images", "rows_in", "rows_out", "rows_rejected", in_plan=True)
+MASKS = Unit("masks", "masks_in", "masks_out", "masks_rejected", filtered=("masks_filtered",))
+
+
+class TokenizeCorpus(Job[TokenizeCorpusConfig]):
+    """See the module."""
+
+    name = "tokenize_corpus"
+
+    def prepare(self) -> None:
+        self.checked = prepare(self.config)
+        self.config = self.checked.config
+
+    def size(self) -> str:
+        return self.checked.size()
+
+    def work(self, run: Run[TokenizeCorpusConfig]) -> Closing:
+        from pipelines.tokenization.outcome import publish  # these load torch
+        from pipelines.tokenization.run import make_words
+
+        plan = self.checked.plan()
+        tracker = run.begin(self.config, tags={"fingerprint": shards.digest(plan.fingerprint)})
+        manifest, done = make_words(self.checked, plan, tracker)
+        publish(self.config, manifest, done, tracker)
+        rows = [
+            ("rate", f"{done.rate('masks_out'):.1f} masks/s over {done.seconds:.0f} s"),
+            ("words", storage.join(plan.out, shards.MANIFEST)),
+        ]
+        if self.config.report_images:
+            rows.append(("report", storage.join(plan.out, "report/index.html")))
+        totals = manifest["totals"]
+        return Closing(rows, (IMAGES.items(totals), MASKS.items(totals, reasons_of(manifest))))
+
+
+def tokenize_corpus(config: TokenizeCorpusConfig, *, inputs: Inputs | None = None) -> int:
+    """Runs the job; returns its exit code."""
+    return job.run(TokenizeCorpus, config, inputs=inputs)
