@@ -1,8 +1,8 @@
 """Tokenize every mask of a corpus: raw annotations become code shards, a manifest and a report.
 
     python jobs/tokenize_corpus.py --preset smoke
-    ray job submit --working-dir . -- python jobs/tokenize_corpus.py --preset sa1b --corpus.source s3://data/sa1b \\
-        --tokenizer s3://models/tokenizer --out s3://words/sa1b --workers 8
+    ray job submit --working-dir . -- python jobs/tokenize_corpus.py --preset sa1b \\
+        --corpus.source s3://data/sa1b --tokenizer s3://models/tokenizer --out s3://words/sa1b --workers 8
 
 Running it again resumes: only shards without a commit record are done.
 """

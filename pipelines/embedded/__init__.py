@@ -14,7 +14,7 @@ from pipelines.job import absolute
 FOLDER = "runs/embedded"
 SHAPES = "shapes"
 CHATS = ("gres-train", "gres-val", "gcg-train", "gcg-val")
-DONE = {SHAPES: "annotations/instances_val.json", **{name: "chats/_MANIFEST.json" for name in CHATS}}
+DONE = {SHAPES: "annotations/instances_val.json", **dict.fromkeys(CHATS, "chats/_MANIFEST.json")}
 """File of each corpus that is written last."""
 
 

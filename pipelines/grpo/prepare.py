@@ -15,7 +15,7 @@ from pipelines import provenance, shards, storage
 from pipelines.chats.prompt_selection import load_prompts
 from pipelines.chats.prompts import PromptsConfig, PromptSource
 from pipelines.chats.source import check_vocabulary
-from pipelines.embedded.corpora import embedded_chats
+from pipelines.embedded.corpora import make_chats
 from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.learn.learner import LearnerTask
 from pipelines.grpo.reward.components import check_rewards, rewards_of
@@ -100,12 +100,11 @@ def with_embedded(config: GrpoConfig) -> GrpoConfig:
     task = config.prompts.corpora[0].removeprefix(EMBEDDED)
     if task not in ("gres", "gcg"):
         return config
-    prompts = dataclasses.replace(
-        config.prompts, corpora=(embedded_chats(home, task, images=EMBEDDED_SCENES),)
-    )
-    looks = dataclasses.replace(
-        config.looks, corpora=(embedded_chats(home, task, images=EMBEDDED_SCENES // 4, held_out=True),)
-    )
+    train, held_out = storage.join(home, f"{task}-train"), storage.join(home, f"{task}-val")
+    make_chats(train, task)
+    make_chats(held_out, task, held_out=True)
+    prompts = dataclasses.replace(config.prompts, corpora=(storage.join(train, "chats"),))
+    looks = dataclasses.replace(config.looks, corpora=(storage.join(held_out, "chats"),))
     return dataclasses.replace(config, prompts=prompts, looks=looks)
 
 

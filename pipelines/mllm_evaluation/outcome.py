@@ -10,7 +10,6 @@ from pipelines import provenance, shards, storage
 from pipelines.mllm_evaluation.config import BASELINE, THIS_RUN, EvaluateMllmConfig
 from pipelines.mllm_evaluation.prepare import Job, questions_digest
 from pipelines.mllm_evaluation.scores import headlines, percent
-from pipelines.tokenization.outcome import track_report
 from pipelines.tokenizer_evaluation.outcome import aligned
 from pipelines.tracking import Tracker
 from samtok.errors import ConfigError, DataError

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import pyarrow as pa
 
-from pipelines import provenance, shards, storage
+from pipelines import shards, storage
 from pipelines.cluster import ClusterInfo, session
 from pipelines.shard_job import Work, do_shards
 from pipelines.shards import Plan

@@ -26,7 +26,6 @@ import psutil
 
 import samtok
 from pipelines import env, provenance, storage
-from pipelines import job as runs
 from samtok.errors import SamtokError
 
 GB = 2**30
