@@ -82,10 +82,17 @@ class Items:
 
 @dataclass(frozen=True)
 class Closing:
-    """What a job ends with: rows of its table, counts that are compared with --max-reject-rate."""
+    """What a job ends with.
+
+    Attributes:
+        rows: Names and texts of the closing table.
+        items: Counts; each kind is compared with --max-reject-rate.
+        table: Numbers that are printed first, a row of names above them.
+    """
 
     rows: Sequence[tuple[str, str]] = ()
     items: Sequence[Items] = ()
+    table: Sequence[Sequence[str]] = ()
 
 
 class Run(Generic[C]):
@@ -204,6 +211,7 @@ def _work(job: Job[Any]) -> int:
     run = Run(config, job.name)
     try:
         closing = job.work(run)
+        sys.stdout.write("".join(f"{line}\n" for line in aligned(closing.table)))
         _print([*closing.rows, *((items.unit, items.line()) for items in closing.items)])
         _print([("time", f"{run.seconds:.0f} s"), ("mlflow", run.tracker.link), ("out", config.out)])
         for items in closing.items:
@@ -230,6 +238,17 @@ def _print(rows: Sequence[tuple[str, str]]) -> None:
     for name, text in rows:
         sys.stdout.write(f"{name:<9} {text}\n")
     sys.stdout.flush()
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the lines of a table; the first column is set to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]
 
 
 # ---------------------------------------------------------------- places

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines import provenance, shards, storage
+from pipelines.job import aligned
 from pipelines.mllm_evaluation.config import BASELINE, THIS_RUN, EvaluateMllmConfig
 from pipelines.mllm_evaluation.prepare import Job, questions_digest
 from pipelines.mllm_evaluation.scores import headlines, percent
-from pipelines.tokenizer_evaluation.outcome import aligned
 from pipelines.tracking import Tracker
 from samtok.errors import ConfigError, DataError
-
-__all__ = ["track_report"]
 
 METRICS, LINEAGE = "metrics.json", "lineage.json"
 

@@ -68,7 +68,7 @@ def _evaluate(config: Any) -> int:
         outcome.track(tracker, job, metrics, work)
         if config.report_pictures:
             report.write_report(job, manifest, rows, metrics, beside)
-            outcome.track_report(config.out, tracker)
+            tracker.folder(storage.join(config.out, "report"), "report")
         outcome.print_table(job, metrics, beside, work, time.monotonic() - started, tracker)
         outcome.check_rejects(config, metrics["counts"])
     except BaseException:

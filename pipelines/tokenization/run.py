@@ -15,8 +15,9 @@ from typing import Any, cast
 
 import pyarrow as pa
 
-from pipelines import shards, storage
+from pipelines import provenance, shards, storage
 from pipelines.cluster import ClusterInfo, session
+from pipelines.job import CONFIG_FILE
 from pipelines.shard_job import Work, do_shards
 from pipelines.shards import Plan
 from pipelines.tokenization.assemble import Assembler, commit_shard
@@ -44,14 +45,14 @@ MAX_UNCOMMITTED = 16
 """Whole shards that may wait for storage before the driver stops taking chunks."""
 
 
-def make_words(job: Tokenization, plan: Plan, tracker: Tracker) -> tuple[dict[str, Any], Work]:
+def make_words(job: Tokenization, plan: Plan, tracker: Tracker | None = None) -> tuple[dict[str, Any], Work]:
     """Does what is left of a corpus; returns its manifest, and what this call did.
 
     Ray is started for it, unless this process is connected already (``ray_for``).
 
     Args:
         job: From ``prepare``.
-        plan: From ``plan_of``.
+        plan: Its plan.
         tracker: Gets the rate while it runs.
 
     Raises:
@@ -59,6 +60,8 @@ def make_words(job: Tokenization, plan: Plan, tracker: Tracker) -> tuple[dict[st
         ClusterError: If the cluster is too small, or a chunk kills its workers.
     """
     config = job.config
+    text = provenance.config_json(config)
+    storage.write_bytes(storage.join(plan.out, CONFIG_FILE), text.encode())
 
     def stream(todo: Sequence[int]) -> Iterator[dict[str, Any]]:
         MaskTokenizer.from_pretrained(config.tokenizer, read=storage.read_bytes)  # a broken one fails here

@@ -1,18 +1,19 @@
-"""What came out of an evaluation: files, MLflow, the closing table."""
+"""What came out of an evaluation: files, what MLflow shows, the table of numbers."""
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from pipelines import provenance, shards, storage
-from pipelines.tokenization.outcome import Work
-from pipelines.tokenization.prepare import Job
+from pipelines.shard_job import Work
+from pipelines.tokenization.outcome import tokenizer_of_reports
+from pipelines.tokenization.prepare import Tokenization
+from pipelines.tokenizer_evaluation import report
 from pipelines.tokenizer_evaluation.config import EvaluateTokenizerConfig
 from pipelines.tokenizer_evaluation.prepare import LINEAGE, MASKS, METRICS
-from pipelines.tokenizer_evaluation.summary import Corpus
+from pipelines.tokenizer_evaluation.summary import Corpus, metrics_of
 from pipelines.tracking import Tracker
 from samtok.metrics import regions
 
@@ -34,11 +35,34 @@ def lineage_of(corpora: Sequence[Corpus]) -> dict[str, Any]:
     return {"tokenizer": measured_with(corpora[0]), "corpora": prints, "versions": provenance.versions()}
 
 
-def tags_of(jobs: Mapping[str, Job]) -> dict[str, str]:
-    """Returns what an MLflow run is found by: weights, fingerprint of all corpora, versions."""
-    prints = {name: dict(job.fingerprint) for name, job in jobs.items()}
+def tags_of(tokenizations: Mapping[str, Tokenization]) -> dict[str, str]:
+    """Returns what an MLflow run is found by: weights, fingerprint of all corpora."""
+    prints = {name: dict(one.fingerprint) for name, one in tokenizations.items()}
     weights = next(iter(prints.values()))["weights_sha256"]
-    return {"weights_sha256": weights, "fingerprint": shards.digest(prints), **provenance.versions()}
+    return {"weights_sha256": weights, "fingerprint": shards.digest(prints)}
+
+
+def publish(
+    config: EvaluateTokenizerConfig,
+    corpora: Sequence[Corpus],
+    works: Mapping[str, Work],
+    tracker: Tracker,
+) -> dict[str, Any]:
+    """Writes numbers and report, tells MLflow, and returns the metrics."""
+    metrics = {"measured_with": measured_with(corpora[0]), **metrics_of(corpora)}
+    write(config.out, corpora, metrics)
+    track(tracker, corpora, metrics, works)
+    if config.report_images:
+        report.write_report(
+            config.out,
+            corpora,
+            metrics,
+            tokenizer=tokenizer_of_reports(config),
+            max_images=config.report_images,
+            seed=config.seed,
+        )
+        tracker.folder(storage.join(config.out, "report"), "report")
+    return metrics
 
 
 def write(out: str, corpora: Sequence[Corpus], metrics: Mapping[str, Any]) -> None:
@@ -58,7 +82,8 @@ def track(
     tracker: Tracker, corpora: Sequence[Corpus], metrics: Mapping[str, Any], works: Mapping[str, Work]
 ) -> None:
     """Sends numbers, rates of what this call did, and lineage to MLflow."""
-    rates = {f"throughput/{name}/masks_per_s": work.masks_per_s for name, work in works.items() if work.masks}
+    done = {name: work.rate("masks_out") for name, work in works.items() if work.shards}
+    rates = {f"throughput/{name}/masks_per_s": rate for name, rate in done.items()}
     tracker.metrics(flat_metrics(metrics) | rates)
     tracker.text(json.dumps(lineage_of(corpora), indent=2), "lineage/lineage.json")
 
@@ -88,69 +113,3 @@ def _flat_section(section: Mapping[str, Any], prefix: str) -> dict[str, float]:
 def _flat_scores(found: Mapping[str, Any], prefix: str) -> dict[str, float]:
     numbers = {**found, **{f"iou_{name}": value for name, value in (found["iou_quantiles"] or {}).items()}}
     return {f"{prefix}/{name}": value for name, value in numbers.items() if isinstance(value, int | float)}
-
-
-def table_of(metrics: Mapping[str, Any]) -> list[list[str]]:
-    """Returns the closing table as texts: a head, a line per dataset and, of several, one of all together."""
-    buckets = [name for name, _ in regions.AREA_BUCKETS]
-    head = ["dataset", "masks", "r-Acc", "boundary IoU", "IoU < 0.5", *buckets]
-    sections = dict(metrics["datasets"])
-    if len(sections) > 1:
-        sections["all"] = metrics["overall"]
-    return [head, *([name, *_line(section)] for name, section in sections.items())]
-
-
-def _line(section: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{section['masks']:,}",
-        number(section["r_acc"]),
-        number(section["boundary_iou"]),
-        f"{section['share_below_half']:.1%}",
-        *(number(bucket["r_acc"]) for bucket in section["by_area"].values()),
-    ]
-
-
-def number(value: float | None) -> str:
-    """Returns a score as text; none is ``-``."""
-    return "-" if value is None else f"{value:.4f}"
-
-
-def print_table(
-    config: EvaluateTokenizerConfig,
-    metrics: Mapping[str, Any],
-    works: Mapping[str, Work],
-    seconds: float,
-    tracker: Tracker,
-) -> None:
-    """Prints the numbers of each dataset and overall, what went in and out, and where to look."""
-    counts, codes = metrics["overall"]["counts"], metrics["overall"]["codes"]
-    used = " / ".join(str(level["used"]) for level in codes["levels"])
-    masks, busy = sum(work.masks for work in works.values()), sum(work.seconds for work in works.values())
-    lines = [
-        *aligned(table_of(metrics)),
-        "",
-        f"images   in {counts['images_in']}  rejected {counts['images_rejected']}",
-        f"masks    in {counts['masks_in']}  measured {counts['masks_measured']}  "
-        f"rejected {counts['masks_rejected']}  filtered {counts['masks_filtered']}",
-        f"codes    {used} of {codes['num_codes']} used by level, {codes['distinct_tuples']} different tuples",
-        f"time     {seconds:.0f} s in all, {busy:.0f} s of it at {masks / busy if busy else 0:.1f} masks/s",
-        f"numbers  {storage.join(config.out, METRICS)}",
-    ]
-    if config.report_images:
-        lines.append(f"report   {storage.join(config.out, 'report/index.html')}")
-    lines.append(f"mlflow   {tracker.link}")
-    sys.stdout.write("\n".join(lines) + "\n")
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Returns the lines of a table; the first column is set to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
-            ]
-        )
-        for row in rows
-    ]

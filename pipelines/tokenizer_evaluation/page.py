@@ -11,7 +11,7 @@ from pipelines.reports import gallery as report_gallery
 from pipelines.reports import html
 from pipelines.reports import words_page as report_page
 from pipelines.reports.pictures import Gallery
-from pipelines.tokenizer_evaluation.outcome import table_of
+from pipelines.tokenizer_evaluation.summary import table_of
 from samtok.metrics.codebook import LevelUsage
 from samtok.metrics.regions import AREA_BUCKETS
 

@@ -163,3 +163,28 @@ def _codes(codes: np.ndarray, num_codes: int) -> dict[str, Any]:
         for level in codebook.usage(codebook.histogram(codes, num_codes))
     ]
     return {"num_codes": num_codes, "levels": levels, "distinct_tuples": codebook.distinct(codes)}
+
+
+def table_of(metrics: Mapping[str, Any]) -> list[list[str]]:
+    """Returns the closing table as texts: a head, a line per dataset and, of several, one of all together."""
+    buckets = [name for name, _ in regions.AREA_BUCKETS]
+    head = ["dataset", "masks", "r-Acc", "boundary IoU", "IoU < 0.5", *buckets]
+    sections = dict(metrics["datasets"])
+    if len(sections) > 1:
+        sections["all"] = metrics["overall"]
+    return [head, *([name, *_line(section)] for name, section in sections.items())]
+
+
+def _line(section: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{section['masks']:,}",
+        number(section["r_acc"]),
+        number(section["boundary_iou"]),
+        f"{section['share_below_half']:.1%}",
+        *(number(bucket["r_acc"]) for bucket in section["by_area"].values()),
+    ]
+
+
+def number(value: float | None) -> str:
+    """Returns a score as text; none is ``-``."""
+    return "-" if value is None else f"{value:.4f}"
