@@ -15,7 +15,6 @@ from pipelines.tokenizer_evaluation.config import EvaluateTokenizerConfig
 from pipelines.tokenizer_evaluation.prepare import LINEAGE, MASKS, METRICS
 from pipelines.tokenizer_evaluation.summary import Corpus, metrics_of
 from pipelines.tracking import Tracker
-from samtok.metrics import regions
 
 ROW_GROUP_ROWS = 65_536
 """Masks per row group of the table of masks."""
