@@ -47,6 +47,7 @@ class Items:
         rejected: Items that could not be used.
         filtered: Items that were left out on purpose; they do not count as rejected.
         reasons: Rejected items by reason.
+        hint: What to look at if none came out.
     """
 
     unit: str
@@ -55,6 +56,7 @@ class Items:
     rejected: int
     filtered: int = 0
     reasons: Mapping[str, int] = field(default_factory=dict)
+    hint: str = ""
 
     def line(self) -> str:
         """Returns the counts on one line."""
@@ -70,7 +72,7 @@ class Items:
         Raises:
             DataError: If none came out of some, or the share is above ``limit``. Results are complete.
         """
-        see = f"`python -m pipelines.tools.browse {out}` shows the reasons."
+        see = f"{self.hint} `python -m pipelines.tools.browse {out}` shows the reasons.".lstrip()
         if self.total and not self.out and self.rejected:
             raise DataError(f"none of the {self.total} {self.unit} could be used. {see}")
         if self.rejected > limit * self.total:

@@ -31,6 +31,7 @@ class Unit:
         rejected: Count of what could not be used.
         filtered: Counts of what was left out on purpose.
         in_plan: Whether an input of the plan is one, so that too many rejects end the run early.
+        hint: What to look at if none came out.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Unit:
     rejected: str
     filtered: tuple[str, ...] = ()
     in_plan: bool = False
+    hint: str = ""
 
     def items(self, totals: Mapping[str, int], reasons: Mapping[str, int] | None = None) -> Items:
         """Returns what became of them all."""
@@ -49,6 +51,7 @@ class Unit:
             rejected=totals.get(self.rejected, 0),
             filtered=sum(totals.get(name, 0) for name in self.filtered),
             reasons=reasons or {},
+            hint=self.hint,
         )
 
 
@@ -179,7 +182,7 @@ def _stop_early(plan: Plan, counts: Mapping[str, int], units: Sequence[Unit], li
         if unit.in_plan and rejected > limit * planned:
             raise DataError(
                 f"{rejected} of {planned} {unit.name} cannot be used already; --max-reject-rate allows "
-                f"{limit:.1%}. `python -m pipelines.tools.browse {plan.out}` shows the reasons."
+                f"{limit:.1%}. {unit.hint} `python -m pipelines.tools.browse {plan.out}` shows the reasons."
             )
 
 

@@ -101,7 +101,7 @@ def flags(home: Path, out: str, *more: str) -> list[str]:
     return [
         *("--corpus.reader", "coco", "--corpus.source", str(shapes / "annotations/instances_train.json")),
         *("--corpus.images", str(shapes / "train"), "--corpus.dataset", "shapes", "--out", out),
-        *("--tokenizer.uri", str(home / "micro"), "--shard-rows", "8", "--chunk-rows", "4"),
+        *("--tokenizer", str(home / "micro"), "--shard-rows", "8", "--chunk-rows", "4"),
         *("--reconstruct", "0.5", "--tracking", "off", "--report-images", "0", *more),
     ]
 

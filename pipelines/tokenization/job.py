@@ -10,7 +10,14 @@ from pipelines.shard_job import Unit, reasons_of
 from pipelines.tokenization.config import TokenizeCorpusConfig
 from pipelines.tokenization.prepare import prepare
 
-IMAGES = Unit("images", "rows_in", "rows_out", "rows_rejected", in_plan=True)
+IMAGES = Unit(
+    "images",
+    "rows_in",
+    "rows_out",
+    "rows_rejected",
+    in_plan=True,
+    hint="Is --corpus.images right, and mounted?",
+)
 MASKS = Unit("masks", "masks_in", "masks_out", "masks_rejected", filtered=("masks_filtered",))
 
 

@@ -207,8 +207,8 @@ def _run_job(
     gpus = "1" if options.device == "cuda" else "0"
     flags = [
         *(*corpus, "--out", str(out), "--tracking", "off", "--report-images", "0", "--shard-rows", "128"),
-        *("--tokenizer.uri", "tiny", "--tokenizer.dtype", options.dtype),
-        *("--pool.gpus-per-actor", gpus, "--pool.threads-per-actor", str(options.threads)),
+        *("--tokenizer", "tiny", "--precision", options.dtype),
+        *("--worker.gpus", gpus, "--worker.threads", str(options.threads)),
     ]
     with job("tokenize_corpus", *flags, log=home / f"{name}.log") as running:
         peaks = _watch(running.process.pid) if watch else {}

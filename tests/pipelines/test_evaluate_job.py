@@ -26,7 +26,7 @@ def spec(root: Path, name: str, *more: str) -> str:
 
 def flags(home: Path, out: Path, *specs: str) -> list[str]:
     return [
-        *("--out", str(out), "--tokenizer.uri", str(home / "micro"), "--shard-rows", "8"),
+        *("--out", str(out), "--tokenizer", str(home / "micro"), "--shard-rows", "8"),
         *("--chunk-rows", "4", "--report-images", "0", "--tracking", "off", "--corpora", *specs),
     ]
 
@@ -73,7 +73,7 @@ def test_the_closing_table_has_all_datasets_and_counts_that_add_up(measured):
     output = (measured / "output.txt").read_text()
     counts = json.loads((measured / "metrics.json").read_text())["overall"]["counts"]
     assert counts["images_in"] == NUM_IMAGES + NUM_LARGER
-    assert f"masks    in {counts['masks_in']}  measured {counts['masks_measured']}" in output
+    assert f"masks     in {counts['masks_in']}  out {counts['masks_measured']}" in output
     for name in ("shapes", "larger", "all"):
         assert f"\n{name} " in output
     assert (measured / "report/worst_masks.png").exists()
