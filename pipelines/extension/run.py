@@ -5,7 +5,6 @@ OUT/lineage.json      the resolved config, the tokenizer's hash, versions
 OUT/samtok.json       what the words are; written last, so a folder without it is not finished
 """
 
-import hashlib
 import json
 import logging
 import sys
@@ -19,7 +18,7 @@ from pipelines import job as runs
 from pipelines import provenance, storage
 from pipelines.chats import corpus as chats
 from pipelines.extension.config import ExtendMllmConfig
-from samtok import checkpoint
+from samtok import folders
 from samtok.errors import CheckpointError, ConfigError
 from samtok.mllm.adapters import (
     adapter_for,
@@ -107,9 +106,8 @@ def _words_of(config: ExtendMllmConfig) -> _Words:
         assert tokenizer.weights_sha256 is not None
         vectors = tokenizer.quantizer.code_vectors()
         return _Words(MaskVocabulary.of(tokenizer.config), tokenizer.weights_sha256, vectors)
-    vocabulary = MaskVocabulary.of(checkpoint.read_config(uri, read=read))
-    sha256 = hashlib.sha256(checkpoint.read_weights(uri, read=read)).hexdigest()
-    return _Words(vocabulary, sha256, None)
+    vocabulary = MaskVocabulary.of(folders.read_config(uri, read=read))
+    return _Words(vocabulary, folders.weights_sha256(uri, read=read), None)
 
 
 def _is_done(config: ExtendMllmConfig) -> bool:

@@ -16,7 +16,7 @@ from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.groups import Group
 from pipelines.grpo.reward.components import Scored
 from pipelines.grpo.trajectories import components_of, read_trajectories, read_trajectory_file, steps_of
-from samtok import checkpoint
+from samtok import folders
 from samtok.errors import ConfigError
 from samtok.mllm.adapters import load_adapter
 from samtok.mllm.family import Adapter
@@ -52,7 +52,7 @@ class Replay:
                 f"--replay {config.replay} keeps no trajectories: it has no trajectories/step-*.parquet. "
                 "Give the --out of a run that had --trajectories-every above 0."
             )
-        with storage.local_folder(checkpoint.resolve(config.model)) as folder:
+        with storage.local_folder(folders.resolve(config.model)) as folder:
             self.adapter: Adapter = load_adapter(folder)
 
     def __len__(self) -> int:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samtok.plots import pictures as viz
 from samtok.plots.base import GOOD, INK, LINES
 from samtok.plots.curves import Curve, CurvePanel, Events, curves_plot, running_mean, thinned
+from samtok.plots.pictures import MISSED
 from samtok.plots.tradeoff import TradeoffPoint, label_spots, tradeoff_plot
 
 
@@ -67,7 +67,7 @@ def test_events_are_drawn_in_every_panel_and_named_once():
     for events, colour in (
         (Events(quantized_from=50), INK),
         (Events(best=70), GOOD),
-        (Events(skipped=[10, 20]), viz.MISSED),
+        (Events(skipped=[10, 20]), MISSED),
     ):
         new = where(curves_plot(panels, events), colour)[:330] & ~where(plain, colour)[:330]
         for part in np.split(new, 2, axis=1):
@@ -133,9 +133,9 @@ def test_every_series_has_a_colour_and_the_ceiling_a_line():
     points = [TradeoffPoint(kind, f"{n}x1", np.log2(n), n / 999) for kind in "ab" for n in (64, 256)]
     plain, limited = tradeoff_plot(points), tradeoff_plot(points, ceiling=0.9)
     assert all(pixels(plain, LINES[place]) > 20 for place in (0, 1))
-    assert pixels(plain, LINES[2]) == pixels(plain, viz.MISSED) == 0
-    assert pixels(limited, viz.MISSED) > 100
-    assert pixels(tradeoff_plot(points, ceiling=0.9, baseline=0.4), viz.MISSED) > pixels(limited, viz.MISSED)
+    assert pixels(plain, LINES[2]) == pixels(plain, MISSED) == 0
+    assert pixels(limited, MISSED) > 100
+    assert pixels(tradeoff_plot(points, ceiling=0.9, baseline=0.4), MISSED) > pixels(limited, MISSED)
 
 
 def test_points_without_a_score_are_left_out():

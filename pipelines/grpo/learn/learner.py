@@ -27,7 +27,7 @@ from pipelines.training.checkpoints import Checkpoint
 from pipelines.training.engine import Engine, PlainEngine
 from pipelines.training.schedule import learning_rate
 from pipelines.training.steps import Steps
-from samtok import checkpoint
+from samtok import folders
 from samtok.errors import CheckpointError
 from samtok.mllm.adapters import load_adapter
 from samtok.mllm.float_head import use_float32_head
@@ -63,7 +63,7 @@ class Learner:
         config = task.config
         torch.set_num_threads(config.learner.threads)
         self.task, self.config, self.transport, self.rank = task, config, transport, world.rank()
-        with storage.local_folder(checkpoint.resolve(config.model)) as folder:
+        with storage.local_folder(folders.resolve(config.model)) as folder:
             self.adapter = load_adapter(folder)
             self.model = self.adapter.load_model(folder, attn=config.learner.attention)
         self.model.to(torch.device(device))  # type: ignore[call-arg] transformers wraps it

@@ -11,7 +11,7 @@ from torch import Tensor
 from pipelines import storage
 from pipelines.grpo.config import RolloutConfig
 from pipelines.training.engine import check_state
-from samtok import checkpoint
+from samtok import folders
 from samtok.mllm.adapters import load_adapter
 from samtok.mllm.chat import Encoded
 from samtok.mllm.family import Adapter
@@ -80,7 +80,7 @@ class HfEngine:
 
     def __init__(self, model: str, config: RolloutConfig, device: torch.device | str) -> None:
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.precision]
-        with storage.local_folder(checkpoint.resolve(model)) as folder:
+        with storage.local_folder(folders.resolve(model)) as folder:
             self.adapter = load_adapter(folder)
             self.model = self.adapter.load_model(folder, dtype=dtype, attn=config.attention)
         self.model.to(torch.device(device)).eval()  # type: ignore[call-arg] transformers wraps it

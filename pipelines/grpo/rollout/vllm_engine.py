@@ -35,7 +35,7 @@ from pipelines.grpo.config import RolloutConfig
 from pipelines.grpo.rollout.engines import Shown
 from pipelines.training.engine import check_state
 from pipelines.training.schedule import mixed_seed
-from samtok import checkpoint
+from samtok import folders
 from samtok.errors import CheckpointError, ConfigError
 from samtok.mllm.adapters import load_adapter
 from samtok.mllm.chat import Encoded
@@ -65,7 +65,7 @@ class VllmEngine:
         os.environ[env.VLLM_ENABLE_V1_MULTIPROCESSING] = "0"  # see above
         self.config = config
         self._kept = ExitStack()
-        folder = self._kept.enter_context(storage.local_folder(checkpoint.resolve(model)))
+        folder = self._kept.enter_context(storage.local_folder(folders.resolve(model)))
         self.adapter = load_adapter(folder)
         self.shapes = parameter_shapes(folder)
         rows = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
