@@ -7,15 +7,14 @@ Instead of --words, --jsonl.source FILE imports chats of ms-swift or LLaVA; --ex
 Running it again resumes: only shards without a commit record are done.
 """
 
-from pipelines import cli
+from pipelines import cli, embedded
 from pipelines.dialogues.config import PRESETS, ComposeDialoguesConfig
+from pipelines.dialogues.job import compose_dialogues
 
 
 def main(argv: list[str] | None = None) -> int:
-    config = cli.parse(ComposeDialoguesConfig, PRESETS, argv, doc=__doc__)
-    from pipelines.dialogues.run import compose_dialogues  # Ray and torch load only once the flags are right
-
-    return compose_dialogues(config)
+    """Runs the job and returns its exit code."""
+    return compose_dialogues(cli.parse(ComposeDialoguesConfig, PRESETS, argv, doc=__doc__), inputs=embedded)
 
 
 if __name__ == "__main__":

@@ -113,6 +113,10 @@ def _check_field(flag: str, value: Any, limits: Sequence[Any]) -> None:
             if len(value) < limit.min_length:
                 raise ConfigError(f"{flag} must not be empty.")
             continue
+        if isinstance(limit, bounds.MultipleOf):
+            if value % limit.multiple_of:
+                raise ConfigError(f"{flag} must be a multiple of {limit.multiple_of}, got {value}.")
+            continue
         for kind, name, holds, sign in _WORDING:
             if isinstance(limit, kind):
                 bound = getattr(limit, name)

@@ -84,17 +84,17 @@ class Items:
 
 @dataclass(frozen=True)
 class Closing:
-    """What a job ends with.
+    """What a job prints at its end.
 
     Attributes:
-        rows: Names and texts of the closing table.
-        items: Counts; each kind is compared with --max-reject-rate.
-        table: Numbers that are printed first, a row of names above them.
+        rows: Names and texts, a line each.
+        items: Counts that are compared with --max-reject-rate.
+        tables: Printed before the rows; each is a head and lines of as many cells.
     """
 
     rows: Sequence[tuple[str, str]] = ()
     items: Sequence[Items] = ()
-    table: Sequence[Sequence[str]] = ()
+    tables: Sequence[Sequence[Sequence[str]]] = ()
 
 
 class Run(Generic[C]):
@@ -213,7 +213,8 @@ def _work(job: Job[Any]) -> int:
     run = Run(config, job.name)
     try:
         closing = job.work(run)
-        sys.stdout.write("".join(f"{line}\n" for line in aligned(closing.table)))
+        for table in closing.tables:
+            sys.stdout.write("".join(f"{line}\n" for line in (*aligned(table), "")))
         _print([*closing.rows, *((items.unit, items.line()) for items in closing.items)])
         _print([("time", f"{run.seconds:.0f} s"), ("mlflow", run.tracker.link), ("out", config.out)])
         for items in closing.items:

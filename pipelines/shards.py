@@ -21,11 +21,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from annotated_types import Ge, MultipleOf
 
 from pipelines import schema, storage
 from pipelines.ingestion.reader import Input
@@ -62,6 +63,9 @@ READ_THREADS = 16
 
 ROW_GROUP_ROWS = 64
 """Rows per row group of a code shard: small, since training reads rows at random and rows are small."""
+
+ShardRows = Annotated[int, Ge(1), MultipleOf(ROW_GROUP_ROWS)]
+"""Type of a setting: most rows of a shard, in whole row groups, which are read at a time."""
 
 
 @dataclass(frozen=True)
@@ -394,6 +398,25 @@ def load_manifest(out: str) -> dict[str, Any]:
     if not storage.exists(where):
         raise DataError(f"there is no {where}: the corpus is not finished. Run the job that writes it again.")
     return storage.read_json(where)
+
+
+def require_manifest(uri: str, *, flag: str, job: str) -> dict[str, Any]:
+    """Reads the manifest of a corpus that a flag names, before a job runs.
+
+    Args:
+        uri: Folder of the corpus.
+        flag: As it is written, for the message.
+        job: The job that makes such corpora.
+
+    Raises:
+        ConfigError: If the corpus is not there or not finished; names the command that makes it.
+    """
+    if not storage.exists(storage.join(uri, MANIFEST)):
+        raise ConfigError(
+            f"{flag} {uri} is no finished corpus: it has no {MANIFEST}. `python jobs/{job}.py --out {uri}` "
+            "makes it, or goes on with it."
+        )
+    return storage.read_json(storage.join(uri, MANIFEST))
 
 
 def _remove_orphans(out: str, shards: list[dict[str, Any]]) -> None:

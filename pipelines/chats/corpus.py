@@ -75,14 +75,22 @@ class ChatCorpus:
         return shards.digest([dict(self.manifest["fingerprint"]), files])
 
 
-def load_chat_corpus(uri: str) -> ChatCorpus:
+def load_chat_corpus(uri: str, *, flag: str | None = None) -> ChatCorpus:
     """Reads the manifest of a finished chat corpus.
 
+    Args:
+        uri: Its folder.
+        flag: The flag that names it, if a job is being prepared.
+
     Raises:
-        DataError: If it is not finished, or no corpus of chats.
+        ConfigError: If it is not finished, where there is a flag; names the command that makes it.
+        DataError: If it is not finished otherwise, or no corpus of chats.
     """
     uri = uri.rstrip("/")
-    manifest = shards.load_manifest(uri)
+    if flag is None:
+        manifest = shards.load_manifest(uri)
+    else:
+        manifest = shards.require_manifest(uri, flag=flag, job="compose_dialogues")
     kind = shards.kind_of(manifest["fingerprint"])
     if kind != "chat":
         raise DataError(

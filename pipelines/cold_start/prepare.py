@@ -18,7 +18,6 @@ from pipelines.chats.source import ChatSource
 from pipelines.cold_start import replies
 from pipelines.cold_start.config import ColdStartConfig
 from pipelines.cold_start.thoughts import Rules
-from pipelines.dialogues.imports import file_sha256
 from pipelines.ingestion.reader import Input
 from pipelines.mllm_evaluation import models
 from pipelines.shards import Plan
@@ -190,7 +189,7 @@ def thoughts_plan(job: Job, manifest: Mapping[str, Any] | None) -> Plan:
     known = job.source.corpus.manifest["fingerprint"]
     if manifest is None:
         assert config.teacher.replies is not None
-        told, digest = replies.of_file(config.teacher.replies), file_sha256(config.teacher.replies)
+        told, digest = replies.of_file(config.teacher.replies), storage.file_sha256(config.teacher.replies)
     else:
         told = replies.of_shards(job.teacher_out, manifest)
         digest = shards.digest([record["data"]["sha256"] for record in manifest["shards"]])

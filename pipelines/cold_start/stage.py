@@ -4,11 +4,10 @@ import json
 from typing import Any
 
 from pipelines import schema, shards
+from pipelines.chats.commit import Composed, commit
 from pipelines.chats.source import ChatSource
 from pipelines.cold_start.replies import Told
 from pipelines.cold_start.thoughts import Rules, with_thought
-from pipelines.dialogues.compose import Composed
-from pipelines.dialogues.stage import commit
 from pipelines.shards import Plan
 from samtok.errors import DataError
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.chats.prompts import Prompt, Row, ask_to_think, last_answer, prompt_of
-from pipelines.dialogues.captions import OBJECT_END, OBJECT_START
-from pipelines.dialogues.pieces import control_token
+from pipelines.chats.tokens import OBJECT_END, OBJECT_START, refuse_control_tokens
 from samtok import words
 from samtok.errors import DataError
 from samtok.mllm.thinking import answer_of
@@ -88,7 +87,7 @@ def _check_target(text: str, thought: str, answer: str, prompt: Prompt, rules: R
     plain = text
     for piece in (OBJECT_START, OBJECT_END, *(_word(codes, rules) for codes in _codes(text, rules))):
         plain = plain.replace(piece, "")
-    control_token(plain, "the reply")
+    refuse_control_tokens(plain, "the reply")
 
 
 def _assembled(row: Row, text: str, thought: str, answer: str, rules: Rules) -> Row:

@@ -3,13 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipelines.chats.tokens import OBJECT_END, OBJECT_START
 from pipelines.dialogues import templates
 from pipelines.dialogues.pieces import Message, Pieces, Ref, fill, foreign, joined, listed, phrase_of
 from pipelines.dialogues.scene import Item, Scene, bad_payload, item_of, masks_at, triplets_of
 from pipelines.dialogues.style import Voice, fenced, mask_entry, quoted
 from samtok.errors import DataError
-
-OBJECT_START, OBJECT_END = "<|object_ref_start|>", "<|object_ref_end|>"
 
 
 def find_captions(scene: Scene) -> list[Item]:

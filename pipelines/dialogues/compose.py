@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines import schema
+from pipelines.chats.commit import Composed
 from pipelines.dialogues import captions, referring, regions
 from pipelines.dialogues.pieces import Message, Pieces, Ref
 from pipelines.dialogues.scene import Item, Scene
@@ -75,21 +76,6 @@ class Settings:
     keep_rle: bool = True
     psg: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
-
-
-@dataclass
-class Composed:
-    """What became of one image or of many."""
-
-    samples: list[dict[str, Any]] = field(default_factory=list)
-    rejects: list[dict[str, Any]] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-
-    def add(self, other: "Composed") -> None:
-        """Takes in what became of other images."""
-        self.samples += other.samples
-        self.rejects += other.rejects
-        self.counts.update(other.counts)
 
 
 def compose_row(row: Mapping[str, Any], settings: Settings) -> Composed:

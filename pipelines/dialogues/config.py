@@ -1,27 +1,34 @@
-"""What can be told to ``jobs/compose_dialogues.py``, and its presets."""
+"""Options of ``jobs/compose_dialogues.py``, and its presets."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
+from annotated_types import Ge
 
-from pipelines.cli import FORBID_UNKNOWN, refuse_password
+from pipelines.config import (
+    AtLeast0,
+    AtLeast1,
+    NotEmpty,
+    Place,
+    RunConfig,
+    Share,
+    config,
+    parse_pairs,
+)
 from pipelines.schema import CHAT_TASKS
-from pipelines.shards import ROW_GROUP_ROWS
+from pipelines.shards import ShardRows
 from samtok.errors import ConfigError
 
 Style = Literal["words", "sentence", "json", "authors"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class JsonlConfig:
     """A file of chats in another project's format, to be imported instead of composing."""
 
-    __pydantic_config__ = FORBID_UNKNOWN
-
-    source: str | None = None
+    source: Place | None = None
     """JSONL, local or s3://: ms-swift (messages, images) or LLaVA (conversations, image), by its keys."""
-    images: str = ""
+    images: Place = ""
     """Folder that relative names of images start from."""
     dataset: str = "imported"
     """Name in the column dataset, and in the ids of samples."""
@@ -29,99 +36,60 @@ class JsonlConfig:
     """Name in the column split."""
     task: str = "dialogue"
     """Task of all samples; one of pipelines.schema.CHAT_TASKS."""
-    num_codes: int = 256
+    num_codes: AtLeast1 = 256
     """Codes per level of the mask words in the texts."""
-    num_levels: int = 2
+    num_levels: AtLeast1 = 2
     """Codes of a mask word."""
 
-    def __post_init__(self) -> None:
-        if self.num_codes < 1 or self.num_levels < 1:
-            raise ConfigError(
-                f"--jsonl.num-codes and --jsonl.num-levels must be at least 1, got {self.num_codes} and "
-                f"{self.num_levels}"
-            )
+    def check(self) -> None:
+        """Refuses a task that chats do not have."""
         if self.task not in CHAT_TASKS:
-            raise ConfigError(f"--jsonl.task must be one of {', '.join(CHAT_TASKS)}, got {self.task!r}")
+            raise ConfigError(f"--.task must be one of {', '.join(CHAT_TASKS)}, got {self.task}.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ComposeDialoguesConfig:
+@config
+class ComposeDialoguesConfig(RunConfig):
     """Corpora of words become a corpus of chats."""
 
-    __pydantic_config__ = FORBID_UNKNOWN
+    MAIN = ("words", "out", "tasks", "styles", "min_iou", "export", "workers", "limit", "max_reject_rate")
 
-    out: str
-    """URI of the folder that receives the corpus of chats: a local path or s3://bucket/prefix."""
-    words: tuple[str, ...] = ()
+    words: tuple[Place, ...] = ()
     """Corpora of words, written by jobs/tokenize_corpus.py with one tokenizer."""
-    jsonl: JsonlConfig = field(default_factory=JsonlConfig)
+    jsonl: JsonlConfig = JsonlConfig()
     tasks: str = "gres"
-    """Tasks with the share of their items that is taken, as gres=1,instances=0.5; 1 where none is said."""
-    styles: tuple[Style, ...] = ("words",)
+    """Tasks with the share of their items that is taken, as gres=1,instances=0.5; by default 1."""
+    styles: Annotated[tuple[Style, ...], NotEmpty] = ("words",)
     """How masks are answered; each chat draws one. authors: the authors' questions and their JSON."""
-    wordings: int | None = None
+    wordings: AtLeast1 | None = None
     """Wordings of a question that are used, the first ones of each task; by default all of them."""
-    turns_per_sample: int = 1
+    turns_per_sample: AtLeast1 = 1
     """Questions about one image that become turns of one chat: more to learn per image that is encoded."""
-    max_rounds: int = 4
+    max_rounds: Annotated[int, Ge(2)] = 4
     """Most rounds of a chat of the task multi_round."""
-    max_masks: int = 64
+    max_masks: AtLeast1 = 64
     """Questions that need more masks than this are filtered."""
-    min_iou: float | None = None
+    min_iou: Share | None = None
     """Filter what needs a mask whose reconstruction IoU is below this; the words need --reconstruct 1."""
     keep_rle: bool = True
     """Copy the original masks of a chat into its row, so that answers can be scored against them."""
-    psg_vocabulary: str | None = None
-    """JSON file with the lists categories and predicates, told to the model in the authors' PSG question."""
-    shard_rows: int = 256
+    psg_vocabulary: Place | None = None
+    """JSON file with the lists categories and predicates, which the authors' PSG question names."""
+    shard_rows: ShardRows = 256
     """Most images per shard, a multiple of 64: what a killed run repeats at most, per shard in flight."""
-    workers: int = 0
+    workers: AtLeast0 = 0
     """Ray tasks that compose at a time; they read words and write chats, so both must be reachable from every
     node. 0 composes in this process, without Ray."""
     export: Literal["ms-swift", "llava"] | None = None
     """Write the finished corpus as JSONL too, a file per shard, to OUT/export/NAME."""
-    max_reject_rate: float = 1.0
-    """The job fails (exit code 3) if a larger share of items is unusable."""
-    limit: int | None = None
-    """Take only the first images of each corpus, or the first lines of --jsonl.source."""
-    seed: int = 0
-    """Draws templates, styles, shares and the turns of a chat."""
-    tracking: str = "sqlite:///mlflow.db"
-    """MLflow tracking URI, or off."""
-    report_samples: int = 24
+    report_samples: AtLeast0 = 24
     """Chats that are drawn in report/index.html; 0 writes no report."""
-    dry_run: bool = False
-    """Print the resolved config, the checks and the size of the plan, and write nothing."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuses two inputs or none, and tasks that do not exist."""
+        super().check()
         if bool(self.words) == (self.jsonl.source is not None):
-            raise ConfigError("give either --words CORPUS ... to compose, or --jsonl.source FILE to import")
+            raise ConfigError("give either --.words CORPUS to compose, or --.jsonl.source FILE to import.")
         shares_of(self.tasks)
-        if not self.styles:
-            raise ConfigError("--styles names no style")
-        for name, least in (
-            ("wordings", 1),
-            ("turns_per_sample", 1),
-            ("max_rounds", 2),
-            ("max_masks", 1),
-            ("limit", 1),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
-        for name in ("workers", "report_samples"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"--{name.replace('_', '-')} cannot be negative, got {getattr(self, name)}")
-        for name in ("min_iou", "max_reject_rate"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ConfigError(f"--{name.replace('_', '-')} must lie in [0, 1], got {value}")
-        if self.shard_rows < 1 or self.shard_rows % ROW_GROUP_ROWS:
-            raise ConfigError(
-                f"--shard-rows must be a multiple of {ROW_GROUP_ROWS}, the rows that are read at a time, got "
-                f"{self.shard_rows}"
-            )
-        refuse_password(self.tracking)
 
 
 def shares_of(tasks: str) -> dict[str, float]:
@@ -130,47 +98,46 @@ def shares_of(tasks: str) -> dict[str, float]:
     Raises:
         ConfigError: For an unknown task, one that is there twice, none, or a share outside (0, 1].
     """
-    shares: dict[str, float] = {}
-    for part in filter(None, (part.strip() for part in tasks.split(","))):
-        name, _, text = part.partition("=")
-        try:
-            share = float(text or 1)
-        except ValueError:
-            share = 0.0
-        if name not in CHAT_TASKS or name in shares or not 0 < share <= 1:
-            raise ConfigError(
-                f"--tasks: {part!r} is no NAME=SHARE with a share in (0, 1] and each name once; names are "
-                f"{', '.join(CHAT_TASKS)}"
-            )
-        shares[name] = share
-    if not shares:
-        raise ConfigError("--tasks names no task, expected such as gres=1,instances=0.5")
-    return shares
+    parts = [part.strip() for part in tasks.split(",") if part.strip()]
+    text = ",".join(part if "=" in part else f"{part}=1" for part in parts)
+    pairs = parse_pairs(text, flag="tasks", keys=CHAT_TASKS)
+    if not pairs:
+        raise ConfigError("--tasks must not be empty, expected such as gres=1,instances=0.5.")
+    return {task: _share(task, share) for task, share in pairs.items()}
 
 
-_REQUIRED = tyro.MISSING
+def _share(task: str, text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise ConfigError(f"--tasks {task} must be in (0, 1], got {text}.")
+    return share
+
+
+def _tour(split: str) -> ComposeDialoguesConfig:
+    """One expression per chat: its answer can only come from the image, while later answers of a longer chat
+    could be taken from earlier ones."""
+    return ComposeDialoguesConfig(
+        words=(f"runs/tour/words-{split}",), out=f"runs/tour/chats-{split}", tasks="gres", wordings=1
+    )
+
 
 PRESETS: dict[str, ComposeDialoguesConfig] = {
-    # The words of `make quickstart`, whose masks have labels and no other annotations.
-    "smoke": ComposeDialoguesConfig(words=("runs/words",), out="runs/chats", tasks="instances"),
-    # Expressions of the synthetic corpus, one per chat: its answer can only come from the image, while later
-    # answers of a longer chat could be taken from earlier ones.
-    "tour": ComposeDialoguesConfig(
-        words=("runs/tour/words-train",), out="runs/tour/chats-train", tasks="gres", wordings=1
-    ),
+    # Referring questions about the synthetic corpus that jobs make for themselves.
+    "smoke": ComposeDialoguesConfig(words=("runs/embedded/gres-val/words",), out="runs/chats"),
+    # Expressions of the synthetic corpus of `make tour`.
+    "tour": _tour("train"),
     # The same for evaluation.
-    "tour-val": ComposeDialoguesConfig(
-        words=("runs/tour/words-val",), out="runs/tour/chats-val", tasks="gres", wordings=1
-    ),
+    "tour-val": _tour("val"),
     # And once more, for what nothing is chosen by (tests.benchmarks.grpo_learning).
-    "tour-test": ComposeDialoguesConfig(
-        words=("runs/tour/words-test",), out="runs/tour/chats-test", tasks="gres", wordings=1
-    ),
+    "tour-test": _tour("test"),
     # All tasks in the authors' wording, for checkpoints that answer as theirs do. Masks that the tokenizer
     # cannot say are left out. The paper gives no mixture; shares are to be chosen per corpus.
     "authors": ComposeDialoguesConfig(
-        words=_REQUIRED,
-        out=_REQUIRED,
+        words=tyro.MISSING,
+        out=tyro.MISSING,
         tasks="res,gres,grounding,gcg,psg,region_caption,region_qa,multi_round,dialogue",
         styles=("authors",),
     ),

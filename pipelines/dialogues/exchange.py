@@ -13,8 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipelines.dialogues.captions import OBJECT_END, OBJECT_START
-from pipelines.dialogues.pieces import control_token
+from pipelines.chats.tokens import OBJECT_END, OBJECT_START, refuse_control_tokens
 from samtok import words
 from samtok.errors import DataError
 
@@ -46,9 +45,9 @@ def to_record(row: Mapping[str, Any], kind: str) -> dict[str, Any]:
         )
     if kind == "ms-swift":
         return {"messages": [{"role": role, "content": text} for role, text in texts], "images": uris}
-    said = [{"from": _LLAVA_ROLES[role], "value": text} for role, text in texts]
+    turns = [{"from": _LLAVA_ROLES[role], "value": text} for role, text in texts]
     image = {"image": uris[0] if len(uris) == 1 else uris} if uris else {}
-    return {"id": row["sample_id"], **image, "conversations": said}
+    return {"id": row["sample_id"], **image, "conversations": turns}
 
 
 def _flat(sample_id: str, message: Mapping[str, Any], break_: str) -> str:
@@ -67,7 +66,7 @@ def _flat(sample_id: str, message: Mapping[str, Any], break_: str) -> str:
 
 
 def from_record(record: Any, *, num_codes: int, num_levels: int) -> dict[str, Any]:
-    """Reads a record of either format, told by its keys.
+    """Reads a record of either format; its keys say which.
 
     Returns:
         ``images`` (names as they are in the record), ``messages`` and ``masks`` in the shape of
@@ -78,9 +77,9 @@ def from_record(record: Any, *, num_codes: int, num_levels: int) -> dict[str, An
         DataError: With the reason ``record``, ``role``, ``placeholder``, ``malformed_words`` or
             ``control_token``.
     """
-    kind, said, images = _said(record)
+    kind, texts, images = _messages_of(record)
     messages, masks, shown = [], {}, 0
-    for role, text in said:
+    for role, text in texts:
         parts, shown = _parts(role, text, shown, kind)
         mask_ids = _name_masks(parts, masks, shown, num_codes, num_levels)
         messages.append({"role": role, "content": parts, "mask_ids": mask_ids})
@@ -89,7 +88,7 @@ def from_record(record: Any, *, num_codes: int, num_levels: int) -> dict[str, An
     return {"images": images, "messages": messages, "masks": list(masks.values())}
 
 
-def _said(record: Any) -> tuple[str, list[tuple[str, str]], list[str]]:
+def _messages_of(record: Any) -> tuple[str, list[tuple[str, str]], list[str]]:
     """Returns the format, role and text of each message, and the names of the images."""
     if not isinstance(record, dict) or ("messages" in record) == ("conversations" in record):
         raise DataError("expected an object with either messages or conversations", reason="record")
@@ -119,7 +118,7 @@ def _are_texts(values: Any) -> bool:
 
 def _parts(role: str, text: str, shown: int, kind: str) -> tuple[list[dict[str, Any]], int]:
     """Splits a text at its images; returns the parts, and how many images were shown so far."""
-    control_token(_OURS.sub("", text.replace(PLACEHOLDER, "")), "a message")
+    refuse_control_tokens(_OURS.sub("", text.replace(PLACEHOLDER, "")), "a message")
     if role == "assistant" and PLACEHOLDER in text:
         raise DataError(f"an answer holds {PLACEHOLDER}", reason="placeholder")
     found: list[dict[str, Any]] = []

@@ -1,23 +1,19 @@
 """Imports a JSONL file of chats: parts of its lines become shards, like slices of a corpus of words."""
 
 import functools
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines import schema, shards, storage
-from pipelines.dialogues.compose import Composed
+from pipelines.chats.commit import Composed, commit
 from pipelines.dialogues.config import JsonlConfig
 from pipelines.dialogues.exchange import from_record
-from pipelines.dialogues.stage import commit
 from pipelines.ingestion.image_source import read_size_hw
 from pipelines.ingestion.reader import Input
 from pipelines.shards import Plan
 from samtok.errors import ConfigError, DataError
-
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -28,15 +24,6 @@ class Lines:
     size: int
     first: int
     count: int
-
-
-def file_sha256(uri: str) -> str:
-    """Hashes a file or object without holding it."""
-    digest = hashlib.sha256()
-    with storage.open_input(uri) as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def inputs_of(uri: str, *, lines_per_shard: int, limit: int | None) -> Iterator[Input]:
@@ -146,5 +133,5 @@ class ImportShard:
 
 @functools.lru_cache(maxsize=1024)
 def _size_hw(uri: str) -> tuple[int, int]:
-    """Opens an image, which also tells whether it can be opened in training."""
+    """Opens an image, so one that cannot be opened is found here and not in training."""
     return read_size_hw(uri)

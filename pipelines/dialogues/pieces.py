@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from string import Formatter
 
+from pipelines.chats.tokens import refuse_control_tokens
 from samtok.errors import DataError
 
 
@@ -30,13 +31,12 @@ class Message:
     pieces: Pieces
 
 
-_CONTROL = re.compile(r"<\||</?(?:s|image|video|img|vid)>|<image \d+>", re.IGNORECASE)
 _PLACEHOLDER = re.compile(r"<masks?\b[^<>]*>", re.IGNORECASE)
 _INDEX = re.compile(r"<mask ([0-9]{1,9})>")
 
 
 def fill(template: str, **fields: str | Pieces) -> Pieces:
-    """Puts fields into a template of ours; what is in a field is not looked at again.
+    """Puts fields into a template of ours; fields are not templates.
 
     ``fill("Segment {phrase}.", phrase="the {cat}")`` is ``("Segment the {cat}.",)``.
     """
@@ -64,7 +64,7 @@ def foreign(text: str | None, what: str) -> str:
     """Returns a text of a dataset unchanged, if it may stand in a chat.
 
     Args:
-        text: What the dataset says.
+        text: The dataset's.
         what: What it is, for the message.
 
     Raises:
@@ -73,29 +73,8 @@ def foreign(text: str | None, what: str) -> str:
     """
     if text is None or not text.strip():
         raise DataError(f"{what} is empty", reason="empty_text")
-    control_token(text, what)
+    refuse_control_tokens(text, what)
     return text
-
-
-def control_token(text: str, what: str) -> None:
-    """Refuses a text that a model would not read as text.
-
-    Raises:
-        DataError: ``control_token`` for a token of control or the placeholder of an image, ``text_encoding``
-            for half a character, as JSON's escapes can write it.
-    """
-    token = _CONTROL.search(text)
-    if token is not None:
-        around = text[token.start() : token.start() + 24]
-        raise DataError(
-            f"{what} has {around!r} at character {token.start()}; mask words, control tokens and "
-            "placeholders of images cannot stand in a dataset's text",
-            reason="control_token",
-        )
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{what} is no valid Unicode: {error}", reason="text_encoding") from error
 
 
 def phrase_of(text: str | None, what: str) -> str:

@@ -2,70 +2,84 @@
 
 import dataclasses
 import json
-import logging
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
-from pipelines import job as runs
-from pipelines import provenance, schema, shards, storage
+from pipelines import schema, shards, storage
 from pipelines.dialogues import imports
 from pipelines.dialogues.compose import Settings
-from pipelines.dialogues.config import ComposeDialoguesConfig, JsonlConfig, shares_of
+from pipelines.dialogues.config import ComposeDialoguesConfig, shares_of
 from pipelines.dialogues.stage import ComposeShard, Slice
 from pipelines.ingestion.reader import Input
+from pipelines.shard_job import left_of, open_plan
 from pipelines.shards import ROW_GROUP_ROWS, Plan
 from samtok.errors import ConfigError, DataError
 
-log = logging.getLogger(__name__)
-
 CODE_VERSION = 1
-"""Raised by hand with every change of the code that changes chats."""
+"""Raised with every change of the code that changes chats (tests/pipelines/test_fingerprints.py)."""
 
 AGREED = ("weights_sha256", "num_codes", "num_levels")
 """Entries of the fingerprints of words that all corpora must have in common."""
 
 PSG_LISTS = ("categories", "predicates")
 
+_OF_WORDS_AND_LISTS = ("num_codes", "num_levels", "psg", "styles")
+"""Settings that fingerprints hold in another form."""
+
+MAX_PEEKED = 1000
+"""Shards that a dry run counts."""
+
 
 @dataclass(frozen=True)
-class Job:
+class Composition:
     """A composition or an import that was checked: what it needs is there and fits together."""
 
     config: ComposeDialoguesConfig
-    """With absolute local paths."""
+    """With absolute places."""
     fingerprint: Mapping[str, Any]
     """All that decides the bytes of the shards."""
     inputs: Callable[[], Iterator[Input]]
     """Lists what each shard is made of, in order."""
     worker: Callable[[Plan], Callable[[int], dict[str, Any]]]
-    """Makes what does one shard of a plan and returns its commit record."""
+    """Makes what does one shard of a plan and returns its commit record; picklable."""
+
+    def plan(self) -> Plan:
+        """Returns the plan of an earlier run of the same job, or makes it; raises as ``open_plan``."""
+        return open_plan(self.config.out, self.fingerprint, self.inputs, shard_rows=1)
+
+    def size(self) -> str:
+        """Returns how much there is to do, in one line."""
+        left = left_of(self.config.out, self.fingerprint)
+        if left is not None:
+            return left
+        count = sum(1 for _ in islice(self.inputs(), MAX_PEEKED + 1))
+        return f"at least {MAX_PEEKED} shards" if count > MAX_PEEKED else f"{count} shards"
 
 
-def prepare(config: ComposeDialoguesConfig) -> Job:
-    """Checks the storage and the corpora of words.
+def prepare(config: ComposeDialoguesConfig) -> Composition:
+    """Checks the corpora of words.
+
+    Args:
+        config: With absolute places.
 
     Raises:
-        ConfigError: If corpora are of different tokenizers or say the same twice, or a setting cannot work.
-        DataError: If one is not finished or not a corpus of words.
+        ConfigError: If a corpus is missing, corpora are of different tokenizers or have the same name, or a
+            setting cannot work.
+        DataError: If one is not a corpus of words.
     """
-    runs.refuse_lost_folders(config.out, config.tracking)
-    config = _with_absolute_paths(config)
-    job = _import(config) if config.jsonl.source is not None else _composition(config)
-    if not config.dry_run:
-        storage.check(config.out)
-    return job
+    return _import(config) if config.jsonl.source is not None else _composition(config)
 
 
-def _composition(config: ComposeDialoguesConfig) -> Job:
+def _composition(config: ComposeDialoguesConfig) -> Composition:
     manifests = tuple(_manifest(uri) for uri in config.words)
     prints = [manifest["fingerprint"] for manifest in manifests]
     _check_agree(config.words, prints)
     _check_distinct(config.words, prints)
     _check_ious(config, manifests)
     settings = _settings(config, prints[0])
-    return Job(
+    return Composition(
         config,
         _fingerprint(config, manifests, settings),
         lambda: _inputs(manifests, config),
@@ -73,22 +87,23 @@ def _composition(config: ComposeDialoguesConfig) -> Job:
     )
 
 
-def _import(config: ComposeDialoguesConfig) -> Job:
+def _import(config: ComposeDialoguesConfig) -> Composition:
     source = config.jsonl.source
     assert source is not None
-    told = dataclasses.asdict(config.jsonl)
+    if not storage.exists(source):
+        raise ConfigError(f"--jsonl.source {source} does not exist.")
     fingerprint = {
         "kind": "chat",
         "weights_sha256": None,
         "tokenizer": None,
-        **{name: told[name] for name in told if name != "source"},
-        "source_sha256": imports.file_sha256(source),
+        **{name: value for name, value in dataclasses.asdict(config.jsonl).items() if name != "source"},
+        "source_sha256": storage.file_sha256(source),
         "shard_rows": config.shard_rows,
         "limit": config.limit,
         "schema_version": schema.SCHEMA_VERSION,
         "code_version": CODE_VERSION,
     }
-    return Job(
+    return Composition(
         config,
         fingerprint,
         lambda: imports.inputs_of(source, lines_per_shard=config.shard_rows, limit=config.limit),
@@ -96,27 +111,8 @@ def _import(config: ComposeDialoguesConfig) -> Job:
     )
 
 
-def _with_absolute_paths(config: ComposeDialoguesConfig) -> ComposeDialoguesConfig:
-    vocabulary = config.psg_vocabulary
-    return dataclasses.replace(
-        config,
-        out=storage.absolute(config.out),
-        words=tuple(storage.absolute(uri.rstrip("/")) for uri in config.words),
-        psg_vocabulary=None if vocabulary is None else storage.absolute(vocabulary),
-        jsonl=_absolute_jsonl(config.jsonl),
-    )
-
-
-def _absolute_jsonl(jsonl: JsonlConfig) -> JsonlConfig:
-    return dataclasses.replace(
-        jsonl,
-        source=None if jsonl.source is None else storage.absolute(jsonl.source),
-        images=storage.absolute(jsonl.images) if jsonl.images else "",
-    )
-
-
 def _manifest(uri: str) -> dict[str, Any]:
-    manifest = shards.load_manifest(uri)
+    manifest = shards.require_manifest(uri, flag="--words", job="tokenize_corpus")
     kind = shards.kind_of(manifest["fingerprint"])
     if kind != "words":
         raise DataError(
@@ -131,8 +127,8 @@ def _manifest(uri: str) -> dict[str, Any]:
     missing = [name for name in AGREED if manifest["fingerprint"].get(name) is None]
     if missing:
         raise DataError(
-            f"the manifest of --words {uri} does not say {', '.join(missing)} of its tokenizer, so nobody "
-            "could check later that a model's words are these. Tokenize the corpus again."
+            f"the manifest of --words {uri} lacks {', '.join(missing)} of its tokenizer, so later jobs "
+            "could not check that a model's words are these. Tokenize the corpus again."
         )
     return manifest
 
@@ -151,7 +147,7 @@ def _check_agree(uris: Sequence[str], prints: Sequence[Mapping[str, Any]]) -> No
 
 
 def _check_distinct(uris: Sequence[str], prints: Sequence[Mapping[str, Any]]) -> None:
-    """Two corpora of the same name would give samples of the same id."""
+    """Refuses two corpora of one name, which would give two samples one id."""
     seen: dict[tuple[Any, Any], str] = {}
     for uri, one in zip(uris, prints, strict=True):
         name = one["dataset"], one["split"]
@@ -202,7 +198,7 @@ def _psg(uri: str | None) -> dict[str, list[str]]:
         isinstance(one, list) and one and all(isinstance(t, str) for t in one) for one in lists.values()
     ):
         raise ConfigError(
-            f"--psg-vocabulary {uri} must be a JSON object with the lists of texts {' and '.join(PSG_LISTS)}"
+            f"--psg-vocabulary {uri} must be a JSON object with the lists of texts {' and '.join(PSG_LISTS)}."
         )
     return {name: list(one) for name, one in lists.items() if one}
 
@@ -212,7 +208,7 @@ def _fingerprint(
 ) -> dict[str, Any]:
     """How many workers there are is not in it, nor where the words lie."""
     prints = [manifest["fingerprint"] for manifest in manifests]
-    said = dataclasses.asdict(settings)
+    options = dataclasses.asdict(settings)
     return {
         "kind": "chat",
         **{name: prints[0][name] for name in AGREED},
@@ -221,28 +217,14 @@ def _fingerprint(
             {"dataset": one["dataset"], "split": one["split"], "manifest": shards.digest(manifest)}
             for one, manifest in zip(prints, manifests, strict=True)
         ],
-        **{name: said[name] for name in said if name not in ("num_codes", "num_levels", "psg", "styles")},
+        **{name: value for name, value in options.items() if name not in _OF_WORDS_AND_LISTS},
         "styles": list(settings.styles),
-        "psg_vocabulary": shards.digest(said["psg"]) if said["psg"] else None,
+        "psg_vocabulary": shards.digest(options["psg"]) if options["psg"] else None,
         "shard_rows": config.shard_rows,
         "limit": config.limit,
         "schema_version": schema.SCHEMA_VERSION,
         "code_version": CODE_VERSION,
     }
-
-
-def plan_of(job: Job) -> Plan:
-    """Returns the plan of an earlier run of the same job, or makes it.
-
-    Raises:
-        ConfigError: If the earlier run had other settings.
-    """
-    config, plan = job.config, shards.load_plan(job.config.out)
-    if plan is not None:
-        shards.check_fingerprint(plan, job.fingerprint)
-        return plan
-    log.info("planning %s", config.out)
-    return shards.make_plan(config.out, job.fingerprint, job.inputs(), shard_rows=1, chunk_rows=1)
 
 
 def _inputs(manifests: Sequence[Mapping[str, Any]], config: ComposeDialoguesConfig) -> Iterator[Input]:
@@ -268,16 +250,3 @@ def slices(manifests: Sequence[Mapping[str, Any]], *, shard_rows: int, limit: in
             for start in range(0, rows, shard_rows):
                 taken = min(shard_rows, rows - start)
                 yield Slice(corpus, record["data"]["file"], start // ROW_GROUP_ROWS, taken)
-
-
-def dry_run(job: Job) -> int:
-    """Prints what would be done: the config, the fingerprint, and how much is left to do."""
-    sys.stdout.write(provenance.config_json(job.config))
-    sys.stdout.write(json.dumps(dict(job.fingerprint), indent=2) + "\n")
-    plan = shards.load_plan(job.config.out)
-    if plan is not None:
-        shards.check_fingerprint(plan, job.fingerprint)
-    count = sum(1 for _ in job.inputs())
-    left = count - (0 if plan is None else len(shards.committed(plan)))
-    sys.stdout.write(f"plan: {count} shards, {left} left\n")
-    return 0

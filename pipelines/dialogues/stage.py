@@ -1,15 +1,15 @@
 """Composes one shard: a slice of a file of code rows in, a committed shard of chats out. Knows no Ray."""
 
 import json
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipelines import schema, shards, storage
-from pipelines.dialogues.compose import Composed, Settings, compose_row
+from pipelines import shards, storage
+from pipelines.chats.commit import Composed, commit
+from pipelines.dialogues.compose import Settings, compose_row
 from pipelines.shards import ROW_GROUP_ROWS, Plan
 from samtok.errors import DataError
 
@@ -66,33 +66,3 @@ class ComposeShard:
                 yield from table.to_pylist()
         if left:
             raise DataError(f"{where} lacks {left} of the {part.rows} rows that its manifest promises.")
-
-
-def commit(plan: Plan, shard: int, done: Composed) -> dict[str, Any]:
-    """Commits what became of a shard, after checking that everything is accounted for."""
-    counts = {name: done.counts[name] for name in sorted({*shards.COUNTS["chat"], *done.counts})}
-    check(counts)
-    reasons = Counter(f"{entry['stage']}/{entry['reason']}" for entry in done.rejects)
-    return shards.commit(
-        plan,
-        shard,
-        rows=schema.table(done.samples, schema.CHAT_ROW),
-        rejects=schema.table(done.rejects, schema.REJECT_ROW),
-        summary={"counts": counts, "reject_reasons": dict(sorted(reasons.items()))},
-    )
-
-
-def check(counts: dict[str, int]) -> None:
-    """Makes sure that items in = out + rejected + filtered + thinned + unused, in all and per task.
-
-    Raises:
-        RuntimeError: If they are not, which is a defect of ours.
-    """
-    for name in [name for name in counts if name.endswith("items_in")]:
-        prefix = name.removesuffix("in")
-        ends = ("out", "rejected", "filtered", "thinned", "unused")
-        found = sum(counts.get(prefix + end, 0) for end in ends)
-        if counts[name] != found:
-            raise RuntimeError(
-                f"{counts[name]} {name} and {found} are accounted for; this is a defect of samtok"
-            )

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pipelines import storage
 from pipelines.dialogues.config import ComposeDialoguesConfig
-from pipelines.dialogues.run import compose_dialogues
+from pipelines.dialogues.job import compose_dialogues
 from pipelines.ingestion import shapes_corpus
 from pipelines.ingestion.config import HELD_OUT_INDEX, PRESETS, ExpressionsConfig, ShapesConfig
 from pipelines.ingestion.corpora import CorpusConfig

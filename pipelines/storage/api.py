@@ -10,6 +10,7 @@ Single operations are in ``storage_local.py`` and ``storage_s3.py``; variables a
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import logging
@@ -280,6 +281,15 @@ def open_input(uri: str) -> BinaryIO:
     if not is_remote(uri):
         return _patiently("open", uri, lambda: local.path_of(uri).open("rb"))
     return cast(BinaryIO, io.BufferedReader(_ObjectFile(uri), _READ_BUFFER))
+
+
+def file_sha256(uri: str) -> str:
+    """Returns the SHA-256 of a file or object, without holding it in memory."""
+    digest = hashlib.sha256()
+    with open_input(uri) as file:
+        while block := file.read(_READ_BUFFER):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

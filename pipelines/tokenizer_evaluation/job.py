@@ -58,7 +58,7 @@ class EvaluateTokenizer(Job[EvaluateTokenizerConfig]):
                 counts["masks_filtered"],
             ),
         ]
-        return Closing(rows, items, table_of(metrics))
+        return Closing(rows, items, (table_of(metrics),))
 
 
 def evaluate_tokenizer(config: EvaluateTokenizerConfig, *, inputs: Inputs | None = None) -> int:

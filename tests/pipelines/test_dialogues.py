@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import schema
+from pipelines.chats.commit import Composed, check
 from pipelines.chats.corpus import answer_words, text_of, turns_of
-from pipelines.dialogues.compose import TASKS, Composed, Settings, compose_row
+from pipelines.dialogues.compose import TASKS, Settings, compose_row
 from pipelines.dialogues.config import shares_of
 from pipelines.dialogues.pieces import Ref, fill, with_masks
-from pipelines.dialogues.stage import check
 from pipelines.dialogues.style import STYLES
 from samtok.errors import ConfigError, DataError
 from samtok.words import parse_words
@@ -337,7 +337,7 @@ def test_braces_and_placeholders_in_a_dataset_text_mean_nothing():
 
 
 @pytest.mark.parametrize("text", ["", "gres=0", "gres=2", "gres=x", "gres,gres", "segment"])
-def test_a_wrong_list_of_tasks_is_told(text):
+def test_a_wrong_list_of_tasks_is_refused(text):
     with pytest.raises(ConfigError, match="--tasks"):
         shares_of(text)
 

@@ -46,8 +46,8 @@ def spoken(row: dict) -> list[tuple]:
 @given(st.integers(0, 10**9), st.sampled_from(FORMATS), st.integers(1, 3))
 def test_a_chat_survives_the_way_out_and_back(made, kind, turns):
     row = random_row(random.Random(made))
-    told = Settings(**SIZE, tasks=dict.fromkeys(TASKS, 1.0), styles=STYLES, turns_per_sample=turns)
-    for sample in compose_row(row, told).samples:
+    settings = Settings(**SIZE, tasks=dict.fromkeys(TASKS, 1.0), styles=STYLES, turns_per_sample=turns)
+    for sample in compose_row(row, settings).samples:
         line = json.dumps(to_record(sample, kind))
         back = from_record(json.loads(line), **SIZE)
         assert back["images"] == [image["uri"] for image in sample["images"]]

@@ -14,8 +14,9 @@ from pipelines import shards
 from pipelines.chats.corpus import answer_words, load_chat_corpus, read_group, rows_of, text_of
 from pipelines.dialogues.compose import TASKS
 from pipelines.dialogues.config import PRESETS, ComposeDialoguesConfig
-from pipelines.dialogues.prepare import plan_of, prepare, slices
-from pipelines.dialogues.run import check_rejects, make_chats
+from pipelines.dialogues.job import compose_dialogues
+from pipelines.dialogues.prepare import Composition, prepare, slices
+from pipelines.dialogues.run import make_chats
 from pipelines.dialogues.style import STYLES
 from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.shapes_corpus import make_shapes
@@ -42,14 +43,16 @@ def words(tmp_path_factory) -> str:
 
 
 def config_of(out: Path, *words: str, **changed: object) -> ComposeDialoguesConfig:
-    told = {"tasks": EVERY_TASK, "shard_rows": 64, "tracking": "off", "report_samples": 0}
-    return ComposeDialoguesConfig(words=words, out=str(out), **(told | changed))
+    values = {"tasks": EVERY_TASK, "shard_rows": 64, "tracking": "off", "report_samples": 0}
+    return ComposeDialoguesConfig(words=words, out=str(out), **(values | changed))
 
 
 def compose(config: ComposeDialoguesConfig) -> dict:
-    job = prepare(config)
-    plan = plan_of(job)
-    return make_chats(job.config, plan, job.worker(plan))
+    return done(prepare(config))
+
+
+def done(job: Composition) -> dict:
+    return make_chats(job, job.plan())[0]
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +87,7 @@ def test_rows_are_found_at_random_by_shard_and_row_group(whole):
 
 def test_a_run_that_was_killed_ends_with_the_same_bytes(words, whole, tmp_path):
     job = prepare(config_of(tmp_path / "cut", words))
-    plan = plan_of(job)
-    worker = job.worker(plan)
+    worker = job.worker(job.plan())
 
     def dies(shard: int) -> dict:
         if shard == 1:
@@ -93,11 +95,13 @@ def test_a_run_that_was_killed_ends_with_the_same_bytes(words, whole, tmp_path):
         return worker(shard)
 
     with pytest.raises(KeyboardInterrupt):
-        make_chats(job.config, plan, dies)
-    assert sorted(shards.committed(plan)) == [0]
-    done: list[int] = []
-    resumed = make_chats(job.config, plan_of(job), lambda shard: done.append(shard) or worker(shard))
-    assert done == [1, 2]
+        done(dataclasses.replace(job, worker=lambda _: dies))
+    assert sorted(shards.committed(job.plan())) == [0]
+    made: list[int] = []
+    resumed = done(
+        dataclasses.replace(job, worker=lambda _: lambda shard: made.append(shard) or worker(shard))
+    )
+    assert made == [1, 2]
     assert data_digests(resumed) == data_digests(read_manifest(whole))
 
 
@@ -105,9 +109,9 @@ def test_samples_do_not_depend_on_the_shards(words, tmp_path):
     rows = rows_like(80)
     other = write_words(str(tmp_path / "other"), rows[::-1], shard_rows=37)
     samples = []
-    told = {"tasks": "gres=0.5,multi_round,psg", "turns_per_sample": 2, "styles": STYLES}
+    options = {"tasks": "gres=0.5,multi_round,psg", "turns_per_sample": 2, "styles": STYLES}
     for name, uri in (("a", words), ("b", other)):
-        compose(config_of(tmp_path / name, uri, **told))
+        compose(config_of(tmp_path / name, uri, **options))
         found = rows_of(load_chat_corpus(str(tmp_path / name)))
         samples.append(sorted(found, key=lambda row: row["sample_id"]))
     assert samples[0] == samples[1]
@@ -137,12 +141,12 @@ def test_slices_are_whole_row_groups_of_one_file():
 def test_words_of_another_tokenizer_are_refused(words, tmp_path):
     for name, changed in (("weights", {"weights_sha256": "00"}), ("unknown", {"weights_sha256": None})):
         other = write_words(str(tmp_path / name), rows_like(2), dataset="other", **changed)
-        error, told = (
+        error, message = (
             (ConfigError, "of different tokenizers")
             if changed["weights_sha256"]
-            else (DataError, "does not say")
+            else (DataError, "lacks weights_sha256 of its tokenizer")
         )
-        with pytest.raises(error, match=told):
+        with pytest.raises(error, match=message):
             prepare(config_of(tmp_path / "chats", words, other))
 
 
@@ -169,17 +173,15 @@ def test_a_least_iou_needs_the_iou_of_every_mask(words, tmp_path):
     assert (totals["items_filtered"], totals["items_out"]) == (10, 10)
 
 
-def test_nothing_to_ask_is_an_error_and_so_are_too_many_rejects(tmp_path):
+def test_nothing_to_ask_is_an_error_and_so_are_too_many_rejects(tmp_path, capsys):
     missing = annotation("a", "referring", ["gone"], text="it")
     uri = write_words(str(tmp_path / "words"), [code_row([], [missing])])
     config = config_of(tmp_path / "none", uri, tasks="psg")
-    with pytest.raises(
-        ConfigError, match="--tasks psg found nothing to ask about 1 images with 1 annotations"
-    ):
-        check_rejects(config, compose(config)["totals"])
-    config = config_of(tmp_path / "bad", uri, tasks="gres", max_reject_rate=0.5)
-    with pytest.raises(DataError, match="100.0% of what could be asked is unusable"):
-        check_rejects(config, compose(config)["totals"])
+    message = "--tasks psg found nothing to ask about 1 images with 1 annotations"
+    with pytest.raises(ConfigError, match=message):
+        compose(config)
+    assert compose_dialogues(config_of(tmp_path / "bad", uri, tasks="gres")) == 3
+    assert "none of the 1 items could be used" in capsys.readouterr().err
     (record,) = read_manifest(tmp_path / "bad")["shards"]
     (entry,) = pq.read_table(tmp_path / "bad" / record["rejects"]["file"]).to_pylist()
     assert (entry["stage"], entry["row_id"], entry["reason"]) == ("compose", "image", "missing_mask")
@@ -187,19 +189,19 @@ def test_nothing_to_ask_is_an_error_and_so_are_too_many_rejects(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"words": ()}, "give either --words"),
-        ({"styles": ()}, "--styles"),
-        ({"turns_per_sample": 0}, "--turns-per-sample must be at least 1"),
-        ({"max_rounds": 1}, "--max-rounds must be at least 2"),
-        ({"shard_rows": 100}, "--shard-rows must be a multiple of 64"),
-        ({"min_iou": 1.5}, "--min-iou must lie in"),
-        ({"workers": -1}, "--workers cannot be negative"),
+        ({"styles": ()}, "--styles must not be empty"),
+        ({"shard_rows": 100}, "--shard-rows must be a multiple of 64, got 100"),
+        ({"tasks": "gres,res=2"}, r"--tasks res must be in \(0, 1\], got 2"),
+        ({"tasks": "chat"}, "'chat=1' is not key=value with a key of res, gres"),
+        ({"tasks": ""}, "--tasks must not be empty"),
+        ({"tasks": "gres,gres=0.5"}, "gres is given twice"),
     ],
 )
-def test_flags_that_cannot_work_are_told(changed, told):
-    with pytest.raises(ConfigError, match=told):
+def test_flags_that_cannot_work_are_refused(changed, message):
+    with pytest.raises(ConfigError, match=message):
         dataclasses.replace(PRESETS["smoke"], **changed)
 
 
@@ -213,7 +215,7 @@ def test_a_psg_vocabulary_must_have_both_lists(words, tmp_path):
     ]
 
 
-def test_the_words_of_answers_are_told_per_message(words, tmp_path):
+def test_the_words_of_answers_are_listed_per_message(words, tmp_path):
     compose(config_of(tmp_path, words, tasks="gres", turns_per_sample=3))
     row = max(rows_of(load_chat_corpus(str(tmp_path))), key=lambda row: len(row["messages"]))
     assert [len(codes) for codes in answer_words(row)] == [len(m["mask_ids"]) for m in row["messages"][1::2]]
@@ -254,14 +256,19 @@ def test_a_dry_run_writes_nothing_and_a_config_repeats_a_run(words, tmp_path, ca
         "off",
     ]
     assert main([*flags, "--dry-run"]) == 0 and not out.exists()
-    assert "plan: 3 shards, 3 left" in capsys.readouterr().out
+    assert "plan      3 shards" in capsys.readouterr().out
     assert main([*flags, "--limit", "3"]) == 0
-    assert "images       3, 3 of them with chats" in capsys.readouterr().out
+    assert "images    3, 3 of them with chats" in capsys.readouterr().out
     assert main(["--config", str(out / "config.json"), "--dry-run"]) == 0
-    assert "plan: 1 shards, 0 left" in capsys.readouterr().out
+    assert "plan      1 inputs in 1 shards, 0 left" in capsys.readouterr().out
     assert (out / "report/index.html").exists()
-    assert main(["--words", str(tmp_path / "none"), "--out", str(tmp_path / "no"), "--tracking", "off"]) == 3
-    assert not (tmp_path / "no").exists()
+
+
+def test_a_missing_corpus_is_refused_with_the_command_that_makes_it(tmp_path, capsys):
+    missing, out = tmp_path / "none", tmp_path / "no"
+    assert main(["--words", str(missing), "--out", str(out), "--tracking", "off"]) == 2
+    assert f"`python jobs/tokenize_corpus.py --out {missing}` makes it" in capsys.readouterr().err
+    assert not out.exists()
 
 
 SHAPES = {  # what the synthetic corpus has in each published format, and where
@@ -311,5 +318,5 @@ def test_ray_tasks_write_the_same_bytes_also_after_a_kill(words, whole, tmp_path
         running.kill()
     code, output = run_job("compose_dialogues", *flags, log=tmp_path / "ray.log")
     assert code == 0, output[-3000:]
-    assert "samples      " in output and "multi_round" in output
+    assert "chats     " in output and "multi_round" in output
     assert data_digests(read_manifest(tmp_path / "ray")) == data_digests(read_manifest(whole))

@@ -1,0 +1,35 @@
+"""Tokens that have a meaning of their own in the texts of chats. Loads no torch."""
+
+import re
+
+from samtok.errors import DataError
+
+OBJECT_START, OBJECT_END = "<|object_ref_start|>", "<|object_ref_end|>"
+"""Around a phrase that has masks, as the authors mark it."""
+
+_CONTROL = re.compile(r"<\||</?(?:s|image|video|img|vid)>|<image \d+>", re.IGNORECASE)
+
+
+def refuse_control_tokens(text: str, what: str) -> None:
+    """Refuses a text that a model would not read as text.
+
+    Args:
+        text: Without the tokens that may be in it.
+        what: What it is, for the message.
+
+    Raises:
+        DataError: ``control_token`` for a control token or the placeholder of an image, ``text_encoding``
+            for half a character, as JSON's escapes can write it.
+    """
+    token = _CONTROL.search(text)
+    if token is not None:
+        around = text[token.start() : token.start() + 24]
+        raise DataError(
+            f"{what} has {around!r} at character {token.start()}; mask words, control tokens and "
+            "placeholders of images cannot stand in a dataset's text",
+            reason="control_token",
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{what} is no valid Unicode: {error}", reason="text_encoding") from error
