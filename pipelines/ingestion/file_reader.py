@@ -1,9 +1,18 @@
 """What the readers of one annotation file have in common, whose images lie in a folder elsewhere."""
 
+import io
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from pipelines import storage
 from pipelines.ingestion import image_source, records
+from pipelines.ingestion.reader import MAX_NAMES, Head, Input, Reject
+
+_COUNTED_BYTES = 4 * 2**20
+_NAMES = (b"file_name", b"coco_url", b"image_id", b"image", b"img_id", b"img_file_name")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +31,12 @@ class ImageFolders:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileReader:
+class FileReader(ABC):
     """Base of readers of one annotation file.
 
     Attributes:
         options: Class of the options that only this reader has; their fields are fields of the reader.
+        max_head_bytes: Largest file that ``head`` parses.
         name: Dataset name of the rows.
         split: Split name of the rows.
         source: URI of the annotation file.
@@ -34,11 +44,22 @@ class FileReader:
     """
 
     options: ClassVar[type] = NoOptions
+    max_head_bytes: ClassVar[int] = 64 * 2**20
 
     name: str
     split: str
     source: str
     images: str
+
+    @abstractmethod
+    def inputs(self) -> Iterator[Input | Reject]:
+        """Yields images by ascending key, and what cannot be used."""
+
+    def head(self, limit: int = MAX_NAMES) -> Head:
+        """Lists the first images; of a large file counts those that its first megabytes name."""
+        if size_bytes(self.source) > self.max_head_bytes:
+            return Head([], more=True, unlisted=min(limit, _count_names(self.source)))
+        return first_of(self.inputs(), limit)
 
     def sources(self) -> dict[str, str]:
         """Returns ``{file name: "size:sha256"}`` of the annotation file."""
@@ -50,3 +71,30 @@ class FileReader:
         if not folders:
             return image_source.below_root(self.images, name)
         return image_source.find_image(self.images, [name, *(f"{folder}/{name}" for folder in folders)])
+
+
+def first_of(items: Iterator[Input | Reject], limit: int) -> Head:
+    """Takes the first ``limit`` inputs and what is rejected before the next one."""
+    taken: list[Input | Reject] = []
+    images = 0
+    for item in items:
+        if isinstance(item, Input):
+            if images == limit:
+                return Head(taken, more=True)
+            images += 1
+        taken.append(item)
+    return Head(taken, more=False)
+
+
+def size_bytes(uri: str) -> int:
+    """Returns the size of a file; raises as ``storage.open_input``."""
+    with storage.open_input(uri) as stream:
+        return stream.seek(0, io.SEEK_END)
+
+
+def _count_names(uri: str) -> int:
+    """Counts the images that the beginning of a JSON file names, of the keys that may name them by the
+    one with most values."""
+    beginning = storage.read_bytes(uri, size=_COUNTED_BYTES)
+    found = (re.findall(rb'"%s"\s*:\s*("[^"]*"|\d+)' % name, beginning) for name in _NAMES)
+    return max(len(set(values)) for values in found)

@@ -47,6 +47,7 @@ class PsgReader(FileReader, PsgOptions):
     """
 
     options: ClassVar[type] = PsgOptions
+    max_head_bytes: ClassVar[int] = 512 * 2**20  # which split an image is of stands at the end
 
     @property
     def _label_maps(self) -> str:

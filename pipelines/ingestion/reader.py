@@ -15,13 +15,16 @@ Readers never decide policy: crowds, boxes without masks and empty masks are fla
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pipelines import schema
 from samtok.errors import DataError
 
 STAGE = "read"
 """Stage of all rejects that a reader makes."""
+
+MAX_NAMES = 1000
+"""Names of images that a dry run lists."""
 
 Reject = dict[str, Any]
 """An entry of the reject table, made by ``pipelines.schema.reject``."""
@@ -61,6 +64,17 @@ class ReadResult:
         return cls(row=None, rejects=[entry], num_masks_in=num_masks)
 
 
+class Head(NamedTuple):
+    """The beginning of a corpus."""
+
+    items: list[Input | Reject]
+    """The first inputs, and what listing them could not use."""
+    more: bool
+    """There may be more images."""
+    unlisted: int = 0
+    """Images counted besides, in a file that is too large to be parsed."""
+
+
 class Reader(Protocol):
     """A dataset, or one split of it. Readers are small and picklable; what they list is not kept in them."""
 
@@ -88,6 +102,10 @@ class Reader(Protocol):
             DataError: If the dataset as a whole has another layout than the reader expects.
             StorageError: If it cannot be listed or read.
         """
+        ...
+
+    def head(self, limit: int = MAX_NAMES) -> Head:
+        """Lists the first images, ``limit`` at most, without going through all of a large corpus."""
         ...
 
     def read(self, item: Input) -> ReadResult:

@@ -21,8 +21,8 @@ from pipelines.config import Place
 from pipelines.ingestion import annotations, records, safe_pickle
 from pipelines.ingestion.annotations import Annotation
 from pipelines.ingestion.coco import CocoReader
-from pipelines.ingestion.file_reader import FileReader
-from pipelines.ingestion.reader import Input, ReadResult, Reject
+from pipelines.ingestion.file_reader import FileReader, first_of, size_bytes
+from pipelines.ingestion.reader import MAX_NAMES, Head, Input, ReadResult, Reject
 from pipelines.ingestion.records import Record
 from samtok.errors import ConfigError, DataError
 
@@ -77,6 +77,13 @@ class ReferReader(FileReader, ReferOptions):
             payload = {**found.record, "expressions": by_image[found.image_id]}
             num_masks = len(found.record["annotations"])
             yield Input(key=found.image_id, payload=records.compact_json(payload), num_masks=num_masks)
+
+    def head(self, limit: int = MAX_NAMES) -> Head:
+        """Lists the first images; where the file of objects is large, counts those that have expressions."""
+        if size_bytes(self._objects().source) <= self.max_head_bytes:
+            return first_of(self.inputs(), limit)
+        by_image, rejects = self._expressions()
+        return Head(list(rejects), more=True, unlisted=min(limit, len(by_image)))
 
     def read(self, item: Input) -> ReadResult:
         """Reads one image's record; a target that is missing is a reject and the expression stays."""

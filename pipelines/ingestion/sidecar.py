@@ -12,19 +12,19 @@ reads most of their bytes once; on a disk it only seeks.
 """
 
 import hashlib
-import io
 import json
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar, NamedTuple
 
 from pipelines import schema, storage
 from pipelines.ingestion import records, tar_index
-from pipelines.ingestion.file_reader import NoOptions
+from pipelines.ingestion.file_reader import NoOptions, size_bytes
 from pipelines.ingestion.image_source import member_uri
-from pipelines.ingestion.reader import STAGE, Input, ReadResult, Reject
+from pipelines.ingestion.reader import MAX_NAMES, STAGE, Head, Input, ReadResult, Reject
 from samtok.errors import DataError
 from samtok.images import safe_join
 
@@ -32,6 +32,8 @@ MAX_SIDECAR_BYTES = 256 * 2**20
 """Largest side-car that is parsed. SA-1B's have under 1 MB; an upper bound against giant files."""
 
 _ANNOTATION, _IMAGE = ".json", ".jpg"
+_INCOMPLETE = ("missing_image", "missing_annotation")
+_HEAD_MEMBERS = 64  # names of a head: between them lie the images, which an object store reads too
 _ARCHIVES_AT_ONCE = 16  # threads: finding the headers of an archive is waiting for the storage
 
 
@@ -63,10 +65,10 @@ class Sa1bReader:
 
     def sources(self) -> dict[str, str]:
         """Returns ``{kind: "count:total size:sha256"}``, with the hash of sorted names and sizes."""
-        files = sorted((file.name, file.size_bytes) for file in self._listing())
+        files = sorted((file.name, file.size_bytes) for file in self._either(self._found()))
         digest = hashlib.sha256()
-        for name, size_bytes in files:
-            digest.update(records.compact_json([name, size_bytes]).encode() + b"\n")
+        for named in files:
+            digest.update(records.compact_json(named).encode() + b"\n")
         kind = "archives" if files[0][0].endswith(".tar") else "side-cars and images"
         return {kind: f"{len(files)}:{sum(size for _, size in files)}:{digest.hexdigest()}"}
 
@@ -78,7 +80,25 @@ class Sa1bReader:
                 cut off.
             StorageError: If the source cannot be listed.
         """
-        pairs, rejects = self._pairs()
+        yield from self._inputs(self._files(self._either(self._found())))
+
+    def head(self, limit: int = MAX_NAMES) -> Head:
+        """Lists the first images among ``limit`` names; of archives, the first members of the first one."""
+        found = self._found(limit + 1)
+        listing, more = self._either(found[:limit]), len(found) > limit
+        if listing[0].name.endswith(".tar"):
+            members = list(islice(self._members(listing[0]), _HEAD_MEMBERS + 1))
+            files = self._in_archive(listing[0], members[:_HEAD_MEMBERS])
+            more = more or len(listing) > 1 or len(members) > _HEAD_MEMBERS
+        else:
+            files = self._files(listing)
+        items = self._inputs(files)
+        if more:  # the last pair may be cut in two
+            items = (one for one in items if isinstance(one, Input) or one["reason"] not in _INCOMPLETE)
+        return Head(list(items), more)
+
+    def _inputs(self, files: Iterable[_File | Reject]) -> Iterator[Input | Reject]:
+        pairs, rejects = self._pairs(files)
         yield from rejects
         previous = None
         for (stem, archive, path), pair in sorted(pairs.items()):
@@ -118,14 +138,16 @@ class Sa1bReader:
             rejects=rejects,
         )
 
-    def _listing(self) -> list[_File]:
-        """Returns either the archives or the side-cars and images of the source."""
+    def _found(self, limit: int | None = None) -> list[_File]:
+        """Returns the files of the source, all or so many."""
         tar_index.check_uncompressed(self.source)
         if self.source.endswith(".tar"):
-            with storage.open_input(self.source) as stream:
-                return [_File(self.source.rpartition("/")[2], stream.seek(0, io.SEEK_END))]
-        listed = storage.list_files(self.source)
-        files = [_File(_relative(found.uri, self.source), found.size) for found in listed]
+            return [_File(self.source.rpartition("/")[2], size_bytes(self.source))]
+        listed = storage.list_files(self.source, limit=limit)
+        return [_File(_relative(found.uri, self.source), found.size) for found in listed]
+
+    def _either(self, files: list[_File]) -> list[_File]:
+        """Returns either the archives or the side-cars and images among files."""
         for file in files:
             tar_index.check_uncompressed(file.name)
         archives = [file for file in files if file.name.endswith(".tar")]
@@ -139,11 +161,13 @@ class Sa1bReader:
             )
         return archives or loose
 
-    def _pairs(self) -> tuple[dict[tuple[str, str, str], dict[str, _File]], list[Reject]]:
+    def _pairs(
+        self, files: Iterable[_File | Reject]
+    ) -> tuple[dict[tuple[str, str, str], dict[str, _File]], list[Reject]]:
         """Returns files by suffix for each (stem, archive, path without suffix), and what cannot be one."""
         pairs: dict[tuple[str, str, str], dict[str, _File]] = {}
         rejects: list[Reject] = []
-        for file in self._files():
+        for file in files:
             if isinstance(file, dict):
                 rejects.append(file)
                 continue
@@ -155,23 +179,26 @@ class Sa1bReader:
             pair[suffix] = file
         return pairs, rejects
 
-    def _files(self) -> Iterator[_File | Reject]:
-        listing = self._listing()
+    def _files(self, listing: list[_File]) -> Iterator[_File | Reject]:
         if not listing[0].name.endswith(".tar"):
             for file in listing:
                 fault = tar_index.name_fault(file.name)
                 yield self._unsafe(file.name, fault) if fault else file
             return
         with ThreadPoolExecutor(_ARCHIVES_AT_ONCE) as pool:
-            for archive, members in zip(listing, pool.map(self._members, listing), strict=True):
-                for member in members:
-                    if member.fault:
-                        yield self._unsafe(f"{archive.name}: {member.name}", member.fault)
-                    else:
-                        yield _File(member.name, member.size_bytes, member.offset, archive.name)
+            found = pool.map(lambda archive: list(self._members(archive)), listing)
+            for archive, members in zip(listing, found, strict=True):
+                yield from self._in_archive(archive, members)
 
-    def _members(self, archive: _File) -> list[tar_index.Member]:
-        return list(tar_index.list_members(self._archive_uri(archive.name), (_ANNOTATION, _IMAGE)))
+    def _members(self, archive: _File) -> Iterator[tar_index.Member]:
+        return tar_index.list_members(self._archive_uri(archive.name), (_ANNOTATION, _IMAGE))
+
+    def _in_archive(self, archive: _File, members: list[tar_index.Member]) -> Iterator[_File | Reject]:
+        for member in members:
+            if member.fault:
+                yield self._unsafe(f"{archive.name}: {member.name}", member.fault)
+            else:
+                yield _File(member.name, member.size_bytes, member.offset, archive.name)
 
     def _unsafe(self, name: str, fault: str) -> Reject:
         shown = name.encode(errors="backslashreplace").decode()

@@ -62,7 +62,9 @@ class _Backend(Protocol):
     def create(self, uri: str, data: bytes, writer: str, /) -> bool: ...
     def exists(self, uri: str) -> bool: ...
     def delete(self, uri: str) -> None: ...
-    def list_page(self, uri: str, after: str | None, /) -> tuple[list[tuple[str, int]], str | None]: ...
+    def list_page(
+        self, uri: str, after: str | None, limit: int | None, /
+    ) -> tuple[list[tuple[str, int]], str | None]: ...
     def place(self, uri: str) -> str: ...
     def is_transient(self, error: BaseException) -> bool: ...
     def is_missing(self, error: BaseException) -> bool: ...
@@ -211,22 +213,23 @@ def exists(uri: str) -> bool:
     return _patiently("look up", uri, lambda: _backend(uri).exists(uri))
 
 
-def list_files(prefix_uri: str, *, suffix: str = "") -> list[FileInfo]:
+def list_files(prefix_uri: str, *, suffix: str = "", limit: int | None = None) -> list[FileInfo]:
     """Lists all files below a folder, however deep, whose names end with ``suffix``; sorted by URI.
 
     A folder that does not exist has no files, since S3 knows no folders. Links to folders are followed.
-    Files that are just being written are left out.
+    Files that are just being written are left out. With a limit only the first so many are
+    listed, at the cost of as many.
     """
     folder = prefix_uri.rstrip("/") + "/"
     found: list[FileInfo] = []
     after: str | None = None
     while True:
         page, after = _patiently(
-            "list", folder, lambda token=after: _backend(folder).list_page(folder, token)
+            "list", folder, lambda token=after: _backend(folder).list_page(folder, token, limit)
         )
         found += [FileInfo(uri, size) for uri, size in page if uri.endswith(suffix) and uri[-1] != "/"]
-        if after is None:
-            return sorted(found, key=lambda file: file.uri)
+        if after is None or (limit is not None and len(found) >= limit):
+            return sorted(found, key=lambda file: file.uri)[:limit]
 
 
 class _ObjectFile(io.RawIOBase):

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import urllib.parse
 import uuid
@@ -110,15 +111,15 @@ def delete(uri: str) -> None:
     path_of(uri).unlink(missing_ok=True)
 
 
-def list_page(uri: str, _after: str | None) -> tuple[list[tuple[str, int]], None]:
-    """Lists (URI, size in bytes) of all files below a folder, in one page."""
-    return list(_walk(uri, path_of(uri), frozenset())), None
+def list_page(uri: str, _after: str | None, limit: int | None) -> tuple[list[tuple[str, int]], None]:
+    """Lists (URI, size in bytes) of the files below a folder, all or so many, in one page."""
+    return list(itertools.islice(_walk(uri, path_of(uri), frozenset()), limit)), None
 
 
 def _walk(uri: str, folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, int]]:
     try:
         here = folder.stat()
-        entries = list(os.scandir(folder))
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
         return
     identity = (here.st_dev, here.st_ino)

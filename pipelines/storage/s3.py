@@ -195,8 +195,8 @@ def exists(uri: str) -> bool:
     return True
 
 
-def list_page(uri: str, after: str | None) -> tuple[list[tuple[str, int]], str | None]:
-    """Lists one page of the keys that start with the URI's key.
+def list_page(uri: str, after: str | None, _limit: int | None) -> tuple[list[tuple[str, int]], str | None]:
+    """Lists one page of the keys that start with the URI's key, a thousand at most.
 
     Returns:
         (URI, size in bytes) of each object, and the token of the next page or None after the last.

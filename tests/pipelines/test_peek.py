@@ -1,0 +1,115 @@
+"""A bounded look at a corpus of every layout, as dry runs take it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipelines import storage
+from pipelines.ingestion.coco import CocoReader
+from pipelines.ingestion.config import ShapesConfig
+from pipelines.ingestion.peek import peek
+from pipelines.ingestion.reader import Input, Reader
+from pipelines.ingestion.refer import ReferReader
+from pipelines.ingestion.shapes_corpus import make_shapes
+from samtok.shapes import WorldConfig
+from tests.readers import build_reader
+
+FILES = {
+    "coco": "annotations/instances_train.json",
+    "refer": "grefs.json",
+    "granf": "granf.json",
+    "psg": "psg.json",
+    "dam": "annotations.json",
+    "sa1b": "",
+}
+
+
+def corpus(folder: Path, kind: str, **fields) -> Reader:
+    """Twenty scenes in a layout."""
+    world = WorldConfig.square(48)
+    config = ShapesConfig(out=str(folder), format=kind, num_images=20, world=world, **fields)  # type: ignore
+    make_shapes(config)
+    images = {"granf": f"{folder}/train", "coco": f"{folder}/train", "refer": f"{folder}/train"}
+    place = {} if kind == "sa1b" else {"images": images.get(kind, str(folder))}
+    return build_reader(kind, source=str(folder / FILES[kind]).rstrip("/"), **place)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_small_corpus_is_counted_whole_and_eight_images_are_read(tmp_path, kind):
+    reader = corpus(tmp_path, kind)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    found = peek(reader)
+    inputs = [item for item in reader.inputs() if isinstance(item, Input)]
+    assert (found.images, found.more, found.rejects, found.read) == (len(inputs), False, 0, 8)
+    assert found.masks == (None if kind == "sa1b" else sum(item.num_masks or 0 for item in inputs))
+    assert not found.faults and str(found).startswith(f"{len(inputs)} images, ")
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_of_a_longer_corpus_the_first_images_are_counted(tmp_path, kind):
+    reader = corpus(tmp_path, kind)
+    found = peek(reader, limit=6)
+    assert (found.images, found.more) == ((3 if kind == "sa1b" else 6), True)  # there a limit is of names
+    assert str(found).startswith(f"at least {found.images} images, ")
+
+
+def test_images_that_are_not_there_and_masks_that_cannot_be_read_are_found(tmp_path):
+    reader = corpus(tmp_path, "coco")
+    path = tmp_path / FILES["coco"]
+    body = json.loads(path.read_text())
+    body["annotations"][0]["segmentation"] = "x"
+    path.write_text(json.dumps(body))
+    (tmp_path / "train" / "000000000001.jpg").unlink()
+    found = peek(reader)
+    assert len(found.faults) == 2 and any("000000000001.jpg does not exist" in text for text in found.faults)
+
+
+@pytest.mark.parametrize("layout", ["flat", "tar"])
+def test_sa1b_reads_no_more_names_than_it_may(tmp_path, layout):
+    reader = corpus(tmp_path, "sa1b", layout=layout, images_per_folder=5)
+    found = peek(reader, limit=7)
+    assert found.more and found.images == {"flat": 3, "tar": 5}[layout] and not found.faults
+    assert storage.list_files(str(tmp_path), limit=5) == storage.list_files(str(tmp_path))[:5]
+
+
+class SmallCocoReader(CocoReader):
+    max_head_bytes = 100
+
+
+class SmallReferReader(ReferReader):
+    max_head_bytes = 100
+
+
+def test_a_large_file_is_not_parsed_and_its_first_images_are_counted(tmp_path):
+    corpus(tmp_path, "coco")
+    path = tmp_path / FILES["coco"]
+    path.write_text(path.read_text()[:-20])  # no longer JSON, so parsing it would fail
+    reader = SmallCocoReader(name="x", split="train", source=str(path), images=str(tmp_path))
+    found = peek(reader)
+    assert (found.images, found.masks, found.more, found.read) == (20, None, True, 0)
+    assert str(found) == "at least 20 images, masks known after reading, 0 rejects when listing; 0 read"
+    assert peek(reader, limit=9).images == 9
+
+
+def test_a_large_file_of_objects_leaves_the_images_that_have_expressions(tmp_path):
+    whole = corpus(tmp_path, "refer")
+    source = str(tmp_path / FILES["refer"])
+    found = peek(SmallReferReader(name="x", split="train", source=source, images=str(tmp_path)))
+    assert found.images == len(list(whole.inputs())) and found.more and found.read == 0
+
+
+def test_a_corpus_that_does_not_exist_is_named(tmp_path):
+    reader = build_reader("coco", source=str(tmp_path / "none.json"), images=str(tmp_path))
+    with pytest.raises(storage.NotFoundError, match=r"none\.json"):
+        peek(reader)
+
+
+def test_osprey_is_listed_too(tmp_path):
+    region = {"segmentation": [[1, 1, 5, 1, 5, 5]]}
+    entry = {"file_name": "a.jpg", "height": 8, "width": 8, "annotation": [region]}
+    path = tmp_path / "o.json"
+    path.write_text(json.dumps([{**entry, "description": "<region1>: a ring"}, 7]))
+    found = peek(build_reader("osprey", source=str(path), images=str(tmp_path)))
+    assert found.images == found.masks == found.rejects == 1 and "does not exist" in str(found)
