@@ -8,6 +8,7 @@ Needs neither Ray nor a download. The same flags give the same bytes; repeating 
 """
 
 from pipelines import cli
+from pipelines.config import with_places
 from pipelines.ingestion.config import PRESETS, ShapesConfig
 
 
@@ -17,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     from pipelines import job
     from pipelines.ingestion.shapes_corpus import make_shapes
 
-    return job.guard(lambda: make_shapes(config))
+    return job.guard(lambda: make_shapes(with_places(config, job.absolute)), config)
 
 
 if __name__ == "__main__":

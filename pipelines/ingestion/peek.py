@@ -39,7 +39,7 @@ class Peek:
         return f"{found}; {self.read} read{faults}"
 
 
-def peek(reader: Reader, *, limit: int = MAX_NAMES) -> Peek:
+def peek(reader: Reader, limit: int = MAX_NAMES) -> Peek:
     """Lists at most ``limit`` images and reads at most ``MAX_ITEMS`` of them.
 
     Raises:

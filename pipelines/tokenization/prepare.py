@@ -1,17 +1,18 @@
 """What is known before anything runs: the reader, the architecture, the fingerprint. Loads no torch."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, TypeVar
 
 from pipelines import schema, shards, storage
 from pipelines.cluster import gpus_here
 from pipelines.config import WorkerConfig
 from pipelines.ingestion.corpora import reader_of
-from pipelines.ingestion.reader import Input, Reader, Reject
+from pipelines.ingestion.peek import peek
+from pipelines.ingestion.reader import MAX_NAMES, Input, Reader, Reject
 from pipelines.shard_job import left_of, open_plan
 from pipelines.tokenization.config import TokenizationConfig, TokenizeCorpusConfig
 from samtok import folders
@@ -26,9 +27,6 @@ CHUNK_BYTES, MAX_CHUNK_ROWS = 48 * 2**20, 64
 """A chunk's pixels travel through Ray's object store at once; much smaller ones leave actors waiting for Ray:
 at 128 px on two cores, chunks of 64 images gave 1.8 times the rate of chunks of 16."""
 
-MAX_PEEKED = 1000
-"""Images that a dry run lists."""
-
 T = TypeVar("T", bound=TokenizationConfig)
 
 
@@ -40,8 +38,12 @@ class Tokenization:
     """With absolute places, and all that depends on the architecture filled in."""
     reader: Reader
     architecture: MaskTokenizerConfig
-    fingerprint: Mapping[str, Any]
-    """All that decides the bytes of the shards; a run with another one is refused."""
+
+    @functools.cached_property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """All that decides the bytes of the shards; a run with another one is refused. Goes through the
+        annotations of the dataset, and the names of its files."""
+        return _fingerprint(self.config, self.reader, self.architecture)
 
     def inputs(self) -> Iterator[Input | Reject]:
         """Yields the rejects of the listing and the first ``limit`` images."""
@@ -64,27 +66,19 @@ class Tokenization:
         )
 
     def size(self) -> str:
-        """Returns how much there is to do, in one line; lists at most ``MAX_PEEKED`` images.
+        """Returns how much there is to do, in one line; lists at most 1,000 images and reads 8.
 
         Raises:
             ConfigError: If an earlier run had other settings.
         """
-        left = left_of(self.config.out, self.fingerprint)
+        left = left_of(self.config.out, self.fingerprint) if shards.load_plan(self.config.out) else None
         if left is not None:
             return left
-        images = masks = rejects = unknown = 0
-        items = list(islice(self.inputs(), MAX_PEEKED + 1))
-        for item in items[:MAX_PEEKED]:
-            if isinstance(item, Input):
-                images += 1
-                masks += item.num_masks or 0
-                unknown += item.num_masks is None
-            else:
-                rejects += 1
-        count = -(-images // self.config.shard_rows)
-        known = f"{masks} masks" if not unknown else "masks known after reading"
-        more = "at least " if len(items) > MAX_PEEKED else ""
-        return f"{more}{images} images, {known}, {count} shards, {rejects} rejects when listing"
+        found = peek(self.reader, limit=min(self.config.limit or MAX_NAMES, MAX_NAMES))
+        if found.images == self.config.limit:
+            found = dataclasses.replace(found, more=False)
+        least = "at least " if found.more else ""
+        return f"{found}; {least}{-(-found.images // self.config.shard_rows)} shards"
 
 
 def prepare(config: TokenizeCorpusConfig) -> Tokenization:
@@ -96,7 +90,10 @@ def prepare(config: TokenizeCorpusConfig) -> Tokenization:
     architecture = folders.read_config(config.tokenizer, read=storage.read_bytes)
     config = _filled_in(config, architecture)
     reader = reader_of(config.corpus)
-    return Tokenization(config, reader, architecture, _fingerprint(config, reader, architecture))
+    tokenization = Tokenization(config, reader, architecture)
+    if not config.dry_run:
+        _ = tokenization.fingerprint  # fails here if a file is missing
+    return tokenization
 
 
 def _filled_in(config: T, architecture: MaskTokenizerConfig) -> T:
