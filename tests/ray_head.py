@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -27,10 +28,12 @@ class RayHead:
 
     Args:
         logs: Folder for the output of the head.
+        cwd: Where ``ray start`` is called, which is where jobs without a working directory run.
+        env: Further variables of the head, and so of jobs.
     """
 
-    def __init__(self, logs: Path) -> None:
-        self.logs = logs
+    def __init__(self, logs: Path, *, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> None:
+        self.logs, self.cwd = logs, cwd
         self.folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # Unix sockets need a short path
         self.env = {
             **{k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONDONTWRITEBYTECODE")},
@@ -40,6 +43,7 @@ class RayHead:
             "RAY_BACKEND_LOG_LEVEL": "fatal",
             "OMP_NUM_THREADS": "1",
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            **(env or {}),
         }
 
     def __enter__(self) -> "RayHead":
@@ -60,7 +64,7 @@ class RayHead:
         ]
         with (self.logs / "head.log").open("ab") as log:
             code = subprocess.run(
-                command, env=self.env, stdout=log, stderr=log, timeout=120, check=False
+                command, cwd=self.cwd, env=self.env, stdout=log, stderr=log, timeout=120, check=False
             ).returncode
         return code == 0 and self._answers()
 
@@ -74,11 +78,20 @@ class RayHead:
                 time.sleep(0.5)
         return False
 
-    def submit(self, command: list[str], timeout_s: float = 240) -> tuple[int, str]:
-        """Runs ``ray job submit --working-dir .`` to its end; returns exit code and output."""
+    def submit(
+        self, command: list[str], timeout_s: float = 240, *, working_dir: bool = True
+    ) -> tuple[int, str]:
+        """Runs ``ray job submit --working-dir .`` to its end; returns exit code and output.
+
+        Args:
+            command: The job.
+            timeout_s: Longest time it may take.
+            working_dir: Whether the checkout is copied to where the job runs.
+        """
         submit = [
             *(str(BIN / "ray"), "job", "submit", "--address", f"http://127.0.0.1:{self.ports[1]}"),
-            *("--working-dir", ".", "--", *command),
+            *(("--working-dir", ".") if working_dir else ()),
+            *("--", *command),
         ]
         deadline = time.monotonic() + 60
         while True:
