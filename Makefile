@@ -13,7 +13,8 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help setup quickstart tour test test-all check doctor clean
+.PHONY: help setup quickstart tour test test-slow test-faults test-cluster test-docs test-compat test-all check \
+	doctor clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,6 +54,24 @@ tour: setup ## words become a language: a tiny MLLM learns to segment what is as
 test: setup ## the fast tests
 	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 --dist loadfile
 
+# Tests of numbers start no Ray and run beside those that mostly wait for Ray's processes to start.
+test-slow: setup ## the slow tests that CI runs
+	$(BIN)/python -m pytest -q -m "slow and numerics and not long and not gpu" >numerics.log 2>&1 & beside=$$!; \
+	$(BIN)/python -m pytest -q -m "slow and not (numerics or docs or long or gpu)"; \
+	wait $$beside || { cat numerics.log; exit 1; }; tail -n 3 numerics.log
+
+test-faults: setup ## slow tests with real kills and outages
+	$(BIN)/python -m pytest -q -m "faults"
+
+test-cluster: setup ## slow tests of whole jobs on real Rays, submitted ones too
+	$(BIN)/python -m pytest -q -m "cluster"
+
+test-docs: setup ## slow tests that run the commands of README and docs
+	$(BIN)/python -m pytest -q -m "docs"
+
+test-compat: setup ## tests with artifacts of earlier releases
+	$(BIN)/python -m pytest -q tests/pipelines/test_old_artifacts.py
+
 test-all: setup ## all tests: real Ray clusters, an S3 server, SAM2.1-large
 	$(BIN)/python -m pytest -q
 
@@ -65,4 +84,4 @@ doctor: setup ## what works on this machine, with a remedy for what does not
 	$(BIN)/python -m pipelines.tools.doctor
 
 clean: ## remove what the targets made
-	rm -rf .venv .venv-s3 runs beside.log mlruns mlflow.db .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-s3 runs numerics.log mlruns mlflow.db .pytest_cache .ruff_cache .hypothesis build *.egg-info

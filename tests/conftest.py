@@ -13,6 +13,31 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `test
 
 from tests.s3_server import S3Server
 
+PROTECTS = {
+    "faults": ("grpo_faults", "tokenize_job", "tokenize_s3", "storage_s3", "train_job", "sft_job"),
+    "cluster": (
+        *("cluster", "submit", "doctor", "grpo_job", "sweep_job", "dialogues_job", "cold_start_job"),
+        *("evaluate_job", "evaluate_mllm_job", "extend_mllm", "dry_run"),
+    ),
+    "numerics": (
+        *("parity", "quantizer_distributed", "sampling", "tiny_vision", "engine_deepspeed", "grpo_learner"),
+        *("grpo_learners", "sft_distributed", "train_micro", "training_distributed", "training_data", "sft"),
+    ),
+    "docs": ("printed_commands",),
+    "compat": ("old_artifacts",),
+}
+"""What slow tests protect, by their files without ``test_``: results after kills and outages, whole jobs on real
+Rays, numbers (no Ray, so CI runs them beside the others), printed commands, artifacts of earlier releases."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks slow tests by what they protect."""
+    kinds = {f"test_{stem}": kind for kind, stems in PROTECTS.items() for stem in stems}
+    for item in items:
+        if item.get_closest_marker("slow") and item.path.stem in kinds:
+            item.add_marker(kinds[item.path.stem])
+
+
 # One example can take long where others want the cores too; the time limit of a test holds for all of it.
 settings.register_profile("busy", deadline=None)
 settings.load_profile("busy")
