@@ -26,8 +26,8 @@ PROTECTS = {
     "docs": ("printed_commands",),
     "compat": ("old_artifacts",),
 }
-"""What slow tests protect, by their files without ``test_``: results after kills and outages, whole jobs on real
-Rays, numbers (no Ray, so CI runs them beside the others), printed commands, artifacts of earlier releases."""
+"""What slow tests protect, by their files without ``test_``: results after kills and outages, whole jobs on
+real Rays, numbers (no Ray, so they run beside the others), printed commands, earlier releases' artifacts."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

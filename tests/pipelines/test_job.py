@@ -1,11 +1,13 @@
-"""Exit codes, and configs that are read back."""
+"""The frame of jobs: places, tracking, limits on rejects, exit codes, configs that are read back."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from pipelines import cli, job
+from pipelines.config import located
 from pipelines.provenance import config_json
 from pipelines.tokenization.config import PRESETS, TokenizeCorpusConfig
 from samtok.errors import CheckpointError, ConfigError, DataError, StorageError
@@ -92,3 +94,92 @@ def test_wrong_values_are_refused_with_their_flag(flags, message, capsys):
         cli.parse(TokenizeCorpusConfig, PRESETS, ["--preset", "smoke", *flags], doc=None)
     assert end.value.code == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def config(**changes) -> TokenizeCorpusConfig:
+    return dataclasses.replace(PRESETS["smoke"], **changes)
+
+
+def submitted(monkeypatch, home: Path) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setenv("SAMTOK_HOME", str(home))
+
+
+def test_relative_places_start_from_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = job.resolved(config())
+    assert found.out == str(tmp_path / "runs/words")
+    assert found.corpus.images == str(tmp_path / "runs/embedded/shapes/val")
+    assert found.tokenizer == "tiny"  # the name of what ships stays
+
+
+def test_relative_places_of_a_submitted_job_start_from_its_home(tmp_path, monkeypatch):
+    submitted(monkeypatch, tmp_path / "home")
+    found = job.resolved(config(tracking="sqlite:///a/b.db"))
+    assert found.out == str(tmp_path / "home/runs/words")
+    assert found.corpus.source.startswith(str(tmp_path / "home/runs/embedded/"))
+    assert found.tracking == f"sqlite:///{tmp_path}/home/a/b.db"
+    anchored = job.resolved(config(out="s3://b/words", tracking="off"))
+    assert anchored.out == "s3://b/words"
+
+
+@pytest.mark.parametrize(
+    ("variable", "flag", "expected"),
+    [
+        (None, None, "sqlite:///{home}/runs/mlflow.db"),
+        ("http://server", None, "http://server"),
+        ("http://server", "off", "off"),
+        ("http://server", "http://other", "http://other"),
+    ],
+)
+def test_runs_are_tracked_by_flag_then_variable_then_beside_the_output(
+    tmp_path, monkeypatch, variable, flag, expected
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    if variable:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", variable)
+    assert job.resolved(config(tracking=flag)).tracking == expected.format(home=tmp_path)
+
+
+def test_an_output_on_object_storage_needs_a_place_to_be_tracked(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(
+        ConfigError, match="Give --tracking, .* or set MLFLOW_TRACKING_URI"
+    ):
+        job.resolved(config(out="s3://bucket/words"))
+
+
+@pytest.mark.parametrize(
+    ("total", "out", "rejected", "limit", "message"),
+    [
+        (10, 9, 1, 0.1, None),
+        (0, 0, 0, 0.1, None),
+        (10, 0, 0, 0.0, None),  # all filtered
+        (10, 8, 2, 0.1, "20.0% of the images cannot be used; --max-reject-rate allows 10.0%"),
+        (10, 0, 10, 1.0, "none of the 10 images could be used"),
+    ],
+)
+def test_rejects_are_compared_with_the_limit(total, out, rejected, limit, message):
+    items = job.Items("images", total, out, rejected, total - out - rejected)
+    if message is None:
+        items.check(limit, "OUT")
+    else:
+        with pytest.raises(DataError, match=message):
+            items.check(limit, "OUT")
+
+
+def test_counts_and_reasons_stand_on_one_line():
+    items = job.Items("masks", 12, 5, 6, 1, {"rle_sum": 2, "image_missing": 4})
+    assert items.line() == "in 12  out 5  rejected 6  filtered 1  (4 image_missing, 2 rle_sum)"
+
+
+def test_an_error_of_an_inner_config_is_given_the_place_of_that_config():
+    whole = config()
+
+    def fail() -> int:
+        raise ConfigError("--.threads does not fit.", owner=whole.worker)
+
+    assert job.guard(fail, whole) == 2
+    with pytest.raises(ConfigError, match="--worker.threads does not fit"):
+        raise located(ConfigError("--.threads does not fit.", owner=whole.worker), whole)
