@@ -32,10 +32,9 @@ $(STAMP): requirements.lock pyproject.toml
 	touch $(STAMP)
 
 quickstart: setup ## a synthetic corpus becomes mask words and a report with pictures
-	rm -rf runs/shapes runs/words
-	$(BIN)/python jobs/make_shapes.py --preset heldout --num-images 300 --out runs/shapes
+	rm -rf runs/embedded/shapes runs/words
 	$(BIN)/python jobs/tokenize_corpus.py --preset smoke
-	@echo "open runs/words/report/index.html, or: $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db"
+	@echo "open runs/words/report/index.html, or: $(BIN)/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db"
 
 tour: setup ## words become a language: a tiny MLLM learns to segment what is asked for; 13 minutes
 	rm -rf runs/tour
