@@ -142,15 +142,6 @@ def _ignored(path: Path, patterns: list[str]) -> bool:
     return any(inside == p or Path(path.name).match(p) or inside.startswith(f"{p}/") for p in patterns if p)
 
 
-def test_the_readme_names_functions_that_exist():
-    readme = (ROOT / "README.md").read_text()
-    named = re.findall(r"`((?:samtok|pipelines|jobs)/[\w/]+\.py):(\w+)`", readme)
-    assert len(named) >= 5
-    for file, name in named:
-        tree = ast.parse((ROOT / file).read_text())
-        assert name in {node.name for node in tree.body if hasattr(node, "name")}, f"{file}:{name}"
-
-
 @pytest.mark.parametrize("lock", ["requirements.lock", "tests/s3_requirements.lock"])
 def test_lock_files_pin_every_package_and_name_no_host(lock: str):
     lines = [line for line in (ROOT / lock).read_text().splitlines() if line and not line.startswith("#")]
