@@ -9,13 +9,28 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarks.structure import STAGES, stage_of
+from tests.benchmarks.structure import imported as modules_of
+
 ROOT = Path(__file__).parent.parent
 LAYERS = {"samtok": set(), "pipelines": {"samtok"}, "jobs": {"samtok", "pipelines"}}
 OURS = {*LAYERS, "tests", "infra"}
-ROOMS = (
-    *("tokenization", "tokenizer_training", "tokenizer_evaluation", "sweeps"),
-    *("dialogues", "extension", "sft", "mllm_evaluation", "cold_start", "grpo"),
+KERNEL = (
+    *("cli", "cluster", "config", "env", "help", "job", "log", "provenance", "renamed_flags", "schema"),
+    *("shard_job", "shard_pool", "shards", "tracking"),
 )
+SHARED = ("storage", "chats", "ingestion", "training", "reports", "generation")
+ABOVE = ("embedded", "tools")
+"""Rooms that may import stages."""
+ALLOWED = {
+    ("sweeps", "tokenizer_training"),
+    ("sweeps", "tokenizer_evaluation"),
+    ("tokenizer_evaluation", "tokenization"),
+}
+KNOWN = {("cold_start", "mllm_evaluation"), ("grpo", "sft")}
+"""Imports between stages that are still to go. Nothing is added here."""
+NO_MODULES = {"samtok.json", "samtok.mask_tokenizer", "samtok.__file__", "samtok.no_such"}
+"""What reads like a module of ours in texts and is none."""
 HEAVY_FOR_SAMTOK = {"ray", "mlflow"}
 
 
@@ -60,6 +75,64 @@ def test_the_library_has_no_import_circles():
                 reached.add(new)
                 ahead += arrows.get(new, ())
         assert module not in reached, f"{module} imports itself by way of others"
+
+
+def stage_imports(path: Path) -> set[tuple[str, str]]:
+    """Returns the modules that a file imports anywhere, with the stage of each that belongs to one."""
+    name = path.relative_to(ROOT).as_posix()
+    modules = modules_of(name, ast.parse(path.read_text()))
+    return {(module, stage) for module in modules if (stage := stage_of(module.split(".")))}
+
+
+def test_no_stage_imports_another():
+    found = {
+        (stage, other)
+        for stage in STAGES
+        for path in sources(f"pipelines/{stage}")
+        for _, other in stage_imports(path)
+        if other != stage
+    }
+    assert found - ALLOWED <= KNOWN, "move what both stages need into a shared room (docs/architecture.md)"
+    assert found >= KNOWN, f"take {KNOWN - found} out of KNOWN"
+
+
+def test_the_kernel_and_shared_rooms_import_no_stage():
+    shared = [path for room in SHARED for path in sources(f"pipelines/{room}")]
+    for path in [*(ROOT / "pipelines").glob("*.py"), *shared]:
+        assert not stage_imports(path), path
+
+
+def test_every_file_and_folder_of_the_pipelines_has_its_room():
+    modules = {path.stem for path in (ROOT / "pipelines").glob("*.py")} - {"__init__"}
+    assert modules <= set(KERNEL)
+    rooms = {path.parent.name for path in (ROOT / "pipelines").glob("*/__init__.py")}
+    assert rooms <= {*STAGES, *SHARED, *ABOVE}
+
+
+def test_texts_name_modules_and_files_that_exist():
+    """So that nothing names a place of an earlier layout."""
+    kinds = ("*.py", "*.md", "*.toml", "*.yaml", "*.yml", "Makefile")
+    paths = [path for kind in kinds for folder in OURS for path in (ROOT / folder).rglob(kind)]
+    wrong = []
+    for path in [*paths, *(path for kind in kinds for path in ROOT.glob(kind) if path.stem != "CHANGELOG")]:
+        text = path.read_text()
+        files = re.findall(r"(?<![\w/.-])(?:samtok|pipelines|jobs|tests|infra)(?:/[\w.-]+)+\.\w+\b", text)
+        names = re.findall(r"(?<![\w/.-])(?:samtok|pipelines)(?:\.\w+)+", text)
+        wrong += [f"{path}: {file}" for file in files if not (ROOT / file).exists()]
+        wrong += [f"{path}: {name}" for name in names if not _is_module(name) and name not in NO_MODULES]
+    assert not wrong, "\n".join(wrong)
+
+
+def _is_module(name: str) -> bool:
+    """Whether a dotted name begins with a module of ours, or is a package or something in it."""
+    place = ROOT
+    for part in name.split("."):
+        if (place / f"{part}.py").exists():
+            return True
+        if not (place / part).is_dir():
+            return part in (place / "__init__.py").read_text()
+        place /= part
+    return True
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -109,7 +182,7 @@ def test_ray_is_imported_by_the_cluster_module_first():
         "    importlib.import_module(f'pipelines.{room}.run')\n"
         "    if 'ray' in sys.modules: sys.exit(f'{room} imports Ray')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, *ROOMS], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code, *STAGES], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
