@@ -11,7 +11,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -19,7 +19,7 @@ import pydantic
 import tyro
 
 from pipelines import help as pages
-from pipelines.config import check_tree, checks_later
+from pipelines.config import check_tree, checks_later, flag_name
 from pipelines.renamed_flags import successor
 from samtok.errors import ConfigError
 
@@ -127,7 +127,7 @@ def _refuse_renamed(kind: type, flags: list[str]) -> None:
 
 def _from_file(kind: type[T], path: str) -> T:
     """Reads a resolved config; an unknown or mistyped key is named and ends the program with 2."""
-    where = f"--config {path}"
+    where, body = f"--config {path}", None
     try:
         body = json.loads(Path(path).read_text(encoding="utf-8"))
         with checks_later():
@@ -136,19 +136,42 @@ def _from_file(kind: type[T], path: str) -> T:
         return config
     except pydantic.ValidationError as error:
         known = {flag.name.removeprefix("--") for flag in pages.flags_of(kind)}
-        _fail(f"{where}: {'; '.join(_fault(dict(one), known) for one in error.errors())}.")
+        _fail(f"{where}: {'; '.join(_faults(error, body, known))}.")
     except ConfigError as error:
         _fail(f"{where}: {error}")
     except (OSError, ValueError) as error:
         _fail(f"{where} cannot be used: {error}.")
 
 
-def _fault(error: Mapping[str, Any], known: set[str]) -> str:
+def _faults(error: pydantic.ValidationError, body: Any, known: set[str]) -> list[str]:
+    """Returns what is wrong with a config file: keys of an earlier version with their new names first."""
+    leaves = list(_leaves(body))
+    found = {leaf: new.replace("-", "_") for leaf in leaves if (new := successor(leaf, known))}
+    lines = [f"{old} is now {new}" for old, new in found.items()]
+    for one in error.errors():
+        key = ".".join(map(str, one["loc"]))
+        below = [leaf for leaf in leaves if f"{leaf}.".startswith(f"{key}.")]
+        if any(leaf in found for leaf in below):
+            gone = [leaf for leaf in below if leaf not in found and flag_name(leaf) not in known]
+            lines += [f"{leaf} is no key of this job" for leaf in gone]
+        elif key not in found.values():
+            lines.append(_fault(dict(one), key or "the file"))
+    return lines
+
+
+def _leaves(body: Any, prefix: str = "") -> Iterator[str]:
+    """Yields the dotted keys of all values that are no objects."""
+    for name, value in body.items() if isinstance(body, dict) else ():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _fault(error: Mapping[str, Any], key: str) -> str:
     """Returns one fault of a config file, with the key as the file has it."""
-    key = ".".join(map(str, error["loc"])) or "the file"
     if error["type"] == "unexpected_keyword_argument":
-        new = successor(key, known)
-        return f"{key} is no key of this job" + (f"; it is now {new.replace('-', '_')}" if new else "")
+        return f"{key} is no key of this job"
     if isinstance(cause := error.get("ctx", {}).get("error"), ConfigError):  # found by a config class
         return str(cause).rstrip(".")
     return f"{key} is {error['input']!r:.80}: {error['msg']}"

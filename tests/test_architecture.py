@@ -29,8 +29,8 @@ ALLOWED = {
 }
 KNOWN = {("cold_start", "mllm_evaluation"), ("grpo", "sft")}
 """Imports between stages that are still to go. Nothing is added here."""
-NO_MODULES = {"samtok.json", "samtok.mask_tokenizer", "samtok.__file__", "samtok.no_such"}
-"""What reads like a module of ours in texts and is none."""
+NO_PLACES = {"samtok.json", "samtok.mask_tokenizer", "samtok.__file__", "samtok.no_such", "jobs/NAME.py"}
+"""What reads like a module or file of ours in texts and is none."""
 HEAVY_FOR_SAMTOK = {"ray", "mlflow"}
 
 
@@ -119,7 +119,8 @@ def test_texts_name_modules_and_files_that_exist():
         files = re.findall(r"(?<![\w/.-])(?:samtok|pipelines|jobs|tests|infra)(?:/[\w.-]+)+\.\w+\b", text)
         names = re.findall(r"(?<![\w/.-])(?:samtok|pipelines)(?:\.\w+)+", text)
         wrong += [f"{path}: {file}" for file in files if not (ROOT / file).exists()]
-        wrong += [f"{path}: {name}" for name in names if not _is_module(name) and name not in NO_MODULES]
+        wrong += [f"{path}: {name}" for name in names if not _is_module(name)]
+    wrong = [text for text in wrong if text.split()[-1] not in NO_PLACES]
     assert not wrong, "\n".join(wrong)
 
 
@@ -139,7 +140,8 @@ def _is_module(name: str) -> bool:
 def test_arrows_go_from_jobs_to_pipelines_to_samtok(layer: str):
     for path in sources(layer):
         wrong = (imported(path) & OURS) - LAYERS[layer] - {layer}
-        assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+        wrong = [text for text in wrong if text.split()[-1] not in NO_PLACES]
+    assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
 
 
 def test_the_library_needs_neither_ray_nor_mlflow():

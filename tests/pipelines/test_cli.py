@@ -200,10 +200,11 @@ def test_an_old_flag_fails_with_its_new_name(capsys):
 
 def test_an_old_key_of_a_config_file_is_named_too(tmp_path, capsys):
     path = tmp_path / "config.json"
-    path.write_text(json.dumps({"out": "o", "pool": {"actors": 2}}))
+    path.write_text(json.dumps({"out": "o", "pool": {"actors": 2, "wings": 1}}))
     with pytest.raises(SystemExit):
         cli.parse(Renamed, {}, ["--config", str(path)], doc="")
-    assert "pool is no key of this job" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "pool.actors is now workers; pool.wings is no key of this job." in error
 
 
 @config

@@ -144,9 +144,7 @@ def test_runs_are_tracked_by_flag_then_variable_then_beside_the_output(
 
 def test_an_output_on_object_storage_needs_a_place_to_be_tracked(monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(
-        ConfigError, match="Give --tracking, .* or set MLFLOW_TRACKING_URI"
-    ):
+    with pytest.raises(ConfigError, match="Give --tracking, .* or set MLFLOW_TRACKING_URI"):
         job.resolved(config(out="s3://bucket/words"))
 
 
