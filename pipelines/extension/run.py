@@ -141,7 +141,7 @@ def _build(config: ExtendMllmConfig, words: _Words, folder: Path) -> None:
         config=config.numbers,
         tokenizer_sha256=words.sha256,
         geometry=words.geometry,
-        seeing=config.vision == "tiny",
+        pretrained_vision=config.vision == "tiny",
     )
 
 

@@ -10,7 +10,7 @@ All results are shares in [0, 1], or None where nothing of the kind was there. L
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -95,17 +95,6 @@ class Samples:
             skipped=self.skipped[chosen],
             keys=tuple(key for key, wanted in zip(self.keys, chosen, strict=True) if wanted),
             annotated_box=None if boxes is None else boxes[chosen],
-        )
-
-    def without_predictions(self) -> "Samples":
-        """Returns the samples as if "No target." were every answer: the baseline that ignores the image."""
-        nothing = np.zeros_like(self.target_px)
-        return replace(
-            self,
-            intersection_px=nothing,
-            predicted_px=nothing,
-            predicted_box=np.zeros_like(self.predicted_box),
-            skipped=np.zeros_like(self.skipped),
         )
 
 

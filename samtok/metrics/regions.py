@@ -21,11 +21,6 @@ AREA_BUCKETS = (("small", 32**2), ("medium", 96**2), ("large", math.inf))
 _Mask = Bool[np.ndarray, "_height _width"]
 
 
-def area_bucket(area_px: int) -> str:
-    """Returns the name of the bucket that an area in pixels falls into."""
-    return next(name for name, end in AREA_BUCKETS if area_px < end)
-
-
 def boundary_width_px(height: int, width: int, ratio: float = BOUNDARY_RATIO) -> int:
     """Returns how far from its contour a pixel still belongs to a mask's boundary; at least 1."""
     return max(1, round(ratio * math.hypot(height, width)))

@@ -108,7 +108,7 @@ class Adapter(ABC):
         """Returns how an image is written, with one image token that stands for all of its."""
 
     @abstractmethod
-    def see(self, images: Sequence[np.ndarray]) -> tuple[dict[str, Tensor], list[int]]:
+    def vision_tensors(self, images: Sequence[np.ndarray]) -> tuple[dict[str, Tensor], list[int]]:
         """Returns the vision tensors of images, rows joined along the first axis, and tokens per image."""
 
     @abstractmethod
@@ -220,7 +220,7 @@ class Adapter(ABC):
     def _encoded(
         self, pieces: list[tuple[str, bool]], images: Sequence[Picture], max_tokens: int | None
     ) -> Encoded:
-        vision, runs = self.see([_pixels(image) for image in images]) if images else ({}, [])
+        vision, runs = self.vision_tensors([_pixels(image) for image in images]) if images else ({}, [])
         sizes = iter(runs)
         ids: list[int] = []
         labels: list[int] = []

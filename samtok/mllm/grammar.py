@@ -47,21 +47,6 @@ class SuppressTokens(LogitsProcessor):
         """Returns scores of the next token: minus infinity if it is not allowed, else untouched."""
         return self.restrict(scores, self.states(input_ids)[:, -1])
 
-    def apply_grammar(
-        self, logits: Float[Tensor, "batch token vocab"], token_ids: Int[Tensor, "batch token"]
-    ) -> Float[Tensor, "batch token vocab"]:
-        """Restricts the logits of whole texts exactly as they were restricted when the texts were sampled.
-
-        A learner whose samples were drawn under the grammar needs it: they come from the distribution over
-        allowed tokens, and the end of a word had probability 1. A token that the grammar does not allow gets
-        the log-probability minus infinity. ``restrict`` does the same for chosen positions.
-
-        Args:
-            logits: Those at position ``t`` are of token ``t + 1``, as models return them.
-            token_ids: The tokens that the model read.
-        """
-        return self.restrict(logits, self.states(token_ids))
-
     def states(self, token_ids: Int[Tensor, "batch token"]) -> Int[Tensor, "batch token"]:
         """Returns the state after each token: 0 everywhere."""
         return torch.zeros_like(token_ids)
@@ -70,6 +55,10 @@ class SuppressTokens(LogitsProcessor):
         self, scores: Float[Tensor, "*position vocab"], states: Int[Tensor, "*position"]
     ) -> Float[Tensor, "*position vocab"]:
         """Returns scores, minus infinity for what is not allowed in these states; takes gradients.
+
+        A learner whose samples were drawn under the grammar needs it for whole texts, with their ``states``:
+        the samples come from the distribution over allowed tokens, and the end of a word had probability 1.
+        Scores at position ``t`` are those of token ``t + 1``, as models return them.
 
         Raises:
             ValueError: For scores narrower than the vocabulary.

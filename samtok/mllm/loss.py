@@ -12,7 +12,7 @@ from samtok.mllm.chat import IGNORE
 from samtok.mllm.folder import MROPE_FAMILIES
 from samtok.mllm.packed_attention import BY_DIALOGUE
 
-SEEING = {"pixel_values", "mm_encoder_outputs"}
+IMAGE_INPUTS = {"pixel_values", "mm_encoder_outputs"}
 """Inputs of a batch with images: their pixels, or features that were computed before."""
 
 PACKED_ATTENTION = ("sdpa", "eager", BY_DIALOGUE)
@@ -66,7 +66,7 @@ def _check(config: Any, inputs: Mapping[str, Tensor]) -> None:
         return
     positions = inputs.get("position_ids")
     if positions is None:
-        if not SEEING.isdisjoint(inputs) and "mm_token_type_ids" not in inputs:
+        if not IMAGE_INPUTS.isdisjoint(inputs) and "mm_token_type_ids" not in inputs:
             raise ValueError(
                 f"the batch has images and no mm_token_type_ids, so {config.model_type} would take positions "
                 "of one axis; make batches with Adapter.collate."

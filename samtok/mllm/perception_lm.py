@@ -32,7 +32,7 @@ class PerceptionLMAdapter(Adapter):
     def image_text(self) -> str:
         return self.image_token
 
-    def see(self, images: Sequence[np.ndarray]) -> tuple[dict[str, Tensor], list[int]]:
+    def vision_tensors(self, images: Sequence[np.ndarray]) -> tuple[dict[str, Tensor], list[int]]:
         seen = self.image_processor(images=list(images), input_data_format="channels_last")["pixel_values"]
         cell = self.processor.patch_size * self.processor.pooling_ratio  # pyright: ignore[reportAttributeAccessIssue]
         tokens = [len(tiles) * (tiles.shape[-2] // cell) * (tiles.shape[-1] // cell) for tiles in seen]

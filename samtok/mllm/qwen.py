@@ -34,7 +34,7 @@ class QwenAdapter(Adapter):
     def image_text(self) -> str:
         return "<|vision_start|><|image_pad|><|vision_end|>"
 
-    def see(self, images: Sequence[np.ndarray]) -> tuple[dict[str, Tensor], list[int]]:
+    def vision_tensors(self, images: Sequence[np.ndarray]) -> tuple[dict[str, Tensor], list[int]]:
         seen = self.image_processor(
             images=list(images), input_data_format="channels_last", return_tensors="pt"
         )

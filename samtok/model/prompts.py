@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from samtok.masks import box_of
+
 BOX_LABELS = (2, 3)
 """SAM's point labels of a box: top-left and bottom-right corner."""
 
@@ -38,9 +40,9 @@ def normalized_boxes(masks: Sequence[np.ndarray]) -> Float[np.ndarray, "mask 4"]
     """
     boxes = np.empty((len(masks), 4), dtype=np.float32)
     for i, mask in enumerate(masks):
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        if rows.size == 0:
+        box = box_of(mask)
+        if box is None:
             raise ValueError(f"mask {i} of {len(masks)} is empty; an empty mask has no words. Leave it out.")
         height, width = mask.shape
-        boxes[i] = columns[0] / width, rows[0] / height, columns[-1] / width, rows[-1] / height
+        boxes[i] = box[0] / width, box[1] / height, box[2] / width, box[3] / height
     return boxes

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from samtok import masks
 from samtok.shapes.drawing import KINDS, PALETTE, Footprint, background, grain
 
 MIN_SIDE_PX = 16
@@ -131,29 +132,15 @@ class ShapeObject:
     @functools.cached_property
     def box_xyxy(self) -> tuple[int, int, int, int]:
         """First and last pixel indices (x, y, x, y) of the visible part, as ``samtok.masks.box_of``."""
-        columns = np.flatnonzero(self.mask.any(axis=0))
-        rows = np.flatnonzero(self.mask.any(axis=1))
-        return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
+        box = masks.box_of(self.mask)
+        assert box is not None
+        return box
 
     @property
     def visible_centre_xy(self) -> tuple[float, float]:
         """Centre of the visible part's box in pixels; position words and relations go by it."""
         left, top, right, bottom = self.box_xyxy
         return (left + right + 1) / 2, (top + bottom + 1) / 2
-
-    @property
-    def horizontal(self) -> str | None:
-        """``left`` or ``right`` of the image; None in the middle fifth, where neither word is clear."""
-        return _side(self.visible_centre_xy[0] / self.mask.shape[1], "left", "right")
-
-    @property
-    def vertical(self) -> str | None:
-        """``top`` or ``bottom`` of the image; None in the middle fifth."""
-        return _side(self.visible_centre_xy[1] / self.mask.shape[0], "top", "bottom")
-
-
-def _side(share: float, low: str, high: str) -> str | None:
-    return low if share < 0.4 else high if share > 0.6 else None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

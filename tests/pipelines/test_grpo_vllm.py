@@ -90,7 +90,7 @@ class LLM:
         for id_ in prompt["prompt_token_ids"]:
             times = 1
             if id_ == place:
-                times = self.adapter.see([np.array(next(images))])[1][0] + self.places_more
+                times = self.adapter.vision_tensors([np.array(next(images))])[1][0] + self.places_more
             seen += [id_] * times
         said = [self._completion(reply, params) for reply in range(params.n)]
         return SimpleNamespace(prompt_token_ids=seen, outputs=said[::-1])

@@ -61,7 +61,7 @@ def test_whole_texts_are_restricted_as_they_were_when_sampled(num_levels: int):
     grammar = grammar_of(num_levels)
     texts = torch.from_numpy(random_texts(grammar.word_ids, count=30, length=20, seed=0))
     logits = torch.randn(30, 20, WIDTH)
-    together = grammar.apply_grammar(logits, texts)
+    together = grammar.restrict(logits, grammar.states(texts))
     for position in range(20):
         assert torch.equal(together[:, position], grammar(texts[:, : position + 1], logits[:, position]))
 
@@ -71,7 +71,7 @@ def test_probabilities_of_a_sampled_text_are_those_it_was_sampled_with_and_take_
     ids = grammar.word_ids
     text = torch.tensor([[3, ids.start, ids.codes[0][1], ids.codes[1][2], ids.end]])
     logits = torch.randn(1, 5, WIDTH, requires_grad=True)
-    log_probs = grammar.apply_grammar(logits, text).log_softmax(-1)
+    log_probs = grammar.restrict(logits, grammar.states(text)).log_softmax(-1)
     chosen = log_probs[0, torch.arange(4), text[0, 1:]]
     assert chosen[3] == 0  # nothing but the end could follow
     chosen.sum().backward()
@@ -193,7 +193,9 @@ def test_suppression_alone_lets_words_go_wrong():
     for row in processor(text, torch.zeros(2, WIDTH)):
         assert (row == 0).nonzero().flatten().tolist() == allowed
     logits = torch.randn(2, 1, WIDTH)
-    assert torch.equal(processor.apply_grammar(logits, text)[:, 0], processor(text, logits[:, 0]))
+    assert torch.equal(
+        processor.restrict(logits, processor.states(text))[:, 0], processor(text, logits[:, 0])
+    )
 
 
 def test_states_count_the_codes_of_the_open_word():

@@ -80,7 +80,8 @@ def test_greedy_answers_that_were_well_formed_stay_the_same(folder: str, adapter
     same = 0
     for prompt, one, other in zip(prompts, free, bound, strict=True):
         whole = torch.cat([prompt.input_ids, torch.tensor(one)]).unsqueeze(0)
-        scores = grammar.apply_grammar(torch.zeros(*whole.shape, len(adapter.tokenizer)), whole)[0]
+        zeros = torch.zeros(*whole.shape, len(adapter.tokenizer))
+        scores = grammar.restrict(zeros, grammar.states(whole))[0]
         allowed = scores[torch.arange(len(prompt) - 1, whole.shape[1] - 1), whole[0, len(prompt) :]] == 0
         if allowed.all():
             assert one == other

@@ -196,15 +196,6 @@ def test_tags_group_samples_and_every_sample_counts_for_all_its_tags():
         by_tag(samples, [["one"]], gres)
 
 
-def test_the_answer_no_target_scores_the_share_of_samples_without_one():
-    nothing = _samples(*FIXTURE, ((0, 1, 0, 1), "skipped")).without_predictions()
-    found = gres(nothing)
-    assert found["giou"] == pytest.approx(2 / 6)
-    assert (found["ciou"], found["n_acc"], found["t_acc"]) == (0.0, 1.0, 0.0)
-    assert targets(nothing)["mean_iou"] == 0.0
-    assert counts(nothing)["skipped"] == 0
-
-
 def test_masks_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="same size"):
         Samples.of_masks([(np.zeros((2, 2), bool), np.zeros((2, 3), bool))])

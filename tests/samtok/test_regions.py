@@ -96,11 +96,3 @@ def test_the_input_masks_stay_as_they_are():
 )
 def test_the_boundary_is_a_fiftieth_of_the_diagonal_wide(size, expected):
     assert regions.boundary_width_px(*size) == expected
-
-
-@pytest.mark.parametrize(
-    ("area_px", "bucket"),
-    [(1, "small"), (1023, "small"), (1024, "medium"), (9215, "medium"), (9216, "large"), (10**9, "large")],
-)
-def test_areas_fall_into_the_buckets_of_coco(area_px, bucket):
-    assert regions.area_bucket(area_px) == bucket

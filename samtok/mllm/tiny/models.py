@@ -57,7 +57,7 @@ def build_tiny(
     config: TinyConfig | None = None,
     tokenizer_sha256: str | None = None,
     geometry: Float[Tensor, "level num_codes dim"] | None = None,
-    seeing: bool = False,
+    pretrained_vision: bool = False,
 ) -> None:
     """Writes a model of random weights with its processor, as a folder like those of released checkpoints.
 
@@ -70,14 +70,14 @@ def build_tiny(
         config: All numbers.
         tokenizer_sha256: Of the mask tokenizer, for ``samtok.json``.
         geometry: Of its codes, for the rows of the words (``rows.extend``); by default they are noise.
-        seeing: Give a Qwen2.5-VL the vision encoder that ships (``vision.py``).
+        pretrained_vision: Give a Qwen2.5-VL the vision encoder that ships (``vision.py``).
     """
     config = config or TinyConfig()
     processor, make = _BUILDERS[family](config, list(texts))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = make()
-    if seeing:
+    if pretrained_vision:
         load_vision(model.get_submodule("model.visual"), config)
     model.eval()
     if vocabulary is None:
@@ -102,13 +102,7 @@ _Built = tuple[ProcessorMixin, Callable[[], PreTrainedModel]]
 
 def _qwen2_5_vl(config: TinyConfig, texts: list[str]) -> _Built:
     tokenizer = train_qwen_tokenizer(texts, vocab_size=config.vocab_size)
-    processor = Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(**_patches(config)),
-        tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(**_patches(config)),
-        chat_template=_chatml(config),
-    )
-    ids = tokenizer.get_vocab()
+    processor = _processor(Qwen2_5_VLProcessor, Qwen2VLVideoProcessor, config, tokenizer)
     body = Qwen2_5_VLConfig(
         text_config=_text(config, tokenizer)
         | {
@@ -122,7 +116,7 @@ def _qwen2_5_vl(config: TinyConfig, texts: list[str]) -> _Built:
             "fullatt_block_indexes": list(range(config.vision_layers)),
             "rope_parameters": {"rope_type": "axial", "rope_theta": config.vision_rope_theta},
         },
-        **_media(ids),
+        **_media(tokenizer.get_vocab()),
         tie_word_embeddings=config.tied,
     )
     return processor, lambda: _finished(Qwen2_5_VLForConditionalGeneration(body), tokenizer)
@@ -130,12 +124,7 @@ def _qwen2_5_vl(config: TinyConfig, texts: list[str]) -> _Built:
 
 def _qwen3_vl(config: TinyConfig, texts: list[str]) -> _Built:
     tokenizer = train_qwen_tokenizer(texts, vocab_size=config.vocab_size)
-    processor = Qwen3VLProcessor(
-        image_processor=Qwen2VLImageProcessor(**_patches(config)),
-        tokenizer=tokenizer,
-        video_processor=Qwen3VLVideoProcessor(**_patches(config)),
-        chat_template=_chatml(config),
-    )
+    processor = _processor(Qwen3VLProcessor, Qwen3VLVideoProcessor, config, tokenizer)
     vision = {
         "hidden_act": "gelu_pytorch_tanh",
         "num_position_embeddings": (config.image_size // config.patch_size) ** 2,
@@ -194,18 +183,20 @@ def _clip(config: TinyConfig, tile_size: int) -> dict[str, Any]:
     }
 
 
-def _chatml(config: TinyConfig) -> str:
-    return CHATML_TEMPLATE.replace("SYSTEM", repr(config.system))
-
-
-def _patches(config: TinyConfig) -> dict[str, Any]:
+def _processor(kind: Any, video: Any, config: TinyConfig, tokenizer: Any) -> ProcessorMixin:
     area = config.image_size**2
-    return {
+    patches: dict[str, Any] = {
         "patch_size": config.patch_size,
         "temporal_patch_size": 2,
         "merge_size": 2,
         "size": {"shortest_edge": area, "longest_edge": area},
     }
+    return kind(
+        image_processor=Qwen2VLImageProcessor(**patches),
+        tokenizer=tokenizer,
+        video_processor=video(**patches),
+        chat_template=CHATML_TEMPLATE.replace("SYSTEM", repr(config.system)),
+    )
 
 
 def _text(config: TinyConfig, tokenizer: Any) -> dict[str, Any]:

@@ -34,17 +34,6 @@ QWEN_TOKENS = (
 )
 """Tokens of Qwen's chat format, those that its processor and adapter need, and those around phrases."""
 
-LLAMA_TOKENS = (
-    "<|begin_of_text|>",
-    "<|end_of_text|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eot_id|>",
-    "<|image|>",
-    "<|video|>",
-)
-"""Tokens of Llama 3's chat format, and PerceptionLM's for images and videos."""
-
 CHATML_TEMPLATE = (
     "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' and SYSTEM %}"
