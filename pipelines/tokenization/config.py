@@ -61,6 +61,12 @@ class TokenizationConfig(RunConfig):
 class TokenizeCorpusConfig(TokenizationConfig):
     """A raw corpus becomes mask words."""
 
+    MAIN = (
+        *("corpus.reader", "corpus.source", "corpus.images", "corpus.dataset", "corpus.split", "out"),
+        *("tokenizer", "precision", "workers", "reconstruct", "limit", "max_reject_rate", "tracking"),
+        "dry_run",
+    )
+
     corpus: CorpusConfig
     reconstruct: Share = 0.0
     """Share of images whose masks are decoded again and compared."""
@@ -107,7 +113,9 @@ PRESETS: dict[str, TokenizeCorpusConfig] = {
     ),
     # The corpora of `make tour`, with their referring expressions.
     "tour": _tour("train", chunk_rows=64),
+    # The held-out ones.
     "tour-val": _tour("val", chunk_rows=32),
+    # Held-out ones that nothing is chosen by.
     "tour-test": _tour("test", chunk_rows=32),
     # SA-1B with a SAM2.1-size tokenizer on GPUs; one image in fifty is reconstructed as a check. Not run yet.
     "sa1b": TokenizeCorpusConfig(
