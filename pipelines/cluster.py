@@ -12,6 +12,7 @@ Ray is imported inside the functions, because it reads its variables when it is 
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 import math
@@ -28,6 +29,7 @@ from typing import Any
 import psutil
 
 from pipelines import env
+from pipelines.config import WorkerConfig
 from samtok.errors import ClusterError
 
 log = logging.getLogger(__name__)
@@ -87,6 +89,13 @@ def gpus_here() -> bool:
     """
     hidden = env.get_raw(env.CUDA_VISIBLE_DEVICES) in ("", "-1") and not env.is_submitted()
     return not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def with_device(worker: WorkerConfig) -> WorkerConfig:
+    """Fills in how many GPUs each process holds, where it was left to the machine."""
+    if worker.gpus is not None:
+        return worker
+    return dataclasses.replace(worker, gpus=1.0 if gpus_here() else 0.0)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 from pipelines.cluster import ClusterInfo, session
 from pipelines.config import WorkerConfig
 from pipelines.job import last_line
+from pipelines.shards import Plan
 from samtok.errors import ClusterError
 
 log = logging.getLogger(__name__)
@@ -39,47 +40,66 @@ def pool_session(workers: int, worker: WorkerConfig, *, num_cpus: int | None = N
         yield cluster
 
 
-def actors_of(kind: type, worker: WorkerConfig, count: int, make: Callable[[Any], Any]) -> list[Any]:
-    """Starts actors.
+class ShardWorker:
+    """An actor that makes its stage with the first shard, so that errors of making it are those of a call.
+
+    Of an error in an actor's constructor Ray returns only text, so its kind and exit code would be lost.
 
     Args:
-        kind: Their plain class.
-        worker: What each of them holds.
-        count: How many.
-        make: Gets the class as Ray's, and returns ``kind.remote(...)``.
+        make: Makes the stage, which is called with a plan and a shard.
     """
-    import ray
 
-    remote = ray.remote(kind).options(
-        num_cpus=worker.cpus,
-        num_gpus=worker.gpus or 0,
-        max_restarts=MAX_RETRIES,
-        max_task_retries=MAX_RETRIES,
-    )
-    return [make(remote) for _ in range(count)]
+    def __init__(self, make: Callable[[], Callable[[Plan, int], Any]]) -> None:
+        self._make, self._stage = make, None
+
+    def do(self, plan: Plan, shard: int) -> Any:
+        """Returns what the stage returns for a shard."""
+        if self._stage is None:
+            self._stage = self._make()
+        return self._stage(plan, shard)
 
 
 def through_actors(
-    actors: Sequence[Any], send: Callable[[Any, int], Any], todo: Sequence[int], *, remedy: str
+    make: Callable[[], Callable[[Plan, int], Any]],
+    plan: Plan,
+    todo: Sequence[int],
+    *,
+    workers: int,
+    worker: WorkerConfig,
+    remedy: str,
+    num_cpus: int | None = None,
 ) -> Iterator[Any]:
-    """Yields what actors return for each shard, in the order in which shards are done; ends the actors.
+    """Yields what actors return for each shard, in the order in which shards are done.
 
     Args:
-        actors: From ``actors_of``.
-        send: Gets an actor and a shard, and returns the reference of the result.
-        todo: The shards.
+        make: Picklable; makes what an actor holds, which is called with a plan and a shard.
+        plan: The plan.
+        todo: Its shards to do.
+        workers: Actors; no more than shards are started.
+        worker: What each of them holds.
         remedy: What to lower if actors die again and again, as flags.
+        num_cpus: Logical CPUs of a Ray that is started here.
 
     Raises:
-        ClusterError: If an actor died too often.
+        ClusterError: If the cluster is too small, or an actor died too often.
     """
-    import ray
+    with pool_session(workers, worker, num_cpus=num_cpus):
+        import ray
 
-    try:
-        yield from _stream([*actors] * IN_FLIGHT, send, todo, remedy)
-    finally:
-        for actor in actors:
-            ray.kill(actor)
+        kind = ray.remote(ShardWorker).options(
+            num_cpus=worker.cpus,
+            num_gpus=worker.gpus or 0,
+            max_restarts=MAX_RETRIES,
+            max_task_retries=MAX_RETRIES,
+        )
+        actors, shared = [kind.remote(make) for _ in range(min(workers, len(todo)))], ray.put(plan)
+        try:
+            yield from _stream(
+                [*actors] * IN_FLIGHT, lambda actor, shard: actor.do.remote(shared, shard), todo, remedy
+            )
+        finally:
+            for actor in actors:
+                ray.kill(actor)
 
 
 def through_tasks(

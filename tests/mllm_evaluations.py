@@ -164,10 +164,10 @@ class World:
     def flags(self, out: Path, *more: str) -> list[str]:
         """Returns the flags of an evaluation in this world."""
         return [
-            *("--benchmark", "gres", "--model", self.model, "--chat", self.chat, "--out", str(out)),
+            *("--benchmark", "gres", "--model", self.model, "--chats", self.chat, "--out", str(out)),
             *("--tokenizer", self.tokenizer_uri, "--generation.max-new-tokens", "12", "--shard-rows", "2"),
             *("--tracking", f"sqlite:///{self.home}/mlflow.db", "--report-pictures", "3"),
-            *("--pool.gpus-per-actor", "0"),
+            *("--worker.gpus", "0"),
             *more,
         ]
 

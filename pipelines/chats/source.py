@@ -1,22 +1,29 @@
-"""Random access to the samples of chat corpora, and a sample as what a model reads."""
+"""Random access to the samples of chat corpora, and a sample as what a model reads.
+
+Loads no torch by itself, since dry runs compare corpora with models.
+"""
 
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipelines import schema, storage
 from pipelines.chats import corpus as chats
+from pipelines.chats.agreement import Words, require_same_words
 from pipelines.chats.corpus import ChatCorpus
 from pipelines.ingestion.image_source import read_image_bytes
 from pipelines.shards import ROW_GROUP_ROWS
 from samtok import images
-from samtok.errors import ConfigError, DataError
-from samtok.mllm.chat import Encoded
-from samtok.mllm.family import Adapter
+from samtok.errors import DataError
+
+if TYPE_CHECKING:
+    from samtok.mllm.chat import Encoded
+    from samtok.mllm.family import Adapter
+    from samtok.mllm.folder import MllmFolder
 
 STAGE = "load"
 _KEPT_BYTES = 256 << 20
@@ -86,7 +93,7 @@ def load_images(row: Row) -> list[np.ndarray]:
     return found
 
 
-def encode_row(adapter: Adapter, row: Row, *, max_tokens: int) -> Encoded:
+def encode_row(adapter: "Adapter", row: Row, *, max_tokens: int) -> "Encoded":
     """Reads and encodes a sample.
 
     Raises:
@@ -103,27 +110,19 @@ def rejected(row: Row, error: DataError) -> dict[str, Any]:
     )
 
 
-def check_vocabulary(adapter: Adapter, sources: Sequence[ChatSource], model: str) -> None:
-    """Makes sure that model, corpora and mask tokenizer speak the same words.
+def check_vocabulary(model: "MllmFolder | Adapter", sources: Sequence[ChatSource], uri: str) -> None:
+    """Makes sure that a model to be trained and its corpora have the same words.
+
+    Args:
+        model: What the model's folder states.
+        sources: The corpora.
+        uri: Of the model, for messages.
 
     Raises:
         ConfigError: If numbers of codes or levels, or the tokenizers' weights, differ.
     """
-    own = (adapter.vocabulary.num_codes, adapter.vocabulary.num_levels)
-    known = {f"--model {model}": adapter.tokenizer_sha256}
-    for source in sources:
-        corpus = source.corpus
-        if (corpus.num_codes, corpus.num_levels) != own:
-            raise ConfigError(
-                f"{corpus.uri} has words of {corpus.num_levels} x {corpus.num_codes} codes, --model "
-                f"{model} of {own[1]} x {own[0]}. Extend the model for these words "
-                "(jobs/extend_mllm.py), or tokenize the corpus with the model's mask tokenizer."
-            )
-        known[corpus.uri] = corpus.weights_sha256
-    told = {where: sha256 for where, sha256 in known.items() if sha256 is not None}
-    if len(set(told.values())) > 1:
-        listed = "; ".join(f"{where}: {sha256[:12]}" for where, sha256 in told.items())
-        raise ConfigError(
-            f"the words belong to different mask tokenizers, so equal words mean different masks: {listed}. "
-            "Tokenize all corpora with one tokenizer, and extend the model for that one."
-        )
+    require_same_words(
+        Words.of_model(f"--model {uri}", model),
+        *(Words.of_chats(source.corpus.uri, source.corpus) for source in sources),
+        remedy="Tokenize all corpora with one tokenizer, and extend the model for it (jobs/extend_mllm.py).",
+    )

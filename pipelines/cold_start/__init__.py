@@ -1,1 +1,1 @@
-"""Writing thoughts for chats: `jobs/cold_start.py`."""
+"""Thoughts for chats, before reinforcement learning: ``jobs/cold_start.py``."""

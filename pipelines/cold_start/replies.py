@@ -16,7 +16,7 @@ from pipelines.ingestion.reader import Input
 
 
 @dataclass(frozen=True)
-class Told:
+class TeacherReply:
     """One reply.
 
     Attributes:
@@ -34,7 +34,7 @@ class Told:
     message: str = ""
 
 
-def of_file(uri: str) -> Iterator[Told]:
+def of_file(uri: str) -> Iterator[TeacherReply]:
     """Yields the lines of a file of replies; empty ones are no lines."""
     with storage.open_input(uri) as file:
         for number, line in enumerate(file, start=1):
@@ -42,32 +42,32 @@ def of_file(uri: str) -> Iterator[Told]:
                 yield _of_line(number, line)
 
 
-def _of_line(number: int, line: bytes) -> Told:
+def _of_line(number: int, line: bytes) -> TeacherReply:
     try:
         body = json.loads(line)
         sample_id, reply = body["sample_id"], body["reply"]
         (sample_id + reply).encode()  # JSON's escapes can write half a character
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        return Told(
+        return TeacherReply(
             f"line-{number:08d}",
             reason="record",
             message=f'line {number} is no object with the texts "sample_id" and "reply" ({error!r}): '
             f"{line[:80]!r}",
         )
-    return Told(sample_id, reply)
+    return TeacherReply(sample_id, reply)
 
 
-def of_shards(out: str, manifest: Mapping[str, Any]) -> Iterator[Told]:
+def of_shards(out: str, manifest: Mapping[str, Any]) -> Iterator[TeacherReply]:
     """Yields what a teacher model wrote, in the order of its samples."""
     for record in manifest["shards"]:
         with storage.open_input(storage.join(out, record["data"]["file"])) as file:
             for row in pq.ParquetFile(file).read().to_pylist():
-                yield Told(
+                yield TeacherReply(
                     row["sample_id"], row["reply"] or "", reason=row["reason"], message=row["message"] or ""
                 )
 
 
-def inputs_of(replies: Iterable[Told], places: Mapping[str, int], *, corpus: str) -> Iterator[Input]:
+def inputs_of(replies: Iterable[TeacherReply], places: Mapping[str, int], *, corpus: str) -> Iterator[Input]:
     """Finds the samples of replies: the first reply to a sample counts, others are duplicates.
 
     Args:
@@ -76,11 +76,11 @@ def inputs_of(replies: Iterable[Told], places: Mapping[str, int], *, corpus: str
         corpus: Its name, for messages.
     """
     seen: set[str] = set()
-    for number, told in enumerate(replies):
-        body = asdict(told) | {"index": places.get(told.sample_id)}
-        if told.reason is None and body["index"] is None:
+    for number, reply in enumerate(replies):
+        body = asdict(reply) | {"index": places.get(reply.sample_id)}
+        if reply.reason is None and body["index"] is None:
             body |= {"reason": "unknown_sample", "message": f"{corpus} has no such sample that may be taken"}
-        elif told.reason is None and told.sample_id in seen:
+        elif reply.reason is None and reply.sample_id in seen:
             body |= {"reason": "duplicate", "message": "an earlier reply is for this sample"}
-        seen.add(told.sample_id)
+        seen.add(reply.sample_id)
         yield Input(f"{number:08d}", json.dumps(body, sort_keys=True), None)

@@ -6,7 +6,7 @@ from typing import Any
 from pipelines import schema, shards
 from pipelines.chats.commit import Composed, commit
 from pipelines.chats.source import ChatSource
-from pipelines.cold_start.replies import Told
+from pipelines.cold_start.replies import TeacherReply
 from pipelines.cold_start.thoughts import Rules, with_thought
 from pipelines.shards import Plan
 from samtok.errors import DataError
@@ -33,20 +33,20 @@ class WriteThoughts:
         for chunk in self.plan.chunks(shard):
             for item in shards.read_inputs(self.plan, chunk):
                 done.counts["inputs_in"] += 1
-                self._take(Told(**json.loads(item.payload)), done)
+                self._take(TeacherReply(**json.loads(item.payload)), done)
         return commit(self.plan, shard, done)
 
-    def _take(self, told: Told, done: Composed) -> None:
-        row = None if told.index is None else self.source.row(told.index)
+    def _take(self, reply: TeacherReply, done: Composed) -> None:
+        row = None if reply.index is None else self.source.row(reply.index)
         try:
-            if told.reason is not None:
-                raise DataError(told.message, reason=told.reason)
+            if reply.reason is not None:
+                raise DataError(reply.message, reason=reply.reason)
             assert row is not None  # a reply to no sample has a reason
-            done.samples.append(with_thought(row, told.reply, self.rules))
+            done.samples.append(with_thought(row, reply.reply, self.rules))
             rows, ends = ("rows_in", "rows_out"), ("items_in", "items_out", "samples_out")
         except DataError as error:
             dataset = row["dataset"] if row else ""
-            done.rejects.append(schema.reject(STAGE, dataset, told.sample_id, error.reason, str(error)))
+            done.rejects.append(schema.reject(STAGE, dataset, reply.sample_id, error.reason, str(error)))
             rows, ends = ("rows_in", "rows_rejected"), ("items_in", "items_rejected")
         done.counts.update([*rows, *ends])
         if row is not None:

@@ -12,9 +12,9 @@ from pipelines import schema, shards
 from pipelines.chats.prompts import prompt_of
 from pipelines.chats.source import ChatSource, Row, load_images
 from pipelines.cold_start.config import TeacherConfig
-from pipelines.mllm_evaluation import models
-from samtok.errors import CheckpointError, DataError
-from samtok.mllm.adapters import load_adapter
+from pipelines.config import Precision
+from pipelines.generation import models
+from samtok.errors import DataError
 from samtok.mllm.chat import Encoded, Turn
 from samtok.mllm.generation import generate
 
@@ -37,7 +37,7 @@ EXPLAIN = (
     "speak of an object that the answer has, put its mask words behind its name. Write the thought and "
     "nothing else, inside <COT> and </COT>."
 )
-"""Follows the question if the teacher is told the answer. Wording is ours; the authors publish none."""
+"""Follows the question if the teacher sees the answer. Wording is ours; the authors publish none."""
 
 SOLVE = (
     "First write down your thought: what is asked for, which objects come into question, what tells them "
@@ -48,15 +48,15 @@ SOLVE = (
 
 
 def turns_for_teacher(row: Row, *, sees_answer: bool, num_codes: int, num_levels: int) -> list[Turn]:
-    """Returns the dialogue that a teacher is shown: that of the sample, its last question with our wish.
+    """Returns the dialogue that a teacher is shown: that of the sample, its last question with our request.
 
     Raises:
         DataError: As ``prompt_of``.
     """
     prompt = prompt_of(row, thinking=False, num_codes=num_codes, num_levels=num_levels)
-    wish = EXPLAIN.format(answer=prompt.question.text) if sees_answer else SOLVE
+    request = EXPLAIN.format(answer=prompt.question.text) if sees_answer else SOLVE
     *earlier, last = prompt.turns
-    return [*earlier, Turn(last.role, (*last.parts, f"\n{wish}"))]
+    return [*earlier, Turn(last.role, (*last.parts, f"\n{request}"))]
 
 
 @dataclass
@@ -66,15 +66,19 @@ class _Asked:
 
 
 class TeachSamples:
-    """Holds a teacher. Loads it with the first shard, since Ray tells little of a constructor's error.
+    """Holds a teacher.
 
     Args:
         source: The chats.
         config: The teacher.
+        precision: Of weights and arithmetic.
         device: ``cpu`` or ``cuda``.
         threads: Threads of CPU arithmetic.
         seed: Of the sampling.
-        model_sha256: What the plan says of the model.
+        model_sha256: What the plan says of the model; None takes any.
+
+    Raises:
+        CheckpointError: The teacher cannot be loaded, or is not that of the plan any more.
     """
 
     def __init__(
@@ -82,26 +86,27 @@ class TeachSamples:
         source: ChatSource,
         config: TeacherConfig,
         *,
-        device: str,
-        threads: int,
-        seed: int,
-        model_sha256: str,
+        precision: Precision = "float32",
+        device: str = "cpu",
+        threads: int = 1,
+        seed: int = 0,
+        model_sha256: str | None = None,
     ) -> None:
-        self.source, self.config, self.device, self.threads = source, config, device, threads
-        self.seed, self.model_sha256 = seed, model_sha256
-        self.model: Any = None
+        assert config.model is not None
+        torch.set_num_threads(threads)
+        self.source, self.config, self.seed = source, config, seed
+        self.adapter, self.model = models.load(
+            config.model, device=device, precision=precision, attention=config.attention, sha256=model_sha256
+        )
 
-    def teach_shard(self, plan: shards.Plan, shard: int) -> dict[str, Any]:
+    def __call__(self, plan: shards.Plan, shard: int) -> dict[str, Any]:
         """Returns the number of the shard, its table of ``REPLY_ROW``, and counts.
 
         Raises:
-            CheckpointError: The teacher cannot be loaded, or is not that of the plan any more.
             StorageError: If the storage fails.
         """
-        if self.model is None:
-            self._load()
         items = [item for chunk in plan.chunks(shard) for item in shards.read_inputs(plan, chunk)]
-        asked = [self._look(self.source.row(int(item.payload))) for item in items]
+        asked = [self._prompt_of(self.source.row(int(item.payload))) for item in items]
         self._generate([one for one in asked if one.prompt is not None], shard)
         rows = [one.row for one in asked]
         lost = sum(row["reply"] is None for row in rows)
@@ -109,21 +114,7 @@ class TeachSamples:
         counts = dict(zip(names, (len(rows), len(rows), 0, len(rows), len(rows) - lost, lost), strict=True))
         return {"shard": shard, "rows": schema.table(rows, REPLY_ROW), "counts": counts}
 
-    def _load(self) -> None:
-        assert self.config.model is not None
-        torch.set_num_threads(self.threads)
-        if models.sha256_of(self.config.model) != self.model_sha256:
-            raise CheckpointError(
-                f"The weights of --teacher.model {self.config.model} are no longer those that the run was "
-                "planned with. Put them back, or choose another --out."
-            )
-        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.config.dtype]
-        with models.local_folder(self.config.model) as folder:
-            self.adapter = load_adapter(folder)
-            loaded = self.adapter.load_model(folder, dtype=dtype, attn=self.config.attention)
-        self.model = loaded.to(self.device).eval()  # pyright: ignore[reportArgumentType]
-
-    def _look(self, row: Row) -> _Asked:
+    def _prompt_of(self, row: Row) -> _Asked:
         body: dict[str, Any] = {"sample_id": row["sample_id"], "reply": None, "num_tokens": 0}
         corpus = self.source.corpus
         try:

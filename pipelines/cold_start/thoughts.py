@@ -1,4 +1,4 @@
-"""A chat and a teacher's reply become a chat whose answer is thought about first, or a reason why not.
+"""A chat and a teacher's reply become a chat with a thought before its answer, or a reason why not.
 
     teacher   <COT> The red ring is left of the star. </COT>
     sample    <think> The red ring is left of the star. </think><answer> ANSWER </answer>
@@ -103,7 +103,7 @@ def _assembled(row: Row, text: str, thought: str, answer: str, rules: Rules) -> 
     return {**row, "messages": messages, "masks": masks}
 
 
-def _unknown(row: Row, said: Iterable[Codes], image: int, rules: Rules) -> list[dict[str, Any]]:
+def _unknown(row: Row, named: Iterable[Codes], image: int, rules: Rules) -> list[dict[str, Any]]:
     """Returns masks, without outlines, for words that none of the sample's masks has."""
     known = {tuple(mask["codes"]) for mask in row["masks"]}
     return [
@@ -116,19 +116,19 @@ def _unknown(row: Row, said: Iterable[Codes], image: int, rules: Rules) -> list[
             "iou": None,
             "rle": None,
         }
-        for codes in dict.fromkeys(said)
+        for codes in dict.fromkeys(named)
         if codes not in known
     ]
 
 
-def _names(said: Iterable[Codes], masks: Sequence[Mapping[str, Any]], true_ids: Sequence[str]) -> list[str]:
+def _names(listed: Iterable[Codes], masks: Sequence[Mapping[str, Any]], true_ids: Sequence[str]) -> list[str]:
     """Returns which masks are meant by words: true ones before others, the same words in turn."""
     places = {mask_id: place for place, mask_id in enumerate(true_ids)}
     found: dict[Codes, list[str]] = {}
     for mask in sorted(masks, key=lambda mask: places.get(mask["mask_id"], len(places))):
         found.setdefault(tuple(mask["codes"]), []).append(mask["mask_id"])
     named = []
-    for codes in said:
+    for codes in listed:
         ids = found[codes]
         named.append(ids[0])
         found[codes] = [*ids[1:], ids[0]]

@@ -5,6 +5,7 @@ They lie below ``runs/embedded``; no other place is ever made. Loads neither tor
     runs/embedded/shapes                                a corpus of images and masks, as COCO
     runs/embedded/{gres,gcg}-{train,val}/{shapes,words,chats}
                                                         referring questions, or captions with masks
+    runs/embedded/gres-train/replies.jsonl              a thought about each question, by a template
 """
 
 from pipelines import storage
@@ -14,7 +15,11 @@ from pipelines.job import absolute
 FOLDER = "runs/embedded"
 SHAPES = "shapes"
 CHATS = ("gres-train", "gres-val", "gcg-train", "gcg-val")
-DONE = {SHAPES: "annotations/instances_val.json", **dict.fromkeys(CHATS, "chats/_MANIFEST.json")}
+DONE = {
+    SHAPES: "annotations/instances_val.json",
+    **dict.fromkeys(CHATS, "chats/_MANIFEST.json"),
+    "gres-train": "replies.jsonl",
+}
 """File of each corpus that is written last."""
 
 

@@ -1,10 +1,12 @@
 """How the embedded corpora are made: by the same code as any others, at a size that takes seconds."""
 
 import dataclasses
+import json
 import logging
 from typing import Literal
 
 from pipelines import storage
+from pipelines.chats.corpus import load_chat_corpus, rows_of
 from pipelines.dialogues.config import ComposeDialoguesConfig
 from pipelines.dialogues.job import compose_dialogues
 from pipelines.ingestion import shapes_corpus
@@ -43,7 +45,8 @@ def make_chats(folder: str, task: Task, *, held_out: bool = False) -> None:
     Args:
         folder: For all three.
         task: Referring questions, or captions with masks.
-        held_out: Of scenes that no other embedded corpus has.
+        held_out: Of scenes that no other embedded corpus has. Of others that have referring questions a
+            file of replies is made too.
     """
     split = "val" if held_out else "train"
     scenes = NUM_HELD_OUT if held_out else NUM_SCENES
@@ -78,3 +81,17 @@ def make_chats(folder: str, task: Task, *, held_out: bool = False) -> None:
     )
     if composed:
         raise ClusterError(f"the embedded corpus {folder} could not be made; the reason is above.")
+    if task == "gres" and not held_out:
+        _write_replies(storage.join(folder, "replies.jsonl"), chats)
+
+
+def _write_replies(file: str, chats: str) -> None:
+    """Writes a thought about each question as a teacher would reply; every twentieth reply has none."""
+    lines = []
+    for number, row in enumerate(rows_of(load_chat_corpus(chats))):
+        (asked,) = json.loads(row["meta"])["expressions"]
+        words = ", ".join(mask["words"] for mask in row["masks"])
+        found = f"It fits {words}." if words else "No shape fits it."
+        thought = f"<COT> I look for {asked}. {found} </COT>" if (number + 1) % 20 else "I cannot tell."
+        lines.append(json.dumps({"sample_id": row["sample_id"], "reply": thought}) + "\n")
+    storage.write_bytes(file, "".join(lines).encode())

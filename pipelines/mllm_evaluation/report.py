@@ -11,10 +11,10 @@ import numpy as np
 
 from pipelines import storage
 from pipelines.mllm_evaluation.config import BASELINE
-from pipelines.mllm_evaluation.outcome import Beside, table_of, tag_table
 from pipelines.mllm_evaluation.pictures import SIDE, Drawn, choose, draw, rows_at
-from pipelines.mllm_evaluation.prepare import Job
+from pipelines.mllm_evaluation.prepare import Beside, Evaluation
 from pipelines.mllm_evaluation.scores import headlines, percent
+from pipelines.mllm_evaluation.tables import table_of, tag_table
 from pipelines.reports import html
 from pipelines.reports import words as corpus_reports
 from pipelines.reports import words_page as report_page
@@ -32,7 +32,7 @@ _TILES = 5
 
 
 def write_report(
-    job: Job,
+    job: Evaluation,
     manifest: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
     metrics: Mapping[str, Any],
@@ -66,7 +66,7 @@ def write_report(
 
 
 def render(
-    job: Job,
+    job: Evaluation,
     metrics: Mapping[str, Any],
     beside: Beside,
     drawn: Mapping[str, Sequence[Drawn]],
@@ -115,9 +115,9 @@ def _counts(metrics: Mapping[str, Any]) -> str:
     return html.card(html.settings((name.replace("_", " "), n) for name, n in metrics["counts"].items()))
 
 
-def _measured_with(job: Job) -> str:
+def _measured_with(job: Evaluation) -> str:
     config = job.config
-    places = [("model", config.model), ("tokenizer", config.tokenizer), ("chats", config.chat)]
+    places = [("model", config.model), ("tokenizer", config.tokenizer), ("chats", config.chats)]
     hidden = ("kind", "schema_version", "code_version")
     rest = [(name, value) for name, value in job.fingerprint.items() if name not in hidden]
     return html.card(f"<h3>Measured with</h3>{html.settings([*places, *rest])}")

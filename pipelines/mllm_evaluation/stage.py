@@ -4,7 +4,6 @@ An image is read once for all its questions, and encoded once for all words that
 questions share a batch follows from the plan alone, so answers do not depend on scheduling.
 """
 
-import functools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,16 +16,16 @@ import torch
 
 from pipelines import schema, shards, storage
 from pipelines.chats.corpus import turns_of
+from pipelines.config import Precision
+from pipelines.generation import models
+from pipelines.generation.config import GenerationConfig
 from pipelines.ingestion.image_source import read_image_bytes
 from pipelines.ingestion.reader import Input
-from pipelines.mllm_evaluation import models
-from pipelines.mllm_evaluation.config import GenerationConfig
 from pipelines.mllm_evaluation.rows import ANSWER_ROW, COUNTS, STAGE, start_of_row
 from samtok import images, masks
-from samtok.errors import CheckpointError, DataError
+from samtok.errors import DataError
 from samtok.metrics.referring import Mode
 from samtok.metrics.text_masks import Reading, decode_unions, read_text
-from samtok.mllm.adapters import load_adapter
 from samtok.mllm.chat import Encoded
 from samtok.mllm.generation import generate
 from samtok.mllm.thinking import answer_of
@@ -42,6 +41,7 @@ class AnswerSettings:
 
     generation: GenerationConfig
     readings: Mapping[Mode, Reading]
+    precision: Precision = "float32"
     grammar: bool = True
     answers_only: bool = False
     """Score what is inside of <answer> tags only, where there are any."""
@@ -56,7 +56,7 @@ class _Question:
     prompt: Encoded | None = None
     ids: list[int] = field(default_factory=list)
 
-    def lose(self, reason: str) -> None:
+    def reject(self, reason: str) -> None:
         self.row["problem"] = reason
 
 
@@ -73,7 +73,7 @@ class AnswerQuestions:
     """Holds an MLLM and a mask tokenizer.
 
     Args:
-        model: Checkpoint folder of the MLLM.
+        model: URI of the MLLM.
         tokenizer: URI of the mask tokenizer.
         settings: How questions are asked and scored.
         device: ``cpu`` or ``cuda``.
@@ -100,15 +100,16 @@ class AnswerQuestions:
         torch.set_num_threads(threads)
         self.settings = settings
         self.tokenizer = MaskTokenizer.from_pretrained(tokenizer, device=device, read=storage.read_bytes)
-        _require_same(tokenizer, tokenizer_sha256, self.tokenizer.weights_sha256)
-        _require_same(model, model_sha256, model_sha256 and models.sha256_of(model))
-        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.generation.dtype]
-        with models.local_folder(model) as folder:
-            self.adapter = load_adapter(folder)
-            loaded = self.adapter.load_model(folder, dtype=dtype, attn=settings.generation.attention)
-        self.model = loaded.to(device).eval()  # pyright: ignore[reportArgumentType]
+        models.require_same(tokenizer, tokenizer_sha256, self.tokenizer.weights_sha256)
+        self.adapter, self.model = models.load(
+            model,
+            device=device,
+            precision=settings.precision,
+            attention=settings.generation.attention,
+            sha256=model_sha256,
+        )
 
-    def answer_shard(self, plan: shards.Plan, shard: int) -> dict[str, Any]:
+    def __call__(self, plan: shards.Plan, shard: int) -> dict[str, Any]:
         """Does a shard; returns its number, tables of answers and rejects, counts, and reasons of rejects."""
         (chunk,) = plan.chunks(shard)
         rows, rejects, counts = self.answer(shards.read_inputs(plan, chunk))
@@ -127,7 +128,7 @@ class AnswerQuestions:
         groups = [_group(item) for item in inputs]
         for window in _windows(groups, WINDOW_BATCHES * self.settings.generation.batch_size):
             for group in window:
-                self._look(group, rejects)
+                self._read(group, rejects)
             self._generate([q for group in window for q in group.questions if q.prompt is not None])
             for group in window:
                 self._score(group)
@@ -138,7 +139,7 @@ class AnswerQuestions:
 
     # ------------------------------------------------------------ before: images and prompts
 
-    def _look(self, group: _Group, rejects: list[dict[str, Any]]) -> None:
+    def _read(self, group: _Group, rejects: list[dict[str, Any]]) -> None:
         """Reads the image and encodes the prompts of its questions; what cannot be asked is rejected."""
         known: dict[str, np.ndarray] = {}
         dataset, image_id = group.row["dataset"], group.row["image_id"]
@@ -148,7 +149,7 @@ class AnswerQuestions:
             lost = len(group.questions)
             rejects.append(schema.reject(STAGE, dataset, image_id, error.reason, str(error), num_masks=lost))
             for question in group.questions:
-                question.lose(error.reason)
+                question.reject(error.reason)
             return
         group.square = images.resize_square(image, self.tokenizer.config.image_size)
         for question in group.questions:
@@ -156,7 +157,7 @@ class AnswerQuestions:
                 seen = [_read(one, known) for one in question.body["images"]]
                 question.prompt = self.adapter.encode_prompt(turns_of(question.body), seen)
             except DataError as error:
-                question.lose(error.reason)
+                question.reject(error.reason)
                 name = f"{question.body['sample_id']}#{question.body['turn']}"
                 entry = schema.reject(
                     STAGE, dataset, image_id, error.reason, str(error), mask_id=name, num_masks=1
@@ -214,31 +215,6 @@ class AnswerQuestions:
             )
             question.row[mode] = {"codes": [list(codes) for codes in found.codes]}
             question.row["num_malformed"] = found.num_malformed
-
-
-class LazyAnswers:
-    """Makes ``AnswerQuestions`` when the first shard comes, so that its errors are those of a call.
-
-    Ray tells nothing but text of an error in an actor's constructor, so its kind and exit code would be lost.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._make = functools.partial(AnswerQuestions, *args, **kwargs)
-        self._made: AnswerQuestions | None = None
-
-    def answer_shard(self, plan: shards.Plan, shard: int) -> dict[str, Any]:
-        """Does ``AnswerQuestions.answer_shard``."""
-        if self._made is None:
-            self._made = self._make()
-        return self._made.answer_shard(plan, shard)
-
-
-def _require_same(what: str, planned: str | None, now: str | None) -> None:
-    if planned is not None and planned != now:
-        raise CheckpointError(
-            f"The weights of {what} are no longer those that the run was planned with. Put them back, or "
-            "choose another --out."
-        )
 
 
 def _group(item: Input) -> _Group:

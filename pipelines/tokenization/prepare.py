@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pipelines import schema, shards, storage
-from pipelines.cluster import gpus_here
-from pipelines.config import WorkerConfig
+from pipelines.cluster import with_device
 from pipelines.ingestion.corpora import reader_of
 from pipelines.ingestion.peek import peek
 from pipelines.ingestion.reader import MAX_NAMES, Input, Reader, Reject
@@ -107,13 +106,6 @@ def _filled_in(config: T, architecture: MaskTokenizerConfig) -> T:
             owner=config,
         )
     return dataclasses.replace(config, chunk_rows=rows, worker=with_device(config.worker))
-
-
-def with_device(worker: WorkerConfig) -> WorkerConfig:
-    """Fills in how many GPUs each process holds, where it was left to the machine."""
-    if worker.gpus is not None:
-        return worker
-    return dataclasses.replace(worker, gpus=1.0 if gpus_here() else 0.0)
 
 
 def _fingerprint(

@@ -17,9 +17,10 @@ from pipelines.chats.prompt_selection import load_prompts
 from pipelines.chats.prompts import THINKING_SUFFIX, PromptsConfig
 from pipelines.chats.source import ChatSource, encode_row, load_images
 from pipelines.cold_start.config import PRESETS, ColdStartConfig, TeacherConfig
-from pipelines.cold_start.prepare import prepare, teacher_plan
-from pipelines.cold_start.run import check_rejects, write_thoughts
-from pipelines.cold_start.teacher import REPLY_ROW, TeachSamples, turns_for_teacher
+from pipelines.cold_start.job import cold_start
+from pipelines.cold_start.prepare import ColdStart, prepare
+from pipelines.cold_start.run import teacher_of, write_thoughts
+from pipelines.cold_start.teacher import REPLY_ROW, turns_for_teacher
 from pipelines.cold_start.thoughts import Rules, with_thought
 from pipelines.sft.prepare import prepare as prepare_training
 from pipelines.sft.prepare import resolve
@@ -90,7 +91,7 @@ def test_earlier_turns_are_kept_and_later_ones_left_out():
     assert text_of(made["messages"][2]).endswith(THINKING_SUFFIX)
 
 
-def test_a_teacher_that_was_not_told_the_answer_must_find_it():
+def test_a_teacher_that_does_not_see_the_answer_must_find_it():
     for reply in (f"<COT>a</COT> <answer> It is {RED}. </answer>", f"<COT>a</COT>It is {RED}."):
         made = with_thought(sample("red"), reply, OWN)
         assert text_of(made["messages"][-1]) == f"<think> a </think><answer> It is {RED}. </answer>"
@@ -165,8 +166,12 @@ def write_replies(path: Path, lines: list[dict[str, Any] | str]) -> str:
 
 def config_of(world: World, out: Path, replies: str | None, **changed: Any) -> ColdStartConfig:
     teacher = TeacherConfig(replies=replies, sees_answer=changed.pop("sees_answer", True))
-    told = {"tracking": "off", "report_samples": 0, "teacher": teacher, **changed}
-    return ColdStartConfig(chats=world.chat, out=str(out), **told)
+    values = {"tracking": "off", "report_samples": 0, "teacher": teacher, **changed}
+    return ColdStartConfig(chats=world.chat, out=str(out), **values)
+
+
+def write(job: ColdStart, teacher: dict[str, Any] | None = None) -> dict[str, Any]:
+    return write_thoughts(job, job.thoughts_plan(teacher))
 
 
 def rejects_of(out: Path) -> list[dict[str, Any]]:
@@ -194,7 +199,16 @@ def thoughts(world, tmp_path_factory) -> Path:
         "[]",
     ]
     flags = ["--chats", world.chat, "--teacher.replies", write_replies(home / "replies.jsonl", replies)]
-    flags += ["--out", str(home / "thoughts"), "--report-samples", "3", "--shard-rows", "64"]
+    flags += [
+        "--out",
+        str(home / "thoughts"),
+        "--report-samples",
+        "3",
+        "--shard-rows",
+        "64",
+        "--max-reject-rate",
+        "0.5",
+    ]
     assert main([*flags, "--tracking", "off"]) == 0
     return home / "thoughts"
 
@@ -270,18 +284,17 @@ def test_a_run_that_was_cut_ends_with_the_same_bytes(world, tmp_path):
     lines += [{"sample_id": row["sample_id"], "reply": "<COT>a</COT>"} for row in world.rows]
     replies = write_replies(tmp_path / "replies.jsonl", lines)
     whole, cut = (config_of(world, tmp_path / name, replies, shard_rows=64) for name in ("whole", "cut"))
-    expected = write_thoughts(prepare(whole), None)
+    expected = write(prepare(whole))
     assert len(expected["shards"]) == 2 and expected["totals"]["samples_out"] == 12
-    write_thoughts(prepare(cut), None)
+    write(prepare(cut))
     for name in ("_MANIFEST.json", "commits/shard-00001.json", expected["shards"][1]["data"]["file"]):
         (tmp_path / "cut" / name).unlink()
-    assert data_digests(write_thoughts(prepare(cut), None)) == data_digests(expected)
+    assert data_digests(write(prepare(cut))) == data_digests(expected)
     with pytest.raises(ConfigError, match="min_reward: planned 1.0, now 0.5"):
-        write_thoughts(prepare(dataclasses.replace(cut, min_reward=0.5)), None)
-    assert json.loads((tmp_path / "cut/config.json").read_text())["min_reward"] == 1.0
+        write(prepare(dataclasses.replace(cut, min_reward=0.5)))
     write_replies(tmp_path / "replies.jsonl", lines[:-1])
     with pytest.raises(ConfigError, match="replies: planned"):
-        write_thoughts(prepare(cut), None)
+        write(prepare(cut))
 
 
 def test_only_samples_of_the_tasks_and_within_the_limit_are_known(world, tmp_path):
@@ -292,22 +305,25 @@ def test_only_samples_of_the_tasks_and_within_the_limit_are_known(world, tmp_pat
     config = dataclasses.replace(config_of(world, tmp_path / "out", replies), chats=chats)
     job = prepare(dataclasses.replace(config, tasks=("gres",), limit=7))
     assert list(job.places) == [row["sample_id"] for row in rows[:7:2]]
-    manifest = write_thoughts(job, None)
+    manifest = write(job)
     assert manifest["totals"]["samples_out"] == 4
     assert manifest["shards"][0]["reject_reasons"] == {"think/unknown_sample": 8}
     with pytest.raises(DataError, match="has no samples of the tasks psg"):
-        prepare(dataclasses.replace(config, tasks=("psg",)))
+        assert prepare(dataclasses.replace(config, tasks=("psg",))).places
 
 
-def test_too_many_rejects_and_nothing_left_are_errors(world, tmp_path):
+def test_too_many_rejects_and_nothing_left_are_errors(world, tmp_path, capsys):
     ids = [row["sample_id"] for row in world.rows]
     replies = write_replies(
         tmp_path / "half.jsonl",
         [{"sample_id": ids[0], "reply": "<COT>a</COT>"}, {"sample_id": ids[1], "reply": "a"}],
     )
     config = config_of(world, tmp_path / "half", replies, max_reject_rate=0.4)
-    with pytest.raises(DataError, match="50.0% of the replies are unusable; --max-reject-rate allows 40.0%"):
-        check_rejects(config, write_thoughts(prepare(config), None))
+    assert cold_start(config) == 3
+    message = "50.0% of the replies cannot be used; --max-reject-rate allows 40.0%"
+    assert message in capsys.readouterr().err
+    assert cold_start(dataclasses.replace(config, min_reward=0.5, max_reject_rate=0.0)) == 2
+    assert json.loads((tmp_path / "half/config.json").read_text())["min_reward"] == 1.0  # of the first run
     flags = ["--chats", world.chat, "--out", str(tmp_path / "none"), "--tracking", "off"]
     flags += ["--teacher.replies", write_replies(tmp_path / "none.jsonl", [])]
     assert main(flags) == 3
@@ -320,27 +336,24 @@ def test_too_many_rejects_and_nothing_left_are_errors(world, tmp_path):
 def taught(world: World, out: Path, **changed: Any) -> tuple[Any, Any]:
     teacher = TeacherConfig(model=world.model, max_new_tokens=6, batch_size=2, shard_rows=3, **changed)
     job = prepare(config_of(world, out, None, teacher=teacher, limit=5))
-    return job, teacher_plan(job)
+    return job, job.teacher_plan()
 
 
 def teach(job: Any, plan: Any, shard: int) -> dict[str, Any]:
-    stage = TeachSamples(
-        job.source, job.config.teacher, device="cpu", threads=1, seed=0, model_sha256=job.model_sha256
-    )
-    return stage.teach_shard(plan, shard)
+    return teacher_of(job)()(plan, shard)
 
 
 def test_a_teacher_sees_the_image_the_question_and_the_answer_only_if_it_may(world):
     row = world.rows[1]
     answer = text_of(row["messages"][1])
     words = {"num_codes": NUM_CODES, "num_levels": NUM_LEVELS}
-    (told,) = turns_for_teacher(row, sees_answer=True, **words)
-    (untold,) = turns_for_teacher(row, sees_answer=False, **words)
-    for turn in (told, untold):
+    (shown,) = turns_for_teacher(row, sees_answer=True, **words)
+    (hidden,) = turns_for_teacher(row, sees_answer=False, **words)
+    for turn in (shown, hidden):
         assert turn.parts[:2] == (0, "Please segment both in this image.") and "<COT>" in turn.text
         assert THINKING_SUFFIX not in turn.text
-    assert f"The right answer is: {answer}\n" in told.text
-    assert answer not in untold.text and "<answer>" in untold.text
+    assert f"The right answer is: {answer}\n" in shown.text
+    assert answer not in hidden.text and "<answer>" in hidden.text
 
 
 def test_a_teacher_writes_what_the_model_generates_and_says_what_it_cannot_see(world, tmp_path):
@@ -370,7 +383,7 @@ def test_what_a_teacher_wrote_becomes_samples_and_rejects(world, tmp_path):
         counts = {"rows_in": len(part), "rows_out": len(part)}
         rows, none = (pq_table(one) for one in (part, []))
         shards.commit(plan, shard, rows=rows, rejects=none, summary={"counts": counts})
-    manifest = write_thoughts(job, shards.finish(plan))
+    manifest = write(job, shards.finish(plan))
     assert (manifest["totals"]["rows_in"], manifest["totals"]["samples_out"]) == (5, 4)
     assert manifest["shards"][0]["reject_reasons"] == {"think/image_missing": 1}
     assert manifest["fingerprint"]["teacher_sha256"] == job.model_sha256
@@ -387,17 +400,17 @@ def test_sampled_thoughts_follow_from_the_seed(world, tmp_path):
     assert teach(job, plan, 0)["rows"] == teach(job, plan, 0)["rows"]
     other = dataclasses.replace(job, config=dataclasses.replace(job.config, seed=1))
     with pytest.raises(ConfigError, match="seed: planned 0, now 1"):
-        teacher_plan(other)
+        other.teacher_plan()
 
 
 def test_a_teacher_of_other_words_or_other_weights_is_refused(world, tmp_path):
     wide = world.build(tmp_path / "wide", num_codes=128)
     foreign = world.build(tmp_path / "foreign", sha256="b" * 64)
-    for model, told in (
-        (wide, "words of 2 x 128 codes, .* of 2 x 64"),
+    for model, message in (
+        (wide, "words of 2 x 128 codes, --chats .* of 2 x 64"),
         (foreign, "different mask tokenizers"),
     ):
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=message):
             prepare(config_of(world, tmp_path / "out", None, teacher=TeacherConfig(model=model)))
     job, plan = taught(world, tmp_path / "out")
     with pytest.raises(CheckpointError, match="no longer those that the run was planned with"):
@@ -408,31 +421,29 @@ def test_a_teacher_of_other_words_or_other_weights_is_refused(world, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("changed", "message"),
     [
-        ({"tasks": ("gress",)}, "--tasks: .* got 'gress'"),
-        ({"min_reward": 1.1}, "--min-reward must lie in"),
-        ({"max_reject_rate": -0.1}, "--max-reject-rate must lie in"),
+        ({"tasks": ("gress",)}, "--tasks must be some of .* got gress"),
+        ({"min_reward": 1.1}, r"--min-reward must be in \[0, 1\]"),
         ({"shard_rows": 100}, "--shard-rows must be a multiple of 64"),
-        ({"limit": 0}, "--limit must be at least 1"),
     ],
 )
-def test_flags_that_cannot_work_are_told(told, message):
+def test_flags_that_cannot_work_are_refused(changed, message):
     with pytest.raises(ConfigError, match=message):
-        ColdStartConfig(chats="a", out="b", **told)
+        ColdStartConfig(chats="a", out="b", **changed)
 
 
 def test_presets_are_whole_and_a_teacher_is_asked_for(world, tmp_path, capsys):
     flags = ["--chats", world.chat, "--out", str(tmp_path / "out"), "--tracking", "off"]
     authors = cli.parse(ColdStartConfig, PRESETS, ["--preset", "authors", *flags], doc="")
     assert authors.min_reward == 1.0 and authors.tasks == ("gres", "gcg") and authors.teacher.sees_answer
-    for teacher in ([], ["--teacher.model", "a", "--teacher.replies", "b"]):
-        assert main(["--preset", "smoke", *flags, *teacher]) == 2
+    for teacher in ([], ["--teacher.model", "a", "--teacher.replies", "b"], ["--teacher.replies", "none"]):
+        assert main([*flags, *teacher]) == 2
     replies = write_replies(tmp_path / "r.jsonl", [{"sample_id": world.rows[0]["sample_id"], "reply": "a"}])
     assert main([*flags, "--teacher.replies", replies, "--dry-run"]) == 0
-    assert "plan: 1 replies to 1 of 12 samples" in capsys.readouterr().out
+    assert "plan      1 replies to 12 samples" in capsys.readouterr().out
     assert main([*flags, "--teacher.model", world.model, "--teacher.shard-rows", "5", "--dry-run"]) == 0
-    assert "plan: 12 samples for the teacher in 3 shards" in capsys.readouterr().out
+    assert "plan      12 samples for the teacher in 3 shards" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 

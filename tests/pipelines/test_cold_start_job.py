@@ -7,10 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.cold_start import main
-from pipelines import schema, shards
 from pipelines.cold_start.config import ColdStartConfig, TeacherConfig
-from pipelines.cold_start.prepare import prepare, teacher_plan
-from pipelines.cold_start.teacher import TeachSamples
+from pipelines.cold_start.prepare import prepare
+from pipelines.cold_start.run import commit, teacher_of
+from pipelines.config import WorkerConfig
 from tests.jobs import data_digests, read_manifest, run_job
 from tests.mllm_evaluations import World
 
@@ -32,12 +32,12 @@ def test_actors_write_what_an_earlier_run_left_and_every_sample_is_accounted_for
     out = tmp_path / "thoughts"
     expected = begin(world, out)
     flags = ["--chats", world.chat, "--out", str(out), "--teacher.model", world.model, "--tracking", "off"]
-    flags += ["--teacher.max-new-tokens", "24", "--teacher.shard-rows", "4", "--pool.actors", "2"]
-    flags += ["--pool.gpus-per-actor", "0"]
+    flags += ["--teacher.max-new-tokens", "24", "--teacher.shard-rows", "4", "--workers", "2"]
+    flags += ["--worker.gpus", "0"]
     code, output = run_job("cold_start", *flags, log=tmp_path / "job.log")
     assert code == 3, output[-3000:]  # a tiny teacher has no thoughts, and the job says so
     assert f"{SHARDS} shards, {COMMITTED} committed" in output
-    assert "none of 24 replies could be used: " in output and "4 image_missing" in output
+    assert "none of the 24 replies could be used" in output and "4 image_missing" in output
     totals = read_manifest(out)["totals"]
     assert (totals["rows_in"], totals["rows_rejected"], totals["samples_out"]) == (24, 24, 0)
     assert written(out / "teacher").to_pylist() == expected.to_pylist()
@@ -49,13 +49,14 @@ def test_actors_write_what_an_earlier_run_left_and_every_sample_is_accounted_for
 def begin(world: World, out: Path) -> pa.Table:
     """Writes the first replies as a run that was killed leaves them; returns those of a whole run."""
     teacher = TeacherConfig(model=world.model, max_new_tokens=24, shard_rows=4)
-    job = prepare(ColdStartConfig(chats=world.chat, out=str(out), teacher=teacher, tracking="off"))
-    plan = teacher_plan(job)
+    config = ColdStartConfig(
+        chats=world.chat, out=str(out), teacher=teacher, worker=WorkerConfig(gpus=0.0), tracking="off"
+    )
+    job = prepare(config)
+    plan = job.teacher_plan()
     assert job.model_sha256 is not None and len(plan.shard_rows) == SHARDS
-    stage = TeachSamples(job.source, teacher, device="cpu", threads=1, seed=0, model_sha256=job.model_sha256)
-    done = [stage.teach_shard(plan, shard) for shard in range(SHARDS)]
+    stage = teacher_of(job)()
+    done = [stage(plan, shard) for shard in range(SHARDS)]
     for one in done[:COMMITTED]:
-        none = schema.table([], schema.REJECT_ROW)
-        told = {"counts": one["counts"], "reject_reasons": {}}
-        shards.commit(plan, one["shard"], rows=one["rows"], rejects=none, summary=told)
+        commit(plan, one)
     return pa.concat_tables([one["rows"] for one in done])

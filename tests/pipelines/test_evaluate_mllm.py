@@ -1,6 +1,7 @@
 """Questions are asked of a model, its answers become masks, and every question is accounted for."""
 
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -9,11 +10,16 @@ import pytest
 from PIL import Image
 
 from pipelines import schema
-from pipelines.mllm_evaluation import models, outcome, scores
-from pipelines.mllm_evaluation.config import ActorsConfig, EvaluateMllmConfig, GenerationConfig
-from pipelines.mllm_evaluation.prepare import Job, plan_of, prepare, readings_of
+from pipelines.config import WorkerConfig
+from pipelines.generation import models
+from pipelines.generation.config import GenerationConfig
+from pipelines.mllm_evaluation import outcome, scores, tables
+from pipelines.mllm_evaluation.config import EvaluateMllmConfig
+from pipelines.mllm_evaluation.prepare import Evaluation, prepare, readings_of
 from pipelines.mllm_evaluation.rows import ANSWER_ROW, inputs_of
-from pipelines.mllm_evaluation.stage import AnswerQuestions, AnswerSettings, LazyAnswers
+from pipelines.mllm_evaluation.run import settings_of
+from pipelines.mllm_evaluation.stage import AnswerQuestions
+from pipelines.shard_pool import ShardWorker
 from samtok import masks
 from samtok.errors import CheckpointError, ConfigError, DataError
 from samtok.metrics.text_masks import Reading
@@ -35,24 +41,25 @@ def _config(world: World, **changed) -> EvaluateMllmConfig:
     values = {
         "benchmark": "gres",
         "model": world.model,
-        "chat": world.chat,
+        "chats": world.chat,
         "out": str(world.home / "out"),
         "tokenizer": world.tokenizer_uri,
         "tracking": "off",
         "generation": GenerationConfig(max_new_tokens=16, batch_size=3),
-        "pool": ActorsConfig(gpus_per_actor=0.0),
+        "worker": WorkerConfig(gpus=0.0),
     }
     return EvaluateMllmConfig(**{**values, **changed})
 
 
-def _stage(job: Job, **changed) -> AnswerQuestions:
-    settings = AnswerSettings(job.config.generation, job.readings, grammar=job.config.grammar)
+def _stage(job: Evaluation, **changed) -> AnswerQuestions:
     expected = {name: job.fingerprint[name] for name in ("model_sha256", "tokenizer_sha256")}
-    return AnswerQuestions(job.config.model, job.config.tokenizer, settings, **{**expected, **changed})
+    return AnswerQuestions(
+        job.config.model, job.config.tokenizer, settings_of(job), **{**expected, **changed}
+    )
 
 
 @pytest.fixture(scope="module")
-def job(world, taught) -> Job:
+def job(world, taught) -> Evaluation:
     return prepare(_config(world, model=taught))
 
 
@@ -184,7 +191,7 @@ def test_other_benchmarks_read_one_mask_per_answer(world, taught, benchmark):
     rows = [_of_benchmark(row, benchmark) for row in world.rows if row["tags"] != ["none"]]
     chat = write_chats(world.home / f"chat-{benchmark}", rows, weights_sha256=world.sha256)
     job = prepare(
-        _config(world, benchmark=benchmark, model=taught, chat=chat, out=str(world.home / benchmark))
+        _config(world, benchmark=benchmark, model=taught, chats=chat, out=str(world.home / benchmark))
     )
     table, _, _ = _stage(job).answer(inputs_of(rows, tasks=job.config.asked_tasks, turns="last"))
     answers = table.to_pylist()
@@ -211,19 +218,17 @@ def test_the_same_questions_get_the_same_answers(world, stage, answered):
 
 def test_words_that_mean_other_masks_are_refused(world, tmp_path):
     other = write_chats(tmp_path / "other", world.rows, weights_sha256="0" * 64)
-    with pytest.raises(
-        ConfigError, match=r"--chat .* words of another mask tokenizer \(weights 000000000000\)"
-    ):
-        prepare(_config(world, chat=other))
+    with pytest.raises(ConfigError, match=r"--chats .* different mask tokenizers \(000000000000 and"):
+        prepare(_config(world, chats=other))
     small = write_chats(tmp_path / "small", world.rows, weights_sha256=None, num_codes=32)
-    with pytest.raises(ConfigError, match=r"--chat .* 2 levels with 32 codes each, --tokenizer .* 2 with 64"):
-        prepare(_config(world, chat=small))
+    with pytest.raises(ConfigError, match=r"--chats .* words of 2 x 32 codes, --tokenizer .* of 2 x 64"):
+        prepare(_config(world, chats=small))
     unknown = write_chats(tmp_path / "unknown", world.rows, weights_sha256=None)
-    assert prepare(_config(world, chat=unknown)).fingerprint["num_codes"] == 64
+    assert prepare(_config(world, chats=unknown)).fingerprint["num_codes"] == 64
     foreign = world.build(tmp_path / "foreign", sha256="f" * 64)
-    with pytest.raises(ConfigError, match=r"--model .*foreign has the words of another mask tokenizer"):
+    with pytest.raises(ConfigError, match=r"--model .*foreign and --tokenizer .* different mask tokenizers"):
         prepare(_config(world, model=foreign))
-    with pytest.raises(ConfigError, match=r"--model .* 2 levels with 16 codes"):
+    with pytest.raises(ConfigError, match=r"--model .* words of 2 x 16 codes"):
         prepare(_config(world, model=world.build(tmp_path / "few", num_codes=16)))
 
 
@@ -234,10 +239,10 @@ def test_chats_that_cannot_be_scored_are_refused_when_they_are_planned(world, tm
             mask["rle"] = None
     chat = write_chats(tmp_path / "bare", bare, weights_sha256=world.sha256)
     with pytest.raises(DataError, match="--keep-rle") as caught:
-        plan_of(prepare(_config(world, chat=chat, out=str(tmp_path / "a"))))
+        prepare(_config(world, chats=chat, out=str(tmp_path / "a"))).plan()
     assert caught.value.reason == "no_rle"
     with pytest.raises(DataError, match=r"no questions of the tasks grounding, res; it has gres"):
-        plan_of(prepare(_config(world, benchmark="rec", out=str(tmp_path / "b"))))
+        prepare(_config(world, benchmark="rec", out=str(tmp_path / "b"))).plan()
     rows = json.loads(json.dumps(world.rows[:1]))
     rows[0]["messages"][1]["mask_ids"] = ["green", "no such mask"]
     with pytest.raises(DataError, match="no such mask"):
@@ -246,11 +251,11 @@ def test_chats_that_cannot_be_scored_are_refused_when_they_are_planned(world, tm
 
 def test_the_plan_holds_the_images_of_the_limit_and_other_settings_are_refused(world, tmp_path):
     config = _config(world, out=str(tmp_path / "out"), limit=1, shard_rows=1)
-    plan = plan_of(prepare(config))
+    plan = prepare(config).plan()
     assert plan.shard_rows == (1,)
-    assert plan_of(prepare(config)) == plan
+    assert prepare(config).plan() == plan
     with pytest.raises(ConfigError, match="grammar: planned True, now False"):
-        plan_of(prepare(dataclasses.replace(config, grammar=False)))
+        prepare(dataclasses.replace(config, grammar=False)).plan()
 
 
 def test_official_scripts_know_words_of_two_levels_only(world):
@@ -271,10 +276,11 @@ def test_a_model_that_was_replaced_in_mid_run_is_refused(world, tmp_path):
 
 def test_a_worker_that_cannot_load_its_model_says_so_when_it_is_asked(world, tmp_path):
     job = prepare(_config(world, out=str(tmp_path / "out")))
-    settings = AnswerSettings(job.config.generation, job.readings)
-    worker = LazyAnswers(str(tmp_path / "no model"), world.tokenizer_uri, settings)
+    make = functools.partial(
+        AnswerQuestions, str(tmp_path / "no model"), world.tokenizer_uri, settings_of(job)
+    )
     with pytest.raises(CheckpointError, match=r"no config\.json"):
-        worker.answer_shard(plan_of(job), 0)
+        ShardWorker(make).do(job.plan(), 0)
 
 
 def test_the_hash_of_a_model_is_over_what_it_answers_by(world, tmp_path):
@@ -287,20 +293,21 @@ def test_the_hash_of_a_model_is_over_what_it_answers_by(world, tmp_path):
     assert models.sha256_of(str(folder)) == before
     (folder / "samtok.json").write_text("{}")
     assert models.sha256_of(str(folder)) != before
-    with pytest.raises(CheckpointError, match=r"no config\.json.*--model"):
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
         models.sha256_of(str(tmp_path / "nothing"))
+    with pytest.raises(ConfigError, match=r"--model .*nothing has no config.*jobs/extend_mllm.py --out"):
+        prepare(_config(world, model=str(tmp_path / "nothing")))
+    with pytest.raises(ConfigError, match=r"--chats .*nothing is .*jobs/compose_dialogues.py --out"):
+        prepare(_config(world, chats=str(tmp_path / "nothing")))
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"limit": 0}, "--limit must be at least 1"),
-        ({"shard_rows": 0}, "--shard-rows"),
-        ({"min_pixels": -1}, "--min-pixels cannot be negative"),
-        ({"max_reject_rate": 1.5}, "--max-reject-rate is a share"),
+        ({"min_pixels": -1}, "--min-pixels must be >= 0"),
         ({"beside": ("folder",)}, "NAME=RUN_FOLDER"),
         ({"beside": ("a=x", "a=y")}, "names a run twice"),
-        ({"beside": ("this run=x",)}, "is taken"),
+        ({"beside": ("this run=x",)}, "have a column of that name"),
     ],
 )
 def test_settings_that_cannot_work_name_their_flag(world, changed, message):
@@ -311,11 +318,11 @@ def test_settings_that_cannot_work_name_their_flag(world, changed, message):
 def test_the_table_shows_this_run_the_baseline_and_runs_beside(answered):
     metrics = _metrics(answered)
     worse = _metrics([{**row, "strict": {**row["strict"], "codes": []}} for row in answered])
-    head, *lines = outcome.table_of(metrics, {"untrained": worse}, "strict")
+    head, *lines = tables.table_of(metrics, {"untrained": worse}, "strict")
     assert head == ["strict, x 100", "this run", "always No target.", "untrained"]
     assert ["exact words", "100.00", "20.00", "20.00"] in lines
     assert ["N-acc", "100.00", "100.00", "100.00"] in lines
-    head, *lines = outcome.tag_table(metrics, "strict")
+    head, *lines = tables.tag_table(metrics, "strict")
     assert [line[:2] for line in lines] == [["both", "2"], ["none", "2"], ["red", "6"], ["all", "10"]]
 
 
@@ -329,25 +336,16 @@ def test_numbers_for_tracking_are_flat_and_leave_out_what_is_missing(answered):
 
 
 def test_runs_that_answered_other_questions_are_not_put_beside(world, job, tmp_path):
-    named = dataclasses.replace(job, config=dataclasses.replace(job.config, beside=(f"old={tmp_path}",)))
+    config = dataclasses.replace(job.config, beside=(f"old={tmp_path}",))
     with pytest.raises(ConfigError, match=r"--beside old: there is no .*metrics\.json"):
-        outcome.read_beside(named)
+        prepare(config)
     metrics = {"measured_with": outcome.measured_with(job)}
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
-    assert outcome.read_beside(named) == {"old": metrics}
+    assert prepare(config).beside == {"old": metrics}
     metrics["measured_with"]["questions"] = "others"
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     with pytest.raises(ConfigError, match="answered other questions"):
-        outcome.read_beside(named)
-
-
-def test_too_many_questions_that_cannot_be_asked_fail_the_run(world):
-    config = _config(world, max_reject_rate=0.25)
-    outcome.check_rejects(config, {"expected": 4, "scored": 3, "skipped": 1})
-    with pytest.raises(DataError, match=r"50\.0% of the questions .* allows 25\.0%"):
-        outcome.check_rejects(config, {"expected": 4, "scored": 2, "skipped": 2})
-    with pytest.raises(DataError, match="none of the 4 questions could be asked"):
-        outcome.check_rejects(_config(world), {"expected": 4, "scored": 0, "skipped": 4})
+        prepare(config)
 
 
 def test_a_word_that_the_limit_of_tokens_cuts_is_broken_and_counted(world, taught):

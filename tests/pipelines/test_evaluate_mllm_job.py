@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from pipelines import cli
-from pipelines.mllm_evaluation.config import PRESETS, EvaluateMllmConfig, GenerationConfig
+from pipelines.generation.config import GenerationConfig
+from pipelines.mllm_evaluation.config import PRESETS, EvaluateMllmConfig
+from pipelines.mllm_evaluation.job import evaluate_mllm
 from pipelines.mllm_evaluation.rows import inputs_of
-from pipelines.mllm_evaluation.run import evaluate_mllm
 from pipelines.mllm_evaluation.scores import metrics_of
 from pipelines.mllm_evaluation.stage import AnswerQuestions, AnswerSettings
 from samtok.metrics.text_masks import Reading
@@ -77,7 +78,7 @@ def test_a_killed_run_has_whole_shards_and_no_numbers(world, killed):
 def test_a_run_that_is_killed_and_repeated_gives_the_numbers_of_one_that_was_not(world, killed, resumed):
     out, output = resumed
     assert f"{NUM_IMAGES} images in {NUM_IMAGES} shards, {killed} committed" in output
-    assert f"questions  {4 * NUM_IMAGES}  asked {4 * NUM_IMAGES - 4}  skipped 4" in output
+    assert f"questions in {4 * NUM_IMAGES}  out {4 * NUM_IMAGES - 4}  rejected 4  (4 image_missing)" in output
     metrics = json.loads((out / "metrics.json").read_text())
     found = {name: value for name, value in metrics.items() if name != "measured_with"}
     assert found == json.loads(json.dumps(_expected(world, 1)))

@@ -7,11 +7,14 @@ import pytest
 from PIL import Image
 
 from pipelines import shards
+from pipelines.config import WorkerConfig
+from pipelines.generation.config import GenerationConfig
 from pipelines.mllm_evaluation import pictures, report
-from pipelines.mllm_evaluation.config import ActorsConfig, EvaluateMllmConfig, GenerationConfig
-from pipelines.mllm_evaluation.prepare import plan_of, prepare
+from pipelines.mllm_evaluation.config import EvaluateMllmConfig
+from pipelines.mllm_evaluation.prepare import prepare
+from pipelines.mllm_evaluation.run import commit, settings_of
 from pipelines.mllm_evaluation.scores import metrics_of, read_answers
-from pipelines.mllm_evaluation.stage import AnswerQuestions, AnswerSettings
+from pipelines.mllm_evaluation.stage import AnswerQuestions
 from tests.mllm_evaluations import World
 from tests.pages import Page
 
@@ -23,22 +26,20 @@ def finished(tmp_path_factory):
     config = EvaluateMllmConfig(
         benchmark="gres",
         model=world.train(world.home / "taught", steps=40),
-        chat=world.chat,
+        chats=world.chat,
         out=str(world.home / "out"),
         tokenizer=world.tokenizer_uri,
         tracking="off",
         shard_rows=2,
         report_pictures=3,
         generation=GenerationConfig(max_new_tokens=12),
-        pool=ActorsConfig(gpus_per_actor=0.0),
+        worker=WorkerConfig(gpus=0.0),
     )
     job = prepare(config)
-    plan = plan_of(job)
-    stage = AnswerQuestions(config.model, config.tokenizer, AnswerSettings(config.generation, job.readings))
+    plan = job.plan()
+    stage = AnswerQuestions(config.model, config.tokenizer, settings_of(job))
     for shard in range(len(plan.shard_rows)):
-        done = stage.answer_shard(plan, shard)
-        summary = {"counts": done["counts"], "reject_reasons": done["reasons"]}
-        shards.commit(plan, shard, rows=done["rows"], rejects=done["rejects"], summary=summary)
+        commit(plan, stage(plan, shard))
     manifest = shards.finish(plan)
     rows = read_answers(job.config.out, manifest)
     return job, manifest, rows, metrics_of(rows, benchmark="gres", readings=job.readings)

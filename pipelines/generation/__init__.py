@@ -1,0 +1,1 @@
+"""Text from finished MLLMs: settings of generation, and loading of checkpoints by URI."""

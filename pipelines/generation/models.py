@@ -1,0 +1,127 @@
+"""The checkpoint of an MLLM by URI: what it states, a hash of what it answers by, and the loaded model.
+
+Loads torch only with a model.
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines import shards, storage
+from pipelines.config import Precision
+from pipelines.generation.config import Attention
+from samtok import folders
+from samtok.errors import CheckpointError, ConfigError
+from samtok.mllm import folder as mllm_folder
+from samtok.mllm.folder import MllmFolder
+
+if TYPE_CHECKING:
+    from samtok.mllm.family import Adapter
+
+_WEIGHTS = (".safetensors", ".bin")
+_SUFFIXES = (*_WEIGHTS, ".json", ".jinja", ".txt", ".model")
+_ASIDE = ("lineage.json", "record.json")
+"""Files that say where a model comes from; they change nothing about what it answers."""
+
+
+def read_folder(uri: str, *, flag: str) -> MllmFolder:
+    """Returns what a checkpoint states of its family and words, before a job runs.
+
+    Args:
+        uri: A folder, local or s3://, or the name of one that ships with the package.
+        flag: As it is written, for the message.
+
+    Raises:
+        ConfigError: If there is no checkpoint; names the command that makes one.
+        CheckpointError: If it has no mask words, or its family is not known.
+    """
+    uri = folders.resolve(uri)
+    if not storage.exists(storage.join(uri, "config.json")):
+        raise ConfigError(
+            f"{flag} {uri} has no config.json, so it is no checkpoint of Hugging Face's. "
+            f"`python jobs/extend_mllm.py --out {uri}` makes one with mask words."
+        )
+    return mllm_folder.read_folder(uri, read=storage.read_bytes)
+
+
+def files_of(uri: str) -> list[str]:
+    """Returns the names of a checkpoint's files, those in folders below it left out.
+
+    Raises:
+        CheckpointError: If there is no ``config.json``.
+    """
+    prefix = uri.rstrip("/") + "/"
+    names = [info.uri.rpartition("/")[2] for info in storage.list_files(uri) if _is_own(info.uri, prefix)]
+    if "config.json" not in names:
+        raise CheckpointError(f"{uri} has no config.json, so it is no checkpoint of Hugging Face's.")
+    return names
+
+
+def _is_own(uri: str, prefix: str) -> bool:
+    name = uri.removeprefix(prefix)
+    return "/" not in name and name.endswith(_SUFFIXES) and name not in _ASIDE
+
+
+def sha256_of(uri: str) -> str:
+    """Returns one hash over names and contents of a checkpoint's files."""
+    uri = folders.resolve(uri)
+    return shards.digest({name: storage.file_sha256(storage.join(uri, name)) for name in files_of(uri)})
+
+
+def require_same(uri: str, planned: str | None, now: str | None) -> None:
+    """Makes sure that weights are still those of the plan; None takes any.
+
+    Raises:
+        CheckpointError: If they are not, as after a replacement in mid-run.
+    """
+    if planned is not None and planned != now:
+        raise CheckpointError(
+            f"the weights of {uri} are no longer those that the run was planned with. Put them back, or "
+            "choose another --out."
+        )
+
+
+def load(
+    uri: str, *, device: str, precision: Precision, attention: Attention, sha256: str | None = None
+) -> "tuple[Adapter, Any]":
+    """Loads a model for generation.
+
+    Args:
+        uri: The checkpoint.
+        device: ``cpu`` or ``cuda``.
+        precision: Of weights and arithmetic.
+        attention: Implementation of attention.
+        sha256: What ``sha256_of`` returned when the run was planned; None takes any weights.
+
+    Returns:
+        The adapter and the model, ready to be asked.
+
+    Raises:
+        CheckpointError: If it cannot be loaded, or has other weights.
+    """
+    import torch
+
+    from samtok.mllm.adapters import load_adapter
+
+    require_same(uri, sha256, sha256 and sha256_of(uri))
+    with local_folder(uri) as folder:
+        adapter = load_adapter(folder)
+        model: Any = adapter.load_model(folder, dtype=getattr(torch, precision), attn=attention)
+    return adapter, model.to(device).eval()
+
+
+@contextlib.contextmanager
+def local_folder(uri: str) -> Iterator[Path]:
+    """Gives a local folder with a checkpoint: the folder itself, or a copy that is deleted at the end."""
+    uri = folders.resolve(uri)
+    if not storage.is_remote(uri):
+        files_of(uri)
+        yield Path(uri.removeprefix("file://"))
+        return
+    with tempfile.TemporaryDirectory(prefix="samtok-mllm-") as folder:
+        for name in files_of(uri):
+            with storage.local_copy(storage.join(uri, name)) as copy:
+                copy.rename(Path(folder) / name)
+        yield Path(folder)

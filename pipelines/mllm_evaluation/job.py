@@ -1,0 +1,67 @@
+"""The job ``evaluate_mllm``: an MLLM answers questions in mask words, and the masks are scored.
+
+OUT/config.json                the resolved config
+OUT/plan.json, plan/           the questions by image, frozen when the job first ran
+OUT/data/shard-*.parquet       one row per question: answer, codes, masks, pixel counts (rows.ANSWER_ROW)
+OUT/rejects/, commits/, _MANIFEST.json
+OUT/lineage.json               model, tokenizer, chats, versions
+OUT/metrics.json               the numbers, in every mode, beside the baseline
+OUT/report/index.html          tables, and questions with truth and prediction
+"""
+
+from pipelines import job, storage
+from pipelines.job import Closing, Inputs, Job, Run
+from pipelines.mllm_evaluation.config import EvaluateMllmConfig
+from pipelines.mllm_evaluation.prepare import METRICS, prepare
+from pipelines.shard_job import Unit, reasons_of
+
+QUESTIONS = Unit("questions", "samples_in", "samples_out", "samples_rejected")
+
+
+class EvaluateMllm(Job[EvaluateMllmConfig]):
+    """See the module."""
+
+    name = "evaluate_mllm"
+
+    def prepare(self) -> None:
+        self.checked = prepare(self.config)
+        self.config = self.checked.config
+
+    def cpus(self) -> float:
+        return self.config.workers * self.config.worker.cpus
+
+    def size(self) -> str:
+        return self.checked.size()
+
+    def work(self, run: Run[EvaluateMllmConfig]) -> Closing:
+        from pipelines.mllm_evaluation import outcome  # these load torch
+        from pipelines.mllm_evaluation.run import answer_all
+        from pipelines.mllm_evaluation.tables import table_of
+
+        plan = self.checked.plan()
+        tracker = run.begin(self.config, tags=outcome.tags_of(self.checked))
+        manifest, done = answer_all(self.checked, plan, tracker)
+        metrics = outcome.publish(self.checked, manifest, done, tracker)
+        counts, limit = metrics["counts"], self.config.generation.max_new_tokens
+        rows = [
+            (
+                "targets",
+                f"{counts['expected'] - counts['no_target']} questions, {counts['no_target']} without",
+            ),
+            (
+                "answers",
+                f"{counts['malformed_words']} broken words in {counts['answers_with_malformed']} of them, "
+                f"{counts['answers_cut']} cut at {limit} tokens",
+            ),
+            ("rate", f"{done.rate(QUESTIONS.total):.2f} questions/s over {done.seconds:.0f} s"),
+            ("numbers", storage.join(self.config.out, METRICS)),
+        ]
+        if self.config.report_pictures:
+            rows.append(("report", storage.join(self.config.out, "report/index.html")))
+        tables = [table_of(metrics, self.checked.beside, mode) for mode in metrics["modes"]]
+        return Closing(rows, (QUESTIONS.items(manifest["totals"], reasons_of(manifest)),), tables)
+
+
+def evaluate_mllm(config: EvaluateMllmConfig, *, inputs: Inputs | None = None) -> int:
+    """Runs the job; returns its exit code."""
+    return job.run(EvaluateMllm, config, inputs=inputs)
