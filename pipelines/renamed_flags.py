@@ -34,6 +34,7 @@ RENAMED: tuple[tuple[str, str], ...] = (
     ("learner.replies-per-micro-batch", "learner.micro-batch"),
     ("rollout.actors", "rollout.workers"),
     ("generation.dtype", "precision"),
+    ("teacher.dtype", "precision"),
     ("engine.precision", "precision"),
     ("engine.images-per-micro-batch", "micro-batch"),
     ("engine.samples-per-micro-batch", "micro-batch"),

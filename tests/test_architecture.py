@@ -27,7 +27,7 @@ ALLOWED = {
     ("sweeps", "tokenizer_evaluation"),
     ("tokenizer_evaluation", "tokenization"),
 }
-KNOWN = {("cold_start", "mllm_evaluation"), ("grpo", "sft")}
+KNOWN = {("grpo", "sft")}
 """Imports between stages that are still to go. Nothing is added here."""
 NO_PLACES = {"samtok.json", "samtok.mask_tokenizer", "samtok.__file__", "samtok.no_such", "jobs/NAME.py"}
 """What reads like a module or file of ours in texts and is none."""
