@@ -11,17 +11,15 @@ import pytest
 from pipelines import cli
 from pipelines.config import RunConfig
 from pipelines.help import flags_of
-from pipelines.ingestion.config import ShapesConfig
 from pipelines.renamed_flags import RENAMED, successor
 from tests import printed
-from tests.printed import JOBS, PAGES, README, ROOT, Command
+from tests.printed import IN_FRAME, JOBS, PAGES, README, ROOT, Command
 
 GUIDE = [page for page in PAGES if page.name != "CHANGELOG.md"]
 COMMON = {"preset", "config", "help", "help-all"}
 OF_OTHERS = {"working-dir", "runtime-env-json"}
 """Flags of Ray's own commands."""
 
-IN_FRAME = [job for job in JOBS if issubclass(printed.parsed_by(job)[0], RunConfig | ShapesConfig)]
 landed = pytest.mark.skipif(IN_FRAME != JOBS, reason="some jobs are not on the frame yet")
 
 

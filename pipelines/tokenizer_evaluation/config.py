@@ -25,7 +25,7 @@ PRESETS: dict[str, EvaluateTokenizerConfig] = {
             "reader=coco,source=runs/embedded/shapes/annotations/instances_val.json,"
             "images=runs/embedded/shapes/val,dataset=shapes,split=val",
         ),
-        out="runs/evaluation",
+        out="runs/tokenizer-evaluation",
         shard_rows=64,
         limit=150,
     ),

@@ -1,0 +1,147 @@
+"""Every command that README and docs print is run: at smoke size, or as a dry run on folders built for it.
+
+The bare lines of the README are submitted to one Ray head, in their order, as a reader would. Their results
+and some links to them are then the folders that the other lines name; ``s3://`` stands for such a folder.
+"""
+
+import json
+import os
+import runpy
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from samtok.shapes import WorldConfig, make_scene
+from tests import printed
+from tests.printed import IN_FRAME, PAGES, README, ROOT, Command
+from tests.ray_head import BIN, RayHead
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+PRINTED = [command for page in PAGES for command in printed.commands(page)]
+BARE = [command for command in printed.commands(README) if command.job in IN_FRAME and not command.flags]
+DRY = [command for command in PRINTED if command.job in IN_FRAME and command not in BARE]
+OTHERS = [command for command in PRINTED if not command.job]
+
+NOT_RUN = {"make", "source", "mlflow", "ray", "git"}
+"""Targets are run by CI, ``ray start`` by this test's head; the server of MLflow does not end by itself."""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where relative places are, of submitted jobs and of the others."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def head(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
+    with RayHead(tmp_path_factory.mktemp("head"), env={"SAMTOK_HOME": str(home)}) as head:
+        yield head
+
+
+def submitted(head: RayHead, command: Command, *more: str) -> str:
+    """Submits the job of a command and returns its output."""
+    words = ["python", f"jobs/{command.job}.py", *local(command), *more]
+    code, output = head.submit(words, working_dir=command.takes_code_along, timeout_s=400)
+    assert code == 0, output[-4000:]
+    return output
+
+
+def local(command: Command) -> list[str]:
+    """Returns the flags of a command with folders in place of objects on S3."""
+    return [word.replace("s3://", "") for word in command.flags]
+
+
+# ---------------------------------------------------------------- the README's own
+
+
+@pytest.mark.parametrize("command", BARE, ids=str)
+def test_a_bare_line_of_the_readme_submitted(head, home, command: Command):
+    if any(done.job == command.job for done in BARE[: BARE.index(command)]):
+        pytest.skip("submitted by an earlier line")
+    output = submitted(head, command)
+    assert "no flags: running --preset smoke" in output
+    out = Path([line for line in output.splitlines() if line.startswith("out ")][-1].split()[-1])
+    assert out.is_relative_to(home) and json.loads((out / "config.json").read_text())["out"] == str(out)
+
+
+def test_the_submitted_jobs_are_in_the_database(home):
+    with sqlite3.connect(home / "runs/mlflow.db") as database:
+        states = {state for (state,) in database.execute("select status from runs")}
+    assert states == {"FINISHED"}
+
+
+@pytest.mark.parametrize("command", [line for line in DRY if line.where.startswith("README")], ids=str)
+def test_a_line_of_the_readme_with_places_submitted(head, world, command: Command):
+    assert "nothing was written" in submitted(head, command, "--dry-run")
+
+
+def test_the_python_of_the_readme():
+    """The first block with a synthetic image; of the second the names, since its files are published ones."""
+    scene = make_scene(0, 1, WorldConfig())
+    masks = [shape.mask for shape in scene.objects]
+    names: dict[str, Any] = {"image": scene.image, "masks": masks}
+    first, second = (block.text for block in printed.blocks(README) if block.language == "python")
+    exec(first, names)
+    assert names["again"].shape == (len(masks), *scene.image.shape[:2])
+    assert names["parse_words"](names["text"], num_codes=256) == [tuple(names["codes"][0].tolist())]
+    exec(second.partition("\n\n")[0], {})
+
+
+# ---------------------------------------------------------------- all others
+
+
+@pytest.fixture(scope="module")
+def world(head: RayHead, home: Path) -> Path:
+    """The folders that printed lines name, below ``home``."""
+    made = home / "runs/embedded"
+    weights = ROOT / "samtok/weights"
+    for place, source in {
+        "chats/grefcoco": made / "gres-train/chats",
+        "chats/grefcoco-val": made / "gres-val/chats",
+        "chats/mix": made / "gres-train/chats",
+        "chats/granf": made / "gcg-train/chats",
+        "words/grefcoco": made / "gres-train/words",
+        "words/granf": made / "gcg-train/words",
+        "models/tokenizer/final": weights / "tour",
+        "models/qwen-words": weights / "tour-mllm",
+        "models/qwen-sft/final": weights / "tour-mllm",
+        "models/Qwen2.5-VL-3B-Instruct": weights / "tour-mllm",
+        "data/coco/annotations": made / "shapes/annotations",
+        "data/entityseg": made / "shapes",
+    }.items():
+        shutil.copytree(source, home / place)
+    return home
+
+
+@pytest.mark.parametrize("command", DRY, ids=str)
+def test_a_printed_job_line_as_a_dry_run(world, command: Command, monkeypatch, capsys):
+    monkeypatch.chdir(world)
+    main = runpy.run_path(str(ROOT / "jobs" / f"{command.job}.py"))["main"]
+    code = main([*local(command), "--dry-run"])
+    output = capsys.readouterr()
+    assert code == 0, output.err[-2000:]
+
+
+@pytest.mark.parametrize("command", OTHERS, ids=str)
+def test_another_printed_command(head, world, command: Command):
+    program = command.words[0]
+    if program in NOT_RUN:
+        assert program == "source" or shutil.which(program, path=f"{BIN}{os.pathsep}{os.environ['PATH']}")
+        return
+    assert program == "python", command
+    done = subprocess.run(
+        [sys.executable, *command.words[1:]],
+        cwd=world,
+        env=head.env,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
