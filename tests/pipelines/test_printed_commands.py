@@ -17,7 +17,10 @@ from typing import Any
 
 import pytest
 
+from pipelines.ingestion.config import ShapesConfig
+from pipelines.ingestion.shapes_corpus import make_shapes
 from samtok.shapes import WorldConfig, make_scene
+from samtok.words import format_words
 from tests import printed
 from tests.printed import IN_FRAME, PAGES, README, ROOT, Command
 from tests.ray_head import BIN, RayHead
@@ -100,24 +103,54 @@ def test_the_python_of_the_readme():
 @pytest.fixture(scope="module")
 def world(head: RayHead, home: Path) -> Path:
     """The folders that printed lines name, below ``home``."""
-    made = home / "runs/embedded"
-    weights = ROOT / "samtok/weights"
-    for place, source in {
+    made, weights = home / "runs/embedded", ROOT / "samtok/weights"
+    _embedded(head, made)
+    copies = {
+        "data/coco/val2017": made / "shapes/val",
+        "data/coco/train2017": made / "shapes/val",
+        "data/entityseg": made / "shapes/val",
+        "words/grefcoco": made / "gres-train/words",
+        "words/granf": made / "gcg-train/words",
         "chats/grefcoco": made / "gres-train/chats",
         "chats/grefcoco-val": made / "gres-val/chats",
         "chats/mix": made / "gres-train/chats",
         "chats/granf": made / "gcg-train/chats",
-        "words/grefcoco": made / "gres-train/words",
-        "words/granf": made / "gcg-train/words",
         "models/tokenizer/final": weights / "tour",
         "models/qwen-words": weights / "tour-mllm",
         "models/qwen-sft/final": weights / "tour-mllm",
         "models/Qwen2.5-VL-3B-Instruct": weights / "tour-mllm",
-        "data/coco/annotations": made / "shapes/annotations",
-        "data/entityseg": made / "shapes",
-    }.items():
+    }
+    for place, source in copies.items():
         shutil.copytree(source, home / place)
+    objects = made / "shapes/annotations/instances_val.json"
+    for place in (
+        "coco/annotations/instances_val2017",
+        "coco/annotations/instances_train2017",
+        "entityseg/val",
+    ):
+        (home / f"data/{place}.json").parent.mkdir(exist_ok=True)
+        shutil.copy(objects, home / f"data/{place}.json")
+    sa1b = ShapesConfig(out=str(home / "data/sa1b"), format="sa1b", num_images=8)
+    assert make_shapes(sa1b) == 0
+    (home / "models/sam2.1_hiera_large.pt").write_bytes(b"")
+    words = format_words((1, 2), num_codes=256)
+    for name, lines in {
+        "replies": [{"truth": f"It is {words}.", "reply": f"<think>a</think><answer>{words}</answer>"}],
+        "thoughts": [{"sample_id": "x", "reply": f"<think>a</think><answer>{words}</answer>"}],
+        "chats": [{"messages": [{"role": "user", "content": "<image>Which?"}], "images": ["1.jpg"]}],
+    }.items():
+        (home / f"data/{name}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     return home
+
+
+def _embedded(head: RayHead, made: Path) -> None:
+    """Makes embedded corpora that no line before has made, by naming them."""
+    for name in ("gres-train", "gres-val", "gcg-train"):
+        if not (made / name).exists():
+            flags = ["--words", f"runs/embedded/{name}/words", "--out", f"runs/from-{name}"]
+            assert head.submit(["python", "jobs/compose_dialogues.py", *flags], working_dir=False)[0] == 0
+    if not (made / "shapes").exists():
+        assert head.submit(["python", "jobs/tokenize_corpus.py"], working_dir=False)[0] == 0
 
 
 @pytest.mark.parametrize("command", DRY, ids=str)
