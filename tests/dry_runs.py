@@ -25,6 +25,8 @@ ROOT = Path(__file__).parent.parent
 HEAVY = ("ray", "torch", "transformers", "mlflow")
 GIVEN = {"corpora": "reader=sa1b,source=none/sa1b", "validation.corpora": "reader=sa1b,source=none/sa1b"}
 """Values of flags that are more than a place."""
+EITHER = {("cold_start", "authors"): ("--teacher.model", "none/model")}
+"""Flags of which a preset leaves one or another to the user."""
 
 
 def main() -> int:
@@ -38,7 +40,7 @@ def main() -> int:
     for preset, config in presets.items():
         before, started = tree(root), time.monotonic()
         out, err = io.StringIO(), io.StringIO()
-        flags = ["--preset", preset, *missing_flags(config), "--dry-run"]
+        flags = ["--preset", preset, *missing_flags(config), *EITHER.get((job, preset), ()), "--dry-run"]
         logging.getLogger("pipelines").handlers.clear()  # they hold the streams of the preset before
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
