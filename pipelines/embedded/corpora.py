@@ -68,7 +68,7 @@ def make_chats(folder: str, task: Task, *, held_out: bool = False) -> None:
         reader=layout,
         source=storage.join(shapes, file),
         images=storage.join(shapes, split),
-        dataset="shapes",
+        dataset=f"shapes-{task}",  # so that both can be mixed
         split=split,
     )
     tokenized = tokenize_corpus(

@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,9 @@ def submitted(head: RayHead, command: Command, *more: str) -> str:
 
 
 def local(command: Command) -> list[str]:
-    """Returns the flags of a command with folders in place of objects on S3."""
-    return [word.replace("s3://", "") for word in command.flags]
+    """Returns the flags of a command with folders in place of objects on S3, and an empty one for --out."""
+    flags = [word.replace("s3://", "") for word in command.flags]
+    return [f"new/{flag}" if before == "--out" else flag for before, flag in pairwise(["", *flags])]
 
 
 # ---------------------------------------------------------------- the README's own
@@ -103,8 +105,14 @@ def test_the_python_of_the_readme():
 @pytest.fixture(scope="module")
 def world(head: RayHead, home: Path) -> Path:
     """The folders that printed lines name, below ``home``."""
+    _embedded(head, home / "runs/embedded")
+    build(home)
+    return home
+
+
+def build(home: Path) -> None:
+    """Makes the folders out of the embedded corpora and of what ships."""
     made, weights = home / "runs/embedded", ROOT / "samtok/weights"
-    _embedded(head, made)
     copies = {
         "data/coco/val2017": made / "shapes/val",
         "data/coco/train2017": made / "shapes/val",
@@ -115,6 +123,7 @@ def world(head: RayHead, home: Path) -> Path:
         "chats/grefcoco-val": made / "gres-val/chats",
         "chats/mix": made / "gres-train/chats",
         "chats/granf": made / "gcg-train/chats",
+        "runs/gres": home / "runs/evaluation",
         "models/tokenizer/final": weights / "tour",
         "models/qwen-words": weights / "tour-mllm",
         "models/qwen-sft/final": weights / "tour-mllm",
@@ -140,7 +149,6 @@ def world(head: RayHead, home: Path) -> Path:
         "chats": [{"messages": [{"role": "user", "content": "<image>Which?"}], "images": ["1.jpg"]}],
     }.items():
         (home / f"data/{name}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    return home
 
 
 def _embedded(head: RayHead, made: Path) -> None:
@@ -149,15 +157,17 @@ def _embedded(head: RayHead, made: Path) -> None:
         if not (made / name).exists():
             flags = ["--words", f"runs/embedded/{name}/words", "--out", f"runs/from-{name}"]
             assert head.submit(["python", "jobs/compose_dialogues.py", *flags], working_dir=False)[0] == 0
-    if not (made / "shapes").exists():
-        assert head.submit(["python", "jobs/tokenize_corpus.py"], working_dir=False)[0] == 0
+    for job, place in (("tokenize_corpus", made / "shapes"), ("evaluate_mllm", made.parent / "evaluation")):
+        if not place.exists():
+            assert head.submit(["python", f"jobs/{job}.py"], working_dir=False)[0] == 0
 
 
 @pytest.mark.parametrize("command", DRY, ids=str)
 def test_a_printed_job_line_as_a_dry_run(world, command: Command, monkeypatch, capsys):
     monkeypatch.chdir(world)
+    flags = local(command) or ["--preset", "smoke"]  # which a job without flags runs
     main = runpy.run_path(str(ROOT / "jobs" / f"{command.job}.py"))["main"]
-    code = main([*local(command), "--dry-run"])
+    code = main([*flags, "--dry-run"])
     output = capsys.readouterr()
     assert code == 0, output.err[-2000:]
 
