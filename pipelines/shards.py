@@ -413,8 +413,8 @@ def require_manifest(uri: str, *, flag: str, job: str) -> dict[str, Any]:
     """
     if not storage.exists(storage.join(uri, MANIFEST)):
         raise ConfigError(
-            f"{flag} {uri} is no finished corpus: it has no {MANIFEST}. `python jobs/{job}.py --out {uri}` "
-            "makes it, or goes on with it."
+            f"{flag} {uri} is no finished corpus: it has no {MANIFEST}. The command that began it goes on "
+            f"with it; `python jobs/{job}.py --preset smoke --out {uri}` makes one of synthetic scenes."
         )
     return storage.read_json(storage.join(uri, MANIFEST))
 

@@ -16,7 +16,19 @@ ROOT = Path(__file__).parent.parent
 LAYERS = {"samtok": set(), "pipelines": {"samtok"}, "jobs": {"samtok", "pipelines"}}
 OURS = {*LAYERS, "tests", "infra"}
 KERNEL = (
-    *("cli", "cluster", "config", "env", "help", "job", "log", "provenance", "renamed_flags", "schema"),
+    *(
+        "cli",
+        "cluster",
+        "config",
+        "env",
+        "help",
+        "inputs",
+        "job",
+        "log",
+        "provenance",
+        "renamed_flags",
+        "schema",
+    ),
     *("shard_job", "shard_pool", "shards", "tracking"),
 )
 SHARED = ("storage", "chats", "ingestion", "training", "reports", "generation")

@@ -31,6 +31,7 @@ from pipelines.ingestion.reader import Reader
 from pipelines.ingestion.refer import ReferOptions, ReferReader
 from pipelines.ingestion.regions import DamReader
 from pipelines.ingestion.sidecar import Sa1bReader
+from pipelines.inputs import require
 from samtok.errors import ConfigError
 
 ReaderKind = Literal["coco", "sa1b", "refer", "granf", "psg", "dam", "osprey"]
@@ -138,6 +139,17 @@ def reader_of(corpus: CorpusConfig) -> Reader:
         **images,
         **{name: getattr(corpus, name) for name in option_names(corpus.reader)},
     )
+
+
+def require_source(corpus: CorpusConfig) -> None:
+    """Refuses a corpus whose source is not there.
+
+    Raises:
+        ConfigError: Names the command that makes a synthetic one.
+    """
+    layout = "coco" if corpus.reader == "osprey" else corpus.reader  # which make_shapes does not write
+    command = f"python jobs/make_shapes.py --format {layout} --out runs/shapes"
+    require(corpus.source, flag=f"source of the corpus {corpus.dataset or corpus.reader}", command=command)
 
 
 # ---------------------------------------------------------------- one corpus of several

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 from pipelines import schema, shards, storage
 from pipelines.cluster import with_device
-from pipelines.ingestion.corpora import reader_of
+from pipelines.ingestion.corpora import reader_of, require_source
 from pipelines.ingestion.peek import peek
 from pipelines.ingestion.reader import MAX_NAMES, Input, Reader, Reject
+from pipelines.inputs import require_tokenizer
 from pipelines.shard_job import left_of, open_plan
 from pipelines.tokenization.config import TokenizationConfig, TokenizeCorpusConfig
 from samtok import folders
@@ -85,7 +86,12 @@ def prepare(config: TokenizeCorpusConfig) -> Tokenization:
 
     Args:
         config: With absolute places.
+
+    Raises:
+        ConfigError: For an input that is not there; names the command that makes one.
     """
+    require_tokenizer(config.tokenizer)
+    require_source(config.corpus)
     architecture = folders.read_config(config.tokenizer, read=storage.read_bytes)
     config = _filled_in(config, architecture)
     reader = reader_of(config.corpus)

@@ -1,0 +1,29 @@
+"""Inputs of a job that are not there are refused before it begins, with the command that makes them."""
+
+from pipelines import storage
+from samtok import folders
+from samtok.errors import ConfigError
+
+
+def require(place: str, *, flag: str, command: str, file: str | None = None) -> None:
+    """Refuses a place where nothing is.
+
+    Args:
+        place: A file, or a folder that is not empty.
+        flag: What names it, for the message; such as ``--.model``.
+        command: Makes one.
+        file: A file that must be in the folder.
+
+    Raises:
+        ConfigError: Names the place and the command.
+    """
+    where = place if file is None else storage.join(place, file)
+    if not (storage.exists(where) or (file is None and storage.list_files(place, limit=1))):
+        raise ConfigError(f"{flag}: there is no {where}. `{command}` makes one; or give another place.")
+
+
+def require_tokenizer(uri: str) -> None:
+    """Refuses a tokenizer that neither ships with the package nor is there; raises as ``require``."""
+    if not folders.is_shipped(uri):
+        command = "python jobs/train_tokenizer.py --preset micro"  # in OUT/final
+        require(uri, flag="--tokenizer", command=command, file=folders.CONFIG_FILE)
