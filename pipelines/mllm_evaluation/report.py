@@ -107,7 +107,7 @@ def _metrics(metrics: Mapping[str, Any], beside: Beside, mode: str, read: Mappin
     )
     return _grid(
         table_of(metrics, beside, mode),
-        f"In percent. Words of an answer: {read['combine'].replace('_', ' ')}{broken}. Logits cut at "
+        f"Words of an answer: {read['combine'].replace('_', ' ')}{broken}. Logits cut at "
         f"{read['mask_threshold']}.{empty} Questions that could not be asked {skipped}.",
     )
 
@@ -137,7 +137,7 @@ def _answer(drawn: Drawn) -> html.Block:
     where = f"{row['dataset']} {row['image_id']}, {row['sample_id']}{tags}"
     head = [html.bold(target), broken, " ", html.faint(where), html.BREAK, html.shortened(row["question"])]
     truth = [html.faint("truth "), html.code(html.shortened(row["truth"]))]
-    answer = [html.faint("answer "), html.code(html.shortened(row["generated"]) or "(empty)")]
+    answer = [html.faint("answer "), html.code(html.shortened(row["generated"]).strip() or "(empty)")]
     return html.card(
         html.paragraph(*head),
         html.figures(drawn.pictures, drawn.problem),

@@ -92,7 +92,7 @@ def _panel(tokenizer: MaskTokenizer, entry: Mapping[str, Any]) -> viz.Panel:
         viz.fit(image, SIDE),
         [viz.fit_mask(truth, SIDE)],
         [viz.fit_mask(answer, SIDE)],
-        captions=[_short(entry["answer"])],
+        captions=[_short(entry["answer"]) or "(empty)"],
         title=_short(f"{entry['question']}  {entry['truth']}"),
     )
 

@@ -55,7 +55,13 @@ def write_report(
     """
     points = [_point(row) for row in rows if _is_number(row.get("iou"))]
     pictures = {"tradeoff.png": tradeoff_plot(points, ceiling=ceiling, baseline=baseline)}
-    table = html.grid(HEADS, [_cells(row) for row in _ordered(rows)], numbers=_NUMBERS, kind="dense")
+    table = html.grid(
+        HEADS,
+        [_cells(row) for row in _ordered(rows)],
+        numbers=_NUMBERS,
+        kind="dense many",
+        empty="No trial was made.",
+    )
     failed = [[str(row.get("name", "-")), str(row["error"])] for row in rows if row.get("error")]
     page = html.page(
         "Codebook sweep",

@@ -37,7 +37,7 @@ STEP = {
     "loss": "Loss of the update; its gradient matters, its value does not.",
     "gradient_norm": "Norm of the gradient before clipping.",
     "lr": "Learning rate.",
-    "skipped": "1 if the update was left out for a loss or gradient that is not finite.",
+    "skipped": "Whether (1 or 0) the update was left out for a loss or gradient that is not finite.",
     "s_rollout": "Seconds in which responses were sampled.",
     "s_reward": "Seconds in which rewards were computed.",
     "s_learn": "Seconds of log-probabilities, losses, gradients and the update.",
