@@ -111,7 +111,7 @@ def _publish(plan: Plan, tracker: Tracker) -> None:
         config=json.loads(provenance.config_json(config)),
         record=record,
         history=load_history(config.out, record["history"]),
-        looks=record["looks"],
+        validations=record["looks"],
     )
     for name, data in pictures.items():
         tracker.picture(data, f"pictures/{name}")

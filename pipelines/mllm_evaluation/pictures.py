@@ -9,14 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import storage
-from pipelines.ingestion.image_source import read_image_bytes
-from samtok import images, masks
+from pipelines.reports.pictures import compared, image_of
+from samtok import masks
 from samtok.errors import DataError, StorageError
 from samtok.plots import pictures as viz
 
 SIDE = 240
-_ALPHA = 0.4
-_TRUTH, _PREDICTED = viz.mask_colours(2)
 
 
 @dataclass(frozen=True)
@@ -70,24 +68,17 @@ def rows_at(out: str, manifest: Mapping[str, Any], places: Iterable[int]) -> dic
 
 def draw(row: Mapping[str, Any]) -> Drawn:
     """Makes the pictures of one answer; an image that is gone or broken by now says so."""
-    uri, size = row["image_uri"], {"height": row["height"], "width": row["width"]}
-    try:
-        image = images.decode_image(
-            read_image_bytes(uri), where=uri, expected_hw=(size["height"], size["width"])
-        )
-    except (DataError, StorageError) as error:
-        return Drawn(row, iou_of(row), (), problem=str(error))
-    nothing = np.zeros(image.shape[:2], bool)
-    truth = nothing if row["truth_rle"] is None else masks.decode(row["truth_rle"], **size)
-    predicted = masks.decode(row["strict"]["rle"], **size)
-    small = viz.fit(image, SIDE)
-    first, second = viz.fit_mask(truth, SIDE), viz.fit_mask(predicted, SIDE)
-    made = [
-        ("truth", viz.overlay(small, [first], [_TRUTH], _ALPHA)),
-        ("answer", viz.overlay(small, [second], [_PREDICTED], _ALPHA)),
-        ("difference", viz.difference(first, second, small)),
-    ]
+    size = {"height": row["height"], "width": row["width"]}
     iou = iou_of(row)
+    try:
+        image = image_of(row["image_uri"], **size)
+    except (DataError, StorageError) as error:
+        return Drawn(row, iou, (), problem=str(error))
+    small, nothing = viz.fit(image, SIDE), np.zeros(image.shape[:2], bool)
+    truth, predicted = (
+        [viz.fit_mask(nothing if rle is None else masks.decode(rle, **size), SIDE)]
+        for rle in (row["truth_rle"], row["strict"]["rle"])
+    )
+    pictures = compared(small, truth, predicted, viz.mask_colours(1), ("truth", "answer"))
     caption = f"IoU {iou or 0.0:.2f}" if row["target_px"] else "no target"
-    panel = viz.Panel(small, [first], [second], captions=[caption], title=row["key"])
-    return Drawn(row, iou, [(name, viz.jpeg_bytes(picture)) for name, picture in made], panel)
+    return Drawn(row, iou, pictures, viz.Panel(small, truth, predicted, captions=[caption], title=row["key"]))

@@ -15,9 +15,8 @@ from pipelines.mllm_evaluation.pictures import SIDE, Drawn, choose, draw, rows_a
 from pipelines.mllm_evaluation.prepare import Beside, Evaluation
 from pipelines.mllm_evaluation.scores import headlines, percent
 from pipelines.mllm_evaluation.tables import table_of, tag_table
-from pipelines.reports import html
+from pipelines.reports import html, words_page
 from pipelines.reports import words as corpus_reports
-from pipelines.reports import words_page as report_page
 from pipelines.reports.pictures import sheet_of
 from samtok.plots import pictures as viz
 
@@ -26,9 +25,8 @@ _HEADS = {
     "worst": "Worst answers",
     "random": "Answers drawn at random",
 }
-_LONGEST_TEXT = 400
 _TILES = 5
-"""Of the numbers, how many are shown large: the mean IoU of targets and those of the benchmark."""
+"""Of the metrics, how many are shown large: the mean IoU of targets and those of the benchmark."""
 
 
 def write_report(
@@ -70,83 +68,78 @@ def render(
     metrics: Mapping[str, Any],
     beside: Beside,
     drawn: Mapping[str, Sequence[Drawn]],
-    rejects: Sequence[report_page.RejectLine],
+    rejects: Sequence[words_page.RejectLine],
 ) -> str:
-    """Returns the page as HTML; texts of datasets and models are untrusted and escaped."""
-    title = f"{metrics['benchmark'].upper()}: masks that were said in words"
-    body = [html.heading(title, job.config.out), _tiles(metrics)]
-    for mode, found in metrics["modes"].items():
-        body.append(f"<h2>Numbers, {html.escape(mode)}</h2>{_numbers(metrics, beside, mode, found['read'])}")
-    body.append(f"<h2>By tag</h2>{_grid(tag_table(metrics, 'strict'))}")
-    body += [f"<h2>{_HEADS[kind]}</h2>{_answers(answers)}" for kind, answers in drawn.items() if answers]
-    if rejects:
-        body.append(f"<h2>Not asked</h2>{report_page.rejects_table(rejects)}")
-    body.append(f"<h2>Counts</h2><div class=two>{_counts(metrics)}{_measured_with(job)}</div>")
-    return html.page(title, body)
+    """Returns the page as HTML."""
+    legend = html.legend()
+    return html.page(
+        f"{metrics['benchmark'].upper()}: masks answered in words",
+        job.config.out,
+        html.tiles(_tiles(metrics)),
+        *(
+            html.section(f"Metrics, {mode}", _metrics(metrics, beside, mode, found["read"]))
+            for mode, found in metrics["modes"].items()
+        ),
+        html.section("By tag, strict", _grid(tag_table(metrics, "strict"))),
+        *(
+            html.section(_HEADS[kind], html.beside(*map(_answer, answers)), note=legend)
+            for kind, answers in drawn.items()
+            if answers
+        ),
+        *([html.section("Not asked", words_page.rejects_table(rejects))] if rejects else []),
+        html.section("Counts", html.beside(_counts(metrics), _measured_with(job))),
+    )
 
 
-def _tiles(metrics: Mapping[str, Any]) -> str:
+def _tiles(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     strict = metrics["modes"]["strict"]
     own, nothing = (headlines(metrics["benchmark"], strict[who]) for who in ("model", "no_target"))
-    return html.tiles(
-        (percent(own[name]), f"{name}; {BASELINE} {percent(nothing[name])}") for name in list(own)[:_TILES]
-    )
+    return [
+        (percent(own[name]), f"{name}, %; {BASELINE} {percent(nothing[name])}") for name in list(own)[:_TILES]
+    ]
 
 
-def _numbers(metrics: Mapping[str, Any], beside: Beside, mode: str, read: Mapping[str, Any]) -> str:
+def _metrics(metrics: Mapping[str, Any], beside: Beside, mode: str, read: Mapping[str, Any]) -> html.Block:
     broken = f", broken words: {read['malformed']}" if read["malformed"] else ""
-    note = (
-        f"Words of an answer: {read['combine'].replace('_', ' ')}{broken}. Logits cut at "
-        f"{read['mask_threshold']}."
-    )
-    if read["min_pixels"] > 1:
-        note += f" Predictions below {read['min_pixels']} pixels count as empty."
     skipped = "count as wrong" if mode == "strict" else "are left out"
-    return _grid(table_of(metrics, beside, mode), f"{note} Questions that could not be asked {skipped}.")
+    empty = (
+        f" Predictions below {read['min_pixels']} pixels count as empty." if read["min_pixels"] > 1 else ""
+    )
+    return _grid(
+        table_of(metrics, beside, mode),
+        f"Words of an answer: {read['combine'].replace('_', ' ')}{broken}. Logits cut at "
+        f"{read['mask_threshold']}.{empty} Questions that could not be asked {skipped}.",
+    )
 
 
-def _grid(table: Sequence[Sequence[str]], note: str = "") -> str:
+def _grid(table: Sequence[Sequence[str]], note: str = "") -> html.Block:
     head, *lines = table
-    inside = html.grid(head, lines, numbers=range(1, len(head)))
-    return html.card(inside + (f"<p class=faint>{html.escape(note)}</p>" if note else ""))
+    return html.card(html.grid(head, lines, numbers=range(1, len(head))), note=note)
 
 
-def _counts(metrics: Mapping[str, Any]) -> str:
+def _counts(metrics: Mapping[str, Any]) -> html.Block:
     return html.card(html.settings((name.replace("_", " "), n) for name, n in metrics["counts"].items()))
 
 
-def _measured_with(job: Evaluation) -> str:
+def _measured_with(job: Evaluation) -> html.Block:
     config = job.config
     places = [("model", config.model), ("tokenizer", config.tokenizer), ("chats", config.chats)]
     hidden = ("kind", "schema_version", "code_version")
     rest = [(name, value) for name, value in job.fingerprint.items() if name not in hidden]
-    return html.card(f"<h3>Measured with</h3>{html.settings([*places, *rest])}")
+    return html.card(html.settings([*places, *rest]), title="Measured with")
 
 
-def _answers(answers: Sequence[Drawn]) -> str:
-    return f"<p class=faint>{html.legend()}</p><div class=two>{''.join(map(_answer, answers))}</div>"
-
-
-def _answer(drawn: Drawn) -> str:
+def _answer(drawn: Drawn) -> html.Block:
     row = drawn.row
     target = f"IoU {html.decimal(drawn.iou, 2)}" if row["target_px"] else "no target"
     broken = f", {row['num_malformed']} broken words" if row["num_malformed"] else ""
     tags = f" [{', '.join(row['tags'])}]" if row["tags"] else ""
     where = f"{row['dataset']} {row['image_id']}, {row['sample_id']}{tags}"
-    figures = "".join(
-        f"<figure>{html.image(data, caption, media='jpeg')}<figcaption>{caption}</figcaption></figure>"
-        for caption, data in drawn.pictures
-    )
-    shots = f"<div class=shots>{figures}</div>"
-    if drawn.problem is not None:
-        shots = f"<div class=problem>The image cannot be shown: {html.escape(drawn.problem)}</div>"
+    head = [html.bold(target), broken, " ", html.faint(where), html.BREAK, html.shortened(row["question"])]
+    truth = [html.faint("truth "), html.code(html.shortened(row["truth"]))]
+    answer = [html.faint("answer "), html.code(html.shortened(row["generated"]).strip() or "(empty)")]
     return html.card(
-        f"<p class=text><b>{html.escape(target)}</b>{html.escape(broken)} "
-        f"<span class=faint>{html.escape(where)}</span><br>{_text(row['question'])}</p>{shots}"
-        f"<p class=text><span class=faint>truth</span> <code>{_text(row['truth'])}</code><br>"
-        f"<span class=faint>answer</span> <code>{_text(row['generated'])}</code></p>"
+        html.paragraph(*head),
+        html.figures(drawn.pictures, drawn.problem),
+        html.paragraph(*truth, html.BREAK, *answer),
     )
-
-
-def _text(text: str) -> str:
-    return html.escape(text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 3] + "...")

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 
 from pipelines import storage
 from pipelines.chats.corpus import ChatCorpus, read_group
-from pipelines.ingestion.image_source import read_image_bytes
 from pipelines.reports import html
+from pipelines.reports.pictures import image_of
 from pipelines.shards import ROW_GROUP_ROWS
-from samtok import images, masks
+from samtok import masks
 from samtok.errors import DataError, StorageError
 from samtok.plots import pictures as viz
 
@@ -31,8 +31,12 @@ def make_page(corpus: ChatCorpus, *, max_samples: int, seed: int) -> str:
     for record in corpus.manifest["shards"]:
         reasons.update(record["reject_reasons"])
     lost = [(reason, f"{count:,}") for reason, count in reasons.most_common()]
-    body = [
-        html.heading("Chats", corpus.uri),
+    tasks = html.grid(
+        ["task", "chats", *(f"items {end}" for end in ENDS)], by_task(totals), numbers=range(1, 8)
+    )
+    return html.page(
+        "Chats",
+        corpus.uri,
         html.tiles(
             [
                 (f"{totals['samples_out']:,}", "chats"),
@@ -40,16 +44,14 @@ def make_page(corpus: ChatCorpus, *, max_samples: int, seed: int) -> str:
                 (f"{totals['items_out']:,}", f"of {totals['items_in']:,} items in chats"),
             ]
         ),
-        "<h2>Tasks</h2>",
-        html.grid(["task", "chats", *(f"items {end}" for end in ENDS)], by_task(totals), numbers=range(1, 8)),
-        "<h2>Rejected and filtered</h2>",
-        html.grid(["stage/reason", "entries"], lost, numbers=[1], kind="narrow") if lost else "<p>None.</p>",
-        "<h2>Chats</h2>",
-        f"<div class=two>{''.join(map(_card, drawn_at_random(corpus, max_samples, seed)))}</div>",
-        "<h2>Settings</h2>",
-        html.settings(corpus.manifest["fingerprint"].items()),
-    ]
-    return html.page("Chats", body)
+        html.section("Tasks", html.card(tasks)),
+        html.section(
+            "Rejected and filtered",
+            html.card(html.grid(["stage/reason", "entries"], lost, numbers=[1], kind="narrow")),
+        ),
+        html.section("Chats", html.beside(*map(_card, drawn_at_random(corpus, max_samples, seed)))),
+        html.section("Settings", html.card(html.settings(corpus.manifest["fingerprint"].items()))),
+    )
 
 
 def by_task(totals: Mapping[str, int]) -> list[list[str]]:
@@ -113,46 +115,44 @@ def _row(corpus: ChatCorpus, shard: int, place: int) -> dict[str, Any]:
     return read_group(corpus, shard=shard, group=group)[index]
 
 
-def _card(row: Mapping[str, Any]) -> str:
+def _card(row: Mapping[str, Any]) -> html.Block:
     colours = viz.mask_colours(len(row["masks"]))
     chips = {
-        mask["mask_id"]: f"<span class=chip style='background:{html.css(colour)}'>{number}</span>"
+        mask["mask_id"]: (mask["words"], html.chip(number, colour))
         for number, (mask, colour) in enumerate(zip(row["masks"], colours, strict=True), start=1)
     }
-    words = {mask["mask_id"]: mask["words"] for mask in row["masks"]}
-    task, name = html.escape(row["task"]), html.escape(row["sample_id"])
-    head = f"<h3 class=text>{task} <span class=faint>{name}</span></h3>"
-    shots = "".join(_shot(row, number, colours) for number in range(len(row["images"])))
-    said = "".join(_message(message, words, chips) for message in row["messages"])
-    return html.card(f"{head}{shots}{said}")
+    return html.card(
+        *(_shot(row, number, colours) for number in range(len(row["images"]))),
+        *(_message(message, chips) for message in row["messages"]),
+        title=html.join(row["task"], " ", html.faint(row["sample_id"])),
+    )
 
 
-def _message(message: Mapping[str, Any], words: Mapping[str, str], chips: Mapping[str, str]) -> str:
+def _message(message: Mapping[str, Any], chips: Mapping[str, tuple[str, html.Block]]) -> html.Block:
     """Returns a message with numbered colours instead of words."""
     text = "".join(part["text"] or "" for part in message["content"])
     found, position = [], 0
     for mask_id in message["mask_ids"]:
-        start = text.index(words[mask_id], position)
-        found += [html.escape(text[position:start]), chips[mask_id]]
-        position = start + len(words[mask_id])
-    found.append(html.escape(text[position:]))
-    role = html.escape(message["role"])
-    return f"<p class=text style='white-space:pre-wrap'><span class=faint>{role}</span>  {''.join(found)}</p>"
+        words, chip = chips[mask_id]
+        start = text.index(words, position)
+        found += [text[position:start], chip]
+        position = start + len(words)
+    return html.message(message["role"], *found, text[position:])
 
 
-def _shot(row: Mapping[str, Any], number: int, colours: Sequence[viz.Colour]) -> str:
+def _shot(row: Mapping[str, Any], number: int, colours: Sequence[viz.Colour]) -> html.Block:
     """Returns one image of a chat with its masks, each in its colour and with its number."""
     image = row["images"][number]
     size_hw = image["height"], image["width"]
     try:
-        picture = images.decode_image(read_image_bytes(image["uri"]), where=image["uri"], expected_hw=size_hw)
+        picture = image_of(image["uri"], *size_hw)
     except (DataError, StorageError) as error:
-        return f"<div class=problem>The image cannot be shown: {html.escape(error)}</div>"
+        return html.figures([], str(error))
     dense = [_outline(mask, number, size_hw) for mask in row["masks"]]
     drawn = viz.overlay(
         viz.fit(picture, SIDE), [viz.fit_mask(mask, SIDE) for mask in dense], colours, numbers=True
     )
-    return html.image(viz.jpeg_bytes(drawn), f"image of {row['sample_id']}", media="jpeg")
+    return html.picture(viz.jpeg_bytes(drawn), f"image of {row['sample_id']}")
 
 
 def _outline(mask: Mapping[str, Any], number: int, size_hw: tuple[int, int]) -> np.ndarray:

@@ -1,117 +1,236 @@
-"""Parts of report pages: one HTML file each, without scripts and without anything outside of it.
+"""Builds report pages: blocks of HTML from the templates beside this file, joined into one page.
 
-Texts may come from anywhere: ``escape`` every value. The page's own policy forbids scripts and foreign
-resources besides.
+Texts may come from anywhere: a template escapes every value that is not a block itself (jinja2's autoescape),
+and the page's own policy forbids scripts and foreign resources besides. A page needs nothing outside of it,
+unless its pictures are too many and lie beside it.
 """
 
 import base64
-import html
-from collections.abc import Iterable, Sequence
+import functools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from pipelines.reports.style import STYLE
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
 from samtok.plots import pictures as viz
 
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+Block = Markup
+"""HTML that was made here, so it is not escaped again; every other string is text."""
+
+BREAK = Markup("<br>\n")
+
+# Files beside the page: browsers ask for file: where it was opened from a disk, and for 'self' where served.
+_POLICY = "default-src 'none'; img-src {}; style-src 'unsafe-inline'"
+_INSIDE, _BESIDE = "data:", "'self' file:"
 
 
-def page(title: str, body: Iterable[str]) -> str:
-    """Returns a whole page; ``title`` is text, ``body`` is HTML."""
-    return (
-        "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name=viewport content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body></html>\n"
+def page(title: str, where: str, *blocks: str, pictures_beside: bool = False) -> str:
+    """Returns a whole page.
+
+    Args:
+        title: What it is about.
+        where: The place of its data.
+        blocks: Its content.
+        pictures_beside: Pictures are files beside the page, not part of it.
+    """
+    policy = _POLICY.format(_BESIDE if pictures_beside else _INSIDE)
+    template = _templates().get_template("page.html.j2")
+    return template.render(title=title, where=where, policy=policy, blocks=blocks) + "\n"
+
+
+@functools.cache
+def _templates() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
 
 
-def escape(value: Any) -> str:
-    """Returns a value as text that is safe between tags and in attributes."""
-    return html.escape(str(value), quote=True)
+def _block(name: str, *values: Any) -> Block:
+    return getattr(_templates().get_template("blocks.html.j2").module, name)(*values)
 
 
-def heading(title: str, where: str) -> str:
-    """Returns the head of a page: what it is about, and the place of its data."""
-    return f"<h1>{escape(title)}</h1><p class=faint><code>{escape(where)}</code></p>"
+# ---------------------------------------------------------------- blocks
 
 
-def tiles(numbers: Iterable[tuple[str, str]]) -> str:
-    """Returns large numbers, each with what it is; both are text."""
-    inside = "".join(f"<div class=tile><b>{escape(b)}</b>{escape(t)}</div>" for b, t in numbers)
-    return f"<div class=tiles>{inside}</div>"
+def section(title: str, *blocks: str, note: str = "") -> Block:
+    """Returns blocks below a heading; ``note`` is a faint line between them."""
+    return _block("section", title, note, blocks)
 
 
-def card(inside: str) -> str:
-    """Returns HTML in a frame."""
-    return f"<div class=card>{inside}</div>"
+def subsection(title: str, *blocks: str) -> Block:
+    """Returns blocks below a heading within a section."""
+    return join(_block("inline", "h3", "", title), *blocks)
 
 
-def table(head: str, lines: Iterable[str], kind: str = "") -> str:
-    """Returns a table from the cells of its head and its whole rows; ``kind`` is a class of the style."""
-    return f"<div class=scroll><table class='{kind}'><tr>{head}</tr>{''.join(lines)}</table></div>"
+def tiles(numbers: Iterable[tuple[str, str]]) -> Block:
+    """Returns large numbers, each with what it is; unknown ones (``-``) are left out."""
+    return _block("tiles", [(number, text) for number, text in numbers if number != "-"])
+
+
+def card(*blocks: str, title: str = "", note: str = "") -> Block:
+    """Returns blocks in a frame; ``note`` is a faint line at its foot."""
+    return _block("card", title, note, blocks)
+
+
+def beside(*blocks: str) -> Block:
+    """Returns blocks two in a row where there is room."""
+    return _block("group", "two", blocks)
+
+
+def image_and_lists(pictures: str, lists: Sequence[str]) -> Block:
+    """Returns pictures with one list beside them, or several below them."""
+    kind = "beside" if len(lists) < 2 else "below"
+    return _block("group", f"image {kind}", [pictures, _block("group", "lists", lists)])
 
 
 def grid(
-    heads: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int] = (), kind: str = ""
-) -> str:
-    """Returns a table of texts.
+    heads: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    numbers: Sequence[int] = (),
+    kind: str = "",
+    empty: str = "None.",
+) -> Block:
+    """Returns a table.
 
     Args:
         heads: Names of the columns.
-        rows: One text per column.
+        rows: One text or block per column.
         numbers: Columns that are set to the right.
         kind: Class of the table; ``dense`` is small and has one line per row.
+        empty: What stands in place of a table without rows.
     """
-
-    def cells(tag: str, texts: Sequence[str]) -> str:
-        sides = ["num" if place in numbers else "text" for place in range(len(heads))]
-        return "".join(
-            f"<{tag} class={side}>{escape(text)}</{tag}>" for side, text in zip(sides, texts, strict=True)
-        )
-
-    return table(cells("th", heads), [f"<tr>{cells('td', row)}</tr>" for row in rows], kind)
+    rows = list(rows)
+    return _block("grid", heads, rows, numbers, kind) if rows else paragraph(faint(empty))
 
 
-def settings(values: Iterable[tuple[str, Any]]) -> str:
+def settings(values: Iterable[tuple[str, Any]]) -> Block:
     """Returns a table of names and values."""
-    lines = [
-        f"<tr><td>{escape(name)}</td><td class='text mono'>{escape(value)}</td></tr>"
-        for name, value in values
-    ]
-    return table("<th>setting</th><th>value</th>", lines)
+    rows = [[name, code(value)] for name, value in values]
+    return grid(["setting", "value"], rows, empty="Not recorded.")
 
 
-def image(data: bytes, alt: str, *, kind: str = "", media: str = "png") -> str:
-    """Returns a picture that is part of the page.
+def plot(data: bytes, alt: str, *, wide: bool = True) -> Block:
+    """Returns a plot, which turns dark with the page; a wide one takes all of its width."""
+    return _block("image", _source(data), alt, "plot wide" if wide else "plot")
+
+
+def picture(data: bytes, alt: str) -> Block:
+    """Returns a picture at its own size."""
+    return _block("image", _source(data), alt, "")
+
+
+def figures(pictures: Iterable[tuple], missing: str | None = None) -> Block:
+    """Returns pictures in a row, each with its caption.
 
     Args:
-        data: The file.
-        alt: What it shows, as text.
-        kind: Classes of the style: ``plot`` turns dark with the page, ``plot wide`` takes all of its width.
-        media: ``png`` or ``jpeg``.
+        pictures: Of each (title, picture) or (title, picture, caption). A picture is the content of a file,
+            the place of one beside the page, or None.
+        missing: Why the image cannot be shown.
     """
-    source = f"data:image/{media};base64,{base64.b64encode(data).decode()}"
-    return f"<img loading=lazy class='{kind}' alt='{escape(alt)}' src='{source}'>"
+    shown = [(title, _source(data), *caption, "")[:3] for title, data, *caption in pictures]
+    reason = "" if missing is None else problem(f"The image cannot be shown: {missing}")
+    return join(reason, _block("figures", shown) if shown else "")
 
 
-def folded(title: str, inside: str) -> str:
-    """Returns HTML that is shown when its title is clicked."""
-    return f"<details><summary>{escape(title)}</summary>{inside}</details>"
+def _source(data: bytes | str | None) -> str:
+    if data is None or isinstance(data, str):
+        return data or ""
+    media = "png" if data.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{media};base64,{base64.b64encode(data).decode()}"
 
 
-def legend() -> str:
+def banner(text: str, title: str = "") -> Block:
+    """Returns a warning; ``title`` is set bold before it."""
+    return _block("inline", "p", "banner", join(bold(title), " ", text) if title else text)
+
+
+def problem(text: str) -> Block:
+    """Returns why something is missing, in its place."""
+    return _block("inline", "div", "problem", text)
+
+
+def paragraph(*parts: str) -> Block:
+    """Returns a paragraph."""
+    return _block("inline", "p", "text", join(*parts))
+
+
+def message(role: str, *parts: str) -> Block:
+    """Returns one turn of a chat with its own line breaks."""
+    return _block("inline", "p", "text message", join(faint(role), "  ", *parts))
+
+
+def folded(title: str, *blocks: str) -> Block:
+    """Returns blocks that are shown when their title is clicked."""
+    return _block("folded", title, blocks)
+
+
+def folded_config(config: Mapping[str, Any]) -> Block:
+    """Returns a card with a whole config, shown when it is clicked."""
+    text = json.dumps(config, indent=2, default=str)
+    return card(folded("The whole config", _block("inline", "pre", "mono", text)))
+
+
+# ---------------------------------------------------------------- within a line
+
+
+def join(*parts: str) -> Block:
+    """Returns texts and blocks, one after the other."""
+    return Markup("").join(parts)
+
+
+def bold(text: str) -> Block:
+    """Returns bold text."""
+    return _block("inline", "b", "", text)
+
+
+def faint(text: str) -> Block:
+    """Returns text of less weight."""
+    return _block("inline", "span", "faint", text)
+
+
+def bad(text: str) -> Block:
+    """Returns text that says that something is wrong."""
+    return _block("inline", "span", "bad", text)
+
+
+def code(text: Any) -> Block:
+    """Returns a value as it stands in a file or on a terminal."""
+    return _block("inline", "code", "", text)
+
+
+def link(target: str, text: str) -> Block:
+    """Returns a link to a file beside the page."""
+    return _block("link", target, text)
+
+
+def chip(text: Any, colour: viz.Colour) -> Block:
+    """Returns a short text, such as the number of a mask, on a colour."""
+    return _block("chip", _css(colour), text)
+
+
+def legend() -> Block:
     """Returns the colours of differences between masks."""
     names = ((viz.AGREED, "agreed"), (viz.MISSED, "missed"), (viz.EXTRA, "extra"))
-    return "".join(
-        f"<span class=key style='background:{css(colour)}'></span>{name}" for colour, name in names
-    )
+    return _block("legend", [(_css(colour), name) for colour, name in names])
 
 
-def css(colour: viz.Colour) -> str:
-    """Returns a colour as style sheets write it."""
+def _css(colour: viz.Colour) -> str:
     return "rgb({}, {}, {})".format(*colour)
+
+
+# ---------------------------------------------------------------- numbers as text
+
+
+def shortened(text: str, most: int = 400) -> str:
+    """Returns a text of at most so many characters; a longer one loses its end."""
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def share_of(part: float, whole: float) -> str:

@@ -143,6 +143,16 @@ def _rows_of_file(uri: str, positions: Sequence[int]) -> list[dict[str, Any]]:
     return rows
 
 
+def image_of(uri: str, height: int, width: int) -> np.ndarray:
+    """Reads an image as RGB.
+
+    Raises:
+        DataError: If it is no image by now, or of another size.
+        StorageError: If it cannot be read.
+    """
+    return images.decode_image(read_image_bytes(uri), where=uri, expected_hw=(height, width))
+
+
 def make_gallery(
     rows: Iterable[Mapping[str, Any]],
     tokenizer: MaskTokenizer | None,
@@ -184,8 +194,8 @@ def _add_picture(
     tokenizer: MaskTokenizer | None,
     threshold: float,
 ) -> None:
-    height, width, uri = row["height"], row["width"], row["image_uri"]
-    image = images.decode_image(read_image_bytes(uri), where=uri, expected_hw=(height, width))
+    height, width = row["height"], row["width"]
+    image = image_of(row["image_uri"], height, width)
     wanted = None
     if all(mask["rle"] is not None for mask in shown):
         wanted = [masks.decode(mask["rle"], height=height, width=width) for mask in shown]
@@ -199,7 +209,7 @@ def _add_picture(
     lines = _lines(shown, ious)
     small = viz.fit(image, CARD_SIDE)
     first, second = _fitted(wanted, CARD_SIDE), _fitted(decoded, CARD_SIDE)
-    gallery.cards.append(Card(row, _pictures(small, first, second), lines, note=note))
+    gallery.cards.append(Card(row, compared(small, first, second), lines, note=note))
     gallery.panels.append(_panel(row, image, wanted, decoded, lines))
     if wanted is not None and decoded is not None:
         _keep_worst(gallery, row, image, wanted, decoded, lines)
@@ -222,22 +232,29 @@ def _lines(shown: Sequence[Mapping[str, Any]], ious: Sequence[float | None]) -> 
     ]
 
 
-def _pictures(
+def compared(
     image: np.ndarray,
     wanted: Sequence[np.ndarray] | None,
     decoded: Sequence[np.ndarray] | None,
-    colours: Sequence[tuple[int, int, int]] | None = None,
+    colours: Sequence[viz.Colour] | None = None,
+    titles: tuple[str, str] = ("masks", "from words"),
 ) -> list[tuple[str, bytes]]:
-    """Returns what can be shown, each with its caption: masks, reconstruction, difference."""
-    made: list[tuple[str, np.ndarray]] = [("image", image)]
-    numbers = colours is None
-    if wanted is not None:
-        made = [("masks", viz.overlay(image, wanted, colours, _ALPHA, numbers=numbers))]
-    if decoded is not None:
-        made.append(("from words", viz.overlay(image, decoded, colours, _ALPHA, numbers=numbers)))
+    """Returns what can be shown, each with its title as a JPEG file: masks, reconstructions, difference.
+
+    Args:
+        image: RGB, as large as it is shown.
+        wanted: True masks at its size; None where they were not kept.
+        decoded: What is compared with them; None where there is nothing.
+        colours: One per mask, which then has no number on it.
+        titles: Of the two sets of masks.
+    """
+    made: list[tuple[str, np.ndarray]] = [("image", image)] if wanted is None else []
+    for title, stack in zip(titles, (wanted, decoded), strict=True):
+        if stack is not None:
+            made.append((title, viz.overlay(image, stack, colours, _ALPHA, numbers=colours is None)))
     if wanted and decoded:
         made.append(("difference", viz.difference(np.stack(wanted), np.stack(decoded), image)))
-    return [(caption, viz.jpeg_bytes(picture)) for caption, picture in made]
+    return [(title, viz.jpeg_bytes(picture)) for title, picture in made]
 
 
 def _panel(
@@ -290,7 +307,7 @@ def _keep_worst(
         picture = viz.fit(np.ascontiguousarray(image[view]), CLOSE_UP_SIDE)
         title = f"{row['dataset']} {row['image_id']} mask {line.mask_id}, {line.area_px} px"
         panel = viz.Panel(picture, first, second, captions=[_caption(line)], title=title)
-        pictures = _pictures(picture, first, second, [line.colour])
+        pictures = compared(picture, first, second, [line.colour])
         gallery.worst.append(CloseUp(row, line, pictures, panel))
         gallery.worst.sort(key=lambda close_up: close_up.line.iou or 0.0)
         del gallery.worst[gallery.max_worst :]

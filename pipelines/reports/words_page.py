@@ -1,7 +1,4 @@
-"""Lays out the report of a corpus from the parts of ``report_html``.
-
-Texts of datasets are untrusted: every value goes through ``html.escape``.
-"""
+"""Lays out the report of a corpus of words."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.reports import gallery as report_gallery
-from pipelines.reports import html
-from pipelines.reports.pictures import MAX_WORST, CloseUp, Gallery
+from pipelines.reports import gallery, html
+from pipelines.reports.pictures import MAX_WORST, Gallery
 from samtok.metrics.codebook import LevelUsage
 
 
@@ -27,7 +23,7 @@ class RejectLine:
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """All that the page says; ``pipelines.reports.words`` collects it."""
+    """All that the page shows; ``pipelines.reports.words`` collects it."""
 
     out: str
     manifest: Mapping[str, Any]
@@ -45,95 +41,87 @@ class Content:
 
 def render(content: Content) -> str:
     """Returns the page as HTML."""
-    fingerprint = content.manifest["fingerprint"]
-    title = f"{fingerprint.get('dataset', 'corpus')} {fingerprint.get('split', '')} in mask words"
-    body = [
-        html.heading(title, content.out),
-        _unfinished(content),
-        _tiles(content),
-        f"<h2>Counts</h2>{_counts(content)}",
-        f"<div class=two>{_reconstruction(content)}{_codebooks(content)}</div>",
-        f"<h2>Rejects</h2>{rejects_table(content.rejects)}",
-        _worst(content.gallery.worst),
-        f"<h2>Images</h2>{_images(content)}",
-        f"<h2>Fingerprint</h2>{_fingerprint(content)}",
-        f"<h2>Schema</h2>{_schema(content.schema)}",
-    ]
-    return html.page(title, body)
-
-
-def _unfinished(content: Content) -> str:
-    if not content.missing:
-        return ""
-    done = len(content.manifest["shards"])
-    first = ", ".join(map(str, content.missing[:8])) + (", ..." if len(content.missing) > 8 else "")
-    return (
-        f"<p class=banner><b>Unfinished.</b> {done} of {done + len(content.missing)} shards are committed; "
-        f"without a commit record: {first}. Numbers and images are of the committed shards. "
-        "Run the job again to resume it.</p>"
+    fingerprint, shown = content.manifest["fingerprint"], content.gallery
+    kind = html.legend() if content.decoded else " Without a tokenizer, only original masks are shown."
+    drawn = html.join(f"{len(shown.cards)} images drawn at random, seed {content.seed}.", kind)
+    return html.page(
+        f"{fingerprint.get('dataset', 'corpus')} {fingerprint.get('split', '')} in mask words",
+        content.out,
+        *_unfinished(content),
+        html.tiles(_tiles(content)),
+        html.section("Counts", _counts(content)),
+        html.beside(
+            _reconstruction(content),
+            codebooks(content.usage, fingerprint["num_codes"], content.plots["code_usage.png"]),
+        ),
+        html.section("Rejects", rejects_table(content.rejects)),
+        *_worst(shown),
+        html.section("Images", gallery.images(shown), note=drawn),
+        html.section("Fingerprint", html.card(html.settings(sorted(fingerprint.items())))),
+        html.section("Schema", _schema(content.schema)),
     )
 
 
-def _tiles(content: Content) -> str:
+def _unfinished(content: Content) -> list[html.Block]:
+    if not content.missing:
+        return []
+    done = len(content.manifest["shards"])
+    text = (
+        f"{done} of {done + len(content.missing)} shards are committed; without a commit record: "
+        f"{some_of(content.missing)}. Numbers and images are of the committed shards. "
+        "Run the job again to resume it."
+    )
+    return [html.banner(text, "Unfinished.")]
+
+
+def some_of(numbers: Sequence[int]) -> str:
+    """Returns the first eight of some numbers as text."""
+    return ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+
+
+def _tiles(content: Content) -> list[tuple[str, str]]:
     metrics, totals = content.metrics, content.manifest["totals"]
     lost = totals["masks_rejected"] + totals["masks_filtered"]
-    tiles = [
+    num_codes = content.manifest["fingerprint"]["num_codes"]
+    return [
         (f"{totals['rows_out']:,}", "images with rows"),
         (f"{totals['masks_out']:,}", "masks with words"),
         (html.share_of(lost, totals["masks_in"]), "of the masks without words"),
+        (html.decimal(metrics.get("iou/mean")), "mean IoU of reconstructions"),
+        (" / ".join(str(level.used) for level in content.usage), f"of {num_codes} codes used, by level"),
+        (_size(metrics["corpus/size_bytes"]), f"in {len(content.manifest['shards'])} shards"),
     ]
-    if "iou/mean" in metrics:
-        tiles.append((f"{metrics['iou/mean']:.3f}", "mean IoU of reconstructions"))
-    used = " / ".join(str(level.used) for level in content.usage)
-    tiles.append((used, f"of {content.manifest['fingerprint']['num_codes']} codes used, by level"))
-    tiles.append((_size(metrics["corpus/size_bytes"]), f"in {len(content.manifest['shards'])} shards"))
-    return html.tiles(tiles)
 
 
-def _counts(content: Content) -> str:
-    totals, lines = content.manifest["totals"], []
+def _counts(content: Content) -> html.Block:
+    totals, rows = content.manifest["totals"], []
     for name, kind in (("images", "rows"), ("masks", "masks")):
         into, out, rejected = (totals[f"{kind}_{part}"] for part in ("in", "out", "rejected"))
         filtered = totals.get(f"{kind}_filtered", 0)
         off = into - out - rejected - filtered
-        verdict = (
-            "adds up" if off == 0 else f"<span class=bad>does not add up: {off:+,} unaccounted for</span>"
-        )
-        numbers = (f"{into:,}", f"= {out:,}", f"+ {rejected:,}", f"+ {filtered:,}" if kind == "masks" else "")
-        cells = "".join(f"<td class=num>{number}</td>" for number in numbers)
-        lines.append(
-            f"<tr><td>{name}</td>{cells}<td class=num>{html.share_of(rejected, into)}</td>"
-            f"<td>{verdict}</td></tr>"
-        )
-    heads = ["in", "out", "rejected", "filtered by policy", "reject rate"]
-    head = "<th></th>" + "".join(f"<th class=num>{name}</th>" for name in heads) + "<th></th>"
-    planned = ""
-    if content.missing and content.num_planned is not None:
-        planned = f"<p class=faint>The plan has {content.num_planned:,} images.</p>"
-    return html.card(html.table(head, lines, "narrow") + planned)
+        verdict = html.bad(f"does not add up: {off:+,} unaccounted for") if off else "adds up"
+        parts = [f"= {out:,}", f"+ {rejected:,}", f"+ {filtered:,}" if kind == "masks" else ""]
+        rows.append([name, f"{into:,}", *parts, html.share_of(rejected, into), verdict])
+    heads = ["", "in", "out", "rejected", "filtered by policy", "reject rate", ""]
+    planned = content.num_planned if content.missing else None
+    note = "" if planned is None else f"The plan has {planned:,} images."
+    return html.card(html.grid(heads, rows, numbers=range(1, 6), kind="narrow"), note=note)
 
 
-def _reconstruction(content: Content) -> str:
-    metrics = content.metrics
+def _reconstruction(content: Content) -> html.Block:
+    metrics, title = content.metrics, "Reconstruction"
     if "iou/mean" not in metrics:
-        text = "No reconstruction was compared while the corpus was made (--reconstruct 0)."
-        return html.card(f"<h3>Reconstruction</h3><p class=faint>{text}</p>")
-    below = metrics["iou/share_below_half"]
+        note = "No reconstruction was compared while the corpus was made (--reconstruct 0)."
+        return html.card(title=title, note=note)
     text = (
         f"{metrics['iou/count']:,.0f} masks: mean IoU {metrics['iou/mean']:.3f}, median about "
-        f"{metrics['iou/median']:.3f}, {below:.1%} below 0.5."
+        f"{metrics['iou/median']:.3f}, {metrics['iou/share_below_half']:.1%} below 0.5."
     )
-    return html.card(
-        f"<h3>Reconstruction</h3><p>{text}</p>{_plot(content, 'iou_histogram.png', 'IoU histogram')}"
-    )
+    plot = html.plot(content.plots["iou_histogram.png"], "IoU histogram", wide=False)
+    return html.card(html.paragraph(text), plot, title=title)
 
 
-def _codebooks(content: Content) -> str:
-    num_codes = content.manifest["fingerprint"]["num_codes"]
-    return codebooks(content.usage, num_codes, content.plots["code_usage.png"])
-
-
-def codebooks(usage: Sequence[LevelUsage], num_codes: int, plot: bytes) -> str:
+def codebooks(usage: Sequence[LevelUsage], num_codes: int, plot: bytes) -> html.Block:
     """Returns a card about the use of the codebooks.
 
     Args:
@@ -141,64 +129,41 @@ def codebooks(usage: Sequence[LevelUsage], num_codes: int, plot: bytes) -> str:
         num_codes: Entries of each codebook.
         plot: From ``samtok.plots.base.code_usage_plot``.
     """
-    lines = [
-        f"<tr><td>{level}</td><td class=num>{use.used} of {num_codes}</td><td class=num>{use.dead}</td>"
-        f"<td class=num>{use.perplexity:.1f}</td></tr>"
+    rows = [
+        [str(level), f"{use.used} of {num_codes}", str(use.dead), f"{use.perplexity:.1f}"]
         for level, use in enumerate(usage)
     ]
-    head = "<th>level</th><th class=num>used</th><th class=num>dead</th><th class=num>perplexity</th>"
-    table = html.table(head, lines)
-    picture = html.image(plot, "masks per code, by rank", kind="plot")
-    note = "Dashed: all codes used alike. Grey: codes that no mask uses."
-    return html.card(f"<h3>Codebooks</h3>{table}{picture}<p class=faint>{note}</p>")
+    return html.card(
+        html.grid(["level", "used", "dead", "perplexity"], rows, numbers=range(1, 4)),
+        html.plot(plot, "masks per code, by rank", wide=False),
+        title="Codebooks",
+        note="Dashed: all codes used alike. Grey: codes that no mask uses.",
+    )
 
 
-def rejects_table(rejects: Sequence[RejectLine]) -> str:
+def rejects_table(rejects: Iterable[RejectLine]) -> html.Block:
     """Returns a card of what got no words, and why."""
-    if not rejects:
-        return html.card("<p class=faint>None.</p>")
-    lines = [
-        f"<tr><td>{html.escape(line.stage)}</td><td class=whole><code>{html.escape(line.reason)}</code></td>"
-        f"<td class=num>{line.count:,}</td><td class=text>{html.escape(line.example[:400])}</td></tr>"
+    rows = [
+        [line.stage, html.code(line.reason), f"{line.count:,}", html.shortened(line.example)]
         for line in rejects
     ]
-    return html.card(
-        html.table("<th>stage</th><th>reason</th><th class=num>entries</th><th>example</th>", lines)
-    )
+    return html.card(html.grid(["stage", "reason", "entries", "example"], rows, numbers=[2], kind="whole"))
 
 
-def _worst(worst: Sequence[CloseUp]) -> str:
-    if not worst:
-        return ""
-    return (
-        "<h2>Worst masks</h2>"
-        f"<p class=faint>The lowest IoUs among the images below, at most {MAX_WORST}, cropped."
-        f"{html.legend()}</p>{report_gallery.close_ups(worst)}"
-    )
+def _worst(shown: Gallery) -> list[html.Block]:
+    if not shown.worst:
+        return []
+    text = f"The lowest IoUs among the images below, at most {MAX_WORST}, cropped."
+    note = html.join(text, html.legend())
+    return [html.section("Worst masks", gallery.close_ups(shown.worst), note=note)]
 
 
-def _images(content: Content) -> str:
-    gallery = content.gallery
-    parts = [f"<p class=faint>{len(gallery.cards)} images drawn at random, seed {content.seed}."]
-    parts.append(
-        f"{html.legend()}</p>"
-        if content.decoded
-        else " Without a tokenizer, only original masks are shown.</p>"
-    )
-    return "".join(parts) + report_gallery.images(gallery)
-
-
-def _fingerprint(content: Content) -> str:
-    return html.card(html.settings(sorted(content.manifest["fingerprint"].items())))
-
-
-def _schema(rows: pa.Schema) -> str:
+def _schema(rows: pa.Schema) -> html.Block:
     lines = [
-        f"<tr><td class=mono style='padding-left:{22 * depth}px'>{html.escape(name)}</td>"
-        f"<td class=mono>{html.escape(kind)}</td><td>{'may be null' if nullable else ''}</td></tr>"
+        [html.code("\u2003" * depth + name), html.code(kind), "may be null" if nullable else ""]
         for depth, name, kind, nullable in flat_schema(rows)
     ]
-    return html.card(html.table("<th>column</th><th>type</th><th></th>", lines))
+    return html.card(html.grid(["column", "type", ""], lines))
 
 
 def flat_schema(fields: Iterable[pa.Field], depth: int = 0) -> list[tuple[int, str, str, bool]]:
@@ -208,16 +173,11 @@ def flat_schema(fields: Iterable[pa.Field], depth: int = 0) -> list[tuple[int, s
         kind, inner = field.type, []
         while pa.types.is_list(kind):
             kind, inner = kind.value_type, ["list of", *inner]
-        if pa.types.is_struct(kind):
-            found.append((depth, field.name, " ".join([*inner, "struct"]), field.nullable))
-            found += flat_schema(kind.fields, depth + 1)
-        else:
-            found.append((depth, field.name, " ".join([*inner, str(kind)]), field.nullable))
+        nested = pa.types.is_struct(kind)
+        name = " ".join([*inner, "struct" if nested else str(kind)])
+        found.append((depth, field.name, name, field.nullable))
+        found += flat_schema(kind.fields, depth + 1) if nested else []
     return found
-
-
-def _plot(content: Content, name: str, alt: str) -> str:
-    return html.image(content.plots[name], alt, kind="plot")
 
 
 def _size(num_bytes: float) -> str:

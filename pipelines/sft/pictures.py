@@ -1,4 +1,4 @@
-"""Draws what a model answered in training beside the truth, while training goes on."""
+"""Draws answers that a model generated in training beside the truth, while training goes on."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 
 from pipelines import storage
-from pipelines.ingestion.image_source import read_image_bytes
-from pipelines.reports.pictures import sheet_of
+from pipelines.reports.html import shortened
+from pipelines.reports.pictures import image_of, sheet_of
 from pipelines.sft.config import TrainMllmConfig
 from pipelines.tracking import Tracker
 from pipelines.training.fit import Event
 from pipelines.training.progress import Progress
-from samtok import images
 from samtok.errors import SamtokError
 from samtok.model.tokenizer import MaskTokenizer
 from samtok.plots import pictures as viz
@@ -27,12 +26,12 @@ _LONGEST = 110  # characters of a line under a picture
 
 
 class Gallery:
-    """Hears workers, passes all on to the progress, and draws generations in a thread of its own.
+    """Passes the workers' events on to the progress, and draws generations in a thread of its own.
 
     Args:
         config: The run.
         tracker: Where pictures go, besides ``OUT/generations``.
-        progress: Hears everything first.
+        progress: Gets every event first.
     """
 
     def __init__(self, config: TrainMllmConfig, tracker: Tracker, progress: Progress) -> None:
@@ -87,14 +86,13 @@ def draw(tokenizer: MaskTokenizer, answers: Sequence[Mapping[str, Any]]) -> byte
 
 
 def _panel(tokenizer: MaskTokenizer, entry: Mapping[str, Any]) -> viz.Panel:
-    data = read_image_bytes(entry["image"])
-    image = images.decode_image(data, where=entry["image"], expected_hw=tuple(entry["size_hw"]))
+    image = image_of(entry["image"], *entry["size_hw"])
     truth, answer = (_union(tokenizer, image, entry["codes"][name]) for name in ("truth", "answer"))
     return viz.Panel(
         viz.fit(image, SIDE),
         [viz.fit_mask(truth, SIDE)],
         [viz.fit_mask(answer, SIDE)],
-        captions=[_short(entry["answer"])],
+        captions=[_short(entry["answer"]) or "(empty)"],
         title=_short(f"{entry['question']}  {entry['truth']}"),
     )
 
@@ -108,4 +106,4 @@ def _union(tokenizer: MaskTokenizer, image: np.ndarray, codes: Sequence[Sequence
 
 def _short(text: str) -> str:
     flat = " ".join(text.replace("<|mt_start|>", "").replace("<|mt_end|>", "").split())
-    return flat if len(flat) <= _LONGEST else flat[: _LONGEST - 1] + "…"
+    return shortened(flat, _LONGEST)

@@ -1,21 +1,16 @@
 """The report of a fine-tuning run: one self-contained HTML page, and its pictures as files.
 
-OUT/report/index.html   losses, held-out looks, own answers drawn, what was left out, lineage
-OUT/report/curves.png   loss, share of right words, throughput, rate and gradient over the steps
+OUT/report/index.html   losses, validations, generated answers drawn, what was left out, lineage
+OUT/report/curves.png   loss, token accuracy, throughput, rate and gradient over the steps
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines import storage
-from pipelines.reports import html
-from pipelines.reports.training_parts import Row, column, lineage, lost, skipped_steps, spread
+from pipelines.reports import html, training
+from pipelines.reports.training import Row, column
 from samtok.plots.curves import Curve, CurvePanel, Events, curves_plot
-
-FOLDER = "report"
-MAX_LOOKS = 20
-"""Looks at held-out chats that the table shows; of more, so many at even distances, and the best one."""
 
 
 def write_report(
@@ -33,32 +28,38 @@ def write_report(
         StorageError: If the folder cannot be written.
     """
     pictures = {"curves.png": _curves(record, history)}
-    if (answers := _last_answers(out)) is not None:
-        pictures["answers.png"] = answers
-    page = _page(out, config, record, history, pictures)
-    for name, data in {**pictures, "index.html": page.encode()}.items():
-        storage.write_bytes(storage.join(out, FOLDER, name), data)
+    drawn = sorted(file.uri for file in storage.list_files(storage.join(out, "generations"), suffix=".png"))
+    answers = []
+    if drawn:
+        pictures["answers.png"] = storage.read_bytes(drawn[-1])
+        image = html.picture(pictures["answers.png"], "questions, true masks and answered masks")
+        answers = [html.section("Generated answers at the end", html.card(image))]
+    page = html.page(
+        "Fine-tuning on mask words",
+        out,
+        html.tiles(_tiles(record)),
+        html.card(html.plot(pictures["curves.png"], "curves over the steps")),
+        html.section("Held-out chats", _validations(record.get("validations") or [])),
+        *answers,
+        *training.ending(record, history, config, what="chat"),
+    )
+    training.write_page(out, page, pictures)
     return pictures
 
 
-def _last_answers(out: str) -> bytes | None:
-    drawn = sorted(file.uri for file in storage.list_files(storage.join(out, "generations"), suffix=".png"))
-    return storage.read_bytes(drawn[-1]) if drawn else None
-
-
 def _curves(record: Mapping[str, Any], history: Sequence[Row]) -> bytes:
-    looks, done = record.get("validations") or [], column(history, "step") + 1
+    validations, done = record.get("validations") or [], column(history, "step") + 1
 
     def train(name: str, label: str) -> Curve:
         return Curve(label, done, column(history, name), noisy=True)
 
     def held_out(name: str, label: str) -> Curve:
-        return Curve(label, column(looks, "step"), column(looks, name))
+        return Curve(label, column(validations, "step"), column(validations, name))
 
     panels = [
         CurvePanel("loss per learnt token", [train("loss", "train"), held_out("loss", "held out")], log=True),
         CurvePanel(
-            "right after the true text, held out",
+            "accuracy of the next token, held out",
             [held_out("tokens", "all tokens"), held_out("codes", "codes of masks")],
             limits=(0.0, 1.0),
         ),
@@ -68,62 +69,29 @@ def _curves(record: Mapping[str, Any], history: Sequence[Row]) -> bytes:
         CurvePanel("learning rate", [Curve("rate", done, column(history, "lr"))]),
     ]
     best = (record.get("best") or {}).get("step")
-    return curves_plot(panels, Events(best=best, skipped=[step + 1 for step in skipped_steps(history)]))
-
-
-def _page(
-    out: str,
-    config: Mapping[str, Any],
-    record: Mapping[str, Any],
-    history: Sequence[Row],
-    pictures: Mapping[str, bytes],
-) -> str:
-    text = html.escape(json.dumps(config, indent=2, default=str))
-    curves = html.image(pictures["curves.png"], "curves over the steps", kind="plot wide")
-    body = [
-        html.heading("Fine-tuning on mask words", out),
-        html.tiles(_tiles(record)),
-        html.card(curves),
-        f"<h2>Held-out chats</h2>{html.card(_looks(record.get('validations') or []))}",
-        _answers(pictures),
-        f"<h2>At the end</h2>{lost(record, history, what='chat')}",
-        f"<h2>Lineage</h2>{html.card(html.settings(lineage(record)))}",
-        html.card(html.folded("The whole config", f"<pre class=mono>{text}</pre>")),
-    ]
-    return html.page("Fine-tuning on mask words", body)
+    skipped = [step + 1 for step in training.skipped_steps(history)]
+    return curves_plot(panels, Events(best=best, skipped=skipped))
 
 
 def _tiles(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     last = (record.get("validations") or [{}])[-1]
     best, times = record.get("best") or {}, record.get("times") or {}
-    workers = record.get("workers") or 1
-    took = f"{html.duration(times.get('training_s'))} on {workers} worker{'s' if workers != 1 else ''}"
-    numbers = [
+    return [
         (html.decimal(last.get("loss"), 4), "held-out loss at the end"),
         (html.decimal(best.get("loss"), 4), f"best held-out loss, after step {best.get('step', 0):,}"),
-        (html.share_of(last["codes"], 1) if "codes" in last else "-", "codes right after the true text"),
-        (html.decimal(times.get("tokens_per_s"), 0), f"tokens trained per second, {took}"),
+        (html.share_of(last["codes"], 1) if "codes" in last else "-", "accuracy of mask codes, held out"),
+        (html.decimal(times.get("tokens_per_s"), 0), f"tokens trained per second, {training.took(record)}"),
         (html.decimal(record.get("tokens"), 0), "tokens trained"),
     ]
-    return [(number, text) for number, text in numbers if number != "-"]
 
 
-def _looks(validations: Sequence[Row]) -> str:
-    if not validations:
-        return "<p class=faint>There were no held-out chats.</p>"
-    best = max((place for place, row in enumerate(validations) if row.get("best")), default=None)
+def _validations(validations: Sequence[Row]) -> html.Block:
+    shown, note = training.validations_shown(validations, training.place_of_best(validations))
     rows = []
-    for place in spread(len(validations), MAX_LOOKS, best):
-        row = validations[place]
+    for row, best in shown:
         numbers = [html.decimal(row["step"], 0), html.decimal(row["loss"], 4)]
         shares = [html.share_of(row[name], 1) for name in ("tokens", "codes")]
-        rows.append([*numbers, *shares, html.decimal(row["samples"], 0), "best" if place == best else ""])
-    heads = ["steps done", "loss", "tokens right", "codes right", "chats", ""]
-    return html.grid(heads, rows, numbers=range(len(heads) - 1))
-
-
-def _answers(pictures: Mapping[str, bytes]) -> str:
-    if "answers.png" not in pictures:
-        return ""
-    image = html.image(pictures["answers.png"], "questions, true masks and answered masks")
-    return f"<h2>Own answers at the end</h2>{html.card(html.legend() + image)}"
+        rows.append([*numbers, *shares, html.decimal(row["samples"], 0), best])
+    heads = ["steps done", "loss", "token accuracy", "code accuracy", "chats", ""]
+    empty = "There were no held-out chats."
+    return html.card(html.grid(heads, rows, numbers=range(len(heads) - 1), empty=empty), note=note)

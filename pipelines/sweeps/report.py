@@ -8,11 +8,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines import storage
-from pipelines.reports import html
+from pipelines.reports import html, training
 from samtok.plots.tradeoff import TradeoffPoint, tradeoff_plot
 
-FOLDER = "report"
 HEADS = (
     "quantizer",
     "words",
@@ -32,7 +30,7 @@ _LEGEND = (
     "IoU of held-out masks with their reconstructions. Codes of others: the same with the codes of masks of "
     "another image, so what the decoder reads from the image alone. Used: share of each level's codes that "
     "occur. Distinct: different words of all held-out masks. A trial that was stopped has the numbers of its "
-    "last look."
+    "last validation."
 )
 
 Row = Mapping[str, Any]
@@ -57,9 +55,23 @@ def write_report(
     """
     points = [_point(row) for row in rows if _is_number(row.get("iou"))]
     pictures = {"tradeoff.png": tradeoff_plot(points, ceiling=ceiling, baseline=baseline)}
-    page = _page(out, rows, pictures["tradeoff.png"], ceiling, baseline)
-    for name, data in {**pictures, "index.html": page.encode()}.items():
-        storage.write_bytes(storage.join(out, FOLDER, name), data)
+    table = html.grid(
+        HEADS,
+        [_cells(row) for row in _ordered(rows)],
+        numbers=_NUMBERS,
+        kind="dense many",
+        empty="No trial was made.",
+    )
+    failed = [[str(row.get("name", "-")), str(row["error"])] for row in rows if row.get("error")]
+    page = html.page(
+        "Codebook sweep",
+        out,
+        html.tiles(_tiles(rows, ceiling, baseline)),
+        html.card(html.plot(pictures["tradeoff.png"], "r-Acc against bits per mask")),
+        html.section("Trials", html.card(table, note=_LEGEND)),
+        *([html.section("Failed", html.card(html.grid(["trial", "error"], failed)))] if failed else []),
+    )
+    training.write_page(out, page, pictures)
     return pictures
 
 
@@ -80,33 +92,14 @@ def _markdown(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _page(out: str, rows: Sequence[Row], plot: bytes, ceiling: float | None, baseline: float | None) -> str:
-    table = html.grid(HEADS, [_cells(row) for row in _ordered(rows)], numbers=_NUMBERS, kind="dense")
-    body = [
-        html.heading("Codebook sweep", out),
-        html.tiles(_tiles(rows, ceiling, baseline)),
-        html.card(html.image(plot, "r-Acc against bits per mask", kind="plot wide")),
-        f"<h2>Trials</h2>{html.card(table)}",
-        _errors(rows),
-        f"<p class=faint>{_LEGEND}</p>",
-    ]
-    return html.page("Codebook sweep", body)
-
-
 def _tiles(rows: Sequence[Row], ceiling: float | None, baseline: float | None) -> list[tuple[str, str]]:
     done, best = sum(row.get("status") == "finished" for row in rows), _best(rows)
     tiles = [(f"{done} of {len(rows)}", "trials finished")]
     if best is not None:
         tiles.append((html.decimal(best["iou"]), f"best r-Acc: {_quantizer(best)}"))
-    known = [(ceiling, "without quantization"), (baseline, "baseline")]
-    tiles += [(html.decimal(value), text) for value, text in known if value is not None]
+    tiles += [(html.decimal(ceiling), "without quantization"), (html.decimal(baseline), "baseline")]
     seconds = sum(row.get("seconds") or 0 for row in rows)
     return [*tiles, (html.duration(seconds), "training in all")]
-
-
-def _errors(rows: Sequence[Row]) -> str:
-    failed = [[str(row.get("name", "-")), str(row["error"])] for row in rows if row.get("error")]
-    return f"<h2>Failed</h2>{html.card(html.grid(['trial', 'error'], failed))}" if failed else ""
 
 
 def _cells(row: Row) -> list[str]:

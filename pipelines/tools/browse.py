@@ -1,4 +1,4 @@
-"""Looks at a corpus of words: a short table here, pictures in one HTML page.
+"""Shows a corpus of words: a short table on the terminal, pictures in one HTML page.
 
     python -m pipelines.tools.browse runs/words
     python -m pipelines.tools.browse s3://bucket/words --images 48 --output words.html
@@ -15,6 +15,7 @@ import torch
 
 from pipelines import job as runs
 from pipelines import storage
+from pipelines.reports import html
 from pipelines.reports import words as report
 from pipelines.reports import words_page as report_page
 from samtok.errors import CheckpointError, ConfigError
@@ -30,13 +31,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def browse(flags: argparse.Namespace) -> int:
-    """Prints the table, writes the page and says where it is.
+    """Prints the table, writes the page and prints its place.
 
     Raises:
         SamtokError: Of the kind whose exit code the command ends with.
     """
     if flags.images < 0 or flags.seed < 0:
-        raise ConfigError(f"--images and --seed cannot be negative, got {flags.images} and {flags.seed}")
+        raise ConfigError(f"--images and --seed must be >= 0, got {flags.images} and {flags.seed}.")
     corpus = report.load_corpus(flags.uri.rstrip("/"))
     sys.stdout.write("\n".join(lines_of(corpus)) + "\n")
     sys.stdout.flush()  # the table is there while the tokenizer still loads
@@ -84,7 +85,7 @@ def _shards(corpus: report.Corpus) -> str:
     done, missing = len(corpus.records), len(corpus.missing)
     if not missing:
         return f"shards    {done}, all committed"
-    first = ", ".join(map(str, corpus.missing[:8])) + (", ..." if missing > 8 else "")
+    first = report_page.some_of(corpus.missing)
     return f"shards    {done} of {done + missing} committed; UNFINISHED, {missing} missing: {first}"
 
 
@@ -92,9 +93,8 @@ def _rejects(lines: Iterable[report_page.RejectLine]) -> Iterator[str]:
     lines = list(lines)
     yield "\nrejects" if lines else "\nrejects   none"
     for line in lines:
-        example = " ".join(line.example.split())
-        example = example if len(example) <= 90 else example[:87] + "..."
-        yield f"  {line.count:>8}  {line.stage + '/' + line.reason:<28} {_printable(example)}"
+        example = _printable(html.shortened(" ".join(line.example.split()), 90))
+        yield f"  {line.count:>8}  {line.stage + '/' + line.reason:<28} {example}"
 
 
 def _printable(text: str) -> str:

@@ -100,9 +100,9 @@ def rgb(colour: Colour) -> tuple[float, float, float]:
     return red / 255, green / 255, blue / 255
 
 
-def subtitle(axes: Any, text: str) -> None:
-    """Writes a small title above axes, on the left."""
-    axes.set_title(text, fontsize=10, color=rgb(FAINT), loc="left")
+def subtitle(axes: Any, text: str, *, raised: bool = False) -> None:
+    """Writes a small title above axes, on the left; a raised one leaves a line for a legend below it."""
+    axes.set_title(text, fontsize=10, color=rgb(FAINT), loc="left", pad=20 if raised else None)
 
 
 def figure_of(

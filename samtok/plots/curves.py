@@ -15,6 +15,7 @@ from samtok.plots.pictures import MISSED, Colour
 MOST_POINTS = 2000
 """Points of a curve that are drawn; of more, neighbours are averaged."""
 _FEW_POINTS = 60  # up to here, every point is marked
+_ROOM_IN = 4.3  # width of a panel without its numbers
 _SMOOTHING = 0.02  # window of the running mean, as a share of the curve
 _LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 9, "handlelength": 1.4, "columnspacing": 1.2}
 
@@ -137,15 +138,21 @@ def _draw_panel(axes: Any, panel: CurvePanel) -> None:
     shown = [entry for entry in shown if np.isfinite(entry[2]).any()]
     for (curve, steps, values), colour in zip(shown, itertools.cycle(LINES), strict=False):
         _draw_curve(axes, curve, steps, values, colour)
-    subtitle(axes, panel.title)
+    labels = [curve.label for curve, *_ in shown] if len(shown) > 1 else []
+    subtitle(axes, panel.title, raised=_width_in(panel.title, labels) > _ROOM_IN)
     if not shown:
         axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", color=rgb(FAINT))
         axes.set_yticks([])
         return
     _scale(axes, panel)
-    if len(shown) > 1:
+    if labels:
         corner = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.985), "borderaxespad": 0.2}
         axes.legend(ncols=len(shown), **corner, **_LEGEND)
+
+
+def _width_in(title: str, labels: Sequence[str]) -> float:
+    """Returns about how wide a title with a legend beside it is, in inches."""
+    return 0.075 * len(title) + sum(0.43 + 0.068 * len(label) for label in labels)
 
 
 def _numbers_of(curve: Curve, *, positive: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -209,7 +216,7 @@ def _legend_of(events: Events) -> list[Any]:
     if events.quantized_from is not None:
         found.append((f"quantized from step {events.quantized_from:,}", INK, {"linestyle": "--"}))
     if events.best is not None:
-        found.append((f"best on held-out masks: step {events.best:,}", GOOD, {"linestyle": ":"}))
+        found.append((f"best on held-out data: step {events.best:,}", GOOD, {"linestyle": ":"}))
     if count := len(events.skipped):
         tick = {"linestyle": "", "marker": "|", "markersize": 9, "markeredgewidth": 1.5}
         found.append((f"{count:,} skipped step{'s' if count > 1 else ''}", MISSED, tick))

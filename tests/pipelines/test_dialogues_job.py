@@ -238,7 +238,7 @@ def test_the_report_draws_chats_of_all_tasks_and_says_which_images_are_gone(tmp_
     shown = sum(row["images"][0]["uri"].startswith(str(tmp_path)) for row in drawn)
     assert 0 < page.count("data:image/jpeg") == shown < 23
     assert page.count("The image cannot be shown") == 23 - shown
-    assert "class=chip" in page and "mt_start" not in page
+    assert 'class="chip"' in page and "mt_start" not in page
 
 
 def test_a_dry_run_writes_nothing_and_a_config_repeats_a_run(words, tmp_path, capsys):

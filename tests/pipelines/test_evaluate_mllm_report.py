@@ -61,7 +61,7 @@ def test_the_page_has_all_numbers_and_pictures_of_its_own(finished):
     job, manifest, rows, metrics = finished
     page_uri = report.write_report(job, manifest, rows, metrics, {"untrained": metrics})
     page = Page(Path(page_uri).read_text())
-    for words in ("GRES", "Numbers, strict", "Numbers, official", "always No target.", "untrained", "By tag"):
+    for words in ("GRES", "Metrics, strict", "Metrics, official", "always No target.", "untrained", "By tag"):
         assert words in page.text, words
     assert "100.00" in page.text and "Please segment both in this image." in page.text
     assert len(page.pictures()) == 9 * 3  # best, worst and random, three pictures each

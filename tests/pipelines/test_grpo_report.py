@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from pipelines.grpo.observe import report
-from pipelines.grpo.observe.report_curves import step_panels
-from pipelines.grpo.observe.report_glossary import LOOK, STEP, meaning
+from pipelines.grpo.observe.report_metrics import STEP, VALIDATION, meaning, step_panels
 from pipelines.grpo.trajectories import write_trajectories
 from samtok.plots.base import LINES
 from samtok.plots.rl import parts_plot
@@ -24,7 +23,7 @@ STEP_METRICS = (
     *("samples_per_s", "skipped", "mismatch_max", "off_policy", "off_policy_max", "staleness_max"),
     *("prompts", "learnt", "learnt_tokens", "kl_reward"),
 )
-LOOK_METRICS = (
+VALIDATION_METRICS = (
     *("reward_sampled", "targets_sampled", "reward_greedy", "targets_greedy", "giou", "ciou", "n_acc"),
     *("t_acc", "exact_targets", "exact_single", "t_acc_sampled", "none_share", "prompts"),
     "single_sampled",
@@ -52,13 +51,13 @@ def steps(count, **changes):
 def held_out(count):
     rows = []
     for place in range(count):
-        row = dict.fromkeys(LOOK_METRICS, 0.5) | {"none_share": 0.36, "giou": 0.4 + place / 1000}
+        row = dict.fromkeys(VALIDATION_METRICS, 0.5) | {"none_share": 0.36, "giou": 0.4 + place / 1000}
         rows.append({"step": 10 * place, **row})
     return rows
 
 
 def written(out, **parts):
-    given = {"config": {}, "record": {}, "history": [], "looks": []} | parts
+    given = {"config": {}, "record": {}, "history": [], "validations": []} | parts
     pictures = report.write_report(str(out), **given)
     return Page((out / "report" / "index.html").read_text()), pictures
 
@@ -80,35 +79,35 @@ def run(tmp_path_factory):
     for step in (0, 10, 20, 30, 40):
         write_trajectories(str(out), step, [reply(step)])
     config = {"model": HOSTILE, "tokenizer": save_micro_tokenizer(out / "micro")}
-    page, pictures = written(out, config=config, record=RECORD, history=steps(100), looks=held_out(100))
+    page, pictures = written(out, config=config, record=RECORD, history=steps(100), validations=held_out(100))
     return out, page, pictures
 
 
 @pytest.mark.parametrize(
-    "said",
+    "text",
     [
         "collapse at step 1,234: 94% say no mask <script>",
         "0.499 greedy gIoU; 0.400 at first",
-        '0.360 reward and gIoU of always saying "No target."',
-        "0.5 replies per second over 100 steps, 20 min 34 s",
+        '0.360 reward and gIoU of answering "No target." always',
+        "0.5 responses per second over 100 steps, 20 min 34 s",
         "570 0.500 0.500 0.500 0.500 0.457 0.500 0.500 0.500 0.500 0.500 0.500 0.500 best",
         'always "No target." 0.360 0.000 0.360 0.000 0.360 0.000 1.000 0.000 0.000 0.000 0.000 0.000',
         "first, mean of 10 steps",
-        "reward 0.045 0.945 Mean reward of a reply",
+        "reward 0.045 0.945 Mean reward of a response",
         "reward/format 1 1 Mean of the reward's component format, before its weight.",
         "Prompts of the steps 0, 20, 40 , with masks drawn.",
-        "1 skipped for a loss or gradient that is no number. Counting from 0: 3",
+        "1 skipped for a loss or gradient that is not finite. Counting from 0: 3",
         "model s3://m/sft prompts uri=a, uri=b",
         f'"model": "{HOSTILE}"',
     ],
 )
-def test_the_page_says_what_became_of_the_run(run, said):
-    assert said in run[1].text
+def test_the_page_shows_what_became_of_the_run(run, text):
+    assert text in run[1].text
 
 
 def test_pictures_are_written_and_shown(run):
     out, page, pictures = run
-    assert sorted(pictures) == ["curves.png", "looks.png", "times.png"]
+    assert sorted(pictures) == ["curves.png", "times.png", "validation.png"]
     for name, data in pictures.items():
         assert (out / "report" / name).read_bytes() == data
     sizes = [Image.open(io.BytesIO(data)).size for data in pictures.values()]
@@ -125,8 +124,8 @@ def test_trajectories_of_the_first_a_middle_and_the_last_step_have_their_page(ru
 
 def test_every_metric_is_explained_in_one_sentence():
     assert set(STEP_METRICS) <= set(STEP)
-    assert set(LOOK_METRICS) == set(LOOK)
-    for sentence in [*STEP.values(), *LOOK.values(), meaning("reward/mask")]:
+    assert set(VALIDATION_METRICS) == set(VALIDATION)
+    for sentence in [*STEP.values(), *VALIDATION.values(), meaning("reward/mask")]:
         assert sentence[0].isupper(), sentence
         assert sentence.endswith("."), sentence
     assert meaning("of somebody else") == "-"
@@ -135,14 +134,16 @@ def test_every_metric_is_explained_in_one_sentence():
 def test_a_run_that_made_nothing_has_a_report_that_says_so(tmp_path):
     page, pictures = written(tmp_path)
     assert pictures == {}
-    for said in ("No step was taken.", "no looks at held-out prompts", "No trajectories were kept."):
+    for said in ("No step was taken.", "There were no held-out prompts.", "No trajectories were kept."):
         assert said in page.text
 
 
 def test_metrics_that_are_missing_or_no_number_leave_gaps(tmp_path):
     history = [{"step": 0, "reward": 0.5}, {"step": 1, "reward": math.nan, "kl": None, "mismatch": math.inf}]
-    page, pictures = written(tmp_path, history=history, looks=[{"step": 0, "giou": 0.25, "ciou": math.nan}])
-    assert sorted(pictures) == ["curves.png", "looks.png", "times.png"]
+    page, pictures = written(
+        tmp_path, history=history, validations=[{"step": 0, "giou": 0.25, "ciou": math.nan}]
+    )
+    assert sorted(pictures) == ["curves.png", "times.png", "validation.png"]
     assert "reward 0.5 - Mean reward" in page.text
     assert "0 - - - - 0.250 - " in page.text
 

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from pipelines.grpo.observe import trajectory_page as page
-from pipelines.grpo.observe import trajectory_pictures as page_pictures
 from pipelines.grpo.trajectories import (
     TRAJECTORY_ROW,
     components_column,
@@ -135,17 +134,17 @@ def replies(*rewards):
     ],
 )
 def test_the_best_a_middle_and_the_worst_reply_are_shown(rewards, shown):
-    assert {kind: row["reply"] for kind, row in page_pictures.extremes(replies(*rewards))} == shown
+    assert {kind: row["reply"] for kind, row in page.extremes(replies(*rewards))} == shown
 
 
 def test_prompts_are_drawn_without_repeats_in_their_order():
-    groups = page_pictures.groups_of({"draw": draw, "reply": 0} for draw in (7, 3, 5, 1))
+    groups = page.groups_of({"draw": draw, "reply": 0} for draw in (7, 3, 5, 1))
     assert [group[0]["draw"] for group in groups] == [1, 3, 5, 7]
-    drawn = page_pictures.choose(groups, 3, np.random.default_rng(0))
+    drawn = page.choose(groups, 3, np.random.default_rng(0))
     numbers = [group[0]["draw"] for group in drawn]
     assert len(set(numbers)) == 3
     assert numbers == sorted(numbers)
-    assert page_pictures.choose(groups, 9, np.random.default_rng(0)) == groups
+    assert page.choose(groups, 9, np.random.default_rng(0)) == groups
 
 
 # ---------------------------------------------------------------- the page
@@ -201,11 +200,11 @@ def test_the_page_shows_pictures_that_lie_beside_it(run, shown):
 @pytest.mark.parametrize(
     "said",
     [
-        "Step 50 2 prompts, 4 replies, mean reward 0.438, 50.0% of the groups with equal rewards.",
-        "toy a'b, s3, prompt 3 of the run; rewards of all replies: 0.50 0.00 1.00",
-        f"best, reply 2 {say(A)} reward 1.000, advantage +0.500, mask 1, format 1; 3 tokens",
-        f"middle, reply 0 {say(A, B)} reward 0.500",
-        "worst, reply 1 <think>",
+        "Step 50 2 prompts, 4 responses, mean reward 0.438, 50.0% of the groups with equal rewards.",
+        "toy a'b, s3, prompt 3 of the run; rewards of all responses: 0.50 0.00 1.00",
+        f"best, response 2 {say(A)} reward 1.000, advantage +0.500, mask 1, format 1; 3 tokens",
+        f"middle, response 0 {say(A, B)} reward 0.500",
+        "worst, response 1 <think>",
         "format 1; 3 tokens cut by the limit of tokens; not learnt from",
         "3 tokens 2 versions old",
         "The image cannot be shown:",
@@ -223,20 +222,20 @@ def test_no_line_of_the_page_is_long(run, shown):
 
 def test_masks_of_an_answer_are_drawn_and_not_those_of_its_thought(run, tokenizer):
     rows = list(read_trajectories(str(run), 50))
-    assert page_pictures.codes_of(rows[1], tokenizer) == [B]
-    assert page_pictures.codes_of(rows[0], tokenizer) == [A, B]
-    assert page_pictures.codes_of(rows[3], tokenizer) == []
+    assert page.codes_of(rows[1], tokenizer) == [B]
+    assert page.codes_of(rows[0], tokenizer) == [A, B]
+    assert page.codes_of(rows[3], tokenizer) == []
 
 
 def test_a_reply_is_drawn_with_the_masks_of_its_own_words(run, tokenizer):
     rows = list(read_trajectories(str(run), 50))[:3]
-    drawn = page_pictures.draw(rows, tokenizer).pictures
+    drawn = page.draw(rows, tokenizer).pictures
     with Image.open(rows[0]["image_uri"]) as opened:
         image = np.array(opened)
-    small = viz.fit(image, page_pictures.SIDE)
+    small = viz.fit(image, page.SIDE)
 
     def alone(*codes):
-        fitted = [viz.fit_mask(mask, page_pictures.SIDE) for mask in tokenizer.decode(image, np.array(codes))]
+        fitted = [viz.fit_mask(mask, page.SIDE) for mask in tokenizer.decode(image, np.array(codes))]
         return viz.jpeg_bytes(viz.overlay(small, fitted, alpha=0.4, numbers=True))
 
     assert drawn["truth"] == drawn["reply-2"] == alone(A)
@@ -247,7 +246,7 @@ def test_a_reply_is_drawn_with_the_masks_of_its_own_words(run, tokenizer):
 
 def test_a_prompt_without_any_mask_shows_the_image_alone(run, tokenizer):
     row = trajectory(0, 0, 1.0, "No target.", image_uri=str(run.parent / "image.png"), truth_codes=[])
-    drawn = page_pictures.draw([row], tokenizer)
+    drawn = page.draw([row], tokenizer)
     assert drawn.problem is None
     assert drawn.pictures["truth"] == drawn.pictures["reply-0"]
 
@@ -264,7 +263,7 @@ def test_by_default_the_first_a_middle_and_the_last_step_are_shown(tmp_path):
     [
         (["--steps", "0,7"], 3, "no trajectories of step 7. It has those of the steps 0, 50 (--steps)."),
         (["--steps", "first"], 2, "--steps must be numbers with commas between them, got 'first'"),
-        (["--num", "0"], 2, "--num must be at least 1"),
+        (["--num", "0"], 2, "--num must be >= 1"),
     ],
 )
 def test_steps_and_numbers_that_cannot_be_shown_are_said(run, caplog, capfd, flags, code, message):
@@ -275,4 +274,4 @@ def test_steps_and_numbers_that_cannot_be_shown_are_said(run, caplog, capfd, fla
 def test_a_tokenizer_of_other_words_is_refused(run, tokenizer):
     row = trajectory(0, 0, 1.0, "", image_uri=str(run.parent / "image.png"), truth_codes=[[3, 64]])
     with pytest.raises(ConfigError, match=re.escape("has the true codes (3, 64), the given tokenizer makes")):
-        page_pictures.draw([row], tokenizer)
+        page.draw([row], tokenizer)

@@ -344,7 +344,7 @@ def test_browse_does_not_obey_control_characters_of_messages(home, capsys):
     [
         (["{home}/nowhere"], 3, "DataError: .*nowhere is no corpus of words"),
         (["{home}/finished", "--tokenizer", "{home}/nowhere"], 6, "CheckpointError: there is no .*nowhere"),
-        (["{home}/finished", "--images", "-1"], 2, "ConfigError: --images and --seed cannot be negative"),
+        (["{home}/finished", "--images", "-1"], 2, "ConfigError: --images and --seed must be >= 0"),
         (["ftp://host/x"], 2, "ConfigError: .*ftp:// is unknown"),
     ],
 )

@@ -29,7 +29,7 @@ def history(num_steps, quantized_from, skipped=()):
     return rows
 
 
-def looks(count, best=None):
+def validated(count, best=None):
     return [
         {
             "step": 10 * (place + 1),
@@ -83,14 +83,14 @@ def run(tmp_path_factory):
         config={"model": "tiny", "note": HOSTILE},
         record=RECORD,
         history=history(60, 30, skipped=(4, 41)),
-        validations=looks(100, best=57),
+        validations=validated(100, best=57),
         sheet=sheet,
     )
     return out, page, pictures
 
 
 @pytest.mark.parametrize(
-    "said",
+    "text",
     [
         "Training of the tokenizer tiny",
         "0.812 mean IoU at the end",
@@ -101,7 +101,7 @@ def run(tmp_path_factory):
         "207 masks trained per second, 20 min 34 s on 2 workers",
         "0 251 198.2",
         "4.1% of the masks have an IoU below 0.5",
-        "2 skipped for a loss or gradient that is no number. Counting from 0: 4, 41",
+        "2 skipped for a loss or gradient that is not finite. Counting from 0: 4, 41",
         "rle_sum 3",
         "fingerprint f00d",
         "start uri s3://m/start.pt corpora reader=coco, reader=x",
@@ -109,23 +109,23 @@ def run(tmp_path_factory):
         '"model": "tiny"',
     ],
 )
-def test_the_page_says_what_became_of_the_run(run, said):
-    assert said in run[1].text
+def test_the_page_shows_what_became_of_the_run(run, text):
+    assert text in run[1].text
 
 
-def test_looks_are_thinned_with_the_first_the_last_and_the_best_among_them(run):
+def test_validations_are_thinned_with_the_first_the_last_and_the_best_among_them(run):
     text = run[1].text
-    assert "20 of 100 looks" in text
+    assert "20 of 100 validations" in text
     assert "580 0.5570 0.1250 25.0% 7.2 / 6.5 33 best" in text
     assert "10 0.5000 0.1250 25.0% 7.2 / 6.5 33 not quantized yet" in text
     assert "1,000 0.5990" in text
 
 
 @pytest.mark.parametrize(("count", "best"), [(20, 3), (21, None), (21, 10), (21, 20)])
-def test_at_most_twenty_looks_are_shown(tmp_path, count, best):
-    page, _ = written(tmp_path, validations=looks(count, best=best))
+def test_at_most_twenty_validations_are_shown(tmp_path, count, best):
+    page, _ = written(tmp_path, validations=validated(count, best=best))
     assert sum(f" {10 * (place + 1)} 0.5" in page.text for place in range(count)) == 20
-    assert ("20 of 21 looks" in page.text) == (count == 21)
+    assert ("20 of 21 validations" in page.text) == (count == 21)
     assert ("33 best" in page.text) == (best is not None)
 
 
@@ -150,7 +150,7 @@ def test_a_run_of_which_nothing_is_known_has_a_page(tmp_path):
     page, pictures = written(tmp_path)
     assert set(pictures) == {"curves.png"}
     for said in (
-        "There was no look",
+        "There was no validation",
         "No codes were measured",
         "No step was skipped",
         "No image was rejected",
@@ -167,7 +167,7 @@ def test_any_part_of_the_record_may_be_unknown(tmp_path, missing):
 
 
 def test_values_that_are_no_numbers_are_dashes(tmp_path):
-    row = looks(1)[0] | {"iou_shuffled": math.nan}
+    row = validated(1)[0] | {"iou_shuffled": math.nan}
     page, _ = written(tmp_path, validations=[row], record={"final": {"iou": math.nan, "distinct": None}})
     assert "10 0.5000 - 25.0%" in page.text
     assert "mean IoU at the end" not in page.text

@@ -1,16 +1,17 @@
-"""Shows what a run's model replied: prompts of chosen steps with their masks drawn, on one HTML page.
+"""Shows how a run's model responded: prompts of chosen steps with their masks drawn, on one HTML page.
 
     python -m pipelines.grpo.observe.trajectory_page runs/grpo --steps 0,50 --num 24
 
 RUN/report/trajectories.html   the page; its pictures are files in RUN/report/trajectories/
 
-Of each prompt it shows the true masks and the best, a middle and the worst reply with text, reward,
+Of each prompt it shows the true masks and the best, a middle and the worst response with text, reward,
 components and advantage. Pictures lie beside the page, since so many inside of it would make it huge.
 """
 
 import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,24 +19,38 @@ import torch
 
 from pipelines import job as runs
 from pipelines import storage
-from pipelines.grpo.observe.trajectory_pictures import Row, Shown, choose, draw, groups_of, picture_of
 from pipelines.grpo.trajectories import components_of, read_trajectories, steps_of
 from pipelines.reports import html
-from pipelines.reports.style import STYLE
-from samtok.errors import ConfigError, DataError
+from pipelines.reports.pictures import MAX_SHOWN, image_of
+from samtok.errors import ConfigError, DataError, StorageError
+from samtok.mllm.thinking import answer_of
 from samtok.model.tokenizer import MaskTokenizer
+from samtok.plots import pictures as viz
+from samtok.words import parse_words_lenient
 
 PAGE, PICTURES = "report/trajectories.html", "report/trajectories"
+SIDE = 300
 _LONGEST_TEXT = 1200
-# Files beside the page: browsers ask for file: where it was opened from a disk, and for 'self' where served.
-_POLICY = "default-src 'none'; img-src 'self' file:; style-src 'unsafe-inline'"
-_COLUMNS = "grid-template-columns: repeat(auto-fit, minmax(min(100%, 230px), 1fr))"
+_ALPHA = 0.4
+
+Row = Mapping[str, Any]
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit code."""
-    flags = _parser().parse_args(argv)
-    return runs.guard(lambda: _main(flags))
+@dataclass(frozen=True)
+class Shown:
+    """One prompt with the responses that are shown.
+
+    Attributes:
+        group: All responses to the prompt, in their order.
+        responses: The best, a middle and the worst one by reward, each with what it is.
+        pictures: JPEG files: under ``truth`` the true masks, under ``reply-3`` those of response 3.
+        problem: Why there are no pictures.
+    """
+
+    group: Sequence[Row]
+    responses: Sequence[tuple[str, Row]]
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
+    problem: str | None = None
 
 
 def write_page(
@@ -45,7 +60,7 @@ def write_page(
 
     Args:
         out: URI of the run's folder.
-        steps: Whose replies to show, in this order.
+        steps: Whose responses to show, in this order.
         tokenizer: Of the words.
         num: Prompts to draw of each step.
         seed: Decides which.
@@ -55,19 +70,24 @@ def write_page(
         DataError: If no trajectories of one of the steps were kept.
         StorageError: If something cannot be read or written.
     """
-    parts = [html.heading("Trajectories", out), _introduction(seed)]
+    introduction = (
+        f"Prompts are drawn at random, seed {seed}. Masks, the true ones too, are decoded from their words. "
+        "Rewards compare words; pictures show what the words mean."
+    )
+    blocks = [html.paragraph(html.faint(introduction))]
     for step in steps:
         groups = groups_of(read_trajectories(out, step, step))
         if not groups:
             raise DataError(f"{out} keeps no trajectories of step {step}. {_kept(out)}")
-        parts.append(_head(step, groups))
+        cards = []
         for group in choose(groups, num, np.random.default_rng([seed, step])):
             shown = draw(group, tokenizer)
             for name, data in shown.pictures.items():
                 storage.write_bytes(storage.join(out, PICTURES, _file(group[0], name)), data)
-            parts.append(_prompt(shown))
+            cards.append(_prompt(shown))
+        blocks.append(html.section(f"Step {step:,}", *cards, note=_summary(groups)))
     uri = storage.join(out, PAGE)
-    storage.write_bytes(uri, _page("Trajectories", parts).encode())
+    storage.write_bytes(uri, html.page("Trajectories", out, *blocks, pictures_beside=True).encode())
     return uri
 
 
@@ -98,66 +118,42 @@ def load_tokenizer(uri: str) -> MaskTokenizer:
     return MaskTokenizer.from_pretrained(uri, device=device, read=storage.read_bytes)
 
 
-def _page(title: str, body: Iterable[str]) -> str:
-    """Returns a whole page as ``report_html.page`` does, except that pictures may be files beside it."""
-    return (
-        "<!doctype html>\n<html lang=en><head><meta charset=utf-8>\n"
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name=viewport content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body></html>\n"
-    )
+# ---------------------------------------------------------------- the page
 
 
-def _introduction(seed: int) -> str:
-    return (
-        f"<p class=faint>Prompts are drawn at random, seed {seed}. Masks, the true ones too, are decoded "
-        "from their words. Rewards compare words; pictures show what the words mean.</p>"
-    )
-
-
-def _head(step: int, groups: Sequence[Sequence[Row]]) -> str:
+def _summary(groups: Sequence[Sequence[Row]]) -> str:
     rewards = [[row["reward"] for row in group] for group in groups]
-    alike = sum(max(of_group) == min(of_group) for of_group in rewards)
+    equal = sum(max(of_group) == min(of_group) for of_group in rewards)
     num = sum(map(len, rewards))
-    mean = sum(map(sum, rewards)) / num
     return (
-        f"<h2>Step {step:,}</h2>\n<p class=faint>{len(groups):,} prompts, {num:,} replies, "
-        f"mean reward {mean:.3f}, {html.share_of(alike, len(groups))} of the groups with equal rewards.</p>"
+        f"{len(groups):,} prompts, {num:,} responses, mean reward {sum(map(sum, rewards)) / num:.3f}, "
+        f"{html.share_of(equal, len(groups))} of the groups with equal rewards."
     )
 
 
-def _prompt(shown: Shown) -> str:
+def _prompt(shown: Shown) -> html.Block:
     row = shown.group[0]
-    where = f"{row['dataset']} {row['image_id']}, {row['sample_id']}, prompt {row['draw']} of the run"
-    rewards = " ".join(f"{reply['reward']:.2f}" for reply in shown.group)
-    figures = [_figure(shown, "truth", "truth", f"<code>{_text(row['truth'])}</code>")]
-    figures += [
-        _figure(shown, picture_of(r), f"{kind}, reply {r['reply']}", _said(r)) for kind, r in shown.replies
-    ]
-    problem = ""
-    if shown.problem is not None:
-        problem = f"<div class=problem>The image cannot be shown: {html.escape(shown.problem)}</div>\n"
+    rewards = " ".join(f"{response['reward']:.2f}" for response in shown.group)
+    where = (
+        f"{row['dataset']} {row['image_id']}, {row['sample_id']}, prompt {row['draw']} of the run; "
+        f"rewards of all responses: {rewards}"
+    )
+
+    def place(name: str) -> str | None:
+        return f"trajectories/{_file(row, name)}" if name in shown.pictures else None
+
+    figures = [("truth", place("truth"), _code(row["truth"]))]
+    for kind, one in shown.responses:
+        figures.append((f"{kind}, response {one['reply']}", place(picture_of(one)), _caption(one)))
+    question = html.bold(html.shortened(row["question"], _LONGEST_TEXT))
     return html.card(
-        f"<p class=text><b>{_text(row['question'])}</b><br>\n<span class=faint>{html.escape(where)}; "
-        f"rewards of all replies: {rewards}</span></p>\n{problem}<div class=shots style='{_COLUMNS}'>\n"
-        + "\n".join(figures)
-        + "\n</div>"
+        html.paragraph(question, html.BREAK, html.faint(where)), html.figures(figures, shown.problem)
     )
 
 
-def _figure(shown: Shown, name: str, title: str, said: str) -> str:
-    image = ""
-    if name in shown.pictures:
-        source = f"trajectories/{_file(shown.group[0], name)}"
-        image = f"<img loading=lazy alt='{html.escape(title)}' src='{source}'>"
-    caption = f"<figcaption class=text>\n<b>{html.escape(title)}</b><br>\n{said}</figcaption>"
-    return f"<figure>{image}{caption}</figure>"
-
-
-def _said(row: Row) -> str:
-    parts = "".join(f", {html.escape(name)} {value:.3g}" for name, value in components_of(row).items())
+def _caption(row: Row) -> html.Block:
+    parts = "".join(f", {name} {value:.3g}" for name, value in components_of(row).items())
+    numbers = f"reward {row['reward']:.3f}, advantage {row['advantage']:+.3f}{parts}"
     notes = []
     if not row["complete"]:
         notes.append("cut by the limit of tokens")
@@ -165,21 +161,17 @@ def _said(row: Row) -> str:
         notes.append("not learnt from")
     if row["staleness"]:
         notes.append(f"{row['staleness']} versions old")
-    note = f" <span class=bad>{'; '.join(notes)}</span>" if notes else ""
-    return (
-        f"<code>{_text(row['text'])}</code><br>\nreward {row['reward']:.3f}, advantage "
-        f"{row['advantage']:+.3f}{parts}; {len(row['token_ids'])} tokens{note}"
-    )
+    note = [" ", html.bad("; ".join(notes))] if notes else []
+    return html.join(_code(row["text"]), html.BREAK, f"{numbers}; {len(row['token_ids'])} tokens", *note)
+
+
+def _code(text: str) -> html.Block:
+    lines = html.shortened(text, _LONGEST_TEXT).split("\n")
+    return html.code(html.BREAK.join(lines))
 
 
 def _file(row: Row, name: str) -> str:
     return f"step-{row['step']:08d}-prompt-{row['draw']:08d}-{name}.jpg"
-
-
-def _text(text: str) -> str:
-    """Returns untrusted text for the page, its lines kept, a long one without its end."""
-    kept = text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 3] + "..."
-    return html.escape(kept).replace("\n", "<br>\n")
 
 
 def _kept(out: str) -> str:
@@ -190,10 +182,102 @@ def _kept(out: str) -> str:
     return f"It has those of the steps {named} (--steps)."
 
 
+# ---------------------------------------------------------------- responses and their masks
+
+
+def groups_of(rows: Iterable[Row]) -> list[list[Row]]:
+    """Returns the rows of one step by prompt, prompts and responses in their order."""
+    groups: dict[int, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row["draw"], []).append(row)
+    return [sorted(groups[draw], key=lambda row: row["reply"]) for draw in sorted(groups)]
+
+
+def choose(groups: Sequence[list[Row]], num: int, rng: np.random.Generator) -> list[list[Row]]:
+    """Draws at most ``num`` prompts, every prompt alike, and returns them in their order."""
+    places = np.sort(rng.choice(len(groups), min(num, len(groups)), replace=False))
+    return [groups[place] for place in places]
+
+
+def extremes(group: Sequence[Row]) -> list[tuple[str, Row]]:
+    """Returns the best, a middle and the worst response of a prompt; a group of two has no middle."""
+    ranked = sorted(group, key=lambda row: (-row["reward"], row["reply"]))
+    named = [("best", ranked[0])]
+    if len(ranked) > 2:
+        named.append(("middle", ranked[len(ranked) // 2]))
+    if len(ranked) > 1:
+        named.append(("worst", ranked[-1]))
+    return named
+
+
+def draw(group: Sequence[Row], tokenizer: MaskTokenizer) -> Shown:
+    """Draws true masks and those of the best, a middle and the worst response, all decoded from their words.
+
+    An image that is gone or broken by now gives no pictures and says why.
+
+    Raises:
+        ConfigError: If the tokenizer cannot have made the true words.
+    """
+    first, responses = group[0], extremes(group)
+    _check_tokenizer(first, tokenizer)
+    try:
+        image = image_of(first["image_uri"], first["height"], first["width"])
+    except (DataError, StorageError) as error:
+        return Shown(group, responses, problem=str(error))
+    codes = {"truth": [tuple(mask) for mask in first["truth_codes"]][:MAX_SHOWN]}
+    for _, row in responses:
+        codes[picture_of(row)] = codes_of(row, tokenizer)[:MAX_SHOWN]
+    return Shown(group, responses, _overlays(image, codes, tokenizer))
+
+
+def picture_of(row: Row) -> str:
+    """Returns the name of a response's picture among those of its prompt."""
+    return f"reply-{row['reply']}"
+
+
+def codes_of(row: Row, tokenizer: MaskTokenizer) -> list[tuple[int, ...]]:
+    """Returns the codes of a response's well-formed words; of a thinking one, those of its answer."""
+    text = answer_of(row["text"]) if row["thinking"] else row["text"]
+    return parse_words_lenient(text, num_codes=tokenizer.num_codes, num_levels=tokenizer.num_levels).codes
+
+
+def _check_tokenizer(row: Row, tokenizer: MaskTokenizer) -> None:
+    for mask in row["truth_codes"]:
+        if len(mask) != tokenizer.num_levels or not all(0 <= code < tokenizer.num_codes for code in mask):
+            raise ConfigError(
+                f"sample {row['sample_id']!r} has the true codes {tuple(mask)}, the given tokenizer makes "
+                f"{tokenizer.num_levels} codes below {tokenizer.num_codes}. Give the one that made the words "
+                "(--tokenizer)."
+            )
+
+
+def _overlays(
+    image: np.ndarray, codes: Mapping[str, Sequence[tuple[int, ...]]], tokenizer: MaskTokenizer
+) -> dict[str, bytes]:
+    """Draws every set of masks; the image is encoded once for all of them."""
+    flat = [mask for stack in codes.values() for mask in stack]
+    decoded = tokenizer.decode(image, np.array(flat, np.int64)) if flat else []
+    small, fitted = viz.fit(image, SIDE), [viz.fit_mask(mask, SIDE) for mask in decoded]
+    drawn = {}
+    for name, stack in codes.items():
+        own, fitted = fitted[: len(stack)], fitted[len(stack) :]
+        drawn[name] = viz.jpeg_bytes(viz.overlay(small, own, alpha=_ALPHA, numbers=True))
+    return drawn
+
+
+# ---------------------------------------------------------------- command line
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    flags = _parser().parse_args(argv)
+    return runs.guard(lambda: _main(flags))
+
+
 def _main(flags: argparse.Namespace) -> int:
     out = flags.run.rstrip("/")
     if flags.num < 1 or flags.seed < 0:
-        raise ConfigError(f"--num must be at least 1 and --seed at least 0, got {flags.num} and {flags.seed}")
+        raise ConfigError(f"--num must be >= 1 and --seed >= 0, got {flags.num} and {flags.seed}.")
     steps = some_steps(out) if flags.steps is None else _numbers(flags.steps)
     if not steps:
         raise DataError(f"{out} has no trajectories. {_kept(out)}")
@@ -210,7 +294,7 @@ def _numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise ConfigError(f"--steps must be numbers with commas between them, got {text!r}") from error
+        raise ConfigError(f"--steps must be numbers with commas between them, got {text!r}.") from error
 
 
 def _parser() -> argparse.ArgumentParser:
