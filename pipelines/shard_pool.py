@@ -92,7 +92,8 @@ def through_actors(
             max_restarts=MAX_RETRIES,
             max_task_retries=MAX_RETRIES,
         )
-        actors, shared = [kind.remote(make) for _ in range(min(workers, len(todo)))], ray.put(plan)
+        actors: list[Any] = [kind.remote(make) for _ in range(min(workers, len(todo)))]
+        shared = ray.put(plan)
         try:
             yield from _stream(
                 [*actors] * IN_FLIGHT, lambda actor, shard: actor.do.remote(shared, shard), todo, remedy
