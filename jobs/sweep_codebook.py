@@ -1,19 +1,23 @@
 """Train one tokenizer per quantizer, side by side on Ray Tune, and compare them. The same --out resumes.
 
-python jobs/sweep_codebook.py --preset smoke       everything once, in a few minutes
-python jobs/sweep_codebook.py --preset shapes      the paper's Tables 12 and 13 on the synthetic corpus
-ray job submit --working-dir . -- python jobs/sweep_codebook.py --preset paper --out s3://b/sweep ...
+Preset shapes asks what Tables 12 and 13 of the paper ask, on synthetic scenes.
+
+    python jobs/sweep_codebook.py --preset smoke
+    python jobs/sweep_codebook.py --preset shapes
+    ray job submit --working-dir . -- python jobs/sweep_codebook.py --preset paper --out s3://models/sweep \\
+        --train.start.sam2 s3://models/sam2.1_hiera_large.pt \\
+        --train.corpora reader=sa1b,source=s3://data/sa1b \\
+        --train.validation.corpora reader=sa1b,source=s3://data/held-out
 """
 
-from pipelines import cli
+from pipelines import cli, embedded
 from pipelines.sweeps.config import PRESETS, SweepConfig
+from pipelines.sweeps.job import sweep_codebook
 
 
 def main(argv: list[str] | None = None) -> int:
-    config = cli.parse(SweepConfig, PRESETS, argv, doc=__doc__)
-    from pipelines.sweeps.run import sweep_codebook  # torch and Ray load only once the flags are right
-
-    return sweep_codebook(config)
+    """Runs the job and returns its exit code."""
+    return sweep_codebook(cli.parse(SweepConfig, PRESETS, argv, doc=__doc__), inputs=embedded)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,23 @@
 """Fine-tune an MLLM on chats with mask words, on Ray Train. The same --out resumes a run.
 
-python jobs/train_mllm.py --preset tour       the tiny model of `make tour`
-ray job submit --working-dir . -- python jobs/train_mllm.py --preset paper --model s3://b/qwen2.5-vl-3b-words
-    --corpora uri=s3://b/chats/gres,weight=2 uri=s3://b/chats/gcg,weight=1 --out s3://b/mllm --workers.count 8
+Preset tour trains the tiny model of `make tour`.
+
+    python jobs/train_mllm.py --preset smoke
+    python jobs/train_mllm.py --preset tour
+    ray job submit --working-dir . -- python jobs/train_mllm.py --preset paper \\
+        --model s3://models/qwen2.5-vl-3b-words --chats s3://chats/gres s3://chats/gcg \\
+        --tokenizer s3://models/tokenizer --out s3://models/mllm --workers 8
 """
 
-from pipelines import cli
+from pipelines import cli, embedded
 from pipelines.sft.config import TrainMllmConfig
+from pipelines.sft.job import train_mllm
 from pipelines.sft.presets import PRESETS
 
 
 def main(argv: list[str] | None = None) -> int:
-    config = cli.parse(TrainMllmConfig, PRESETS, argv, doc=__doc__)
-    from pipelines.sft.run import train_mllm  # torch loads only once the flags are right
-
-    return train_mllm(config)
+    """Runs the job and returns its exit code."""
+    return train_mllm(cli.parse(TrainMllmConfig, PRESETS, argv, doc=__doc__), inputs=embedded)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -33,6 +33,8 @@ from pipelines.config import WorkerConfig
 from samtok.errors import ClusterError
 
 log = logging.getLogger(__name__)
+
+W = TypeVar("W", bound=WorkerConfig)
 
 _STARTS = 3
 _KNOCK_TIMEOUT_S = 10.0
@@ -91,7 +93,7 @@ def gpus_here() -> bool:
     return not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
 
 
-def with_device(worker: WorkerConfig) -> WorkerConfig:
+def with_device(worker: W) -> W:
     """Fills in how many GPUs each process holds, where it was left to the machine."""
     if worker.gpus is not None:
         return worker

@@ -29,6 +29,11 @@ def config_json(config: Any) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2, sort_keys=True) + "\n"
 
 
+def as_json(config: Any) -> dict[str, Any]:
+    """Returns the resolved config as JSON values."""
+    return json.loads(config_json(config))
+
+
 def versions() -> dict[str, str]:
     """Returns what produced a result: our version and commit, Python, and the packages that matter."""
     found = {name: version(name) for name in PACKAGES}

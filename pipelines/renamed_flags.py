@@ -22,6 +22,7 @@ RENAMED: tuple[tuple[str, str], ...] = (
     ("gates.*", "checks.*"),
     ("watch.*", "alarms.*"),
     ("workers.count", "workers"),
+    ("workers.num-cpus", "num-cpus"),
     ("workers.*", "worker.*"),
     ("pool.actors", "workers"),
     ("pool.gpus-per-actor", "worker.gpus"),
@@ -40,6 +41,9 @@ RENAMED: tuple[tuple[str, str], ...] = (
     ("engine.samples-per-micro-batch", "micro-batch"),
 )
 
+IN_SWEEPS = "train."
+"""Before the flags of a tokenizer training in a sweep."""
+
 
 def successor(name: str, known: Collection[str]) -> str | None:
     """Returns the flag that took the place of an old one; None if the name is not known to be old.
@@ -49,6 +53,10 @@ def successor(name: str, known: Collection[str]) -> str | None:
         known: The flags of the job, without dashes before them.
     """
     name = flag_name(name)
+    if name.startswith(IN_SWEEPS):
+        inner = {flag.removeprefix(IN_SWEEPS) for flag in known if flag.startswith(IN_SWEEPS)}
+        found = successor(name.removeprefix(IN_SWEEPS), inner)
+        return found and IN_SWEEPS + found
     positive = ".".join(part.removeprefix("no-") for part in name.split("."))
     for candidate in (name, positive):
         if candidate in known:

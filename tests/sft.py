@@ -11,16 +11,13 @@ import torch
 from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
-from pipelines.sft.config import (
-    EngineConfig,
-    SamplingConfig,
-    TrainedConfig,
-    TrainMllmConfig,
-    ValidationConfig,
-)
-from pipelines.sft.prepare import prepare, resolve
-from pipelines.sft.worker import Task, train_worker
-from pipelines.training.config import CheckpointsConfig, OptimizerConfig, WorkersConfig
+from pipelines.job import resolved
+from pipelines.sft.config import SamplingConfig, TrainMllmConfig, ValidationConfig
+from pipelines.sft.prepare import PreparedMllm, prepare
+from pipelines.sft.run import task_of
+from pipelines.sft.worker import MllmTask, train_worker
+from pipelines.training.config import CheckpointsConfig, OptimizerConfig, TrainedConfig, TrainWorkerConfig
+from pipelines.training.resume import claim
 from samtok.errors import SamtokError
 from tests.mllm_evaluations import World
 
@@ -34,19 +31,38 @@ def short(world: World, out: Path | str, **changes: Any) -> TrainMllmConfig:
     base = TrainMllmConfig(
         out=str(out),
         model=world.model,
-        corpora=(world.chat,),
-        validation_corpora=(f"uri={world.chat},limit=9",),
+        chats=(world.chat,),
         tokenizer=world.tokenizer_uri,
         train=TrainedConfig(vision=True),
         sampling=SamplingConfig(samples_per_step=8),
         steps=12,
         optimizer=OptimizerConfig(lr=3e-3, warmup_steps=3),
-        engine=EngineConfig(samples_per_micro_batch=4),
-        validation=ValidationConfig(every=6, samples=8, generations=2, max_new_tokens=8),
+        micro_batch=4,
+        validation=validation(f"uri={world.chat},limit=9"),
         checkpoints=CheckpointsConfig(every=4, keep=10),
         tracking="off",
     )
     return dataclasses.replace(base, **changes)
+
+
+def validation(*chats: str, **changes: Any) -> ValidationConfig:
+    """Validation on eight chats, with two answers."""
+    settings = {"every": 6, "samples": 8, "generations": 2, "max_new_tokens": 8} | changes
+    return ValidationConfig(chats=chats, **settings)
+
+
+def ready(config: TrainMllmConfig) -> PreparedMllm:
+    """Checks a run as the job does."""
+    checked = prepare(resolved(config))
+    checked.check_folder()
+    return checked
+
+
+def task_for(config: TrainMllmConfig) -> MllmTask:
+    """Takes the run's folder as the job does, and returns what workers are given."""
+    checked = ready(config)
+    claim(config.out, checked.fingerprint)
+    return task_of(checked)
 
 
 def zero(stage: int) -> str:
@@ -55,17 +71,17 @@ def zero(stage: int) -> str:
 
 
 def train(config: TrainMllmConfig, *, rendezvous: Path | None = None) -> list[tuple[str, dict[str, Any]]]:
-    """Trains as workers do, without Ray; returns what the first worker told, if it is this process."""
+    """Trains as workers do, without Ray; returns the events of the first worker, if it is this process."""
     if rendezvous is not None:
         train_all([config], rendezvous=rendezvous)
         return []
-    task, told = prepare(resolve(config)), []
+    task, events = task_for(config), []
     threads = torch.get_num_threads()
     try:
-        train_worker(task, lambda kind, body: told.append((kind, dict(body))))
+        train_worker(task, lambda kind, body: events.append((kind, dict(body))))
     finally:
         torch.set_num_threads(threads)
-    return told
+    return events
 
 
 def train_all(configs: Sequence[TrainMllmConfig], *, rendezvous: Path, errors: bool = False) -> None:
@@ -73,16 +89,16 @@ def train_all(configs: Sequence[TrainMllmConfig], *, rendezvous: Path, errors: b
 
     With ``errors`` a worker writes an error of our family to ``OUT/error-RANK.txt``, and goes on.
     """
-    tasks = [prepare(resolve(config)) for config in configs]
-    spawn(_work, (tasks, str(rendezvous), errors), nprocs=configs[0].workers.count)
+    tasks = [task_for(config) for config in configs]
+    spawn(_work, (tasks, str(rendezvous), errors), nprocs=configs[0].workers)
 
 
-def _work(rank: int, tasks: Sequence[Task], rendezvous: str, errors: bool) -> None:
+def _work(rank: int, tasks: Sequence[MllmTask], rendezvous: str, errors: bool) -> None:
     distributed.init_process_group(
         "gloo",
         init_method=f"file://{rendezvous}",
         rank=rank,
-        world_size=tasks[0].config.workers.count,
+        world_size=tasks[0].config.workers,
         timeout=timedelta(seconds=120),
     )
     try:
@@ -97,9 +113,9 @@ def _work(rank: int, tasks: Sequence[Task], rendezvous: str, errors: bool) -> No
         distributed.destroy_process_group()
 
 
-def workers(count: int) -> WorkersConfig:
-    """Returns so many workers on CPUs."""
-    return WorkersConfig(count=count, gpus=0)
+def workers(count: int) -> dict[str, Any]:
+    """Returns the fields of so many workers on CPUs."""
+    return {"workers": count, "worker": TrainWorkerConfig(gpus=0)}
 
 
 def weights_of(out: Path | str, name: str = "final") -> str:

@@ -11,17 +11,14 @@ from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
 from pipelines import storage
-from pipelines.tokenizer_training.config import (
-    EngineConfig,
-    SamplingConfig,
-    TrainTokenizerConfig,
-    ValidationConfig,
-)
-from pipelines.tokenizer_training.prepare import prepare, resolve
+from pipelines.job import resolved
+from pipelines.tokenizer_training.config import SamplingConfig, TrainTokenizerConfig, ValidationConfig
+from pipelines.tokenizer_training.prepare import prepare
 from pipelines.tokenizer_training.presets import PRESETS
-from pipelines.tokenizer_training.worker import Task, train_worker
+from pipelines.tokenizer_training.run import task_of
+from pipelines.tokenizer_training.worker import TokenizerTask, train_worker
 from pipelines.training.checkpoints import load_history
-from pipelines.training.config import CheckpointsConfig, OptimizerConfig, WorkersConfig
+from pipelines.training.config import CheckpointsConfig, OptimizerConfig
 
 
 def short(
@@ -35,8 +32,8 @@ def short(
         "kmeans_samples": 80,
         "optimizer": OptimizerConfig(lr=1e-3, warmup_steps=3),
         "sampling": SamplingConfig(images_per_step=8, masks_per_image=4),
-        "workers": WorkersConfig(count=workers),
-        "engine": EngineConfig(images_per_micro_batch=micro),
+        "workers": workers,
+        "micro_batch": micro,
         "validation": ValidationConfig(every=6, images=4, final_images=6),
         "checkpoints": CheckpointsConfig(every=4, keep=10),
         "tracking": "off",
@@ -44,30 +41,37 @@ def short(
     return dataclasses.replace(PRESETS["micro"], **(base | changes))
 
 
+def task_for(config: TrainTokenizerConfig) -> TokenizerTask:
+    """Checks a run as the job does, and returns what workers are given."""
+    ready = prepare(resolved(config))
+    ready.check_folder()
+    return task_of(ready)
+
+
 def train(
     config: TrainTokenizerConfig, *, rendezvous: Path | None = None
 ) -> list[tuple[str, dict[str, Any]]]:
-    """Trains as workers do, without Ray; returns what the first worker told, if it is this process."""
+    """Trains as workers do, without Ray; returns the events of the first worker, if it is this process."""
     if rendezvous is not None:
         train_all([config], rendezvous=rendezvous)
         return []
-    task, told = prepare(resolve(config)), []
+    task, events = task_for(config), []
     threads = torch.get_num_threads()
     try:
-        train_worker(task, lambda kind, body: told.append((kind, dict(body))))
+        train_worker(task, lambda kind, body: events.append((kind, dict(body))))
     finally:
         torch.set_num_threads(threads)
-    return told
+    return events
 
 
 def train_all(configs: Sequence[TrainTokenizerConfig], *, rendezvous: Path) -> None:
     """Trains one run after the other in the same processes, which take longer to start than a run takes."""
-    tasks = [prepare(resolve(config)) for config in configs]
-    spawn(_work, (tasks, str(rendezvous)), nprocs=configs[0].workers.count)
+    tasks = [task_for(config) for config in configs]
+    spawn(_work, (tasks, str(rendezvous)), nprocs=configs[0].workers)
 
 
-def _work(rank: int, tasks: Sequence[Task], rendezvous: str) -> None:
-    world = tasks[0].config.workers.count
+def _work(rank: int, tasks: Sequence[TokenizerTask], rendezvous: str) -> None:
+    world = tasks[0].config.workers
     distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
     try:
         for task in tasks:

@@ -1,8 +1,11 @@
 """Naming one chat corpus of several in a flag: ``uri=FOLDER,weight=2,limit=1000``."""
 
-import math
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
+from pipelines.config import PlaceMark, format_pairs, number, parse_pairs
 from samtok.errors import ConfigError
 
 _KEYS = ("uri", "weight", "limit")
@@ -24,36 +27,44 @@ class ChatCorpusSpec:
 
     @classmethod
     def parse(cls, text: str, *, flag: str) -> "ChatCorpusSpec":
-        """Reads ``FOLDER``, or ``uri=FOLDER,weight=2,limit=1000``.
+        """Reads ``FOLDER``, or ``uri=FOLDER,weight=2,limit=1000``; a folder with a comma stands in quotes.
+
+        Args:
+            text: What the flag was given.
+            flag: Its name, without the dashes, for errors.
 
         Raises:
             ConfigError: Names the flag, the bad part, and what would be right.
         """
-        where = f"--{flag} {text}"
         if "=" not in text:
-            text = f"uri={text}"
-        parts: dict[str, str] = {}
-        for part in text.split(","):
-            key, equals, value = (piece.strip() for piece in part.partition("="))
-            if not equals or not value or key not in _KEYS or key in parts:
-                raise ConfigError(f"{where}: {part!r} is not one of uri=, weight=, limit=, each once")
-            parts[key] = value
+            return cls(text)
+        where = f"--{flag} {text}"
+        parts = parse_pairs(text, flag=flag, keys=_KEYS)
         if "uri" not in parts:
-            raise ConfigError(f"{where}: it lacks uri=, the folder of a chat corpus")
-        return cls(parts["uri"], _weight(parts.get("weight"), where), _limit(parts.get("limit"), where))
+            raise ConfigError(f"{where}: uri=, the folder of a chat corpus, must be given.")
+        weight, limit = parts.get("weight"), parts.get("limit")
+        return cls(
+            parts["uri"],
+            None if weight is None else number(weight, where=f"{where}: weight"),
+            None if limit is None else int(number(limit, where=f"{where}: limit", kind=int)),
+        )
+
+    @property
+    def text(self) -> str:
+        """What ``parse`` reads."""
+        return format_pairs(dataclasses.asdict(self))
 
 
-def _weight(text: str | None, where: str) -> float | None:
+def _rewritten(text: str, absolute: Callable[[str], str]) -> str:
+    """Makes the folder of a corpus in one flag absolute; a text that cannot be read stays."""
+    if "=" not in text:
+        return absolute(text)
     try:
-        weight = None if text is None else float(text)
-    except ValueError:
-        weight = math.nan
-    if weight is not None and not 0 < weight < math.inf:
-        raise ConfigError(f"{where}: weight must be a number above 0, got {text}")
-    return weight
+        spec = ChatCorpusSpec.parse(text, flag="chats")
+    except ConfigError:
+        return text  # refused where it is read, with its flag
+    return dataclasses.replace(spec, uri=absolute(spec.uri)).text
 
 
-def _limit(text: str | None, where: str) -> int | None:
-    if text is not None and not (text.isascii() and text.isdigit() and int(text) >= 1):
-        raise ConfigError(f"{where}: limit must be a whole number of at least 1, got {text}")
-    return None if text is None else int(text)
+ChatCorpusText = Annotated[str, PlaceMark(rewrite=_rewritten)]
+"""Type of a field that holds a chat corpus as ``ChatCorpusSpec.parse`` reads it."""

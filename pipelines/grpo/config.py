@@ -10,8 +10,13 @@ from pipelines.cli import FORBID_UNKNOWN, refuse_password
 from pipelines.grpo.learn.algorithms import AlgorithmConfig
 from pipelines.grpo.observe.alarms import WatchConfig
 from pipelines.grpo.reward.components import parse_weights
-from pipelines.sft.config import TrainedConfig
-from pipelines.training.config import CheckpointsConfig, OptimizerConfig, check_at_least, check_share
+from pipelines.training.config import (
+    CheckpointsConfig,
+    OptimizerConfig,
+    TrainedConfig,
+    check_at_least,
+    check_share,
+)
 from samtok.errors import ConfigError
 
 _WEIGHTS: PrimitiveConstructorSpec[dict[str, float]] = PrimitiveConstructorSpec(

@@ -19,7 +19,7 @@ from pipelines.embedded.corpora import make_chats
 from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.learn.learner import LearnerTask
 from pipelines.grpo.reward.components import check_rewards, rewards_of
-from pipelines.training.mllm_export import weights_digest
+from pipelines.training.mllm_folder import weights_digest
 from pipelines.training.resume import claim
 from samtok import checkpoint
 from samtok.errors import CheckpointError, ConfigError
@@ -196,9 +196,9 @@ def _check_reward(config: GrpoConfig, prompts: PromptSource) -> None:
 def _deepspeed(config: GrpoConfig) -> Mapping[str, Any] | None:
     if config.learner.deepspeed is None:
         return None
-    from pipelines.training.engine_deepspeed import read_deepspeed_config
+    from pipelines.training.deepspeed_file import read_deepspeed_config
 
-    return read_deepspeed_config(config.learner.deepspeed, stages=(1, 2, 3))
+    return read_deepspeed_config(config.learner.deepspeed, stages=(1, 2, 3), owner=config.learner)
 
 
 def _fingerprint(config: GrpoConfig, model: str, prompts: PromptSource) -> dict[str, Any]:

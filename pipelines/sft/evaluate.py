@@ -15,8 +15,9 @@ from pipelines.chats import corpus as chats
 from pipelines.chats.source import ChatSource, Row, encode_row, load_images
 from pipelines.sft.config import TrainMllmConfig
 from pipelines.sft.data import micro_batches
-from pipelines.sft.loop import autocast, sees
+from pipelines.sft.loop import sees
 from pipelines.training import world
+from pipelines.training.engine import autocast
 from samtok.errors import ConfigError, DataError
 from samtok.mllm.chat import IGNORE, Encoded, Turn
 from samtok.mllm.family import Adapter
@@ -28,8 +29,8 @@ from samtok.words import parse_words_lenient
 log = logging.getLogger(__name__)
 
 
-class Looks:
-    """Looks at the first chats of the held-out corpora, which are read once and kept.
+class Validator:
+    """Measures the first chats of the held-out corpora, which are read once and kept.
 
     All calls are collective, and every worker makes the same number of forward passes, since weights may be
     spread over workers.
@@ -37,7 +38,7 @@ class Looks:
     Args:
         model: The model.
         adapter: Its adapter.
-        sources: Held-out corpora, taken from in turn; without any there is nothing to look at.
+        sources: Held-out corpora, taken from in turn; without any there is nothing to measure.
         config: The run.
         alike: Whether the engine wants all workers to use the same parts of the model (from ZeRO-2 on).
     """
@@ -58,11 +59,11 @@ class Looks:
     @torch.inference_mode()
     def measure(self) -> dict[str, float]:
         """Returns ``loss`` per learnt token, the shares of ``tokens`` and ``codes`` (words between start and
-        end) that the model would have said after the true text before them, and the number of ``samples``."""
+        end) that the model predicts after the true text before them, and the number of ``samples``."""
         was_training = self.model.training
         self.model.eval()
         sums = torch.zeros(6, dtype=torch.float64, device=self.model.device)
-        for batch in micro_batches(self._own(), self.config.micro_samples):
+        for batch in micro_batches(self._own(), self.config.micro):
             sums += self._sums(batch)
         self.model.train(was_training)
         loss, learnt, right, codes, right_codes, samples = sum_over_ranks(sums).tolist()
@@ -94,7 +95,7 @@ class Looks:
         usable = own or [s for row in self.rows if (s := self._encode(row, unusable)) is not None]
         if not usable:
             raise DataError(
-                f"none of the first {len(self.rows)} chats of --validation-corpora can be used. Are "
+                f"none of the first {len(self.rows)} chats of --validation.chats can be used. Are "
                 "their images in place, and are they within --sampling.max-tokens?"
             )
         own += [_unlearnt(usable[0])] * missing
@@ -104,12 +105,12 @@ class Looks:
         return own
 
     def _require_alike(self, own: Sequence[Encoded]) -> None:
-        seeing = [tuple(map(sees, micro_batches(own, self.config.micro_samples)))]
+        seeing = [tuple(map(sees, micro_batches(own, self.config.micro)))]
         if len(set(world.gathered(seeing))) > 1:
             raise ConfigError(
-                "some of --validation-corpora have images and some none, so workers would use different "
+                "some of --validation.chats have images and some none, so workers would use different "
                 "parts of the model at the same time, which they must not from ZeRO-2 on. Leave the corpora "
-                "without images out, or use --engine.deepspeed infra/deepspeed/zero1.json."
+                "without images out, or use infra/deepspeed/zero1.json."
             )
 
     def _encode(self, row: Row, unusable: list[str]) -> Encoded | None:
@@ -122,7 +123,7 @@ class Looks:
 
     def _sums(self, samples: Sequence[Encoded]) -> torch.Tensor:
         batch = {name: value.to(self.model.device) for name, value in self.adapter.collate(samples).items()}
-        with autocast(self.model, self.config.engine.precision):
+        with autocast(self.model, self.config.precision):
             logits, targets = answer_logits(self.model, batch)
         loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
         right = logits.argmax(dim=-1) == targets
@@ -135,7 +136,7 @@ class Looks:
         )
 
     def answers(self) -> list[dict[str, Any]]:
-        """Returns what the model says to the last questions of the first chats, beside the truth.
+        """Returns the model's answers to the last questions of the first chats, beside the truth.
 
         Every entry has ``sample_id``, ``image`` (URI), ``size_hw``, ``question``, ``truth`` and ``answer``
         (texts), and the ``codes`` of both as lists of masks. With weights spread over workers all of them
@@ -148,11 +149,11 @@ class Looks:
         prompts = [prompt for i, prompt in enumerate(own) if prompt is not None and i not in lacking]
         if not prompts:
             return []
-        with autocast(self.model, self.config.engine.precision):
+        with autocast(self.model, self.config.precision):
             ids = generate(
                 self.model, self.adapter, prompts, max_new_tokens=self.config.validation.max_new_tokens
             )
-        return [self._told(row, self.adapter.text_of(said)) for row, said in zip(kept, ids, strict=True)]
+        return [self._answer(row, self.adapter.text_of(own)) for row, own in zip(kept, ids, strict=True)]
 
     def _prompt(self, row: Row) -> Encoded | None:
         try:
@@ -160,7 +161,7 @@ class Looks:
         except DataError:
             return None
 
-    def _told(self, row: Row, answer: str) -> dict[str, Any]:
+    def _answer(self, row: Row, answer: str) -> dict[str, Any]:
         vocabulary = self.adapter.vocabulary
         parsed = parse_words_lenient(answer, num_codes=vocabulary.num_codes, num_levels=vocabulary.num_levels)
         return {

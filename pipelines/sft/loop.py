@@ -7,13 +7,13 @@ workers and micro-batches and whether chats are packed, but for rounding.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipelines.sft.config import TrainMllmConfig
 from pipelines.sft.data import micro_batches
 from pipelines.training import world
-from pipelines.training.engine import Engine
+from pipelines.training.engine import Engine, autocast
 from pipelines.training.schedule import learning_rate, mixed_seed
 from pipelines.training.steps import Steps
 from samtok.errors import ConfigError
@@ -54,7 +54,7 @@ class Trainer:
     def take_step(self, samples: Sequence[Encoded]) -> dict[str, float]:
         """Takes one step over this worker's chats; collective. Returns the step's metrics, of all workers.
 
-        A step whose gradient is no number is skipped on all workers.
+        A step whose gradient is NaN or infinite is skipped on all workers.
 
         Raises:
             TrainingDiverged: If too many steps in a row were skipped.
@@ -63,14 +63,14 @@ class Trainer:
         step, config = self.steps.done, self.config
         torch.manual_seed(mixed_seed(config.seed, step, world.rank()))  # a model may have dropout
         self.model.train()
-        micro = micro_batches(samples, config.micro_samples)
+        micro = micro_batches(samples, config.micro)
         counts = [sum(s.num_learnt for s in samples), sum(map(len, samples)), len(samples)]
         learnt, tokens, chats, seeing, batches = self.summed([*counts, sum(map(sees, micro)), len(micro)])
         if self.alike and seeing not in (0, batches):
             raise ConfigError(
                 f"{batches - seeing:.0f} of the {batches:.0f} micro-batches of step {step} have no images, "
                 "and from ZeRO-2 on all workers must use the same parts of the model at the same time. Use "
-                "--engine.deepspeed infra/deepspeed/zero1.json, or leave the corpora without images out."
+                "infra/deepspeed/zero1.json, or leave the corpora without images out."
             )
         losses = [self._pass(batch, learnt) for batch in micro]
         rate = learning_rate(step, config.steps, config.optimizer)
@@ -92,7 +92,7 @@ class Trainer:
 
     def _pass(self, samples: Sequence[Encoded], learnt: float) -> Tensor:
         """Goes forward and backward; returns the sum of the losses."""
-        with autocast(self.model, self.config.engine.precision):
+        with autocast(self.model, self.config.precision):
             loss = answer_loss(self.model, self.batch(samples))
         self.engine.backward(loss / max(learnt, 1))
         return loss.detach()
@@ -116,9 +116,3 @@ class Trainer:
 def sees(samples: Sequence[Encoded]) -> bool:
     """Returns whether a micro-batch goes through the vision encoder."""
     return any(sample.vision for sample in samples)
-
-
-def autocast(model: nn.Module, precision: str) -> torch.autocast:
-    """Returns the context in which the networks compute."""
-    device = next(model.parameters()).device.type
-    return torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")

@@ -48,9 +48,9 @@ class Gallery:
     ) -> None:
         self._thread.shutdown(wait=error is None, cancel_futures=error is not None)
 
-    def hear(self, events: Sequence[Event]) -> None:
+    def handle(self, events: Sequence[Event]) -> None:
         """Takes in what happened since the last time."""
-        self.progress.hear(events)
+        self.progress.handle(events)
         for kind, body in events:
             if kind == "generations":
                 self._thread.submit(self._draw, str(body["file"]))
@@ -77,7 +77,7 @@ def draw(tokenizer: MaskTokenizer, answers: Sequence[Mapping[str, Any]]) -> byte
 
     Args:
         tokenizer: Of the words.
-        answers: From ``Looks.answers``.
+        answers: From ``Validator.answers``.
 
     Raises:
         DataError: If an image is no image any more.

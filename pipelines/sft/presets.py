@@ -2,44 +2,41 @@
 
 import tyro
 
-from pipelines.sft.config import (
-    EngineConfig,
-    SamplingConfig,
-    TrainedConfig,
-    TrainMllmConfig,
-    ValidationConfig,
-)
-from pipelines.training.config import CheckpointsConfig, OptimizerConfig, WorkersConfig
+from pipelines.sft.config import EngineConfig, SamplingConfig, TrainMllmConfig, ValidationConfig
+from pipelines.training.config import CheckpointsConfig, OptimizerConfig, TrainedConfig, TrainWorkerConfig
 
 _REQUIRED = tyro.MISSING
 
 PRESETS: dict[str, TrainMllmConfig] = {
-    # A few steps, for tests and a first look; any corpora.
+    # A few steps of the shipped tiny model on synthetic questions; the numbers mean nothing.
     "smoke": TrainMllmConfig(
-        out="runs/smoke/mllm",
-        model=_REQUIRED,
-        corpora=_REQUIRED,
-        train=TrainedConfig(vision=True),
+        out="runs/mllm-trained",
+        model="tour-mllm",
+        chats=("runs/embedded/gres-train/chats",),
+        tokenizer="tour",
         sampling=SamplingConfig(samples_per_step=8, max_tokens=1024),
-        steps=20,
-        optimizer=OptimizerConfig(lr=3e-3, warmup_steps=5),
-        validation=ValidationConfig(every=10, samples=16, generations=4),
-        checkpoints=CheckpointsConfig(every=10),
+        steps=12,
+        optimizer=OptimizerConfig(lr=1e-4, warmup_steps=3),
+        validation=ValidationConfig(
+            chats=("runs/embedded/gres-val/chats",), every=6, samples=16, generations=4, max_new_tokens=40
+        ),
+        checkpoints=CheckpointsConfig(every=6),
     ),
     # The tiny model of `make tour`. Its vision encoder and projector know shapes and stay as they are. For a
     # thousand steps it learns where shapes can be, then, all at once, which of them is meant.
     "tour": TrainMllmConfig(
         out="runs/tour/mllm",
         model="runs/tour/untrained",
-        corpora=("runs/tour/chats-train",),
-        validation_corpora=("runs/tour/chats-val",),
+        chats=("runs/tour/chats-train",),
         tokenizer="tour",
         train=TrainedConfig(projector=False),
         sampling=SamplingConfig(samples_per_step=48, max_tokens=1024),
         steps=4000,
         optimizer=OptimizerConfig(lr=3e-3, warmup_steps=20, final_lr_share=0.03),
-        workers=WorkersConfig(count=2),
-        validation=ValidationConfig(every=500, samples=200, generations=8, max_new_tokens=40),
+        workers=2,
+        validation=ValidationConfig(
+            chats=("runs/tour/chats-val",), every=500, samples=200, generations=8, max_new_tokens=40
+        ),
         checkpoints=CheckpointsConfig(every=500),
     ),
     # Section 3.2 and appendix B: vision frozen, projector and language model trained, AdamW 2e-5, cosine,
@@ -47,20 +44,18 @@ PRESETS: dict[str, TrainMllmConfig] = {
     "paper": TrainMllmConfig(
         out=_REQUIRED,
         model=_REQUIRED,
-        corpora=_REQUIRED,
+        chats=_REQUIRED,
         tokenizer=_REQUIRED,
         sampling=SamplingConfig(samples_per_step=256, max_tokens=8192),
         epochs=1.0,
         optimizer=OptimizerConfig(
             lr=2e-5, warmup_steps=100, final_lr_share=0.0, betas=(0.9, 0.999), weight_decay=0.01
         ),
-        engine=EngineConfig(
-            deepspeed="infra/deepspeed/zero2.json",
-            samples_per_micro_batch=4,
-            gradient_checkpointing=True,
-            precision="bfloat16",
-        ),
-        workers=WorkersConfig(count=8, gpus=1, loaders=4),
+        engine=EngineConfig(deepspeed="infra/deepspeed/zero2.json", gradient_checkpointing=True),
+        precision="bfloat16",
+        micro_batch=4,
+        workers=8,
+        worker=TrainWorkerConfig(gpus=1, loaders=4),
         validation=ValidationConfig(every=500, samples=512, generations=16),
         checkpoints=CheckpointsConfig(every=500),
     ),

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 
 from pipelines import provenance, storage
 from pipelines.sweeps.config import EXPERIMENT
-from pipelines.tokenizer_training.worker import RECORD_FILE, Task
+from pipelines.tokenizer_training.worker import TokenizerTask
 from pipelines.tracking import Tracker
 from pipelines.training.checkpoints import load_history
+from pipelines.training.resume import RECORD_FILE
 
 CLOSED_FILE = "mlflow_closed.json"
 """Says that all of a trial is in MLflow, so that its curve is not logged twice."""
@@ -26,7 +27,7 @@ class Children:
         tasks: All trials, by name.
     """
 
-    def __init__(self, tracking: str, parent: str | None, tasks: Mapping[str, Task]) -> None:
+    def __init__(self, tracking: str, parent: str | None, tasks: Mapping[str, TokenizerTask]) -> None:
         self.tracking, self.parent, self.tasks = tracking, parent, tasks
         self._open: dict[str, Tracker] = {}
 
@@ -37,7 +38,7 @@ class Children:
             tracker = Tracker(
                 self.tracking, experiment=EXPERIMENT, home=task.config.out, name=name, parent=self.parent
             )
-            tracker.params({"trial": name, **json.loads(provenance.config_json(task.config))})
+            tracker.params({"trial": name, **provenance.as_json(task.config)})
             tracker.tags({"fingerprint": task.fingerprint})
             self._open[name] = tracker
         return self._open[name]

@@ -1,23 +1,22 @@
-"""What can be told to ``jobs/sweep_codebook.py``, and its presets."""
+"""Options of ``jobs/sweep_codebook.py``, and its presets."""
 
 import dataclasses
 import math
 import re
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
+from annotated_types import Ge
 
-from pipelines.cli import FORBID_UNKNOWN, refuse_password
+from pipelines.config import AtLeast0, AtLeast1, NotEmpty, RunConfig, config
 from pipelines.tokenizer_training.config import (
-    EngineConfig,
     QuantizerFlags,
     StartConfig,
     TrainTokenizerConfig,
     ValidationConfig,
 )
 from pipelines.tokenizer_training.presets import PRESETS as TRAINING
-from pipelines.training.config import CheckpointsConfig, WorkersConfig
+from pipelines.training.config import CheckpointsConfig, EngineConfig, TrainWorkerConfig
 from samtok.config import QuantizerConfig
 from samtok.errors import ConfigError
 
@@ -30,78 +29,62 @@ STOPPED_FILE = "stopped.json"
 _NAME = re.compile(r"(?P<kind>rq|rq-shared|vq|fsq)-(?P<size>\d+(?:x\d+)*)(?:-(?P<words>\d+))?")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class SchedulerConfig:
     """Which trials run on, and how many at a time."""
 
-    __pydantic_config__ = FORBID_UNKNOWN
-
     kind: Literal["plain", "asha"] = "plain"
     """``plain`` trains all to the end; ``asha`` stops the worst early, judged by held-out IoU."""
-    grace_steps: int = 500
+    grace_steps: AtLeast1 = 500
     """asha: steps that every trial gets."""
-    reduction: int = 3
+    reduction: Annotated[int, Ge(2)] = 3
     """asha: of so many trials one goes on at each halt."""
-    concurrent: int = 1
+    concurrent: AtLeast1 = 1
     """Trials at a time."""
-    max_failures: int = 2
+    max_failures: AtLeast0 = 2
     """Times that a trial is started again after its process died; it goes on from its checkpoint."""
 
-    def __post_init__(self) -> None:
-        for name, least in (("grace_steps", 1), ("reduction", 2), ("concurrent", 1), ("max_failures", 0)):
-            if getattr(self, name) < least:
-                flag = f"scheduler.{name.replace('_', '-')}"
-                raise ConfigError(f"--{flag} must be at least {least}, got {getattr(self, name)}")
 
-
-@dataclass(frozen=True, kw_only=True)
-class SweepConfig:
+@config
+class SweepConfig(RunConfig):
     """One tokenizer per quantizer, otherwise alike. The same --out resumes it."""
 
-    __pydantic_config__ = FORBID_UNKNOWN
-
-    out: str
-    """URI of the sweep's folder, a local path or s3://: base/, trials/NAME/ and report/."""
-    quantizers: tuple[str, ...]
+    seed: AtLeast0 = 101
+    """Seed of every trial."""
+    quantizers: Annotated[tuple[str, ...], NotEmpty]
     """Quantizers such as rq-256x2 (two levels of 256), rq-shared-256x2, vq-1024, fsq-16x16 (a grid of 256
     codes) and fsq-16x16-2 (two such words)."""
     train: TrainTokenizerConfig
-    """The run of every trial; its --train.out, .quantizer and .tracking are set by the sweep."""
-    base_steps: int = 0
+    """The run of every trial. The sweep sets out, quantizer, tracking, seed, limit and max-reject-rate."""
+    base_steps: AtLeast0 = 0
     """Steps that all trials have in common, so they are trained once, without quantization; trials go on from
     there. 0 trains every trial from its own start."""
     scheduler: SchedulerConfig = SchedulerConfig()
     """Which trials run on."""
-    tracking: str = "sqlite:///mlflow.db"
-    """MLflow tracking URI, or off."""
-    dry_run: bool = False
-    """Print the resolved config and the trials, and write nothing."""
 
-    def __post_init__(self) -> None:
-        if not self.quantizers:
-            raise ConfigError("--quantizers is empty; name at least one, such as rq-256x2")
+    def check(self) -> None:
+        """Checks the names of the quantizers, and what a trial cannot have."""
+        super().check()
         for name in self.quantizers:
             flags_of(name)
         doubled = sorted({name for name in self.quantizers if self.quantizers.count(name) > 1})
         if doubled:
-            raise ConfigError(f"--quantizers names {', '.join(doubled)} twice")
-        if self.base_steps < 0:
-            raise ConfigError(f"--base-steps must be at least 0, got {self.base_steps}")
-        if self.train.workers.count != 1:
+            raise ConfigError(f"--.quantizers names {', '.join(doubled)} twice.")
+        if self.train.workers != 1:
             raise ConfigError(
-                f"a trial trains on one worker, got --train.workers.count {self.train.workers.count}; "
-                "run more trials at a time with --scheduler.concurrent"
+                f"a trial trains on one worker, got --.train.workers {self.train.workers}; run more trials "
+                "at a time with --.scheduler.concurrent."
             )
         if self.scheduler.kind == "asha" and self.scheduler.grace_steps > self.train.steps:
             raise ConfigError(
-                f"--scheduler.grace-steps {self.scheduler.grace_steps} is more than the {self.train.steps} "
-                "--train.steps of a trial, so asha would end none; lower it, or take --scheduler.kind plain"
+                f"--.scheduler.grace-steps {self.scheduler.grace_steps} is more than the {self.train.steps} "
+                "--.train.steps of a trial, so asha would end none; lower it, or take "
+                "--.scheduler.kind plain."
             )
         if self.train.engine.deepspeed is not None:
             raise ConfigError(
-                "--train.engine.deepspeed shares a run among workers, and a trial has one; leave it out"
+                "--.train.engine.deepspeed shares a run among workers, and a trial has one; leave it out."
             )
-        refuse_password(self.tracking)
 
     def trial(self, name: str, base: str | None) -> TrainTokenizerConfig:
         """Returns the run of a trial.
@@ -112,14 +95,18 @@ class SweepConfig:
         """
         start = self.train.start if base is None else StartConfig(tokenizer=base)
         return dataclasses.replace(
-            self.train,
+            self._common,
             out=f"{self.out.rstrip('/')}/trials/{name}",
             quantizer=flags_of(name),
             start=start,
             freeze=self.train.freeze if base is None else self._freezes,
-            tracking="off",  # the driver logs for all trials
-            dry_run=False,
         )
+
+    @property
+    def _common(self) -> TrainTokenizerConfig:
+        """What the sweep sets in every run; the driver logs for all of them."""
+        own = {name: getattr(self, name) for name in ("seed", "limit", "max_reject_rate")}
+        return dataclasses.replace(self.train, tracking="off", dry_run=False, **own)
 
     @property
     def _freezes(self) -> bool:
@@ -128,12 +115,7 @@ class SweepConfig:
     def base(self) -> TrainTokenizerConfig:
         """Returns the run of the common steps."""
         return dataclasses.replace(
-            self.train,
-            out=f"{self.out.rstrip('/')}/base",
-            steps=self.base_steps,
-            quantize_from=1.0,
-            tracking="off",
-            dry_run=False,
+            self._common, out=f"{self.out.rstrip('/')}/base", steps=self.base_steps, quantize_from=1.0
         )
 
 
@@ -146,8 +128,8 @@ def flags_of(name: str) -> QuantizerFlags:
     found = _NAME.fullmatch(name)
     if found is None:
         raise ConfigError(
-            f"--quantizers {name!r} is no quantizer; write rq-256x2, rq-shared-256x2, vq-1024, fsq-16x16 or "
-            "fsq-16x16-2"
+            f"--.quantizers {name!r} is no quantizer; write rq-256x2, rq-shared-256x2, vq-1024, fsq-16x16 or "
+            "fsq-16x16-2."
         )
     flags = _flags(name, found["kind"], [int(size) for size in found["size"].split("x")], found["words"])
     try:
@@ -155,7 +137,7 @@ def flags_of(name: str) -> QuantizerFlags:
             **{key: value for key, value in dataclasses.asdict(flags).items() if value is not None}
         )
     except ValueError as error:
-        raise ConfigError(f"--quantizers {name!r}: {error}") from error
+        raise ConfigError(f"--.quantizers {name!r}: {error}") from error
     return flags
 
 
@@ -166,7 +148,7 @@ def _flags(name: str, kind: str, sizes: list[int], words: str | None) -> Quantiz
         )
     if len(sizes) != (1 if kind == "vq" else 2) or words is not None:
         form = "vq-CODES" if kind == "vq" else f"{kind}-CODESxLEVELS"
-        raise ConfigError(f"--quantizers {name!r}: {kind} is written as {form}")
+        raise ConfigError(f"--.quantizers {name!r}: {kind} is written as {form}.")
     return QuantizerFlags(
         kind="vq" if kind == "vq" else "rq",
         num_codes=sizes[0],
@@ -188,19 +170,19 @@ TABLES = (
 """Rows of the paper's Tables 12 and 13; the grid of its FSQ with 65536 codes is not given, so it is ours."""
 
 PRESETS: dict[str, SweepConfig] = {
-    # Everything once, in some two minutes; the numbers mean nothing.
+    # Everything once, in about a minute on two cores; the numbers mean nothing.
     "smoke": SweepConfig(
         out="runs/sweep-smoke",
         quantizers=("rq-64x2", "vq-64", "fsq-8x8"),
         train=dataclasses.replace(
             TRAINING["micro"],
-            steps=40,
+            steps=20,
             quantize_from=0.5,
             kmeans_samples=256,
-            validation=ValidationConfig(every=20, images=10, final_images=20),
-            checkpoints=CheckpointsConfig(every=20),
+            validation=ValidationConfig(every=10, images=8, final_images=12),
+            checkpoints=CheckpointsConfig(every=10),
         ),
-        base_steps=40,
+        base_steps=20,
     ),
     # The questions of Tables 12 and 13 at the size of the shapes corpus: depth and size of RQ; RQ, VQ, FSQ
     # at equal bits (8, 10, 12, 16) and at equal words (512). A codebook of 65536 would have more entries
@@ -234,10 +216,11 @@ PRESETS: dict[str, SweepConfig] = {
             TRAINING["paper"],
             out="",
             steps=20_000,
-            engine=EngineConfig(images_per_micro_batch=2, precision="bfloat16"),
+            engine=EngineConfig(),
             quantize_from=0.05,
             kmeans_samples=131_072,
-            workers=WorkersConfig(count=1, gpus=1, cpus=12, threads=4, loaders=8),
+            workers=1,
+            worker=TrainWorkerConfig(gpus=1, cpus=12, threads=4, loaders=8),
         ),
         scheduler=SchedulerConfig(kind="asha", grace_steps=4000, concurrent=8),
     ),

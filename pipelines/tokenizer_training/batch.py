@@ -1,7 +1,7 @@
 """What one forward pass reads: images, and masks that each belong to one of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -55,11 +55,13 @@ class MicroBatch:
         batch: Images and masks.
         names: ``dataset/image id`` of the images.
         rejects: Entries of the reject table for images that were drawn and replaced.
+        counts: Images and masks that were drawn, rejected and filtered.
     """
 
     batch: Batch
     names: list[str]
     rejects: list[dict[str, Any]]
+    counts: dict[str, int] = field(default_factory=dict)
 
     def pin_memory(self) -> "MicroBatch":
         """See ``Batch.pin_memory``."""

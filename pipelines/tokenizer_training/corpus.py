@@ -93,6 +93,11 @@ class Index:
         """Returns a hash of what the corpora hold and how they are read, wherever they lie."""
         return shards.digest([corpus.identity() for corpus in self.corpora])
 
+    @property
+    def listed_rejects(self) -> int:
+        """What the readers could not use when they listed."""
+        return sum(corpus.rejects for corpus in self.corpora)
+
 
 def build_index(specs: Sequence[CorpusSpec], out: str) -> Index:
     """Lists corpora into ``out/index``, or returns the index that an earlier run with the same ones made.
@@ -126,6 +131,11 @@ def build_index(specs: Sequence[CorpusSpec], out: str) -> Index:
     body = {"version": INDEX_VERSION, "corpora": [dataclasses.asdict(corpus) for corpus in listed]}
     storage.write_bytes(storage.join(uri, "index.json"), json.dumps(body, indent=1).encode())
     return index
+
+
+def digest_of(specs: Sequence[CorpusSpec]) -> str:
+    """Returns the ``digest`` of the index that corpora will have, without listing them."""
+    return shards.digest([_identity(spec, shards.digest(spec.reader().sources())) for spec in specs])
 
 
 def load_index(out: str) -> Index | None:

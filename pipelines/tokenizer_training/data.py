@@ -1,16 +1,12 @@
 """The steps of a run as batches: which images, read by whom, in which order; and the held-out images.
 
-Step t is draws [t * I, (t + 1) * I) of the mixture, with I images per step. Each worker has a slice of them
-and cuts it into micro-batches, so the same masks come in the same order whatever the number of workers, the
-size of micro-batches and the number of loader processes, and a run can begin at any step.
+See ``training.loader``. A worker's share is cut into micro-batches, whose size decides nothing but rounding.
 """
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -18,31 +14,28 @@ from jaxtyping import Int
 from pipelines.tokenizer_training.batch import Batch, MicroBatch, area_targets, build_batch, joined
 from pipelines.tokenizer_training.config import HELD_OUT_START, TrainTokenizerConfig
 from pipelines.tokenizer_training.corpus import Index, open_sources
-from pipelines.tokenizer_training.samples import Sample, Source, Unusable
+from pipelines.tokenizer_training.samples import Sample, Source
 from pipelines.tokenizer_training.sources import SceneSource
-from pipelines.training.loader import prepared
+from pipelines.training.draws import Corpora, Draw, Drawn, Unusable
+from pipelines.training.loader import StepLoader
 from pipelines.training.mixture import Mixture
 from samtok.config import MaskTokenizerConfig
-from samtok.errors import DataError
 
 __all__ = [
     "Batch",
     "MicroBatch",
-    "StepLoader",
     "area_targets",
     "build_batch",
     "held_out_samples",
     "mask_keys",
+    "step_loader",
     "training_sources",
     "validation_sources",
 ]
 
 log = logging.getLogger(__name__)
 
-REPLACEMENTS = 16
-"""Images that are tried in the place of one that cannot be used."""
-
-_KEYS, _READS, _LOOKS = 0x6B6579, 0x72656164, 0x6C6F6F6B
+_KEYS, _READS, _HELD_OUT = 0x6B6579, 0x72656164, 0x6C6F6F6B
 """Last words of the seeds here, so that no other use of the run's seed draws the same numbers."""
 
 
@@ -84,7 +77,7 @@ def held_out_samples(
     unusable: list[Unusable] = []
     own = islice(enumerate(_in_turn(sources)), rank, count, world)
     for number, (source, index) in own:
-        draw = np.random.default_rng([seed, number, 0, _LOOKS])
+        draw = np.random.default_rng([seed, number, 0, _HELD_OUT])
         try:
             yield source.read(index, most=masks_per_image, draw=draw)
         except Unusable as error:
@@ -105,50 +98,30 @@ def _in_turn(sources: Sequence[Source]) -> Iterator[tuple[Source, int]]:
 # ---------------------------------------------------------------- steps
 
 
-class _Draw(NamedTuple):
-    number: int
-    source: int
-    index: int
-
-
 @dataclass(frozen=True)
 class _Preparer:
     """Turns draws into a micro-batch. Picklable: it goes to loader processes."""
 
     sources: tuple[Source, ...]
+    corpora: Corpora
     model: MaskTokenizerConfig
     masks_per_image: int
     seed: int
 
-    def prepare(self, draws: Sequence[_Draw]) -> MicroBatch:
+    def __call__(self, draws: Sequence[Draw]) -> MicroBatch:
         """Reads and prepares one image after the other, so that one at a time is held at full size."""
-        parts, names, rejects = [], [], []
+        parts, names, drawn = [], [], Drawn()
         for draw in draws:
-            sample = self._sample(draw, rejects)
+            sample = self.corpora.read(draw, self._read, drawn)
+            drawn.counts.update(sample.counts)
             keys = mask_keys(self.seed, draw.number, len(sample.masks))
             owners = [0] * len(sample.masks)
             parts.append(build_batch([sample.image], sample.masks, owners, self.model, keys=keys))
             names.append(sample.name)
-        return MicroBatch(joined(parts), names, rejects)
+        return MicroBatch(joined(parts), names, drawn.rejects, dict(drawn.counts))
 
-    def _sample(self, draw: _Draw, rejects: list[dict[str, Any]]) -> Sample:
-        """Reads what was drawn, or in its place an image that depends on nothing but the draw."""
-        source, index, last = self.sources[draw.source], draw.index, ""
-        for attempt in range(1 + REPLACEMENTS):
-            rng = np.random.default_rng([self.seed, draw.number, attempt, _READS])
-            if attempt:
-                index = int(rng.integers(len(source)))
-            try:
-                return source.read(index, most=self.masks_per_image, draw=rng)
-            except Unusable as error:
-                rejects.append(error.reject)
-                last = f"{error.reject['dataset']}/{error.reject['row_id']}: {error.reject['message']}"
-        raise DataError(
-            f"no usable masks in {1 + REPLACEMENTS} draws from corpus {source.name}; the last is {last}. "
-            "Look at the rejects, lower --sampling.min-area-px, shorten --sampling.skip, or leave the corpus "
-            "out of --corpora.",
-            reason="no_masks",
-        )
+    def _read(self, source: int, index: int, rng: np.random.Generator) -> Sample:
+        return self.sources[source].read(index, most=self.masks_per_image, draw=rng)
 
 
 def mask_keys(seed: int, draw: int, count: int) -> Int[np.ndarray, " mask"]:
@@ -157,53 +130,29 @@ def mask_keys(seed: int, draw: int, count: int) -> Int[np.ndarray, " mask"]:
     return (words >> np.uint64(1)).astype(np.int64)
 
 
-class StepLoader:
-    """Reads and prepares a worker's share of every step, ahead of time.
+def step_loader(
+    sources: Sequence[Source],
+    mixture: Mixture,
+    config: TrainTokenizerConfig,
+    model: MaskTokenizerConfig,
+    *,
+    rank: int,
+) -> StepLoader[MicroBatch]:
+    """Returns what reads a worker's share of every step, as micro-batches.
 
     Args:
         sources: Where images come from.
         mixture: Which one of which source is drawn when.
-        config: The run; ``config.workers.loaders`` processes prepare micro-batches, or a thread if 0.
+        config: The run.
         model: The architecture that reads the batches.
         rank: This worker.
     """
-
-    def __init__(
-        self,
-        sources: Sequence[Source],
-        mixture: Mixture,
-        config: TrainTokenizerConfig,
-        model: MaskTokenizerConfig,
-        *,
-        rank: int,
-    ) -> None:
-        if not 0 <= rank < config.workers.count:
-            raise ValueError(f"rank must be in [0, {config.workers.count}), got {rank}")
-        self.mixture, self.config, self.rank = mixture, config, rank
-        self.preparer = _Preparer(tuple(sources), model, config.sampling.masks_per_image, config.seed)
-
-    def steps(self, start: int) -> Iterator[list[MicroBatch]]:
-        """Yields the micro-batches of the steps from ``start`` to the last one of the run.
-
-        Raises:
-            DataError: If many draws in a row from a corpus are unusable.
-            StorageError: If the storage fails.
-            ClusterError: If a loader process dies.
-        """
-        tasks = (task for step in range(start, self.config.steps) for task in self._tasks(step))
-        ahead = prepared(self.preparer.prepare, tasks, workers=self.config.workers, ahead=self._per_step)
-        with closing(ahead) as batches:
-            while step := list(islice(batches, self._per_step)):
-                yield step
-
-    @property
-    def _per_step(self) -> int:
-        return self.config.images_per_worker // self.config.micro_images
-
-    def _tasks(self, step: int) -> Iterator[tuple[_Draw, ...]]:
-        config = self.config
-        first = step * config.sampling.images_per_step + self.rank * config.images_per_worker
-        drawn = self.mixture.draws(first, config.images_per_worker)
-        draws = [_Draw(first + i, source, index) for i, (source, index) in enumerate(drawn)]
-        for begin in range(0, len(draws), config.micro_images):
-            yield tuple(draws[begin : begin + config.micro_images])
+    corpora = Corpora(
+        "images",
+        tuple(map(len, sources)),
+        tuple(f"corpus {source.name}" for source in sources),
+        (config.seed, _READS),
+        "lower --sampling.min-area-px, shorten --sampling.skip, ",
+    )
+    preparer = _Preparer(tuple(sources), corpora, model, config.sampling.masks_per_image, config.seed)
+    return StepLoader(preparer, mixture, config, rank=rank, per_call=config.micro)

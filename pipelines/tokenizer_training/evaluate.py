@@ -1,6 +1,6 @@
-"""How well a tokenizer says held-out masks while it is trained, and whether it uses its codes at all.
+"""How well a tokenizer reconstructs held-out masks while it is trained, and whether it uses its codes at all.
 
-IoU is taken at image size. A decoder can score by looking at the image alone, so the same is measured with
+IoU is taken at image size. A decoder can score by the image alone, so the same is measured with
 the codes of masks of another image: only the difference is due to the codes. Every image is encoded once.
 ``pipelines.tokenizer_evaluation`` measures finished tokenizers on whole corpora.
 """
@@ -38,7 +38,7 @@ class Validation:
     """Share of masks with an IoU under one half."""
     quantized: bool
     iou_continuous: float | None = None
-    """With z handed to the decoder as it is; only in a full look at codes."""
+    """With z handed to the decoder as it is; only in a full measurement of codes."""
     perplexity: tuple[float, ...] = ()
     """Of every level's codes."""
     used: tuple[int, ...] = ()
@@ -77,7 +77,7 @@ def validate(
     tokenizer.train(was_training)
     if not len(table):
         raise DataError(
-            "there is no usable mask to validate on; check --validation-corpora and --sampling.min-area-px",
+            "there is no usable mask to validate on; check --validation.corpora and --sampling.min-area-px.",
             reason="no_masks",
         )
     return _summary(tokenizer, table, quantize=quantize, full=full)
@@ -110,16 +110,16 @@ def _rows(
         features = tokenizer.features_of([sample.image])
         z = embed(tokenizer, features, sample.masks)
         codes = tokenizer.quantizer.encode(z)
-        said = tokenizer.quantizer.decode(codes) if quantize else z
+        decoded = tokenizer.quantizer.decode(codes) if quantize else z
         unknown = np.full(len(z), np.nan)
         columns = [
-            _ious(tokenizer, features, sample, said),
+            _ious(tokenizer, features, sample, decoded),
             unknown if previous is None else _ious(tokenizer, features, sample, _tiled(previous, len(z))),
             _ious(tokenizer, features, sample, z) if full and quantize else unknown,
         ]
         numbers = torch.from_numpy(np.stack(columns, axis=1))
         yield torch.cat([numbers, codes.cpu().double()], dim=1) if quantize else numbers
-        previous = said
+        previous = decoded
 
 
 def embed(
@@ -133,10 +133,12 @@ def embed(
         return tokenizer.embed_masks(features.coarse[owners], prompts, boxes).float()
 
 
-def _ious(tokenizer: MaskTokenizer, features: ImageFeatures, sample: Sample, said: Tensor) -> np.ndarray:
-    owners = torch.zeros(len(said), dtype=torch.int64, device=tokenizer.device)
+def _ious(
+    tokenizer: MaskTokenizer, features: ImageFeatures, sample: Sample, embeddings: Tensor
+) -> np.ndarray:
+    owners = torch.zeros(len(embeddings), dtype=torch.int64, device=tokenizer.device)
     with tokenizer.autocast():
-        logits = tokenizer.decode_embeddings(features.of_masks(owners), said).float()
+        logits = tokenizer.decode_embeddings(features.of_masks(owners), embeddings).float()
     decoded = tokenizer.masks_from_logits(logits, sample.image.shape[:2])
     return np.array([iou(a, b) for a, b in zip(sample.masks, decoded, strict=True)])
 

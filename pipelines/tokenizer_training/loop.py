@@ -1,6 +1,6 @@
-"""The steps of tokenizer training: plain torch, free of where it runs, what feeds it and who listens.
+"""The steps of tokenizer training: plain torch, free of where it runs and what feeds it.
 
-Until ``quantization_step`` the decoder reads z itself, so encoder and decoder first agree on a language. Then
+Until ``quantization_step`` the decoder reads z itself, so encoder and decoder first agree on embeddings. Then
 k-means sets the codebooks on the latest embeddings, and every step quantizes with straight-through gradients
 and moves the codebooks by averages (paper, section 2.1 and appendix B).
 
@@ -21,7 +21,7 @@ from pipelines.tokenizer_training.config import LossConfig, TrainTokenizerConfig
 from pipelines.tokenizer_training.data import Batch
 from pipelines.tokenizer_training.trainee import Trainee
 from pipelines.training import world
-from pipelines.training.engine import Engine
+from pipelines.training.engine import Engine, autocast
 from pipelines.training.schedule import learning_rate, mixed_seed
 from pipelines.training.steps import Steps, TrainingDiverged
 from samtok.losses import mask_losses
@@ -74,7 +74,7 @@ class Trainer:
     def take_step(self, batches: Sequence[Batch]) -> dict[str, float]:
         """Takes one step over the micro-batches of this worker; collective. Returns the step's metrics.
 
-        A step whose gradient is no number is skipped on all workers: neither weights nor codebooks move.
+        A step whose gradient is NaN or infinite is skipped on all workers; weights and codebooks stay.
 
         Raises:
             TrainingDiverged: If too many steps in a row were skipped.
@@ -97,8 +97,7 @@ class Trainer:
 
     def _pass(self, batch: Batch, total: int) -> Forward:
         quantize = self.steps.done >= self.config.quantization_step
-        precision = torch.bfloat16 if self.config.engine.precision == "bfloat16" else None
-        with torch.autocast(batch.pixels.device.type, precision, enabled=precision is not None):
+        with autocast(self.trainee, self.config.precision):
             out = forward(self.trainee, batch, self.config.loss, quantize=quantize)
         self.engine.backward(total_loss(out.means, self.config.loss) * (len(batch) / total))
         return Forward({name: mean.detach() for name, mean in out.means.items()}, out.z, out.codes)

@@ -1,197 +1,153 @@
-"""What is known of a training run before anything runs: paths, checks, fingerprint, lineage, corpora."""
+"""Checks a tokenizer training before anything runs: corpora, weights, fingerprint. Loads no torch."""
 
-import contextlib
 import dataclasses
 import hashlib
-import json
 import logging
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
-import torch
-
-from pipelines import job as runs
-from pipelines import provenance, shards, storage
+from pipelines import shards, storage
+from pipelines.cluster import with_device
 from pipelines.ingestion.corpora import CorpusSpec
+from pipelines.ingestion.reader import Input
+from pipelines.tokenizer_training.architecture import architecture_of, check_quantize_from, freezes
 from pipelines.tokenizer_training.config import TrainTokenizerConfig
-from pipelines.tokenizer_training.corpus import Index, build_index
-from pipelines.tokenizer_training.trainee import architecture_of, check_quantize_from, freezes
-from pipelines.tokenizer_training.worker import Task
+from pipelines.tokenizer_training.corpus import digest_of
 from pipelines.training.mixture import check_weights
-from pipelines.training.resume import claim, has_begun
-from samtok import checkpoint
+from pipelines.training.prepare import Prepared, deepspeed_of, lineage_of, settings_of
+from samtok import folders
 from samtok.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
 CODE_VERSION = 1
-"""Raised by hand with every change of the code that changes what is learnt."""
+"""Raised with every change of the code that changes what is learnt (tests/pipelines/test_fingerprints.py)."""
 
-_FREE = ("out", "workers", "checkpoints", "log_every_s", "tracking", "dry_run", "max_bad_steps", "engine")
-"""Fields that a resumed run may change: they do not change what is learnt, but for rounding."""
+MAX_PEEKED = 1000
+"""Images of a corpus that a dry run lists."""
 
 
-def resolve(config: TrainTokenizerConfig) -> TrainTokenizerConfig:
-    """Makes paths absolute and fills in what the machine decides.
+@dataclass(frozen=True, kw_only=True)
+class PreparedTokenizer(Prepared[TrainTokenizerConfig]):
+    """A tokenizer training that was checked.
+
+    Attributes:
+        corpora: To train on; none for synthetic scenes.
+        held_out: To measure on.
+    """
+
+    corpora: tuple[CorpusSpec, ...]
+    held_out: tuple[CorpusSpec, ...]
+
+    def size(self) -> str:
+        """Returns the size of the run in a few lines; lists at most ``MAX_PEEKED`` images of a corpus."""
+        config, images = self.config, self.config.per_step
+        quantizer = architecture_of(config).quantizer
+        known, more = _count(self.corpora) if self.corpora else (config.scenes_needed, False)
+        epochs = "" if more else f", {config.steps * images / max(known, 1):.2f} epochs"
+        frozen = "image encoder, prompt encoder, IoU and object heads" if freezes(config) else "nothing"
+        return (
+            f"{config.steps} steps of {images} images and at most {images * config.sampling.masks_per_image} "
+            f"masks; {config.workers} workers with {config.per_worker} images each, in micro-batches of "
+            f"{config.micro}\n"
+            f"data      {'at least ' if more else ''}{known} images{epochs}\n"
+            f"words     {quantizer.kind} of {quantizer.num_levels} x {quantizer.num_codes}, "
+            f"{quantizer.num_words} words, {quantizer.bits_per_mask:.1f} bits a mask\n"
+            f"frozen    {frozen}"
+        )
+
+
+def _count(specs: tuple[CorpusSpec, ...]) -> tuple[int, bool]:
+    """Counts the images of corpora, and whether there may be more."""
+    listed = [
+        list(islice(spec.reader().inputs(), min(MAX_PEEKED, spec.limit or MAX_PEEKED) + 1)) for spec in specs
+    ]
+    usable = [sum(isinstance(item, Input) and item.num_masks != 0 for item in items) for items in listed]
+    capped = [min(count, spec.limit or MAX_PEEKED) for count, spec in zip(usable, specs, strict=True)]
+    return sum(capped), any(len(items) > MAX_PEEKED for items in listed)
+
+
+def prepare(config: TrainTokenizerConfig) -> PreparedTokenizer:
+    """Checks all that can be known before workers start.
+
+    Args:
+        config: With absolute places.
 
     Raises:
-        ConfigError: If a relative place would be lost, or a corpus is misspelt.
+        SamtokError: For flags, weights or corpora that cannot work.
     """
-    runs.refuse_lost_folders(config.out, config.tracking)
-    gpus = config.workers.gpus
-    if gpus is None:
-        gpus = 1.0 if torch.cuda.is_available() else 0.0
-    start = config.start
-    if start.tokenizer and checkpoint.resolve(start.tokenizer) == start.tokenizer.rstrip("/"):
-        start = dataclasses.replace(start, tokenizer=storage.absolute(start.tokenizer))
-    if start.sam2:
-        start = dataclasses.replace(start, sam2=storage.absolute(start.sam2))
-    for flag, specs in (("corpora", config.corpora), ("validation-corpora", config.validation_corpora)):
-        for text in specs:
-            CorpusSpec.parse(text, flag=flag)
-    return dataclasses.replace(
-        config,
-        out=storage.absolute(config.out),
-        start=start,
-        workers=dataclasses.replace(config.workers, gpus=gpus),
+    config = dataclasses.replace(config, worker=with_device(config.worker))
+    architecture = architecture_of(config)
+    check_quantize_from(config)
+    deepspeed = deepspeed_of(config.engine, (1, 2))
+    specs, held_out = _specs(config)
+    start = _start(config)
+    fingerprint = {
+        **settings_of(config, without=("corpora", "validation.corpora", "start")),
+        "freeze": freezes(config),
+        "architecture": shards.digest(architecture.to_json()),
+        "start": start.get("sha256", "random"),
+        "train": digest_of(specs) if specs else "scenes",
+        "held_out": digest_of(held_out) if held_out else "scenes",
+        "code_version": CODE_VERSION,
+    }
+    corpora = list(config.corpora) or f"synthetic scenes, seed {config.seed}"
+    return PreparedTokenizer(
+        config=config,
+        fingerprint=fingerprint,
+        lineage=lineage_of(fingerprint, start=start, corpora=corpora),
+        deepspeed=deepspeed,
+        corpora=specs,
+        held_out=held_out,
     )
 
 
-def prepare(config: TrainTokenizerConfig) -> Task:
-    """Checks all that can be known before workers start, and lists the corpora.
-
-    Raises:
-        SamtokError: For flags, weights, data or storage that cannot work.
-    """
-    architecture_of(config)
-    check_quantize_from(config)
-    deepspeed = _deepspeed(config)
-    if not config.dry_run:
-        storage.check(config.out)
-    specs, held_out = _specs(config)
-    with _index_folder(config) as folder:
-        training = _index(specs, storage.join(folder, "train"), config.out)
-        validation = _index(held_out, storage.join(folder, "validation"), config.out)
-    start = _start(config)
-    fingerprint = _fingerprint(config, start, training, validation)
-    claim(config.out, fingerprint, dry_run=config.dry_run)
-    digest = shards.digest(fingerprint)
-    lineage = {
-        "fingerprint": digest,
-        "start": start,
-        "corpora": list(config.corpora) or f"synthetic scenes, seed {config.seed}",
-        "versions": provenance.versions(),
-    }
-    return Task(config, digest, lineage, training, validation, deepspeed)
-
-
-def _specs(config: TrainTokenizerConfig) -> tuple[list[CorpusSpec], list[CorpusSpec]]:
+def _specs(config: TrainTokenizerConfig) -> tuple[tuple[CorpusSpec, ...], tuple[CorpusSpec, ...]]:
     """Returns the corpora to train and to measure on.
 
     Raises:
-        ConfigError: If only some have weights, or one to measure on has.
+        ConfigError: If one is misspelt, only some have weights, or one to measure on has.
     """
-    specs = [CorpusSpec.parse(text, flag="corpora").absolute() for text in config.corpora]
-    held_out = [CorpusSpec.parse(t, flag="validation-corpora").absolute() for t in config.validation_corpora]
+    specs = tuple(_limited(CorpusSpec.parse(text, flag="corpora"), config.limit) for text in config.corpora)
+    held_out = tuple(CorpusSpec.parse(text, flag="validation.corpora") for text in config.validation.corpora)
     check_weights([spec.weight for spec in specs])
     if weighted := [spec.name for spec in held_out if spec.weight is not None]:
         raise ConfigError(
-            f"--validation-corpora {', '.join(weighted)} has a weight, but held-out images are taken in "
-            "turn; drop weight="
+            f"--.corpora {', '.join(weighted)} has a weight, but held-out images are taken in turn; drop "
+            "weight=.",
+            owner=config.validation,
         )
     trained = [spec.corpus for spec in specs]
     for spec in held_out:
         if spec.corpus in trained:
             log.warning(
-                "%s is trained on and measured on; its numbers say nothing of other images", spec.name
+                "%s is trained on and measured on; its numbers do not hold for other images", spec.name
             )
     return specs, held_out
 
 
-@contextlib.contextmanager
-def _index_folder(config: TrainTokenizerConfig) -> Iterator[str]:
-    """Gives the folder for the lists of corpora; a dry run leaves none behind."""
-    if not config.dry_run:
-        yield config.out
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield folder
-
-
-def _index(specs: Sequence[CorpusSpec], folder: str, out: str) -> Index | None:
-    """Lists corpora; the list of an attempt that trained nothing makes place for one of other corpora."""
-    if not specs:
-        return None
-    try:
-        return build_index(specs, folder)
-    except ConfigError:
-        if has_begun(out):
-            raise
-        storage.delete_folder(folder)
-        return build_index(specs, folder)
-
-
-def _deepspeed(config: TrainTokenizerConfig) -> Mapping[str, Any] | None:
-    if config.engine.deepspeed is None:
-        return None
-    from pipelines.training.engine_deepspeed import read_deepspeed_config
-
-    return read_deepspeed_config(config.engine.deepspeed)
+def _limited(spec: CorpusSpec, limit: int | None) -> CorpusSpec:
+    limits = [one for one in (spec.limit, limit) if one is not None]
+    return dataclasses.replace(spec, limit=min(limits)) if limits else spec
 
 
 def _start(config: TrainTokenizerConfig) -> dict[str, str]:
     """Returns where the weights come from, with their SHA-256."""
-    if config.start.tokenizer:
-        weights = checkpoint.read_weights(config.start.tokenizer, read=storage.read_bytes)
-        return {"tokenizer": config.start.tokenizer, "sha256": hashlib.sha256(weights).hexdigest()}
-    if config.start.sam2:
-        with storage.local_copy(config.start.sam2) as path:
-            return {"sam2": config.start.sam2, "sha256": _sha256_of(path)}
+    start = config.start
+    if start.tokenizer:
+        digest = folders.weights_sha256(start.tokenizer, read=storage.read_bytes)
+        return {"tokenizer": start.tokenizer, "sha256": digest}
+    if start.sam2:
+        with _found(start.sam2, config) as path, path.open("rb") as file:
+            return {"sam2": start.sam2, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
     return {"random": f"seed {config.seed}"}
 
 
-def _sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fingerprint(
-    config: TrainTokenizerConfig, start: Mapping[str, str], training: Index | None, validation: Index | None
-) -> dict[str, Any]:
-    """Returns all that decides what is learnt; where files lie is not in it, what they hold is."""
-    body = json.loads(provenance.config_json(config))
-    for name in (*_FREE, "corpora", "validation_corpora", "start"):
-        del body[name]
-    return {
-        **body,
-        "freeze": freezes(config),
-        "precision": config.engine.precision,
-        "architecture": shards.digest(architecture_of(config).to_json()),
-        "start": start.get("sha256", "random"),
-        "train": training.digest if training else "scenes",
-        "held_out": validation.digest if validation else "scenes",
-        "code_version": CODE_VERSION,
-    }
-
-
-def dry_run(task: Task) -> int:
-    """Prints what would be done."""
-    config = task.config
-    sys.stdout.write(provenance.config_json(config))
-    architecture = architecture_of(config)
-    images = config.sampling.images_per_step
-    quantizer = architecture.quantizer
-    known = task.training_index.num_images if task.training_index else config.scenes_needed
-    sys.stdout.write(
-        f"run: {config.steps} steps of {images} images and at most "
-        f"{images * config.sampling.masks_per_image} masks; {config.workers.count} workers with "
-        f"{config.images_per_worker} images each, in micro-batches of {config.micro_images}\n"
-        f"data: {known} images, {config.steps * images / known:.2f} epochs\n"
-        f"words: {quantizer.kind} of {quantizer.num_levels} x {quantizer.num_codes}, "
-        f"{quantizer.num_words} words, {quantizer.bits_per_mask:.1f} bits a mask\n"
-        f"frozen: {'image encoder, prompt encoder, IoU and object heads' if freezes(config) else 'nothing'}\n"
-    )
-    return 0
+def _found(uri: str, config: TrainTokenizerConfig) -> Any:
+    if not storage.exists(uri):
+        raise ConfigError(
+            f"--.sam2 {uri}: there is no such file. Download sam2.1_hiera_*.pt from Meta's page of SAM2.",
+            owner=config.start,
+        )
+    return storage.local_copy(uri)

@@ -1,4 +1,4 @@
-"""The lines that the driver shows while a tokenizer is trained."""
+"""Progress lines of a tokenizer training."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -8,13 +8,13 @@ from pipelines.tokenizer_training.config import TrainTokenizerConfig
 from pipelines.tracking import Tracker
 from pipelines.training.progress import Progress
 
-_HIDDEN = ("images", "masks_so_far", "codes_restarted")
+_HIDDEN = ("images", "codes_restarted")
 
 
 def progress_of(
     config: TrainTokenizerConfig, tracker: Tracker, clock: Callable[[], float] = time.monotonic
 ) -> Progress:
-    """Returns what hears the workers of a run."""
+    """Returns what shows and logs the events of the workers."""
     return Progress(
         config.steps,
         tracker,

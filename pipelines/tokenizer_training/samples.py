@@ -1,7 +1,8 @@
 """What training and validation read: one image with some of its masks, from whatever dataset."""
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import UInt8
@@ -15,19 +16,13 @@ class Sample:
         name: ``dataset/image id``.
         image: RGB.
         masks: Bool arrays at the image's size, none of them empty.
+        counts: ``masks_in`` of the image, and how many of them were ``masks_rejected`` or ``masks_filtered``.
     """
 
     name: str
     image: UInt8[np.ndarray, "height width 3"]
     masks: list[np.ndarray]
-
-
-class Unusable(Exception):
-    """An image that cannot be trained on; ``reject`` is its entry of the reject table."""
-
-    def __init__(self, reject: dict[str, Any]) -> None:
-        super().__init__(reject["message"])
-        self.reject = reject
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 class Source(Protocol):

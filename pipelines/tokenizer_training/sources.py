@@ -3,6 +3,7 @@
 import functools
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +12,9 @@ from pipelines import schema, storage
 from pipelines.ingestion.image_source import read_image_bytes
 from pipelines.ingestion.reader import Input, Reader, ReadResult
 from pipelines.tokenizer_training.config import SamplingConfig
-from pipelines.tokenizer_training.samples import Sample, Unusable
+from pipelines.tokenizer_training.samples import Sample
 from pipelines.tokenizer_training.select import draw_masks, pick_masks, why_unusable
+from pipelines.training.draws import Unusable
 from samtok import images, masks
 from samtok.errors import DataError, StorageError
 from samtok.shapes import WorldConfig, make_scene
@@ -55,24 +57,27 @@ class CorpusSource:
         item = self._item(index)
         try:
             result = self.reader.read(item)
-            rles = self._picked(result, most, draw)
+            rles, counts = self._picked(item, result, most, draw)
             row = result.row
             assert row is not None  # or nothing had been picked
             where, height, width = row["image_uri"], row["height"], row["width"]
             image = images.decode_image(read_image_bytes(where), where=where, expected_hw=(height, width))
             dense = [masks.decode(rle, height=height, width=width) for rle in rles]
         except DataError as error:
-            raise self._unusable(item, error.reason, error) from error
+            raise Unusable(self._reject(item, error.reason, str(error))) from error
         except storage.NotFoundError as error:
-            raise self._unusable(item, "image_missing", error) from error
-        return Sample(f"{self.name}/{item.key}", image, dense)
+            raise Unusable(self._reject(item, "image_missing", str(error))) from error
+        return Sample(f"{self.name}/{item.key}", image, dense, counts)
 
-    def _picked(self, result: ReadResult, most: int, draw: np.random.Generator) -> list[str]:
-        """Returns the RLEs of the masks that are trained on; at least one."""
-        row = result.row
+    def _picked(
+        self, item: Input, result: ReadResult, most: int, draw: np.random.Generator
+    ) -> tuple[list[str], Counter[str]]:
+        """Returns the RLEs of the masks that are trained on, at least one; and what became of all of them."""
+        row, rejected = result.row, sum(entry["num_masks"] for entry in result.rejects)
+        counts = Counter(masks_in=result.num_masks_in, masks_rejected=rejected)
         if row is None:
             first = result.rejects[0]
-            raise DataError(first["message"], reason=first["reason"])
+            raise Unusable(self._reject(item, first["reason"], first["message"]), counts=counts)
         size_hw, lost = (row["height"], row["width"]), Counter[str]()
         rles, areas = [], []
         for mask in row["masks"]:
@@ -83,19 +88,21 @@ class CorpusSource:
             else:
                 rles.append(mask["rle"])
                 areas.append(area)
+        counts["masks_filtered"] = lost.total()
         if not rles:
             lost.update(entry["reason"] for entry in result.rejects)
             because = ", ".join(f"{count} {reason}" for reason, count in sorted(lost.items()))
-            raise DataError(
-                f"none of the {result.num_masks_in} masks can be trained on ({because or 'there are none'})",
-                reason="no_masks",
+            message = (
+                f"none of the {result.num_masks_in} masks can be trained on ({because or 'there are none'})."
+            )
+            raise Unusable(
+                self._reject(item, "no_masks", message), filtered=not result.rejects, counts=counts
             )
         picked = pick_masks(rles, areas, size_hw=size_hw, most=most, policy=self.policy, draw=draw)
-        return [rles[i] for i in picked]
+        return [rles[i] for i in picked], counts
 
-    def _unusable(self, item: Input, reason: str, error: Exception) -> Unusable:
-        lost = item.num_masks or 0
-        return Unusable(schema.reject(STAGE, self.name, item.key, reason, str(error), num_masks=lost))
+    def _reject(self, item: Input, reason: str, message: str) -> dict[str, Any]:
+        return schema.reject(STAGE, self.name, item.key, reason, message, num_masks=item.num_masks or 0)
 
     def _item(self, index: int) -> Input:
         table = _mapped(self.uri)
@@ -158,9 +165,12 @@ class SceneSource:
         scene = make_scene(self.seed, self.first_index + index, self.world)
         found = [(shape.mask, int(shape.mask.sum())) for shape in scene.objects]
         usable = [(mask, area) for mask, area in found if area >= self.policy.min_area_px]
+        counts = {"masks_in": len(found), "masks_filtered": len(found) - len(usable)}
         if not usable:
-            message = f"none of the {len(found)} masks of a scene can be trained on ({len(found)} min_area)"
-            name, lost = str(scene.index), len(found)
-            raise Unusable(schema.reject(STAGE, self.name, name, "no_masks", message, num_masks=lost))
+            message = f"none of the {len(found)} masks of a scene can be trained on ({len(found)} min_area)."
+            reject = schema.reject(
+                STAGE, self.name, str(scene.index), "no_masks", message, num_masks=len(found)
+            )
+            raise Unusable(reject, filtered=True, counts=counts)
         picked = draw_masks([area for _, area in usable], most=most, policy=self.policy, draw=draw)
-        return Sample(f"{self.name}/{scene.index}", scene.image, [usable[i][0] for i in picked])
+        return Sample(f"{self.name}/{scene.index}", scene.image, [usable[i][0] for i in picked], counts)

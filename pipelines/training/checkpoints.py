@@ -23,11 +23,13 @@ from torch import Tensor
 from pipelines import storage
 from pipelines.storage import NotFoundError
 from pipelines.training.engine import OptimizerState
+from pipelines.training.resume import STATE_FILE, steps
 from samtok.errors import CheckpointError
+
+__all__ = ["Checkpoint", "drop_old", "load", "load_history", "save", "save_segment", "steps"]
 
 log = logging.getLogger(__name__)
 
-STATE_FILE = "state.json"
 FORMAT_VERSION = 2
 
 
@@ -80,12 +82,6 @@ def save(out: str, checkpoint: Checkpoint) -> None:
         "files": digests,
     }
     storage.write_bytes(storage.join(folder, STATE_FILE), json.dumps(body, indent=1).encode())
-
-
-def steps(out: str) -> list[int]:
-    """Returns the steps of the checkpoints that are there, oldest first."""
-    found = storage.list_files(storage.join(out, "checkpoints"), suffix=f"/{STATE_FILE}")
-    return sorted(int(file.uri.split("/")[-2].removeprefix("step-")) for file in found)
 
 
 def load(out: str, step: int) -> Checkpoint:

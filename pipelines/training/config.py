@@ -1,8 +1,19 @@
-"""What can be told to every training job: optimizer, workers, checkpoints."""
+"""Options that training jobs have in common: optimizer, engine, workers, validation, checkpoints, shares."""
 
-from dataclasses import dataclass
+import math
+from typing import Literal
 
-from pipelines.cli import FORBID_UNKNOWN
+from pipelines.config import (
+    AtLeast0,
+    AtLeast1,
+    NotNegative,
+    Positive,
+    Precision,
+    RunConfig,
+    Share,
+    WorkerConfig,
+    config,
+)
 from samtok.errors import ConfigError
 
 
@@ -18,75 +29,158 @@ def check_share(flag: str, value: float) -> None:
         raise ConfigError(f"--{flag} must be in [0, 1], got {value:g}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class OptimizerConfig:
     """AdamW and its schedule: linear warm-up, then a cosine."""
 
-    __pydantic_config__ = FORBID_UNKNOWN
-
-    lr: float = 2e-3
+    lr: NotNegative = 2e-3
     """Highest learning rate."""
-    warmup_steps: int = 100
+    warmup_steps: AtLeast0 = 100
     """Steps over which the rate rises from 0."""
-    final_lr_share: float = 0.02
+    final_lr_share: Share = 0.02
     """Share of the highest rate that is left at the last step."""
     betas: tuple[float, float] = (0.9, 0.99)
     """AdamW's decay rates."""
-    weight_decay: float = 0.01
+    weight_decay: NotNegative = 0.01
     """AdamW's decoupled weight decay."""
-    clip_norm: float = 1.0
+    clip_norm: Positive = 1.0
     """Largest norm of the gradient; longer ones are scaled down to it."""
 
-    def __post_init__(self) -> None:
-        check_at_least("optimizer.lr", self.lr, 0)
-        check_at_least("optimizer.warmup-steps", self.warmup_steps, 0)
-        check_at_least("optimizer.weight-decay", self.weight_decay, 0)
-        check_share("optimizer.final-lr-share", self.final_lr_share)
-        if self.clip_norm <= 0:
-            raise ConfigError(f"--optimizer.clip-norm must be above 0, got {self.clip_norm:g}")
+    def check(self) -> None:
+        """Checks both decay rates."""
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"--optimizer.betas must be in [0, 1), got {self.betas}")
+            raise ConfigError(f"--.betas must be in [0, 1), got {self.betas}.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorkersConfig:
-    """Where training runs."""
+@config
+class EngineConfig:
+    """How gradients become steps. None of it changes what is learnt, but for rounding."""
 
-    __pydantic_config__ = FORBID_UNKNOWN
+    deepspeed: str | None = None
+    """DeepSpeed JSON (infra/deepspeed/zero1.json and so on), local or s3://; by default plain AdamW on every
+    worker. A relative path is looked for in the working directory, then in the project's folder."""
 
-    count: int = 1
-    """Workers of Ray Train; each has a share of every step."""
-    gpus: float | None = None
-    """GPUs per worker; 0 is the CPU. By default 1 if the driver's machine has one."""
-    cpus: float = 1.0
-    """CPUs per worker that Ray reserves."""
-    threads: int = 1
-    """Threads of each worker's arithmetic; with one, a run on CPUs repeats bit for bit."""
-    loaders: int = 0
-    """Processes per worker that read and prepare images; 0 does it in the worker."""
-    max_failures: int = 3
+
+@config
+class MllmEngineConfig(EngineConfig):
+    """How gradients of an MLLM become steps."""
+
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention of transformers; flash_attention_2 needs the gpu extra."""
+
+
+@config
+class TrainedConfig:
+    """Which parts of an MLLM are trained (paper, section 3.2: projector and language model)."""
+
+    vision: bool = False
+    """Train the vision encoder."""
+    projector: bool = True
+    """Train what brings image features to the language model."""
+    llm: bool = True
+    """Train the language model, its embeddings and its head."""
+
+    def check(self) -> None:
+        """Refuses a run that trains nothing."""
+        if not (self.vision or self.projector or self.llm):
+            raise ConfigError("nothing is trained; set one of --.vision, --.projector, --.llm.")
+
+
+@config
+class TrainWorkerConfig(WorkerConfig):
+    """What each training worker holds."""
+
+    loaders: AtLeast0 = 0
+    """Processes of each that read and prepare data; 0 does it in a thread."""
+    max_failures: AtLeast0 = 3
     """Times that dead workers are replaced; each time training goes on from the last checkpoint."""
-    num_cpus: int | None = None
-    """Logical CPUs of a Ray that the job starts; by default the machine's, and at least enough."""
 
-    def __post_init__(self) -> None:
-        for name, least in (("count", 1), ("threads", 1), ("loaders", 0), ("max_failures", 0), ("cpus", 0)):
-            check_at_least(f"workers.{name.replace('_', '-')}", getattr(self, name), least)
+    def check(self) -> None:
+        """A worker drives one GPU or none."""
         if self.gpus not in (None, 0, 1):
-            raise ConfigError(f"--workers.gpus must be 0 or 1, got {self.gpus:g}: a worker drives one GPU")
+            raise ConfigError(f"--.gpus must be 0 or 1, since a worker drives one GPU, got {self.gpus:g}.")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
+class ValidationConfig:
+    """Validation on held-out data during training."""
+
+    every: AtLeast1 = 500
+    """Steps between validations."""
+
+
+@config
 class CheckpointsConfig:
     """What survives a kill."""
 
-    __pydantic_config__ = FORBID_UNKNOWN
-
-    every: int = 500
+    every: AtLeast1 = 500
     """Steps between checkpoints."""
-    keep: int = 2
+    keep: AtLeast1 = 2
     """Newest checkpoints that are kept."""
 
-    def __post_init__(self) -> None:
-        check_at_least("checkpoints.every", self.every, 1)
-        check_at_least("checkpoints.keep", self.keep, 1)
+
+@config
+class TrainingConfig(RunConfig):
+    """What a training run on Ray Train has, whatever it trains. The same --out resumes it."""
+
+    seed: AtLeast0 = 101
+    """Seed of weights, order and draws."""
+    steps: AtLeast1 = 1000
+    """Optimizer steps."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    precision: Precision = "float32"
+    """Type of the networks' arithmetic (autocast); weights and losses stay in float32."""
+    micro_batch: AtLeast1 | None = None
+    """Items per forward and backward pass of a worker; by default all of its share of a step. Decides the
+    memory, not what is learnt."""
+    workers: AtLeast1 = 1
+    """Processes that train; each has a share of every step."""
+    worker: TrainWorkerConfig = TrainWorkerConfig()
+    num_cpus: AtLeast1 | None = None
+    """Logical CPUs of a Ray that the job starts; by default the machine's, and at least enough."""
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
+    max_bad_steps: AtLeast1 = 5
+    """Steps in a row with a loss or gradient that is NaN or infinite before the run fails; each is
+    skipped."""
+    log_every_s: NotNegative = 5.0
+    """Seconds between progress lines, each with means over the steps since the last one."""
+
+    @property
+    def per_step(self) -> int:
+        """Items (images, chats) of a step over all workers."""
+        raise NotImplementedError
+
+    @property
+    def per_worker(self) -> int:
+        """Items of a step that each worker has."""
+        return self.per_step // self.workers
+
+    @property
+    def micro(self) -> int:
+        """Items of a forward and backward pass."""
+        return self.micro_batch or self.per_worker
+
+    def check_shares(self, flag: str) -> None:
+        """Makes sure that a step divides among workers, and a worker's share into micro-batches.
+
+        Args:
+            flag: The one that sets ``per_step``, such as ``--.sampling.images-per-step``.
+
+        Raises:
+            ConfigError: Names sizes that would.
+        """
+        items, workers = self.per_step, self.workers
+        if items % workers:
+            raise ConfigError(
+                f"{flag} {items} does not divide among --.workers {workers}; take "
+                f"{items // workers * workers or workers} or {math.ceil(items / workers) * workers}."
+            )
+        share = self.per_worker
+        if share % self.micro:
+            sizes = [size for size in range(1, share + 1) if share % size == 0]
+            raise ConfigError(
+                f"a worker has {share} items of each step ({items} over {workers} workers), which "
+                f"--.micro-batch {self.micro} does not divide; take one of {sizes}."
+            )

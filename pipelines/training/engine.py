@@ -9,7 +9,7 @@ workers.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -79,6 +79,39 @@ class Engine(Protocol):
             CheckpointError: If names or shapes are not those of the trained parameters.
         """
         ...
+
+
+def engine_of(
+    module: nn.Module,
+    config: OptimizerConfig,
+    deepspeed: Mapping[str, Any] | None,
+    *,
+    row_rates: Mapping[str, RowRate] | None = None,
+) -> Engine:
+    """Returns the engine of a run.
+
+    Args:
+        module: What is trained.
+        config: Of AdamW.
+        deepspeed: Body of a DeepSpeed file; None takes the plain engine.
+        row_rates: Rows that learn at another rate, by parameter name.
+    """
+    if deepspeed is None:
+        return PlainEngine(module, config, row_rates=row_rates)
+    from pipelines.training.engine_deepspeed import DeepSpeedEngine  # loads DeepSpeed
+
+    return DeepSpeedEngine(module, config, deepspeed, row_rates=row_rates)
+
+
+def autocast(model: nn.Module, precision: str) -> torch.autocast:
+    """Returns the context in which the networks compute."""
+    device = next(model.parameters()).device.type
+    return torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def same_parts_needed(deepspeed: Mapping[str, Any] | None) -> bool:
+    """Returns whether all workers must use the same parts of the model at a time, as from ZeRO-2 on."""
+    return deepspeed is not None and deepspeed["zero_optimization"]["stage"] > 1
 
 
 class PlainEngine:
@@ -202,7 +235,7 @@ def check_state(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -
             there = tuple(shapes[name]) if name in shapes else "missing"
             raise CheckpointError(
                 f"{name} of the checkpoint is {tuple(value.shape)}, in the model it is {there}. The "
-                "checkpoint is of another architecture: use its --model, or another --out."
+                "checkpoint is of another architecture: use the model of its run, or another --out."
             )
 
 
@@ -224,6 +257,6 @@ def check_moments(state: OptimizerState, shapes: Mapping[str, torch.Size]) -> No
         if any(moment.shape != shapes[name] for moment in moments):
             raise CheckpointError(
                 f"the optimizer state of {name} is {tuple(moments[0].shape)}, the parameter "
-                f"{tuple(shapes[name])}. The checkpoint is of another architecture: use its "
-                "--model, or another --out."
+                f"{tuple(shapes[name])}. The checkpoint is of another architecture: use the model of its "
+                "run, or another --out."
             )

@@ -12,7 +12,7 @@ What is asked of DeepSpeed, and why (checked with 0.19.8):
 - A norm that is not finite makes ZeRO drop the gradients and leave everything else alone.
 - ZeRO-3 fetches weights when a submodule is called, on all workers at once: they must call the same ones, in
   training and without gradients. It counts micro-batches in ``engine(...)``, which is not called, so it is
-  told before each ``backward``; and it keeps a gradient until the next one of that parameter comes, so a
+  informed before each ``backward``; and it keeps a gradient until the next one of that parameter comes, so a
   parameter that a step does not use would move by an old one, and gradients are cleared after every step.
 
 DeepSpeed is imported late: it looks for its accelerator when it is imported, and takes seconds.
@@ -20,9 +20,8 @@ DeepSpeed is imported late: it looks for its accelerator when it is imported, an
 
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,132 +29,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, distributed, nn
 
-from pipelines import env, storage
+from pipelines import env
 from pipelines.training.config import OptimizerConfig
+from pipelines.training.deepspeed_file import check_deepspeed_config
 from pipelines.training.engine import OptimizerState, check_moments
 from pipelines.training.row_rates import RowPace, RowRate, check_row_rates
 from pipelines.training.zero_parts import MOMENTS, CutParts, SharedParts
-from samtok.errors import ConfigError, DataError
-
-_ROOT = Path(__file__).resolve().parents[2]
-
-_SAID_ELSEWHERE: Mapping[str, str] = {
-    "train_batch_size": "--sampling.* says it",
-    "train_micro_batch_size_per_gpu": "--engine.*-per-micro-batch says it",
-    "gradient_accumulation_steps": "--engine.*-per-micro-batch says it",
-    "managed_gradient_accumulation": "training says itself when a step is over",
-    "gradient_allreduce_op": "gradients of workers are always summed",
-    "optimizer": "it is AdamW, and --optimizer.* says how",
-    "scheduler": "--optimizer.lr, --optimizer.warmup-steps and --optimizer.final-lr-share say it",
-    "gradient_clipping": "--optimizer.clip-norm says it",
-    "fp16": "--engine.precision says it",
-    "bf16": "--engine.precision says it",
-    "torch_autocast": "--engine.precision says it",
-}
-_ZERO_COUNTS = ("reduce_bucket_size", "allgather_bucket_size")
-_ZERO_SWITCHES = (
-    "overlap_comm",
-    "contiguous_gradients",
-    "reduce_scatter",
-    "use_multi_rank_bucket_allreduce",
-    "allgather_partitions",
-)
-_ZERO3_COUNTS = (
-    "sub_group_size",
-    "stage3_max_live_parameters",
-    "stage3_max_reuse_distance",
-    "stage3_prefetch_bucket_size",
-    "stage3_param_persistence_threshold",
-)
-
-
-def read_deepspeed_config(path: str, *, stages: Sequence[int] = (1, 2)) -> dict[str, Any]:
-    """Reads and checks a DeepSpeed JSON such as ``infra/deepspeed/zero2.json``; loads no DeepSpeed.
-
-    Args:
-        path: A URI; a relative path is looked for in the working directory, then in the project's folder, as
-            workers of a cluster run elsewhere.
-        stages: ZeRO stages with which this kind of training works.
-
-    Raises:
-        ConfigError: If there is no such file, or it is no JSON, or as ``check_deepspeed_config``.
-        StorageError: If it cannot be read.
-    """
-    uri = path
-    if not storage.is_anchored(path) and not storage.exists(path):
-        uri = str(_ROOT / path)
-    try:
-        body = storage.read_json(uri)
-    except storage.NotFoundError as error:
-        shipped = " or ".join(f"zero{stage}.json" for stage in stages)
-        raise ConfigError(
-            f"--engine.deepspeed {path}: there is no such file, here or in {_ROOT}. "
-            f"Give infra/deepspeed/{shipped}, or a file like them."
-        ) from error
-    except DataError as error:
-        raise ConfigError(f"--engine.deepspeed {path}: {error}") from error
-    check_deepspeed_config(body, path, stages=stages)
-    return body
-
-
-def check_deepspeed_config(body: Any, source: str, *, stages: Sequence[int] = (1, 2)) -> None:
-    """Lets a DeepSpeed config through if it says nothing but how ZeRO goes about its work.
-
-    Other settings either change what is learnt, or were never tried with this engine.
-
-    Args:
-        body: The parsed JSON.
-        source: Where it comes from, for messages.
-        stages: ZeRO stages that may be there.
-
-    Raises:
-        ConfigError: Names the flag, the key and the remedy.
-    """
-    where = f"--engine.deepspeed {source}"
-    if not isinstance(body, Mapping) or not isinstance(body.get("zero_optimization"), Mapping):
-        raise ConfigError(
-            f'{where}: must hold {{"zero_optimization": {{"stage": {_one_of(stages)}, ...}}}}, got {body!r}'
-        )
-    for key in sorted(set(body) - {"zero_optimization"}):
-        reason = _SAID_ELSEWHERE.get(key, "it was not tried with this engine")
-        raise ConfigError(f"{where}: remove {key}: {reason}. Only zero_optimization may be there.")
-    _check_zero(body["zero_optimization"], where, stages)
-
-
-def _one_of(stages: Sequence[int]) -> str:
-    return " or ".join(str(stage) for stage in stages)
-
-
-def _check_zero(zero: Mapping[str, Any], where: str, stages: Sequence[int]) -> None:
-    stage = zero.get("stage")
-    if type(stage) is not int or stage not in stages:
-        why = "; stage 3 shares the weights out too, which this training does not need" * (3 not in stages)
-        raise ConfigError(
-            f"{where}: zero_optimization.stage must be {_one_of(stages)}, got {stage!r}. Without ZeRO leave "
-            f"--engine.deepspeed out{why}."
-        )
-    _check_details(zero, where)
-    if stage == 1 and zero.get("overlap_comm"):
-        raise ConfigError(
-            f"{where}: zero_optimization.overlap_comm must be false in stage 1, which adds gradients "
-            "up after the last backward pass of a step; or take stage 2"
-        )
-
-
-def _check_details(zero: Mapping[str, Any], where: str) -> None:
-    least = dict.fromkeys(_ZERO_COUNTS, 2) | (dict.fromkeys(_ZERO3_COUNTS, 0) if zero["stage"] == 3 else {})
-    for key, value in zero.items():
-        name = f"{where}: zero_optimization.{key}"
-        if key in _ZERO_SWITCHES:
-            if not isinstance(value, bool):
-                raise ConfigError(f"{name} must be true or false, got {value!r}")
-        elif key in least:
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or value < least[key] or value % 2:
-                raise ConfigError(f"{name} must be an even number of elements, got {value!r}")
-        elif key != "stage":
-            known = ", ".join(("stage", *least, *_ZERO_SWITCHES))
-            raise ConfigError(f"{name} was not tried with this engine; remove it. Known: {known}.")
+from samtok.errors import ConfigError
 
 
 class DeepSpeedEngine:
@@ -168,7 +48,7 @@ class DeepSpeedEngine:
     Args:
         module: What is trained, on its device; parameters that need no gradient are left alone.
         config: Of AdamW; the rate comes with every step.
-        body: What ``read_deepspeed_config`` gave.
+        body: From ``deepspeed_file.read_deepspeed_config``.
         row_rates: Rows that learn at another rate, by parameter name.
 
     Raises:
@@ -299,7 +179,7 @@ class _ArrivalOrder:
         highest, lowest = ends.tolist()
         if highest != -lowest:
             raise ConfigError(
-                "--engine.deepspeed: from ZeRO-2 on the losses of all workers must use the same parameters "
+                "from ZeRO-2 on the losses of all workers must use the same parameters "
                 "in the same order, and in this step they did not, so its gradients are worthless. Use "
                 "ZeRO-1 (infra/deepspeed/zero1.json), which does not mind."
             )
@@ -321,13 +201,13 @@ def _filled_in(body: Mapping[str, Any], config: OptimizerConfig) -> dict[str, An
 def _import_deepspeed(device: torch.device) -> Any:
     """Imports DeepSpeed for a kind of device, after what it reads at import is set."""
     os.environ.setdefault(env.DS_ACCELERATOR, device.type)
-    os.environ.setdefault(env.LOCAL_RANK, str(device.index or 0))  # wanted; the device is told by its index
+    os.environ.setdefault(env.LOCAL_RANK, str(device.index or 0))  # wanted; the device is given by its index
     import deepspeed
 
     accelerator: Any = deepspeed.get_accelerator()
     if accelerator.device_name() != device.type:
         raise ConfigError(
-            f"--engine.deepspeed: DeepSpeed uses {accelerator.device_name()} in this process and the weights "
+            f"DeepSpeed uses {accelerator.device_name()} in this process and the weights "
             f"are on {device.type}. Unset {env.DS_ACCELERATOR}, or set it to {device.type}."
         )
     if device.type == "cpu":

@@ -1,8 +1,8 @@
 """Runs training workers on Ray Train.
 
 Ray Train starts the workers, joins them into a process group and replaces dead ones; workers find the last
-checkpoint in the run's own folder (``checkpoints``). They tell a small actor what happens, and the driver,
-which alone shows progress and talks to MLflow, listens to it.
+checkpoint in the run's own folder (``checkpoints``). They post events to a small actor, which the driver
+polls: it alone shows progress and talks to MLflow.
 """
 
 import contextlib
@@ -17,19 +17,24 @@ from typing import Any, cast
 from pipelines import job as runs
 from pipelines import storage
 from pipelines.cluster import session
-from pipelines.training.config import WorkersConfig
+from pipelines.training.config import TrainingConfig
 from samtok.errors import ClusterError, SamtokError
 
 log = logging.getLogger(__name__)
 
-LISTEN_EVERY_S = 0.5
+POLL_EVERY_S = 0.5
 
 Event = tuple[str, Mapping[str, Any]]
-Tell = Callable[[str, Mapping[str, Any]], None]
-"""Hears what happens: ``step``, ``validation``, ``checkpoint`` or ``resumed``, with numbers."""
+"""Kind (``step``, ``validation``, ``checkpoint``, ``resumed``, ...) and numbers."""
 
-Work = Callable[[Any, Tell, Any], None]
-"""What a worker does: (task, tell, device). A function of a module, so that workers can import it."""
+Callback = Callable[[Sequence[Event]], None]
+"""Gets the events since the last call, in the driver."""
+
+Notify = Callable[[str, Mapping[str, Any]], None]
+"""Posts an event, in a worker."""
+
+Work = Callable[[Any, Notify, Any], None]
+"""What a worker does: (task, notify, device). A function of a module, so that workers can import it."""
 
 
 class Board:
@@ -39,7 +44,7 @@ class Board:
         self.events: list[Event] = []
         self.error: SamtokError | None = None
 
-    def tell(self, kind: str, body: Mapping[str, Any]) -> None:
+    def post(self, kind: str, body: Mapping[str, Any]) -> None:
         """Adds an event."""
         self.events.append((kind, body))
 
@@ -65,62 +70,57 @@ class _Arguments:
     board: Any
 
 
-def fit_on_ray(
-    work: Work,
-    task: Any,
-    *,
-    out: str,
-    workers: WorkersConfig,
-    hear: Callable[[Sequence[Event]], None],
-    memory_flag: str,
-) -> None:
+def cpus_of(config: TrainingConfig) -> float:
+    """Returns the CPUs that training holds, the driver's included."""
+    return config.workers * config.worker.cpus + 1
+
+
+def fit_on_ray(work: Work, task: Any, config: TrainingConfig, *, callback: Callback) -> None:
     """Trains on Ray Train's workers; returns when the run is complete.
 
     Args:
         work: Runs in every worker; an error of our family that it raises ends the run at once.
         task: What it is given; picklable.
-        out: Folder of the run.
-        workers: How many, and what each of them holds.
-        hear: Is called here, in one thread, with what workers told since the last time.
-        memory_flag: The flag that lowers a worker's memory, for messages.
+        config: The run; says how many workers there are, and what each of them holds.
+        callback: Is called here, in one thread.
 
     Raises:
-        ClusterError: If the cluster is too small, or workers died more often than ``--workers.max-failures``.
+        ClusterError: If the cluster is too small, or workers died more often than ``--worker.max-failures``.
         SamtokError: What a worker raised.
     """
-    cpus = workers.count * workers.cpus
-    with session(num_cpus=workers.num_cpus, at_least_cpus=cpus + 1) as cluster:
-        cluster.require(cpus=cpus, gpus=workers.count * (workers.gpus or 0))
+    count, worker = config.workers, config.worker
+    with session(num_cpus=config.num_cpus, at_least_cpus=cpus_of(config)) as cluster:
+        cluster.require(cpus=count * worker.cpus, gpus=count * (worker.gpus or 0))
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(num_cpus=0)(Board)
         board = actor.options(scheduling_strategy=here).remote()  # so it lives as long as the driver
-        log.info("%d workers on %s", workers.count, "GPUs" if workers.gpus else "CPUs")
-        with _listening(board, hear):
-            _fit(_Arguments(work, task, bool(workers.gpus), board), out, workers, memory_flag)
+        log.info("%d workers on %s", count, "GPUs" if worker.gpus else "CPUs")
+        with _polling(board, callback):
+            _fit(_Arguments(work, task, bool(worker.gpus), board), config)
 
 
-def _fit(arguments: _Arguments, out: str, workers: WorkersConfig, memory_flag: str) -> None:
+def _fit(arguments: _Arguments, config: TrainingConfig) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # what went wrong is told by us
-    folder = storage.join(out, "ray")
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # our own messages say what went wrong
+    folder, worker = storage.join(config.out, "ray"), config.worker
     trainer = TorchTrainer(
         _on_worker,
         train_loop_config={"arguments": arguments},
-        torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if worker.gpus else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=workers.count,
-            use_gpu=bool(workers.gpus),
-            resources_per_worker={"CPU": workers.cpus} | ({"GPU": 1} if workers.gpus else {}),
+            num_workers=config.workers,
+            use_gpu=bool(worker.gpus),
+            resources_per_worker={"CPU": worker.cpus} | ({"GPU": 1} if worker.gpus else {}),
         ),
         run_config=RunConfig(
             name=f"attempt-{time.time_ns()}",  # a fresh one: what is done is ours to know, not Ray's
             storage_path=folder,
-            failure_config=FailureConfig(max_failures=workers.max_failures),
+            failure_config=FailureConfig(max_failures=worker.max_failures),
         ),
     )
     interrupt = signal.getsignal(signal.SIGINT)
@@ -129,20 +129,20 @@ def _fit(arguments: _Arguments, out: str, workers: WorkersConfig, memory_flag: s
     except SystemExit as error:  # Ray's answer to Ctrl-C
         raise KeyboardInterrupt from error
     except TrainingFailedError as error:
-        _raise_told(arguments.board)
+        _raise_reported(arguments.board)
         raise ClusterError(
-            f"workers died {workers.max_failures + 1} times. The last time: {runs.last_line(error)}. "
+            f"workers died {worker.max_failures + 1} times. The last time: {runs.last_line(error)}. "
             "Checkpoints are kept: the same command goes on from the last one. If memory is short, lower "
-            f"--{memory_flag}; raise --workers.max-failures for unstable nodes."
+            "--micro-batch; raise --worker.max-failures for unstable nodes."
         ) from error
     finally:
         signal.signal(signal.SIGINT, interrupt)  # Ray leaves its own behind
-    _raise_told(arguments.board)
+    _raise_reported(arguments.board)
     storage.delete_folder(folder)
 
 
 def _on_worker(loop_config: dict[str, Any]) -> None:
-    """Runs in every worker. An error of our family is told to the driver: a restart would meet it again."""
+    """Runs in every worker. An error of our family goes to the driver: a restart would meet it again."""
     import ray
     import ray.train.torch
 
@@ -152,7 +152,7 @@ def _on_worker(loop_config: dict[str, Any]) -> None:
         return
     device = ray.train.torch.get_device() if arguments.use_gpu else "cpu"
     try:
-        arguments.work(arguments.task, lambda kind, body: board.tell.remote(kind, dict(body)), device)
+        arguments.work(arguments.task, lambda kind, body: board.post.remote(kind, dict(body)), device)
     except ClusterError:
         raise  # a lost process, say: another start may do better
     except SamtokError as error:
@@ -160,7 +160,7 @@ def _on_worker(loop_config: dict[str, Any]) -> None:
         raise
 
 
-def _raise_told(board: Any) -> None:
+def _raise_reported(board: Any) -> None:
     import ray
 
     error = cast(SamtokError | None, ray.get(board.failure.remote(), timeout=60))
@@ -169,23 +169,23 @@ def _raise_told(board: Any) -> None:
 
 
 @contextlib.contextmanager
-def _listening(board: Any, hear: Callable[[Sequence[Event]], None]) -> Iterator[None]:
+def _polling(board: Any, callback: Callback) -> Iterator[None]:
     """Passes events on while the block runs, and what is left at its end."""
     import ray
     from ray.exceptions import GetTimeoutError
 
     done = threading.Event()
 
-    def listen() -> None:
-        while not done.wait(LISTEN_EVERY_S):
-            with contextlib.suppress(GetTimeoutError):  # a busy machine; what was told comes the next time
-                hear(ray.get(board.take.remote(), timeout=60))
+    def poll() -> None:
+        while not done.wait(POLL_EVERY_S):
+            with contextlib.suppress(GetTimeoutError):  # a busy machine; they come the next time
+                callback(ray.get(board.take.remote(), timeout=60))
 
-    thread = threading.Thread(target=listen, name="progress", daemon=True)
+    thread = threading.Thread(target=poll, name="progress", daemon=True)
     thread.start()
     try:
         yield
     finally:
         done.set()
         thread.join(timeout=120)
-        hear(ray.get(board.take.remote(), timeout=60))
+        callback(ray.get(board.take.remote(), timeout=60))

@@ -1,40 +1,97 @@
-"""Prepares what steps need ahead of time, in a thread or in processes, in the order of the tasks."""
+"""The steps of a run as prepared data: which items, read by whom, in which order.
+
+Step t is draws [t * S, (t + 1) * S) of the mixture, with S items per step, and each worker has a slice of
+them; so the same items come in the same order whatever the number of workers and loader processes, and a run
+can begin at any step. They are prepared ahead of time, in a thread or in processes.
+"""
 
 import re
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch.utils.data import DataLoader
 
 from pipelines.training import world
-from pipelines.training.config import WorkersConfig
+from pipelines.training.config import TrainingConfig, TrainWorkerConfig
+from pipelines.training.draws import Draw
+from pipelines.training.mixture import Mixture
 from samtok.errors import ClusterError, SamtokError
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
+class StepLoader(Generic[R]):
+    """Prepares a worker's share of every step, ahead of time.
+
+    Args:
+        prepare: Turns draws into what a step takes; picklable, since it goes to loader processes.
+        mixture: Which item of which corpus is drawn when.
+        config: The run; ``config.worker.loaders`` processes prepare, or a thread if 0.
+        rank: This worker.
+        per_call: Draws that are prepared together.
+    """
+
+    def __init__(
+        self,
+        prepare: Callable[[tuple[Draw, ...]], R],
+        mixture: Mixture,
+        config: TrainingConfig,
+        *,
+        rank: int,
+        per_call: int = 1,
+    ) -> None:
+        if not 0 <= rank < config.workers:
+            raise ValueError(f"rank must be in [0, {config.workers}), got {rank}")
+        self.prepare, self.mixture, self.config, self.rank = prepare, mixture, config, rank
+        self.per_call = per_call
+
+    def steps(self, start: int) -> Iterator[list[R]]:
+        """Yields what was prepared for the steps from ``start`` to the last one of the run.
+
+        Raises:
+            DataError: If many draws in a row from a corpus are unusable.
+            StorageError: If the storage fails.
+            ClusterError: If a loader process dies.
+        """
+        calls = self.config.per_worker // self.per_call
+        tasks = (task for step in range(start, self.config.steps) for task in self._tasks(step))
+        with closing(prepared(self.prepare, tasks, worker=self.config.worker, ahead=calls)) as made:
+            while step := list(islice(made, calls)):
+                yield step
+
+    def _tasks(self, step: int) -> Iterator[tuple[Draw, ...]]:
+        share = self.config.per_worker
+        first = step * self.config.per_step + self.rank * share
+        drawn = self.mixture.draws(first, share)
+        draws = [Draw(first + i, source, index) for i, (source, index) in enumerate(drawn)]
+        for begin in range(0, share, self.per_call):
+            yield tuple(draws[begin : begin + self.per_call])
+
+
 def prepared(
-    prepare: Callable[[T], R], tasks: Iterable[T], *, workers: WorkersConfig, ahead: int
+    prepare: Callable[[T], R], tasks: Iterable[T], *, worker: TrainWorkerConfig, ahead: int
 ) -> Generator[R, None, None]:
     """Yields ``prepare(task)`` for every task in order; close it to stop early.
 
     Args:
         prepare: A picklable callable. What it gives away to a process must travel: tensors, plain data.
         tasks: What is to be prepared.
-        workers: ``workers.loaders`` processes do it, or a thread if 0.
+        worker: ``worker.loaders`` processes do it, or a thread if 0.
         ahead: Tasks that are prepared before they are asked for; processes round it up.
 
     Raises:
         SamtokError: What ``prepare`` raised.
         ClusterError: If a loader process dies.
     """
-    if workers.loaders:
-        return _in_processes(prepare, tasks, workers, ahead)
+    if worker.loaders:
+        return _in_processes(prepare, tasks, worker, ahead)
     return _in_thread(prepare, tasks, ahead)
 
 
@@ -73,16 +130,16 @@ class _Dataset(Generic[T, R]):
 
 
 def _in_processes(
-    prepare: Callable[[T], R], tasks: Iterable[T], workers: WorkersConfig, ahead: int
+    prepare: Callable[[T], R], tasks: Iterable[T], worker: TrainWorkerConfig, ahead: int
 ) -> Generator[R, None, None]:
     loader: Any = DataLoader(
         _Dataset(prepare),  # type: ignore[arg-type] what DataLoader needs of a dataset is __getitem__
         batch_size=None,
         sampler=tasks,
-        num_workers=workers.loaders,
+        num_workers=worker.loaders,
         multiprocessing_context="spawn",
-        prefetch_factor=max(2, -(-2 * ahead // workers.loaders)),
-        pin_memory=workers.gpus != 0 and torch.cuda.is_available(),
+        prefetch_factor=max(2, -(-2 * ahead // worker.loaders)),
+        pin_memory=worker.gpus != 0 and torch.cuda.is_available(),
         generator=torch.Generator(),  # else it would draw from the generator of the whole process
     )
     try:
@@ -95,5 +152,5 @@ def _in_processes(
             raise
         raise ClusterError(
             f"a loader process of worker {world.rank()} died ({error}); often for lack of memory. Lower "
-            "--workers.loaders, or give the workers' machines more memory or a larger /dev/shm."
+            "--worker.loaders, or give the workers' machines more memory or a larger /dev/shm."
         ) from error

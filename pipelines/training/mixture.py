@@ -28,11 +28,11 @@ def check_weights(weights: Sequence[float | None]) -> None:
     given = [weight for weight in weights if weight is not None]
     if given and len(given) < len(weights):
         raise ConfigError(
-            f"{len(given)} of {len(weights)} --corpora have a weight; give each one a weight=..., or none. "
-            "Without weights a corpus counts by its number of images."
+            f"{len(given)} of {len(weights)} corpora have a weight; give each one a weight=..., or none. "
+            "Without weights a corpus counts by its size."
         )
     if any(not 0 < weight < float("inf") for weight in given):
-        raise ConfigError(f"weights of --corpora must be above 0, got {given}")
+        raise ConfigError(f"weights of corpora must be > 0, got {given}.")
 
 
 class Mixture:
@@ -118,7 +118,7 @@ def _quotas(sizes: Sequence[int], weights: Sequence[float | None]) -> tuple[int,
     for source, quota in enumerate(quotas):
         if quota == 0:
             raise ConfigError(
-                f"corpus {source + 1} of --corpora has the weight {weights[source]:g}, which is none of "
+                f"corpus {source + 1} has the weight {weights[source]:g}, which is none of "
                 f"the {sum(sizes)} draws of an epoch, so it would never be seen. Raise it or drop the corpus."
             )
     return tuple(quotas)

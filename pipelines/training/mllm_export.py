@@ -1,6 +1,5 @@
 """Writes the model that came out of training as a Hugging Face folder, and reads it back."""
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipelines import storage
+from pipelines.training.mllm_folder import weights_digest
 from samtok.errors import CheckpointError
 from samtok.mllm.adapters import load_adapter, save_pretrained
 from samtok.mllm.family import Adapter
@@ -67,23 +67,3 @@ def _compare(folder: Path, state: Mapping[str, Tensor], uri: str) -> None:
             f"the export to {uri} went wrong: {', '.join(odd[:3])} of {len(odd)} tensors are not what was "
             "trained when the files are loaded back. Nothing was written there."
         )
-
-
-def weights_digest(uri: str) -> str:
-    """Returns a hash of the weight files and the config of a model folder, wherever it lies."""
-    found = {
-        file.uri.rpartition("/")[2]: file.uri
-        for file in storage.list_files(uri)
-        if file.uri.endswith((".safetensors", ".safetensors.index.json", "/config.json"))
-    }
-    if not any(name.endswith(".safetensors") for name in found):
-        raise CheckpointError(
-            f"{uri} has no *.safetensors, so it is no model folder that can be trained. Make one with "
-            "jobs/extend_mllm.py from a Hugging Face checkpoint."
-        )
-    digest = hashlib.sha256()
-    for name in sorted(found):
-        digest.update(name.encode())
-        with storage.local_copy(found[name]) as path, path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()

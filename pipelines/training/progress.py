@@ -17,7 +17,7 @@ _RECENT = 0.9
 
 
 class Progress:
-    """Hears the workers' events; what is told again after workers were replaced is not logged again.
+    """Shows and logs the workers' events; steps that are repeated after a restart are logged once.
 
     Args:
         steps: Steps of the run.
@@ -41,15 +41,19 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.steps, self.tracker, self.log_every_s, self.clock = steps, tracker, log_every_s, clock
-        self.unit, self.hidden, self.validation_line = unit, {unit, *hidden, *_NOT_SHOWN}, validation_line
+        self.unit, self.hidden, self.validation_line = (
+            unit,
+            {unit, f"{unit}_so_far", *hidden, *_NOT_SHOWN},
+            validation_line,
+        )
         self._logged = 0
         self._sums: dict[str, list[float]] = defaultdict(list)
         self._shown_at = clock()
         self._seconds_per_step: float | None = None
         self._validated = 0
 
-    def hear(self, events: Sequence[Event]) -> None:
-        """Takes in what happened since the last time."""
+    def handle(self, events: Sequence[Event]) -> None:
+        """Is the callback of ``fit_on_ray``."""
         rows: list[tuple[int, dict[str, float]]] = []
         for kind, body in events:
             if kind == "step":
@@ -68,7 +72,7 @@ class Progress:
         seconds, before = body["seconds"], self._seconds_per_step
         self._seconds_per_step = seconds if before is None else _RECENT * before + (1 - _RECENT) * seconds
         if body["skipped"]:
-            log.warning("step %d was skipped: its loss or gradient is no number", body["step"])
+            log.warning("step %d was skipped: its loss or gradient is NaN or infinite", body["step"])
         done = body["step"] + 1
         if self.clock() - self._shown_at >= self.log_every_s or done == self.steps:
             self._line(done)

@@ -1,11 +1,10 @@
-"""Whether a folder holds this run, another one, or none yet."""
+"""Whether a folder holds this run, another one, or none yet. Loads no torch."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from pipelines import provenance, storage
-from pipelines.training import checkpoints
 from samtok.errors import ConfigError
 
 FINGERPRINT_FILE = "fingerprint.json"
@@ -15,28 +14,60 @@ RECORD_FILE = "record.json"
 """Written last: the run is complete."""
 
 
+STATE_FILE = "state.json"
+"""Written last of a checkpoint."""
+
+
+def steps(out: str) -> list[int]:
+    """Returns the steps of the checkpoints that are there, oldest first."""
+    found = storage.list_files(storage.join(out, "checkpoints"), suffix=f"/{STATE_FILE}")
+    return sorted(int(file.uri.split("/")[-2].removeprefix("step-")) for file in found)
+
+
+def is_complete(out: str) -> bool:
+    """Returns whether a folder holds a finished run."""
+    return storage.exists(storage.join(out, RECORD_FILE))
+
+
 def has_begun(out: str) -> bool:
     """Returns whether a folder holds a checkpoint or a finished run."""
-    return bool(checkpoints.steps(out)) or storage.exists(storage.join(out, RECORD_FILE))
+    return bool(steps(out)) or is_complete(out)
 
 
-def claim(out: str, fingerprint: Mapping[str, Any], *, dry_run: bool) -> None:
-    """Makes a folder this run's, unless another run has begun in it.
+def check_same(out: str, fingerprint: Mapping[str, Any]) -> None:
+    """Makes sure that no other run has begun in a folder; writes nothing.
 
     Args:
         out: Folder of the run.
         fingerprint: All that decides what is learnt, as JSON values.
-        dry_run: Only look.
 
     Raises:
         ConfigError: Names what differs from the run that is there.
     """
     where = storage.join(out, FINGERPRINT_FILE)
-    if has_begun(out) and storage.exists(where):
-        if changed := provenance.differences(storage.read_json(where), fingerprint):
-            raise ConfigError(
-                f"{out} holds a run with other settings. Different: {changed}. Repeat the first settings to "
-                "go on with it, or choose another --out."
-            )
-    elif not dry_run:
-        storage.write_bytes(where, json.dumps(fingerprint, indent=2, sort_keys=True).encode())
+    if not has_begun(out) or not storage.exists(where):
+        return
+    if changed := provenance.differences(storage.read_json(where), fingerprint):
+        raise ConfigError(
+            f"{out} holds a run with other settings. Different: {changed}. Repeat the first settings to "
+            "go on with it, or choose another --out."
+        )
+
+
+def claim(out: str, fingerprint: Mapping[str, Any], *, dry_run: bool = False) -> None:
+    """Makes a folder this run's, unless another run has begun in it; raises as ``check_same``.
+
+    Args:
+        out: Folder of the run.
+        fingerprint: All that decides what is learnt, as JSON values.
+        dry_run: Only check.
+    """
+    check_same(out, fingerprint)
+    if not dry_run:
+        body = json.dumps(fingerprint, indent=2, sort_keys=True)
+        storage.write_bytes(storage.join(out, FINGERPRINT_FILE), body.encode())
+
+
+def write_record(out: str, record: Mapping[str, Any]) -> None:
+    """Writes what became of a run; it is the last file that training writes."""
+    storage.write_bytes(storage.join(out, RECORD_FILE), (json.dumps(record, indent=2) + "\n").encode())

@@ -1,4 +1,4 @@
-"""Counts steps, and ends a run whose gradients stay no numbers."""
+"""Counts optimizer steps, and ends a run whose gradients are NaN or infinite for several steps."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from samtok.errors import SamtokError
 
 
 class TrainingDiverged(SamtokError):
-    """Losses or gradients that stay no numbers."""
+    """Losses or gradients that are NaN or infinite, step after step."""
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Steps:
             TrainingDiverged: If ``most_bad`` steps in a row were bad.
         """
         number, self.done = self.done, self.done + 1
-        if math.isfinite(norm):  # a loss that is no number has no gradient that is one
+        if math.isfinite(norm):  # a NaN loss has a NaN gradient
             self.bad_in_a_row = 0
             return True
         self.skipped += 1
@@ -41,8 +41,8 @@ class Steps:
         if self.bad_in_a_row >= most_bad:
             parts = ", ".join(f"{name} {value:g}" for name, value in metrics.items() if name != "step")
             raise TrainingDiverged(
-                f"{self.bad_in_a_row} steps in a row had a loss or gradient that is no number, the last "
-                f"of them step {number} ({parts}). Lower --optimizer.lr or raise --optimizer.warmup-steps, "
-                "with another --out; or raise --max-bad-steps."
+                f"{self.bad_in_a_row} steps in a row had a loss or gradient that is NaN or infinite, the "
+                f"last of them step {number} ({parts}). Lower --optimizer.lr or raise "
+                "--optimizer.warmup-steps, with another --out; or raise --max-bad-steps."
             )
         return False

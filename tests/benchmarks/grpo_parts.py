@@ -16,9 +16,8 @@ from pipelines.grpo.learn.learner import LearnerTask
 from pipelines.grpo.loop import Loop
 from pipelines.grpo.observe.progress import Show
 from pipelines.grpo.team import Team
-from pipelines.sft.config import TrainedConfig
 from pipelines.tracking import Tracker
-from pipelines.training.config import CheckpointsConfig, OptimizerConfig
+from pipelines.training.config import CheckpointsConfig, OptimizerConfig, TrainedConfig
 from samtok.mllm.adapters import load_adapter
 from samtok.mllm.family import Adapter
 from samtok.mllm.tiny.models import TinyConfig, build_tiny, default_texts

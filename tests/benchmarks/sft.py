@@ -19,7 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,10 +32,10 @@ from transformers import TrainerCallback, TrainingArguments
 
 from pipelines.chats.corpus import load_chat_corpus
 from pipelines.chats.source import ChatSource, encode_row
-from pipelines.sft.config import EngineConfig, SamplingConfig, TrainedConfig, TrainMllmConfig
-from pipelines.sft.data import StepLoader, micro_batches
+from pipelines.sft.config import EngineConfig, SamplingConfig, TrainMllmConfig
+from pipelines.sft.data import micro_batches, step_loader
 from pipelines.sft.loop import Trainer
-from pipelines.training.config import OptimizerConfig
+from pipelines.training.config import OptimizerConfig, TrainedConfig
 from pipelines.training.engine import PlainEngine
 from samtok.mllm.adapters import load_adapter
 from samtok.mllm.chat import Encoded
@@ -177,11 +177,12 @@ def _sides(place: Place, part: str) -> dict[str, Epoch]:
 
 def _ours(place: Place, engine: EngineConfig, *, loading: bool) -> Epoch:
     options = place.options
-    engine = replace(engine, samples_per_micro_batch=options.micro_batch, precision=options.precision)
     config = TrainMllmConfig(
         out="",
         model="",
-        corpora=(place.source.corpus.uri,),
+        chats=(place.source.corpus.uri,),
+        micro_batch=options.micro_batch,
+        precision=options.precision,
         sampling=SamplingConfig(samples_per_step=options.batch, max_tokens=10**6),
         steps=len(place.samples) // options.batch,
         optimizer=OptimizerConfig(lr=1e-3, warmup_steps=0),
@@ -192,7 +193,7 @@ def _ours(place: Place, engine: EngineConfig, *, loading: bool) -> Epoch:
     rng = np.random.default_rng(0)
 
     def epoch() -> Took:
-        loader = StepLoader([place.source], [None], config, place.adapter, rank=0)
+        loader = step_loader([place.source], [None], config, place.adapter, rank=0)
         read = ([prepared.sample for prepared in step] for step in loader.steps(0))
         started = Took.now(options.device)
         for step in read if loading else _steps(place, rng):

@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipelines.tokenizer_training.architecture import architecture_of
 from pipelines.tokenizer_training.batch import Batch, build_batch
-from pipelines.tokenizer_training.config import EngineConfig, TrainTokenizerConfig
+from pipelines.tokenizer_training.config import TrainTokenizerConfig
 from pipelines.tokenizer_training.data import mask_keys
 from pipelines.tokenizer_training.loop import Trainer
-from pipelines.tokenizer_training.trainee import architecture_of, build_trainee
+from pipelines.tokenizer_training.trainee import build_trainee
 from pipelines.training.engine import PlainEngine
 
 
@@ -35,7 +36,7 @@ def main() -> int:
         model=options.model,
         freeze=options.freeze,
         steps=10**6,
-        engine=EngineConfig(precision=options.precision),
+        precision=options.precision,
     )
     trainee = build_trainee(config).to(options.device)
     trainer = Trainer(trainee, PlainEngine(trainee, config.optimizer), config)

@@ -23,7 +23,6 @@ from pipelines.cold_start.run import teacher_of, write_thoughts
 from pipelines.cold_start.teacher import REPLY_ROW, turns_for_teacher
 from pipelines.cold_start.thoughts import Rules, with_thought
 from pipelines.sft.prepare import prepare as prepare_training
-from pipelines.sft.prepare import resolve
 from samtok.errors import CheckpointError, ConfigError, DataError
 from samtok.mllm.adapters import load_adapter
 from samtok.mllm.generation import generate
@@ -250,9 +249,7 @@ def test_the_corpus_is_one_of_the_same_tokenizer_and_can_be_looked_at(world, tho
 
 
 def test_a_tiny_model_trains_on_the_thoughts(world, thoughts):
-    task = prepare_training(
-        resolve(short(world, thoughts / "unused", corpora=(str(thoughts),), steps=1, dry_run=True))
-    )
+    task = prepare_training(short(world, thoughts / "unused", chats=(str(thoughts),), steps=1))
     assert len(task.corpora[0]) == 8
     adapter = load_adapter(world.model)
     model = adapter.load_model(world.model)

@@ -21,7 +21,7 @@ from pipelines.tokenization.config import TokenizeCorpusConfig
 from pipelines.tokenizer_training import corpus
 from pipelines.tokenizer_training.config import SamplingConfig
 from pipelines.tokenizer_training.corpus import build_index, load_index, open_sources
-from pipelines.tokenizer_training.samples import Unusable
+from pipelines.training.draws import Unusable
 from samtok import masks
 from samtok.errors import ConfigError, DataError, StorageError
 from tests.bad_folder import IMAGE_REASONS, READ_CORRECTLY, write_bad_folder

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pipelines.training.config import OptimizerConfig
+from pipelines.training.deepspeed_file import check_deepspeed_config, read_deepspeed_config
 from pipelines.training.engine import Engine, OptimizerState, PlainEngine, buckets
-from pipelines.training.engine_deepspeed import check_deepspeed_config, read_deepspeed_config
 from samtok.errors import CheckpointError, ConfigError
 
 RATE = 1e-2
@@ -176,19 +176,25 @@ def test_a_file_of_the_working_directory_comes_first(tmp_path: Path, monkeypatch
         ("{}", r'must hold {"zero_optimization"'),
         ('{"zero_optimization": true}', r'must hold {"zero_optimization"'),
         ('{"zero_optimization": {}}', r"zero_optimization.stage must be 1 or 2, got None"),
-        ('{"zero_optimization": {"stage": 3}}', r"stage must be 1 or 2, got 3.*leave --engine.deepspeed out"),
+        ('{"zero_optimization": {"stage": 3}}', r"stage must be 1 or 2, got 3.*leave --deepspeed out"),
         ('{"zero_optimization": {"stage": true}}', r"stage must be 1 or 2, got True"),
-        ('{"zero_optimization": {"stage": 1}, "bf16": {}}', r"remove bf16: --engine.precision says it"),
+        (
+            '{"zero_optimization": {"stage": 1}, "bf16": {}}',
+            r"remove bf16: the job's flag for the precision sets it",
+        ),
         (
             '{"zero_optimization": {"stage": 1}, "train_batch_size": 8}',
-            r"remove train_batch_size: --sampling\.\* says it",
+            r"remove train_batch_size: the job's flags set the batch",
         ),
         (
             '{"zero_optimization": {"stage": 1}, "gradient_clipping": 1}',
-            r"remove gradient_clipping: --optimizer.clip-norm says it",
+            r"remove gradient_clipping: the job's flags for the optimizer",
         ),
         ('{"zero_optimization": {"stage": 1}, "optimizer": {}}', r"remove optimizer: it is AdamW"),
-        ('{"zero_optimization": {"stage": 1}, "scheduler": {}}', r"remove scheduler: --optimizer.lr"),
+        (
+            '{"zero_optimization": {"stage": 1}, "scheduler": {}}',
+            "remove scheduler: the job's flags",
+        ),
         (
             '{"zero_optimization": {"stage": 1}, "prescale_gradients": true}',
             r"prescale_gradients: it was not",
@@ -210,13 +216,13 @@ def test_a_config_that_says_too_much_is_refused(text: str, message: str, tmp_pat
     path.write_text(text)
     with pytest.raises(ConfigError, match=message) as caught:
         read_deepspeed_config(str(path))
-    assert str(caught.value).startswith(f"--engine.deepspeed {path}")
+    assert str(caught.value).startswith(f"--deepspeed {path}")
 
 
 @pytest.mark.parametrize(
     ("zero", "message"),
     [
-        ({"stage": 4}, r"stage must be 1 or 2 or 3, got 4. Without ZeRO leave --engine.deepspeed out\.$"),
+        ({"stage": 4}, r"stage must be 1 or 2 or 3, got 4. Without ZeRO leave --deepspeed out\.$"),
         ({"stage": 3, "stage3_prefetch_bucket_size": "auto"}, r"prefetch_bucket_size must be an even number"),
         ({"stage": 3, "offload_param": {"device": "cpu"}}, r"offload_param was not tried.*sub_group_size"),
         ({"stage": 2, "sub_group_size": 100}, r"sub_group_size was not tried"),
@@ -230,7 +236,5 @@ def test_stage_3_has_keys_of_its_own(zero: dict, message: str):
 
 
 def test_a_missing_config_says_where_it_was_looked_for():
-    with pytest.raises(
-        ConfigError, match=r"--engine.deepspeed no/such.json: there is no such file.*zero1.json"
-    ):
+    with pytest.raises(ConfigError, match=r"--deepspeed no/such.json: there is no such file.*zero1.json"):
         read_deepspeed_config("no/such.json")

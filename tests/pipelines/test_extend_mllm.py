@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2Config
 from jobs.extend_mllm import main
 from pipelines import storage
 from pipelines.extension.config import PRESETS, ExtendMllmConfig
-from pipelines.extension.run import extend_mllm
+from pipelines.extension.job import extend_mllm
 from samtok.errors import ConfigError
 from samtok.folders import weights_sha256
 from samtok.mllm.adapters import load_adapter
@@ -184,7 +184,7 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
 
 def test_wrong_checkpoints_are_refused_with_the_code_of_their_kind(tmp_path, capfd):
     out = str(tmp_path / "out")
-    assert main(["--model", str(tmp_path / "none"), "--out", out]) == 4
+    assert main(["--model", str(tmp_path / "none"), "--out", out]) == 6
     (tmp_path / "empty").mkdir()
     assert main(["--model", str(tmp_path / "empty"), "--out", out]) == 6
     text_only = Qwen2Config(
@@ -210,8 +210,8 @@ def test_a_checkpoint_with_other_words_is_refused(tmp_path, capfd):
         ({}, "exactly one of --model FOLDER and --tiny FAMILY"),
         ({"model": "a", "tiny": "qwen3_vl"}, "exactly one"),
         ({"model": "a", "chats": "b"}, "--chats trains"),
-        ({"model": "a", "pad_to_multiple_of": 0}, "--pad-to-multiple-of must be at least 1"),
-        ({"model": "a", "seed": -1}, "--seed must not be negative"),
+        ({"model": "a", "pad_to_multiple_of": 0}, "--pad-to-multiple-of must be >= 1"),
+        ({"model": "a", "seed": -1}, "--seed must be >= 0"),
     ],
 )
 def test_flags_that_cannot_work_are_refused(flags, said):

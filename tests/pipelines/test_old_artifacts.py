@@ -20,6 +20,7 @@ from pipelines.help import flags_of
 from pipelines.renamed_flags import successor
 from pipelines.tools import browse
 from pipelines.training import checkpoints, resume
+from pipelines.training.worker import Tally
 from samtok.errors import ConfigError
 from samtok.mllm.adapters import load_adapter
 from samtok.model.tokenizer import MaskTokenizer
@@ -175,3 +176,11 @@ def leaves(body: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
+
+
+@pytest.mark.parametrize(("name", "unit"), [("tokenizer-run", "masks"), ("sft", "tokens")])
+def test_what_an_old_training_had_gathered_goes_on_being_counted(name: str, unit: str, old: Path):
+    body = checkpoints.load(str(old / name), RUNS[name][-1]).body["tally"]
+    tally = Tally.of(body)
+    assert tally.counts[unit] == body[unit] > 0 and tally.validations == body["validations"]
+    assert "counts" not in body and tally.best == body["best"]

@@ -11,19 +11,21 @@ import torch
 
 from pipelines.chats.source import ChatSource
 from pipelines.chats.spec import ChatCorpusSpec
-from pipelines.sft.config import EngineConfig, SamplingConfig, TrainedConfig, ValidationConfig
-from pipelines.sft.data import StepLoader, micro_batches
+from pipelines.sft.config import EngineConfig, SamplingConfig
+from pipelines.sft.data import PreparedChat, micro_batches, step_loader
+from pipelines.sft.job import train_mllm
 from pipelines.sft.loop import Trainer
-from pipelines.sft.prepare import dry_run, prepare, resolve
 from pipelines.sft.presets import PRESETS
+from pipelines.sft.run import task_of
 from pipelines.sft.worker import build_trainer
 from pipelines.training import checkpoints
-from pipelines.training.config import OptimizerConfig
+from pipelines.training.config import OptimizerConfig, TrainedConfig, TrainWorkerConfig
+from pipelines.training.loader import StepLoader
 from pipelines.training.steps import TrainingDiverged
 from samtok.errors import CheckpointError, ConfigError, DataError
 from samtok.mllm.adapters import load_adapter
 from tests.mllm_evaluations import World, write_chats
-from tests.sft import EPOCH, short, train, weights_of
+from tests.sft import EPOCH, ready, short, train, validation, weights_of
 from tests.training import curve_of, record_of
 
 
@@ -43,7 +45,7 @@ def whole(world, tmp_path_factory):
 @pytest.fixture(scope="module")
 def one_by_one(world):
     """The losses of four steps whose chats go through the model alone."""
-    return [row["loss"] for row in steps_of(world, engine=EngineConfig(samples_per_micro_batch=1))[1]]
+    return [row["loss"] for row in steps_of(world, micro_batch=1)[1]]
 
 
 def losses(out: Path) -> list[float]:
@@ -52,7 +54,7 @@ def losses(out: Path) -> list[float]:
 
 def steps_of(world: World, **changes) -> tuple[Trainer, list[dict[str, float]]]:
     """Takes four steps, and writes nothing."""
-    task = prepare(resolve(short(world, world.home / "unused", steps=4, dry_run=True, **changes)))
+    task = task_of(ready(short(world, world.home / "unused", steps=4, **changes)))
     adapter = load_adapter(world.model)
     trainer = build_trainer(adapter.load_model(world.model), adapter, task)
     chats = loader(world, steps=4, **changes).steps(0)
@@ -74,20 +76,20 @@ def test_the_loss_falls_and_the_model_comes_out_as_a_folder_of_hugging_faces(wor
 
 
 @pytest.mark.parametrize(
-    "engine",
+    "changes",
     [
-        EngineConfig(samples_per_micro_batch=1),
-        EngineConfig(samples_per_micro_batch=8),
-        EngineConfig(samples_per_micro_batch=4, packing=True),
-        EngineConfig(samples_per_micro_batch=8, packing=True),
-        EngineConfig(samples_per_micro_batch=4, gradient_checkpointing=True),
-        EngineConfig(samples_per_micro_batch=4, gradient_checkpointing=True, packing=True),
+        {"micro_batch": 1},
+        {"micro_batch": 8},
+        {"engine": EngineConfig(packing=True)},
+        {"micro_batch": 8, "engine": EngineConfig(packing=True)},
+        {"engine": EngineConfig(gradient_checkpointing=True)},
+        {"engine": EngineConfig(gradient_checkpointing=True, packing=True)},
     ],
     ids=["one by one", "eight", "packed", "all packed", "checkpointed", "both"],
 )
-def test_batches_by_length_and_packing_give_the_losses_of_one_by_one(world, one_by_one, engine):
+def test_batches_by_length_and_packing_give_the_losses_of_one_by_one(world, one_by_one, changes):
     """The first loss to 1e-5, and the others after steps that were taken with these gradients."""
-    found = [row["loss"] for row in steps_of(world, engine=engine)[1]]
+    found = [row["loss"] for row in steps_of(world, **changes)[1]]
     assert found[0] == pytest.approx(one_by_one[0], abs=1e-5)
     assert found == pytest.approx(one_by_one, rel=2e-4)
 
@@ -100,9 +102,9 @@ def test_micro_batches_have_chats_of_like_length_and_lose_none(world):
     assert sorted(n for batch in lengths for n in batch) == sorted(len(p.sample) for p in samples)
 
 
-def loader(world: World, **changes) -> StepLoader:
-    config = prepare(resolve(short(world, world.home / "unused", **changes, dry_run=True)))
-    return StepLoader(config.corpora, config.weights, config.config, load_adapter(world.model), rank=0)
+def loader(world: World, **changes) -> StepLoader[PreparedChat]:
+    found = ready(short(world, world.home / "unused", **changes))
+    return step_loader(found.corpora, found.weights, found.config, load_adapter(world.model), rank=0)
 
 
 def test_an_epoch_has_every_chat_once_and_a_step_does_not_depend_on_where_the_loader_began(world):
@@ -117,9 +119,10 @@ def test_an_epoch_has_every_chat_once_and_a_step_does_not_depend_on_where_the_lo
 
 @pytest.mark.slow
 def test_loader_processes_prepare_the_same_steps(world):
-    base = short(world, world.home / "unused")
-    workers = dataclasses.replace(base.workers, loaders=1)
-    here, there = (list(loader(world, steps=2, **more).steps(0)) for more in ({}, {"workers": workers}))
+    here, there = (
+        list(loader(world, steps=2, **more).steps(0))
+        for more in ({}, {"worker": TrainWorkerConfig(loaders=1)})
+    )
     for one, other in zip(here, there, strict=True):
         for a, b in zip(one, other, strict=True):
             assert torch.equal(a.sample.input_ids, b.sample.input_ids)
@@ -184,14 +187,14 @@ def test_a_run_goes_on_after_the_border_of_an_epoch(world, tmp_path, whole):
     (tmp_path / "out" / "record.json").unlink()
     (tmp_path / "out" / "checkpoints" / "step-00000012" / "state.json").unlink()
     told = train(cut)
-    assert told[0] == ("resumed", {"step": EPOCH})
+    assert told[0][0] == "resumed" and told[0][1]["step"] == EPOCH
     assert losses(tmp_path / "out") == losses(whole) and weights_of(tmp_path / "out") == weights_of(whole)
 
 
 def test_other_settings_in_the_same_folder_are_refused(world, whole):
     with pytest.raises(ConfigError, match=r"other settings.*seed: before 101, now 7.*--out"):
-        prepare(resolve(short(world, whole, seed=7)))
-    prepare(resolve(short(world, whole, engine=EngineConfig(packing=True))))  # how, not what
+        ready(short(world, whole, seed=7))
+    ready(short(world, whole, engine=EngineConfig(packing=True)))  # how, not what
 
 
 # ---------------------------------------------------------------- looks and answers
@@ -238,8 +241,8 @@ def spoilt(world: World, out: Path, change) -> str:
 )
 def test_a_chat_that_cannot_be_used_is_replaced_and_listed(world, tmp_path, reason, change):
     corpus = spoilt(world, tmp_path / "chats", change)
-    config = short(world, tmp_path / "out", corpora=(corpus,), steps=EPOCH, max_reject_rate=0.5)
-    config = dataclasses.replace(config, validation_corpora=())
+    config = short(world, tmp_path / "out", chats=(corpus,), steps=EPOCH, max_reject_rate=0.5)
+    config = dataclasses.replace(config, validation=validation())
     train(config)
     record = record_of(tmp_path / "out")
     assert set(record["rejects"]) == {reason}
@@ -259,7 +262,7 @@ def test_a_chat_that_is_too_long_is_left_out_and_never_cut(world, tmp_path):
         tmp_path / "out",
         sampling=SamplingConfig(samples_per_step=8, max_tokens=limit),
         steps=EPOCH,
-        validation_corpora=(),
+        validation=validation(),
     )
     config = dataclasses.replace(config, max_reject_rate=1.0)
     train(config)
@@ -270,34 +273,34 @@ def test_a_chat_that_is_too_long_is_left_out_and_never_cut(world, tmp_path):
 
 def test_a_corpus_of_bad_chats_ends_the_run_with_its_reasons(world, tmp_path):
     corpus = spoilt(world, tmp_path / "chats", lambda row: row["images"][0].update(uri="/nowhere/x.png"))
-    config = short(world, tmp_path / "out", corpora=(corpus,), steps=40, validation_corpora=())
+    config = short(world, tmp_path / "out", chats=(corpus,), steps=40, validation=validation())
     with pytest.raises(DataError, match=r"--max-reject-rate.*image_missing"):
         train(config)
     rows = [dict(row, images=[dict(row["images"][0], uri="/nowhere/x.png")]) for row in world.rows]
     empty = write_chats(tmp_path / "none", rows, weights_sha256=world.sha256)
-    with pytest.raises(DataError, match="no usable chat in 17 draws"):
-        train(short(world, tmp_path / "other", corpora=(empty,), validation_corpora=()))
+    with pytest.raises(DataError, match="none of 17 chats drawn from"):
+        train(short(world, tmp_path / "other", chats=(empty,), validation=validation()))
 
 
 def test_words_of_another_tokenizer_and_of_another_size_are_refused(world, tmp_path):
     other = write_chats(tmp_path / "other", world.rows, weights_sha256="0" * 64)
     with pytest.raises(ConfigError, match=r"different mask tokenizers.*000000000000"):
-        prepare(resolve(short(world, tmp_path / "out", corpora=(other,))))
+        ready(short(world, tmp_path / "out", chats=(other,)))
     with pytest.raises(ConfigError, match=r"different mask tokenizers"):
-        prepare(resolve(short(world, tmp_path / "out", corpora=(world.chat, other))))
+        ready(short(world, tmp_path / "out", chats=(world.chat, other)))
     small = world.build(tmp_path / "small", num_codes=16)
     with pytest.raises(ConfigError, match=r"2 x 64 codes.*2 x 16.*jobs/extend_mllm.py"):
-        prepare(resolve(short(world, tmp_path / "out", model=small)))
+        ready(short(world, tmp_path / "out", model=small))
 
 
 def test_a_model_that_is_not_there_or_has_no_words_is_refused(world, tmp_path):
-    with pytest.raises(CheckpointError, match=r"--model .*nothing"):
-        prepare(resolve(short(world, tmp_path / "out", model=str(tmp_path / "nothing"))))
+    with pytest.raises(ConfigError, match=r"--model .*nothing.*jobs/extend_mllm.py"):
+        ready(short(world, tmp_path / "out", model=str(tmp_path / "nothing")))
     from tests.tiny_mllm import build
 
     bare = build(tmp_path / "bare", words=False)
     with pytest.raises(CheckpointError, match="jobs/extend_mllm.py"):
-        prepare(resolve(short(world, tmp_path / "out", model=str(bare))))
+        ready(short(world, tmp_path / "out", model=str(bare)))
 
 
 def test_packing_is_refused_for_a_family_that_is_not_known_to_pack(world, tmp_path):
@@ -307,8 +310,8 @@ def test_packing_is_refused_for_a_family_that_is_not_known_to_pack(world, tmp_pa
     folder = tmp_path / "plm"
     build_tiny("perception_lm", folder, vocabulary=MaskVocabulary(64, 2), texts=["No target."] * 9, seed=0)
     config = short(world, tmp_path / "out", model=str(folder), engine=EngineConfig(packing=True))
-    with pytest.raises(ConfigError, match=r"--engine.packing.*perception_lm"):
-        prepare(resolve(config))
+    with pytest.raises(ConfigError, match=r"--packing.*perception_lm"):
+        ready(config)
 
 
 def test_a_loss_that_is_no_number_is_skipped_and_ends_the_run_if_it_stays(world, tmp_path):
@@ -322,29 +325,29 @@ def test_a_loss_that_is_no_number_is_skipped_and_ends_the_run_if_it_stays(world,
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("weight=2", "it lacks uri="),
-        ("uri=a,weight=0", "weight must be a number above 0"),
-        ("uri=a,limit=0", "limit must be a whole number"),
-        ("uri=a,colour=red", "'colour=red' is not one of"),
-        ("uri=a,uri=b", "'uri=b' is not one of"),
+        ("weight=2", "uri=, the folder of a chat corpus, must be given"),
+        ("uri=a,weight=0", "weight must be a number > 0"),
+        ("uri=a,limit=0", "limit must be a whole number >= 1"),
+        ("uri=a,colour=red", "'colour=red' is not key=value"),
+        ("uri=a,uri=b", "uri is given twice, as a and b"),
     ],
 )
 def test_a_misspelt_corpus_is_refused(text, match):
     with pytest.raises(ConfigError, match=match):
-        ChatCorpusSpec.parse(text, flag="corpora")
+        ChatCorpusSpec.parse(text, flag="chats")
 
 
 def test_shares_that_do_not_divide_name_what_would(world, tmp_path):
-    with pytest.raises(ConfigError, match=r"--engine.samples-per-micro-batch 3 .*take one of \[1, 2, 4, 8\]"):
-        short(world, tmp_path, engine=EngineConfig(samples_per_micro_batch=3))
+    with pytest.raises(ConfigError, match=r"--micro-batch 3 does not.*take one of \[1, 2, 4, 8\]"):
+        short(world, tmp_path, micro_batch=3)
 
 
-def test_epochs_become_steps_and_a_dry_run_says_the_size(world, tmp_path, capsys):
-    task = prepare(resolve(short(world, tmp_path / "out", epochs=2.0, dry_run=True)))
-    assert task.config.steps == 2 * EPOCH
-    assert dry_run(task) == 0
-    said = capsys.readouterr().out
-    assert "12 steps of 8 chats" in said and "48 chats of 1 corpora, 2.00 epochs" in said
+def test_epochs_become_steps_and_a_dry_run_prints_the_size(world, tmp_path, capsys):
+    config = short(world, tmp_path / "out", epochs=2.0, dry_run=True)
+    assert ready(config).config.steps == 2 * EPOCH
+    assert train_mllm(config) == 0
+    printed = capsys.readouterr().out
+    assert "12 steps of 8 chats" in printed and "48 chats of 1 corpora, 2.00 epochs" in printed
     assert not (tmp_path / "out").exists()
 
 
@@ -356,7 +359,7 @@ def test_presets_are_whole():
 def test_a_source_reads_any_sample_and_travels_without_what_it_read(world):
     import pickle
 
-    source = ChatSource(prepare(resolve(short(world, world.home / "x", dry_run=True))).corpora[0].corpus)
+    source = ChatSource(ready(short(world, world.home / "x")).corpora[0].corpus)
     assert [source.row(i)["sample_id"] for i in (47, 0, 23)] == [
         world.rows[i]["sample_id"] for i in (47, 0, 23)
     ]
@@ -369,7 +372,7 @@ def test_validation_without_generations_draws_none(world, tmp_path):
             world,
             tmp_path / "out",
             steps=2,
-            validation=ValidationConfig(every=2, samples=4, generations=0),
+            validation=validation(world.chat, every=2, samples=4, generations=0),
         )
     )
     assert "generations" not in [kind for kind, _ in told] and not (tmp_path / "out" / "generations").exists()
@@ -377,7 +380,7 @@ def test_validation_without_generations_draws_none(world, tmp_path):
 
 def test_held_out_chats_that_cannot_be_used_are_left_out_and_said(world, tmp_path, caplog):
     corpus = spoilt(world, tmp_path / "chats", lambda row: row["images"][0].update(uri="/nowhere/x.png"))
-    config = short(world, tmp_path / "out", steps=1, validation_corpora=(corpus,))
-    train(dataclasses.replace(config, validation=ValidationConfig(every=1, samples=8, generations=0)))
+    config = short(world, tmp_path / "out", steps=1, validation=validation(corpus))
+    train(dataclasses.replace(config, validation=validation(corpus, every=1, generations=0)))
     assert record_of(tmp_path / "out")["validations"][0]["samples"] == 6
     assert "2 of 8 held-out chats cannot be used and are left out; the first is 0/red" in caplog.text

@@ -11,7 +11,7 @@ import torch
 from pipelines.sft.config import EngineConfig, TrainMllmConfig
 from samtok.mllm.adapters import load_adapter
 from tests.mllm_evaluations import World, write_chats
-from tests.sft import short, train, train_all, workers, zero
+from tests.sft import short, train, train_all, validation, workers, zero
 from tests.training import curve_of, record_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -31,7 +31,7 @@ def world(home):
 
 def settings(world: World, out: Path, **changes) -> TrainMllmConfig:
     """A run with a rate for new rows, and an odd number of held-out chats."""
-    config = short(world, out, new_rows_lr=6e-3, **changes)
+    config = short(world, out, new_rows_lr=6e-3, micro_batch=2, **changes)
     return dataclasses.replace(config, validation=dataclasses.replace(config.validation, samples=9))
 
 
@@ -58,13 +58,13 @@ def two(home, world, one):
     runs["taken over"] = settings(world, home / "taken over", engine=engine(str(shared_out)))
     runs |= failing(world, home, engine(str(shared_out)))
     for name, config in runs.items():
-        runs[name] = dataclasses.replace(config, workers=workers(2))
+        runs[name] = dataclasses.replace(config, **workers(2))
     train_all(list(runs.values()), rendezvous=home / "meet", errors=True)
     return {name: Path(config.out) for name, config in runs.items()}
 
 
 def engine(file: str | None, *, packing: bool = False) -> EngineConfig:
-    return EngineConfig(deepspeed=file, samples_per_micro_batch=2, packing=packing)
+    return EngineConfig(deepspeed=file, packing=packing)
 
 
 def failing(world: World, home: Path, shared_out: EngineConfig) -> dict[str, TrainMllmConfig]:
@@ -74,10 +74,12 @@ def failing(world: World, home: Path, shared_out: EngineConfig) -> dict[str, Tra
     half = write_chats(home / "half", mixed, weights_sha256=world.sha256)
     none = write_chats(home / "none", missing, weights_sha256=world.sha256)
     text = write_chats(home / "text", [without_image(row) for row in world.rows], weights_sha256=world.sha256)
-    spoilt = short(world, home / "spoilt", corpora=(half,), validation_corpora=(), max_reject_rate=0.3)
-    blind = short(world, home / "blind", corpora=(world.chat, text), engine=shared_out)
-    looks = short(world, home / "looks", validation_corpora=(world.chat, text), engine=shared_out)
-    unseen = short(world, home / "unseen", validation_corpora=(none,))
+    spoilt = short(world, home / "spoilt", chats=(half,), validation=validation(), max_reject_rate=0.3)
+    blind = short(world, home / "blind", chats=(world.chat, text), micro_batch=2, engine=shared_out)
+    looks = short(
+        world, home / "looks", validation=validation(world.chat, text), micro_batch=2, engine=shared_out
+    )
+    unseen = short(world, home / "unseen", validation=validation(none))
     return {"spoilt": spoilt, "blind": blind, "looks": looks, "unseen": unseen}
 
 
@@ -137,8 +139,8 @@ def test_two_workers_under_zero_3_go_on_from_a_checkpoint_of_one_plain_worker(on
 
 def test_one_plain_worker_goes_on_from_a_checkpoint_of_two_under_zero_3(world, one, two, tmp_path):
     cut(two["zero3 shared out packed"], tmp_path / "out", keep=8)
-    told = train(settings(world, tmp_path / "out"))
-    assert told[0] == ("resumed", {"step": 8})
+    events = train(settings(world, tmp_path / "out"))
+    assert events[0][0] == "resumed" and events[0][1]["step"] == 8
     assert_same(one, tmp_path / "out")
     assert record_of(tmp_path / "out")["workers"] == 1
 
@@ -151,8 +153,8 @@ def test_one_plain_worker_goes_on_from_a_checkpoint_of_two_under_zero_3(world, o
     [
         ("spoilt", "DataError: 5"),
         ("blind", "micro-batches of step 0 have no images"),
-        ("looks", "some of --validation-corpora have images and some none"),
-        ("unseen", "none of the first 8 chats of --validation-corpora can be used"),
+        ("looks", "some of --validation.chats have images and some none"),
+        ("unseen", "none of the first 8 chats of --validation.chats can be used"),
     ],
 )
 def test_both_workers_end_with_the_same_reason(two, name, part):

@@ -10,12 +10,12 @@ import pytest
 
 from pipelines import provenance, storage
 from pipelines.sft.config import TrainMllmConfig
-from pipelines.sft.run import train_mllm
+from pipelines.sft.job import train_mllm
 from pipelines.training import checkpoints
 from pipelines.training.config import CheckpointsConfig
 from tests.jobs import job, run_job
 from tests.mllm_evaluations import World, write_chats
-from tests.sft import EPOCH, short, train, workers
+from tests.sft import EPOCH, short, train, validation, workers
 from tests.training import curve_of, record_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -31,10 +31,10 @@ def world(tmp_path_factory):
 def settings(world: World, out: Path | str, **changes) -> TrainMllmConfig:
     """A run of two workers with a checkpoint after every half epoch."""
     config = short(
-        world, out, steps=STEPS, workers=workers(2), checkpoints=CheckpointsConfig(every=EPOCH // 2, keep=2)
+        world, out, steps=STEPS, **workers(2), checkpoints=CheckpointsConfig(every=EPOCH // 2, keep=2)
     )
-    validation = dataclasses.replace(config.validation, every=STEPS // 3)
-    return dataclasses.replace(config, **({"validation": validation} | changes))
+    every = dataclasses.replace(config.validation, every=STEPS // 3)
+    return dataclasses.replace(config, **({"validation": every} | changes))
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +76,9 @@ def test_a_killed_worker_is_replaced_on_object_storage_and_mlflow_has_it_all(wor
     model, chat = (
         copied(place, storage.join(bucket, Path(place).name)) for place in (world.model, world.chat)
     )
-    config = settings(world, out, model=model, corpora=(chat,), tracking=uri, log_every_s=0.0)
-    config = dataclasses.replace(config, validation_corpora=(f"uri={chat},limit=9",))
+    config = settings(world, out, model=model, chats=(chat,), tracking=uri, log_every_s=0.0)
+    held_out = dataclasses.replace(config.validation, chats=(f"uri={chat},limit=9",))
+    config = dataclasses.replace(config, validation=held_out)
     with job("train_mllm", *command(config, tmp_path), log=tmp_path / "log") as running:
         running.until(lambda: steps_saved(out) >= EPOCH)
         found = running.processes("RayTrainWorker")
@@ -138,9 +139,9 @@ def test_an_error_of_one_worker_ends_the_others_too(world, tmp_path):
     """One chat of an epoch's 49 cannot be used or replaced, so that one worker meets it."""
     row = dict(world.rows[0], images=[dict(world.rows[0]["images"][0], uri="/nowhere/x.png")])
     bad = write_chats(tmp_path / "bad", [row], weights_sha256=world.sha256)
-    config = settings(world, tmp_path / "out", corpora=(world.chat, bad), validation_corpora=())
+    config = settings(world, tmp_path / "out", chats=(world.chat, bad), validation=validation())
     begun = time.monotonic()
     code, output = run_job("train_mllm", *command(config, tmp_path), log=tmp_path / "log")
     assert code == 3, output[-3000:]
-    assert "no usable chat in 17 draws" in output and "leave the corpus out of --corpora" in output
+    assert "none of 17 chats drawn from" in output and "leave the corpus out" in output
     assert "Traceback" not in output and time.monotonic() - begun < 120

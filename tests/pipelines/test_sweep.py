@@ -9,14 +9,15 @@ import pytest
 from pipelines import cli, provenance
 from pipelines.sweeps.children import Children
 from pipelines.sweeps.config import PRESETS, STOPPED_FILE, SchedulerConfig, SweepConfig, flags_of
-from pipelines.sweeps.run import _row, sweep_codebook
-from pipelines.tokenizer_training.config import EngineConfig, QuantizerFlags, StartConfig
-from pipelines.tokenizer_training.prepare import prepare, resolve
-from pipelines.tokenizer_training.trainee import architecture_of, check_quantize_from
-from pipelines.tokenizer_training.worker import Task
+from pipelines.sweeps.job import sweep_codebook
+from pipelines.sweeps.run import _row
+from pipelines.tokenizer_training.architecture import architecture_of, check_quantize_from
+from pipelines.tokenizer_training.config import QuantizerFlags, StartConfig
+from pipelines.tokenizer_training.worker import TokenizerTask
+from pipelines.training.config import EngineConfig
 from samtok.errors import ConfigError
 from tests.corpora import save_micro_tokenizer
-from tests.training import record_of, short, train
+from tests.training import record_of, short, task_for, train
 
 SMOKE = PRESETS["smoke"]
 
@@ -68,15 +69,15 @@ def test_what_is_no_quantizer_is_refused_with_its_flag(name, message):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--quantizers"], "--quantizers is empty"),
+        (["--quantizers"], "--quantizers must not be empty"),
         (["--quantizers", "vq-64", "rq-64x2", "vq-64"], "--quantizers names vq-64 twice"),
-        (["--base-steps", "-1"], "--base-steps must be at least 0, got -1"),
-        (["--train.workers.count", "2"], "got --train.workers.count 2; run more trials at a time"),
-        (["--scheduler.concurrent", "0"], "--scheduler.concurrent must be at least 1, got 0"),
-        (["--scheduler.reduction", "1"], "--scheduler.reduction must be at least 2, got 1"),
-        (["--scheduler.grace-steps", "0"], "--scheduler.grace-steps must be at least 1, got 0"),
-        (["--scheduler.max-failures", "-1"], "--scheduler.max-failures must be at least 0, got -1"),
-        (["--scheduler.kind", "asha"], "--scheduler.grace-steps 500 is more than the 40 --train.steps"),
+        (["--base-steps", "-1"], "--base-steps must be >= 0, got -1"),
+        (["--train.workers", "2"], "got --train.workers 2; run more trials at a time"),
+        (["--scheduler.concurrent", "0"], "--scheduler.concurrent must be >= 1, got 0"),
+        (["--scheduler.reduction", "1"], "--scheduler.reduction must be >= 2, got 1"),
+        (["--scheduler.grace-steps", "0"], "--scheduler.grace-steps must be >= 1, got 0"),
+        (["--scheduler.max-failures", "-1"], "--scheduler.max-failures must be >= 0, got -1"),
+        (["--scheduler.kind", "asha"], "--scheduler.grace-steps 500 is more than the 20 --train.steps"),
         (["--tracking", "https://me:secret@host"], "--tracking must not hold a user or password"),
     ],
 )
@@ -92,7 +93,7 @@ def preset(name: str) -> SweepConfig:
     told = {
         "paper": [
             *("--out", "sweep", "--train.start.sam2", "sam2.pt", "--train.corpora", "corpus"),
-            *("--train.validation-corpora", "held-out"),
+            *("--train.validation.corpora", "held-out"),
         ]
     }
     return cli.parse(SweepConfig, PRESETS, ["--preset", name, *told.get(name, [])], doc=None)
@@ -124,7 +125,7 @@ def test_a_sweep_is_read_back_equal(tmp_path):
     assert cli.parse(SweepConfig, PRESETS, ["--config", str(path)], doc=None) == SMOKE
 
 
-def test_a_trial_differs_from_the_told_run_in_folder_quantizer_and_tracking_only():
+def test_a_trial_differs_from_the_given_run_in_folder_quantizer_and_tracking_only():
     sweep = dataclasses.replace(SMOKE, out="s3://bucket/sweep/")
     changed = {
         "out": "s3://bucket/sweep/trials/vq-64",
@@ -165,29 +166,30 @@ def test_a_dry_run_prints_all_trials_and_writes_nothing(tmp_path, capsys, monkey
     assert sweep_codebook(config) == 0
     printed = capsys.readouterr().out
     assert [line for line in printed.splitlines() if line.startswith("trial ")] == [
-        "trial rq-64x2: 128 words, 12.0 bits a mask, 40 steps",
-        "trial rq-shared-64x2: 128 words, 12.0 bits a mask, 40 steps",
-        "trial vq-128: 128 words, 7.0 bits a mask, 40 steps",
-        "trial fsq-8x8-2: 128 words, 12.0 bits a mask, 40 steps",
+        "trial rq-64x2: 128 words, 12.0 bits a mask, 20 steps",
+        "trial rq-shared-64x2: 128 words, 12.0 bits a mask, 20 steps",
+        "trial vq-128: 128 words, 7.0 bits a mask, 20 steps",
+        "trial fsq-8x8-2: 128 words, 12.0 bits a mask, 20 steps",
     ]
-    assert json.loads(printed.split("trial ")[0])["quantizers"] == list(quantizers)
+    body = printed[printed.index("{") : printed.rindex("}") + 1]
+    assert json.loads(body)["quantizers"] == list(quantizers)
     assert list(tmp_path.iterdir()) == []
 
 
 # ---------------------------------------------------------------- what became of a trial
 
 
-def trial_task(folder, name: str = "fsq-8x8") -> Task:
+def trial_task(folder, name: str = "fsq-8x8") -> TokenizerTask:
     sweep = dataclasses.replace(SMOKE, out=str(folder), train=short(folder, steps=4))
-    return Task(sweep.trial(name, None), "fingerprint", {})
+    return TokenizerTask(config=sweep.trial(name, None), fingerprint="fingerprint", lineage={})
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Task:
+def finished(tmp_path_factory) -> TokenizerTask:
     """A trial that ran to its end."""
     task = trial_task(tmp_path_factory.mktemp("sweep"))
     train(task.config)
-    return prepare(resolve(task.config))
+    return task_for(task.config)
 
 
 def test_the_row_of_a_finished_trial_has_its_final_measures(finished):
@@ -224,7 +226,7 @@ def metrics_in(database) -> dict[str, int]:
         return dict(connection.execute("select key, count(*) from metrics group by key").fetchall())
 
 
-def test_a_trial_that_ended_unheard_is_closed_by_the_next_driver_and_only_once(finished, tmp_path):
+def test_a_trial_that_ended_unseen_is_closed_by_the_next_driver_and_only_once(finished, tmp_path):
     from mlflow import MlflowClient
 
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"

@@ -73,7 +73,7 @@ def test_a_killed_sweep_goes_on_and_leaves_finished_trials_as_they_are(resumed):
     assert {name: after[name] for name in before} == before
     assert f"{len(names)} trials, {len(before)} done before" in output
     assert f"trial 1/{len(names) - len(before)}:" in output
-    assert "training the 40 steps" not in output, "the common steps were trained twice"
+    assert "training the 20 steps" not in output, "the common steps were trained twice"
     assert not (out / "ray").exists()
 
 
@@ -115,7 +115,7 @@ def test_what_asha_ends_early_is_measured_marked_and_not_run_again(tmp_path):
         *(out, database, "--base-steps", "0", "--quantizers", "rq-16x2", "vq-2"),
         *("--train.model", "tiny", "--train.start.tokenizer", "tiny", "--train.steps", "14"),
         *("--scheduler.kind", "asha", "--scheduler.grace-steps", "10", "--scheduler.reduction", "2"),
-        *("--train.validation.every", "10", "--train.workers.num-cpus", "3"),
+        *("--train.validation.every", "10", "--train.num-cpus", "3"),
     )
     code, output = run_job("sweep_codebook", *command, log=tmp_path / "log")
     assert code == 0, output[-3000:]
@@ -159,7 +159,7 @@ def test_what_a_trial_failed_of_reaches_the_user_and_the_page(tmp_path):
     )
     code, output = run_job("sweep_codebook", *command, log=tmp_path / "log")
     assert code == 5, output[-3000:]
-    assert "1 of 1 trials did not end (fsq-8x8: " in output and "or raise --max-bad-steps" in output
+    assert "1 of 1 trials did not end (fsq-8x8: " in output and "or raise --train.max-bad-steps" in output
     assert "Traceback" not in output
     parent, children = runs_of(MlflowClient(f"sqlite:///{database}"))
     assert parent.info.status == children["fsq-8x8"].info.status == "FAILED"

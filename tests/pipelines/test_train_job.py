@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import storage
+from pipelines.tokenizer_training.config import ValidationConfig
 from pipelines.training import checkpoints
 from samtok.model.tokenizer import MaskTokenizer
 from tests.jobs import Job, job, run_job
@@ -30,7 +31,7 @@ def flags(home: Path, out: Path | str, *more: str) -> list[str]:
     """Returns the flags of the same run as ``config`` describes."""
     return [
         *("--preset", "micro", "--out", str(out), "--corpora", corpus(home)),
-        *("--validation-corpora", corpus(home), "--steps", str(STEPS), "--quantize-from", "0.5"),
+        *("--validation.corpora", corpus(home), "--steps", str(STEPS), "--quantize-from", "0.5"),
         *("--kmeans-samples", "80", "--optimizer.lr", "1e-3", "--optimizer.warmup-steps", "3"),
         *("--sampling.images-per-step", "8", "--sampling.masks-per-image", "4"),
         *("--validation.every", "30", "--validation.images", "4", "--validation.final-images", "6"),
@@ -47,11 +48,10 @@ def whole(home, tmp_path_factory):
         workers=2,
         steps=STEPS,
         corpora=(corpus(home),),
-        validation_corpora=(corpus(home),),
+        validation=ValidationConfig(corpora=(corpus(home),), every=30, images=4, final_images=6),
     )
     config = dataclasses.replace(
         config,
-        validation=dataclasses.replace(config.validation, every=30),
         checkpoints=dataclasses.replace(config.checkpoints, every=5, keep=2),
     )
     train(config, rendezvous=folder / "meet")
@@ -76,7 +76,7 @@ def steps_saved(out: Path | str) -> int:
 
 def test_a_killed_worker_is_replaced_and_the_result_is_the_same(home, whole, tmp_path):
     out = tmp_path / "out"
-    with job("train_tokenizer", *flags(home, out, "--workers.count", "2"), log=tmp_path / "log") as running:
+    with job("train_tokenizer", *flags(home, out, "--workers", "2"), log=tmp_path / "log") as running:
         running.until(lambda: steps_saved(out) >= random.choice([5, 20, 45]))
         random.choice(training_workers(running)).kill()
         assert running.wait(400) == 0, running.output()[-3000:]
@@ -93,7 +93,7 @@ def training_workers(running: Job) -> list:
 def test_a_job_killed_twice_on_object_storage_goes_on_when_it_is_run_again(home, whole, bucket, tmp_path):
     """At an epoch's border, and at any time; it ends as the run on a local disk."""
     out = storage.join(bucket, "tokenizer")
-    command = flags(home, out, "--workers.count", "2")
+    command = flags(home, out, "--workers", "2")
     for moment in (EPOCH, random.randrange(EPOCH + 1, STEPS // 2)):
         with job("train_tokenizer", *command, log=tmp_path / "log") as running:
             running.until(lambda moment=moment: steps_saved(out) >= moment)
@@ -109,7 +109,7 @@ def test_a_job_killed_twice_on_object_storage_goes_on_when_it_is_run_again(home,
 
 def test_a_finished_run_is_left_as_it_is_and_its_report_is_whole(home, whole, tmp_path):
     before = weights_of(whole)
-    command = flags(home, whole, "--workers.count", "2")
+    command = flags(home, whole, "--workers", "2")
     code, output = run_job("train_tokenizer", *command, log=tmp_path / "log")
     assert code == 0 and "nothing is left to train" in output, output[-3000:]
     assert weights_of(whole) == before

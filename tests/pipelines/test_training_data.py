@@ -16,20 +16,21 @@ from pipelines import schema, storage
 from pipelines.tokenizer_training.batch import Batch, MicroBatch, area_targets, build_batch, joined
 from pipelines.tokenizer_training.config import (
     HELD_OUT_START,
-    EngineConfig,
     SamplingConfig,
     TrainTokenizerConfig,
     ValidationConfig,
 )
 from pipelines.tokenizer_training.data import (
-    StepLoader,
     held_out_samples,
     mask_keys,
+    step_loader,
     training_sources,
     validation_sources,
 )
-from pipelines.tokenizer_training.samples import Sample, Unusable
-from pipelines.training.config import WorkersConfig
+from pipelines.tokenizer_training.samples import Sample
+from pipelines.training.config import TrainWorkerConfig
+from pipelines.training.draws import Unusable
+from pipelines.training.loader import StepLoader
 from pipelines.training.mixture import Mixture
 from samtok.config import PRESETS
 from samtok.errors import ClusterError, ConfigError, DataError, SamtokError, StorageError
@@ -42,15 +43,15 @@ def config_of(
     *, images: int = 8, masks: int = 3, micro: int | None = None, **changes
 ) -> TrainTokenizerConfig:
     """A run on 64 px scenes; ``workers`` and ``loaders`` may be given by number."""
-    workers = WorkersConfig(count=changes.pop("workers", 1), loaders=changes.pop("loaders", 0), gpus=0)
+    worker = TrainWorkerConfig(loaders=changes.pop("loaders", 0), gpus=0)
     base = {
         "out": "unused",
         "model": "micro",
         "world": WorldConfig.square(64),
         "steps": 4,
         "sampling": SamplingConfig(images_per_step=images, masks_per_image=masks, min_area_px=1),
-        "engine": EngineConfig(images_per_micro_batch=micro),
-        "workers": workers,
+        "micro_batch": micro,
+        "worker": worker,
     }
     return TrainTokenizerConfig(**(base | changes))
 
@@ -58,12 +59,12 @@ def config_of(
 def loader_of(config: TrainTokenizerConfig, rank: int = 0, sources: tuple = ()) -> StepLoader:
     sources = sources or training_sources(config, None)
     mixture = Mixture([len(source) for source in sources], [None] * len(sources), config.seed)
-    return StepLoader(sources, mixture, config, MODEL, rank=rank)
+    return step_loader(sources, mixture, config, MODEL, rank=rank)
 
 
 def whole_steps(config: TrainTokenizerConfig, *, start: int = 0, sources: tuple = ()) -> list[MicroBatch]:
     """Returns the steps of a run, each put together over micro-batches and workers."""
-    loaders = [loader_of(config, rank, sources).steps(start) for rank in range(config.workers.count)]
+    loaders = [loader_of(config, rank, sources).steps(start) for rank in range(config.workers)]
     found = []
     for parts in zip(*loaders, strict=True):
         micro = [one for part in parts for one in part]
@@ -190,7 +191,7 @@ def test_any_workers_and_micro_batches_give_the_same_steps(workers, micro):
     split = config_of(workers=workers, micro=micro, steps=2)
     assert_equal(whole_steps(split), whole_steps(config_of(steps=2)))
     step = next(loader_of(split).steps(0))
-    assert [len(one.names) for one in step] == [split.micro_images] * (8 // workers // split.micro_images)
+    assert [len(one.names) for one in step] == [split.micro] * (8 // workers // split.micro)
 
 
 def test_a_run_can_begin_at_any_step_and_ends_at_its_last():
@@ -278,7 +279,7 @@ def test_an_image_that_comes_again_gets_other_masks_or_another_replacement():
 
 
 def test_a_corpus_of_unusable_images_ends_the_run_with_reason_and_remedy():
-    message = "no usable masks in 17 draws from corpus numbered; the last is numbered/.* is bad.*min-area-px"
+    message = "none of 17 images drawn from corpus numbered.* numbered/.* is bad.*min-area-px"
     with pytest.raises(DataError, match=message):
         next(loader_of(config_of(), sources=(Numbered(40, bad=tuple(range(40))),)).steps(0))
 
@@ -313,8 +314,8 @@ def test_errors_of_all_kinds_travel_between_processes(kind):
 
 
 @pytest.mark.slow
-def test_a_loader_process_that_dies_is_told_apart_from_bad_data():
-    with pytest.raises(ClusterError, match="loader process of worker 0 died.*--workers.loaders"):
+def test_a_loader_process_that_dies_is_not_bad_data():
+    with pytest.raises(ClusterError, match="loader process of worker 0 died.*--worker.loaders"):
         next(loader_of(config_of(loaders=1), sources=(Failing(None),)).steps(0))
 
 
@@ -339,7 +340,7 @@ def test_held_out_images_are_shared_out_among_workers():
     assert [part[i] for i in range(2) for part in parts] == held_out(sources, 6)
 
 
-def test_unusable_held_out_images_are_left_out_and_told_once(lines):
+def test_unusable_held_out_images_are_left_out_and_logged_once(lines):
     assert held_out((Numbered(5, bad=(1, 3)),), 5) == [f"numbered/{i}" for i in (0, 2, 4)]
     (line,) = lines
     assert line.startswith("2 held-out images cannot be used") and "numbered/1: 1 is bad" in line

@@ -3,10 +3,8 @@
 import pytest
 import torch
 
-from pipelines.tokenizer_training.config import EngineConfig
-from pipelines.tokenizer_training.prepare import prepare, resolve
 from pipelines.tokenizer_training.worker import train_worker
-from tests.training import curve_of, record_of, short, train
+from tests.training import curve_of, record_of, short, task_for, train
 
 pytestmark = [
     pytest.mark.gpu,
@@ -17,7 +15,7 @@ pytestmark = [
 @pytest.mark.parametrize(("precision", "rel"), [("float32", 0.02), ("bfloat16", 0.1)])
 def test_a_gpu_learns_what_a_cpu_learns(tmp_path, precision, rel):
     train(short(tmp_path / "cpu"))
-    task = prepare(resolve(short(tmp_path / "gpu", engine=EngineConfig(precision=precision))))
+    task = task_for(short(tmp_path / "gpu", precision=precision))
     train_worker(task, lambda kind, body: None, "cuda")
     for ours, theirs in zip(curve_of(tmp_path / "gpu"), curve_of(tmp_path / "cpu"), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=rel)

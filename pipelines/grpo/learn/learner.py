@@ -19,12 +19,11 @@ from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.groups import Group, Share
 from pipelines.grpo.learn.micro import Micro, micro_batches
 from pipelines.grpo.transport import Weights, WeightTransport
-from pipelines.sft.loop import autocast
-from pipelines.sft.worker import keep_fewer_activations
 from pipelines.training import checkpoints, world
 from pipelines.training import mllm_export as export
 from pipelines.training.checkpoints import Checkpoint
-from pipelines.training.engine import Engine, PlainEngine
+from pipelines.training.engine import autocast, engine_of
+from pipelines.training.mllm import keep_fewer_activations
 from pipelines.training.schedule import learning_rate
 from pipelines.training.steps import Steps
 from samtok import folders
@@ -74,7 +73,7 @@ class Learner:
         self.model.train(config.learner.gradient_checkpointing)
         if config.learner.gradient_checkpointing:
             keep_fewer_activations(self.model)
-        self.engine = _engine(self.model, task)
+        self.engine = engine_of(self.model, config.optimizer, task.deepspeed)
         self.processor = processor_of(self.adapter, grammar=config.rollout.grammar)
         told = config.algorithm.resolved
         self.settings = PolicySettings(told.limit, told.clip_low, told.clip_high, config.algorithm.dual_clip)
@@ -258,14 +257,6 @@ class Learner:
         if self.rank == 0:
             lineage = {**self.task.lineage, "run": self.config.out, **facts}
             export.export(self.model, state, self.adapter, storage.join(self.config.out, name), lineage)
-
-
-def _engine(model: Any, task: LearnerTask) -> Engine:
-    if task.deepspeed is None:
-        return PlainEngine(model, task.config.optimizer)
-    from pipelines.training.engine_deepspeed import DeepSpeedEngine  # loads DeepSpeed
-
-    return DeepSpeedEngine(model, task.config.optimizer, task.deepspeed)
 
 
 def _reference(model: Any) -> Any:

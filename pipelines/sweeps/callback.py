@@ -1,4 +1,4 @@
-"""The driver's ear for a sweep: progress lines, MLflow, the mark of trials that were ended early.
+"""Ray Tune's callback of a sweep: progress lines, MLflow, the mark of trials that were ended early.
 
 Import this module after Ray was connected (``pipelines.cluster``): Ray reads its variables at import.
 """
@@ -13,20 +13,21 @@ from ray.tune import Callback
 from pipelines import storage
 from pipelines.sweeps.children import Children
 from pipelines.sweeps.config import STOPPED_FILE
-from pipelines.tokenizer_training.worker import RECORD_FILE, Task
+from pipelines.tokenizer_training.worker import TokenizerTask
+from pipelines.training.resume import RECORD_FILE
 
 log = logging.getLogger(__name__)
 
 
-class Listener(Callback):
-    """Hears of every trial.
+class TrialCallback(Callback):
+    """Follows every trial.
 
     Args:
         children: MLflow runs of the trials.
         tasks: Trials that are left to run, by name.
     """
 
-    def __init__(self, children: Children, tasks: Mapping[str, Task]) -> None:
+    def __init__(self, children: Children, tasks: Mapping[str, TokenizerTask]) -> None:
         self.children, self.tasks = children, tasks
         self.ended = 0
 
@@ -38,7 +39,7 @@ class Listener(Callback):
         self.children.of(trial.config["name"])
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
-        """Logs a look at held-out masks."""
+        """Logs a validation."""
         name, step = trial.config["name"], int(result["step"])
         row = {key: value for key, value in result.items() if isinstance(value, float) and key != "step"}
         self.children.of(name).metrics({f"validation/{key}": v for key, v in row.items()}, step=step)

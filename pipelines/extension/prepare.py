@@ -1,0 +1,91 @@
+"""Checks an extension before anything runs: model, words, chats, and what is in --out. Loads no torch."""
+
+from pipelines import provenance, storage
+from pipelines.chats.corpus import load_chat_corpus
+from pipelines.extension.config import ExtendMllmConfig
+from samtok import folders
+from samtok.errors import CheckpointError, ConfigError
+from samtok.mllm.folder import FAMILIES, SAMTOK_FILE, read_family, read_folder
+from samtok.mllm.vocab import MaskVocabulary
+
+LINEAGE_FILE = "lineage.json"
+
+
+def prepare(config: ExtendMllmConfig) -> MaskVocabulary:
+    """Checks all that can be known before weights are read; returns the words.
+
+    Args:
+        config: With absolute places.
+
+    Raises:
+        SamtokError: For a model, a tokenizer or chats that cannot be used together.
+    """
+    vocabulary = MaskVocabulary.of(folders.read_config(config.tokenizer, read=storage.read_bytes))
+    if config.model is not None:
+        family = read_family(config.model, read=storage.read_bytes)
+        if family not in FAMILIES:
+            raise CheckpointError(
+                f"--model {config.model} is a {family}; mask words are known for {', '.join(FAMILIES)}."
+            )
+        if config.rows == "codebooks" and _has_words(config.model):
+            raise ConfigError(
+                f"--.model {config.model} has mask words already and keeps their rows; --.rows codebooks "
+                "would draw none. Extend the checkpoint without words, or leave --.rows at noise.",
+                owner=config,
+            )
+    if config.chats is not None:
+        _check_chats(config, config.chats, vocabulary)
+    is_done(config)
+    return vocabulary
+
+
+def _has_words(model: str) -> bool:
+    try:
+        read_folder(model, read=storage.read_bytes)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _check_chats(config: ExtendMllmConfig, uri: str, vocabulary: MaskVocabulary) -> None:
+    try:
+        corpus = load_chat_corpus(uri)
+    except storage.NotFoundError as error:
+        raise ConfigError(
+            f"--.chats {uri}: there is no finished chat corpus. Make it with jobs/compose_dialogues.py.",
+            owner=config,
+        ) from error
+    if (corpus.num_codes, corpus.num_levels) != (vocabulary.num_codes, vocabulary.num_levels):
+        raise ConfigError(
+            f"--.chats {uri} has words of {corpus.num_levels} levels of {corpus.num_codes} codes, "
+            f"--.tokenizer makes {vocabulary.num_levels} of {vocabulary.num_codes}. Give the tokenizer "
+            "of the corpus.",
+            owner=config,
+        )
+
+
+def is_done(config: ExtendMllmConfig) -> bool:
+    """Returns whether this config has made the folder.
+
+    Raises:
+        ConfigError: If something else is there.
+    """
+    found = [file.uri for file in storage.list_files(config.out)]
+    if not found:
+        return False
+    lineage = storage.join(config.out, LINEAGE_FILE)
+    if lineage in found and _decisive(storage.read_json(lineage).get("config")) == _decisive(
+        provenance.as_json(config)
+    ):
+        return storage.join(config.out, SAMTOK_FILE) in found  # else killed between first and last file
+    raise ConfigError(
+        f"--.out {config.out} is not empty (it has {found[0].rpartition('/')[2]}), and was not made by this "
+        "config. Choose another folder, or delete this one.",
+        owner=config,
+    )
+
+
+def _decisive(config: dict | None) -> dict:
+    """Returns the settings that decide the model, also of one from before there were the others."""
+    free = ("out", "tracking", "dry_run", "max_reject_rate")
+    return {name: value for name, value in (config or {}).items() if name not in free and value is not None}

@@ -1,0 +1,57 @@
+"""The job ``sweep_codebook``: one tokenizer per quantizer, otherwise alike, and a page that compares them.
+
+OUT/config.json, base/       the sweep, and the steps that its trials share
+OUT/trials/NAME/             a training run each, see ``training.job``
+OUT/results.json, report/    the table, and the page
+"""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+from pipelines import job
+from pipelines.cluster import session
+from pipelines.job import Closing, Inputs, Job, Run
+from pipelines.sweeps.config import EXPERIMENT, SweepConfig
+from pipelines.sweeps.trial_flags import in_trials
+from pipelines.tokenizer_training.architecture import architecture_of, check_quantize_from
+from pipelines.tokenizer_training.prepare import prepare
+
+
+class SweepCodebook(Job[SweepConfig]):
+    """See the module."""
+
+    name = EXPERIMENT
+
+    def cpus(self) -> float:
+        return self.config.scheduler.concurrent * self.config.train.worker.cpus
+
+    def session(self) -> AbstractContextManager[Any]:
+        return session(num_cpus=self.config.train.num_cpus, at_least_cpus=self.cpus() + 2)
+
+    def prepare(self) -> None:
+        config = self.config
+        with in_trials():
+            for name in config.quantizers:  # all of them, before the first one costs anything
+                check_quantize_from(config.trial(name, None))
+            first = config.base() if config.base_steps else config.trial(config.quantizers[0], None)
+            prepare(first).check_folder()
+
+    def size(self) -> str:
+        lines = []
+        for name in self.config.quantizers:
+            quantizer = architecture_of(self.config.trial(name, None)).quantizer
+            lines.append(
+                f"trial {name}: {quantizer.num_words} words, {quantizer.bits_per_mask:.1f} bits a mask, "
+                f"{self.config.train.steps} steps"
+            )
+        return f"{len(lines)} trials\n" + "\n".join(lines)
+
+    def work(self, run: Run[SweepConfig]) -> Closing:
+        from pipelines.sweeps.run import sweep  # loads torch
+
+        return sweep(self.config, run)
+
+
+def sweep_codebook(config: SweepConfig, *, inputs: Inputs | None = None) -> int:
+    """Runs the job; returns its exit code."""
+    return job.run(SweepCodebook, config, inputs=inputs)

@@ -1,0 +1,105 @@
+"""Items that steps draw from corpora, and what takes the place of one that cannot be used. Loads no torch.
+
+Such an item is rejected with a reason, and another one of its corpus is read instead.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from samtok.errors import DataError
+
+R = TypeVar("R")
+
+REPLACEMENTS = 16
+"""Items that are tried in the place of one that cannot be used."""
+
+
+class Draw(NamedTuple):
+    """One item of a run: its number over all epochs, its corpus, its place in it."""
+
+    number: int
+    source: int
+    index: int
+
+
+class Unusable(Exception):
+    """An item that cannot be trained on.
+
+    Args:
+        reject: Its entry of the reject table.
+        filtered: Whether the user's settings leave it out, so that nothing is wrong with it.
+        counts: What it adds to the counts of smaller items, such as ``masks_in`` and ``masks_rejected``.
+    """
+
+    def __init__(
+        self, reject: dict[str, Any], *, filtered: bool = False, counts: Mapping[str, int] | None = None
+    ) -> None:
+        super().__init__(reject["message"])
+        self.reject, self.filtered, self.counts = reject, filtered, counts or {}
+
+
+@dataclass
+class Drawn:
+    """What was drawn on the way to the items that are trained on.
+
+    Attributes:
+        rejects: Entries of the reject table.
+        counts: As ``worker.Tally.counts``.
+    """
+
+    rejects: list[dict[str, Any]] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Corpora:
+    """How items are read from corpora, and what is done about those that cannot be used.
+
+    Attributes:
+        kind: What items are, in the plural.
+        sizes: Items of each corpus.
+        names: Of the corpora, for errors.
+        seed: Of the run, and a word so that no other use of it draws the same numbers.
+        remedy: Half a sentence that ends with a comma, for errors.
+    """
+
+    kind: str
+    sizes: tuple[int, ...]
+    names: tuple[str, ...]
+    seed: tuple[int, int]
+    remedy: str = ""
+
+    def read(self, draw: Draw, read: Callable[[int, int, np.random.Generator], R], drawn: Drawn) -> R:
+        """Reads what was drawn, or in its place an item of its corpus that depends on nothing but the draw.
+
+        Args:
+            draw: What was drawn.
+            read: Gets corpus, index and a generator; raises Unusable.
+            drawn: Receives what was replaced.
+
+        Raises:
+            DataError: If ``REPLACEMENTS`` more cannot be used either.
+        """
+        index, last = draw.index, ""
+        for attempt in range(1 + REPLACEMENTS):
+            rng = np.random.default_rng([self.seed[0], draw.number, attempt, self.seed[1]])
+            if attempt:
+                index = int(rng.integers(self.sizes[draw.source]))
+            drawn.counts[f"{self.kind}_in"] += 1
+            try:
+                return read(draw.source, index, rng)
+            except Unusable as error:
+                drawn.rejects.append(error.reject)
+                drawn.counts[f"{self.kind}_{'filtered' if error.filtered else 'rejected'}"] += 1
+                drawn.counts.update(error.counts)
+                last = f"{error.reject['dataset']}/{error.reject['row_id']}: {error.reject['message']}"
+        raise DataError(
+            f"none of {1 + REPLACEMENTS} {self.kind} drawn from {self.names[draw.source]} can be used; the "
+            f"last is {last.rstrip('.')}. Look at the rejects of the run, {self.remedy}or leave "
+            "the corpus out.",
+            reason="none_usable",
+        )

@@ -1,0 +1,107 @@
+"""The frame of a training job: what comes before workers start and after they have ended.
+
+OUT/config.json, fingerprint.json   the run, and what of it decides the result
+OUT/checkpoints/, history/          see ``checkpoints``
+OUT/rejects/                        items that were drawn and could not be used
+OUT/best/, final/                   what was trained
+OUT/record.json                     written last: numbers, items, times, lineage
+OUT/report/index.html               curves and pictures
+
+Loads neither torch nor Ray until it trains.
+"""
+
+import logging
+import time
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, Generic, TypeVar
+
+from pipelines import provenance, storage
+from pipelines.cluster import session
+from pipelines.job import Closing, Items, Job, Run
+from pipelines.tracking import Tracker
+from pipelines.training.config import TrainingConfig
+from pipelines.training.prepare import Prepared
+from pipelines.training.resume import RECORD_FILE, claim, is_complete, write_record
+
+log = logging.getLogger(__name__)
+
+C = TypeVar("C", bound=TrainingConfig)
+
+
+class TrainingJob(Job[C], Generic[C]):
+    """What is its own of a training job.
+
+    Attributes:
+        ready: From ``check``.
+    """
+
+    rejecting: ClassVar[str]
+    """The items whose rejects are listed by reason in the closing table."""
+    ready: Prepared[C]
+
+    def cpus(self) -> float:
+        return self.config.workers * self.config.worker.cpus
+
+    def session(self) -> AbstractContextManager[Any]:
+        return session(num_cpus=self.config.num_cpus, at_least_cpus=self.cpus() + 2)
+
+    @abstractmethod
+    def check(self) -> Prepared[C]:
+        """Checks what can be known before anything runs; writes nothing."""
+
+    @abstractmethod
+    def train(self, lineage: Mapping[str, Any], tracker: Tracker) -> None:
+        """Trains to the end, from the last checkpoint if there is one.
+
+        Args:
+            lineage: Goes along with every export.
+            tracker: Gets metrics.
+        """
+
+    @abstractmethod
+    def publish(self, record: Mapping[str, Any], tracker: Tracker) -> list[tuple[str, str]]:
+        """Writes the report and logs what came out; returns rows of the closing table."""
+
+    def prepare(self) -> None:
+        self.ready = self.check()
+        self.ready.check_folder()
+        self.config = self.ready.config
+
+    def work(self, run: Run[C]) -> Closing:
+        out = self.config.out
+        claim(out, self.ready.fingerprint)
+        tracker = run.begin(self.config, tags={"fingerprint": self.ready.digest})
+        if is_complete(out):
+            log.info("%s is complete; nothing is left to train", out)
+        else:
+            self.train({**self.ready.lineage, "mlflow_run": tracker.run_id}, tracker)
+        record = self._record()
+        rows = self.publish(record, tracker)
+        places = [("trained", storage.join(out, "final")), ("report", storage.join(out, "report/index.html"))]
+        return Closing([*rows, *places], items_of(record, self.rejecting))
+
+    def _record(self) -> dict[str, Any]:
+        """Adds to the record what only the driver knows."""
+        record = storage.read_json(storage.join(self.config.out, RECORD_FILE))
+        if "command" not in record:
+            record |= {"command": provenance.command(), "date": time.strftime("%Y-%m-%d")}
+            record |= {"config": provenance.as_json(self.config), "versions": provenance.versions()}
+            write_record(self.config.out, record)
+        return record
+
+
+def items_of(record: Mapping[str, Any], rejecting: str) -> Sequence[Items]:
+    """Returns what became of all that a run drew; of a run before they were counted, nothing is known."""
+    return [
+        Items(
+            kind,
+            total=counts["total"],
+            out=counts["total"] - counts["rejected"] - counts["filtered"],
+            rejected=counts["rejected"],
+            filtered=counts["filtered"],
+            reasons=record["rejects"] if kind == rejecting else {},
+        )
+        for kind, counts in record.get("items", {}).items()
+    ]

@@ -1,0 +1,82 @@
+"""What is known of a training run before anything runs: engine, fingerprint, lineage. Loads no torch."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from pipelines import provenance, shards
+from pipelines.config import RunConfig
+from pipelines.training.config import EngineConfig, TrainingConfig
+from pipelines.training.deepspeed_file import read_deepspeed_config
+from pipelines.training.resume import check_same
+
+C = TypeVar("C", bound=TrainingConfig)
+
+_FREE = (
+    *("out", "tracking", "dry_run", "max_reject_rate", "checkpoints", "max_bad_steps", "log_every_s"),
+    *("workers", "worker", "num_cpus", "micro_batch", "engine"),
+)
+"""Fields that a resumed run may change: they do not change what is learnt, but for rounding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared(Generic[C]):
+    """A run that was checked: everything it needs is there and fits.
+
+    Attributes:
+        config: With absolute places and all that preparing filled in.
+        fingerprint: All that decides what is learnt, as JSON values.
+        lineage: Where weights and data come from; it goes along with every export.
+        deepspeed: Body of the DeepSpeed file; None trains with the plain engine.
+    """
+
+    config: C
+    fingerprint: Mapping[str, Any]
+    lineage: Mapping[str, Any]
+    deepspeed: Mapping[str, Any] | None = None
+
+    @property
+    def digest(self) -> str:
+        """Hash of the fingerprint."""
+        return shards.digest(self.fingerprint)
+
+    def check_folder(self) -> None:
+        """Makes sure that no run with other settings is in --out; raises as ``check_same``."""
+        check_same(self.config.out, self.fingerprint)
+
+
+def deepspeed_of(engine: EngineConfig, stages: Sequence[int]) -> Mapping[str, Any] | None:
+    """Reads and checks the DeepSpeed file of a run, if it has one.
+
+    Args:
+        engine: Names it.
+        stages: ZeRO stages with which this kind of training works.
+    """
+    if engine.deepspeed is None:
+        return None
+    return read_deepspeed_config(engine.deepspeed, stages=stages, owner=engine)
+
+
+def settings_of(config: RunConfig, *, without: Collection[str]) -> dict[str, Any]:
+    """Returns the settings that decide what is learnt, as JSON values.
+
+    Args:
+        config: The run.
+        without: Fields of this kind of training that do not, or are in the fingerprint in another form; a
+            field of a part is written ``part.field``.
+    """
+    body = provenance.as_json(config)
+    for name in (*_FREE, *without):
+        *parts, last = name.split(".")
+        inner = body
+        for part in parts:
+            inner = inner[part]
+        inner.pop(last, None)
+    if body["limit"] is None:  # as in fingerprints of runs from before there was one
+        del body["limit"]
+    return body
+
+
+def lineage_of(fingerprint: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
+    """Returns what goes along with every export of a run."""
+    return {"fingerprint": shards.digest(fingerprint), **facts, "versions": provenance.versions()}

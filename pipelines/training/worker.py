@@ -1,0 +1,403 @@
+"""What every training worker does, whatever it trains: steps, validation, checkpoints, exports. Knows no Ray.
+
+Where there are several workers, torch.distributed is initialised before; all of them run the same code on
+their share of every step, and the first one writes. A stage adds its model, its loss and its measures.
+``save_state`` and ``load_state`` are all of it that a learner of reinforcement learning needs.
+"""
+
+import dataclasses
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from pipelines import storage
+from pipelines.training import checkpoints, world
+from pipelines.training.checkpoints import Checkpoint
+from pipelines.training.config import CheckpointsConfig, TrainingConfig, ValidationConfig
+from pipelines.training.engine import Engine
+from pipelines.training.fit import Notify
+from pipelines.training.journal import Journal
+from pipelines.training.resume import write_record
+from pipelines.training.steps import Steps
+from samtok.errors import CheckpointError, DataError
+from samtok.ranks import sum_over_ranks
+
+MIN_JUDGED = 100
+"""Items that must have been drawn before a share of rejects ends a run; its end judges fewer too."""
+
+C = TypeVar("C", bound=TrainingConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTask(Generic[C]):
+    """What a worker is given; picklable.
+
+    Attributes:
+        config: With absolute places and all that preparing filled in.
+        fingerprint: Hash of all that decides what is learnt.
+        lineage: Where weights and data come from; it goes along with every export.
+        deepspeed: Body of the DeepSpeed file; None trains with the plain engine.
+    """
+
+    config: C
+    fingerprint: str
+    lineage: Mapping[str, Any]
+    deepspeed: Mapping[str, Any] | None = None
+
+
+class Part(Protocol):
+    """What a loader prepares for a step, beside what the model needs."""
+
+    @property
+    def rejects(self) -> Sequence[dict[str, Any]]:
+        """Entries of the reject table: what was drawn and replaced."""
+        ...
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Counts as ``Tally.counts`` has them."""
+        ...
+
+
+P = TypeVar("P", bound=Part)
+
+
+class StepTaker(Protocol):
+    """What a trainer of any kind has."""
+
+    steps: Steps
+    engine: Engine
+
+
+@dataclass
+class Tally:
+    """What a run has gathered so far; part of its checkpoints.
+
+    Attributes:
+        validations: Rows of all validations.
+        best: Step and score of the best one.
+        final: What was measured at the end.
+        counts: Sums over the run: the trained unit, and of each kind of item ``KIND_in``, ``KIND_rejected``
+            and ``KIND_filtered``.
+        train_s: Seconds of training, validation and storage apart.
+        train_cpu_s: Likewise, of the first worker's CPU.
+    """
+
+    validations: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+    final: dict[str, Any] | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+    train_s: float = 0.0
+    train_cpu_s: float = 0.0
+
+    @classmethod
+    def of(cls, body: Mapping[str, Any]) -> "Tally":
+        """Reads that of a checkpoint; older ones have the counts beside the rest."""
+        own = {f.name for f in dataclasses.fields(cls)}
+        counts = {name: value for name, value in body.items() if name not in own}
+        return cls(**{"counts": counts} | {name: body[name] for name in own & body.keys()})
+
+    def add(self, counts: Mapping[str, int]) -> None:
+        """Adds counts."""
+        self.counts = dict(Counter(self.counts) + Counter(counts))
+
+
+class TrainWorker(ABC, Generic[C, P]):
+    """One worker of a run.
+
+    Args:
+        task: The run.
+        notify: Gets what happens: ``step``, ``validation``, ``checkpoint``, ``resumed``, with numbers.
+        trainer: Takes steps.
+        validation: How often to validate; None where there is nothing to validate on.
+    """
+
+    unit: ClassVar[str]
+    """Metric of a step that is summed over the run, such as masks."""
+    items: ClassVar[str]
+    """What is drawn for steps, such as images."""
+    score: ClassVar[str]
+    """Measure of a validation by which the best one is found."""
+
+    def __init__(
+        self, task: TrainTask[C], notify: Notify, trainer: StepTaker, validation: ValidationConfig | None
+    ) -> None:
+        self.task, self.config, self.notify, self.out = task, task.config, notify, task.config.out
+        self.trainer, self.validation, self.rank = trainer, validation, world.rank()
+        self.tally, self.journal = Tally(), Journal(self.out)
+
+    # ---------------------------------------------------------------- what a stage adds
+
+    @abstractmethod
+    def parts(self, start: int) -> Iterator[list[P]]:
+        """Yields what this worker needs for the steps from ``start`` to the last one."""
+
+    @abstractmethod
+    def take_step(self, parts: Sequence[P]) -> dict[str, float]:
+        """Takes a step; collective. Returns its metrics, the unit among them."""
+
+    @abstractmethod
+    def measure(self) -> dict[str, Any]:
+        """Measures on held-out data; collective."""
+
+    @abstractmethod
+    def is_better(self, found: Mapping[str, Any], best: Mapping[str, Any] | None) -> bool:
+        """Returns whether what was measured is the best so far."""
+
+    def after_validation(self) -> None:
+        """Does what else belongs to a validation; collective."""
+
+    def measure_final(self) -> dict[str, Any] | None:
+        """Measures after the last step; collective. By default the last validation is taken."""
+        return self.tally.validations[-1] if self.tally.validations else None
+
+    @abstractmethod
+    def export(self, uri: str, lineage: Mapping[str, Any]) -> None:
+        """Writes what was trained; collective, the first worker writes."""
+
+    @abstractmethod
+    def model_state(self) -> dict[str, Tensor]:
+        """Returns what a checkpoint keeps of the model; collective."""
+
+    @abstractmethod
+    def load_model(self, saved: Checkpoint) -> None:
+        """Takes the model of a checkpoint."""
+
+    def extra_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Returns tensors and JSON values that a checkpoint keeps besides; collective."""
+        return {}, {}
+
+    def load_extra(self, saved: Checkpoint) -> None:
+        """Takes them back."""
+
+    @abstractmethod
+    def parameters(self) -> int:
+        """Returns how many numbers the model has."""
+
+    # ---------------------------------------------------------------- the run
+
+    def run(self) -> None:
+        """Goes through all steps that are left."""
+        self._resume()
+        clock, cpu = time.monotonic(), time.process_time()
+        for parts in self.parts(self.trainer.steps.done):
+            metrics = self.take_step(parts)
+            seconds = time.monotonic() - clock
+            self.tally.train_s += seconds
+            self.tally.train_cpu_s += time.process_time() - cpu
+            self._note(metrics, parts, seconds)
+            self._validate_and_save()
+            clock, cpu = time.monotonic(), time.process_time()
+        if self.rank == 0:
+            self._finish()
+
+    def _note(self, metrics: dict[str, float], parts: Sequence[P], seconds: float) -> None:
+        self.journal.add(metrics, [entry for part in parts for entry in part.rejects])
+        own: Counter[str] = sum((Counter(part.counts) for part in parts), Counter())
+        self.tally.add({self.unit: int(metrics[self.unit])})
+        self.tally.add(self._summed(own))
+        if self.rank == 0:
+            self.notify("step", {**metrics, "seconds": seconds, **self._so_far()})
+        self._judge_rejects()
+
+    def _so_far(self) -> dict[str, int]:
+        return {f"{self.unit}_so_far": self.tally.counts.get(self.unit, 0)}
+
+    def _summed(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """Sums counts over all workers."""
+        names = sorted(set(world.gathered(sorted(counts))))
+        if world.size() == 1:
+            return dict(counts)
+        own = torch.tensor([float(counts.get(name, 0)) for name in names], dtype=torch.float64)
+        total = sum_over_ranks(own.to(self.device)).tolist()
+        return {name: int(value) for name, value in zip(names, total, strict=True)}
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where this worker computes."""
+
+    def _judge_rejects(self) -> None:
+        """Ends a run that draws too much that it cannot use, by the draws of all workers and so on all."""
+        limit = self.config.max_reject_rate
+        for kind, (total, rejected, _) in item_counts(self.tally.counts).items():
+            if total >= MIN_JUDGED and rejected > limit * total:
+                reasons = dict.fromkeys(world.gathered([self.journal.reasons()]))
+                raise DataError(
+                    f"{rejected / total:.1%} of {total} {kind} that were drawn cannot be used; "
+                    f"--max-reject-rate allows {limit:.1%}. Are the images of the corpora in place? The "
+                    f"reasons so far, worker by worker: {'; '.join(reasons)}."
+                )
+
+    def _validate_and_save(self) -> None:
+        done = self.trainer.steps.done
+        last = done == self.config.steps
+        if self.validation is not None and (last or done % self.validation.every == 0):
+            self._validate(done)
+        if last:
+            self.tally.final = self.measure_final()
+            self._export("final", {"step": done, "validation": self.tally.final})
+        if last or done % self.config.checkpoints.every == 0:
+            self._save()
+
+    def _validate(self, done: int) -> None:
+        """Measures, and exports the model if it is the best so far."""
+        found = self.measure()
+        row = {"step": done, **found, "best": self.is_better(found, self.tally.best)}
+        self.tally.validations.append(row)
+        if row["best"]:
+            self.tally.best = {"step": done, self.score: found[self.score]}
+            self._export("best", {"step": done, "validation": row})
+        if self.rank == 0:
+            self.notify("validation", row)
+        self.after_validation()
+
+    def _export(self, name: str, facts: Mapping[str, Any]) -> None:
+        self.export(storage.join(self.out, name), {**self.task.lineage, "run": self.out, **facts})
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def _save(self) -> None:
+        steps = self.trainer.steps
+        self.journal.write(steps.done)
+        extra, values = self.extra_state()
+        body = {
+            "step": steps.done,
+            "draws": steps.done * self.config.per_step,
+            "fingerprint": self.task.fingerprint,
+            "lineage": dict(self.task.lineage),
+            "tally": dataclasses.asdict(self.tally),
+            "journal": self.journal.state(),
+            **values,
+        }
+        save_state(
+            self.out, self.config.checkpoints, self.trainer, self.model_state(), body,
+            seed=self.config.seed, extra=extra,
+        )  # fmt: skip
+        if self.rank == 0:
+            self.notify("checkpoint", {"step": steps.done})
+
+    def _resume(self) -> None:
+        """Goes to the last checkpoint if there is one; the first worker decides which."""
+        found = checkpoints.steps(self.out) if self.rank == 0 else []
+        step = world.from_first(found[-1] if found else None)
+        if step is None:
+            return
+        saved = load_state(self.out, step, self.task.fingerprint, self.trainer, self.load_model)
+        self.load_extra(saved)
+        self.trainer.steps.done = step
+        self.tally = Tally.of(saved.body["tally"])
+        self.journal.restore(saved.body["journal"])
+        if self.rank == 0:
+            self.notify("resumed", {"step": step, **self._so_far()})
+
+    def _finish(self) -> None:
+        """Writes the record of the run, which says that it is complete."""
+        tally = self.tally
+        record = {
+            "fingerprint": self.task.fingerprint,
+            "steps": self.config.steps,
+            "final": tally.final,
+            "best": tally.best,
+            "validations": tally.validations,
+            **self.journal.state(),
+            "items": self._items(),
+            "skipped_steps": self.trainer.steps.skipped,
+            "workers": world.size(),
+            "parameters": self.parameters(),
+            self.unit: tally.counts.get(self.unit, 0),
+            "times": {
+                "training_s": round(tally.train_s, 1),
+                "training_cpu_s": round(tally.train_cpu_s, 1),
+                f"{self.unit}_per_s": round(tally.counts.get(self.unit, 0) / max(tally.train_s, 1e-9), 1),
+            },
+            "lineage": dict(self.task.lineage),
+        }
+        write_record(self.out, record)
+
+    def _items(self) -> dict[str, dict[str, int]]:
+        names = ("total", "rejected", "filtered")
+        counts = item_counts(self.tally.counts)
+        return {kind: dict(zip(names, found, strict=True)) for kind, found in counts.items()}
+
+
+def item_counts(counts: Mapping[str, int]) -> dict[str, tuple[int, int, int]]:
+    """Returns how many of each kind of item were drawn, rejected and filtered, by ``KIND``."""
+    kinds = [name.removesuffix("_in") for name in counts if name.endswith("_in")]
+    return {
+        kind: (counts[f"{kind}_in"], counts.get(f"{kind}_rejected", 0), counts.get(f"{kind}_filtered", 0))
+        for kind in kinds
+    }
+
+
+# ---------------------------------------------------------------- state, for workers and learners
+
+
+def save_state(
+    out: str,
+    keep: CheckpointsConfig,
+    trainer: StepTaker,
+    model: dict[str, Tensor],
+    body: Mapping[str, Any],
+    *,
+    seed: int,
+    extra: dict[str, Tensor] | None = None,
+) -> None:
+    """Writes a checkpoint and deletes older ones; collective, the first worker writes.
+
+    Args:
+        out: Folder of the run.
+        keep: How many stay.
+        trainer: Its engine and its skipped steps are kept.
+        model: What is kept of the model.
+        body: The rest as JSON; at least ``step`` and ``fingerprint``.
+        seed: Of the run.
+        extra: Other tensors.
+    """
+    optimizer = trainer.engine.optimizer_state()
+    if world.rank() != 0:
+        return
+    steps = {"bad_in_a_row": trainer.steps.bad_in_a_row, "skipped": trainer.steps.skipped}
+    whole = {**body, **steps, "seed": seed, "workers": world.size()}
+    checkpoints.save(out, Checkpoint(model, optimizer, extra or {}, whole))
+    checkpoints.drop_old(out, keep.keep)
+
+
+def load_state(
+    out: str,
+    step: int,
+    fingerprint: str,
+    trainer: StepTaker,
+    load_model: Callable[[Checkpoint], None] | None = None,
+) -> Checkpoint:
+    """Goes back to a checkpoint and returns it: weights, optimizer, skipped steps.
+
+    Args:
+        out: Folder of the run.
+        step: Of the checkpoint.
+        fingerprint: Of the run.
+        trainer: Gets optimizer state and skipped steps, and by default the weights, through its engine.
+        load_model: Gets the checkpoint and loads its weights instead.
+
+    Raises:
+        CheckpointError: It is broken, or of a run with other settings.
+    """
+    saved = checkpoints.load(out, step)
+    if saved.body["fingerprint"] != fingerprint:
+        raise CheckpointError(
+            f"checkpoint {step} of {out} was made by a run with other settings. Use the settings in its "
+            "config.json, or choose another --out."
+        )
+    if load_model is None:
+        trainer.engine.load_model_state(saved.model)
+    else:
+        load_model(saved)
+    trainer.engine.load_optimizer_state(saved.optimizer)
+    trainer.steps.bad_in_a_row, trainer.steps.skipped = saved.body["bad_in_a_row"], saved.body["skipped"]
+    return saved
