@@ -8,7 +8,7 @@ that concerns a model.
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken
 
@@ -84,9 +84,8 @@ class MaskVocabulary:
         if have:
             self._require_same(have)
             return 0
-        return tokenizer.add_tokens(
-            [AddedToken(word, normalized=False, special=False) for word in self.words]
-        )
+        added: list[Any] = [AddedToken(word, normalized=False, special=False) for word in self.words]
+        return tokenizer.add_tokens(added)
 
     def ids(self, tokenizer: "PreTrainedTokenizerBase") -> WordIds:
         """Returns the token id of every word.
