@@ -25,7 +25,7 @@ from pipelines.reports import words_page as report_page
 from samtok.errors import ConfigError, DataError
 from samtok.metrics import codebook
 from samtok.model.tokenizer import MaskTokenizer
-from samtok.plots import base as plots
+from samtok.plots.base import code_usage_plot, histogram_plot
 
 FOLDER = "report"
 MAX_EXAMPLES = 40
@@ -203,7 +203,7 @@ def make_report(
     threshold = float(corpus.fingerprint.get("threshold", 0.0))
     gallery = report_pictures.make_gallery(rows, tokenizer, threshold=threshold, rng=rng)
     counts = code_counts(corpus.manifest)
-    pictures = {"code_usage.png": plots.code_usage_plot(counts)}
+    pictures = {"code_usage.png": code_usage_plot(counts)}
     metrics = summary(corpus.manifest)
     if "iou/mean" in metrics:
         pictures["iou_histogram.png"] = _iou_plot(corpus, metrics["iou/mean"])
@@ -256,7 +256,7 @@ def _check_tokenizer(corpus: Corpus, tokenizer: MaskTokenizer | None) -> None:
 
 def _iou_plot(corpus: Corpus, mean: float) -> bytes:
     counts = np.array(corpus.manifest["iou"]["histogram"], np.int64)
-    return plots.histogram_plot(
+    return histogram_plot(
         counts,
         np.linspace(0, 1, len(counts) + 1),
         title="Reconstruction from words",

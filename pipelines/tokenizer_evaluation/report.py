@@ -21,8 +21,8 @@ from pipelines.tokenizer_evaluation import page
 from pipelines.tokenizer_evaluation.summary import Corpus, codes_of, column
 from samtok.metrics import codebook, regions
 from samtok.model.tokenizer import MaskTokenizer
-from samtok.plots import base as plots
-from samtok.plots import masks as plots_masks
+from samtok.plots.base import code_usage_plot, histogram_plot
+from samtok.plots.masks import iou_area_plot
 
 IOU_BINS = 20
 
@@ -145,7 +145,7 @@ def _plots(corpora: Sequence[Corpus], metrics: Mapping[str, Any]) -> dict[str, b
     area_px = np.concatenate([column(corpus.masks, "area_px") for corpus in corpora])
     counts, edges = np.histogram(iou, IOU_BINS, (0, 1))
     return {
-        "iou_histogram.png": plots.histogram_plot(
+        "iou_histogram.png": histogram_plot(
             counts,
             edges,
             title="Reconstruction from words",
@@ -153,8 +153,8 @@ def _plots(corpora: Sequence[Corpus], metrics: Mapping[str, Any]) -> dict[str, b
             y_label="masks",
             mean=metrics["overall"]["r_acc"],
         ),
-        "iou_area.png": plots_masks.iou_area_plot(iou, area_px),
-        "code_usage.png": plots.code_usage_plot(_code_counts(corpora, metrics)),
+        "iou_area.png": iou_area_plot(iou, area_px),
+        "code_usage.png": code_usage_plot(_code_counts(corpora, metrics)),
     }
 
 
