@@ -101,7 +101,8 @@ class Tally:
         """Reads that of a checkpoint; older ones have the counts beside the rest."""
         own = {f.name for f in dataclasses.fields(cls)}
         counts = {name: value for name, value in body.items() if name not in own}
-        return cls(**{"counts": counts} | {name: body[name] for name in own & body.keys()})
+        kept: dict[str, Any] = {"counts": counts} | {name: body[name] for name in own & body.keys()}
+        return cls(**kept)
 
     def add(self, counts: Mapping[str, int]) -> None:
         """Adds counts."""
