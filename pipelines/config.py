@@ -63,7 +63,7 @@ def check(settings: Any) -> None:
         ConfigError: With flags relative to the object, and ``owner`` set to it.
     """
     try:
-        for name, limits in _bounds_of(type(settings)).items():
+        for name, limits in bounds_of(type(settings)).items():
             _check_field(f"--.{flag_name(name)}", getattr(settings, name), limits)
         if hasattr(settings, "check"):
             settings.check()
@@ -79,7 +79,7 @@ def flag_name(field: str) -> str:
 
 
 @functools.cache
-def _bounds_of(kind: type) -> dict[str, list[Any]]:
+def bounds_of(kind: type) -> dict[str, list[Any]]:
     """Returns the bounds of each field that has any."""
     hints = get_type_hints(kind, include_extras=True)
     found = {field.name: _bounds_in(hints[field.name]) for field in dataclasses.fields(kind)}

@@ -5,7 +5,7 @@ from samtok import folders
 from samtok.errors import ConfigError
 
 
-def require(place: str, *, flag: str, command: str, file: str | None = None) -> None:
+def require(place: str, *, flag: str, command: str, file: str | None = None, owner: object = None) -> None:
     """Refuses a place where nothing is.
 
     Args:
@@ -13,17 +13,20 @@ def require(place: str, *, flag: str, command: str, file: str | None = None) -> 
         flag: What names it, for the message; such as ``--.model``.
         command: Makes one.
         file: A file that must be in the folder.
+        owner: The config object of the flag, if it is written as ``--.name``.
 
     Raises:
         ConfigError: Names the place and the command.
     """
     where = place if file is None else storage.join(place, file)
     if not (storage.exists(where) or (file is None and storage.list_files(place, limit=1))):
-        raise ConfigError(f"{flag}: there is no {where}. `{command}` makes one; or give another place.")
+        raise ConfigError(
+            f"{flag}: there is no {where}. `{command}` makes one; or give another place.", owner=owner
+        )
 
 
-def require_tokenizer(uri: str) -> None:
+def require_tokenizer(uri: str, *, flag: str = "--tokenizer", owner: object = None) -> None:
     """Refuses a tokenizer that neither ships with the package nor is there; raises as ``require``."""
     if not folders.is_shipped(uri):
         command = "python jobs/train_tokenizer.py --preset micro"  # in OUT/final
-        require(uri, flag="--tokenizer", command=command, file=folders.CONFIG_FILE)
+        require(uri, flag=flag, command=command, file=folders.CONFIG_FILE, owner=owner)

@@ -23,7 +23,8 @@ import tyro
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("ray", "torch", "transformers", "mlflow")
-GIVEN = {"corpora": "reader=sa1b,source=none/sa1b", "validation.corpora": "reader=sa1b,source=none/sa1b"}
+_CORPORA = ("corpora", "validation.corpora", "train.corpora", "train.validation.corpora")
+GIVEN = dict.fromkeys(_CORPORA, "reader=sa1b,source=none/sa1b")
 """Values of flags that are more than a place."""
 EITHER = {("cold_start", "authors"): ("--teacher.model", "none/model")}
 """Flags of which a preset leaves one or another to the user."""

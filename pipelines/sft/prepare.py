@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines import storage
 from pipelines.chats.corpus import ChatCorpus, load_chat_corpus
 from pipelines.chats.source import ChatSource, check_vocabulary
 from pipelines.chats.spec import ChatCorpusSpec
 from pipelines.cluster import with_device
+from pipelines.inputs import require_tokenizer
 from pipelines.sft.config import TrainMllmConfig
 from pipelines.training.mixture import check_weights
 from pipelines.training.mllm_folder import read_model_folder, weights_digest
@@ -64,6 +64,7 @@ def prepare(config: TrainMllmConfig) -> PreparedMllm:
     """
     config = dataclasses.replace(config, worker=with_device(config.worker))
     deepspeed = deepspeed_of(config.engine, (1, 2, 3))
+    require_tokenizer(config.tokenizer)
     folder = read_model_folder(config.model, owner=config)
     if config.engine.packing and folder.family not in MROPE_FAMILIES:
         raise ConfigError(
@@ -124,13 +125,8 @@ def _sources(
     for text in texts:
         spec = ChatCorpusSpec.parse(text, flag=flag)
         limits = [one for one in (spec.limit, limit) if one is not None]
-        try:
-            source = ChatSource(load_chat_corpus(spec.uri), min(limits, default=None))
-        except storage.NotFoundError as error:
-            raise ConfigError(
-                f"--{flag} {spec.uri}: there is no finished chat corpus. Make it with "
-                "jobs/compose_dialogues.py."
-            ) from error
+        corpus = load_chat_corpus(spec.uri, flag=f"--{flag}")
+        source = ChatSource(corpus, min(limits, default=None))
         if len(source) == 0:
             raise DataError(f"--{flag} {spec.uri} has no samples; look at its rejects.")
         sources.append(source)

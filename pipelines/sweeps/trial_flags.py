@@ -12,13 +12,14 @@ _OWN = ("out", "tracking", "seed", "limit", "max-reject-rate", "train.", "schedu
 
 
 def of_trials(message: str) -> str:
-    """Returns a message with the flags as the sweep has them."""
+    """Returns a message with the flags as the sweep has them; commands in it stay."""
 
     def prefixed(found: re.Match[str]) -> str:
-        own = message[found.end() :].startswith(_OWN)
+        own = found.string[found.end() :].startswith(_OWN)
         return "--" if own else "--train."
 
-    return _FLAG.sub(prefixed, message)
+    parts = message.split("`")  # every second one is a command
+    return "`".join(part if i % 2 else _FLAG.sub(prefixed, part) for i, part in enumerate(parts))
 
 
 @contextlib.contextmanager

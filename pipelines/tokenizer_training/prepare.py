@@ -5,12 +5,12 @@ import hashlib
 import logging
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 from pipelines import shards, storage
 from pipelines.cluster import with_device
-from pipelines.ingestion.corpora import CorpusSpec
+from pipelines.ingestion.corpora import CorpusSpec, require_source
 from pipelines.ingestion.reader import Input
+from pipelines.inputs import require_tokenizer
 from pipelines.tokenizer_training.architecture import architecture_of, check_quantize_from, freezes
 from pipelines.tokenizer_training.config import TrainTokenizerConfig
 from pipelines.tokenizer_training.corpus import digest_of
@@ -78,6 +78,7 @@ def prepare(config: TrainTokenizerConfig) -> PreparedTokenizer:
         SamtokError: For flags, weights or corpora that cannot work.
     """
     config = dataclasses.replace(config, worker=with_device(config.worker))
+    _require_inputs(config)
     architecture = architecture_of(config)
     check_quantize_from(config)
     deepspeed = deepspeed_of(config.engine, (1, 2))
@@ -101,6 +102,21 @@ def prepare(config: TrainTokenizerConfig) -> PreparedTokenizer:
         corpora=specs,
         held_out=held_out,
     )
+
+
+def _require_inputs(config: TrainTokenizerConfig) -> None:
+    start = config.start
+    if start.tokenizer:
+        require_tokenizer(start.tokenizer, flag="--.tokenizer", owner=start)
+    if start.sam2 and not storage.exists(start.sam2):
+        raise ConfigError(
+            f"--.sam2: there is no {start.sam2}. Download sam2.1_hiera_*.pt as facebookresearch/sam2 says; "
+            "or start from none: `python jobs/train_tokenizer.py --preset micro` does.",
+            owner=start,
+        )
+    for flag, texts in (("corpora", config.corpora), ("validation.corpora", config.validation.corpora)):
+        for text in texts:
+            require_source(CorpusSpec.parse(text, flag=flag).corpus)
 
 
 def _specs(config: TrainTokenizerConfig) -> tuple[tuple[CorpusSpec, ...], tuple[CorpusSpec, ...]]:
@@ -139,15 +155,6 @@ def _start(config: TrainTokenizerConfig) -> dict[str, str]:
         digest = folders.weights_sha256(start.tokenizer, read=storage.read_bytes)
         return {"tokenizer": start.tokenizer, "sha256": digest}
     if start.sam2:
-        with _found(start.sam2, config) as path, path.open("rb") as file:
+        with storage.local_copy(start.sam2) as path, path.open("rb") as file:
             return {"sam2": start.sam2, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
     return {"random": f"seed {config.seed}"}
-
-
-def _found(uri: str, config: TrainTokenizerConfig) -> Any:
-    if not storage.exists(uri):
-        raise ConfigError(
-            f"--.sam2 {uri}: there is no such file. Download sam2.1_hiera_*.pt from Meta's page of SAM2.",
-            owner=config.start,
-        )
-    return storage.local_copy(uri)

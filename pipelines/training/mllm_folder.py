@@ -3,7 +3,8 @@
 import hashlib
 
 from pipelines import storage
-from samtok.errors import CheckpointError, ConfigError
+from pipelines.inputs import require
+from samtok.errors import CheckpointError
 from samtok.folders import resolve
 from samtok.mllm.folder import MllmFolder, read_folder
 
@@ -20,12 +21,8 @@ def read_model_folder(uri: str, *, owner: object) -> MllmFolder:
         CheckpointError: If it is no model with mask words.
     """
     folder = resolve(uri)
-    if not storage.exists(storage.join(folder, "config.json")):
-        raise ConfigError(
-            f"--.model {uri}: there is no model. Make one with jobs/extend_mllm.py, from a checkpoint of "
-            "Hugging Face's or as a tiny one.",
-            owner=owner,
-        )
+    command = "python jobs/extend_mllm.py --preset smoke"
+    require(folder, flag="--.model", command=command, file="config.json", owner=owner)
     return read_folder(folder, read=storage.read_bytes)
 
 
