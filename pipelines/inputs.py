@@ -5,7 +5,7 @@ from samtok import folders
 from samtok.errors import ConfigError
 
 
-def require(place: str, *, flag: str, command: str, file: str | None = None) -> None:
+def require(place: str, *, flag: str, command: str, file: str | None = None, owner: object = None) -> None:
     """Refuses a place where nothing is.
 
     Args:
@@ -13,17 +13,27 @@ def require(place: str, *, flag: str, command: str, file: str | None = None) -> 
         flag: What names it, for the message; such as ``--.model``.
         command: Makes one.
         file: A file that must be in the folder.
+        owner: The config object that has the flag, if that begins with ``--.``.
 
     Raises:
         ConfigError: Names the place and the command.
     """
     where = place if file is None else storage.join(place, file)
     if not (storage.exists(where) or (file is None and storage.list_files(place, limit=1))):
-        raise ConfigError(f"{flag}: there is no {where}. `{command}` makes one; or give another place.")
+        raise ConfigError(
+            f"{flag}: there is no {where}. `{command}` makes one; or give another place.", owner=owner
+        )
 
 
-def require_tokenizer(uri: str) -> None:
+def require_tokenizer(uri: str, *, flag: str = "--tokenizer", owner: object = None) -> None:
     """Refuses a tokenizer that neither ships with the package nor is there; raises as ``require``."""
     if not folders.is_shipped(uri):
         command = "python jobs/train_tokenizer.py --preset micro"  # in OUT/final
-        require(uri, flag="--tokenizer", command=command, file=folders.CONFIG_FILE)
+        require(uri, flag=flag, command=command, file=folders.CONFIG_FILE, owner=owner)
+
+
+def require_model(uri: str, *, flag: str = "--model", owner: object = None) -> None:
+    """Refuses an MLLM that neither ships with the package nor is there; raises as ``require``."""
+    if not folders.is_shipped(uri):
+        command = f"python jobs/extend_mllm.py --preset smoke --out {uri}"
+        require(uri, flag=flag, command=command, file=folders.CONFIG_FILE, owner=owner)

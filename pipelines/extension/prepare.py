@@ -3,6 +3,7 @@
 from pipelines import provenance, storage
 from pipelines.chats.corpus import load_chat_corpus
 from pipelines.extension.config import ExtendMllmConfig
+from pipelines.inputs import require_model, require_tokenizer
 from samtok import folders
 from samtok.errors import CheckpointError, ConfigError
 from samtok.mllm.folder import FAMILIES, SAMTOK_FILE, read_family, read_folder
@@ -20,8 +21,10 @@ def prepare(config: ExtendMllmConfig) -> MaskVocabulary:
     Raises:
         SamtokError: For a model, a tokenizer or chats that cannot be used together.
     """
+    require_tokenizer(config.tokenizer)
     vocabulary = MaskVocabulary.of(folders.read_config(config.tokenizer, read=storage.read_bytes))
     if config.model is not None:
+        require_model(config.model)
         family = read_family(config.model, read=storage.read_bytes)
         if family not in FAMILIES:
             raise CheckpointError(
@@ -48,13 +51,7 @@ def _has_words(model: str) -> bool:
 
 
 def _check_chats(config: ExtendMllmConfig, uri: str, vocabulary: MaskVocabulary) -> None:
-    try:
-        corpus = load_chat_corpus(uri)
-    except storage.NotFoundError as error:
-        raise ConfigError(
-            f"--.chats {uri}: there is no finished chat corpus. Make it with jobs/compose_dialogues.py.",
-            owner=config,
-        ) from error
+    corpus = load_chat_corpus(uri, flag="--chats")
     if (corpus.num_codes, corpus.num_levels) != (vocabulary.num_codes, vocabulary.num_levels):
         raise ConfigError(
             f"--.chats {uri} has words of {corpus.num_levels} levels of {corpus.num_codes} codes, "

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines import storage
 from pipelines.chats.corpus import ChatCorpus, load_chat_corpus
 from pipelines.chats.source import ChatSource, check_vocabulary
 from pipelines.chats.spec import ChatCorpusSpec
@@ -124,13 +123,7 @@ def _sources(
     for text in texts:
         spec = ChatCorpusSpec.parse(text, flag=flag)
         limits = [one for one in (spec.limit, limit) if one is not None]
-        try:
-            source = ChatSource(load_chat_corpus(spec.uri), min(limits, default=None))
-        except storage.NotFoundError as error:
-            raise ConfigError(
-                f"--{flag} {spec.uri}: there is no finished chat corpus. Make it with "
-                "jobs/compose_dialogues.py."
-            ) from error
+        source = ChatSource(load_chat_corpus(spec.uri, flag=f"--{flag}"), min(limits, default=None))
         if len(source) == 0:
             raise DataError(f"--{flag} {spec.uri} has no samples; look at its rejects.")
         sources.append(source)

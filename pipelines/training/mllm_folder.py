@@ -3,7 +3,8 @@
 import hashlib
 
 from pipelines import storage
-from samtok.errors import CheckpointError, ConfigError
+from pipelines.inputs import require_model
+from samtok.errors import CheckpointError
 from samtok.folders import resolve
 from samtok.mllm.folder import MllmFolder, read_folder
 
@@ -19,14 +20,8 @@ def read_model_folder(uri: str, *, owner: object) -> MllmFolder:
         ConfigError: If there is no such folder.
         CheckpointError: If it is no model with mask words.
     """
-    folder = resolve(uri)
-    if not storage.exists(storage.join(folder, "config.json")):
-        raise ConfigError(
-            f"--.model {uri}: there is no model. Make one with jobs/extend_mllm.py, from a checkpoint of "
-            "Hugging Face's or as a tiny one.",
-            owner=owner,
-        )
-    return read_folder(folder, read=storage.read_bytes)
+    require_model(uri, flag="--.model", owner=owner)
+    return read_folder(resolve(uri), read=storage.read_bytes)
 
 
 def weights_digest(uri: str) -> str:
