@@ -13,7 +13,7 @@ def require(place: str, *, flag: str, command: str, file: str | None = None, own
         flag: What names it, for the message; such as ``--.model``.
         command: Makes one.
         file: A file that must be in the folder.
-        owner: The config object of the flag, if it is written as ``--.name``.
+        owner: The config object that has the flag, if that begins with ``--.``.
 
     Raises:
         ConfigError: Names the place and the command.
@@ -29,4 +29,11 @@ def require_tokenizer(uri: str, *, flag: str = "--tokenizer", owner: object = No
     """Refuses a tokenizer that neither ships with the package nor is there; raises as ``require``."""
     if not folders.is_shipped(uri):
         command = "python jobs/train_tokenizer.py --preset micro"  # in OUT/final
+        require(uri, flag=flag, command=command, file=folders.CONFIG_FILE, owner=owner)
+
+
+def require_model(uri: str, *, flag: str = "--model", owner: object = None) -> None:
+    """Refuses an MLLM that neither ships with the package nor is there; raises as ``require``."""
+    if not folders.is_shipped(uri):
+        command = f"python jobs/extend_mllm.py --preset smoke --out {uri}"
         require(uri, flag=flag, command=command, file=folders.CONFIG_FILE, owner=owner)

@@ -3,7 +3,7 @@
 from pipelines import provenance, storage
 from pipelines.chats.corpus import load_chat_corpus
 from pipelines.extension.config import ExtendMllmConfig
-from pipelines.inputs import require, require_tokenizer
+from pipelines.inputs import require_model, require_tokenizer
 from samtok import folders
 from samtok.errors import CheckpointError, ConfigError
 from samtok.mllm.folder import FAMILIES, SAMTOK_FILE, read_family, read_folder
@@ -24,8 +24,7 @@ def prepare(config: ExtendMllmConfig) -> MaskVocabulary:
     require_tokenizer(config.tokenizer)
     vocabulary = MaskVocabulary.of(folders.read_config(config.tokenizer, read=storage.read_bytes))
     if config.model is not None:
-        command = "python jobs/extend_mllm.py --preset smoke"
-        require(config.model, flag="--.model", command=command, file="config.json", owner=config)
+        require_model(config.model)
         family = read_family(config.model, read=storage.read_bytes)
         if family not in FAMILIES:
             raise CheckpointError(

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from pipelines import shards, storage
 from pipelines.config import Precision
 from pipelines.generation.config import Attention
+from pipelines.inputs import require_model
 from samtok import folders
-from samtok.errors import CheckpointError, ConfigError
+from samtok.errors import CheckpointError
 from samtok.mllm import folder as mllm_folder
 from samtok.mllm.folder import MllmFolder
 
@@ -37,13 +38,8 @@ def read_folder(uri: str, *, flag: str) -> MllmFolder:
         ConfigError: If there is no checkpoint; names the command that makes one.
         CheckpointError: If it has no mask words, or its family is not known.
     """
-    uri = folders.resolve(uri)
-    if not storage.exists(storage.join(uri, "config.json")):
-        raise ConfigError(
-            f"{flag} {uri} has no config.json, so it is no checkpoint of Hugging Face's. "
-            f"`python jobs/extend_mllm.py --out {uri}` makes one with mask words."
-        )
-    return mllm_folder.read_folder(uri, read=storage.read_bytes)
+    require_model(uri, flag=flag)
+    return mllm_folder.read_folder(folders.resolve(uri), read=storage.read_bytes)
 
 
 def files_of(uri: str) -> list[str]:

@@ -12,6 +12,7 @@ from pipelines.chats.corpus import ChatCorpus, load_chat_corpus, rows_of
 from pipelines.cluster import with_device
 from pipelines.generation import models
 from pipelines.ingestion.reader import Input
+from pipelines.inputs import require_tokenizer
 from pipelines.mllm_evaluation.config import EvaluateMllmConfig
 from pipelines.mllm_evaluation.rows import inputs_of
 from pipelines.shard_job import left_of, open_plan
@@ -99,6 +100,7 @@ def prepare(config: EvaluateMllmConfig) -> Evaluation:
     """
     config = dataclasses.replace(config, worker=with_device(config.worker))
     corpus = load_chat_corpus(config.chats, flag="--chats")
+    require_tokenizer(config.tokenizer)
     architecture = folders.read_config(config.tokenizer, read=storage.read_bytes)
     tokenizer_sha256 = folders.weights_sha256(config.tokenizer, read=storage.read_bytes)
     model = models.read_folder(config.model, flag="--model")

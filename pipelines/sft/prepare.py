@@ -125,8 +125,7 @@ def _sources(
     for text in texts:
         spec = ChatCorpusSpec.parse(text, flag=flag)
         limits = [one for one in (spec.limit, limit) if one is not None]
-        corpus = load_chat_corpus(spec.uri, flag=f"--{flag}")
-        source = ChatSource(corpus, min(limits, default=None))
+        source = ChatSource(load_chat_corpus(spec.uri, flag=f"--{flag}"), min(limits, default=None))
         if len(source) == 0:
             raise DataError(f"--{flag} {spec.uri} has no samples; look at its rejects.")
         sources.append(source)

@@ -3,6 +3,7 @@
 import dataclasses
 
 from pipelines import storage
+from pipelines.inputs import require_tokenizer
 from pipelines.tokenizer_training.config import TrainTokenizerConfig
 from samtok import folders
 from samtok.config import PRESETS, MaskTokenizerConfig
@@ -18,6 +19,7 @@ def architecture_of(config: TrainTokenizerConfig) -> MaskTokenizerConfig:
     """
     base = PRESETS[config.model]
     if config.start.tokenizer:
+        require_tokenizer(config.start.tokenizer, flag="--.tokenizer", owner=config.start)
         base = _like(config.start.tokenizer, config.model)
     try:
         return dataclasses.replace(base, quantizer=config.quantizer.over(base.quantizer))

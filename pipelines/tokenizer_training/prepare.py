@@ -123,7 +123,7 @@ def _specs(config: TrainTokenizerConfig) -> tuple[tuple[CorpusSpec, ...], tuple[
     """Returns the corpora to train and to measure on.
 
     Raises:
-        ConfigError: If one is misspelt, only some have weights, or one to measure on has.
+        ConfigError: If one is misspelt or not there, only some have weights, or one to measure on has.
     """
     specs = tuple(_limited(CorpusSpec.parse(text, flag="corpora"), config.limit) for text in config.corpora)
     held_out = tuple(CorpusSpec.parse(text, flag="validation.corpora") for text in config.validation.corpora)
@@ -135,6 +135,8 @@ def _specs(config: TrainTokenizerConfig) -> tuple[tuple[CorpusSpec, ...], tuple[
             owner=config.validation,
         )
     trained = [spec.corpus for spec in specs]
+    for spec in (*specs, *held_out):
+        require_source(spec.corpus)
     for spec in held_out:
         if spec.corpus in trained:
             log.warning(

@@ -3,7 +3,7 @@
 import hashlib
 
 from pipelines import storage
-from pipelines.inputs import require
+from pipelines.inputs import require_model
 from samtok.errors import CheckpointError
 from samtok.folders import resolve
 from samtok.mllm.folder import MllmFolder, read_folder
@@ -20,10 +20,8 @@ def read_model_folder(uri: str, *, owner: object) -> MllmFolder:
         ConfigError: If there is no such folder.
         CheckpointError: If it is no model with mask words.
     """
-    folder = resolve(uri)
-    command = "python jobs/extend_mllm.py --preset smoke"
-    require(folder, flag="--.model", command=command, file="config.json", owner=owner)
-    return read_folder(folder, read=storage.read_bytes)
+    require_model(uri, flag="--.model", owner=owner)
+    return read_folder(resolve(uri), read=storage.read_bytes)
 
 
 def weights_digest(uri: str) -> str:

@@ -267,7 +267,10 @@ def test_a_dry_run_writes_nothing_and_a_config_repeats_a_run(words, tmp_path, ca
 def test_a_missing_corpus_is_refused_with_the_command_that_makes_it(tmp_path, capsys):
     missing, out = tmp_path / "none", tmp_path / "no"
     assert main(["--words", str(missing), "--out", str(out), "--tracking", "off"]) == 2
-    assert f"`python jobs/tokenize_corpus.py --out {missing}` makes it" in capsys.readouterr().err
+    assert (
+        f"`python jobs/tokenize_corpus.py --preset smoke --out {missing}` makes one"
+        in capsys.readouterr().err
+    )
     assert not out.exists()
 
 

@@ -2,21 +2,24 @@
 
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines import cli, shards
 from pipelines.chats.corpus import answer_words, load_chat_corpus, rows_of, turns_of
 from pipelines.chats.prompts import prompt_of
 from pipelines.chats.source import ChatSource
+from pipelines.cold_start.job import cold_start
 from pipelines.config import flag_name
 from pipelines.dialogues.job import compose_dialogues
 from pipelines.grpo.trajectories import read_trajectories, steps_of
 from pipelines.help import flags_of
+from pipelines.mllm_evaluation.job import evaluate_mllm
 from pipelines.renamed_flags import successor
 from pipelines.tools import browse
 from pipelines.training import checkpoints, resume
@@ -93,6 +96,41 @@ def test_chats_are_read_and_become_prompts(name: str, old: Path):
         assert turns and len(words) == sum(message["role"] == "assistant" for message in row["messages"])
         if name != "thoughts":  # its answers hold thoughts, which are no truth
             prompt_of(row, thinking=False, num_codes=corpus.num_codes, num_levels=corpus.num_levels)
+
+
+def dry_run(job: Callable[[Any], int], name: str, *flags: str) -> int:
+    """Runs a dry run in this process; returns its exit code."""
+    kind, presets = printed.parsed_by(name)
+    return job(cli.parse(kind, presets, [*flags, "--tracking", "off", "--dry-run"], doc=""))
+
+
+ANSWERS = ("--benchmark", "gres", "--shard-rows", "2", "--generation.max-new-tokens", "12")
+
+
+@pytest.mark.parametrize("out", ["mllm-evaluation", "new"])
+def test_an_evaluation_goes_on_and_stands_beside_a_new_one(out: str, old: Path, capsys):
+    flags = ["--model", str(old / "sft/final"), "--chats", str(old / "chats-val"), *ANSWERS]
+    flags += ["--tokenizer", str(old / "tokenizer"), "--beside", f"old={old / 'mllm-evaluation'}"]
+    assert dry_run(evaluate_mllm, "evaluate_mllm", *flags, "--out", str(old / out)) == 0
+    assert ("2 shards, 0 left" in capsys.readouterr().out) == (out == "mllm-evaluation")
+
+
+def test_replies_become_the_same_thoughts(old: Path, tmp_path: Path):
+    kind, presets = printed.parsed_by("cold_start")
+    flags = ["--chats", str(old / "chats"), "--teacher.replies", str(old / "replies.jsonl")]
+    flags += ["--out", str(tmp_path / "thoughts"), "--report-samples", "0", "--tracking", "off"]
+    flags += ["--max-reject-rate", "0.5"]
+    assert cold_start(cli.parse(kind, presets, flags, doc="")) == 0
+    before, now = read_manifest(old / "thoughts"), read_manifest(tmp_path / "thoughts")
+    assert data_digests(now)[0] == data_digests(before)[0]
+    assert rejects(tmp_path / "thoughts", now) == rejects(old / "thoughts", before)
+    assert now["fingerprint"] == before["fingerprint"]
+
+
+def rejects(out: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """Reads the reject tables of a corpus without messages, whose wording may change."""
+    files = [out / shard["rejects"]["file"] for shard in manifest["shards"]]
+    return [row | {"message": ""} for file in files for row in pq.read_table(file).to_pylist()]
 
 
 def test_a_teacher_without_thoughts_left_its_replies(old: Path):
