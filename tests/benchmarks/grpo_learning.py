@@ -26,10 +26,10 @@ import torch
 
 from pipelines.chats.prompt_selection import load_prompts
 from pipelines.chats.prompts import PromptsConfig
-from pipelines.grpo.observe.metrics import look_measures
+from pipelines.grpo.observe.metrics import validation_measures
 from pipelines.grpo.prepare import resolve
 from pipelines.grpo.presets import GRES
-from pipelines.grpo.reward.scoring import LookRow, Scorer
+from pipelines.grpo.reward.scoring import ValidationRow, Scorer
 from pipelines.grpo.rollout.sampler import Sampler
 from pipelines.grpo.transport import ObjectStoreTransport
 from samtok.plots.curves import Curve, CurvePanel, curves_plot
@@ -48,7 +48,7 @@ CURVES = {
 }
 
 
-def answers(model: str, test: str, samples: int, tokenizer: str) -> list[LookRow]:
+def answers(model: str, test: str, samples: int, tokenizer: str) -> list[ValidationRow]:
     """Answers all test prompts with a model, in this process."""
     config = resolve(
         replace(
@@ -63,13 +63,13 @@ def answers(model: str, test: str, samples: int, tokenizer: str) -> list[LookRow
     prompts = load_prompts(config.prompts, seed=config.seed)
     transport = ObjectStoreTransport(lambda data: data, lambda data: data, piece_bytes=2**28)
     sampler, scorer = Sampler(config, prompts, prompts, transport), Scorer(config)
-    found: list[LookRow] = []
+    found: list[ValidationRow] = []
     for first in range(0, len(prompts), PARTS):
         found += scorer.look(*sampler.look(range(first, min(first + PARTS, len(prompts)))))
     return found
 
 
-def per_prompt(rows: Sequence[LookRow]) -> dict[str, np.ndarray]:
+def per_prompt(rows: Sequence[ValidationRow]) -> dict[str, np.ndarray]:
     """Returns numbers per prompt, NaN where a prompt does not count."""
     wanted = np.array([row.targets > 0 for row in rows])
     single = np.array([row.targets == 1 for row in rows])
@@ -112,7 +112,7 @@ def learn(seed: int, told: argparse.Namespace) -> Path:
         "--out",
         str(out),
     ]
-    command += ["--model", told.model, "--prompts.corpora", told.prompts, "--looks.corpora", told.looks]
+    command += ["--model", told.model, "--chats", told.prompts, "--validation.corpora", told.looks]
     command += ["--tokenizer", told.tokenizer, *told.flags.split()]
     print("$ python", *command[1:], flush=True)
     with (Path(told.out) / f"seed-{seed}.log").open("w") as log:
@@ -160,9 +160,11 @@ def main() -> int:
     return 0
 
 
-def report(before: Sequence[LookRow], after: Sequence[Sequence[LookRow]], told: argparse.Namespace) -> None:
+def report(
+    before: Sequence[ValidationRow], after: Sequence[Sequence[ValidationRow]], told: argparse.Namespace
+) -> None:
     """Prints the tables."""
-    start, none = per_prompt(before), look_measures(before)["none_share"]
+    start, none = per_prompt(before), validation_measures(before)["none_share"]
     assert none is not None
     targets = float(np.nanmean(start["sampled reward, targets"]))
     print(
@@ -178,7 +180,7 @@ def report(before: Sequence[LookRow], after: Sequence[Sequence[LookRow]], told: 
             mean, low, high = interval(values, found, n)
             cells += [f"{np.nanmean(found):.3f}", f"{mean:+.3f} ({low:+.3f}, {high:+.3f})"]
         print(f"| {name} | {' | '.join(cells)} |")
-    first, later = look_measures(before), [look_measures(rows) for rows in after]
+    first, later = validation_measures(before), [validation_measures(rows) for rows in after]
     print('\n| greedy | always "No target." | before |' + "".join(f" seed {seed} |" for seed in told.seeds))
     print("|---|---|---|" + "---|" * len(told.seeds))
     baseline = {"giou": none, "ciou": 0.0, "n_acc": 1.0, "t_acc": 0.0}

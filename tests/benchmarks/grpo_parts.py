@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pipelines.chats.prompts import PromptsConfig, PromptSource
 from pipelines.cluster import session
-from pipelines.grpo.config import GatesConfig, GrpoConfig, LearnerConfig, RewardConfig, RolloutConfig
+from pipelines.grpo.config import ChecksConfig, GrpoConfig, LearnerConfig, RewardConfig, RolloutConfig
 from pipelines.grpo.learn.algorithms import AlgorithmConfig
 from pipelines.grpo.learn.learner import LearnerTask
 from pipelines.grpo.loop import Loop
@@ -32,12 +32,12 @@ MODELS = {
     "wide": TinyConfig(dim=256, num_layers=4, hidden_dim=640, init_std=0.06),
 }
 LEARNING_RATE = 1e-6
-"""Small, so that the lengths of replies stay what they are for all sides."""
+"""Small, so that the lengths of responses stay what they are for all sides."""
 
 
-def even(question: Question, reply: Response) -> dict[str, float]:
+def even(question: Question, response: Response) -> dict[str, float]:
     """The reward of all sides: the share of tokens with an even id, which differs within every group."""
-    return {"even": even_share(reply.token_ids)}
+    return {"even": even_share(response.token_ids)}
 
 
 def even_share(ids: Sequence[int]) -> float:
@@ -91,8 +91,8 @@ class Place:
         return model
 
     @property
-    def replies(self) -> int:
-        """Replies of a step."""
+    def responses(self) -> int:
+        """Responses of a step."""
         return self.options.prompts * self.options.group
 
 
@@ -128,7 +128,7 @@ def our_config(place: Place, out: str, **told: Any) -> GrpoConfig:
             threads=options.threads,
             gpus=0,
         ),
-        learner=LearnerConfig(replies_per_micro_batch=place.replies, threads=options.threads, gpus=0),
+        learner=LearnerConfig(micro_batch=place.responses, threads=options.threads, gpus=0),
         optimizer=OptimizerConfig(lr=LEARNING_RATE, warmup_steps=0, final_lr_share=1.0, weight_decay=0.01),
         **told,
     )
@@ -151,7 +151,7 @@ def loop_steps(place: Place, prompts: PromptSource, staleness: int) -> list[dict
     config = our_config(
         place,
         out,
-        gates=GatesConfig(parity_every=0, image=False),
+        checks=ChecksConfig(parity_every=0, image=False),
         checkpoints=CheckpointsConfig(every=10**6),
         trajectories_every=0,
         tracking="off",

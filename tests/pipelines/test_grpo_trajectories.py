@@ -36,11 +36,11 @@ def say(*codes):
     return "It is " + " and ".join(format_words(code, num_codes=NUM_CODES) for code in codes) + "."
 
 
-def trajectory(draw, reply, reward, text, **changes):
+def trajectory(draw, response, reward, text, **changes):
     """One row without its step."""
     return {
         "draw": draw,
-        "reply": reply,
+        "reply": response,
         "sample_id": f"s{draw}",
         "dataset": "toy",
         "image_id": str(draw),
@@ -68,7 +68,7 @@ def trajectory(draw, reply, reward, text, **changes):
 # ---------------------------------------------------------------- files
 
 
-def test_replies_come_back_as_they_were_by_prompt_and_reply(tmp_path):
+def test_replies_come_back_as_they_were_by_prompt_and_response(tmp_path):
     rows = [trajectory(9, 1, 0.5, say(A)), trajectory(9, 0, 1.0, "No target."), trajectory(2, 0, 0.0, say(B))]
     uri = write_trajectories(str(tmp_path), 12, rows)
     assert uri.endswith("/trajectories/step-00000012.parquet")
@@ -81,7 +81,7 @@ def test_replies_come_back_as_they_were_by_prompt_and_reply(tmp_path):
 
 
 def test_a_repeated_step_writes_the_same_bytes_in_any_order(tmp_path):
-    rows = [trajectory(draw, reply, 0.5, say(A)) for draw in range(3) for reply in range(2)]
+    rows = [trajectory(draw, response, 0.5, say(A)) for draw in range(3) for response in range(2)]
     write_trajectories(str(tmp_path), 1, [trajectory(0, 0, 0.0, "of a run that was killed")])
     first = Path(write_trajectories(str(tmp_path), 1, rows)).read_bytes()
     second = Path(write_trajectories(str(tmp_path), 1, reversed(rows))).read_bytes()
@@ -103,10 +103,12 @@ def test_a_range_of_steps_is_read_with_both_ends(tmp_path):
 def test_rows_that_do_not_fit_are_refused_with_their_place(tmp_path):
     lacking = trajectory(7, 3, 0.5, "")
     del lacking["advantage"]
-    with pytest.raises(ValueError, match=r"draw 7, reply 3: missing \['advantage'\] and unknown \['rank'\]"):
+    with pytest.raises(
+        ValueError, match=r"draw 7, response 3: missing \['advantage'\] and unknown \['rank'\]"
+    ):
         write_trajectories(str(tmp_path), 0, [{**lacking, "rank": 0}])
     odd = trajectory(7, 3, 0.5, "", rollout_log_probs=[-0.5])
-    with pytest.raises(ValueError, match="draw 7, reply 3: got 1 log-probabilities for 3 tokens"):
+    with pytest.raises(ValueError, match="draw 7, response 3: got 1 log-probabilities for 3 tokens"):
         write_trajectories(str(tmp_path), 0, [odd])
     assert steps_of(str(tmp_path)) == []
 
@@ -118,10 +120,10 @@ def test_trajectories_of_another_schema_are_refused(tmp_path):
         list(read_trajectories(str(tmp_path)))
 
 
-# ---------------------------------------------------------------- which replies are shown
+# ---------------------------------------------------------------- which responses are shown
 
 
-def replies(*rewards):
+def responses(*rewards):
     return [{"reply": place, "reward": reward} for place, reward in enumerate(rewards)]
 
 
@@ -134,8 +136,8 @@ def replies(*rewards):
         ((0.3,), {"best": 0}),
     ],
 )
-def test_the_best_a_middle_and_the_worst_reply_are_shown(rewards, shown):
-    assert {kind: row["reply"] for kind, row in page_pictures.extremes(replies(*rewards))} == shown
+def test_the_best_a_middle_and_the_worst_response_are_shown(rewards, shown):
+    assert {kind: row["reply"] for kind, row in page_pictures.extremes(responses(*rewards))} == shown
 
 
 def test_prompts_are_drawn_without_repeats_in_their_order():
@@ -153,7 +155,7 @@ def test_prompts_are_drawn_without_repeats_in_their_order():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run that kept two steps: three replies to a prompt, one to another whose image is gone."""
+    """A run that kept two steps: three responses to a prompt, one to another whose image is gone."""
     home = tmp_path_factory.mktemp("grpo")
     tokenizer = save_micro_tokenizer(home / "micro")
     image = home / "image.png"
@@ -185,7 +187,7 @@ def shown(run):
 
 
 def test_the_page_shows_pictures_that_lie_beside_it(run, shown):
-    names = ["truth", "reply-2", "reply-0", "reply-1"]
+    names = ["truth", "response-2", "response-0", "response-1"]
     wanted = [f"trajectories/step-00000050-prompt-00000003-{name}.jpg" for name in names]
     assert shown.sources() == wanted
     for source in shown.sources():
@@ -201,11 +203,11 @@ def test_the_page_shows_pictures_that_lie_beside_it(run, shown):
 @pytest.mark.parametrize(
     "said",
     [
-        "Step 50 2 prompts, 4 replies, mean reward 0.438, 50.0% of the groups with equal rewards.",
-        "toy a'b, s3, prompt 3 of the run; rewards of all replies: 0.50 0.00 1.00",
-        f"best, reply 2 {say(A)} reward 1.000, advantage +0.500, mask 1, format 1; 3 tokens",
-        f"middle, reply 0 {say(A, B)} reward 0.500",
-        "worst, reply 1 <think>",
+        "Step 50 2 prompts, 4 responses, mean reward 0.438, 50.0% of the groups with equal rewards.",
+        "toy a'b, s3, prompt 3 of the run; rewards of all responses: 0.50 0.00 1.00",
+        f"best, response 2 {say(A)} reward 1.000, advantage +0.500, mask 1, format 1; 3 tokens",
+        f"middle, response 0 {say(A, B)} reward 0.500",
+        "worst, response 1 <think>",
         "format 1; 3 tokens cut by the limit of tokens; not learnt from",
         "3 tokens 2 versions old",
         "The image cannot be shown:",
@@ -228,7 +230,7 @@ def test_masks_of_an_answer_are_drawn_and_not_those_of_its_thought(run, tokenize
     assert page_pictures.codes_of(rows[3], tokenizer) == []
 
 
-def test_a_reply_is_drawn_with_the_masks_of_its_own_words(run, tokenizer):
+def test_a_response_is_drawn_with_the_masks_of_its_own_words(run, tokenizer):
     rows = list(read_trajectories(str(run), 50))[:3]
     drawn = page_pictures.draw(rows, tokenizer).pictures
     with Image.open(rows[0]["image_uri"]) as opened:
@@ -239,9 +241,9 @@ def test_a_reply_is_drawn_with_the_masks_of_its_own_words(run, tokenizer):
         fitted = [viz.fit_mask(mask, page_pictures.SIDE) for mask in tokenizer.decode(image, np.array(codes))]
         return viz.jpeg_bytes(viz.overlay(small, fitted, alpha=0.4, numbers=True))
 
-    assert drawn["truth"] == drawn["reply-2"] == alone(A)
-    assert drawn["reply-1"] == alone(B)
-    assert drawn["reply-0"] == alone(A, B)
+    assert drawn["truth"] == drawn["response-2"] == alone(A)
+    assert drawn["response-1"] == alone(B)
+    assert drawn["response-0"] == alone(A, B)
     assert len(set(drawn.values())) == 3
 
 
@@ -249,7 +251,7 @@ def test_a_prompt_without_any_mask_shows_the_image_alone(run, tokenizer):
     row = trajectory(0, 0, 1.0, "No target.", image_uri=str(run.parent / "image.png"), truth_codes=[])
     drawn = page_pictures.draw([row], tokenizer)
     assert drawn.problem is None
-    assert drawn.pictures["truth"] == drawn.pictures["reply-0"]
+    assert drawn.pictures["truth"] == drawn.pictures["response-0"]
 
 
 def test_by_default_the_first_a_middle_and_the_last_step_are_shown(tmp_path):
