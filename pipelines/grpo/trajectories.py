@@ -177,7 +177,7 @@ def read_trajectory_file(uri: str) -> list[dict[str, Any]]:
 
 def _checked(row: Mapping[str, Any]) -> Mapping[str, Any]:
     missing, unknown = _REQUIRED - row.keys(), row.keys() - _REQUIRED - {"step"}
-    where = f"draw {row.get('draw')}, response {row.get('reply')}"
+    where = f"draw {row.get('draw')}, reply {row.get('reply')}"
     if missing or unknown:
         raise ValueError(
             f"{where}: missing {sorted(missing)} and unknown {sorted(unknown)}, expected the columns of "

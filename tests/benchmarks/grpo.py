@@ -8,12 +8,12 @@ tokens, fused AdamW and thread, without KL, with one optimizer step per batch of
 old log-probabilities. Both begin a step with the files of the prompts: TRL in its data loader, we in the
 sampler. Our first row is a step's parts in one process, without Ray, as TRL is. Sides take turns, and a ratio
 is the median over the rounds, on the clock and in CPU time, which other work on the machine disturbs less.
-``--ray`` adds the whole loop in processes of its own, one that samples and one that learns, without looks and
-gates: its median step on the clock against TRL's median round before, not in turns. With staleness 1 both
+``--ray`` adds the whole loop in processes of its own, one that samples and one that learns, without validation
+and checks: its median step on the clock against TRL's median round before, not in turns. With staleness 1 both
 work at the same time, on a core each.
 
-The losses are those of one batch of prompts, responses, advantages and old log-probabilities that are moved so
-that clipping happens; our loss excludes no token there, since TRL's never does. Needs trl (dev extra).
+The losses are those of one batch of prompts, responses, advantages and old log-probabilities that are moved
+so that clipping happens; our loss excludes no token there, since TRL's never does. Needs trl (dev extra).
 """
 
 import argparse
@@ -62,7 +62,7 @@ def main() -> int:
     for name in options.models:
         with tempfile.TemporaryDirectory() as home:
             place = parts.make_place(Path(home), parts.MODELS[name], options)
-            prompts = load_prompts(PromptsConfig(corpora=(place.corpus,)), seed=0)
+            prompts = load_prompts([place.corpus], PromptsConfig(), seed=0)
             rows = [{"model": name, **row} for row in _speed(place, prompts)]
             losses = [{"model": name, **row} for row in _losses(place, prompts)]
             if options.ray:

@@ -18,6 +18,7 @@ from samtok.errors import CheckpointError
 from samtok.mllm.adapters import save_pretrained
 from samtok.mllm.sampling import Sampled
 from tests.grpo import (
+    CPU,
     MAX_TOKENS,
     Store,
     World,

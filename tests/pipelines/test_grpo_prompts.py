@@ -297,9 +297,7 @@ def test_flags_that_cannot_work_are_refused(settings, message):
 
 
 def test_a_corpus_that_is_not_there_is_refused_with_what_makes_it(tmp_path):
-    with pytest.raises(
-        ConfigError, match=r"--chats .*/none is no finished corpus.*jobs/compose"
-    ):
+    with pytest.raises(ConfigError, match=r"--chats .*/none is no finished corpus.*jobs/compose"):
         load(tmp_path / "none")
 
 

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from pipelines.grpo.observe import trajectory_page as page
-from pipelines.grpo.observe import trajectory_pictures as page_pictures
 from pipelines.grpo.trajectories import (
     TRAJECTORY_ROW,
     components_column,
@@ -36,11 +35,11 @@ def say(*codes):
     return "It is " + " and ".join(format_words(code, num_codes=NUM_CODES) for code in codes) + "."
 
 
-def trajectory(draw, response, reward, text, **changes):
+def trajectory(draw, reply, reward, text, **changes):
     """One row without its step."""
     return {
         "draw": draw,
-        "reply": response,
+        "reply": reply,
         "sample_id": f"s{draw}",
         "dataset": "toy",
         "image_id": str(draw),
@@ -68,7 +67,7 @@ def trajectory(draw, response, reward, text, **changes):
 # ---------------------------------------------------------------- files
 
 
-def test_replies_come_back_as_they_were_by_prompt_and_response(tmp_path):
+def test_replies_come_back_as_they_were_by_prompt_and_reply(tmp_path):
     rows = [trajectory(9, 1, 0.5, say(A)), trajectory(9, 0, 1.0, "No target."), trajectory(2, 0, 0.0, say(B))]
     uri = write_trajectories(str(tmp_path), 12, rows)
     assert uri.endswith("/trajectories/step-00000012.parquet")
@@ -81,7 +80,7 @@ def test_replies_come_back_as_they_were_by_prompt_and_response(tmp_path):
 
 
 def test_a_repeated_step_writes_the_same_bytes_in_any_order(tmp_path):
-    rows = [trajectory(draw, response, 0.5, say(A)) for draw in range(3) for response in range(2)]
+    rows = [trajectory(draw, reply, 0.5, say(A)) for draw in range(3) for reply in range(2)]
     write_trajectories(str(tmp_path), 1, [trajectory(0, 0, 0.0, "of a run that was killed")])
     first = Path(write_trajectories(str(tmp_path), 1, rows)).read_bytes()
     second = Path(write_trajectories(str(tmp_path), 1, reversed(rows))).read_bytes()
@@ -103,12 +102,10 @@ def test_a_range_of_steps_is_read_with_both_ends(tmp_path):
 def test_rows_that_do_not_fit_are_refused_with_their_place(tmp_path):
     lacking = trajectory(7, 3, 0.5, "")
     del lacking["advantage"]
-    with pytest.raises(
-        ValueError, match=r"draw 7, response 3: missing \['advantage'\] and unknown \['rank'\]"
-    ):
+    with pytest.raises(ValueError, match=r"draw 7, reply 3: missing \['advantage'\] and unknown \['rank'\]"):
         write_trajectories(str(tmp_path), 0, [{**lacking, "rank": 0}])
     odd = trajectory(7, 3, 0.5, "", rollout_log_probs=[-0.5])
-    with pytest.raises(ValueError, match="draw 7, response 3: got 1 log-probabilities for 3 tokens"):
+    with pytest.raises(ValueError, match="draw 7, reply 3: got 1 log-probabilities for 3 tokens"):
         write_trajectories(str(tmp_path), 0, [odd])
     assert steps_of(str(tmp_path)) == []
 
@@ -120,10 +117,10 @@ def test_trajectories_of_another_schema_are_refused(tmp_path):
         list(read_trajectories(str(tmp_path)))
 
 
-# ---------------------------------------------------------------- which responses are shown
+# ---------------------------------------------------------------- which replies are shown
 
 
-def responses(*rewards):
+def replies(*rewards):
     return [{"reply": place, "reward": reward} for place, reward in enumerate(rewards)]
 
 
@@ -136,18 +133,18 @@ def responses(*rewards):
         ((0.3,), {"best": 0}),
     ],
 )
-def test_the_best_a_middle_and_the_worst_response_are_shown(rewards, shown):
-    assert {kind: row["reply"] for kind, row in page_pictures.extremes(responses(*rewards))} == shown
+def test_the_best_a_middle_and_the_worst_reply_are_shown(rewards, shown):
+    assert {kind: row["reply"] for kind, row in page.extremes(replies(*rewards))} == shown
 
 
 def test_prompts_are_drawn_without_repeats_in_their_order():
-    groups = page_pictures.groups_of({"draw": draw, "reply": 0} for draw in (7, 3, 5, 1))
+    groups = page.groups_of({"draw": draw, "reply": 0} for draw in (7, 3, 5, 1))
     assert [group[0]["draw"] for group in groups] == [1, 3, 5, 7]
-    drawn = page_pictures.choose(groups, 3, np.random.default_rng(0))
+    drawn = page.choose(groups, 3, np.random.default_rng(0))
     numbers = [group[0]["draw"] for group in drawn]
     assert len(set(numbers)) == 3
     assert numbers == sorted(numbers)
-    assert page_pictures.choose(groups, 9, np.random.default_rng(0)) == groups
+    assert page.choose(groups, 9, np.random.default_rng(0)) == groups
 
 
 # ---------------------------------------------------------------- the page
@@ -155,7 +152,7 @@ def test_prompts_are_drawn_without_repeats_in_their_order():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run that kept two steps: three responses to a prompt, one to another whose image is gone."""
+    """A run that kept two steps: three replies to a prompt, one to another whose image is gone."""
     home = tmp_path_factory.mktemp("grpo")
     tokenizer = save_micro_tokenizer(home / "micro")
     image = home / "image.png"
@@ -187,7 +184,7 @@ def shown(run):
 
 
 def test_the_page_shows_pictures_that_lie_beside_it(run, shown):
-    names = ["truth", "response-2", "response-0", "response-1"]
+    names = ["truth", "reply-2", "reply-0", "reply-1"]
     wanted = [f"trajectories/step-00000050-prompt-00000003-{name}.jpg" for name in names]
     assert shown.sources() == wanted
     for source in shown.sources():
@@ -225,33 +222,33 @@ def test_no_line_of_the_page_is_long(run, shown):
 
 def test_masks_of_an_answer_are_drawn_and_not_those_of_its_thought(run, tokenizer):
     rows = list(read_trajectories(str(run), 50))
-    assert page_pictures.codes_of(rows[1], tokenizer) == [B]
-    assert page_pictures.codes_of(rows[0], tokenizer) == [A, B]
-    assert page_pictures.codes_of(rows[3], tokenizer) == []
+    assert page.codes_of(rows[1], tokenizer) == [B]
+    assert page.codes_of(rows[0], tokenizer) == [A, B]
+    assert page.codes_of(rows[3], tokenizer) == []
 
 
-def test_a_response_is_drawn_with_the_masks_of_its_own_words(run, tokenizer):
+def test_a_reply_is_drawn_with_the_masks_of_its_own_words(run, tokenizer):
     rows = list(read_trajectories(str(run), 50))[:3]
-    drawn = page_pictures.draw(rows, tokenizer).pictures
+    drawn = page.draw(rows, tokenizer).pictures
     with Image.open(rows[0]["image_uri"]) as opened:
         image = np.array(opened)
-    small = viz.fit(image, page_pictures.SIDE)
+    small = viz.fit(image, page.SIDE)
 
     def alone(*codes):
-        fitted = [viz.fit_mask(mask, page_pictures.SIDE) for mask in tokenizer.decode(image, np.array(codes))]
+        fitted = [viz.fit_mask(mask, page.SIDE) for mask in tokenizer.decode(image, np.array(codes))]
         return viz.jpeg_bytes(viz.overlay(small, fitted, alpha=0.4, numbers=True))
 
-    assert drawn["truth"] == drawn["response-2"] == alone(A)
-    assert drawn["response-1"] == alone(B)
-    assert drawn["response-0"] == alone(A, B)
+    assert drawn["truth"] == drawn["reply-2"] == alone(A)
+    assert drawn["reply-1"] == alone(B)
+    assert drawn["reply-0"] == alone(A, B)
     assert len(set(drawn.values())) == 3
 
 
 def test_a_prompt_without_any_mask_shows_the_image_alone(run, tokenizer):
     row = trajectory(0, 0, 1.0, "No target.", image_uri=str(run.parent / "image.png"), truth_codes=[])
-    drawn = page_pictures.draw([row], tokenizer)
+    drawn = page.draw([row], tokenizer)
     assert drawn.problem is None
-    assert drawn.pictures["truth"] == drawn.pictures["response-0"]
+    assert drawn.pictures["truth"] == drawn.pictures["reply-0"]
 
 
 def test_by_default_the_first_a_middle_and_the_last_step_are_shown(tmp_path):
@@ -266,7 +263,7 @@ def test_by_default_the_first_a_middle_and_the_last_step_are_shown(tmp_path):
     [
         (["--steps", "0,7"], 3, "no trajectories of step 7. It has those of the steps 0, 50 (--steps)."),
         (["--steps", "first"], 2, "--steps must be numbers with commas between them, got 'first'"),
-        (["--num", "0"], 2, "--num must be at least 1"),
+        (["--num", "0"], 2, "--num must be >= 1"),
     ],
 )
 def test_steps_and_numbers_that_cannot_be_shown_are_said(run, caplog, capfd, flags, code, message):
@@ -277,4 +274,4 @@ def test_steps_and_numbers_that_cannot_be_shown_are_said(run, caplog, capfd, fla
 def test_a_tokenizer_of_other_words_is_refused(run, tokenizer):
     row = trajectory(0, 0, 1.0, "", image_uri=str(run.parent / "image.png"), truth_codes=[[3, 64]])
     with pytest.raises(ConfigError, match=re.escape("has the true codes (3, 64), the given tokenizer makes")):
-        page_pictures.draw([row], tokenizer)
+        page.draw([row], tokenizer)
