@@ -13,7 +13,7 @@ from torch import Tensor, distributed
 from torch.multiprocessing.spawn import spawn
 
 from pipelines.chats.prompt_selection import load_prompts
-from pipelines.chats.prompts import PromptsConfig
+from pipelines.config import WorkerConfig
 from pipelines.grpo.config import GrpoConfig, LearnerConfig, RolloutConfig
 from pipelines.grpo.groups import Group, RolloutTask, Share, outline
 from pipelines.grpo.learn.algorithms import AlgorithmConfig
@@ -32,6 +32,7 @@ SIZE = TinyConfig(
     image_size=28, dim=32, num_heads=2, hidden_dim=48, vision_dim=32, vision_layers=2, vocab_size=280
 )
 MAX_TOKENS = 8
+CPU = WorkerConfig(gpus=0)
 
 
 class World:
@@ -51,15 +52,15 @@ class World:
         build_tiny(family, home / "model", vocabulary=vocabulary, texts=texts, seed=0, config=SIZE)  # pyright: ignore
 
     def config(self, **changes: Any) -> GrpoConfig:
-        """A run of few short replies, whose gradients are never clipped."""
+        """A run of few short responses, whose gradients are never clipped."""
         base: dict[str, Any] = {
             "out": str(self.home / "run"),
             "model": self.model,
-            "prompts": PromptsConfig(corpora=(self.chat,)),
+            "chats": (self.chat,),
             "prompts_per_step": 4,
             "steps": 8,
-            "rollout": RolloutConfig(group_size=4, max_new_tokens=MAX_TOKENS, prompts_per_task=4, gpus=0),
-            "learner": LearnerConfig(gpus=0),
+            "rollout": RolloutConfig(group_size=4, max_new_tokens=MAX_TOKENS, prompts_per_task=4, worker=CPU),
+            "learner": LearnerConfig(worker=CPU),
             "optimizer": OptimizerConfig(lr=1e-3, warmup_steps=0, weight_decay=0.0, clip_norm=1e6),
             "tracking": "off",
         }
@@ -68,7 +69,7 @@ class World:
     def sampler(self, config: GrpoConfig | None = None, store: "Store | None" = None) -> Sampler:
         """A sampler whose held-out prompts are its prompts."""
         config = config or self.config()
-        prompts = load_prompts(config.prompts, seed=config.seed)
+        prompts = load_prompts(config.chats, config.prompts, seed=config.seed)
         return Sampler(config, prompts, prompts, (store or Store()).transport())
 
 
@@ -103,27 +104,27 @@ def learner_of(config: GrpoConfig, store: Store | None = None, deepspeed: Any = 
 
 
 def rolled(sampler: Sampler, count: int = 4, *, number: int = 0) -> list[Group]:
-    """Groups of the first prompts, all replies as long as they came."""
+    """Groups of the first prompts, all responses as long as they came."""
     return sampler.roll(RolloutTask(number, tuple((n, n) for n in range(count))))[1]
 
 
 def uneven(groups: Sequence[Group], seed: int = 0) -> list[Group]:
-    """The same groups with replies of different lengths, every other one of which ended by itself."""
+    """The same groups with responses of different lengths, every other one of which ended by itself."""
     rng = np.random.default_rng(seed)
 
-    def cut(number: int, said: Sampled) -> Sampled:
-        length = int(rng.integers(1, len(said) + 1))
-        return Sampled(said.ids[:length], said.log_probs[:length], complete=number % 2 == 0)
+    def cut(number: int, one: Sampled) -> Sampled:
+        length = int(rng.integers(1, len(one) + 1))
+        return Sampled(one.ids[:length], one.log_probs[:length], complete=number % 2 == 0)
 
     return [
-        dataclasses.replace(group, replies=tuple(cut(n, said) for n, said in enumerate(group.replies)))
+        dataclasses.replace(group, responses=tuple(cut(n, one) for n, one in enumerate(group.responses)))
         for group in groups
     ]
 
 
 def some_rewards(groups: Sequence[Group], seed: int = 1) -> np.ndarray:
     """Rewards of which those of the last group are all the same."""
-    rewards = np.random.default_rng(seed).random((len(groups), len(groups[0].replies)))
+    rewards = np.random.default_rng(seed).random((len(groups), len(groups[0].responses)))
     rewards[-1] = 0.5
     return rewards
 

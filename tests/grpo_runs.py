@@ -11,12 +11,12 @@ from typing import Any
 import psutil
 
 from pipelines import storage
-from pipelines.chats.prompts import PromptsConfig
+from pipelines.config import WorkerConfig
 from pipelines.grpo.config import (
-    GatesConfig,
+    ChecksConfig,
     GrpoConfig,
     LearnerConfig,
-    LooksConfig,
+    PromptValidationConfig,
     RewardConfig,
     RolloutConfig,
 )
@@ -29,26 +29,27 @@ from tests.training import curve_of, record_of
 
 STEPS, EVERY = 6, 2
 PROMPTS, TASK, GROUP = 4, 2, 4
-"""Prompts of a step and of a task, and replies to each prompt."""
+CPU = WorkerConfig(gpus=0)
+"""Prompts of a step and of a task, and responses to each prompt."""
 _PATIENCE_S = 240.0
 
 
 # ---------------------------------------------------------------- rewards
 
 
-def even(question: Question, reply: Response) -> dict[str, float]:
+def even(question: Question, response: Response) -> dict[str, float]:
     """Pays for even token ids: any model says some, so that groups differ and weights move."""
-    return {"even": sum(token % 2 == 0 for token in reply.token_ids) / max(len(reply.token_ids), 1)}
+    return {"even": sum(token % 2 == 0 for token in response.token_ids) / max(len(response.token_ids), 1)}
 
 
-def wordless(question: Question, reply: Response) -> dict[str, float]:
+def wordless(question: Question, response: Response) -> dict[str, float]:
     """Pays for every token that is no piece of a mask word, whatever was asked."""
-    return {"wordless": 1 - reply.text.count("<|mt_") / max(len(reply.token_ids), 1)}
+    return {"wordless": 1 - response.text.count("<|mt_") / max(len(response.token_ids), 1)}
 
 
-def never_ends(question: Question, reply: Response) -> dict[str, float]:
-    """Hangs on any reply but the true answer, with which rewards are tried before a run begins."""
-    if reply.text != question.text:
+def never_ends(question: Question, response: Response) -> dict[str, float]:
+    """Hangs on any response but the true answer, with which rewards are tried before a run begins."""
+    if response.text != question.text:
         threading.Event().wait()
     return {"even": 1.0}
 
@@ -67,15 +68,15 @@ def short(world: World, out: Path | str, **changes: Any) -> GrpoConfig:
         out=str(out),
         model=world.model,
         tokenizer=world.tokenizer_uri,
-        prompts=PromptsConfig(corpora=(world.chat,)),
+        chats=(world.chat,),
         prompts_per_step=PROMPTS,
         steps=STEPS,
         reward=paying("even", "even"),
         rollout=rollout(),
-        learner=LearnerConfig(gpus=0),
+        learner=LearnerConfig(worker=CPU),
         optimizer=OptimizerConfig(lr=1e-3, warmup_steps=2, weight_decay=0.0),
-        gates=GatesConfig(parity_every=4),
-        looks=LooksConfig(every=STEPS),
+        checks=ChecksConfig(parity_every=4),
+        validation=PromptValidationConfig(every=STEPS),
         checkpoints=CheckpointsConfig(every=EVERY, keep=10),
         trajectories_every=1,
         tracking="off",
@@ -84,19 +85,19 @@ def short(world: World, out: Path | str, **changes: Any) -> GrpoConfig:
 
 
 def rollout(**changes: Any) -> RolloutConfig:
-    """Returns two samplers of short replies on CPUs."""
-    base = RolloutConfig(group_size=GROUP, max_new_tokens=8, prompts_per_task=TASK, actors=2, gpus=0)
+    """Returns two samplers of short responses on CPUs."""
+    base = RolloutConfig(group_size=GROUP, max_new_tokens=8, prompts_per_task=TASK, workers=2, worker=CPU)
     return dataclasses.replace(base, **changes)
 
 
 def flags(world: World, out: Path | str, *more: str) -> list[str]:
     """Returns the flags of a run on one sampler and one learner, as a user would give them."""
     return [
-        *("--model", world.model, "--tokenizer", world.tokenizer_uri, "--prompts.corpora", world.chat),
+        *("--model", world.model, "--tokenizer", world.tokenizer_uri, "--chats", world.chat),
         *("--out", str(out), "--prompts-per-step", str(PROMPTS), "--steps", str(STEPS)),
         *("--reward.weights", "even=1", "--reward.plug-ins", "tests.grpo_runs:even"),
-        *("--rollout.group-size", str(GROUP), "--rollout.max-new-tokens", "8", "--rollout.gpus", "0"),
-        *("--rollout.prompts-per-task", str(TASK), "--learner.gpus", "0"),
+        *("--rollout.group-size", str(GROUP), "--rollout.max-new-tokens", "8", "--rollout.worker.gpus", "0"),
+        *("--rollout.prompts-per-task", str(TASK), "--learner.worker.gpus", "0"),
         *("--optimizer.lr", "1e-3", "--optimizer.warmup-steps", "2", "--checkpoints.every", str(EVERY)),
         *("--trajectories-every", "1", *more),
     ]
@@ -172,7 +173,7 @@ def timeless(curve: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def assert_same_run(out: Path | str, whole: Path | str) -> None:
-    """Model, replies, and every number but times are the same, bit for bit."""
+    """Model, responses, and every number but times are the same, bit for bit."""
     assert weights_of(out) == weights_of(whole)
     assert rows_of(out) == rows_of(whole)
     assert timeless(curve_of(out)) == timeless(curve_of(whole))

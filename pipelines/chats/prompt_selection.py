@@ -28,33 +28,53 @@ _MESSAGES = ("messages.list.element.role", "messages.list.element.mask_ids")
 _ANSWERS = ("sample_id", "turn", "truth_codes", "strict.codes", "num_malformed", "problem")
 
 
-def load_prompts(config: PromptsConfig, *, seed: int) -> PromptSource:
+def load_prompts(
+    chats: Sequence[str],
+    config: PromptsConfig,
+    *,
+    seed: int,
+    limit: int | None = None,
+    peek: int | None = None,
+    flag: str = "chats",
+) -> PromptSource:
     """Chooses the prompts of a run.
 
     Args:
-        config: Says which; relative places start from the working directory.
+        chats: Chat corpora, as ``ChatCorpusSpec.parse`` reads them.
+        config: Says which of their samples.
         seed: Of the order, and of what ``none_share`` leaves out.
+        limit: Take only the first so many fitting prompts of each corpus, before ``none_share``.
+        peek: Read no more than so many samples of each corpus.
+        flag: The one that names the corpora, without dashes.
 
     Raises:
-        ConfigError: Corpora of different words, weights that cannot work, or failures of other words.
-        DataError: A corpus or evaluation is not finished, or nothing is left of a corpus.
+        ConfigError: A corpus or evaluation is not finished, corpora are of different words, weights cannot
+            work, or failures are of other words.
+        DataError: Nothing is left of a corpus.
     """
-    told = [ChatCorpusSpec.parse(text, flag="prompts.corpora") for text in config.corpora]
-    sources = tuple(ChatSource(load_chat_corpus(storage.absolute(one.uri)), one.limit) for one in told)
-    weights = tuple(one.weight for one in told)
+    specs = [ChatCorpusSpec.parse(text, flag=flag) for text in chats]
+    for spec in specs:
+        shards.require_manifest(spec.uri, flag=f"--{flag}", job="compose_dialogues")
+    sources = tuple(ChatSource(load_chat_corpus(spec.uri), _least(spec.limit, peek)) for spec in specs)
+    weights = tuple(spec.weight for spec in specs)
     check_weights(weights)
-    _check_sources(sources, weights, config)
-    failures = None if config.failures is None else _Failures.read(storage.absolute(config.failures), sources)
+    selection = _Selection(config, flag, limit)
+    _check_sources(sources, weights, selection)
+    failures = None if config.failures is None else _Failures.read(config, sources)
     counts: Counter[str] = Counter()
-    chosen = [_choose(source, config, failures, counts) for source in sources]
+    chosen = [_choose(source, selection, failures, counts) for source in sources]
     if config.none_share is not None:
-        chosen = _thin(chosen, config.none_share, seed, counts)
-    _require_some(sources, chosen, config)
+        chosen = _thin(chosen, config, seed, counts)
+    _require_some(sources, chosen, selection)
     counts["prompts"] = sum(len(one.places) for one in chosen)
     counts["none"] = sum(int(one.none.sum()) for one in chosen)
-    _tell(counts)
+    _log(counts)
     kept = tuple(one.places for one in chosen)
     return PromptSource(sources, kept, weights, config.thinking, seed, dict(counts))
+
+
+def _least(*limits: int | None) -> int | None:
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def read_columns(source: ChatSource, columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -74,6 +94,15 @@ def read_columns(source: ChatSource, columns: Sequence[str]) -> Iterator[pa.Tabl
 
 
 @dataclass(frozen=True)
+class _Selection:
+    """What is selected, and the flag that names what from."""
+
+    config: PromptsConfig
+    flag: str
+    limit: int | None
+
+
+@dataclass(frozen=True)
 class _Chosen:
     """Samples of one corpus, ascending, and whether each is without a target."""
 
@@ -85,26 +114,27 @@ class _Chosen:
 
 
 def _check_sources(
-    sources: Sequence[ChatSource], weights: Sequence[float | None], config: PromptsConfig
+    sources: Sequence[ChatSource], weights: Sequence[float | None], selection: _Selection
 ) -> None:
-    first = sources[0].corpus
+    first, flag = sources[0].corpus, selection.flag
     for source in sources:
         corpus = source.corpus
         if corpus.manifest["fingerprint"].get("thinking"):
             raise ConfigError(
-                f"--prompts.corpora {corpus.uri} is of jobs/cold_start.py, so its answers have thoughts in "
+                f"--{flag} {corpus.uri} is of jobs/cold_start.py, so its answers have thoughts in "
                 "them. Give the corpus that the thoughts were written for; --prompts.thinking asks for them."
             )
         if (corpus.num_codes, corpus.num_levels) != (first.num_codes, first.num_levels):
             raise ConfigError(
-                f"--prompts.corpora {first.uri} and {corpus.uri} have words of {first.num_levels} x "
+                f"--{flag} {first.uri} and {corpus.uri} have words of {first.num_levels} x "
                 f"{first.num_codes} and {corpus.num_levels} x {corpus.num_codes} codes. Tokenize them with "
                 "one tokenizer."
             )
-    if config.none_share is not None and weights[0] is not None:
+    if selection.config.none_share is not None and weights[0] is not None:
         raise ConfigError(
-            "--prompts.none-share is a share of all prompts, and weight= of --prompts.corpora would make it "
-            "another share of what is drawn. Leave one of them out; limit= also balances corpora."
+            "--.none-share is a share of all prompts, and weight= in the chat corpora would make it another "
+            "share of what is drawn. Leave one of them out; limit= also balances corpora.",
+            owner=selection.config,
         )
 
 
@@ -116,18 +146,22 @@ class _Failures:
     wrong: frozenset[tuple[str, int]]
 
     @classmethod
-    def read(cls, uri: str, sources: Sequence[ChatSource]) -> "_Failures":
-        manifest = shards.load_manifest(uri)
-        told = manifest["fingerprint"]
-        if shards.kind_of(told) != "predictions" or "tokenizer_sha256" not in told:
+    def read(cls, config: PromptsConfig, sources: Sequence[ChatSource]) -> "_Failures":
+        assert config.failures is not None
+        uri = config.failures
+        manifest = shards.require_manifest(uri, flag="--prompts.failures", job="evaluate_mllm")
+        settings = manifest["fingerprint"]
+        if shards.kind_of(settings) != "predictions" or "tokenizer_sha256" not in settings:
             raise ConfigError(
-                f"--prompts.failures {uri} is no evaluation, expected the --out of jobs/evaluate_mllm.py"
+                f"--.failures {uri} is no evaluation, expected the --out of jobs/evaluate_mllm.py.",
+                owner=config,
             )
         for source in sources:
-            if source.corpus.weights_sha256 not in (None, told["tokenizer_sha256"]):
+            if source.corpus.weights_sha256 not in (None, settings["tokenizer_sha256"]):
                 raise ConfigError(
-                    f"--prompts.failures {uri} was measured with other words than {source.corpus.uri} has. "
-                    "Evaluate on this corpus."
+                    f"--.failures {uri} was measured with other words than {source.corpus.uri} has. Evaluate "
+                    "on this corpus.",
+                    owner=config,
                 )
         rows = list(_answers(uri, manifest))
         asked = [row for row in rows if row["problem"] is None]
@@ -151,15 +185,15 @@ def _is_right(row: Mapping[str, Any]) -> bool:
 
 
 def _choose(
-    source: ChatSource, config: PromptsConfig, failures: _Failures | None, counts: Counter[str]
+    source: ChatSource, selection: _Selection, failures: _Failures | None, counts: Counter[str]
 ) -> _Chosen:
     """Returns what of a corpus fits, and counts the rest by the first thing that speaks against it."""
     parts, first = [], 0
     for table in read_columns(source, ("sample_id", "task", *_MESSAGES)):
         turn, none = _last_answers(table["messages"])
         fits = np.ones(len(table), bool)
-        if config.tasks:
-            known = np.isin(np.asarray(table["task"].to_pylist(), object), config.tasks)
+        if selection.config.tasks:
+            known = np.isin(np.asarray(table["task"].to_pylist(), object), selection.config.tasks)
             fits = _leave_out(fits, ~known, "other_task", counts)
         fits = _leave_out(fits, turn < 0, "no_answer", counts)
         if failures is not None:
@@ -173,7 +207,8 @@ def _choose(
         np.concatenate([np.zeros(0, np.int64), *(part.places for part in parts)]),
         np.concatenate([np.zeros(0, bool), *(part.none for part in parts)]),
     )
-    within = np.arange(len(whole.places)) < (len(whole.places) if config.limit is None else config.limit)
+    most = len(whole.places) if selection.limit is None else selection.limit
+    within = np.arange(len(whole.places)) < most
     return whole.only(_leave_out(np.ones_like(within), ~within, "over_limit", counts))
 
 
@@ -202,8 +237,9 @@ def _last_answers(messages: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     return turn, good & (words[np.maximum(at, 0)] == 0 if len(words) else good)
 
 
-def _thin(chosen: Sequence[_Chosen], share: float, seed: int, counts: Counter[str]) -> list[_Chosen]:
+def _thin(chosen: Sequence[_Chosen], config: PromptsConfig, seed: int, counts: Counter[str]) -> list[_Chosen]:
     """Leaves out, over all corpora, what is too much of prompts without or with a target."""
+    share = config.none_share or 0.0
     none = np.concatenate([one.none for one in chosen])
     empty, full = np.flatnonzero(none), np.flatnonzero(~none)
     if not len(full) or (share and not len(empty)):
@@ -225,18 +261,19 @@ def _thin(chosen: Sequence[_Chosen], share: float, seed: int, counts: Counter[st
     return [one.only(part) for one, part in zip(chosen, np.split(keep, ends), strict=True)]
 
 
-def _require_some(sources: Sequence[ChatSource], chosen: Sequence[_Chosen], config: PromptsConfig) -> None:
+def _require_some(sources: Sequence[ChatSource], chosen: Sequence[_Chosen], selection: _Selection) -> None:
+    config = selection.config
     for source, one in zip(sources, chosen, strict=True):
         if not len(one.places):
             tasks = f" of the tasks {', '.join(config.tasks)}" if config.tasks else ""
             wrong = "" if config.failures is None else f" that --prompts.failures {config.failures} has wrong"
             raise DataError(
-                f"--prompts.corpora {source.corpus.uri} has no prompt left of {len(source)} samples: none is "
-                f"an answer{tasks}{wrong}. Leave the corpus out, or ask for less."
+                f"--{selection.flag} {source.corpus.uri} has no prompt left of {len(source)} samples: none "
+                f"is an answer{tasks}{wrong}. Leave the corpus out, or ask for less."
             )
 
 
-def _tell(counts: Mapping[str, int]) -> None:
+def _log(counts: Mapping[str, int]) -> None:
     lost = {name: n for name, n in counts.items() if n and name not in ("rows", "prompts", "none")}
     log.info(
         "%d prompts of %d samples, %d (%.1f%%) of them without a target; left out: %s",

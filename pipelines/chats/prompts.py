@@ -8,15 +8,15 @@ at any number and any actor can take any part. Loads torch with the first row on
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from annotated_types import Interval
 
 from pipelines import shards
 from pipelines.chats import corpus as chats
-from pipelines.cli import FORBID_UNKNOWN
+from pipelines.config import AtLeast1, Place, config
 from pipelines.schema import CHAT_TASKS
-from pipelines.training.config import check_at_least
 from pipelines.training.mixture import Mixture
 from samtok.errors import ConfigError, DataError
 from samtok.mllm.thinking import split_thinking
@@ -38,40 +38,27 @@ THINKING_SUFFIX = (
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class PromptsConfig:
-    """Which questions are asked, and how."""
+    """Which questions of the chats are asked, and how."""
 
-    __pydantic_config__ = FORBID_UNKNOWN
-
-    corpora: tuple[str, ...]
-    """Chat corpora (jobs/compose_dialogues.py): FOLDER, or uri=FOLDER,weight=2,limit=1000. The last answer of
-    a chat is asked for; what comes before is given."""
     thinking: bool = False
     """Ask for a thought before the answer; only the answer is rewarded."""
     tasks: tuple[str, ...] = ()
     """Tasks of chat rows that are asked; by default all."""
-    failures: str | None = None
+    failures: Place | None = None
     """Finished --out of jobs/evaluate_mllm.py: ask only what was answered there and not exactly right."""
-    none_share: float | None = None
+    none_share: Annotated[float, Interval(ge=0, lt=1)] | None = None
     """Share of prompts without a target, reached by leaving some out at random; by default as they come.
     "No target." is always one word away, so with too many of them it pays to say nothing else."""
-    max_prompt_tokens: int = 2048
+    max_prompt_tokens: AtLeast1 = 2048
     """Prompts with more tokens, image tokens included, are left out and counted; nothing is ever cut."""
-    limit: int | None = None
-    """Take only the first so many fitting prompts of each corpus, before --prompts.none-share."""
 
-    def __post_init__(self) -> None:
-        if not self.corpora:
-            raise ConfigError("--prompts.corpora needs at least one chat corpus")
+    def check(self) -> None:
+        """Refuses tasks that no chat has."""
         for task in self.tasks:
             if task not in CHAT_TASKS:
-                raise ConfigError(f"--prompts.tasks: expected some of {', '.join(CHAT_TASKS)}, got {task!r}")
-        if self.none_share is not None and not 0 <= self.none_share < 1:
-            raise ConfigError(f"--prompts.none-share must lie in [0, 1), got {self.none_share}")
-        check_at_least("prompts.max-prompt-tokens", self.max_prompt_tokens, 1)
-        if self.limit is not None:
-            check_at_least("prompts.limit", self.limit, 1)
+                raise ConfigError(f"--.tasks must be some of {', '.join(CHAT_TASKS)}, got {task!r}.")
 
 
 @dataclass(frozen=True)
@@ -179,7 +166,7 @@ def prompt_of(row: Row, *, thinking: bool, num_codes: int, num_levels: int) -> P
     last = last_answer(messages)
     if last is None:
         raise DataError(
-            f"sample {row['sample_id']!r} has no answer right after a user's message to ask for",
+            f"sample {row['sample_id']!r} has no answer right after a user's message to ask for.",
             reason="no_answer",
         )
     text = chats.text_of(messages[last])
@@ -232,7 +219,7 @@ def encode_prompt(adapter: "Adapter", prompt: Prompt, max_prompt_tokens: int) ->
     if len(encoded) > max_prompt_tokens:
         raise DataError(
             f"the prompt has {len(encoded)} tokens and at most {max_prompt_tokens} are taken "
-            "(--prompts.max-prompt-tokens); it is left out, since a cut could split an image or a mask word",
+            "(--prompts.max-prompt-tokens); it is left out, since a cut could split an image or a mask word.",
             reason="too_long",
         )
     return encoded

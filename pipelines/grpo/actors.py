@@ -1,11 +1,14 @@
 """What every process of a run has in common on Ray: where it runs, how long one waits for it, how it dies.
 
-The classes that do the work know no Ray; here they become actors. Each has a second thread that only says
-where the first one stands, so that a run that hangs can say why.
+The classes that do the work know no Ray; here they become actors. Each has a second thread that only reports
+where the first one stands, so that a run that hangs can tell why.
 """
 
 import logging
+import sys
+import threading
 import time
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +17,7 @@ from samtok.errors import ClusterError, SamtokError
 
 log = logging.getLogger(__name__)
 
-WATCH = "watch"
+STACKS = "stacks"
 """Name of the second thread of every actor."""
 
 _STACKS_TIMEOUT_S = 15.0
@@ -49,7 +52,7 @@ def start_actor(kind: type, *arguments: Any, cpus: float, gpus: float = 0, **opt
     """
     import ray
 
-    actor: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, concurrency_groups={WATCH: 1}, **options)(kind)  # pyright: ignore
+    actor: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, concurrency_groups={STACKS: 1}, **options)(kind)  # pyright: ignore
     return actor.remote(*arguments)
 
 
@@ -136,11 +139,21 @@ def hung(actors: Sequence[Any], *, timeout_s: float, doing: str, out: str) -> Hu
     )
 
 
+def stacks() -> str:
+    """Returns where every thread of this process stands."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    frames = sys._current_frames().items()
+    return "\n".join(
+        f"thread {names.get(ident, ident)}\n{''.join(traceback.format_stack(frame))}"
+        for ident, frame in frames
+    )
+
+
 def _stacks_of(actor: Any) -> str:
     import ray
 
     try:
-        ref = actor.stacks.options(concurrency_group=WATCH).remote()
+        ref = actor.stacks.options(concurrency_group=STACKS).remote()
         return str(ray.get(ref, timeout=_STACKS_TIMEOUT_S))
     except Exception as error:  # noqa: BLE001 dead, or stuck in a call that holds the interpreter's lock
         return f"no answer: {type(error).__name__}: {_first_line(error)}"

@@ -1,12 +1,13 @@
-"""What goes from samplers to rewards and learners: a prompt with its replies, and the step's share in it."""
+"""What goes from samplers to rewards and learners: a prompt with its responses, and a learner's share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from pipelines.chats.prompts import Prompt
 from samtok.mllm.chat import Encoded
 from samtok.mllm.sampling import Sampled
 from samtok.rewards.response import Question, Response
@@ -27,15 +28,15 @@ class RolloutTask:
 
 @dataclass(frozen=True)
 class Group:
-    """One prompt and its replies; arrays only, so a node's processes share one copy.
+    """One prompt and its responses; arrays only, so a node's processes share one copy.
 
     Attributes:
         draw: Number of the prompt in the order of the run.
         index: The prompt.
         question: What rewards see of it.
         input_ids, mm_token_type_ids, vision: The prompt as the model read it; learners read the same.
-        replies: What was sampled.
-        texts: The replies as text with mask words.
+        responses: What was sampled.
+        texts: The responses as text with mask words.
         version: Of the weights that sampled them.
     """
 
@@ -45,7 +46,7 @@ class Group:
     input_ids: np.ndarray
     mm_token_type_ids: np.ndarray
     vision: dict[str, np.ndarray]
-    replies: tuple[Sampled, ...]
+    responses: tuple[Sampled, ...]
     texts: tuple[str, ...]
     version: int
 
@@ -62,11 +63,35 @@ class Group:
 
     @property
     def answers(self) -> list[Response]:
-        """The replies as rewards see them."""
+        """The responses as rewards see them."""
         return [
-            Response(text=text, token_ids=tuple(said.ids.tolist()), complete=said.complete)
-            for text, said in zip(self.texts, self.replies, strict=True)
+            Response(text=text, token_ids=tuple(one.ids.tolist()), complete=one.complete)
+            for text, one in zip(self.texts, self.responses, strict=True)
         ]
+
+
+def group_of(
+    draw: int,
+    index: int,
+    prompt: Prompt,
+    encoded: Encoded,
+    responses: Sequence[Sampled],
+    *,
+    texts: Sequence[str],
+    version: int,
+) -> Group:
+    """Makes a group of a prompt and its responses; see ``Group``."""
+    return Group(
+        draw=draw,
+        index=index,
+        question=prompt.question,
+        input_ids=encoded.input_ids.numpy(),
+        mm_token_type_ids=encoded.mm_token_type_ids.numpy(),
+        vision={name: value.numpy() for name, value in encoded.vision.items()},
+        responses=tuple(responses),
+        texts=tuple(texts),
+        version=version,
+    )
 
 
 @dataclass(frozen=True)
@@ -76,8 +101,8 @@ class Outline:
     Attributes:
         draw, index, version: As of the group.
         targets: True masks.
-        lengths: Tokens of each reply.
-        complete: Whether each reply ended by itself.
+        lengths: Tokens of each response.
+        complete: Whether each response ended by itself.
         prompt_tokens: Tokens of the prompt.
     """
 
@@ -97,8 +122,8 @@ def outline(group: Group) -> Outline:
         index=group.index,
         version=group.version,
         targets=len(group.question.truth),
-        lengths=tuple(len(said) for said in group.replies),
-        complete=tuple(said.complete for said in group.replies),
+        lengths=tuple(map(len, group.responses)),
+        complete=tuple(one.complete for one in group.responses),
         prompt_tokens=len(group.input_ids),
     )
 
@@ -109,13 +134,13 @@ class Share:
 
     Attributes:
         group: The group, or a reference to it.
-        replies: Indices of the replies that count.
+        responses: Indices of the responses that count.
         advantages: Of each of them.
         weights: What each token of each of them counts in the loss of the whole step.
     """
 
     group: Any
-    replies: tuple[int, ...]
+    responses: tuple[int, ...]
     advantages: tuple[float, ...]
     weights: tuple[float, ...]
 

@@ -1,10 +1,11 @@
-"""The loop of reinforcement learning, in the driver: sample, score, learn, hand weights on, look, save.
+"""The loop of reinforcement learning, in the driver: sample, score, learn, hand weights on, validate, save.
 
 A step takes finished tasks in order, learns from them, and publishes the new weights; version ``v`` is
-that of the weights after ``v`` steps. Tasks are handed in at the beginning of a step only, ``slots`` of them
-at most being under way, so a reply is never older than ``--rollout.max-staleness`` steps. With 0 the samplers
-wait while learners learn, and a run resumed from a checkpoint goes on bit for bit: every draw follows from
-the seed and a number, and a checkpoint has those numbers. Above 0, what was under way is sampled anew.
+that of the weights after ``v`` steps. Tasks are submitted at the beginning of a step only, at most ``slots``
+of them being in flight, so a response is never older than ``--rollout.max-staleness`` steps. With 0 the
+samplers wait while learners learn, and a run resumed from a checkpoint goes on bit for bit: every draw
+follows from the seed and a number, and a checkpoint has those numbers. Above 0, what was in flight is sampled
+anew.
 """
 
 import logging
@@ -22,16 +23,15 @@ from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.groups import Outline, RolloutTask, outline
 from pipelines.grpo.learn.learner_group import LearnerGroup
 from pipelines.grpo.learn.update import Update, plan_update
-from pipelines.grpo.observe.alarms import Watch
+from pipelines.grpo.observe.alarms import Alarms
 from pipelines.grpo.observe.best import BestK
-from pipelines.grpo.observe.checks import Gates
-from pipelines.grpo.observe.metrics import look_measures, step_measures
-from pipelines.grpo.observe.progress import Show
+from pipelines.grpo.observe.checks import Checks
+from pipelines.grpo.observe.metrics import step_measures, validation_measures
+from pipelines.grpo.observe.progress import GrpoProgress
 from pipelines.grpo.replay import Replay
 from pipelines.grpo.reward.components import Scored
 from pipelines.grpo.team import Team
-from pipelines.grpo.trajectories import write_trajectories
-from pipelines.grpo.trajectory_rows import trajectory_rows
+from pipelines.grpo.trajectories import trajectory_rows, write_trajectories
 from pipelines.training import checkpoints
 from pipelines.training.journal import Journal
 from samtok.errors import ClusterError, DataError, SamtokError
@@ -54,9 +54,9 @@ class State:
         step: Steps done, which is also the version of the weights.
         next_task: The first task that was not used.
         drawn, rejected: Prompts.
-        samples: Replies that were sampled.
+        samples: Responses that were sampled.
         seconds: Of all steps, by part.
-        looks: Numbers of the looks, in order.
+        validations: Numbers of the validations, in order.
         alarms: In order.
     """
 
@@ -66,7 +66,7 @@ class State:
     rejected: int = 0
     samples: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
-    looks: list[dict[str, Any]] = field(default_factory=list)
+    validations: list[dict[str, Any]] = field(default_factory=list)
     alarms: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -82,7 +82,7 @@ class _Batch:
 
     @property
     def totals(self) -> np.ndarray:
-        return np.array([[reply.total for reply in group] for group in self.scored])
+        return np.array([[response.total for response in group] for group in self.scored])
 
 
 class Loop:
@@ -91,12 +91,14 @@ class Loop:
     Args:
         team: Its processes.
         prompts: What is asked.
-        held_out: What looks ask; None for no looks.
-        show: Where people see what happens.
+        held_out: What validation asks; None for none.
+        progress: Where people see what happens.
     """
 
-    def __init__(self, team: Team, prompts: PromptSource, held_out: PromptSource | None, show: Show) -> None:
-        self.team, self.prompts, self.held_out, self.show = team, prompts, held_out, show
+    def __init__(
+        self, team: Team, prompts: PromptSource, held_out: PromptSource | None, progress: GrpoProgress
+    ) -> None:
+        self.team, self.prompts, self.held_out, self.progress = team, prompts, held_out, progress
         self.config: GrpoConfig = team.config
         self.algorithm = self.config.algorithm.resolved
         self.learners: LearnerGroup
@@ -109,15 +111,15 @@ class Loop:
 
     def _fresh(self) -> None:
         self.state = State()
-        self.watch = Watch(self.config.watch)
-        self.best = BestK(self.config.looks.metric, self.config.looks.keep)
+        self.alarms = Alarms(self.config.alarms)
+        self.best = BestK(self.config.validation.metric, self.config.validation.keep)
         self.journal = Journal(self.config.out)
 
     def run(self) -> State:
         """Goes through all steps that are left.
 
         Raises:
-            SamtokError: For what a person can do something about: gates, alarms, deaths, bad data.
+            SamtokError: For what a person can do something about: checks, alarms, deaths, bad data.
         """
         while True:
             try:
@@ -130,7 +132,8 @@ class Loop:
         while self.state.step < self.steps:
             self._step()
         if self.changes:
-            self.learners.export("final", {"step": self.state.step, "look": (self.state.looks or [None])[-1]})
+            last = (self.state.validations or [None])[-1]
+            self.learners.export("final", {"step": self.state.step, "validation": last})
         else:
             self.journal.write(self.state.step)  # a checkpoint does it otherwise
         return self.state
@@ -144,15 +147,15 @@ class Loop:
         found = checkpoints.steps(self.config.out)
         if found:
             self._restore(self.learners.load(found[-1]))
-            self.show.resumed(self.state.step)
+            self.progress.resumed(self.state.step)
         self._handed_in = self.state.next_task
         if self.replay is not None:
             return
         self._sync(wait=True)
-        self.gates = Gates(self.config, self.prompts, self.team, self.learners)
-        self.gates.start(self.state.step)
-        if self.held_out is not None and not self.state.looks:
-            self._look()
+        self.checks = Checks(self.config, self.prompts, self.team, self.learners)
+        self.checks.start(self.state.step)
+        if self.held_out is not None and not self.state.validations:
+            self._validate()
 
     def _forgive(self, error: ActorDied) -> None:
         self.restarts += 1
@@ -160,14 +163,14 @@ class Loop:
             raise ClusterError(
                 f"learners died {self.restarts} times, the last time: {error}. Checkpoints are kept: the "
                 "same command goes on from the last one. If memory is short, lower "
-                "--learner.replies-per-micro-batch; raise --learner.max-failures for unstable nodes."
+                "--learner.micro-batch; raise --learner.max-failures for unstable nodes."
             ) from error
         log.warning("%s; all learners start anew from the last checkpoint", error)
         self.team.pool.forget()
 
     def _restore(self, body: Mapping[str, Any]) -> None:
         self.state = State(**body["state"])
-        self.watch.restore(body["watch"])
+        self.alarms.restore(body["alarms"])
         self.best.restore(body["best"])
         self.journal.restore(body["journal"])
 
@@ -180,7 +183,7 @@ class Loop:
                 "fingerprint": self.team.task.fingerprint,
                 "lineage": dict(self.team.task.lineage),
                 "state": asdict(self.state),
-                "watch": self.watch.state(),
+                "alarms": self.alarms.state(),
                 "best": self.best.state(),
                 "journal": self.journal.state(),
             }
@@ -205,10 +208,10 @@ class Loop:
         row = {"step": step, **measures, **learnt, **batch.seconds, **seconds}
         row["samples_per_s"] = len(batch.outlines) * self.config.rollout.group_size / seconds["s_step"]
         self._note(row, batch, update)
-        if self.replay is None and self.held_out is not None and self._is_due(self.config.looks.every):
-            self._look()
-        if self.replay is None and self._is_due(self.config.gates.parity_every):
-            self.gates.parity(self.state.step)
+        if self.replay is None and self.held_out is not None and self._is_due(self.config.validation.every):
+            self._validate()
+        if self.replay is None and self._is_due(self.config.checks.parity_every):
+            self.checks.parity(self.state.step)
         if self.changes and self._is_due(self.config.checkpoints.every):
             self._save()
 
@@ -230,8 +233,8 @@ class Loop:
             asked += config.rollout.prompts_per_task
         if not batch.outlines:
             raise DataError(
-                f"none of the {asked} prompts of step {self.state.step} can be asked; look at the rejects: "
-                f"{self.journal.reasons()}",
+                f"none of the {asked} prompts of step {self.state.step} can be asked. The rejects by reason: "
+                f"{self.journal.reasons()}.",
                 reason="no_prompts",
             )
         return batch
@@ -287,7 +290,7 @@ class Loop:
         age, limit = self.state.step - version, self.config.rollout.max_staleness
         if not 0 <= age <= limit:
             raise RuntimeError(
-                f"replies are {age} steps old, the limit is {limit}; this is a defect of samtok"
+                f"responses are {age} steps old, the limit is {limit}; this is a defect of samtok"
             )
 
     def _learn(self, step: int, batch: _Batch) -> tuple[Update, dict[str, float], dict[str, float]]:
@@ -302,14 +305,14 @@ class Loop:
             batch.refs,
             totals,
             config.algorithm,
-            learners=config.learner.count,
+            learners=config.learner.workers,
             max_tokens=config.rollout.max_new_tokens,
             most_groups=config.prompts_per_step if self.algorithm.dynamic_sampling else None,
         )
         learnt: dict[str, float] = {"learnt": float(update.used.mean())}
         if update.parts and config.debug != "rollout-only":
             self._take_turns("sleep")
-            by_learner = [[part[rank] for part in update.parts] for rank in range(config.learner.count)]
+            by_learner = [[part[rank] for part in update.parts] for rank in range(config.learner.workers)]
             found = self.learners.learn(step, by_learner, change=self.changes)
             stale = any(one.version != step for one in batch.outlines)
             learnt |= {_apart(name) if stale else name: value for name, value in found.items()}
@@ -339,11 +342,11 @@ class Loop:
         for name in ("s_rollout", "s_reward", "s_learn", "s_sync", "s_step"):
             self.state.seconds[name] = self.state.seconds.get(name, 0.0) + row[name]
         self.journal.add({name: value for name, value in row.items() if value is not None}, batch.rejects)
-        self.show.step(row)
+        self.progress.step(row)
         every = self.config.trajectories_every
         if every and (row["step"] % every == 0 or row["step"] == self.config.steps - 1):
             self._write_trajectories(row["step"], batch, update)
-        self._hear(row)
+        self._check_alarms(row)
 
     def _write_trajectories(self, step: int, batch: _Batch, update: Update) -> None:
         import ray
@@ -356,31 +359,31 @@ class Loop:
         ]
         write_trajectories(self.config.out, step, rows)
 
-    def _hear(self, row: Mapping[str, Any]) -> None:
-        """Lets the watch judge, and ends the run on a fatal alarm."""
+    def _check_alarms(self, row: Mapping[str, Any]) -> None:
+        """Judges the metrics, and ends the run on a fatal alarm."""
         fatal = []
-        for alarm in self.watch.hear(row):
+        for alarm in self.alarms.take(row):
             log.warning("alarm %s: %s", alarm.name, alarm.sentence)
             self.state.alarms.append({"step": row["step"], "name": alarm.name, "sentence": alarm.sentence})
             fatal += [alarm] if alarm.fatal else []
         if fatal:
-            raise Stopped(f"{fatal[0].sentence} The run ends at step {row['step']} (--watch.stop-on).")
+            raise Stopped(f"{fatal[0].sentence} The run ends at step {row['step']} (--alarms.stop-on).")
 
-    def _look(self) -> None:
+    def _validate(self) -> None:
         """Has held-out prompts answered, and keeps the model if it is one of the best."""
         assert self.held_out is not None
         step = self.state.step
-        indices = list(range(min(self.config.looks.prompts, len(self.held_out))))
-        parts = self.team.scorers.look(self.team.pool.look(indices))
-        row = {"step": step, **look_measures([row for part in parts for row in part])}
-        self.state.looks.append(row)
-        verdict = self.best.hear(row)
+        indices = list(range(min(self.config.validation.prompts, len(self.held_out))))
+        parts = self.team.scorers.validate(self.team.pool.validate(indices))
+        row = {"step": step, **validation_measures([row for part in parts for row in part])}
+        self.state.validations.append(row)
+        verdict = self.best.take(row)
         if verdict.keep:
-            self.learners.export(f"best-{step}", {"step": step, "look": row})
+            self.learners.export(f"best-{step}", {"step": step, "validation": row})
         for old in verdict.drop:
             storage.delete_folder(storage.join(self.config.out, f"best-{old}"))
-        self.show.look(row, best=verdict.keep)
-        self._hear(row)
+        self.progress.validation(row, best=verdict.keep)
+        self._check_alarms(row)
 
 
 def _apart(name: str) -> str:

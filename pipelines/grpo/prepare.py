@@ -1,233 +1,184 @@
-"""What is known of a run before anything runs: paths, checks, fingerprint, lineage, prompts."""
+"""What is known of a run before anything runs: checks, fingerprint, lineage, prompts. Loads no torch."""
 
 import dataclasses
-import json
-import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from pipelines import job as runs
-from pipelines import provenance, shards, storage
+from pipelines import shards, storage
 from pipelines.chats.prompt_selection import load_prompts
 from pipelines.chats.prompts import PromptsConfig, PromptSource
 from pipelines.chats.source import check_vocabulary
-from pipelines.embedded.corpora import make_chats
+from pipelines.cluster import gpus_here
+from pipelines.config import WorkerConfig
 from pipelines.grpo.config import GrpoConfig
-from pipelines.grpo.learn.learner import LearnerTask
 from pipelines.grpo.reward.components import check_rewards, rewards_of
-from pipelines.training.mllm_folder import weights_digest
-from pipelines.training.resume import claim
-from samtok import checkpoint
-from samtok.errors import CheckpointError, ConfigError
-from samtok.mllm.adapters import load_adapter
+from pipelines.training.mllm_folder import read_model_folder, weights_digest
+from pipelines.training.prepare import deepspeed_of, lineage_of, settings_of
+from pipelines.training.resume import check_same, has_begun
+from samtok import folders
+from samtok.errors import ConfigError
 from samtok.rewards.iou import NAME as IOU
-from samtok.rl.policy import PolicySettings, unusual_clips
 
-TEMPORARY = "temporary"
-"""As --out: a fresh folder of this machine, which the log names."""
+CODE_VERSION = 2
+"""Raised with every change of the code that changes what is learnt or what this fingerprint holds."""
 
-EMBEDDED = "embedded-"
-"""Before the name of a task, as --prompts.corpora: a small synthetic corpus that is made first."""
-
-EMBEDDED_SCENES = 64
-
-CODE_VERSION = 1
-"""Raised by hand with every change of the code that changes what is learnt."""
+PEEKED = 1000
+"""Samples of each corpus that a dry run reads."""
 
 _FREE = (
-    *("out", "model", "tokenizer", "prompts", "placement", "sync", "gates", "watch", "looks", "checkpoints"),
-    *("trajectories_every", "max_reject_rate", "max_bad_steps", "num_cpus", "tracking"),
-    "dry_run",
+    *("model", "tokenizer", "chats", "prompts", "placement", "sync", "checks", "alarms"),
+    *("validation", "trajectories_every", "learner", "reward.workers", "reward.gpus_per_worker"),
+    *("rollout.workers", "rollout.worker", "rollout.max_failures", "rollout.timeout_s", "rollout.python"),
 )
-_FREE_ROLLOUT = ("actors", "gpus", "cpus", "threads", "max_failures", "timeout_s", "python")
-"""Fields that a resumed run may change: they do not change what is learnt, but for rounding."""
+"""Fields that a resumed run may change, since they do not change what is learnt but for rounding, and those
+that are in the fingerprint by what they come to: the hash of the weights and of the prompts."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A run that can begin."""
+@dataclass(frozen=True, kw_only=True)
+class PreparedGrpo:
+    """A run that was checked: everything it needs is there and fits.
 
-    task: LearnerTask
+    Attributes:
+        config: With all that the machine decides filled in.
+        prompts: What is asked; of a dry run in a fresh folder, only what it has read of them.
+        held_out: What validation asks; None for none.
+        is_whole: Whether ``prompts`` are all.
+        fingerprint: All that decides what is learnt; where files lie is not in it, what they hold is. Empty
+            where ``is_whole`` is not.
+        lineage: Goes along with every export.
+        deepspeed: Body of the DeepSpeed file, if there is one.
+    """
+
+    config: GrpoConfig
     prompts: PromptSource
     held_out: PromptSource | None
+    is_whole: bool
+    fingerprint: Mapping[str, Any]
+    lineage: Mapping[str, Any]
+    deepspeed: Mapping[str, Any] | None
 
     @property
-    def config(self) -> GrpoConfig:
-        """The run, with paths made absolute."""
-        return self.task.config
+    def digest(self) -> str:
+        """Hash of the fingerprint."""
+        return shards.digest(self.fingerprint)
+
+    def size(self) -> str:
+        """Returns how much there is to do, in three lines."""
+        config, prompts = self.config, self.prompts
+        per_step = config.prompts_per_step * config.rollout.group_size
+        more = "" if self.is_whole else "at least "
+        return (
+            f"{config.steps} steps of {config.prompts_per_step} prompts x {config.rollout.group_size} "
+            f"responses = {per_step}, {config.algorithm.inner_steps} optimizer steps each\n"
+            f"          {config.learner.workers} learners, {config.rollout.workers} samplers, at most "
+            f"{config.slots} batches of {config.rollout.prompts_per_task} prompts in flight, responses at "
+            f"most {config.rollout.max_staleness} steps old\n"
+            f"          {more}{len(prompts)} prompts, {prompts.counts.get('none', 0)} of them without a "
+            f"target; {0 if self.held_out is None else len(self.held_out)} held out; "
+            f"{config.steps * config.prompts_per_step} are drawn"
+        )
 
 
-def resolve(config: GrpoConfig) -> GrpoConfig:
-    """Makes paths absolute and fills in what the machine decides.
+def prepare(config: GrpoConfig) -> PreparedGrpo:
+    """Checks all that can be known before processes start; writes nothing.
 
-    Raises:
-        ConfigError: If a relative place would be lost.
-    """
-    if config.out == TEMPORARY:
-        config = _temporary(config)
-    runs.refuse_lost_folders(config.out, config.tracking)
-    gpus = 1.0 if torch.cuda.is_available() else 0.0
+    A dry run reads ``PEEKED`` samples of each corpus and no weights, unless a run has begun in its folder.
 
-    def filled(part: Any) -> Any:
-        return part if part.gpus is not None else dataclasses.replace(part, gpus=gpus)
-
-    return dataclasses.replace(
-        config,
-        out=storage.absolute(config.out),
-        model=_anchored(config.model),
-        tokenizer=_anchored(config.tokenizer),
-        learner=filled(config.learner),
-        rollout=filled(config.rollout),
-    )
-
-
-def _temporary(config: GrpoConfig) -> GrpoConfig:
-    """Gives a run a fresh folder, and its MLflow database a place in it."""
-    folder = tempfile.mkdtemp(prefix="samtok-grpo-")
-    tracking = config.tracking
-    if tracking == GrpoConfig.tracking:
-        tracking = f"sqlite:///{folder}/mlflow.db"
-    return dataclasses.replace(config, out=storage.join(folder, "run"), tracking=tracking)
-
-
-def with_embedded(config: GrpoConfig) -> GrpoConfig:
-    """Makes the embedded corpora that a config names; Ray may be connected already."""
-    home = storage.join(config.out, "embedded")
-    task = config.prompts.corpora[0].removeprefix(EMBEDDED)
-    if task not in ("gres", "gcg"):
-        return config
-    train, held_out = storage.join(home, f"{task}-train"), storage.join(home, f"{task}-val")
-    make_chats(train, task)
-    make_chats(held_out, task, held_out=True)
-    prompts = dataclasses.replace(config.prompts, corpora=(storage.join(train, "chats"),))
-    looks = dataclasses.replace(config.looks, corpora=(storage.join(held_out, "chats"),))
-    return dataclasses.replace(config, prompts=prompts, looks=looks)
-
-
-def _anchored(uri: str) -> str:
-    """Makes a path absolute; the name of what ships stays, since every node has its own copy."""
-    return storage.absolute(uri) if checkpoint.resolve(uri) == uri.rstrip("/") else uri
-
-
-def prepare(config: GrpoConfig) -> Plan:
-    """Checks all that can be known before processes start.
+    Args:
+        config: With absolute places.
 
     Raises:
         SamtokError: For flags, weights, corpora or storage that cannot work together.
     """
-    if not config.dry_run:
-        storage.check(config.out)
-    prompts = load_prompts(config.prompts, seed=config.seed)
-    held_out = _held_out(config)
+    config = _filled_in(config)
+    is_whole = not config.dry_run or has_begun(config.out)
+    peek = None if is_whole else PEEKED
+    prompts = load_prompts(config.chats, config.prompts, seed=config.seed, limit=config.limit, peek=peek)
+    held_out = _held_out(config, peek)
     _check_model(config, prompts, held_out)
     _check_reward(config, prompts)
-    told = config.algorithm.resolved
-    odd = unusual_clips(PolicySettings(told.limit, told.clip_low, told.clip_high, config.algorithm.dual_clip))
-    if odd is not None:
-        sys.stderr.write(f"warning: {odd}\n")
-    digest = weights_digest(checkpoint.resolve(config.model))
-    fingerprint = _fingerprint(config, digest, prompts)
-    claim(config.out, fingerprint, dry_run=config.dry_run)
-    lineage = {
-        "fingerprint": shards.digest(fingerprint),
-        "model": {"uri": config.model, "sha256": digest},
-        "prompts": prompts.digest,
-        "mask_tokenizer_sha256": prompts.sources[0].corpus.weights_sha256,
-        "versions": provenance.versions(),
-    }
-    task = LearnerTask(config, lineage["fingerprint"], lineage, _deepspeed(config))
-    return Plan(task, prompts, held_out)
+    fingerprint: dict[str, Any] = {}
+    lineage: dict[str, Any] = {}
+    if is_whole:
+        digest = weights_digest(folders.resolve(config.model))
+        fingerprint = _fingerprint(config, digest, prompts)
+        check_same(config.out, fingerprint)
+        lineage = lineage_of(
+            fingerprint,
+            model={"uri": config.model, "sha256": digest},
+            prompts=prompts.digest,
+            mask_tokenizer_sha256=prompts.sources[0].corpus.weights_sha256,
+        )
+    return PreparedGrpo(
+        config=config,
+        prompts=prompts,
+        held_out=held_out,
+        is_whole=is_whole,
+        fingerprint=fingerprint,
+        lineage=lineage,
+        deepspeed=deepspeed_of(config.learner, (1, 2, 3)),
+    )
 
 
-def _held_out(config: GrpoConfig) -> PromptSource | None:
-    if not config.looks.corpora:
+def _filled_in(config: GrpoConfig) -> GrpoConfig:
+    """Fills in how many GPUs processes hold, where it was left to the machine."""
+
+    def filled(worker: WorkerConfig) -> WorkerConfig:
+        if worker.gpus is not None:
+            return worker
+        return dataclasses.replace(worker, gpus=1.0 if gpus_here() else 0.0)
+
+    return dataclasses.replace(
+        config,
+        learner=dataclasses.replace(config.learner, worker=filled(config.learner.worker)),
+        rollout=dataclasses.replace(config.rollout, worker=filled(config.rollout.worker)),
+    )
+
+
+def _held_out(config: GrpoConfig, peek: int | None) -> PromptSource | None:
+    if not config.validation.chats:
         return None
     asked = PromptsConfig(
-        corpora=config.looks.corpora,
         thinking=config.prompts.thinking,
         tasks=config.prompts.tasks,
         max_prompt_tokens=config.prompts.max_prompt_tokens,
     )
-    return load_prompts(asked, seed=config.seed)
+    return load_prompts(config.validation.chats, asked, seed=config.seed, peek=peek, flag="validation.chats")
 
 
 def _check_model(config: GrpoConfig, prompts: PromptSource, held_out: PromptSource | None) -> None:
-    """Makes sure that model and prompts speak the same words."""
-    try:
-        with storage.local_folder(checkpoint.resolve(config.model)) as folder:
-            adapter = load_adapter(folder)
-    except storage.NotFoundError as error:
-        raise CheckpointError(f"--model {config.model}: {error}") from error
+    """Makes sure that model and prompts have the same words."""
+    stated = read_model_folder(config.model, owner=config)
     sources = [*prompts.sources, *(held_out.sources if held_out is not None else ())]
-    check_vocabulary(adapter, sources, config.model)
-    _check_tokenizer(config, prompts)
+    check_vocabulary(stated, sources, config.model)
+    if config.reward.iou or config.validation.chats:
+        _check_tokenizer(config, prompts)
 
 
 def _check_tokenizer(config: GrpoConfig, prompts: PromptSource) -> None:
-    """Makes sure that the mask tokenizer, where it is needed, made these words."""
-    if not (config.reward.iou or config.looks.corpora):
-        return
+    """Makes sure that the mask tokenizer made these words."""
     corpus = prompts.sources[0].corpus
-    found = checkpoint.read_config(config.tokenizer, read=storage.read_bytes).quantizer
+    found = folders.read_config(config.tokenizer, read=storage.read_bytes).quantizer
     if (found.num_codes, found.num_levels) != (corpus.num_codes, corpus.num_levels):
         raise ConfigError(
-            f"--tokenizer {config.tokenizer} has {found.num_levels} x {found.num_codes} codes, the prompts' "
-            f"words {corpus.num_levels} x {corpus.num_codes}; give the one that made them"
+            f"--.tokenizer {config.tokenizer} has {found.num_levels} x {found.num_codes} codes, the words of "
+            f"the prompts {corpus.num_levels} x {corpus.num_codes}; give the one that made them.",
+            owner=config,
         )
 
 
 def _check_reward(config: GrpoConfig, prompts: PromptSource) -> None:
-    """Scores a true answer, so that rewards that fail are told before anything is spent."""
+    """Scores a true answer, so that rewards that fail do so before anything is spent."""
     reward = config.reward
-    rewards = rewards_of(
-        reward.plug_ins,
-        tp=reward.true_positives,
-        count_malformed=reward.count_malformed,
-        partial=reward.partial,
-    )
     question = prompts.prompt(prompts.draws(0, 1)[0]).question
-    check_rewards(rewards, reward.weights, question, elsewhere=(IOU,) if reward.iou else ())
-
-
-def _deepspeed(config: GrpoConfig) -> Mapping[str, Any] | None:
-    if config.learner.deepspeed is None:
-        return None
-    from pipelines.training.deepspeed_file import read_deepspeed_config
-
-    return read_deepspeed_config(config.learner.deepspeed, stages=(1, 2, 3), owner=config.learner)
+    check_rewards(rewards_of(reward), reward.weights, question, elsewhere=(IOU,) if reward.iou else ())
 
 
 def _fingerprint(config: GrpoConfig, model: str, prompts: PromptSource) -> dict[str, Any]:
-    """Returns all that decides what is learnt; where files lie is not in it, what they hold is."""
-    body = json.loads(provenance.config_json(config))
-    for name in _FREE:
-        del body[name]
-    for name in _FREE_ROLLOUT:
-        del body["rollout"][name]
-    body["learner"] = {"precision": config.learner.precision}
-    body["reward"] = {k: v for k, v in body["reward"].items() if k not in ("workers", "gpus_per_worker")}
-    return {**body, "model": model, "prompts": prompts.digest, "code_version": CODE_VERSION}
-
-
-def describe(plan: Plan) -> str:
-    """Returns the resolved config and the size of the run as text; both presets are seen in full so."""
-    config, prompts = plan.config, plan.prompts
-    replies = config.prompts_per_step * config.rollout.group_size
-    told = config.algorithm.resolved
-    return (
-        f"{provenance.config_json(config)}"
-        f"algorithm: {config.algorithm.name}: {told}\n"
-        f"run: {config.steps} steps of {config.prompts_per_step} prompts x {config.rollout.group_size} "
-        f"replies = {replies}, {config.algorithm.inner_steps} optimizer steps each; "
-        f"{config.learner.count} learners, "
-        f"{config.rollout.actors} samplers, at most {config.slots} tasks of "
-        f"{config.rollout.prompts_per_task} prompts under way, replies at most "
-        f"{config.rollout.max_staleness} steps old\n"
-        f"prompts: {len(prompts)}, {prompts.counts.get('none', 0)} of them without a target, "
-        f"{config.steps * config.prompts_per_step / len(prompts):.2f} epochs; "
-        f"{0 if plan.held_out is None else len(plan.held_out)} held out\n"
-    )
+    return {
+        **settings_of(config, without=_FREE),
+        "model": model,
+        "prompts": prompts.digest,
+        "code_version": CODE_VERSION,
+    }

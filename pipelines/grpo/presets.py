@@ -5,11 +5,12 @@ import dataclasses
 import tyro
 
 from pipelines.chats.prompts import PromptsConfig
+from pipelines.config import WorkerConfig
 from pipelines.grpo.config import (
-    GatesConfig,
+    ChecksConfig,
     GrpoConfig,
     LearnerConfig,
-    LooksConfig,
+    PromptValidationConfig,
     RewardConfig,
     RolloutConfig,
 )
@@ -25,7 +26,8 @@ _PAPER = GrpoConfig(
     out=_REQUIRED,
     model=_REQUIRED,
     tokenizer=_REQUIRED,
-    prompts=PromptsConfig(corpora=_REQUIRED, thinking=True),
+    chats=_REQUIRED,
+    prompts=PromptsConfig(thinking=True),
     prompts_per_step=512,
     steps=100,
     reward=RewardConfig(true_positives="distinct", count_malformed=False),
@@ -40,21 +42,26 @@ _PAPER = GrpoConfig(
         inner_steps=4,
     ),
     rollout=RolloutConfig(
-        group_size=5, max_new_tokens=2048, prompts_per_task=16, actors=8, gpus=1, precision="bfloat16"
-    ),
-    learner=LearnerConfig(
-        count=8,
-        gpus=1,
-        deepspeed="infra/deepspeed/zero2.json",
-        replies_per_micro_batch=5,
-        gradient_checkpointing=True,
+        group_size=5,
+        max_new_tokens=2048,
+        prompts_per_task=16,
+        workers=8,
+        worker=WorkerConfig(gpus=1),
         precision="bfloat16",
     ),
+    learner=LearnerConfig(
+        workers=8,
+        worker=WorkerConfig(gpus=1),
+        deepspeed="infra/deepspeed/zero2.json",
+        micro_batch=5,
+        gradient_checkpointing=True,
+    ),
+    precision="bfloat16",
     optimizer=OptimizerConfig(
         lr=1e-6, warmup_steps=0, final_lr_share=1.0, betas=(0.9, 0.999), weight_decay=1e-2
     ),
-    gates=GatesConfig(parity_limit=0.05),
-    looks=LooksConfig(every=5, prompts=512),
+    checks=ChecksConfig(parity_limit=0.05),
+    validation=PromptValidationConfig(every=5, prompts=512),
     checkpoints=CheckpointsConfig(every=5, keep=3),
 )
 
@@ -86,49 +93,53 @@ _TOUR = GrpoConfig(
     out="runs/tour/grpo",
     model="tour-mllm",
     tokenizer="tour",
-    prompts=PromptsConfig(corpora=("runs/tour/chats-train",), none_share=0.24),
+    chats=("runs/tour/chats-train",),
+    prompts=PromptsConfig(none_share=0.24),
     prompts_per_step=32,
     steps=150,
     algorithm=AlgorithmConfig(name="grpo", clip_high=0.28),
     rollout=RolloutConfig(group_size=8, max_new_tokens=32, prompts_per_task=16),
-    learner=LearnerConfig(replies_per_micro_batch=256),
+    learner=LearnerConfig(micro_batch=256),
     optimizer=OptimizerConfig(lr=5e-4, warmup_steps=5, final_lr_share=0.1, weight_decay=0.0),
-    looks=LooksConfig(corpora=("runs/tour/chats-val",), every=25, prompts=400, samples=4),
+    validation=PromptValidationConfig(chats=("runs/tour/chats-val",), every=25, prompts=400, samples=4),
     checkpoints=CheckpointsConfig(every=25),
     trajectories_every=25,
 )
 
 _SMOKE = dataclasses.replace(
     _TOUR,
-    out="temporary",
-    prompts=PromptsConfig(corpora=("embedded-gres",)),
+    out="runs/grpo-gres",
+    chats=("runs/embedded/gres-train/chats",),
+    prompts=PromptsConfig(),
     prompts_per_step=8,
     steps=4,
     rollout=RolloutConfig(group_size=4, max_new_tokens=32, prompts_per_task=4),
-    looks=LooksConfig(every=2, prompts=16),
+    validation=PromptValidationConfig(chats=("runs/embedded/gres-val/chats",), every=2, prompts=16),
     checkpoints=CheckpointsConfig(every=2),
     trajectories_every=2,
 )
 
 GRES: dict[str, GrpoConfig] = {
-    # The embedded tiny model on a synthetic corpus that is made first; minutes on two cores.
+    # The tiny model that ships on chats of drawn scenes that are made first; under 90 s on two cores.
     "smoke": _SMOKE,
     "tour": _TOUR,
     "paper": _PAPER,
     "modern": _MODERN,
 }
 
+# Section 3.2: captions are answered without a thought.
+_CAPTIONS = PromptsConfig(thinking=False, tasks=("gcg",))
+
 GCG: dict[str, GrpoConfig] = {
+    # As that of grpo_gres, with captions.
     "smoke": dataclasses.replace(
         _SMOKE,
-        prompts=PromptsConfig(corpora=("embedded-gcg",), tasks=("gcg",)),
-        rollout=RolloutConfig(group_size=4, max_new_tokens=96, prompts_per_task=4),
+        out="runs/grpo-gcg",
+        chats=("runs/embedded/gcg-train/chats",),
+        prompts=_CAPTIONS,
+        rollout=dataclasses.replace(_SMOKE.rollout, max_new_tokens=96),
+        validation=dataclasses.replace(_SMOKE.validation, chats=("runs/embedded/gcg-val/chats",)),
     ),
-    # Section 3.2: captions are answered without a thought.
-    "paper": dataclasses.replace(
-        _PAPER, prompts=PromptsConfig(corpora=_REQUIRED, thinking=False, tasks=("gcg",))
-    ),
-    "modern": dataclasses.replace(
-        _MODERN, prompts=PromptsConfig(corpora=_REQUIRED, thinking=False, tasks=("gcg",))
-    ),
+    "paper": dataclasses.replace(_PAPER, prompts=_CAPTIONS),
+    "modern": dataclasses.replace(_MODERN, prompts=_CAPTIONS),
 }

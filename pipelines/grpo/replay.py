@@ -1,6 +1,6 @@
-"""Replies of an earlier run in the place of sampling, to look for a fault in learning alone.
+"""Responses of an earlier run in the place of sampling, to look for a fault in learning alone.
 
-Prompts are read and encoded anew, replies are the tokens that were kept, rewards those that were given.
+Prompts are read and encoded anew, responses are the tokens that were kept, rewards those that were given.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ import numpy as np
 from pipelines import storage
 from pipelines.chats.prompts import PromptSource, encode_prompt
 from pipelines.grpo.config import GrpoConfig
-from pipelines.grpo.groups import Group
+from pipelines.grpo.groups import Group, group_of
 from pipelines.grpo.reward.components import Scored
 from pipelines.grpo.trajectories import components_of, read_trajectories, read_trajectory_file, steps_of
 from samtok import folders
@@ -25,7 +25,7 @@ from samtok.mllm.sampling import Sampled
 
 @dataclass(frozen=True)
 class Replayed:
-    """One prompt of a step, with what its replies were worth."""
+    """One prompt of a step, with what its responses were worth."""
 
     group: Group
     scored: list[Scored]
@@ -45,7 +45,7 @@ class Replay:
     def __init__(self, config: GrpoConfig, prompts: PromptSource) -> None:
         assert config.replay is not None  # the config says so itself
         self.config, self.prompts = config, prompts
-        self.uri = storage.absolute(config.replay)
+        self.uri = config.replay
         self.files: list[int | None] = [None] if self.uri.endswith(".parquet") else [*steps_of(self.uri)]
         if not self.files:
             raise ConfigError(
@@ -77,19 +77,13 @@ class Replay:
         if prompt.row["sample_id"] != rows[0]["sample_id"]:
             raise ConfigError(
                 f"--replay: draw {draw} was sample {rows[0]['sample_id']!r} there and is "
-                f"{prompt.row['sample_id']!r} here. Give the --prompts and the --seed of that run (its "
-                "config.json)."
+                f"{prompt.row['sample_id']!r} here. Give --chats, --prompts and --seed of that run "
+                "(its config.json)."
             )
         encoded = encode_prompt(self.adapter, prompt, self.config.prompts.max_prompt_tokens)
-        group = Group(
-            draw=draw,
-            index=index,
-            question=prompt.question,
-            input_ids=encoded.input_ids.numpy(),
-            mm_token_type_ids=encoded.mm_token_type_ids.numpy(),
-            vision={name: value.numpy() for name, value in encoded.vision.items()},
-            replies=tuple(_sampled(row) for row in rows),
-            texts=tuple(row["text"] for row in rows),
+        group = group_of(
+            *(draw, index, prompt, encoded, [_sampled(row) for row in rows]),
+            texts=[row["text"] for row in rows],
             version=rows[0]["weight_version"],
         )
         return Replayed(group, [Scored(components_of(row), row["reward"]) for row in rows])

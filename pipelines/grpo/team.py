@@ -12,7 +12,7 @@ from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.learn.learner import LearnerTask
 from pipelines.grpo.learn.learner_group import LearnerGroup
 from pipelines.grpo.reward.components import Scored
-from pipelines.grpo.reward.scoring import LookRow, Scorer
+from pipelines.grpo.reward.scoring import Scorer, ValidationRow
 from pipelines.grpo.rollout.pool import RolloutPool, SamplerActor
 from samtok.errors import ClusterError
 
@@ -24,7 +24,7 @@ _PLACED_WITHIN_S = 300.0
 def cpus_needed(config: GrpoConfig) -> float:
     """Returns the CPUs that all processes of a run hold together."""
     learner, rollout = config.learner, config.rollout
-    return learner.count * learner.cpus + rollout.actors * rollout.cpus
+    return learner.workers * learner.worker.cpus + rollout.workers * rollout.worker.cpus
 
 
 class Team:
@@ -33,7 +33,7 @@ class Team:
     Args:
         task: The run.
         prompts: What may be asked.
-        held_out: What looks ask.
+        held_out: What validation asks.
         cluster: Where they run.
 
     Raises:
@@ -46,18 +46,18 @@ class Team:
         config = task.config
         self.task, self.config = task, config
         self._group = _place(config, cluster)
-        count, learners = config.rollout.actors, config.learner.count
+        count, learners = config.rollout.workers, config.learner.workers
         self._learner_spots = [self._spot(i) for i in range(learners)]
         first = 0 if config.placement == "colocated" else learners
-        device = "cuda" if config.rollout.gpus else "cpu"
+        device = "cuda" if config.rollout.worker.gpus else "cpu"
 
         def sampler(number: int) -> Any:
             options = {} if config.rollout.python is None else _environment(config.rollout.python)
             return actors.start_actor(
                 SamplerActor,
                 *(task, prompts, held_out, device),
-                cpus=config.rollout.cpus,
-                gpus=(config.rollout.gpus or 0) * (0.5 if config.placement == "colocated" else 1.0),
+                cpus=config.rollout.worker.cpus,
+                gpus=(config.rollout.worker.gpus or 0) * (0.5 if config.placement == "colocated" else 1.0),
                 scheduling_strategy=self._spot(first + number),
                 **options,
             )
@@ -103,11 +103,14 @@ def _environment(python: str) -> dict[str, Any]:
 def _bundles(config: GrpoConfig) -> list[dict[str, float]]:
     learner, rollout = config.learner, config.rollout
     if config.placement == "colocated":
-        both = {"CPU": learner.cpus + rollout.cpus, "GPU": max(learner.gpus or 0, rollout.gpus or 0)}
-        return [both] * max(learner.count, rollout.actors)
+        both = {
+            "CPU": learner.worker.cpus + rollout.worker.cpus,
+            "GPU": max(learner.worker.gpus or 0, rollout.worker.gpus or 0),
+        }
+        return [both] * max(learner.workers, rollout.workers)
     return [
-        *[{"CPU": learner.cpus, "GPU": learner.gpus or 0}] * learner.count,
-        *[{"CPU": rollout.cpus, "GPU": rollout.gpus or 0}] * rollout.actors,
+        *[{"CPU": learner.worker.cpus, "GPU": learner.worker.gpus or 0}] * learner.workers,
+        *[{"CPU": rollout.worker.cpus, "GPU": rollout.worker.gpus or 0}] * rollout.workers,
     ]
 
 
@@ -128,7 +131,7 @@ def _place(config: GrpoConfig, cluster: ClusterInfo) -> Any:
         have = "; ".join(f"{n.get('CPU', 0):g} CPUs and {n.get('GPU', 0):g} GPUs" for n in nodes)
         raise ClusterError(
             f"there was no room within {_PLACED_WITHIN_S:.0f} s for {bundles}, one process each; the nodes "
-            f"have {have}. Other jobs may hold them; or lower --learner.count, --rollout.actors or "
+            f"have {have}. Other jobs may hold them; or lower --learner.workers, --rollout.workers or "
             "their CPUs."
         )
     return group
@@ -154,9 +157,9 @@ class ScorerPool:
         """Scores the groups of some tasks."""
         return self._each(lambda actor, groups: actor.score.remote(*groups), tasks, "scoring")
 
-    def look(self, parts: Sequence[tuple[Any, Any]]) -> list[list[LookRow]]:
+    def validate(self, parts: Sequence[tuple[Any, Any]]) -> list[list[ValidationRow]]:
         """Scores what held-out prompts were answered."""
-        return self._each(lambda actor, part: actor.look.remote(*part), parts, "scoring held-out prompts")
+        return self._each(lambda actor, part: actor.validate.remote(*part), parts, "scoring held-out prompts")
 
     def _each(self, call: Callable[[Any, Any], Any], parts: Sequence[Any], doing: str) -> list[Any]:
         found: dict[int, Any] = {}

@@ -1,18 +1,23 @@
-"""Every reply of a run with all that it was learnt from, one Parquet file per step.
+"""Every response of a run with all that it was learnt from, one Parquet file per step.
 
-OUT/trajectories/step-00000012.parquet   replies of step 12, by prompt and place in their group
+OUT/trajectories/step-00000012.parquet   responses of step 12, by prompt and place in their group
 
 A step that is repeated after a kill replaces its file with the same rows.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import schema, shards, storage
+from pipelines.chats.corpus import text_of
+from pipelines.chats.prompts import last_answer
+from pipelines.grpo.groups import Group
+from pipelines.grpo.reward.components import Scored
 from samtok.errors import DataError
 
 FOLDER = "trajectories"
@@ -37,7 +42,7 @@ TRAJECTORY_ROW = pa.schema(
         pa.field("truth", pa.string(), nullable=False),  # text of the true answer
         pa.field("truth_codes", pa.list_(pa.list_(pa.int16())), nullable=False),
         pa.field("thinking", pa.bool_(), nullable=False),  # the prompt asks for a thought first
-        pa.field("text", pa.string(), nullable=False),  # of the reply, mask words and all
+        pa.field("text", pa.string(), nullable=False),  # of the response, mask words and all
         pa.field("token_ids", pa.list_(pa.int32()), nullable=False),  # as sampled, never tokenized again
         pa.field("rollout_log_probs", pa.list_(pa.float32()), nullable=False),  # one per token
         pa.field("complete", pa.bool_(), nullable=False),  # ended by itself, before the limit
@@ -50,13 +55,13 @@ TRAJECTORY_ROW = pa.schema(
     ],
     metadata={"samtok_schema_version": str(schema.SCHEMA_VERSION)},
 )
-"""One reply to one prompt in one step."""
+"""One response to one prompt in one step."""
 
 _REQUIRED = frozenset(TRAJECTORY_ROW.names) - {"step"}
 
 
 def write_trajectories(out: str, step: int, rows: Iterable[Mapping[str, Any]]) -> str:
-    """Writes the replies of a step, sorted by prompt and reply, and returns the URI of the file.
+    """Writes the responses of a step, sorted by prompt and response, and returns the URI of the file.
 
     Args:
         out: URI of the run's folder.
@@ -72,6 +77,46 @@ def write_trajectories(out: str, step: int, rows: Iterable[Mapping[str, Any]]) -
     uri = storage.join(out, FOLDER, f"step-{step:08d}.parquet")
     storage.write_bytes(uri, shards.parquet_bytes(schema.table(checked, TRAJECTORY_ROW)))
     return uri
+
+
+def trajectory_rows(
+    group: Group, scored: Sequence[Scored], advantages: np.ndarray, used: np.ndarray, step: int
+) -> Iterator[dict[str, Any]]:
+    """Yields one row per response, as ``write_trajectories`` takes them.
+
+    Args:
+        group: Prompt and responses.
+        scored: What each response is worth.
+        advantages, used: Of each response.
+        step: In which they were learnt from.
+    """
+    record = group.question.record
+    image = record["images"][0]
+    last = last_answer(record["messages"])
+    assert last is not None  # it was asked
+    for number, (response, text, worth) in enumerate(zip(group.responses, group.texts, scored, strict=True)):
+        yield {
+            "draw": group.draw,
+            "reply": number,
+            **{name: record[name] for name in ("sample_id", "dataset", "image_id")},
+            "image_uri": image["uri"],
+            "height": image["height"],
+            "width": image["width"],
+            "question": text_of(record["messages"][last - 1]).strip(),
+            "truth": group.question.text,
+            "truth_codes": [list(codes) for codes in group.question.truth],
+            "thinking": group.question.thinking,
+            "text": text,
+            "token_ids": response.ids.tolist(),
+            "rollout_log_probs": response.log_probs.tolist(),
+            "complete": response.complete,
+            "weight_version": group.version,
+            "staleness": step - group.version,
+            "reward": worth.total,
+            "components": components_column(worth.components),
+            "advantage": float(advantages[number]),
+            "used": bool(used[number]),
+        }
 
 
 def components_column(components: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -90,7 +135,7 @@ def steps_of(out: str) -> list[int]:
 
 
 def read_trajectories(out: str, first: int = 0, last: int | None = None) -> Iterator[dict[str, Any]]:
-    """Yields the replies of steps ``first`` to ``last``, both included, one file in memory at a time.
+    """Yields the responses of steps ``first`` to ``last``, both included, one file in memory at a time.
 
     Args:
         out: URI of the run's folder.
@@ -113,7 +158,7 @@ def _files(out: str) -> dict[int, str]:
 
 
 def read_trajectory_file(uri: str) -> list[dict[str, Any]]:
-    """Returns the replies of one file.
+    """Returns the responses of one file.
 
     Raises:
         DataError: If it was written with another version of the schema.

@@ -17,7 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines.grpo.config import SyncConfig
 from samtok.errors import CheckpointError
+
+MB = 2**20
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,13 @@ class ObjectStoreTransport:
                 )
             state |= _tensors(piece, data)
         return state
+
+
+def object_store(sync: SyncConfig) -> ObjectStoreTransport:
+    """Returns the transport through Ray's object store; inside a Ray process."""
+    import ray
+
+    return ObjectStoreTransport(ray.put, ray.get, piece_bytes=sync.bucket_mb * MB, checksum=sync.checksum)
 
 
 def _groups(state: Mapping[str, Tensor], piece_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:

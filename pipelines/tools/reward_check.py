@@ -1,14 +1,14 @@
-"""Tries rewards on replies in a file, before anything is trained with them.
+"""Tries rewards on responses in a file, before anything is trained with them.
 
-    python -m pipelines.tools.reward_check --replies replies.jsonl --weights mask=1,format=0.1 --thinking
-    python -m pipelines.tools.reward_check --replies r.jsonl --chats runs/chats --reward my_rewards:short
+    python -m pipelines.tools.reward_check --responses responses.jsonl --weights mask=1,format=0.1 --thinking
+    python -m pipelines.tools.reward_check --responses r.jsonl --chats runs/chats --plug-ins my_rewards:short
 
-Every line of the file is an object: ``{"truth": "the true answer", "reply": "what a model said"}``, or with
-``--chats`` ``{"sample_id": "...", "reply": "..."}``, a reply in place of the sample's last answer. A reward
+Every line of the file is an object: ``{"truth": "the true answer", "response": "what a model wrote"}``, or with
+``--chats`` ``{"sample_id": "...", "response": "..."}``, a response in place of the sample's last answer. A reward
 of one's own is a function in a file of the working directory:
 
-    def short(question, reply):
-        return {"short": float(len(reply.text) < 200)}
+    def short(question, response):
+        return {"short": float(len(response.text) < 200)}
 
 Prints a row per line with all components and the total, their means, and counts. Token ids are empty here.
 """
@@ -26,92 +26,66 @@ from pipelines import cli, storage
 from pipelines import job as runs
 from pipelines.chats.corpus import load_chat_corpus, rows_of
 from pipelines.chats.prompts import prompt_of
-from pipelines.grpo.reward.components import Scored, parse_weights, rewards_of, score
-from samtok.errors import ConfigError, DataError
+from pipelines.config import AtLeast1, config
+from pipelines.grpo.reward.components import Scored, ScoringConfig, rewards_of, score
+from samtok.errors import DataError
 from samtok.rewards import Question, Response
-from samtok.rewards.mask_words import TruePositives
 from samtok.words import parse_words
 
 
-@dataclass(frozen=True, kw_only=True)
-class RewardCheckConfig:
-    """Replies are scored and shown."""
+@config
+class RewardCheckConfig(ScoringConfig):
+    """Responses are scored and shown."""
 
-    __pydantic_config__ = cli.FORBID_UNKNOWN
-
-    replies: str
-    """JSONL file of replies, local or s3://."""
+    responses: str
+    """JSONL file of responses, local or s3://."""
     chats: str | None = None
     """Corpus of chats (jobs/compose_dialogues.py) with the samples that lines name."""
-    reward: tuple[str, ...] = ()
-    """Rewards beside the standard one, as module:function."""
-    weights: str = "mask=1"
-    """Weight of each component in the total, as mask=1,format=0.1."""
     thinking: bool = False
     """The prompts asked for a thought: answers stand between <answer> and </answer>."""
-    true_positives: TruePositives = "multiset"
-    """Two instances of one word in the truth: both count (multiset), or one (distinct, the paper's Eq. 5)."""
-    count_malformed: bool = True
-    """Count broken words as wrong predictions; the paper leaves them out."""
-    partial: float = 0.0
-    """Credit for a word of which only the last code is wrong."""
-    num_codes: int = 256
+    num_codes: AtLeast1 = 256
     """Codes per level of the words; --chats knows its own."""
-    num_levels: int = 2
+    num_levels: AtLeast1 = 2
     """Codes of a word; --chats knows its own."""
-
-    def __post_init__(self) -> None:
-        parse_weights(self.weights)
-        if self.num_codes < 1 or self.num_levels < 1:
-            raise ConfigError(
-                f"--num-codes and --num-levels must be at least 1, got {self.num_codes} and {self.num_levels}"
-            )
-        if not 0 <= self.partial <= 1:
-            raise ConfigError(f"--partial must lie in [0, 1], got {self.partial}")
 
 
 PRESETS = {
-    "modern": RewardCheckConfig(replies=tyro.MISSING),
-    "paper": RewardCheckConfig(replies=tyro.MISSING, true_positives="distinct", count_malformed=False),
+    "modern": RewardCheckConfig(responses=tyro.MISSING),
+    "paper": RewardCheckConfig(responses=tyro.MISSING, true_positives="distinct", count_malformed=False),
 }
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the file of replies."""
+    """One line of the file of responses."""
 
     number: int
     body: Mapping[str, Any] = field(repr=False)
 
 
 def reward_check(config: RewardCheckConfig) -> int:
-    """Prints what the replies of a file are worth; returns the exit code.
+    """Prints what the responses of a file are worth; returns the exit code.
 
     Raises:
         ConfigError: For a reward or weight that cannot be used.
         DataError: For a line that cannot, with its file and number.
     """
-    rewards = rewards_of(
-        config.reward,
-        tp=config.true_positives,
-        count_malformed=config.count_malformed,
-        partial=config.partial,
-    )
-    lines = list(read_lines(config.replies))
+    rewards = rewards_of(config)
+    lines = list(read_lines(config.responses))
     if not lines:
-        raise DataError(f"{config.replies} has no replies", reason="empty")
+        raise DataError(f"{config.responses} has no responses.", reason="empty")
     questions = questions_of(lines, config)
-    replies = [Response(text=line.body["reply"]) for line in lines]
-    scored = score(questions, replies, rewards=rewards, weights=parse_weights(config.weights))
+    responses = [Response(text=line.body["response"]) for line in lines]
+    scored = score(questions, responses, rewards=rewards, weights=config.weights)
     sys.stdout.write("\n".join(table_of([line.number for line in lines], scored)) + "\n")
     return 0
 
 
 def read_lines(uri: str) -> Iterator[Line]:
-    """Yields the lines of a file of replies that are not blank.
+    """Yields the lines of a file of responses that are not blank.
 
     Raises:
-        DataError: ``json`` or ``reply`` for a line that is no object with the text ``reply``.
+        DataError: ``json`` or ``response`` for a line that is no object with the text ``response``.
     """
     with storage.open_input(uri) as file:
         for number, raw in enumerate(file, start=1):
@@ -130,7 +104,7 @@ def questions_of(lines: Sequence[Line], config: RewardCheckConfig) -> list[Quest
     rows, sizes = _samples(config, named)
     found = []
     for line in lines:
-        where = f"{config.replies}, line {line.number}"
+        where = f"{config.responses}, line {line.number}"
         if _names_sample(line, config):
             found.append(_of_sample(line, rows, sizes, config, where))
         else:
@@ -139,7 +113,7 @@ def questions_of(lines: Sequence[Line], config: RewardCheckConfig) -> list[Quest
 
 
 def table_of(numbers: Sequence[int], scored: Sequence[Scored]) -> list[str]:
-    """Returns the lines of the table, the means and the counts; a component that a reply lacks is a dash."""
+    """Returns the lines of the table, the means and the counts; a component that a response lacks is a dash."""
     names = list(dict.fromkeys(name for one in scored for name in one.components))
     rows = [{**one.components, "total": one.total} for one in scored]
     names.append("total")
@@ -149,7 +123,7 @@ def table_of(numbers: Sequence[int], scored: Sequence[Scored]) -> list[str]:
         "  ".join(["line".ljust(6), *(name.rjust(7) for name in names)]),
         *(_row(str(number), names, row) for number, row in zip(numbers, rows, strict=True)),
         _row("mean", names, means),
-        f"replies {len(totals)}, total between {min(totals):.4f} and {max(totals):.4f}, deviation "
+        f"responses {len(totals)}, total between {min(totals):.4f} and {max(totals):.4f}, deviation "
         f"{pstdev(totals):.4f}; zero {totals.count(0.0)}, below zero {sum(total < 0 for total in totals)}, "
         f"different totals {len(set(totals))}",
     ]
@@ -164,9 +138,11 @@ def _body(raw: bytes, where: str) -> dict[str, Any]:
     try:
         body = json.loads(raw)
     except ValueError as error:
-        raise DataError(f"{where} is no JSON: {error}", reason="json") from error
-    if not isinstance(body, dict) or not isinstance(body.get("reply"), str):
-        raise DataError(f'{where}: expected an object with the text "reply"', reason="reply")
+        raise DataError(f"{where} is no JSON: {error}.", reason="json") from error
+    if isinstance(body, dict) and "reply" in body:  # the key of earlier versions
+        body = {"response": body["reply"], **body}
+    if not isinstance(body, dict) or not isinstance(body.get("response"), str):
+        raise DataError(f'{where}: expected an object with the text "response".', reason="response")
     return body
 
 
@@ -192,7 +168,7 @@ def _of_sample(
 ) -> Question:
     sample_id, (num_codes, num_levels) = line.body["sample_id"], sizes
     if sample_id not in rows:
-        raise DataError(f"{where}: {config.chats} has no sample {sample_id!r}", reason="sample")
+        raise DataError(f"{where}: {config.chats} has no sample {sample_id!r}.", reason="sample")
     try:
         prompt = prompt_of(
             rows[sample_id], thinking=config.thinking, num_codes=num_codes, num_levels=num_levels
@@ -206,7 +182,7 @@ def _of_truth(line: Line, config: RewardCheckConfig, where: str) -> Question:
     truth = line.body.get("truth")
     if not isinstance(truth, str):
         raise DataError(
-            f'{where}: expected the text "truth" or, with --chats, the text "sample_id"', reason="truth"
+            f'{where}: expected the text "truth" or, with --chats, the text "sample_id".', reason="truth"
         )
     try:
         codes = parse_words(truth, num_codes=config.num_codes, num_levels=config.num_levels)

@@ -1,19 +1,19 @@
-"""How fast our GRPO step is against TRL's GRPOTrainer, in replies a second, and whether both have one loss.
+"""How fast our GRPO step is against TRL's GRPOTrainer, in responses a second, and whether both have one loss.
 
     python -m tests.benchmarks.grpo
     python -m tests.benchmarks.grpo --models tiny wide --new-tokens 64 --repeats 5
 
 Both sides take the same tiny Qwen2.5-VL, prompts with images, reward, group size, temperature, limit of new
-tokens, fused AdamW and thread, without KL, with one optimizer step per batch of replies; neither recomputes
+tokens, fused AdamW and thread, without KL, with one optimizer step per batch of responses; neither recomputes
 old log-probabilities. Both begin a step with the files of the prompts: TRL in its data loader, we in the
 sampler. Our first row is a step's parts in one process, without Ray, as TRL is. Sides take turns, and a ratio
 is the median over the rounds, on the clock and in CPU time, which other work on the machine disturbs less.
-``--ray`` adds the whole loop in processes of its own, one that samples and one that learns, without looks and
-gates: its median step on the clock against TRL's median round before, not in turns. With staleness 1 both
+``--ray`` adds the whole loop in processes of its own, one that samples and one that learns, without validation
+and checks: its median step on the clock against TRL's median round before, not in turns. With staleness 1 both
 work at the same time, on a core each.
 
-The losses are those of one batch of prompts, replies, advantages and old log-probabilities that are moved so
-that clipping happens; our loss excludes no token there, since TRL's never does. Needs trl (dev extra).
+The losses are those of one batch of prompts, responses, advantages and old log-probabilities that are moved
+so that clipping happens; our loss excludes no token there, since TRL's never does. Needs trl (dev extra).
 """
 
 import argparse
@@ -62,7 +62,7 @@ def main() -> int:
     for name in options.models:
         with tempfile.TemporaryDirectory() as home:
             place = parts.make_place(Path(home), parts.MODELS[name], options)
-            prompts = load_prompts(PromptsConfig(corpora=(place.corpus,)), seed=0)
+            prompts = load_prompts([place.corpus], PromptsConfig(), seed=0)
             rows = [{"model": name, **row} for row in _speed(place, prompts)]
             losses = [{"model": name, **row} for row in _losses(place, prompts)]
             if options.ray:
@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def _print(rows: Iterable[dict[str, Any]], losses: Iterable[dict[str, Any]]) -> None:
-    print("model | side | samples/s | tokens of a reply | ratio | in CPU time | parts of a step")
+    print("model | side | samples/s | tokens of a response | ratio | in CPU time | parts of a step")
     for row in rows:
         ratios = " | ".join(
             f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})" if found else "-"
@@ -113,7 +113,7 @@ def _speed(place: Place, prompts: PromptSource) -> list[dict[str, Any]]:
     rows = []
     for name, values in took.items():
         pairs = list(zip(took[BASE], values, strict=True))
-        samples = place.replies * place.options.steps
+        samples = place.responses * place.options.steps
         rows.append(
             {
                 "side": name,
@@ -243,7 +243,7 @@ def _loss(
     limit = place.options.new_tokens
     outlines = [outline(group) for group in groups]
     update = plan_update(outlines, groups, rewards, algorithm, learners=1, max_tokens=limit)
-    (micro,) = micro_batches(update.parts[0][0], place.replies)
+    (micro,) = micro_batches(update.parts[0][0], place.responses)
     noise = torch.randn(len(micro.rollout), generator=torch.Generator().manual_seed(0))
     old = micro.rollout + 0.3 * noise
     learner.model.zero_grad()
@@ -283,8 +283,8 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--models", nargs="+", choices=parts.MODELS, default=["tiny"])
     parser.add_argument("--prompts", type=int, default=8, help="prompts of a step")
-    parser.add_argument("--group", type=int, default=8, help="replies to each prompt")
-    parser.add_argument("--new-tokens", type=int, default=32, help="longest reply")
+    parser.add_argument("--group", type=int, default=8, help="responses to each prompt")
+    parser.add_argument("--new-tokens", type=int, default=32, help="longest response")
     parser.add_argument("--steps", type=int, default=4, help="steps of a round")
     parser.add_argument("--repeats", type=int, default=5, help="rounds of each side, whose median counts")
     parser.add_argument("--threads", type=int, default=1)

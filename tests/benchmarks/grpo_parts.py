@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines.chats.prompts import PromptsConfig, PromptSource
+from pipelines.chats.prompts import PromptSource
 from pipelines.cluster import session
-from pipelines.grpo.config import GatesConfig, GrpoConfig, LearnerConfig, RewardConfig, RolloutConfig
+from pipelines.config import WorkerConfig
+from pipelines.grpo.config import ChecksConfig, GrpoConfig, LearnerConfig, RewardConfig, RolloutConfig
 from pipelines.grpo.learn.algorithms import AlgorithmConfig
 from pipelines.grpo.learn.learner import LearnerTask
 from pipelines.grpo.loop import Loop
-from pipelines.grpo.observe.progress import Show
+from pipelines.grpo.observe.progress import GrpoProgress
 from pipelines.grpo.team import Team
 from pipelines.tracking import Tracker
 from pipelines.training.config import CheckpointsConfig, OptimizerConfig, TrainedConfig
@@ -32,12 +33,12 @@ MODELS = {
     "wide": TinyConfig(dim=256, num_layers=4, hidden_dim=640, init_std=0.06),
 }
 LEARNING_RATE = 1e-6
-"""Small, so that the lengths of replies stay what they are for all sides."""
+"""Small, so that the lengths of responses stay what they are for all sides."""
 
 
-def even(question: Question, reply: Response) -> dict[str, float]:
+def even(question: Question, response: Response) -> dict[str, float]:
     """The reward of all sides: the share of tokens with an even id, which differs within every group."""
-    return {"even": even_share(reply.token_ids)}
+    return {"even": even_share(response.token_ids)}
 
 
 def even_share(ids: Sequence[int]) -> float:
@@ -91,8 +92,8 @@ class Place:
         return model
 
     @property
-    def replies(self) -> int:
-        """Replies of a step."""
+    def responses(self) -> int:
+        """Responses of a step."""
         return self.options.prompts * self.options.group
 
 
@@ -110,13 +111,14 @@ def make_place(home: Path, numbers: TinyConfig, options: argparse.Namespace) -> 
 # ---------------------------------------------------------------- our loop
 
 
-def our_config(place: Place, out: str, **told: Any) -> GrpoConfig:
+def our_config(place: Place, out: str, **changes: Any) -> GrpoConfig:
     """Returns the run that both sides do."""
     options = place.options
+    worker = WorkerConfig(gpus=0, threads=options.threads)
     return GrpoConfig(
         out=out,
         model=str(place.folder),
-        prompts=PromptsConfig(corpora=(place.corpus,)),
+        chats=(place.corpus,),
         prompts_per_step=options.prompts,
         steps=10**6,
         reward=RewardConfig(weights={"even": 1.0}, plug_ins=("tests.benchmarks.grpo_parts:even",)),
@@ -125,12 +127,11 @@ def our_config(place: Place, out: str, **told: Any) -> GrpoConfig:
             group_size=options.group,
             max_new_tokens=options.new_tokens,
             prompts_per_task=options.prompts,
-            threads=options.threads,
-            gpus=0,
+            worker=worker,
         ),
-        learner=LearnerConfig(replies_per_micro_batch=place.replies, threads=options.threads, gpus=0),
+        learner=LearnerConfig(micro_batch=place.responses, worker=worker),
         optimizer=OptimizerConfig(lr=LEARNING_RATE, warmup_steps=0, final_lr_share=1.0, weight_decay=0.01),
-        **told,
+        **changes,
     )
 
 
@@ -139,7 +140,7 @@ WARM_STEPS = 2
 
 
 def loop_steps(place: Place, prompts: PromptSource, staleness: int) -> list[dict[str, Any]]:
-    """Goes through a run on a Ray of its own; returns what its steps say, without the first ones.
+    """Goes through a run on a Ray of its own; returns the metrics of its steps, without the first ones.
 
     Args:
         place: Says how many steps are counted: those of all rounds.
@@ -151,7 +152,7 @@ def loop_steps(place: Place, prompts: PromptSource, staleness: int) -> list[dict
     config = our_config(
         place,
         out,
-        gates=GatesConfig(parity_every=0, image=False),
+        checks=ChecksConfig(parity_every=0, image=False),
         checkpoints=CheckpointsConfig(every=10**6),
         trajectories_every=0,
         tracking="off",
@@ -167,7 +168,7 @@ def loop_steps(place: Place, prompts: PromptSource, staleness: int) -> list[dict
     return rows.found[WARM_STEPS:]
 
 
-class _Rows(Show):
+class _Rows(GrpoProgress):
     """Keeps the numbers of every step and prints none."""
 
     def __init__(self, steps: int, tracker: Tracker) -> None:

@@ -63,7 +63,7 @@ def trl_trainer(place: Place, prompts: PromptSource, **told: Any) -> tuple[Timed
         "num_generations": options.group,
         "max_completion_length": options.new_tokens,
         "generation_kwargs": {"suppress_tokens": list(adapter.suppressed_ids)},
-        "per_device_train_batch_size": place.replies,
+        "per_device_train_batch_size": place.responses,
         "gradient_accumulation_steps": 1,
         "steps_per_generation": 1,
         "max_steps": options.steps,
@@ -132,16 +132,16 @@ def check_same_prompts(place: Place, trainer: Timed, groups: Sequence[Group]) ->
 
 
 def trl_batch(place: Place, micro: Micro, old: torch.Tensor) -> dict[str, Any]:
-    """Returns replies as TRL's loss takes them.
+    """Returns responses as TRL's loss takes them.
 
     Args:
         place: Whose adapter pads.
-        micro: Prompts with their replies.
-        old: Log-probability of each token of all replies before the step, one reply after the other.
+        micro: Prompts with their responses.
+        old: Log-probability of each token of all responses before the step, one response after the other.
     """
     pad = place.adapter.pad_id
-    asked = [one for one, group in zip(micro.prompts, micro.replies, strict=True) for _ in group]
-    said = [torch.from_numpy(ids).long() for group in micro.replies for ids in group]
+    asked = [one for one, group in zip(micro.prompts, micro.responses, strict=True) for _ in group]
+    said = [torch.from_numpy(ids).long() for group in micro.responses for ids in group]
     completion_ids = _padded(said, pad, "right")
     completion_mask = _padded([torch.ones_like(ids) for ids in said], 0, "right")
     types = _padded([one.mm_token_type_ids for one in asked], 0, "left")

@@ -160,7 +160,7 @@ def _share_of_a_step(options: argparse.Namespace) -> dict[str, float]:
     )
     with tempfile.TemporaryDirectory() as home:
         place = parts.make_place(Path(home), parts.MODELS["tiny"], options)
-        rows = parts.loop_steps(place, load_prompts(PromptsConfig(corpora=(place.corpus,)), seed=0), 0)
+        rows = parts.loop_steps(place, load_prompts([place.corpus], PromptsConfig(), seed=0), 0)
     sync_s, step_s = (statistics.median(row[name] for row in rows) for name in ("s_sync", "s_step"))
     return {"sync_s": sync_s, "step_s": step_s, "share": sync_s / step_s}
 

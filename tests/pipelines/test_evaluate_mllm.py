@@ -297,9 +297,7 @@ def test_the_hash_of_a_model_is_over_what_it_answers_by(world, tmp_path):
         models.sha256_of(str(tmp_path / "nothing"))
     with pytest.raises(ConfigError, match=r"--model: there is no .*nothing/config.json.*jobs/extend_mllm"):
         prepare(_config(world, model=str(tmp_path / "nothing")))
-    with pytest.raises(
-        ConfigError, match=r"--chats .*nothing is .*jobs/compose_dialogues.py --preset"
-    ):
+    with pytest.raises(ConfigError, match=r"--chats .*nothing is .*jobs/compose_dialogues.py --preset"):
         prepare(_config(world, chats=str(tmp_path / "nothing")))
 
 

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from pipelines import cli, provenance
-from pipelines.chats.prompts import PromptsConfig
+from pipelines.config import WorkerConfig
 from pipelines.grpo.config import (
-    GatesConfig,
+    ChecksConfig,
     GrpoConfig,
     LearnerConfig,
-    LooksConfig,
+    PromptValidationConfig,
     RewardConfig,
     RolloutConfig,
     SyncConfig,
@@ -20,54 +20,54 @@ from pipelines.grpo.learn.algorithms import ALGORITHMS, AlgorithmConfig, KlConfi
 from pipelines.grpo.presets import GCG, GRES
 from samtok.errors import ConfigError
 
-PROMPTS = PromptsConfig(corpora=("chats",))
 
-
-def config(**told: Any) -> GrpoConfig:
-    return GrpoConfig(**{"out": "o", "model": "m", "prompts": PROMPTS, **told})
+def config(**changes: Any) -> GrpoConfig:
+    return GrpoConfig(**{"out": "o", "model": "m", "chats": ("chats",), **changes})
 
 
 WRONG: list[tuple[type | Any, dict[str, Any], str]] = [
-    (RewardConfig, {"workers": 0}, "--reward.workers must be at least 1, got 0"),
-    (RewardConfig, {"partial": 1.5}, r"--reward.partial must be in \[0, 1\], got 1.5"),
-    (RewardConfig, {"gpus_per_worker": -1}, "--reward.gpus-per-worker must be at least 0"),
-    (RolloutConfig, {"group_size": 1}, "--rollout.group-size must be at least 2, got 1"),
-    (RolloutConfig, {"max_new_tokens": 0}, "--rollout.max-new-tokens must be at least 1"),
-    (RolloutConfig, {"prompts_per_task": 0}, "--rollout.prompts-per-task must be at least 1"),
-    (RolloutConfig, {"actors": 0}, "--rollout.actors must be at least 1"),
-    (RolloutConfig, {"gpus": -1}, "--rollout.gpus must be at least 0"),
-    (RolloutConfig, {"threads": 0}, "--rollout.threads must be at least 1"),
-    (RolloutConfig, {"max_staleness": -1}, "--rollout.max-staleness must be at least 0"),
-    (RolloutConfig, {"max_failures": -1}, "--rollout.max-failures must be at least 0"),
-    (RolloutConfig, {"timeout_s": 0}, "--rollout.timeout-s must be at least 1"),
-    (RolloutConfig, {"temperature": 0}, "--rollout.temperature must be above 0, got 0"),
-    (RolloutConfig, {"engine": "vllm"}, "--rollout.engine vllm and --rollout.python go together"),
-    (RolloutConfig, {"python": "/p"}, "--rollout.engine vllm and --rollout.python go together"),
-    (LearnerConfig, {"count": 0}, "--learner.count must be at least 1"),
-    (LearnerConfig, {"gpus": -0.5}, "--learner.gpus must be at least 0, got -0.5"),
-    (LearnerConfig, {"replies_per_micro_batch": 0}, "--learner.replies-per-micro-batch must be at least 1"),
-    (LearnerConfig, {"max_failures": -1}, "--learner.max-failures must be at least 0"),
-    (SyncConfig, {"bucket_mb": 0}, "--sync.bucket-mb must be at least 1"),
-    (GatesConfig, {"parity_every": -1}, "--gates.parity-every must be at least 0"),
-    (GatesConfig, {"parity_limit": 0.0}, "--gates.parity-limit must be above 0, got 0"),
-    (LooksConfig, {"every": 0}, "--looks.every must be at least 1"),
-    (LooksConfig, {"prompts": 0}, "--looks.prompts must be at least 1"),
-    (LooksConfig, {"samples": -1}, "--looks.samples must be at least 0"),
-    (LooksConfig, {"keep": 0}, "--looks.keep must be at least 1"),
-    (KlConfig, {"weight": -0.1}, "--algorithm.kl.weight must be at least 0, got -0.1"),
+    (RewardConfig, {"workers": 0}, "--workers must be >= 1, got 0"),
+    (RewardConfig, {"partial": 1.5}, r"--partial must be in \[0, 1\], got 1.5"),
+    (RewardConfig, {"gpus_per_worker": -1}, "--gpus-per-worker must be >= 0"),
+    (RolloutConfig, {"group_size": 1}, "--group-size must be >= 2, got 1"),
+    (RolloutConfig, {"max_new_tokens": 0}, "--max-new-tokens must be >= 1"),
+    (RolloutConfig, {"prompts_per_task": 0}, "--prompts-per-task must be >= 1"),
+    (RolloutConfig, {"workers": 0}, "--workers must be >= 1"),
+    (WorkerConfig, {"gpus": -1}, "--gpus must be >= 0"),
+    (WorkerConfig, {"threads": 0}, "--threads must be >= 1"),
+    (RolloutConfig, {"max_staleness": -1}, "--max-staleness must be >= 0"),
+    (RolloutConfig, {"max_failures": -1}, "--max-failures must be >= 0"),
+    (RolloutConfig, {"timeout_s": 0}, "--timeout-s must be >= 1"),
+    (RolloutConfig, {"temperature": 0}, "--temperature must be > 0, got 0"),
+    (RolloutConfig, {"engine": "vllm"}, "--engine vllm and --python go together"),
+    (RolloutConfig, {"python": "/p"}, "--engine vllm and --python go together"),
+    (LearnerConfig, {"workers": 0}, "--workers must be >= 1"),
+    (WorkerConfig, {"gpus": -0.5}, "--gpus must be >= 0, got -0.5"),
+    (LearnerConfig, {"micro_batch": 0}, "--micro-batch must be >= 1"),
+    (LearnerConfig, {"max_failures": -1}, "--max-failures must be >= 0"),
+    (SyncConfig, {"bucket_mb": 0}, "--bucket-mb must be >= 1"),
+    (ChecksConfig, {"parity_every": -1}, "--parity-every must be >= 0"),
+    (ChecksConfig, {"parity_limit": 0.0}, "--parity-limit must be > 0, got 0"),
+    (PromptValidationConfig, {"every": 0}, "--every must be >= 1"),
+    (PromptValidationConfig, {"prompts": 0}, "--prompts must be >= 1"),
+    (PromptValidationConfig, {"samples": -1}, "--samples must be >= 0"),
+    (PromptValidationConfig, {"keep": 0}, "--keep must be >= 1"),
+    (KlConfig, {"weight": -0.1}, "--weight must be >= 0, got -0.1"),
     (KlConfig, {"kind": "k3_straight", "place": "reward"}, "k3_straight is for the loss; in the reward take"),
-    (AlgorithmConfig, {"max_tries": 0}, "--algorithm.max-tries must be at least 1"),
-    (AlgorithmConfig, {"inner_steps": 0}, "--algorithm.inner-steps must be at least 1"),
-    (AlgorithmConfig, {"clip_low": -0.1}, "--algorithm.clip-low must be at least 0"),
-    (AlgorithmConfig, {"clip_high": -0.1}, "--algorithm.clip-high must be at least 0"),
-    (AlgorithmConfig, {"dual_clip": 1.0}, "--algorithm.dual-clip must be above 1, got 1"),
-    (AlgorithmConfig, {"importance_cap": 0.0}, "--algorithm.importance-cap must be above 0, got 0"),
-    (AlgorithmConfig, {"name": "dapo", "mask_zero_variance": False}, "--algorithm.no-mask-zero-variance"),
-    (config, {"prompts_per_step": 0}, "--prompts-per-step must be at least 1"),
-    (config, {"steps": 0}, "--steps must be at least 1"),
-    (config, {"seed": -1}, "--seed must be at least 0"),
-    (config, {"trajectories_every": -1}, "--trajectories-every must be at least 0"),
-    (config, {"max_bad_steps": 0}, "--max-bad-steps must be at least 1"),
+    (AlgorithmConfig, {"max_tries": 0}, "--max-tries must be >= 1"),
+    (AlgorithmConfig, {"inner_steps": 0}, "--inner-steps must be >= 1"),
+    (AlgorithmConfig, {"clip_low": -0.1}, "--clip-low must be >= 0"),
+    (AlgorithmConfig, {"clip_high": -0.1}, "--clip-high must be >= 0"),
+    (AlgorithmConfig, {"dual_clip": 1.0}, "--dual-clip must be > 1, got 1"),
+    (AlgorithmConfig, {"importance_cap": 0.0}, "--importance-cap must be > 0, got 0"),
+    (AlgorithmConfig, {"name": "dapo", "mask_zero_variance": False}, "--no-mask-zero-variance"),
+    (config, {"prompts_per_step": 0}, "--prompts-per-step must be >= 1"),
+    (config, {"steps": 0}, "--steps must be >= 1"),
+    (config, {"chats": ()}, "--chats must not be empty"),
+    (config, {"limit": 0}, "--limit must be >= 1"),
+    (config, {"seed": -1}, "--seed must be >= 0"),
+    (config, {"trajectories_every": -1}, "--trajectories-every must be >= 0"),
+    (config, {"max_bad_steps": 0}, "--max-bad-steps must be >= 1"),
     (config, {"max_reject_rate": 2}, r"--max-reject-rate must be in \[0, 1\]"),
     (config, {"tracking": "http://me:secret@host"}, "--tracking must not hold a user or password"),
     (config, {"debug": "replay"}, "--debug train-only and --debug replay need --replay"),
@@ -93,34 +93,39 @@ WRONG: list[tuple[type | Any, dict[str, Any], str]] = [
         config,
         {
             "prompts_per_step": 8,
-            "learner": LearnerConfig(count=3),
+            "learner": LearnerConfig(workers=3),
             "algorithm": AlgorithmConfig(inner_steps=3),
         },
-        "--prompts-per-step 8 are too few for --learner.count 3 x --algorithm.inner-steps 3",
+        "--prompts-per-step 8 are too few for --learner.workers 3 x --algorithm.inner-steps 3",
     ),
 ]
 
 
 @pytest.mark.parametrize(
-    ("kind", "told", "sentence"), WRONG, ids=lambda value: getattr(value, "__name__", str(value))[:60]
+    ("kind", "given", "sentence"), WRONG, ids=lambda value: getattr(value, "__name__", str(value))[:60]
 )
-def test_a_wrong_combination_has_its_sentence(kind, told, sentence):
+def test_a_wrong_combination_has_its_sentence(kind, given, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        kind(**told)
+        kind(**given)
 
 
 def test_unset_fields_are_those_of_the_named_algorithm():
     for name, algorithm in ALGORITHMS.items():
         assert AlgorithmConfig(name=name).resolved == algorithm
-    told = AlgorithmConfig(name="dapo", clip_low=0.0, dynamic_sampling=False, scale="none").resolved
-    assert (told.clip_low, told.clip_high, told.scale, told.dynamic_sampling) == (0.0, 0.28, "none", False)
-    assert (told.limit, told.mean, told.baseline) == ("ppo", "token", "group")
+    given = AlgorithmConfig(name="dapo", clip_low=0.0, dynamic_sampling=False, scale="none").resolved
+    assert (given.clip_low, given.clip_high, given.scale, given.dynamic_sampling) == (
+        0.0,
+        0.28,
+        "none",
+        False,
+    )
+    assert (given.limit, given.mean, given.baseline) == ("ppo", "token", "group")
 
 
 def test_slots_bound_staleness():
     rollout = RolloutConfig(prompts_per_task=4, max_staleness=2)
-    told = config(prompts_per_step=16, rollout=rollout)
-    assert (told.tasks_per_step, told.slots) == (4, 12)
+    given = config(prompts_per_step=16, rollout=rollout)
+    assert (given.tasks_per_step, given.slots) == (4, 12)
 
 
 @pytest.mark.parametrize(
@@ -130,22 +135,60 @@ def test_every_preset_runs_from_the_command_line_and_from_its_own_config(job, na
     presets = {"gres": GRES, "gcg": GCG}[job]
     flags = ["--preset", name]
     if name in ("paper", "modern"):  # what only the user knows
-        flags += ["--out", "o", "--model", "m", "--tokenizer", "t", "--prompts.corpora", "a", "b"]
-    told = cli.parse(GrpoConfig, presets, [*flags, "--steps", "7", "--algorithm.clip-high", "0.5"], doc="")
-    assert (told.steps, told.algorithm.resolved.clip_high) == (7, 0.5)
-    assert told.prompts.corpora == (("a", "b") if name in ("paper", "modern") else told.prompts.corpora)
+        flags += ["--out", "o", "--model", "m", "--tokenizer", "t", "--chats", "a", "b"]
+    given = cli.parse(GrpoConfig, presets, [*flags, "--steps", "7", "--algorithm.clip-high", "0.5"], doc="")
+    assert (given.steps, given.algorithm.resolved.clip_high) == (7, 0.5)
+    assert given.chats == (("a", "b") if name in ("paper", "modern") else given.chats)
     path = tmp_path / "config.json"
-    path.write_text(provenance.config_json(told))
-    assert cli.parse(GrpoConfig, presets, ["--config", str(path)], doc="") == told
+    path.write_text(provenance.config_json(given))
+    assert cli.parse(GrpoConfig, presets, ["--config", str(path)], doc="") == given
 
 
-@pytest.mark.parametrize("missing", ["--out", "--model", "--tokenizer", "--prompts.corpora"])
+@pytest.mark.parametrize("missing", ["--out", "--model", "--tokenizer", "--chats"])
 def test_what_only_the_user_knows_has_to_be_given(missing, capsys):
-    given = {"--out": "o", "--model": "m", "--tokenizer": "t", "--prompts.corpora": "a"}
+    given = {"--out": "o", "--model": "m", "--tokenizer": "t", "--chats": "a"}
     flags = [part for flag, value in given.items() if flag != missing for part in (flag, value)]
     with pytest.raises(SystemExit) as end:
         cli.parse(GrpoConfig, GRES, ["--preset", "modern", *flags], doc="")
     assert end.value.code == 2 and missing in capsys.readouterr().err
+
+
+def test_a_wrong_value_is_named_by_the_flag_of_the_job(capsys):
+    for flag, value in (
+        ("--rollout.worker.threads", "0"),
+        ("--algorithm.kl.weight", "-1"),
+        ("--alarms.no-mask", "2"),
+        ("--learner.micro-batch", "0"),
+        ("--prompts.none-share", "1"),
+        ("--validation.every", "0"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            cli.parse(GrpoConfig, GRES, ["--preset", "smoke", flag, value], doc="")
+        assert end.value.code == 2 and f"{flag} must be" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("--prompts.corpora", "--chats"),
+        ("--prompts.limit", "--limit"),
+        ("--looks.corpora", "--validation.chats"),
+        ("--looks.every", "--validation.every"),
+        ("--gates.parity-every", "--checks.parity-every"),
+        ("--watch.said-none", "--alarms.no-mask"),
+        ("--watch.cut", "--alarms.cut"),
+        ("--rollout.actors", "--rollout.workers"),
+        ("--rollout.gpus", "--rollout.worker.gpus"),
+        ("--learner.count", "--learner.workers"),
+        ("--learner.threads", "--learner.worker.threads"),
+        ("--learner.replies-per-micro-batch", "--learner.micro-batch"),
+        ("--learner.precision", "--precision"),
+    ],
+)
+def test_an_old_flag_names_the_new_one(old, new, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.parse(GrpoConfig, GRES, ["--preset", "smoke", old, "1"], doc="")
+    assert end.value.code == 2 and f"{old} is now {new} " in capsys.readouterr().err
 
 
 def test_a_wrong_combination_of_flags_is_a_clean_message(capsys):

@@ -1,4 +1,4 @@
-"""Faults of reinforcement learning on a real Ray: samplers and learners that die or hang, gates that fail."""
+"""Faults of reinforcement learning on a real Ray: processes that die or hang, checks that fail."""
 
 import os
 import random
@@ -10,14 +10,16 @@ from pipelines import storage
 from pipelines.cluster import session
 from pipelines.grpo import actors
 from pipelines.grpo.actors import Lost
-from pipelines.grpo.config import GatesConfig, LearnerConfig
+from pipelines.grpo.config import ChecksConfig, LearnerConfig
+from pipelines.grpo.job import grpo_gres
+from pipelines.grpo.learn.learner import LearnerTask
 from pipelines.grpo.learn.learner_group import LearnerActor
-from pipelines.grpo.observe.alarms_config import WatchConfig
-from pipelines.grpo.prepare import prepare, resolve
+from pipelines.grpo.observe.alarms import AlarmsConfig
+from pipelines.grpo.prepare import prepare
 from pipelines.grpo.rollout.pool import RolloutPool, SamplerActor
-from pipelines.grpo.run import grpo
 from pipelines.training.config import OptimizerConfig
 from tests.grpo_runs import (
+    CPU,
     EVERY,
     GROUP,
     PROMPTS,
@@ -39,7 +41,7 @@ from tests.training import curve_of, record_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-_PAIR = LearnerConfig(count=2, gpus=0)
+_PAIR = LearnerConfig(workers=2, worker=CPU)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def cluster():
 def whole(world, tmp_path_factory):
     """The uninterrupted run of two learners and two samplers."""
     out = tmp_path_factory.mktemp("grpo") / "whole"
-    assert grpo(short(world, out, learner=_PAIR), experiment="test") == 0
+    assert grpo_gres(short(world, out, learner=_PAIR)) == 0
     return out
 
 
@@ -81,7 +83,7 @@ def test_a_killed_sampler_is_replaced_and_its_prompts_are_asked_once(world, whol
     moment = random.randrange(1, STEPS - 1)
     config = short(world, tmp_path, learner=_PAIR)
     with assassin("SamplerActor.roll", lambda: seen(tmp_path) >= moment) as killed:
-        assert grpo(config, experiment="test") == 0
+        assert grpo_gres(config) == 0
     assert len(killed) == 1 and record_of(tmp_path)["sampler_deaths"] == 1
     assert record_of(tmp_path)["learner_restarts"] == 0
     said = capsys.readouterr().err
@@ -96,7 +98,7 @@ def test_a_killed_learner_sends_all_back_to_the_last_checkpoint(world, whole, tm
     with assassin(
         "LearnerActor.learn", lambda: saved(tmp_path) >= EVERY and seen(tmp_path) >= moment
     ) as killed:
-        assert grpo(config, experiment="test") == 0
+        assert grpo_gres(config) == 0
     assert len(killed) == 1 and record_of(tmp_path)["learner_restarts"] == 1
     assert record_of(tmp_path)["sampler_deaths"] == 0
     assert "all learners start anew from the last checkpoint" in capsys.readouterr().err
@@ -107,7 +109,7 @@ def test_overlapping_steps_keep_their_bound_and_use_prompts_once_when_a_learner_
     """What was under way at the death is asked again; nothing of it was used."""
     config = short(world, tmp_path, steps=8, rollout=rollout(max_staleness=2))
     with assassin("LearnerActor.learn", lambda: seen(tmp_path) > EVERY) as killed:
-        assert grpo(config, experiment="test") == 0
+        assert grpo_gres(config) == 0
     assert len(killed) == 1 and record_of(tmp_path)["learner_restarts"] == 1
     ages = [row["staleness"] for row in rows_of(tmp_path)]
     assert max(ages) <= 2 and sum(age > 0 for age in ages) >= len(ages) / 4
@@ -119,13 +121,14 @@ def test_overlapping_steps_keep_their_bound_and_use_prompts_once_when_a_learner_
 def test_weights_that_died_with_their_learner_are_not_blamed_on_a_sampler(world, tmp_path, lines):
     import ray
 
-    plan = prepare(resolve(short(world, tmp_path)))
+    ready = prepare(short(world, tmp_path))
+    task = LearnerTask(ready.config, ready.digest, ready.lineage)
     learner = actors.start_actor(LearnerActor, cpus=0)
-    ray.get(learner.start.remote(plan.task, 0, 1, ""))
+    ray.get(learner.start.remote(task, 0, 1, ""))
     weights: Any = ray.get(learner.publish.remote(0))
     actors.kill([learner])
     pool = RolloutPool(
-        lambda number: actors.start_actor(SamplerActor, plan.task, plan.prompts, None, "cpu", cpus=0),
+        lambda number: actors.start_actor(SamplerActor, task, ready.prompts, None, "cpu", cpus=0),
         count=1,
         out=str(tmp_path),
         prompts_per_task=2,
@@ -145,10 +148,10 @@ def test_a_reward_that_hangs_ends_the_run_and_shows_where(world, tmp_path, capsy
         world,
         tmp_path,
         reward=paying("never_ends", "even"),
-        rollout=rollout(actors=1, timeout_s=20),
-        gates=GatesConfig(parity_every=0, image=False),
+        rollout=rollout(workers=1, timeout_s=20),
+        checks=ChecksConfig(parity_every=0, image=False),
     )
-    assert grpo(config, experiment="test") == 5
+    assert grpo_gres(config) == 5
     said = capsys.readouterr().err
     assert "1 processes are still scoring after 20 s" in said and f"{tmp_path}/stacks.txt" in said
     assert "in never_ends" in (tmp_path / "stacks.txt").read_text()
@@ -159,19 +162,19 @@ def test_samplers_and_learners_that_disagree_end_the_run(world, tmp_path, capsys
     config = short(
         world,
         tmp_path,
-        rollout=rollout(actors=1, precision="bfloat16"),
-        gates=GatesConfig(parity_limit=1e-5),
+        rollout=rollout(workers=1, precision="bfloat16"),
+        checks=ChecksConfig(parity_limit=1e-5),
     )
-    assert grpo(config, experiment="test") == 6
+    assert grpo_gres(config) == 6
     said = capsys.readouterr().err
     assert "at step 0 samplers and learners disagree about the same tokens" in said
-    assert "--gates.parity-limit is 1e-05" in said and "compare --rollout.precision" in said
+    assert "--checks.parity-limit is 1e-05" in said and "compare --rollout.precision" in said
     assert not saved(tmp_path)
 
 
 def test_only_sampling_changes_nothing(world, tmp_path):
-    config = short(world, tmp_path, steps=4, debug="rollout-only", rollout=rollout(actors=1))
-    assert grpo(config, experiment="test") == 0
+    config = short(world, tmp_path, steps=4, debug="rollout-only", rollout=rollout(workers=1))
+    assert grpo_gres(config) == 0
     assert draws_of(tmp_path) == list(range(4 * PROMPTS))
     assert [row["step"] for row in curve_of(tmp_path)] == list(range(4))
     assert all("loss" not in row and row["reward_std"] > 0 for row in curve_of(tmp_path))
@@ -187,12 +190,12 @@ def test_a_policy_that_learns_to_say_nothing_ends_by_the_alarm(world, tmp_path, 
         model=world.train(tmp_path / "taught", steps=40),
         steps=40,
         reward=paying("wordless", "wordless"),
-        rollout=rollout(actors=1),
+        rollout=rollout(workers=1),
         optimizer=OptimizerConfig(lr=5e-3, warmup_steps=0, final_lr_share=1.0),
-        watch=WatchConfig(first=2, window=2, stop_on=("collapse",)),
-        gates=GatesConfig(parity_every=0, image=False),
+        alarms=AlarmsConfig(first=2, window=2, stop_on=("collapse",)),
+        checks=ChecksConfig(parity_every=0, image=False),
     )
-    assert grpo(config, experiment="test") == 1
+    assert grpo_gres(config) == 1
     said = capsys.readouterr().err
-    assert 'say no mask, as "No target." does' in said and "(--watch.stop-on)" in said
+    assert 'have no mask, as "No target." has none' in said and "(--alarms.stop-on)" in said
     assert not (tmp_path / "out" / "record.json").exists()

@@ -54,13 +54,13 @@ def test_a_job_that_was_killed_goes_on_as_if_it_had_not_been(world, submitted, t
     from mlflow import MlflowClient
 
     out, log, uri = tmp_path / "out", tmp_path / "log", f"sqlite:///{tmp_path / 'mlflow.db'}"
-    told = flags(world, out, "--tracking", uri)
+    given = flags(world, out, "--tracking", uri)
     env, moment = {"PYTHONPATH": str(ROOT)}, random.choice((EVERY + 1, STEPS - 1))  # in between checkpoints
-    with job("grpo_gres", *told, log=log, env=env) as running:
+    with job("grpo_gres", *given, log=log, env=env) as running:
         running.until(lambda: saved(out) >= EVERY and seen(out) >= moment)
         running.kill()
     assert not (out / "record.json").exists(), "it ended before it was killed"
-    code, output = run_job("grpo_gres", *told, log=log, env=env)
+    code, output = run_job("grpo_gres", *given, log=log, env=env)
     assert code == 0 and "resumed at step" in output and "Traceback" not in output, output[-3000:]
     assert_readable(output)
     assert_same_run(out, submitted[0])

@@ -1,4 +1,4 @@
-"""A learner learns the same however its replies are cut, and goes on as if it had never stopped."""
+"""A learner learns the same however its responses are cut, and goes on as if it had never stopped."""
 
 import dataclasses
 import math
@@ -18,6 +18,7 @@ from samtok.errors import CheckpointError
 from samtok.mllm.adapters import save_pretrained
 from samtok.mllm.sampling import Sampled
 from tests.grpo import (
+    CPU,
     MAX_TOKENS,
     Store,
     World,
@@ -44,8 +45,8 @@ def groups(world) -> list[Group]:
     return uneven(rolled(world.sampler()))
 
 
-def micro(size: int, **told: Any) -> LearnerConfig:
-    return LearnerConfig(gpus=0, replies_per_micro_batch=size, **told)
+def micro(size: int, **changes: Any) -> LearnerConfig:
+    return LearnerConfig(worker=CPU, micro_batch=size, **changes)
 
 
 @pytest.mark.parametrize("mean", ["token", "prompt", "sequence", "constant"])
@@ -58,7 +59,7 @@ def test_the_cut_into_micro_batches_changes_nothing(world, groups, mean):
     assert_same_learning(whole, three)
     assert_same_learning(whole, one)
     (metrics,) = whole["metrics"]
-    tokens = sum(len(said) for group in groups[:-1] for said in group.replies)
+    tokens = sum(len(said) for group in groups[:-1] for said in group.responses)
     assert metrics["learnt_tokens"] == tokens  # the last group teaches nothing
     assert metrics["mismatch"] < 1e-5 and metrics["gradient_norm"] > 0.01
 
@@ -146,7 +147,7 @@ def test_the_distance_grows_and_pulls_back(world, groups):
     assert 0 < ends[100.0] < 0.5 * ends[1e-9]
 
 
-def test_the_distance_for_the_reward_is_summed_over_each_reply(world, groups):
+def test_the_distance_for_the_reward_is_summed_over_each_response(world, groups):
     algorithm = AlgorithmConfig(kl=KlConfig(weight=0.1, kind="k1", place="reward"))
     learner = learner_of(world.config(algorithm=algorithm))
     zero = learner.drift(groups)
@@ -163,12 +164,12 @@ def test_the_distance_for_the_reward_is_summed_over_each_reply(world, groups):
 
 
 def _totals(learner: Learner, group: Group) -> list[float]:
-    """The log-probability of each reply."""
+    """The log-probability of each response."""
     found = []
-    for said in group.replies:
+    for said in group.responses:
         silent = Sampled(said.ids, np.zeros(len(said), np.float32), said.complete)
-        told = learner.parity([dataclasses.replace(group, replies=(silent,))])
-        found.append(-told["mean"] * told["tokens"])
+        parity = learner.parity([dataclasses.replace(group, responses=(silent,))])
+        found.append(-parity["mean"] * parity["tokens"])
     return found
 
 
@@ -184,8 +185,8 @@ def test_replies_that_samplers_found_half_as_likely_count_twice_up_to_the_cap(wo
         return [
             dataclasses.replace(
                 group,
-                replies=tuple(
-                    Sampled(s.ids, s.log_probs + np.float32(shift), s.complete) for s in group.replies
+                responses=tuple(
+                    Sampled(s.ids, s.log_probs + np.float32(shift), s.complete) for s in group.responses
                 ),
             )
             for group in groups
@@ -207,9 +208,9 @@ def test_replies_that_samplers_found_half_as_likely_count_twice_up_to_the_cap(wo
 
 def test_samplers_and_learners_agree_until_weights_differ(world, groups):
     learner = learner_of(world.config())
-    told = learner.parity(groups)
-    tokens = sum(len(said) for group in groups for said in group.replies)
-    assert told["max"] < 1e-5 and told["mean"] <= told["max"] and told["tokens"] == tokens
+    parity = learner.parity(groups)
+    tokens = sum(len(said) for group in groups for said in group.responses)
+    assert parity["max"] < 1e-5 and parity["mean"] <= parity["max"] and parity["tokens"] == tokens
     learnt(learner, groups)
     assert learner.parity(groups)["mean"] > 1e-4
 
@@ -234,7 +235,7 @@ def short(world: World, **changes: Any) -> GrpoConfig:
     algorithm = AlgorithmConfig(kl=KlConfig(weight=0.1), inner_steps=2)
     optimizer = OptimizerConfig(lr=3e-3, warmup_steps=2, weight_decay=0.01)
     rollout = RolloutConfig(
-        group_size=4, max_new_tokens=MAX_TOKENS, prompts_per_task=4, temperature=0.7, gpus=0
+        group_size=4, max_new_tokens=MAX_TOKENS, prompts_per_task=4, temperature=0.7, worker=CPU
     )
     return world.config(algorithm=algorithm, optimizer=optimizer, rollout=rollout, **changes)
 

@@ -10,7 +10,7 @@ import torch
 from pipelines.grpo.config import GrpoConfig, LearnerConfig
 from pipelines.grpo.groups import Group
 from pipelines.grpo.learn.algorithms import AlgorithmConfig, KlConfig
-from tests.grpo import World, assert_same_learning, in_processes, learner_of, learnt, rolled, uneven
+from tests.grpo import CPU, World, assert_same_learning, in_processes, learner_of, learnt, rolled, uneven
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,7 @@ class Seen:
         cases: dict[str, tuple[GrpoConfig, Any, int]] = {}
         self.one = {}
         for name, algorithm in ALGORITHMS.items():
-            cut = LearnerConfig(gpus=0, count=2, replies_per_micro_batch=3)
+            cut = LearnerConfig(worker=CPU, workers=2, micro_batch=3)
             steps = 2 if name == "inner" else 1
             cases[name] = (self.world.config(algorithm=algorithm, learner=cut), None, steps)
             alone = learner_of(self.world.config(algorithm=algorithm))

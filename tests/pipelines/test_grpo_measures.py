@@ -1,4 +1,4 @@
-"""Numbers of steps and looks, by hand and against the metrics of evaluations."""
+"""Numbers of steps and validations, by hand and against the metrics of evaluations."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from pipelines.grpo.groups import Outline
-from pipelines.grpo.observe.metrics import look_measures, numbers, step_measures
+from pipelines.grpo.observe.metrics import numbers, step_measures, validation_measures
 from pipelines.grpo.reward.components import Scored
-from pipelines.grpo.reward.scoring import LookRow
+from pipelines.grpo.reward.scoring import ValidationRow
 from samtok.metrics import referring
 
 
 def scored(total: float, **components: float) -> Scored:
-    """A reply; ``mask`` is the total unless told otherwise."""
+    """A response; ``mask`` is the total unless another one is given."""
     names = ("says_none", "num_words", "num_duplicates", "num_malformed")
     return Scored({"mask": total, **dict.fromkeys(names, 0.0), **components}, total)
 
@@ -36,12 +36,12 @@ def test_a_step_by_hand():
         outline_of(0, (2, 2), (True, True), 9),
         outline_of(1, (3, 7), (False, False), 8),
     ]
-    replies = [
+    responses = [
         [scored(1.0, num_words=2), scored(0.5, num_words=3, num_duplicates=1)],
         [scored(1.0, says_none=1), scored(1.0, says_none=1)],
         [scored(0.0, says_none=1), scored(0.25, num_words=1, num_malformed=2)],
     ]
-    found = step_measures(outlines, replies, version=9)
+    found = step_measures(outlines, responses, version=9)
     deviations = [0.5 / np.sqrt(2), 0.0, 0.25 / np.sqrt(2)]
     expected = {
         "reward": 3.75 / 6,
@@ -74,20 +74,22 @@ def test_a_step_without_one_kind_of_prompts_has_no_number_for_it():
     assert none["reward_targets"] is None and none["said_none"] is None and none["reward_none"] == 0.5
 
 
-def look_row(targets: int, greedy: Scored, samples: tuple[Scored, ...] = (), **px: int) -> LookRow:
+def validation_row(
+    targets: int, greedy: Scored, samples: tuple[Scored, ...] = (), **px: int
+) -> ValidationRow:
     sizes = {"intersection_px": 0, "predicted_px": 0, "target_px": 0, **px}
-    return LookRow(targets=targets, greedy=greedy, samples=samples, **sizes)
+    return ValidationRow(targets=targets, greedy=greedy, samples=samples, **sizes)
 
 
-def test_a_look_by_hand():
+def test_a_validation_by_hand():
     hit, miss = scored(1.0, num_words=1), scored(0.0, says_none=1)
     half = scored(0.5, num_words=2)
     rows = [
-        look_row(1, hit, (hit, miss), intersection_px=50, predicted_px=60, target_px=90),
-        look_row(1, miss, (miss, half), target_px=100),
-        look_row(2, half, (hit, half), intersection_px=10, predicted_px=10, target_px=40),
-        look_row(0, hit, (hit, hit)),
-        look_row(0, scored(0.0, num_words=1), (miss, hit), predicted_px=30),
+        validation_row(1, hit, (hit, miss), intersection_px=50, predicted_px=60, target_px=90),
+        validation_row(1, miss, (miss, half), target_px=100),
+        validation_row(2, half, (hit, half), intersection_px=10, predicted_px=10, target_px=40),
+        validation_row(0, hit, (hit, hit)),
+        validation_row(0, scored(0.0, num_words=1), (miss, hit), predicted_px=30),
     ]
     expected = {
         "reward_greedy": 2.5 / 5,
@@ -105,10 +107,10 @@ def test_a_look_by_hand():
         "single_sampled": (0.5 + 0) / 2,
         "t_acc_sampled": (0.5 + 0.5 + 1) / 3,
     }
-    assert look_measures(rows) == pytest.approx(expected)
+    assert validation_measures(rows) == pytest.approx(expected)
 
 
-def test_the_masks_of_a_look_are_measured_as_an_evaluation_does():
+def test_the_masks_of_a_validation_are_measured_as_an_evaluation_does():
     rng = np.random.default_rng(0)
     pairs, rows = [], []
     for number in range(40):
@@ -116,7 +118,7 @@ def test_the_masks_of_a_look_are_measured_as_an_evaluation_does():
         predicted = rng.random((6, 7)) < (0.0 if number % 3 == 0 else 0.5)
         pairs.append((target, predicted))
         rows.append(
-            look_row(
+            validation_row(
                 int(target.any()),
                 scored(0.0),
                 intersection_px=int((target & predicted).sum()),
@@ -125,23 +127,27 @@ def test_the_masks_of_a_look_are_measured_as_an_evaluation_does():
             )
         )
     measured = referring.gres(referring.Samples.of_masks(pairs))
-    found = look_measures(rows)
+    found = validation_measures(rows)
     for name in ("giou", "ciou", "n_acc", "t_acc"):
         assert found[name] == measured[name] and 0 < measured[name] < 1
     assert found["none_share"] == measured["no_target"] / 40
 
 
 def test_always_saying_none_is_what_none_share_says():
-    said: dict[str, Any] = {"greedy": scored(0.0, says_none=1)}
-    rows = [look_row(1, **said, target_px=10), look_row(2, **said, target_px=10), look_row(0, scored(1.0))]
-    found = look_measures(rows)
+    none: dict[str, Any] = {"greedy": scored(0.0, says_none=1)}
+    rows = [
+        validation_row(1, **none, target_px=10),
+        validation_row(2, **none, target_px=10),
+        validation_row(0, scored(1.0)),
+    ]
+    found = validation_measures(rows)
     assert found["giou"] == found["none_share"] == found["reward_greedy"] == 1 / 3
     assert found["t_acc"] == found["targets_greedy"] == found["exact_targets"] == 0
 
 
-def test_a_look_without_rows_or_samples_has_no_numbers_for_them():
-    found = look_measures([])
+def test_a_validation_without_rows_or_samples_has_no_numbers_for_them():
+    found = validation_measures([])
     assert found["prompts"] == 0 and found["reward_greedy"] is None and found["none_share"] is None
     assert numbers(found) == {"prompts": 0.0}
-    alone = look_measures([look_row(0, scored(1.0))])
+    alone = validation_measures([validation_row(0, scored(1.0))])
     assert "reward_sampled" not in alone and alone["exact_single"] is None and alone["t_acc"] is None

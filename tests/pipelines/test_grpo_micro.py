@@ -11,8 +11,8 @@ from samtok.rewards.response import Question
 
 
 def group_of(number: int, prompt_tokens: int, lengths: tuple[int, ...]) -> Group:
-    """A group whose token ids say where they belong: 1000 * group + 10 * reply + place."""
-    ids = [1000 * number + 10 * reply + np.arange(n, dtype=np.int32) for reply, n in enumerate(lengths)]
+    """A group whose token ids say where they belong: 1000 * group + 10 * response + place."""
+    ids = [1000 * number + 10 * response + np.arange(n, dtype=np.int32) for response, n in enumerate(lengths)]
     return Group(
         draw=number,
         index=number,
@@ -20,7 +20,7 @@ def group_of(number: int, prompt_tokens: int, lengths: tuple[int, ...]) -> Group
         input_ids=np.arange(prompt_tokens),
         mm_token_type_ids=np.zeros(prompt_tokens, np.int64),
         vision={},
-        replies=tuple(Sampled(one, -one.astype(np.float32), complete=True) for one in ids),
+        responses=tuple(Sampled(one, -one.astype(np.float32), complete=True) for one in ids),
         texts=("",) * len(lengths),
         version=0,
     )
@@ -28,12 +28,12 @@ def group_of(number: int, prompt_tokens: int, lengths: tuple[int, ...]) -> Group
 
 def share_of(number: int, prompt_tokens: int, lengths: tuple[int, ...]) -> Share:
     group = group_of(number, prompt_tokens, lengths)
-    replies = tuple(range(len(lengths)))
+    responses = tuple(range(len(lengths)))
     return Share(
         group,
-        replies,
-        advantages=tuple(float(1000 * number + 10 * r) for r in replies),
-        weights=tuple(0.5 + r for r in replies),
+        responses,
+        advantages=tuple(float(1000 * number + 10 * r) for r in responses),
+        weights=tuple(0.5 + r for r in responses),
     )
 
 
@@ -41,29 +41,29 @@ SHARES = [share_of(1, 9, (2, 1, 3)), share_of(2, 4, (1, 1, 1, 1, 5)), share_of(3
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 4, 100])
-def test_every_reply_is_in_one_micro_batch_with_its_own_numbers(most):
+def test_every_response_is_in_one_micro_batch_with_its_own_numbers(most):
     batches = micro_batches(SHARES, most)
     seen = []
     for batch in batches:
-        replies = [ids for group in batch.replies for ids in group]
-        assert 1 <= len(replies) <= most
-        assert len(batch.prompts) == len(batch.replies) and all(batch.replies)
-        assert batch.advantages.tolist() == [float(ids[0]) for ids in replies]
-        assert batch.weights.tolist() == [0.5 + ids[0] % 1000 // 10 for ids in replies]
-        np.testing.assert_array_equal(batch.rollout.numpy(), -np.concatenate(replies))
+        responses = [ids for group in batch.responses for ids in group]
+        assert 1 <= len(responses) <= most
+        assert len(batch.prompts) == len(batch.responses) and all(batch.responses)
+        assert batch.advantages.tolist() == [float(ids[0]) for ids in responses]
+        assert batch.weights.tolist() == [0.5 + ids[0] % 1000 // 10 for ids in responses]
+        np.testing.assert_array_equal(batch.rollout.numpy(), -np.concatenate(responses))
         assert batch.rollout.dtype == batch.advantages.dtype == batch.weights.dtype == torch.float32
-        for prompt, own in zip(batch.prompts, batch.replies, strict=True):
+        for prompt, own in zip(batch.prompts, batch.responses, strict=True):
             number = own[0][0] // 1000
             assert len(prompt) == {1: 9, 2: 4, 3: 5}[number]
             assert {ids[0] // 1000 for ids in own} == {number}
-        seen += [int(ids[0]) for ids in replies]
+        seen += [int(ids[0]) for ids in responses]
     assert sorted(seen) == [1000, 1010, 1020, 2000, 2010, 2020, 2030, 2040, 3000, 3010]
 
 
 def test_prompts_of_like_length_go_together_whatever_their_order():
     for shares in (SHARES, SHARES[::-1]):
         batches = micro_batches(shares, 7)
-        firsts = [[int(own[0][0]) // 1000 for own in batch.replies] for batch in batches]
+        firsts = [[int(own[0][0]) // 1000 for own in batch.responses] for batch in batches]
         assert firsts == [[3, 2], [1]]
 
 
@@ -71,7 +71,7 @@ def test_a_share_of_some_replies_takes_those_alone():
     whole = SHARES[1]
     some = Share(whole.group, (4, 1), advantages=(2.0, 3.0), weights=(0.25, 0.75))
     (batch,) = micro_batches([some], 8)
-    assert [ids.tolist() for ids in batch.replies[0]] == [[2040, 2041, 2042, 2043, 2044], [2010]]
+    assert [ids.tolist() for ids in batch.responses[0]] == [[2040, 2041, 2042, 2043, 2044], [2010]]
     assert batch.advantages.tolist() == [2.0, 3.0] and batch.weights.tolist() == [0.25, 0.75]
     assert batch.rollout[-1] == -2010
     without = batch.without_weight()
@@ -80,5 +80,5 @@ def test_a_share_of_some_replies_takes_those_alone():
 
 @pytest.mark.parametrize("shares", [[], [Share(SHARES[0].group, (), (), ())]])
 def test_a_learner_without_anything_to_read_is_refused(shares):
-    with pytest.raises(ValueError, match="every learner needs shares with replies, got"):
+    with pytest.raises(ValueError, match="every learner needs shares with responses, got"):
         micro_batches(shares, 4)

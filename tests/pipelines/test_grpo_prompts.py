@@ -50,8 +50,8 @@ def home(tmp_path_factory) -> Path:
     return home
 
 
-def load(*corpora: Path | str, seed: int = 0, **told: Any) -> PromptSource:
-    return load_prompts(PromptsConfig(corpora=tuple(map(str, corpora)), **told), seed=seed)
+def load(*chats: Path | str, seed: int = 0, limit: int | None = None, **settings: Any) -> PromptSource:
+    return load_prompts(tuple(map(str, chats)), PromptsConfig(**settings), seed=seed, limit=limit)
 
 
 def sample_ids(source: PromptSource) -> list[str]:
@@ -60,8 +60,8 @@ def sample_ids(source: PromptSource) -> list[str]:
 
 def write_evaluation(out: Path, answers: list[dict[str, Any]], *, sha256: str = "a" * 64) -> str:
     """Writes a finished evaluation with these answers: sample_id, turn, truth, said, broken, problem."""
-    told = {"kind": "predictions", "tokenizer_sha256": sha256}
-    plan = shards.make_plan(str(out), told, [Input("0", "{}", None)], shard_rows=1, chunk_rows=1)
+    settings = {"kind": "predictions", "tokenizer_sha256": sha256}
+    plan = shards.make_plan(str(out), settings, [Input("0", "{}", None)], shard_rows=1, chunk_rows=1)
     texts = ("dataset", "split", "image_id", "task", "image_uri", "question", "key", "truth")
     rows = []
     for answer in answers:
@@ -204,8 +204,8 @@ def test_the_digest_says_which_prompts_there_are_and_not_where_they_lie(home, tm
     copied = write_chats(tmp_path / "copy", rows, weights_sha256="a" * 64)
     digest = load(home / "a").digest
     assert load(copied, seed=5).digest == digest
-    for told in ({"thinking": True}, {"limit": 39}, {"none_share": 0.1}):
-        assert load(home / "a", **told).digest != digest
+    for settings in ({"thinking": True}, {"limit": 39}, {"none_share": 0.1}):
+        assert load(home / "a", **settings).digest != digest
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +245,7 @@ def test_samples_that_cannot_be_asked_say_why(home, adapter):
     with pytest.raises(DataError) as error:
         encode_prompt(adapter, prompt_of(gone, **words), 2048)
     assert error.value.reason == "image_missing"
-    said = {
+    thought = {
         **row["messages"][1],
         "content": [{"text": "<think> a </think><answer> b </answer>", "image": None}],
     }
@@ -254,7 +254,7 @@ def test_samples_that_cannot_be_asked_say_why(home, adapter):
         ([row["messages"][1]], "no_answer"),
         ([*row["messages"], row["messages"][1]], "no_answer"),
         ([row["messages"][0], {**row["messages"][1], "mask_ids": ["other"]}], "missing_mask"),
-        ([row["messages"][0], said], "thought"),
+        ([row["messages"][0], thought], "thought"),
     ):
         with pytest.raises(DataError) as error:
             prompt_of({**row, "messages": messages}, **words)
@@ -284,15 +284,23 @@ def test_corpora_of_other_words_are_not_asked_together(home, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("settings", "message"),
     [
-        ({"corpora": ()}, "--prompts.corpora needs at least one"),
-        ({"tasks": ("gress",)}, "--prompts.tasks: .* got 'gress'"),
-        ({"none_share": 1.0}, "--prompts.none-share must lie in"),
-        ({"max_prompt_tokens": 0}, "--prompts.max-prompt-tokens must be at least 1"),
-        ({"limit": 0}, "--prompts.limit must be at least 1"),
+        ({"tasks": ("gress",)}, "--tasks must be some of .* got 'gress'"),
+        ({"none_share": 1.0}, r"--none-share must be in \[0, 1\), got 1.0"),
+        ({"max_prompt_tokens": 0}, "--max-prompt-tokens must be >= 1"),
     ],
 )
-def test_flags_that_cannot_work_are_told(told, message):
+def test_flags_that_cannot_work_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
-        PromptsConfig(**({"corpora": ("a",)} | told))
+        PromptsConfig(**settings)
+
+
+def test_a_corpus_that_is_not_there_is_refused_with_what_makes_it(tmp_path):
+    with pytest.raises(ConfigError, match=r"--chats .*/none is no finished corpus.*jobs/compose"):
+        load(tmp_path / "none")
+
+
+def test_a_look_at_a_corpus_reads_its_first_samples_only(home):
+    source = load_prompts([str(home / "a")], PromptsConfig(), seed=0, peek=8)
+    assert len(source) == 8 and source.counts["rows"] == 8

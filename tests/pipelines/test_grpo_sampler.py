@@ -1,4 +1,4 @@
-"""Samplers: equal tasks give equal replies, tokens stay as they were drawn, and bad prompts are named."""
+"""Samplers: equal tasks give equal responses, tokens stay as they were drawn, and bad prompts are named."""
 
 import dataclasses
 from pathlib import Path
@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from pipelines.chats.prompts import PromptsConfig, encode_prompt
-from pipelines.grpo.config import GrpoConfig, LooksConfig, RolloutConfig
+from pipelines.grpo.config import GrpoConfig, PromptValidationConfig, RolloutConfig
 from pipelines.grpo.groups import Group, RolloutTask
 from pipelines.grpo.rollout.sampler import Sampler, stacks
 from pipelines.training.schedule import mixed_seed
-from tests.grpo import MAX_TOKENS, World, rolled
+from tests.grpo import CPU, MAX_TOKENS, World, rolled
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def sampler(world) -> Sampler:
 
 
 def ids_of(groups: list[Group]) -> list[list[int]]:
-    return [said.ids.tolist() for group in groups for said in group.replies]
+    return [said.ids.tolist() for group in groups for said in group.responses]
 
 
 def broken(folder: Path, *, removed: bool = False) -> World:
@@ -37,12 +37,12 @@ def broken(folder: Path, *, removed: bool = False) -> World:
     return world
 
 
-def test_equal_tasks_seeds_and_weights_give_equal_replies(world, sampler):
+def test_equal_tasks_seeds_and_weights_give_equal_responses(world, sampler):
     first = rolled(sampler, number=5)
     again = rolled(world.sampler(), number=5)
     assert ids_of(again) == ids_of(first)
     for one, other in zip(first, again, strict=True):
-        for said, repeated in zip(one.replies, other.replies, strict=True):
+        for said, repeated in zip(one.responses, other.responses, strict=True):
             np.testing.assert_array_equal(said.log_probs, repeated.log_probs)
     assert ids_of(rolled(sampler, number=6)) != ids_of(first)
     assert ids_of(rolled(world.sampler(world.config(seed=1)), number=5)) != ids_of(first)
@@ -56,8 +56,8 @@ def test_draws_and_outlines_are_in_the_order_of_the_task(sampler):
     for one, group in zip(sampling.outlines, groups, strict=True):
         assert (one.draw, one.index, one.version) == (group.draw, group.index, group.version)
         assert one.targets == len(group.question.truth)
-        assert one.lengths == tuple(len(said.ids) for said in group.replies)
-        assert one.complete == tuple(said.complete for said in group.replies)
+        assert one.lengths == tuple(len(said.ids) for said in group.responses)
+        assert one.complete == tuple(said.complete for said in group.responses)
         assert one.prompt_tokens == len(group.input_ids)
     assert [one.targets for one in sampling.outlines] == [0, 1, 0]
 
@@ -68,11 +68,11 @@ def test_tokens_in_groups_are_exactly_those_that_were_sampled(world, sampler):
     groups = rolled(sampler, number=2)
     prompts = [encode_prompt(adapter, sampler.prompts.prompt(n), 2048) for n in range(4)]
     seed = mixed_seed(config.seed, 0x726F6C6C, 2)
-    drawn = sampler.engine.sample(prompts, replies=config.rollout.group_size, seed=seed)
+    drawn = sampler.engine.sample(prompts, responses=config.rollout.group_size, seed=seed)
     assert ids_of(groups) == [said.ids.tolist() for group in drawn for said in group]
     others = 0
     for group in groups:
-        for said, text, answer in zip(group.replies, group.texts, group.answers, strict=True):
+        for said, text, answer in zip(group.responses, group.texts, group.answers, strict=True):
             assert text == adapter.text_of(said.ids.tolist()) == answer.text
             assert answer.token_ids == tuple(said.ids.tolist()) and answer.complete == said.complete
             others += adapter.tokenizer(text, add_special_tokens=False)["input_ids"] != said.ids.tolist()
@@ -110,39 +110,41 @@ def test_a_prompt_whose_image_cannot_be_read_is_named_and_the_others_are_sampled
 
 
 def test_a_prompt_that_is_too_long_is_rejected_and_never_cut(world):
-    config = world.config(prompts=PromptsConfig(corpora=(world.chat,), max_prompt_tokens=10))
+    config = world.config(prompts=PromptsConfig(max_prompt_tokens=10))
     sampling, groups = world.sampler(config).roll(RolloutTask(0, ((0, 0), (1, 1))))
     assert groups == [] and [reject["reason"] for reject in sampling.rejects] == ["too_long"] * 2
 
 
-def look_config(world: World, samples: int, **told) -> GrpoConfig:
-    return world.config(looks=LooksConfig(corpora=(world.chat,), samples=samples), **told)
+def validating(world: World, samples: int, **changes) -> GrpoConfig:
+    return world.config(validation=PromptValidationConfig(chats=(world.chat,), samples=samples), **changes)
 
 
-def test_a_look_is_greedy_repeats_itself_and_samples_beside(world):
-    sampler = world.sampler(look_config(world, 3))
-    greedy, sampled = sampler.look([4, 1, 7])
+def test_a_validation_is_greedy_repeats_itself_and_samples_beside(world):
+    sampler = world.sampler(validating(world, 3))
+    greedy, sampled = sampler.validate([4, 1, 7])
     assert [group.index for group in greedy] == [group.index for group in sampled] == [4, 1, 7]
-    assert {len(group.replies) for group in greedy} == {1} and {len(g.replies) for g in sampled} == {3}
-    again, sampled_again = sampler.look([4, 1, 7])
+    assert {len(group.responses) for group in greedy} == {1} and {len(g.responses) for g in sampled} == {3}
+    again, sampled_again = sampler.validate([4, 1, 7])
     assert ids_of(again) == ids_of(greedy) and ids_of(sampled_again) == ids_of(sampled)
     for group in greedy:
-        (said,) = group.replies
+        (said,) = group.responses
         assert not said.log_probs.any()
         assert said.complete == (said.ids[-1] in sampler.engine.adapter.stop_ids)
-    assert len(world.sampler(look_config(world, 0)).look([1])[1]) == 0
-    short = RolloutConfig(group_size=2, max_new_tokens=1, prompts_per_task=4, gpus=0)
-    ((cut,), _) = world.sampler(look_config(world, 0, rollout=short)).look([1])
-    assert len(cut.replies[0]) == 1 < MAX_TOKENS and not cut.replies[0].complete
+    assert len(world.sampler(validating(world, 0)).validate([1])[1]) == 0
+    short = RolloutConfig(group_size=2, max_new_tokens=1, prompts_per_task=4, worker=CPU)
+    ((cut,), _) = world.sampler(validating(world, 0, rollout=short)).validate([1])
+    assert len(cut.responses[0]) == 1 < MAX_TOKENS and not cut.responses[0].complete
 
 
-def test_a_look_says_what_it_cannot_ask(tmp_path, lines):
+def test_a_validation_logs_what_it_cannot_ask(tmp_path, lines):
     world = broken(tmp_path)
-    sampler = world.sampler(look_config(world, 2))
-    greedy, sampled = sampler.look(range(9))
+    sampler = world.sampler(validating(world, 2))
+    greedy, sampled = sampler.validate(range(9))
     assert len(greedy) == len(sampled) == 6
     line = lines[-1]
-    assert line.startswith("3 of 9 held-out prompts cannot be asked and are left out of the look; the first:")
+    assert line.startswith(
+        "3 of 9 held-out prompts cannot be asked and are left out of the validation; the first:"
+    )
     assert "001.png" in line
 
 
@@ -150,8 +152,8 @@ def test_bfloat16_weights_sample_and_grammar_says_whole_words(world):
     config = world.config()
     rollout = dataclasses.replace(config.rollout, precision="bfloat16", grammar=True)
     groups = rolled(world.sampler(world.config(rollout=rollout)))
-    assert all(np.isfinite(said.log_probs).all() for group in groups for said in group.replies)
-    assert {said.log_probs.dtype for group in groups for said in group.replies} == {np.dtype(np.float32)}
+    assert all(np.isfinite(said.log_probs).all() for group in groups for said in group.responses)
+    assert {said.log_probs.dtype for group in groups for said in group.responses} == {np.dtype(np.float32)}
 
 
 def test_stacks_name_this_function():

@@ -20,7 +20,7 @@ def world(tmp_path_factory) -> World:
 
 
 def ids_of(groups: list[Group]) -> list[list[int]]:
-    return [said.ids.tolist() for group in groups for said in group.replies]
+    return [said.ids.tolist() for group in groups for said in group.responses]
 
 
 def test_tensors_of_all_types_arrive_as_they_left():

@@ -35,7 +35,7 @@ def plan(
     outlines: Sequence[Outline] | None = None,
     learners: int = 1,
     most_groups: int | None = None,
-    **told: Any,
+    **settings: Any,
 ) -> Update:
     outlines = outlines or [outline_of(draw) for draw in range(len(rewards))]
     refs = [f"group {one.draw}" for one in outlines]
@@ -43,7 +43,7 @@ def plan(
         outlines,
         refs,
         rewards,
-        AlgorithmConfig(**told),
+        AlgorithmConfig(**settings),
         learners=learners,
         max_tokens=8,
         most_groups=most_groups,
@@ -85,9 +85,9 @@ def test_weights_of_a_step_add_up_as_its_mean_says():
     }
     for mean in ("token", "prompt", "sequence"):
         total = sum(
-            weight * tokens[share.group][reply]
+            weight * tokens[share.group][response]
             for share in shares_of(plan(outlines=outlines, mean=mean))
-            for reply, weight in zip(share.replies, share.weights, strict=True)
+            for response, weight in zip(share.responses, share.weights, strict=True)
         )
         assert total == pytest.approx(1)
     constant = shares_of(plan(outlines=outlines, mean="constant"))
@@ -99,7 +99,7 @@ def test_dynamic_sampling_learns_from_the_first_groups_that_differ():
     assert [share.group for share in shares_of(update)] == ["group 0", "group 2", "group 3"]
     assert update.used.sum(axis=1).tolist() == [3, 0, 3, 3, 0]
     assert shares_of(update) == shares_of(plan(REWARDS[:4]))  # the surplus is not in the divisor either
-    assert update.advantages[4].any()  # it is told nevertheless
+    assert update.advantages[4].any()  # it is there nevertheless
 
 
 def test_cut_replies_are_compared_with_and_not_learnt_from():
@@ -107,7 +107,7 @@ def test_cut_replies_are_compared_with_and_not_learnt_from():
     rewards = REWARDS[[0, 2]]
     update = plan(rewards, outlines=outlines, mask_cut=True)
     (share,) = shares_of(update)
-    assert share.replies == (0, 2) and share.weights == (1 / 6, 1 / 6)
+    assert share.responses == (0, 2) and share.weights == (1 / 6, 1 / 6)
     np.testing.assert_array_equal(update.advantages, plan(rewards, outlines=outlines).advantages)
     assert share.advantages == (update.advantages[0, 0], update.advantages[0, 2])
     assert len(shares_of(plan(rewards, outlines=outlines))) == 2
@@ -130,10 +130,10 @@ def test_inner_steps_and_learners_share_out_every_used_group_once(inner_steps, l
         assert sum(weight * (2, 3, 4)[n % 3] for n, (_, weight) in enumerate(weights)) == pytest.approx(1)
 
 
-def test_a_learner_without_prompts_reads_one_reply_that_counts_nothing():
+def test_a_learner_without_prompts_reads_one_response_that_counts_nothing():
     update = plan(REWARDS[:1], learners=3)
     ((real, first, second),) = update.parts
-    assert [share.replies for share in real] == [(0, 1, 2)]
+    assert [share.responses for share in real] == [(0, 1, 2)]
     for idle in (first, second):
         assert idle == [Share("group 0", (0,), advantages=(0.0,), weights=(0.0,))]
 

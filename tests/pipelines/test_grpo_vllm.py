@@ -50,7 +50,7 @@ class SamplingParams:
 
 
 class LLM:
-    """Fills in images as vLLM does, says what it is told to say, and writes down what it was asked."""
+    """Fills in images as vLLM does, answers as the test asks, and writes down what it was asked."""
 
     def __init__(
         self,
@@ -66,8 +66,8 @@ class LLM:
         async_scheduling: bool | None = None,
     ) -> None:
         self.adapter = load_adapter(model)
-        self.told = {"logprobs_mode": logprobs_mode, "processors": logits_processors}
-        self.told |= {"async_scheduling": async_scheduling, "dtype": dtype}
+        self.settings = {"logprobs_mode": logprobs_mode, "processors": logits_processors}
+        self.settings |= {"async_scheduling": async_scheduling, "dtype": dtype}
         self.says: Callable[[int], tuple[list[int], list[float]]] = self._hello
         self.places_more = 0
         self.calls: list[Any] = []
@@ -75,8 +75,8 @@ class LLM:
         self.model = _Model()
         self.llm_engine = SimpleNamespace(reset_encoder_cache=lambda: self.calls.append("reset_encoder"))
 
-    def _hello(self, reply: int) -> tuple[list[int], list[float]]:
-        return [reply + 40, self.adapter.stop_ids[0]], [-0.5 - reply, -0.25]
+    def _hello(self, response: int) -> tuple[list[int], list[float]]:
+        return [response + 40, self.adapter.stop_ids[0]], [-0.5 - response, -0.25]
 
     def generate(
         self, prompts: Sequence[Mapping[str, Any]], params: Sequence[SamplingParams], *, use_tqdm: bool
@@ -92,14 +92,14 @@ class LLM:
             if id_ == place:
                 times = self.adapter.vision_tensors([np.array(next(images))])[1][0] + self.places_more
             seen += [id_] * times
-        said = [self._completion(reply, params) for reply in range(params.n)]
+        said = [self._completion(response, params) for response in range(params.n)]
         return SimpleNamespace(prompt_token_ids=seen, outputs=said[::-1])
 
-    def _completion(self, reply: int, params: SamplingParams) -> Any:
-        ids, values = self.says(reply)
+    def _completion(self, response: int, params: SamplingParams) -> Any:
+        ids, values = self.says(response)
         steps = [{id_: SimpleNamespace(logprob=value)} for id_, value in zip(ids, values, strict=True)]
         return SimpleNamespace(
-            index=reply, token_ids=ids, logprobs=steps if params.logprobs is not None else None
+            index=response, token_ids=ids, logprobs=steps if params.logprobs is not None else None
         )
 
     def collective_rpc(
@@ -191,7 +191,7 @@ def test_a_prompt_that_lost_its_images_is_refused(module: Any, adapter: Adapter)
 
 def test_replies_come_back_in_order_with_their_log_probabilities(engine: Any, adapter: Adapter):
     prompts = [shown(adapter), shown(adapter, "What?")]
-    groups = engine.sample(prompts, replies=2, seed=7)
+    groups = engine.sample(prompts, responses=2, seed=7)
     assert [[said.ids.tolist() for said in group] for group in groups] == [
         [[40, adapter.stop_ids[0]], [41, adapter.stop_ids[0]]]
     ] * 2
@@ -199,15 +199,15 @@ def test_replies_come_back_in_order_with_their_log_probabilities(engine: Any, ad
     assert groups[0][0].ids.dtype == np.int32 and groups[0][0].log_probs.dtype == np.float32
 
 
-def test_a_reply_that_was_cut_is_not_complete(engine: Any, adapter: Adapter):
+def test_a_response_that_was_cut_is_not_complete(engine: Any, adapter: Adapter):
     engine.llm.says = lambda _: ([40, 41, 42], [-1.0, -1.0, -1.0])
-    assert not engine.sample([shown(adapter)], replies=1, seed=0)[0][0].complete
+    assert not engine.sample([shown(adapter)], responses=1, seed=0)[0][0].complete
 
 
 def test_each_prompt_has_a_seed_of_its_own_and_equal_seeds_repeat(engine: Any, adapter: Adapter):
     def seeds(seed: int) -> list[int | None]:
         engine.llm.asked.clear()
-        engine.sample([shown(adapter)] * 2, replies=2, seed=seed)
+        engine.sample([shown(adapter)] * 2, responses=2, seed=seed)
         return [params.seed for _, params in engine.llm.asked]
 
     assert seeds(1) == seeds(1)
@@ -217,7 +217,7 @@ def test_each_prompt_has_a_seed_of_its_own_and_equal_seeds_repeat(engine: Any, a
 def test_requests_exclude_what_the_learner_excludes_and_filter_nothing_else(
     engine: Any, module: Any, adapter: Adapter
 ):
-    engine.sample([shown(adapter)], replies=2, seed=0)
+    engine.sample([shown(adapter)], responses=2, seed=0)
     engine.greedy([shown(adapter)])
     for _, params in engine.llm.asked:
         assert set(params.logit_bias) == set(adapter.suppressed_ids)
@@ -231,7 +231,7 @@ def test_requests_exclude_what_the_learner_excludes_and_filter_nothing_else(
 
 def test_rows_without_a_token_are_excluded_too(module: Any, adapter: Adapter):
     tokens = len(adapter.tokenizer)
-    assert set(module.never_said(adapter, tokens + 2)) == {*adapter.suppressed_ids, tokens, tokens + 1}
+    assert set(module.never_sampled(adapter, tokens + 2)) == {*adapter.suppressed_ids, tokens, tokens + 1}
 
 
 def test_greedy_replies_are_token_ids(engine: Any, adapter: Adapter):
@@ -242,26 +242,26 @@ def test_greedy_replies_are_token_ids(engine: Any, adapter: Adapter):
 def test_a_prompt_that_vllm_reads_differently_ends_the_run(engine: Any, adapter: Adapter):
     engine.llm.places_more = 1
     with pytest.raises(ConfigError, match=r"read a prompt of \d+ tokens as \d+.*--rollout.engine hf"):
-        engine.sample([shown(adapter)], replies=1, seed=0)
+        engine.sample([shown(adapter)], responses=1, seed=0)
 
 
 @pytest.mark.parametrize("wrong", ["nan", "excluded"])
-def test_a_reply_that_cannot_be_is_refused(engine: Any, adapter: Adapter, wrong: str):
+def test_a_response_that_cannot_be_is_refused(engine: Any, adapter: Adapter, wrong: str):
     id_, value = (40, float("nan")) if wrong == "nan" else (adapter.suppressed_ids[0], -1.0)
     engine.llm.says = lambda _: ([id_], [value])
     with pytest.raises(CheckpointError, match="no number or one token is excluded"):
-        engine.sample([shown(adapter)], replies=1, seed=0)
+        engine.sample([shown(adapter)], responses=1, seed=0)
 
 
 def test_log_probabilities_are_those_that_were_sampled_from(engine: Any):
-    assert engine.llm.told["logprobs_mode"] == "processed_logprobs"
-    assert engine.llm.told["processors"] is None
+    assert engine.llm.settings["logprobs_mode"] == "processed_logprobs"
+    assert engine.llm.settings["processors"] is None
 
 
 def test_the_grammar_comes_from_the_folder_and_steps_do_not_overlap(module: Any, world: World):
-    told = module.VllmEngine(world.model, replace(ROLLOUT, grammar=True)).llm.told
-    assert told["processors"] == ["samtok.mllm.vllm_grammar:MaskWordProcessor"]
-    assert told["async_scheduling"] is False
+    settings = module.VllmEngine(world.model, replace(ROLLOUT, grammar=True)).llm.settings
+    assert settings["processors"] == ["samtok.mllm.vllm_grammar:MaskWordProcessor"]
+    assert settings["async_scheduling"] is False
 
 
 def test_the_engine_runs_inside_the_process(engine: Any):
@@ -301,20 +301,20 @@ def test_asleep_weights_wake_to_be_replaced_and_the_rest_wakes_to_sample(
 ):
     engine.sleep()
     engine.load_weights(trained(world))
-    engine.sample([shown(adapter)], replies=1, seed=0)
+    engine.sample([shown(adapter)], responses=1, seed=0)
     engine.wake()  # nothing sleeps any more
     woken = [call for call in engine.llm.calls if isinstance(call, tuple)]
     assert woken == [("sleep", 1), ("wake", ["weights"]), ("wake", ["kv_cache"])]
 
 
-def test_a_sampler_hands_the_engine_images_and_makes_groups_of_what_it_says(
+def test_a_sampler_hands_the_engine_images_and_makes_groups_of_its_answers(
     module: Any, world: World, adapter: Adapter, tmp_path: Path
 ):
     config: GrpoConfig = world.config(rollout=replace(ROLLOUT, prompts_per_task=4))
-    prompts = load_prompts(config.prompts, seed=0)
+    prompts = load_prompts(config.chats, config.prompts, seed=0)
     transport = ObjectStoreTransport(lambda data: data, lambda ref: ref, piece_bytes=2**20)
     sampler = Sampler(config, prompts, None, transport)
     sampling, groups = sampler.roll(RolloutTask(0, ((0, 0), (1, 1))))
-    assert not sampling.rejects and [len(group.replies) for group in groups] == [2, 2]
-    assert [group.replies[0].ids.tolist() for group in groups] == [[40, adapter.stop_ids[0]]] * 2
+    assert not sampling.rejects and [len(group.responses) for group in groups] == [2, 2]
+    assert [group.responses[0].ids.tolist() for group in groups] == [[40, adapter.stop_ids[0]]] * 2
     assert all("pixel_values" in group.vision for group in groups)

@@ -5,10 +5,11 @@ step, how tokens are averaged, and whether prompts that teach nothing are replac
 """
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Annotated, Literal
 
-from pipelines.cli import FORBID_UNKNOWN
-from pipelines.training.config import check_at_least
+from annotated_types import Gt
+
+from pipelines.config import AtLeast1, NotNegative, Positive, config
 from samtok.errors import ConfigError
 
 Name = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo"]
@@ -62,7 +63,7 @@ ALGORITHMS: dict[Name, Algorithm] = {
         mean="token",
         dynamic_sampling=True,
     ),
-    # arXiv 2507.18071: one ratio per reply, with limits of another size.
+    # arXiv 2507.18071: one ratio per response, with limits of another size.
     "gspo": Algorithm(
         limit="gspo",
         clip_low=3e-4,
@@ -82,7 +83,7 @@ ALGORITHMS: dict[Name, Algorithm] = {
         mean="token",
         dynamic_sampling=False,
     ),
-    # arXiv 2402.14740: every reply against the mean of the others.
+    # arXiv 2402.14740: every response against the mean of the others.
     "rloo": Algorithm(
         limit="reinforce",
         clip_low=0.2,
@@ -95,13 +96,11 @@ ALGORITHMS: dict[Name, Algorithm] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class KlConfig:
     """Distance to the model that the run started from, which keeps the policy near it."""
 
-    __pydantic_config__ = FORBID_UNKNOWN
-
-    weight: float = 0.0
+    weight: NotNegative = 0.0
     """Weight of the distance; 0 loads no reference model."""
     kind: Literal["k1", "k2", "k3", "k3_straight"] = "k3"
     """Estimator per token: k1 log-ratio, k2 half its square, k3 as in GRPO; k3_straight has the value of k3
@@ -109,74 +108,63 @@ class KlConfig:
     place: Literal["loss", "reward"] = "loss"
     """Added to the loss, or subtracted from the reward before advantages are taken."""
 
-    def __post_init__(self) -> None:
-        check_at_least("algorithm.kl.weight", self.weight, 0)
+    def check(self) -> None:
+        """An estimator for the loss has no place in the reward."""
         if self.place == "reward" and self.kind == "k3_straight":
-            raise ConfigError(
-                "--algorithm.kl.kind k3_straight is for the loss; in the reward take k1, k2 or k3"
-            )
+            raise ConfigError("--.kind k3_straight is for the loss; in the reward take k1, k2 or k3.")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class AlgorithmConfig:
     """How rewards become steps. Unset fields are those of the named algorithm."""
-
-    __pydantic_config__ = FORBID_UNKNOWN
 
     name: Name = "grpo"
     """grpo, dr_grpo, dapo, gspo, cispo or rloo."""
     limit: Limit | None = None
-    """What keeps a step small: the clipped ratio of tokens (ppo) or of replies (gspo), a clipped weight
+    """What keeps a step small: the clipped ratio of tokens (ppo) or of responses (gspo), a clipped weight
     (cispo), or nothing (reinforce)."""
-    clip_low: float | None = None
+    clip_low: NotNegative | None = None
     """How far the ratio may fall below 1."""
-    clip_high: float | None = None
+    clip_high: NotNegative | None = None
     """How far the ratio may rise above 1."""
-    dual_clip: float | None = None
-    """Largest ratio that counts for replies worse than the mean (arXiv 1912.09729); above 1."""
+    dual_clip: Annotated[float, Gt(1)] | None = None
+    """Largest ratio that counts for responses worse than the mean (arXiv 1912.09729); above 1."""
     baseline: Baseline | None = None
     """Subtracted from a reward: the mean of its group, or of the others in it."""
     scale: Scale | None = None
     """What the difference is divided by: the deviation within the group, of the batch, or nothing."""
     mean: Mean | None = None
-    """How tokens are averaged: all alike; within prompts; within replies; or over a constant, the limit of
+    """How tokens are averaged: all alike; within prompts; within responses; or over a constant, the limit of
     tokens."""
     dynamic_sampling: bool | None = None
-    """Ask further prompts in place of those whose replies all got the same reward."""
-    max_tries: int = 4
-    """dynamic_sampling: most prompts asked per step, as a multiple of --prompts-per-step."""
+    """Ask further prompts in place of those whose responses all got the same reward."""
+    max_tries: AtLeast1 = 4
+    """dynamic_sampling: most prompts asked per step, as a multiple of prompts_per_step."""
     mask_zero_variance: bool = True
     """Leave groups of equal rewards out of the loss and of what it is divided by."""
     mask_cut: bool = False
-    """Leave replies that were cut at the limit of tokens out of the loss."""
+    """Leave responses that were cut at the limit of tokens out of the loss."""
     kl: KlConfig = KlConfig()
     """Distance to the start."""
-    importance_cap: float | None = None
+    importance_cap: Positive | None = None
     """Weight tokens by p_learner / p_rollout up to this, against the mismatch of the two engines and old
-    replies (truncated importance sampling); unset leaves it out."""
+    responses (truncated importance sampling); unset leaves it out."""
     importance_level: Literal["token", "sequence"] = "token"
-    """Ratio of each token, or of the whole reply."""
-    inner_steps: int = 1
-    """Optimizer steps per batch of replies, each on a part of the prompts."""
+    """Ratio of each token, or of the whole response."""
+    inner_steps: AtLeast1 = 1
+    """Optimizer steps per batch of responses, each on a part of the prompts."""
 
-    def __post_init__(self) -> None:
-        for name, least in (("max_tries", 1), ("inner_steps", 1), ("clip_low", 0), ("clip_high", 0)):
-            if (value := getattr(self, name)) is not None:
-                check_at_least(f"algorithm.{name.replace('_', '-')}", value, least)
-        if self.dual_clip is not None and self.dual_clip <= 1:
-            raise ConfigError(f"--algorithm.dual-clip must be above 1, got {self.dual_clip:g}")
-        if self.importance_cap is not None and self.importance_cap <= 0:
-            raise ConfigError(f"--algorithm.importance-cap must be above 0, got {self.importance_cap:g}")
+    def check(self) -> None:
+        """Dynamic sampling replaces what would be kept otherwise."""
         if self.resolved.dynamic_sampling and not self.mask_zero_variance:
             raise ConfigError(
                 "dynamic sampling asks further prompts in place of those that teach nothing, and "
-                "--algorithm.no-mask-zero-variance keeps those; leave it out, or set "
-                "--algorithm.dynamic-sampling False"
+                "--.no-mask-zero-variance keeps those; leave it out, or set --.dynamic-sampling False."
             )
 
     @property
     def resolved(self) -> Algorithm:
         """The named algorithm with the fields that are set here."""
         base = ALGORITHMS[self.name]
-        told = {f.name: value for f in fields(base) if (value := getattr(self, f.name)) is not None}
-        return Algorithm(**{f.name: getattr(base, f.name) for f in fields(base)} | told)
+        given = {f.name: value for f in fields(base) if (value := getattr(self, f.name)) is not None}
+        return Algorithm(**{f.name: getattr(base, f.name) for f in fields(base)} | given)

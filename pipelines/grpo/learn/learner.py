@@ -1,4 +1,4 @@
-"""A process that learns from replies. Knows no Ray.
+"""A process that learns from responses. Knows no Ray.
 
 Where there are several, torch.distributed is initialised before, and all calls are collective: every learner
 has its share of a step's prompts, and gradients are summed. What a token counts in the loss was decided by
@@ -17,17 +17,17 @@ from torch import Tensor
 from pipelines import storage
 from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.groups import Group, Share
+from pipelines.grpo.learn.algorithms import AlgorithmConfig
 from pipelines.grpo.learn.micro import Micro, micro_batches
 from pipelines.grpo.transport import Weights, WeightTransport
-from pipelines.training import checkpoints, world
 from pipelines.training import mllm_export as export
-from pipelines.training.checkpoints import Checkpoint
+from pipelines.training import world
 from pipelines.training.engine import autocast, engine_of
-from pipelines.training.mllm import keep_fewer_activations
+from pipelines.training.mllm import keep_fewer_activations, names_of_trained, trained_state
 from pipelines.training.schedule import learning_rate
 from pipelines.training.steps import Steps
+from pipelines.training.worker import load_state, save_state
 from samtok import folders
-from samtok.errors import CheckpointError
 from samtok.mllm.adapters import load_adapter
 from samtok.mllm.float_head import use_float32_head
 from samtok.mllm.generation import processor_of
@@ -60,7 +60,7 @@ class Learner:
         self, task: LearnerTask, transport: WeightTransport, device: torch.device | str = "cpu"
     ) -> None:
         config = task.config
-        torch.set_num_threads(config.learner.threads)
+        torch.set_num_threads(config.learner.worker.threads)
         self.task, self.config, self.transport, self.rank = task, config, transport, world.rank()
         with storage.local_folder(folders.resolve(config.model)) as folder:
             self.adapter = load_adapter(folder)
@@ -68,15 +68,14 @@ class Learner:
         self.model.to(torch.device(device))  # type: ignore[call-arg] transformers wraps it
         self.adapter.freeze(self.model, **dataclasses.asdict(config.train))
         use_float32_head(self.model)
-        self.trained = [name for name, p in self.model.named_parameters() if p.requires_grad]
+        self.trained = names_of_trained(self.model)
         self.reference = _reference(self.model) if config.algorithm.kl.weight else None
         self.model.train(config.learner.gradient_checkpointing)
         if config.learner.gradient_checkpointing:
             keep_fewer_activations(self.model)
         self.engine = engine_of(self.model, config.optimizer, task.deepspeed)
         self.processor = processor_of(self.adapter, grammar=config.rollout.grammar)
-        told = config.algorithm.resolved
-        self.settings = PolicySettings(told.limit, told.clip_low, told.clip_high, config.algorithm.dual_clip)
+        self.settings = policy_settings(config.algorithm)
         self.steps = Steps()
 
     # ---------------------------------------------------------------- learning
@@ -114,30 +113,30 @@ class Learner:
 
     def _cut(self, shares: Sequence[Share]) -> list[Micro]:
         """Cuts shares into as many micro-batches as the learner with most of them has."""
-        made = micro_batches(shares, self.config.learner.replies_per_micro_batch)
+        made = micro_batches(shares, self.config.learner.micro_batch)
         missing = max(world.gathered([len(made)])) - len(made)
         return made + [made[0].without_weight()] * missing
 
-    def _said(self, micro: Micro, model: Any = None) -> ResponseLogits:
-        with autocast(self.model, self.config.learner.precision):
+    def _logits(self, micro: Micro, model: Any = None) -> ResponseLogits:
+        with autocast(self.model, self.config.precision):
             return response_log_probs(
                 self.model if model is None else model,
                 self.adapter,
                 micro.prompts,
-                micro.replies,
+                micro.responses,
                 self.processor,
                 temperature=self.config.rollout.temperature,
             )
 
     @torch.no_grad()
     def _old(self, micro: Micro) -> Tensor:
-        return self._said(micro).log_probs
+        return self._logits(micro).log_probs
 
     def _pass(self, micro: Micro, old: Tensor | None) -> dict[str, float]:
         """Goes forward and backward through a micro-batch; returns sums over its tokens."""
         algorithm = self.config.algorithm
-        said = self._said(micro)
-        log_probs, of = said.log_probs, said.sequence
+        found = self._logits(micro)
+        log_probs, of = found.log_probs, found.sequence
         device = log_probs.device
         rollout = micro.rollout.to(device)
         before = log_probs.detach() if old is None else old
@@ -158,7 +157,7 @@ class Learner:
         counted = (micro.weights.to(device)[of] > 0).float()
         apart = (before - rollout).abs() * counted
         with torch.no_grad():
-            entropy = entropies(said.logits, self.config.rollout.temperature)
+            entropy = entropies(found.logits, self.config.rollout.temperature)
         sums = {
             "loss": weighted.detach(),
             "tokens": counted.sum(),
@@ -175,28 +174,28 @@ class Learner:
 
     @torch.no_grad()
     def _reference_log_probs(self, micro: Micro) -> Tensor:
-        return self._said(micro, self.reference).log_probs
+        return self._logits(micro, self.reference).log_probs
 
     @torch.no_grad()
     def drift(self, groups: Sequence[Group]) -> list[list[float]]:
-        """Returns the distance of each reply to the reference, summed over its tokens, for the reward."""
+        """Returns the distance of each response to the reference, summed over its tokens, for the reward."""
         kind = self.config.algorithm.kl.kind
         assert kind != "k3_straight"  # the config says so itself
         found = []
         for group in groups:
             micro = _all_of(group)
-            said = self._said(micro)
-            sums = sequence_kl(said.log_probs, self._reference_log_probs(micro), said.sequence, kind)
+            own = self._logits(micro)
+            sums = sequence_kl(own.log_probs, self._reference_log_probs(micro), own.sequence, kind)
             found.append(sums.tolist())
         return found
 
-    # ---------------------------------------------------------------- gates
+    # ---------------------------------------------------------------- checks
 
     @torch.no_grad()
     def parity(self, groups: Sequence[Group]) -> dict[str, float]:
         """Compares log-probabilities with those that the samplers recorded; returns mean and maximum."""
         micros = [_all_of(group) for group in groups]
-        apart = [(self._said(micro).log_probs.cpu() - micro.rollout).abs() for micro in micros]
+        apart = [(self._logits(micro).log_probs.cpu() - micro.rollout).abs() for micro in micros]
         joined = torch.cat(apart)
         return {"mean": float(joined.mean()), "max": float(joined.max()), "tokens": len(joined)}
 
@@ -212,27 +211,19 @@ class Learner:
             vision={n: -v if v.is_floating_point() else v for n, v in prompt.vision.items()},
         )
         other = dataclasses.replace(micro, prompts=[negative])
-        return float((self._said(micro).log_probs - self._said(other).log_probs).abs().max())
+        return float((self._logits(micro).log_probs - self._logits(other).log_probs).abs().max())
 
     # ---------------------------------------------------------------- weights and state
 
     def publish(self, version: int) -> Weights | None:
         """Publishes the trained weights; the first learner returns where they are."""
-        state = self._trained_state()
+        state = trained_state(self.engine, self.trained)
         return self.transport.publish(state, version) if self.rank == 0 else None
-
-    def _trained_state(self) -> dict[str, Tensor]:
-        state = self.engine.model_state()
-        return {name: state[name] for name in self.trained}
 
     def save(self, body: Mapping[str, Any]) -> None:
         """Writes a checkpoint with what the driver wants kept; the first learner does it."""
-        state, optimizer = self._trained_state(), self.engine.optimizer_state()
-        if self.rank == 0:
-            own = {"bad_in_a_row": self.steps.bad_in_a_row, "skipped": self.steps.skipped}
-            whole = {**body, **own, "seed": self.config.seed, "workers": world.size()}
-            checkpoints.save(self.config.out, Checkpoint(state, optimizer, {}, whole))
-            checkpoints.drop_old(self.config.out, self.config.checkpoints.keep)
+        state = trained_state(self.engine, self.trained)
+        save_state(self.config.out, self.config.checkpoints, self, state, body, seed=self.config.seed)
 
     def load(self, step: int) -> dict[str, Any]:
         """Goes back to a checkpoint; returns what the driver wanted kept.
@@ -240,16 +231,7 @@ class Learner:
         Raises:
             CheckpointError: It is broken, or of a run with other settings.
         """
-        saved = checkpoints.load(self.config.out, step)
-        if saved.body["fingerprint"] != self.task.fingerprint:
-            raise CheckpointError(
-                f"checkpoint {step} of {self.config.out} was made by a run with other settings. Use the "
-                "settings in its config.json, or choose another --out."
-            )
-        self.engine.load_model_state(saved.model)
-        self.engine.load_optimizer_state(saved.optimizer)
-        self.steps.bad_in_a_row, self.steps.skipped = saved.body["bad_in_a_row"], saved.body["skipped"]
-        return saved.body
+        return load_state(self.config.out, step, self.task.fingerprint, self).body
 
     def export(self, name: str, facts: Mapping[str, Any]) -> None:
         """Writes the model as a Hugging Face folder of the run."""
@@ -257,6 +239,12 @@ class Learner:
         if self.rank == 0:
             lineage = {**self.task.lineage, "run": self.config.out, **facts}
             export.export(self.model, state, self.adapter, storage.join(self.config.out, name), lineage)
+
+
+def policy_settings(algorithm: AlgorithmConfig) -> PolicySettings:
+    """Returns the limits of a step, as the losses take them."""
+    resolved = algorithm.resolved
+    return PolicySettings(resolved.limit, resolved.clip_low, resolved.clip_high, algorithm.dual_clip)
 
 
 def _reference(model: Any) -> Any:
@@ -267,7 +255,7 @@ def _reference(model: Any) -> Any:
 
 
 def _all_of(group: Group) -> Micro:
-    count = len(group.replies)
+    count = len(group.responses)
     everything = Share(group, tuple(range(count)), (0.0,) * count, (1.0,) * count)
     return micro_batches([everything], count)[0]
 

@@ -14,22 +14,12 @@ import torch
 from torch import distributed
 
 from pipelines.grpo import actors
+from pipelines.grpo.actors import stacks
 from pipelines.grpo.groups import Group, Share
 from pipelines.grpo.learn.learner import Learner, LearnerTask
-from pipelines.grpo.rollout.sampler import stacks
-from pipelines.grpo.transport import ObjectStoreTransport, Weights
+from pipelines.grpo.transport import Weights, object_store
 
 log = logging.getLogger(__name__)
-
-MB = 2**20
-
-
-def object_store(task: LearnerTask) -> ObjectStoreTransport:
-    """Returns the transport through Ray's object store; inside a Ray process."""
-    import ray
-
-    sync = task.config.sync
-    return ObjectStoreTransport(ray.put, ray.get, piece_bytes=sync.bucket_mb * MB, checksum=sync.checksum)
 
 
 class LearnerActor:
@@ -48,14 +38,14 @@ class LearnerActor:
         config = task.config
         if size > 1 or task.deepspeed is not None:
             distributed.init_process_group(
-                "nccl" if config.learner.gpus else "gloo",
+                "nccl" if config.learner.worker.gpus else "gloo",
                 init_method=f"tcp://{address}",
                 rank=rank,
                 world_size=size,
                 timeout=datetime.timedelta(seconds=config.learner.timeout_s),
             )
-        device = "cuda" if config.learner.gpus else "cpu"
-        self.learner = Learner(task, object_store(task), torch.device(device))
+        device = "cuda" if config.learner.worker.gpus else "cpu"
+        self.learner = Learner(task, object_store(config.sync), torch.device(device))
 
     def learn(self, step: int, parts: Sequence[Sequence[Share]], change: bool) -> dict[str, float]:
         """Fetches the groups of its shares and learns from them."""
@@ -119,8 +109,8 @@ class LearnerGroup:
         self.actors = [
             actors.start_actor(
                 LearnerActor,
-                cpus=self.config.cpus,
-                gpus=(self.config.gpus or 0) * share,
+                cpus=self.config.worker.cpus,
+                gpus=(self.config.worker.gpus or 0) * share,
                 scheduling_strategy=strategy,
             )
             for strategy in strategies
@@ -154,7 +144,7 @@ class LearnerGroup:
         return self._wait(calls, "learning")[0]
 
     def drift(self, refs: Sequence[Any]) -> list[list[float]]:
-        """Returns for each group the distance of its replies to the reference."""
+        """Returns for each group the distance of its responses to the reference."""
         size = len(self.actors)
         calls = [actor.drift.remote(list(refs[rank::size])) for rank, actor in enumerate(self.actors)]
         found = self._wait(calls, "measuring the distance to the reference")

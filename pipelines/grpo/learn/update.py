@@ -1,7 +1,7 @@
 """From rewards to what learners are given: advantages, weights of tokens, and each learner's share.
 
 Pure. All of it is decided here over the whole step, so that neither the number of learners nor the order in
-which replies came matters.
+which responses came matters.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ class Update:
     """What a step learns.
 
     Attributes:
-        advantages: Of every reply of every group, those that are left out included.
-        used: Whether each reply counts.
+        advantages: Of every response of every group, those that are left out included.
+        used: Whether each response counts.
         parts: Per optimizer step and learner, its shares. Empty if nothing can be learnt.
     """
 
@@ -46,14 +46,14 @@ def plan_update(
     Args:
         outlines: Of the groups, in the order of the run.
         refs: References to the groups.
-        rewards: Total of every reply, group by group.
+        rewards: Total of every response, group by group.
         config: How rewards become steps.
         learners: How many there are.
-        max_tokens: Longest reply, for the constant mean.
+        max_tokens: Longest response, for the constant mean.
         most_groups: With dynamic sampling, groups that count; further ones are left out.
     """
-    told = config.resolved
-    found = advantages(rewards, baseline=told.baseline, scale=told.scale)
+    algorithm = config.resolved
+    found = advantages(rewards, baseline=algorithm.baseline, scale=algorithm.scale)
     chosen = found.usable if config.mask_zero_variance else np.ones(len(outlines), bool)
     if most_groups is not None:
         chosen = chosen & (np.cumsum(chosen) <= most_groups)
@@ -66,7 +66,7 @@ def plan_update(
         weights = sequence_weights(
             [outlines[n].lengths for n in own],
             [used[n].tolist() for n in own],
-            mean=told.mean,
+            mean=algorithm.mean,
             max_tokens=max_tokens,
         )
         shares = [
@@ -77,12 +77,12 @@ def plan_update(
 
 
 def _share(ref: Any, used: np.ndarray, values: np.ndarray, weights: Sequence[float]) -> Share:
-    replies = tuple(int(i) for i in np.flatnonzero(used))
+    responses = tuple(int(i) for i in np.flatnonzero(used))
     return Share(
         group=ref,
-        replies=replies,
-        advantages=tuple(float(values[i]) for i in replies),
-        weights=tuple(float(weights[i]) for i in replies),
+        responses=responses,
+        advantages=tuple(float(values[i]) for i in responses),
+        weights=tuple(float(weights[i]) for i in responses),
     )
 
 
@@ -100,7 +100,7 @@ def _spread(shares: Sequence[Share], costs: Sequence[int], learners: int) -> lis
         loads[least] += costs[n]
     idle = Share(
         shares[0].group,
-        shares[0].replies[:1],
+        shares[0].responses[:1],
         advantages=(0.0,),
         weights=(0.0,),
     )

@@ -1,9 +1,9 @@
-"""Watches the numbers of a run for the ways in which reinforcement learning fails, and says so once.
+"""Alarms: judges the numbers of a run for the ways in which reinforcement learning fails.
 
 "No target." is a safe answer: it pays the share of questions without a target whatever the image shows, so a
 policy can drift to it while reward, gIoU and N-acc rise. The alarm ``collapse`` is for that; the others are
-for groups without a signal, entropy, lengths, cut replies, skipped steps, and a learner that does not compute
-the probabilities that the rollout sampled from.
+for groups without a signal, entropy, lengths, cut responses, skipped steps, and a learner that does not
+compute the probabilities that the rollout sampled from.
 
 Pure: numbers in, alarms out. Whoever calls logs them, and ends the run on a fatal one.
 """
@@ -12,15 +12,79 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pipelines.grpo.observe.alarms_config import ALARMS, WatchConfig
+from annotated_types import Ge
 
-__all__ = ["ALARMS", "Alarm", "Watch", "WatchConfig"]
+from pipelines.config import AtLeast1, NotNegative, Share, config
+from samtok.errors import ConfigError
+
+ALARMS = (
+    "collapse",
+    "no_signal",
+    "entropy_low",
+    "entropy_high",
+    "cut",
+    "length",
+    "mismatch",
+    "mismatch_stop",
+    "skipped",
+)
+"""Names of all alarms, for ``stop_on``."""
 
 _MEANS = ("said_none", "entropy", "cut", "tokens")
 """Metrics of steps that are judged by their mean over the last ones, and against their mean at the start."""
 _SUPERVISED = "Lower the learning rate, raise the KL weight, or fine-tune longer before"
+
+
+@config
+class AlarmsConfig:
+    """When to raise an alarm, and which alarms end the run."""
+
+    first: AtLeast1 = 5
+    """Steps at the start whose mean is what later ones are compared with; of validations, the first."""
+    window: AtLeast1 = 5
+    """Steps whose mean is judged, so that one odd batch raises no alarm."""
+    quiet: AtLeast1 = 20
+    """Steps in which an alarm is not repeated."""
+    no_mask: Share = 0.9
+    """Share of responses without a mask, to prompts with targets, above which the policy has collapsed."""
+    no_mask_rise: Share = 0.3
+    """So much higher than at the start that share must be besides."""
+    accuracy_left: Share = 0.5
+    """Sampled T-acc of a validation below this share of the first one's is a collapse too."""
+    zero_std: Share = 0.95
+    """Share of groups with equal rewards above which a step has nothing to learn from."""
+    zero_std_steps: AtLeast1 = 5
+    """Steps in a row without a signal that raise the alarm."""
+    entropy_low: NotNegative = 0.01
+    """Mean entropy of a token, in nats, below which sampling explores nothing."""
+    entropy_rise: NotNegative = 1.0
+    """Rise of the entropy over that of the start, in nats, above which the policy falls apart."""
+    cut: Share = 0.2
+    """Share of responses cut by the limit of tokens."""
+    length_ratio: Annotated[float, Ge(1)] = 2.0
+    """Mean length of a response as a multiple of that at the start, above which it runs away."""
+    mismatch_warn: NotNegative = 0.005
+    """Mean |log p| between rollout and learner over the tokens of a step; fp32 rounding is far below."""
+    mismatch_stop: NotNegative = 0.01
+    """The same, where the two no longer are one policy."""
+    skipped: AtLeast1 = 3
+    """Skipped steps among the last ``skipped_steps`` that raise the alarm."""
+    skipped_steps: AtLeast1 = 20
+    """Steps over which skipped ones are counted."""
+    stop_on: tuple[str, ...] = ("mismatch_stop",)
+    """Alarms that end the run, such as collapse; the others are only logged."""
+
+    def check(self) -> None:
+        """Checks the order of both limits, and names."""
+        if self.mismatch_stop < self.mismatch_warn:
+            raise ConfigError(
+                f"--.mismatch-stop must be >= --.mismatch-warn {self.mismatch_warn:g}, got "
+                f"{self.mismatch_stop:g}."
+            )
+        if unknown := [name for name in self.stop_on if name not in ALARMS]:
+            raise ConfigError(f"--.stop-on must be some of {', '.join(ALARMS)}, got {' '.join(unknown)}.")
 
 
 class Alarm(NamedTuple):
@@ -31,19 +95,19 @@ class Alarm(NamedTuple):
     fatal: bool
 
 
-class Watch:
-    """Hears the metrics of steps and of held-out looks, in order, and raises alarms."""
+class Alarms:
+    """Takes in the metrics of steps and validations, in order, and raises alarms."""
 
-    def __init__(self, config: WatchConfig) -> None:
+    def __init__(self, config: AlarmsConfig) -> None:
         self.config = config
         self._early: defaultdict[str, list[float]] = defaultdict(list)
         self._late: defaultdict[str, list[float]] = defaultdict(list)
-        self._told: dict[str, int] = {}
+        self._raised: dict[str, int] = {}
         self._without_signal = 0
         self._skipped: list[int] = []
 
-    def hear(self, metrics: Mapping[str, Any]) -> list[Alarm]:
-        """Takes in one step's metrics, or one look's, and returns the alarms that they raise.
+    def take(self, metrics: Mapping[str, Any]) -> list[Alarm]:
+        """Takes in one step's metrics, or one validation's, and returns the alarms that they raise.
 
         Args:
             metrics: With ``step``, which never falls. What is missing, None or NaN (a batch may have no
@@ -53,9 +117,9 @@ class Watch:
         numbers = {name: float(value) for name, value in metrics.items() if _is_number(value)}
         alarms = []
         for name, sentence in self._judge(step, numbers):
-            told = self._told.get(name)
-            if told is None or step - told >= self.config.quiet:
-                self._told[name] = step
+            before = self._raised.get(name)
+            if before is None or step - before >= self.config.quiet:
+                self._raised[name] = step
                 alarms.append(Alarm(name, sentence, name in self.config.stop_on))
         return alarms
 
@@ -64,7 +128,7 @@ class Watch:
         return {
             "early": {name: list(values) for name, values in self._early.items()},
             "late": {name: list(values) for name, values in self._late.items()},
-            "told": dict(self._told),
+            "raised": dict(self._raised),
             "without_signal": self._without_signal,
             "skipped": list(self._skipped),
         }
@@ -74,19 +138,19 @@ class Watch:
         for kept, values in ((self._early, state["early"]), (self._late, state["late"])):
             kept.clear()
             kept.update({name: list(numbers) for name, numbers in values.items()})
-        self._told = dict(state["told"])
+        self._raised = dict(state["raised"])
         self._without_signal = state["without_signal"]
         self._skipped = list(state["skipped"])
 
     def _judge(self, step: int, numbers: Mapping[str, float]) -> Iterator[tuple[str, str]]:
-        """Yields every alarm as name and sentence, told before or not."""
+        """Yields every alarm as name and sentence, raised before or not."""
         for name in _MEANS:
             if name in numbers:
                 self._remember(name, numbers[name])
         if "t_acc_sampled" in numbers:
-            yield from self._look(numbers["t_acc_sampled"])
+            yield from self._validation(numbers["t_acc_sampled"])
         if "said_none" in numbers:
-            yield from self._said_none()
+            yield from self._no_mask()
         if "entropy" in numbers:
             yield from self._entropy()
         if "cut" in numbers or "tokens" in numbers:
@@ -113,19 +177,19 @@ class Watch:
         values = self._early[name]
         return _mean(values) if len(values) == self.config.first else None
 
-    def _said_none(self) -> Iterator[tuple[str, str]]:
+    def _no_mask(self) -> Iterator[tuple[str, str]]:
         config, now, start = self.config, self._now("said_none"), self._start("said_none")
         if now is None or start is None:
             return
-        if now > config.said_none and now - start > config.said_none_rise:
+        if now > config.no_mask and now - start > config.no_mask_rise:
             yield (
                 "collapse",
-                f'{now:.0%} of the replies to prompts with targets say no mask, as "No target." does; '
-                f"{start:.0%} did at the start, expected at most {config.said_none:.0%} "
-                f"(--watch.said-none). {_SUPERVISED}; or ask fewer questions without a target.",
+                f'{now:.0%} of the responses to prompts with targets have no mask, as "No target." has none; '
+                f"{start:.0%} did at the start, expected at most {config.no_mask:.0%} "
+                f"(--alarms.no-mask). {_SUPERVISED}; or ask fewer questions without a target.",
             )
 
-    def _look(self, now: float) -> Iterator[tuple[str, str]]:
+    def _validation(self, now: float) -> Iterator[tuple[str, str]]:
         if not self._early["t_acc_sampled"]:
             self._early["t_acc_sampled"].append(now)
             return
@@ -133,8 +197,8 @@ class Watch:
         if now < left * start:
             yield (
                 "collapse",
-                f"sampled T-acc on held-out prompts is {now:.3f}, {start:.3f} at the first look; expected "
-                f"at least {left:.0%} of that (--watch.accuracy-left). {_SUPERVISED}.",
+                f"sampled T-acc on held-out prompts is {now:.3f}, {start:.3f} at the first validation; "
+                f"expected at least {left:.0%} of that (--alarms.accuracy-left). {_SUPERVISED}.",
             )
 
     def _entropy(self) -> Iterator[tuple[str, str]]:
@@ -143,14 +207,14 @@ class Watch:
             yield (
                 "entropy_low",
                 f"the mean entropy of a token is {now:.3g} nats, expected at least {config.entropy_low:g} "
-                "(--watch.entropy-low): replies of a group are alike. Raise the upper clip or the "
+                "(--alarms.entropy-low): responses of a group are alike. Raise the upper clip or the "
                 "temperature, or lower the learning rate.",
             )
         if now is not None and start is not None and now - start > config.entropy_rise:
             yield (
                 "entropy_high",
                 f"the mean entropy of a token rose from {start:.3g} to {now:.3g} nats, expected a rise of at "
-                f"most {config.entropy_rise:g} (--watch.entropy-rise). Lower the learning rate or raise "
+                f"most {config.entropy_rise:g} (--alarms.entropy-rise). Lower the learning rate or raise "
                 "the KL weight.",
             )
 
@@ -159,16 +223,16 @@ class Watch:
         if cut is not None and cut > config.cut:
             yield (
                 "cut",
-                f"{cut:.0%} of the replies are cut by the limit of tokens, expected at most {config.cut:.0%} "
-                "(--watch.cut). Raise the limit of new tokens, or reward short replies.",
+                f"{cut:.0%} of the responses are cut by the limit of tokens, expected at most "
+                f"{config.cut:.0%} (--alarms.cut). Raise the limit of new tokens, or reward short responses.",
             )
         now, start = self._now("tokens"), self._start("tokens")
         if now is not None and start is not None and now > config.length_ratio * start:
             yield (
                 "length",
-                f"a reply has {now:.0f} tokens on average, {start:.0f} at the start; expected at most "
-                f"{config.length_ratio:g} times that (--watch.length-ratio). See on the page of "
-                "trajectories what they say; a reward may pay for length.",
+                f"a response has {now:.0f} tokens on average, {start:.0f} at the start; expected at most "
+                f"{config.length_ratio:g} times that (--alarms.length-ratio). See on the page of "
+                "trajectories what they are; a reward may pay for length.",
             )
 
     def _signal(self, share: float) -> Iterator[tuple[str, str]]:
@@ -178,25 +242,25 @@ class Watch:
             yield (
                 "no_signal",
                 f"{share:.0%} of the groups have equal rewards, and more than {config.zero_std:.0%} had for "
-                f"{self._without_signal} steps in a row (--watch.zero-std): there is nothing to learn from. "
-                "Choose prompts that the model answers sometimes, raise the replies per prompt, or give "
+                f"{self._without_signal} steps in a row (--alarms.zero-std): there is nothing to learn from. "
+                "Choose prompts that the model answers sometimes, raise the responses per prompt, or give "
                 "partial credit.",
             )
 
     def _mismatch(self, value: float) -> Iterator[tuple[str, str]]:
         config = self.config
-        said = f"rollout and learner differ by {value:.2g} in the log-probability of a token on average"
+        apart = f"rollout and learner differ by {value:.2g} in the log-probability of a token on average"
         if value > config.mismatch_stop:
             yield (
                 "mismatch_stop",
-                f"{said}, expected at most {config.mismatch_stop:g} (--watch.mismatch-stop). They are not "
+                f"{apart}, expected at most {config.mismatch_stop:g} (--alarms.mismatch-stop). They are not "
                 "one policy: check the weights that were sent, the image inputs and the precision of both.",
             )
         elif value > config.mismatch_warn:
             yield (
                 "mismatch",
-                f"{said}, expected at most {config.mismatch_warn:g} (--watch.mismatch-warn). Compute logits "
-                "in fp32 on both sides, or weigh tokens by truncated importance sampling.",
+                f"{apart}, expected at most {config.mismatch_warn:g} (--alarms.mismatch-warn). Compute "
+                "logits in fp32 on both sides, or weigh tokens by truncated importance sampling.",
             )
 
     def _skip(self, step: int) -> Iterator[tuple[str, str]]:
@@ -206,7 +270,7 @@ class Watch:
             yield (
                 "skipped",
                 f"{len(self._skipped)} of the last {config.skipped_steps} steps were skipped for a loss or "
-                f"gradient that is no number, expected fewer than {config.skipped} (--watch.skipped). Lower "
+                f"gradient that is no number, expected fewer than {config.skipped} (--alarms.skipped). Lower "
                 "the learning rate, or look for the prompts of these steps among the trajectories.",
             )
 

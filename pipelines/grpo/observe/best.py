@@ -1,4 +1,4 @@
-"""Which exported models to keep: the k best by a number of the held-out looks. Decides; deletes nothing."""
+"""Which exported models to keep: the k best by a number of the validations. Decides; deletes nothing."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ Mode = Literal["max", "min"]
 
 
 class Verdict(NamedTuple):
-    """What to do after a look: keep this step's export or not, and drop those of other steps."""
+    """What to do after a validation: keep this step's export or not, and drop those of other steps."""
 
     keep: bool
     drop: list[int]
@@ -20,7 +20,7 @@ class BestK:
     """Remembers the k best steps; of equal ones, the earliest.
 
     Args:
-        metric: Entry of a look, such as ``targets_sampled``.
+        metric: Entry of a validation, such as ``targets_sampled``.
         k: How many exports to keep.
         mode: Whether the largest or the smallest is best.
 
@@ -41,18 +41,18 @@ class BestK:
         """Steps that are kept with their values, the best first."""
         return tuple(self._best)
 
-    def hear(self, look: Mapping[str, Any]) -> Verdict:
-        """Takes in one look; a step that was heard before is judged anew.
+    def take(self, row: Mapping[str, Any]) -> Verdict:
+        """Takes in one validation; a step that was taken before is judged anew.
 
         A value that is no number is never kept.
 
         Raises:
-            ConfigError: If the look has no such metric.
+            ConfigError: If it has no such metric.
         """
-        if self.metric not in look:
-            known = ", ".join(sorted(name for name in look if name != "step"))
-            raise ConfigError(f"a look has no {self.metric!r} to choose the best by; it has {known}.")
-        step, value = int(look["step"]), look[self.metric]
+        if self.metric not in row:
+            known = ", ".join(sorted(name for name in row if name != "step"))
+            raise ConfigError(f"a validation has no {self.metric!r} to choose the best by; it has {known}.")
+        step, value = int(row["step"]), row[self.metric]
         before = [entry for entry in self._best if entry[0] != step]
         after = list(before)
         if value is not None and math.isfinite(value):
@@ -67,7 +67,7 @@ class BestK:
         return {"metric": self.metric, "mode": self.mode, "best": [list(entry) for entry in self._best]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes back to what a checkpoint kept; if it is more than k, the next look drops the rest.
+        """Goes back to what a checkpoint kept; if it is more than k, the next validation drops the rest.
 
         Raises:
             ConfigError: If it was kept by another metric or mode.

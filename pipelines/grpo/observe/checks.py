@@ -14,14 +14,14 @@ from samtok.errors import CheckpointError
 log = logging.getLogger(__name__)
 
 _PROBE = 1 << 40
-"""Numbers of tasks from here on are probes, whose replies are not learnt from."""
+"""Numbers of tasks from here on are probes, whose responses are not learnt from."""
 
 NO_EFFECT = 1e-6
 """Change of log-probabilities below which an image has none."""
 
 
-class Gates:
-    """Probes samplers and learners with fresh replies.
+class Checks:
+    """Probes samplers and learners with fresh responses.
 
     Args:
         config: The run.
@@ -39,19 +39,19 @@ class Gates:
         Raises:
             CheckpointError: One of them fails.
         """
-        if not (self.config.gates.parity_every or self.config.gates.image):
+        if not (self.config.checks.parity_every or self.config.checks.image):
             return
         refs = self._probe(step)
-        if self.config.gates.parity_every:
+        if self.config.checks.parity_every:
             self._compare(refs, step)
-        if self.config.gates.image:
+        if self.config.checks.image:
             self._require_effect(refs)
 
     def parity(self, step: int) -> None:
-        """Compares both sides' log-probabilities of fresh replies.
+        """Compares both sides' log-probabilities of fresh responses.
 
         Raises:
-            CheckpointError: They are further apart than ``--gates.parity-limit``.
+            CheckpointError: They are further apart than ``--checks.parity-limit``.
         """
         self._compare(self._probe(step), step)
 
@@ -62,7 +62,7 @@ class Gates:
 
     def _compare(self, refs: list[Any], step: int) -> None:
         found = self.learners.parity(refs)
-        limit = self.config.gates.parity_limit
+        limit = self.config.checks.parity_limit
         log.info(
             "parity at step %d: samplers and learners differ by %.2g on average and %.2g at most in the "
             "log-probabilities of %d tokens",
@@ -71,8 +71,8 @@ class Gates:
         if not found["mean"] <= limit:
             raise CheckpointError(
                 f"at step {step} samplers and learners disagree about the same tokens: log-probabilities "
-                f"differ by {found['mean']:.3g} on average, --gates.parity-limit is {limit:g}. Weights, "
-                "images, positions or types differ: compare --rollout.precision with --learner.precision and "
+                f"differ by {found['mean']:.3g} on average, --checks.parity-limit is {limit:g}. Weights, "
+                "images, positions or types differ: compare --rollout.precision with --precision and "
                 "the attentions of both; with bfloat16 on both sides a higher limit can be right."
             )
 
@@ -84,5 +84,5 @@ class Gates:
             raise CheckpointError(
                 f"turning the image of a prompt into its negative changes log-probabilities by {effect:.1g}: "
                 "the model does not see it. Is --model a vision-language model whose weights were all "
-                "loaded? --gates.no-image leaves this check out."
+                "loaded? --checks.no-image leaves this check out."
             )

@@ -1,4 +1,4 @@
-"""The numbers of a step and of a look, out of what came back from samplers, rewards and learners."""
+"""The numbers of a step and of a validation, out of what came back from samplers, rewards and learners."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 from pipelines.grpo.groups import Outline
 from pipelines.grpo.reward.components import Scored
-from pipelines.grpo.reward.scoring import LookRow
+from pipelines.grpo.reward.scoring import ValidationRow
 from samtok.metrics import referring
 from samtok.metrics.referring import Samples
 
@@ -19,19 +19,19 @@ def step_measures(outlines: Sequence[Outline], scored: Rows, *, version: int) ->
 
     Args:
         outlines: Of all groups that were sampled for the step, also those that are not learnt from.
-        scored: Their replies' rewards.
+        scored: Their responses' rewards.
         version: Of the learner's weights, for the staleness.
     """
-    totals = np.array([[reply.total for reply in group] for group in scored])
+    totals = np.array([[response.total for response in group] for group in scored])
     wanted = np.array([one.targets > 0 for one in outlines])
-    replies = [reply for group in scored for reply in group]
+    responses = [response for group in scored for response in group]
     lengths = [length for one in outlines for length in one.lengths]
     complete = [done for one in outlines for done in one.complete]
-    names = list(replies[0].components)
+    names = list(responses[0].components)
     return {
         "reward": float(totals.mean()),
         "reward_std": float(totals.std(axis=1, ddof=1).mean()),
-        **{f"reward/{name}": _mean([reply.components[name] for reply in replies]) for name in names},
+        **{f"reward/{name}": _mean([response.components[name] for response in responses]) for name in names},
         "reward_targets": _mean(totals[wanted]),
         "reward_none": _mean(totals[~wanted]),
         "said_none": _mean(_component(scored, "says_none")[wanted]),
@@ -47,8 +47,8 @@ def step_measures(outlines: Sequence[Outline], scored: Rows, *, version: int) ->
     }
 
 
-def look_measures(rows: Sequence[LookRow]) -> dict[str, float | None]:
-    """Returns the numbers of a look at held-out prompts.
+def validation_measures(rows: Sequence[ValidationRow]) -> dict[str, float | None]:
+    """Returns the numbers of a validation on held-out prompts.
 
     ``none_share`` is what always saying "No target." would score; gIoU and N-acc alone can rise towards it
     while masks get lost, so what counts is how targets are answered.
@@ -80,7 +80,7 @@ def look_measures(rows: Sequence[LookRow]) -> dict[str, float | None]:
     return found
 
 
-def _samples(rows: Sequence[LookRow]) -> Samples:
+def _samples(rows: Sequence[ValidationRow]) -> Samples:
     boxes = np.zeros((len(rows), 4), np.int64)
     return Samples(
         intersection_px=np.array([row.intersection_px for row in rows], np.int64),
@@ -94,7 +94,7 @@ def _samples(rows: Sequence[LookRow]) -> Samples:
 
 
 def _component(scored: Rows, name: str) -> np.ndarray:
-    return np.array([[reply.components[name] for reply in group] for group in scored])
+    return np.array([[response.components[name] for response in group] for group in scored])
 
 
 def _mean(values: Any) -> float | None:

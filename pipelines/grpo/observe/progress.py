@@ -11,8 +11,8 @@ log = logging.getLogger(__name__)
 _SIDE = ("step", "lr", "s_rollout", "s_reward", "s_learn", "s_sync", "s_step", "samples_per_s")
 
 
-class Show:
-    """Hears what happens; steps that are done again, after a restart or in a resumed run, are tracked once.
+class GrpoProgress:
+    """Logs and tracks what happens; a step that is repeated, after a restart or a resume, is tracked once.
 
     Args:
         steps: Of the run.
@@ -22,10 +22,10 @@ class Show:
     def __init__(self, steps: int, tracker: Tracker) -> None:
         self.steps, self.tracker = steps, tracker
         self._logged = tracker.last_step("train/reward", default=0) - 1
-        self._looked = tracker.last_step("held_out/prompts", default=-1)
+        self._validated = tracker.last_step("held_out/prompts", default=-1)
 
     def resumed(self, step: int) -> None:
-        """Says where a run goes on."""
+        """Logs where a run goes on."""
         log.info("resumed at step %d/%d", step, self.steps)
 
     def step(self, row: Mapping[str, Any]) -> None:
@@ -34,21 +34,21 @@ class Show:
         if row["step"] <= self._logged:
             return
         self._logged = row["step"]
-        told = {
+        metrics = {
             (f"time/{name}" if name in _SIDE[2:] else f"train/{name}"): float(value)
             for name, value in row.items()
             if name != "step" and value is not None
         }
-        self.tracker.history([(row["step"] + 1, told)])
+        self.tracker.history([(row["step"] + 1, metrics)])
 
-    def look(self, row: Mapping[str, Any], *, best: bool) -> None:
-        """Shows one look."""
-        log.info("%s", look_line(row, best=best))
-        if row["step"] <= self._looked:
+    def validation(self, row: Mapping[str, Any], *, best: bool) -> None:
+        """Shows one validation."""
+        log.info("%s", validation_line(row, best=best))
+        if row["step"] <= self._validated:
             return
-        self._looked = row["step"]
-        told = {f"held_out/{n}": float(v) for n, v in row.items() if n != "step" and v is not None}
-        self.tracker.history([(row["step"], told)])
+        self._validated = row["step"]
+        metrics = {f"held_out/{n}": float(v) for n, v in row.items() if n != "step" and v is not None}
+        self.tracker.history([(row["step"], metrics)])
 
 
 def step_line(row: Mapping[str, Any], steps: int) -> str:
@@ -73,8 +73,8 @@ def _apart(row: Mapping[str, Any]) -> str:
     return f"{name} {row[name]:.1g}" if name in row else "mismatch -"
 
 
-def look_line(row: Mapping[str, Any], *, best: bool) -> str:
-    """Returns a look as a line, with what always saying "No target." would score."""
+def validation_line(row: Mapping[str, Any], *, best: bool) -> str:
+    """Returns a validation as a line, with what always saying "No target." would score."""
     return (
         f"held out after {row['step']} steps, {row['prompts']} prompts: sampled reward "
         f"{_n(row, 'reward_sampled', 3)} (targets {_n(row, 'targets_sampled', 3)}), greedy "

@@ -3,18 +3,21 @@
 The standard reward (``samtok.rewards.TextReward``) is always there; a plug-in ``module:function`` adds
 components beside its own. A component without a weight is logged and not learnt from.
 
-    rewards = rewards_of(["my_rewards:short"], partial=0.2)
-    score(questions, replies, rewards=rewards, weights={"mask": 1.0, "short": 0.1})
+    rewards = rewards_of(ScoringConfig(plug_ins=("my_rewards:short",), partial=0.2))
+    score(questions, responses, rewards=rewards, weights={"mask": 1.0, "short": 0.1})
 """
 
 import importlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from operator import attrgetter
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
+from tyro.constructors import PrimitiveConstructorSpec
+
+from pipelines.config import Share, config, format_pairs, parse_pairs
 from samtok.errors import ConfigError
 from samtok.rewards import Question, Response, Reward, TextReward
 from samtok.rewards.mask_words import TruePositives
@@ -25,26 +28,67 @@ STANDARD = "the standard reward"
 
 @dataclass(frozen=True)
 class Scored:
-    """What one reply is worth: every component, and their weighted sum."""
+    """What one response is worth: every component, and their weighted sum."""
 
     components: Mapping[str, float]
     total: float
 
 
-def rewards_of(
-    plug_ins: Sequence[str] = (),
-    *,
-    tp: TruePositives = "multiset",
-    count_malformed: bool = True,
-    partial: float = 0.0,
-) -> dict[str, Reward]:
-    """Returns the standard reward with these options (``mask_reward``), and the plug-ins, by their names.
+def parse_weights(text: str) -> dict[str, float]:
+    """Reads ``mask=1,format=0.1``.
+
+    Raises:
+        ConfigError: For a part of another form, or a name that is there twice.
+    """
+    weights = {}
+    for name, value in parse_pairs(text, flag="weights").items():
+        try:
+            weights[name] = float(value)
+        except ValueError as error:
+            raise ConfigError(f"--weights {text}: {name} must be a number, got {value}.") from error
+    return weights
+
+
+_WEIGHTS: PrimitiveConstructorSpec[dict[str, float]] = PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="NAME=NUMBER,...",
+    instance_from_str=lambda words: parse_weights(words[0]),
+    is_instance=lambda value: isinstance(value, dict),
+    str_from_instance=lambda weights: [format_pairs({name: f"{w:g}" for name, w in weights.items()})],
+)
+"""Lets one flag name components of plug-ins, which no flag of their own could be made for."""
+
+
+@config
+class ScoringConfig:
+    """What a response is worth: the weighted sum of its components."""
+
+    weights: Annotated[dict[str, float], _WEIGHTS] = field(default_factory=lambda: {"mask": 1.0})
+    """Weight of each component, as mask=1,format=0.1; all components are logged, also those without."""
+    true_positives: TruePositives = "multiset"
+    """Two instances of one word in the truth: both count (multiset), or one (distinct, the paper's Eq. 5)."""
+    count_malformed: bool = True
+    """Count broken words as wrong predictions; the paper leaves them out, so they cost nothing."""
+    partial: Share = 0.0
+    """Credit for a word whose first code is right and whose second is not; the paper gives none."""
+    plug_ins: tuple[str, ...] = ()
+    """Further rewards, each as module:function (samtok.rewards.response.Reward)."""
+
+    def check(self) -> None:
+        """Refuses weights from which nothing can be learnt."""
+        check_weights(self.weights)
+
+
+def rewards_of(scoring: ScoringConfig) -> dict[str, Reward]:
+    """Returns the standard reward with its options, and the plug-ins, by their names.
 
     Raises:
         ConfigError: From ``resolve``.
     """
-    standard = TextReward(tp=tp, count_malformed=count_malformed, partial=partial)
-    return {STANDARD: standard, **{name: resolve(name) for name in plug_ins}}
+    standard = TextReward(
+        tp=scoring.true_positives, count_malformed=scoring.count_malformed, partial=scoring.partial
+    )
+    return {STANDARD: standard, **{name: resolve(name) for name in scoring.plug_ins}}
 
 
 def resolve(name: str) -> Reward:
@@ -57,7 +101,7 @@ def resolve(name: str) -> Reward:
     module_name, colon, path = name.partition(":")
     if not (module_name and colon and path):
         raise ConfigError(
-            f"the reward {name!r} must be given as module:function, as my_rewards:short_answers"
+            f"the reward {name!r} must be given as module:function, as my_rewards:short_answers."
         )
     try:
         module = importlib.import_module(module_name)
@@ -69,35 +113,13 @@ def resolve(name: str) -> Reward:
         public = ", ".join(each for each in vars(module) if not each.startswith("_")) or "nothing"
         raise ConfigError(
             f"the reward {name!r}: {module_name} ({getattr(module, '__file__', None)}) has no {path!r}; it "
-            f"has {public[:500]}"
+            f"has {public[:500]}."
         ) from error
     if not callable(found):
         raise ConfigError(
-            f"the reward {name!r} is a {type(found).__name__}, expected a function of (Question, Response)"
+            f"the reward {name!r} is a {type(found).__name__}, expected a function of (Question, Response)."
         )
     return cast(Reward, found)
-
-
-def parse_weights(text: str) -> dict[str, float]:
-    """Reads ``mask=1,format=0.1``.
-
-    Raises:
-        ConfigError: For a part of another form or a name that is there twice; from ``check_weights``.
-    """
-    weights: dict[str, float] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, _, number = (piece.strip() for piece in part.partition("="))
-        try:
-            weight = float(number)
-        except ValueError:
-            weight = math.nan
-        if not name or name in weights or math.isnan(weight):
-            raise ConfigError(
-                f"--weights: {part!r} is no NAME=NUMBER with each name once, as in mask=1,format=0.1"
-            )
-        weights[name] = weight
-    check_weights(weights)
-    return weights
 
 
 def check_weights(weights: Mapping[str, float]) -> None:
@@ -108,10 +130,10 @@ def check_weights(weights: Mapping[str, float]) -> None:
     """
     for name, weight in weights.items():
         if not math.isfinite(weight):
-            raise ConfigError(f"the weight of the reward component {name!r} must be finite, got {weight}")
+            raise ConfigError(f"the weight of the reward component {name!r} must be finite, got {weight}.")
     if not any(weights.values()):
         raise ConfigError(
-            f"every reward would be 0: the weights are {dict(weights)}. Give a component one, as mask=1"
+            f"every reward would be 0: the weights are {dict(weights)}. Give a component one, as mask=1."
         )
 
 
@@ -125,30 +147,32 @@ def combine(components: Mapping[str, float], weights: Mapping[str, float]) -> fl
     if unknown:
         raise ConfigError(
             f"there is a weight for the reward component {unknown[0]!r}, which no reward gives; known ones "
-            f"are {', '.join(components) or 'none'}"
+            f"are {', '.join(components) or 'none'}."
         )
     total = sum(weight * components[name] for name, weight in weights.items())
     if not math.isfinite(total):
-        raise ConfigError(f"the weighted sum of {dict(components)} by {dict(weights)} is {total}, not finite")
+        raise ConfigError(
+            f"the weighted sum of {dict(components)} by {dict(weights)} is {total}, not finite."
+        )
     return float(total)
 
 
 def score(
     questions: Sequence[Question],
-    replies: Sequence[Response],
+    responses: Sequence[Response],
     *,
     rewards: Mapping[str, Reward],
     weights: Mapping[str, float],
     extra: Sequence[Mapping[str, float]] | None = None,
 ) -> list[Scored]:
-    """Scores every reply with all rewards.
+    """Scores every response with all rewards.
 
     Args:
-        questions: The question of each reply.
-        replies: What the model said.
+        questions: The question of each response.
+        responses: What the model wrote.
         rewards: By name, from ``rewards_of``.
         weights: By component; one that is not named has weight 0.
-        extra: Components of each reply that were computed elsewhere, such as those of
+        extra: Components of each response that were computed elsewhere, such as those of
             ``samtok.rewards.iou``; checked like the others.
 
     Raises:
@@ -156,17 +180,17 @@ def score(
             another one gives too; says which one, for which sample. If a weight has no component.
         ValueError: If the lengths differ.
     """
-    beside = [{}] * len(replies) if extra is None else extra
-    if not len(questions) == len(replies) == len(beside):
+    beside = [{}] * len(responses) if extra is None else extra
+    if not len(questions) == len(responses) == len(beside):
         raise ValueError(
-            f"got {len(questions)} questions, {len(replies)} replies and {len(beside)} extra components"
+            f"got {len(questions)} questions, {len(responses)} responses and {len(beside)} extra components."
         )
     scored = []
-    for number, (question, reply, known) in enumerate(zip(questions, replies, beside, strict=True)):
+    for number, (question, response, known) in enumerate(zip(questions, responses, beside, strict=True)):
         where = _where(question, number)
         components = _checked("extra components", known, where)
         for name, reward in rewards.items():
-            _join(components, _call(name, reward, question, reply, where), name, where)
+            _join(components, _call(name, reward, question, response, where), name, where)
         scored.append(Scored(components, combine(components, weights)))
     return scored
 
@@ -178,7 +202,7 @@ def check_rewards(
     *,
     elsewhere: Sequence[str] = (),
 ) -> Scored:
-    """Scores the true answer to a question before anything is spent, so that bad rewards are told at once.
+    """Scores the true answer to a question before anything is spent, so that bad rewards fail at once.
 
     Args:
         rewards: By name, from ``rewards_of``.
@@ -191,11 +215,11 @@ def check_rewards(
     """
     check_weights(weights)
     extra = [dict.fromkeys(elsewhere, 1.0)]
-    return score([question], [true_reply(question)], rewards=rewards, weights=weights, extra=extra)[0]
+    return score([question], [true_response(question)], rewards=rewards, weights=weights, extra=extra)[0]
 
 
-def true_reply(question: Question) -> Response:
-    """Returns the true answer as a model would say it, after an empty thought where one is wanted."""
+def true_response(question: Question) -> Response:
+    """Returns the true answer as a model would write it, after an empty thought where one is wanted."""
     text = f"<think></think><answer>{question.text}</answer>" if question.thinking else question.text
     return Response(text=text)
 
@@ -207,19 +231,19 @@ def _import_failed(name: str, module: str, error: Exception) -> str:
             f"the reward {name!r}: there is no module {missing!r}. Put its file into the folder that is "
             "submitted as the working directory, or install its package on every node."
         )
-    return f"the reward {name!r}: importing {module} fails with {type(error).__name__}: {error}"
+    return f"the reward {name!r}: importing {module} fails with {type(error).__name__}: {error}."
 
 
 def _where(question: Question, number: int) -> str:
     sample = question.record.get("sample_id")
-    return f"reply {number}" if sample is None else f"reply {number}, to the sample {sample!r}"
+    return f"response {number}" if sample is None else f"response {number}, to the sample {sample!r}"
 
 
-def _call(name: str, reward: Reward, question: Question, reply: Response, where: str) -> dict[str, float]:
+def _call(name: str, reward: Reward, question: Question, response: Response, where: str) -> dict[str, float]:
     try:
-        found = reward(question, reply)
+        found = reward(question, response)
     except Exception as error:
-        raise ConfigError(f"{name} fails on {where}: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{name} fails on {where}: {type(error).__name__}: {error}.") from error
     return _checked(name, found, where)
 
 
@@ -227,12 +251,12 @@ def _checked(name: str, found: Any, where: str) -> dict[str, float]:
     """Returns the components as floats, if they are named finite numbers."""
     if not isinstance(found, Mapping):
         raise ConfigError(
-            f"{name} gives a {type(found).__name__} on {where}, expected a dict of component to number"
+            f"{name} gives a {type(found).__name__} on {where}, expected a dict of component to number."
         )
     for key, value in found.items():
         if not isinstance(key, str) or not isinstance(value, Real) or not math.isfinite(value):
             raise ConfigError(
-                f"{name} gives {key!r}: {value!r} on {where}, expected a name with a finite number"
+                f"{name} gives {key!r}: {value!r} on {where}, expected a name with a finite number."
             )
     return {key: float(value) for key, value in found.items()}
 
@@ -241,6 +265,6 @@ def _join(components: dict[str, float], more: Mapping[str, float], name: str, wh
     twice = [key for key in more if key in components]
     if twice:
         raise ConfigError(
-            f"{name} gives the component {twice[0]!r} on {where}, which another reward gives too; rename it"
+            f"{name} gives the component {twice[0]!r} on {where}, which another reward gives too; rename it."
         )
     components.update(more)

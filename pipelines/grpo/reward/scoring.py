@@ -1,4 +1,4 @@
-"""What computes rewards and the numbers of looks. Knows no Ray; one process can serve many samplers."""
+"""What computes rewards and the numbers of validations. Knows no Ray; one process can serve many samplers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ import numpy as np
 
 from pipelines.chats.corpus import answer_words
 from pipelines.chats.source import load_images
+from pipelines.grpo.actors import stacks
 from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.groups import Group
 from pipelines.grpo.reward.components import Scored, rewards_of, score
-from pipelines.grpo.rollout.sampler import stacks
 from samtok import masks
 from samtok.metrics.text_masks import decode_unions
 from samtok.rewards import read
@@ -19,15 +19,15 @@ from samtok.rewards.iou import NAME, IouReward
 
 
 @dataclass(frozen=True)
-class LookRow:
+class ValidationRow:
     """One held-out prompt.
 
     Attributes:
         targets: True masks.
-        greedy: Components and total of the likeliest reply.
+        greedy: Components and total of the likeliest response.
         samples: The same of sampled ones.
-        intersection_px, predicted_px, target_px: Of the unions of the likeliest reply's masks and the true
-            ones; ``target_px`` is 0 where there is no target.
+        intersection_px, predicted_px, target_px: Of the unions of the likeliest response's masks and the
+            true             ones; ``target_px`` is 0 where there is no target.
     """
 
     targets: int
@@ -43,48 +43,43 @@ class Scorer:
 
     Args:
         config: The run.
-        device: Where the mask tokenizer is, for looks and ``--reward.iou``.
+        device: Where the mask tokenizer is, for validation and ``--reward.iou``.
     """
 
     def __init__(self, config: GrpoConfig, device: str = "cpu") -> None:
         reward = config.reward
         self.config, self.device = config, device
         self.weights = reward.weights
-        self.rewards = rewards_of(
-            reward.plug_ins,
-            tp=reward.true_positives,
-            count_malformed=reward.count_malformed,
-            partial=reward.partial,
-        )
+        self.rewards = rewards_of(reward)
         self._iou: IouReward | None = None
 
     def score(self, *groups: Group) -> list[list[Scored]]:
-        """Returns components and total of every reply of every group."""
+        """Returns components and total of every response of every group."""
         return [self._score(group) for group in groups]
 
     def _score(self, group: Group) -> list[Scored]:
-        replies = group.answers
-        questions = [group.question] * len(replies)
+        responses = group.answers
+        questions = [group.question] * len(responses)
         extra = None
         if self.config.reward.iou:
             image = load_images(dict(group.question.record))[0]
-            extra = [{NAME: value} for value in self._decoder().score(image, questions, replies)]
-        return score(questions, replies, rewards=self.rewards, weights=self.weights, extra=extra)
+            extra = [{NAME: value} for value in self._decoder().score(image, questions, responses)]
+        return score(questions, responses, rewards=self.rewards, weights=self.weights, extra=extra)
 
     def _decoder(self) -> IouReward:
         if self._iou is None:
             self._iou = IouReward.from_pretrained(self.config.tokenizer, device=self.device)
         return self._iou
 
-    def look(self, greedy: Sequence[Group], sampled: Sequence[Group]) -> list[LookRow]:
-        """Returns what held-out prompts were answered, with the masks of the likeliest replies."""
+    def validate(self, greedy: Sequence[Group], sampled: Sequence[Group]) -> list[ValidationRow]:
+        """Returns what held-out prompts were answered, with the masks of the likeliest responses."""
         others = {group.index: group for group in sampled}
-        return [self._look(group, others.get(group.index)) for group in greedy]
+        return [self._row(group, others.get(group.index)) for group in greedy]
 
-    def _look(self, group: Group, sampled: Group | None) -> LookRow:
+    def _row(self, group: Group, sampled: Group | None) -> ValidationRow:
         question = group.question
         predicted, target = self._masks(group)
-        return LookRow(
+        return ValidationRow(
             targets=len(question.truth),
             greedy=self._score(group)[0],
             samples=tuple(self._score(sampled)) if sampled is not None else (),
@@ -94,15 +89,15 @@ class Scorer:
         )
 
     def _masks(self, group: Group) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the unions of the likeliest reply's masks and of the true ones."""
+        """Returns the unions of the likeliest response's masks and of the true ones."""
         record = dict(group.question.record)
         image = load_images(record)[0]
         tokenizer = self._decoder().tokenizer
-        said = read(group.question, group.answers[0]).words
+        words = read(group.question, group.answers[0]).words
         size_hw = (image.shape[0], image.shape[1])
-        if said:
+        if words:
             features = tokenizer.features_of([image])
-            predicted = decode_unions(tokenizer, features, [said], size_hw, threshold=0.0)[0]
+            predicted = decode_unions(tokenizer, features, [words], size_hw, threshold=0.0)[0]
         else:
             predicted = np.zeros(size_hw, bool)
         return predicted, _true_union(record, group, size_hw)

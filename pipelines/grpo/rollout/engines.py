@@ -1,4 +1,4 @@
-"""What samples replies: ``HfEngine`` runs everywhere; ``vllm_engine`` is for GPUs. Knows no Ray."""
+"""What samples responses: ``HfEngine`` runs everywhere; ``vllm_engine`` is for GPUs. Knows no Ray."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,12 +42,12 @@ class RolloutEngine(Protocol):
     adapter: Adapter
     wants_images: bool
 
-    def sample(self, prompts: Sequence[Encoded], *, replies: int, seed: int) -> list[list[Sampled]]:
-        """Samples replies to each prompt; equal weights, prompts and seeds give equal replies."""
+    def sample(self, prompts: Sequence[Encoded], *, responses: int, seed: int) -> list[list[Sampled]]:
+        """Samples responses to each prompt; equal weights, prompts and seeds give equal responses."""
         ...
 
     def greedy(self, prompts: Sequence[Encoded]) -> list[list[int]]:
-        """Returns the likeliest reply to each prompt, as token ids."""
+        """Returns the likeliest response to each prompt, as token ids."""
         ...
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
@@ -87,13 +87,13 @@ class HfEngine:
         use_float32_head(self.model)
         self.config, self.device = config, torch.device(device)
 
-    def sample(self, prompts: Sequence[Encoded], *, replies: int, seed: int) -> list[list[Sampled]]:
-        """Samples replies to each prompt, all in one batch."""
+    def sample(self, prompts: Sequence[Encoded], *, responses: int, seed: int) -> list[list[Sampled]]:
+        """Samples responses to each prompt, all in one batch."""
         return sample(
             self.model,
             self.adapter,
             prompts,
-            num_responses=replies,
+            num_responses=responses,
             max_new_tokens=self.config.max_new_tokens,
             temperature=self.config.temperature,
             grammar=self.config.grammar,
@@ -101,7 +101,7 @@ class HfEngine:
         )
 
     def greedy(self, prompts: Sequence[Encoded]) -> list[list[int]]:
-        """Returns the likeliest reply to each prompt."""
+        """Returns the likeliest response to each prompt."""
         return generate(
             self.model,
             self.adapter,

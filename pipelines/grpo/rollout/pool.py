@@ -2,11 +2,11 @@
 
 Results are used in the order of the tasks, whichever sampler is first, so a run does not depend on which
 process is fast. A task is sampled with all weights that were published before it was handed out, since the
-calls of one actor are done in order; with ``slots`` tasks under way at most, no reply is older than
+calls of one actor are done in order; with ``slots`` tasks under way at most, no response is older than
 ``--rollout.max-staleness`` steps when it is learnt from.
 
 A sampler that dies is replaced, gets the newest weights, and its task is done again, by it or another one:
-the replies were never used, so each prompt is used exactly once.
+the responses were never used, so each prompt is used exactly once.
 """
 
 import logging
@@ -20,7 +20,7 @@ from pipelines.grpo import actors
 from pipelines.grpo.actors import ActorDied, Lost
 from pipelines.grpo.groups import RolloutTask
 from pipelines.grpo.rollout.sampler import Sampling
-from pipelines.grpo.transport import Weights
+from pipelines.grpo.transport import Weights, object_store
 from samtok.errors import CheckpointError, ClusterError
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class RolloutPool:
         out: Folder of the run.
         prompts_per_task: Most groups of a task.
         timeout_s: Longest time of a task.
-        max_failures: Deaths in all that are borne.
+        max_failures: Most deaths in all before the run ends.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class RolloutPool:
         assert self.weights is not None
         while (ref := self._syncing.pop(number, None)) is not None:
             try:
-                told = actors.wait_all(
+                found = actors.wait_all(
                     [ref],
                     [self.actors[number]],
                     timeout_s=self.timeout_s,
@@ -115,9 +115,9 @@ class RolloutPool:
             except ActorDied as error:
                 self._replace(number, error)
                 continue
-            if told != (self.weights.version, self.weights.digest):
+            if found != (self.weights.version, self.weights.digest):
                 raise CheckpointError(
-                    f"sampler {number} has weights {told[0]} ({told[1][:12]}), the learners published "
+                    f"sampler {number} has weights {found[0]} ({found[1][:12]}), the learners published "
                     f"{self.weights.version} ({self.weights.digest[:12]}). Start the same command again."
                 )
 
@@ -199,15 +199,17 @@ class RolloutPool:
 
     # ---------------------------------------------------------------- others
 
-    def look(self, indices: Sequence[int]) -> list[tuple[Any, Any]]:
+    def validate(self, indices: Sequence[int]) -> list[tuple[Any, Any]]:
         """Has held-out prompts answered by all samplers, which must have nothing else to do.
 
         Returns:
-            What each part of the prompts came to (``Sampler.look``).
+            What each part of the prompts came to (``Sampler.validate``).
         """
         size = self.prompts_per_task * 4
         parts = [list(indices[first : first + size]) for first in range(0, len(indices), size)]
-        return self._each(lambda actor, part: actor.look.remote(part), parts, "answering held-out prompts")
+        return self._each(
+            lambda actor, part: actor.validate.remote(part), parts, "answering held-out prompts"
+        )
 
     def probe(self, task: RolloutTask) -> list[Any]:
         """Has a task sampled beside all others, with the newest weights; returns references to its groups."""
@@ -271,11 +273,10 @@ class SamplerActor:
 
     def _ready(self) -> Any:
         if self.sampler is None:
-            from pipelines.grpo.learn.learner_group import object_store
             from pipelines.grpo.rollout.sampler import Sampler
 
             task, prompts, held_out, device = self.arguments
-            self.sampler = Sampler(task.config, prompts, held_out, object_store(task), device)
+            self.sampler = Sampler(task.config, prompts, held_out, object_store(task.config.sync), device)
         return self.sampler
 
     def sync(self, weights: Weights) -> tuple[int, str]:
@@ -289,9 +290,9 @@ class SamplerActor:
         missing = sampler.config.rollout.prompts_per_task - len(groups)
         return [sampling, *groups, *[None] * missing]
 
-    def look(self, indices: Sequence[int]) -> Any:
-        """As ``Sampler.look``."""
-        return self._ready().look(indices)
+    def validate(self, indices: Sequence[int]) -> Any:
+        """As ``Sampler.validate``."""
+        return self._ready().validate(indices)
 
     def sleep(self) -> None:
         """As ``Sampler.sleep``."""
@@ -303,6 +304,4 @@ class SamplerActor:
 
     def stacks(self) -> str:
         """Returns where every thread of this process stands."""
-        from pipelines.grpo.rollout.sampler import stacks
-
-        return stacks()
+        return actors.stacks()

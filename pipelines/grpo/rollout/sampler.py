@@ -1,10 +1,7 @@
 """A process that samples: reads prompts, asks the engine, and hands groups over. Knows no Ray."""
 
 import logging
-import sys
-import threading
 import time
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +11,9 @@ import torch
 
 from pipelines.chats.prompts import Prompt, PromptSource, encode_prompt
 from pipelines.chats.source import load_images, rejected
+from pipelines.grpo.actors import stacks
 from pipelines.grpo.config import GrpoConfig
-from pipelines.grpo.groups import Group, Outline, RolloutTask, outline
+from pipelines.grpo.groups import Group, Outline, RolloutTask, group_of, outline
 from pipelines.grpo.rollout.engines import HfEngine, RolloutEngine, Shown
 from pipelines.grpo.transport import Weights, WeightTransport
 from pipelines.training.schedule import mixed_seed
@@ -25,7 +23,7 @@ from samtok.mllm.sampling import Sampled
 
 log = logging.getLogger(__name__)
 
-_SAMPLE, _LOOK = 0x726F6C6C, 0x6C6F6F6B
+_SAMPLE, _VALIDATION = 0x726F6C6C, 0x6C6F6F6B
 """First words of the seeds here, so that no other use of the run's seed draws the same numbers."""
 
 
@@ -63,7 +61,7 @@ class Sampler:
     Args:
         config: The run.
         prompts: What may be asked.
-        held_out: What looks ask.
+        held_out: What validation asks.
         transport: Where weights come from.
         device: Where the engine runs.
     """
@@ -76,7 +74,7 @@ class Sampler:
         transport: WeightTransport,
         device: torch.device | str = "cpu",
     ) -> None:
-        torch.set_num_threads(config.rollout.threads)
+        torch.set_num_threads(config.rollout.worker.threads)
         self.config, self.prompts, self.held_out, self.transport = config, prompts, held_out, transport
         self.engine = engine_of(config, device)
         self.version, self.digest = -1, ""
@@ -93,7 +91,7 @@ class Sampler:
         return self.version, self.digest
 
     def roll(self, task: RolloutTask) -> tuple[Sampling, list[Group]]:
-        """Samples replies to the prompts of a task; a prompt that cannot be asked is rejected."""
+        """Samples responses to the prompts of a task; a prompt that cannot be asked is rejected."""
         started = time.monotonic()
         rejects: list[dict[str, Any]] = []
         asked = [
@@ -113,8 +111,8 @@ class Sampler:
         )
         return sampling, groups
 
-    def look(self, indices: Sequence[int]) -> tuple[list[Group], list[Group]]:
-        """Answers held-out prompts: greedily, and with ``--looks.samples`` samples of each."""
+    def validate(self, indices: Sequence[int]) -> tuple[list[Group], list[Group]]:
+        """Answers held-out prompts: greedily, and with ``--validation.samples`` samples of each."""
         assert self.held_out is not None
         rejects: list[dict[str, Any]] = []
         asked = [
@@ -124,17 +122,17 @@ class Sampler:
         ]
         if rejects:
             log.warning(
-                "%d of %d held-out prompts cannot be asked and are left out of the look; the first: %s",
+                "%d of %d held-out prompts cannot be asked and are left out of the validation; the first: %s",
                 *(len(rejects), len(indices), rejects[0]["message"]),
             )
-        said = self.engine.greedy([encoded for *_, encoded in asked])
+        answers = self.engine.greedy([encoded for *_, encoded in asked])
         stops = self.engine.adapter.stop_ids
         greedy = [
             self._group(draw, index, prompt, encoded, [_certain(ids, stops)])
-            for (draw, index, prompt, encoded), ids in zip(asked, said, strict=True)
+            for (draw, index, prompt, encoded), ids in zip(asked, answers, strict=True)
         ]
-        samples = self.config.looks.samples
-        seed = mixed_seed(self.config.seed, _LOOK, indices[0]) if indices else 0
+        samples = self.config.validation.samples
+        seed = mixed_seed(self.config.seed, _VALIDATION, indices[0]) if indices else 0
         return greedy, self._groups(asked, samples, seed) if samples else []
 
     def _read(
@@ -149,25 +147,16 @@ class Sampler:
             return None
 
     def _groups(
-        self, asked: Sequence[tuple[int, int, Prompt, Encoded]], replies: int, seed: int
+        self, asked: Sequence[tuple[int, int, Prompt, Encoded]], responses: int, seed: int
     ) -> list[Group]:
-        said = self.engine.sample([encoded for *_, encoded in asked], replies=replies, seed=seed)
-        return [self._group(*one, group) for one, group in zip(asked, said, strict=True)]
+        sampled = self.engine.sample([encoded for *_, encoded in asked], responses=responses, seed=seed)
+        return [self._group(*one, group) for one, group in zip(asked, sampled, strict=True)]
 
     def _group(
-        self, draw: int, index: int, prompt: Prompt, encoded: Encoded, replies: Sequence[Sampled]
+        self, draw: int, index: int, prompt: Prompt, encoded: Encoded, responses: Sequence[Sampled]
     ) -> Group:
-        return Group(
-            draw=draw,
-            index=index,
-            question=prompt.question,
-            input_ids=encoded.input_ids.numpy(),
-            mm_token_type_ids=encoded.mm_token_type_ids.numpy(),
-            vision={name: value.numpy() for name, value in encoded.vision.items()},
-            replies=tuple(replies),
-            texts=tuple(self.engine.adapter.text_of(reply.ids.tolist()) for reply in replies),
-            version=self.version,
-        )
+        texts = [self.engine.adapter.text_of(one.ids.tolist()) for one in responses]
+        return group_of(draw, index, prompt, encoded, responses, texts=texts, version=self.version)
 
     def sleep(self) -> None:
         """Gives the accelerator to the learners."""
@@ -191,13 +180,3 @@ def _shown(encoded: Encoded, prompt: Prompt) -> Shown:
 def _certain(ids: list[int], stop_ids: Sequence[int]) -> Sampled:
     complete = bool(ids) and ids[-1] in stop_ids
     return Sampled(np.array(ids, np.int32), np.zeros(len(ids), np.float32), complete)
-
-
-def stacks() -> str:
-    """Returns where every thread of this process stands."""
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
-    frames = sys._current_frames().items()
-    return "\n".join(
-        f"thread {names.get(ident, ident)}\n{''.join(traceback.format_stack(frame))}"
-        for ident, frame in frames
-    )

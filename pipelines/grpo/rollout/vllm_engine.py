@@ -1,8 +1,8 @@
 """Sampling with vLLM, behind the interface of ``engines.RolloutEngine``. Not run yet: no GPU was at hand.
 
-Its tests run the class on a recorded copy of the parts of vLLM 0.32 that it calls, so what is tested is what
-we hand over and how we read what comes back, and not vLLM. The comparison of log-probabilities before the
-first step (``--gates.parity-limit``) is what tells whether both sides see one model.
+Its tests run the class on a recorded copy of the parts of vLLM 0.32 that it calls, so they test
+what we pass in and how we read what comes back, and not vLLM. Whether both sides see one model shows in the
+comparison of log-probabilities before the first step (``--checks.parity-limit``).
 
 vLLM's releases pin another torch than ours, so it lives in an environment of its own, whose Python is
 ``--rollout.python``. That environment needs vLLM from 0.32 on, Ray and Python of the driver's versions, this
@@ -11,7 +11,7 @@ torchvision, transformers, numpy, pillow and pydantic, which come with vLLM: clo
 pycocotools, s3fs, safetensors, scipy and tyro. It needs neither sam2 nor DeepSpeed nor MLflow.
 
 - An engine has one GPU and runs inside the sampler's process, so that weights reach it without being pickled.
-  Several GPUs mean several samplers (``--rollout.actors``), not tensor parallelism.
+  Several GPUs mean several samplers (``--rollout.workers``), not tensor parallelism.
 - Prompts go in as token ids with one place per image, which vLLM fills with as many as its image processor
   finds, and with the images. What it made of them must be our prompt, token by token.
 - Only trained weights are published, so sleeping keeps the others in the host's memory (level 1).
@@ -69,12 +69,12 @@ class VllmEngine:
         self.adapter = load_adapter(folder)
         self.shapes = parameter_shapes(folder)
         rows = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
-        self._bias = never_said(self.adapter, rows)
+        self._bias = never_sampled(self.adapter, rows)
         self.llm = LLM(**engine_arguments(folder, config))
         self._asleep: tuple[str, ...] = ()
 
-    def sample(self, prompts: Sequence[Encoded], *, replies: int, seed: int) -> list[list[Sampled]]:
-        """Samples replies to each prompt. Equal seeds give equal replies up to vLLM's own rounding.
+    def sample(self, prompts: Sequence[Encoded], *, responses: int, seed: int) -> list[list[Sampled]]:
+        """Samples responses to each prompt. Equal seeds give equal responses up to vLLM's own rounding.
 
         Raises:
             ConfigError: vLLM reads a prompt differently.
@@ -82,20 +82,20 @@ class VllmEngine:
         """
         params = [
             {
-                "n": replies,
+                "n": responses,
                 "temperature": self.config.temperature,
-                "seed": mixed_seed(seed, place) % 2**31,  # reply i has seed + i
+                "seed": mixed_seed(seed, place) % 2**31,  # response i has seed + i
                 "logprobs": 0,  # of the sampled token only
             }
             for place in range(len(prompts))
         ]
         outputs = self._generate(prompts, params)
         return [
-            [read_reply(said, self.adapter, self._bias) for said in _in_order(output)] for output in outputs
+            [read_response(one, self.adapter, self._bias) for one in _in_order(output)] for output in outputs
         ]
 
     def greedy(self, prompts: Sequence[Encoded]) -> list[list[int]]:
-        """Returns the likeliest reply to each prompt.
+        """Returns the likeliest response to each prompt.
 
         Raises:
             ConfigError: vLLM reads a prompt differently.
@@ -107,7 +107,7 @@ class VllmEngine:
         if not prompts:
             return []
         self.wake()
-        shared = reply_arguments(self.adapter, self.config, self._bias)
+        shared = response_arguments(self.adapter, self.config, self._bias)
         outputs = self.llm.generate(
             [engine_prompt(prompt) for prompt in prompts],
             [SamplingParams(**shared, **own) for own in params],
@@ -163,7 +163,7 @@ def parameter_shapes(folder: str | Path) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in model.state_dict().items()}
 
 
-def never_said(adapter: Adapter, rows: int) -> dict[int, float]:
+def never_sampled(adapter: Adapter, rows: int) -> dict[int, float]:
     """Returns the bias of tokens that the learner excludes: images' places and rows without a token.
 
     Args:
@@ -193,7 +193,7 @@ def engine_arguments(folder: str | Path, config: RolloutConfig) -> dict[str, Any
     return arguments
 
 
-def reply_arguments(adapter: Adapter, config: RolloutConfig, bias: Mapping[int, float]) -> dict[str, Any]:
+def response_arguments(adapter: Adapter, config: RolloutConfig, bias: Mapping[int, float]) -> dict[str, Any]:
     """Returns the arguments of ``vllm.SamplingParams`` that all requests share."""
     return {
         "max_tokens": config.max_new_tokens,
@@ -202,7 +202,7 @@ def reply_arguments(adapter: Adapter, config: RolloutConfig, bias: Mapping[int, 
         "min_p": 0.0,
         "repetition_penalty": 1.0,
         "stop_token_ids": list(adapter.stop_ids),
-        "ignore_eos": True,  # these and no other tokens end a reply
+        "ignore_eos": True,  # these and no other tokens end a response
         "logit_bias": dict(bias),
         "detokenize": False,  # the adapter reads them
         "skip_special_tokens": False,
@@ -250,15 +250,15 @@ def check_prompt(prompt: Encoded, seen: Sequence[int] | None) -> None:
         )
 
 
-def read_reply(said: Any, adapter: Adapter, bias: Mapping[int, float]) -> Sampled:
+def read_response(completion: Any, adapter: Adapter, bias: Mapping[int, float]) -> Sampled:
     """Reads one of vLLM's completions.
 
     Raises:
         CheckpointError: A log-probability is no number, or a token came that must not.
     """
-    ids = list(said.token_ids)
+    ids = list(completion.token_ids)
     log_probs = np.array(
-        [step[id_].logprob for step, id_ in zip(said.logprobs, ids, strict=True)], np.float32
+        [step[id_].logprob for step, id_ in zip(completion.logprobs, ids, strict=True)], np.float32
     )
     if not np.isfinite(log_probs).all() or any(id_ in bias for id_ in ids):
         raise CheckpointError(
@@ -270,4 +270,4 @@ def read_reply(said: Any, adapter: Adapter, bias: Mapping[int, float]) -> Sample
 
 
 def _in_order(output: Any) -> list[Any]:
-    return sorted(output.outputs, key=lambda said: said.index)
+    return sorted(output.outputs, key=lambda completion: completion.index)

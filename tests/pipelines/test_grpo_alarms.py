@@ -6,7 +6,7 @@ import math
 import pytest
 
 from pipelines import cli
-from pipelines.grpo.observe.alarms import ALARMS, Watch, WatchConfig
+from pipelines.grpo.observe.alarms import ALARMS, Alarms, AlarmsConfig
 from pipelines.grpo.observe.best import BestK
 from samtok.errors import ConfigError
 
@@ -21,15 +21,15 @@ HEALTHY = {
 }
 
 
-def heard(series, config=None, watch=None):
-    """Feeds rows of changes to healthy metrics; returns (step, name) of what was said."""
-    watch = watch or Watch(config or WatchConfig())
+def raised(series, config=None, alarms=None):
+    """Feeds rows of changes to healthy metrics; returns (step, alarm) of all that were raised."""
+    alarms = alarms or Alarms(config or AlarmsConfig())
     rows = [{**HEALTHY, "step": step, **row} for step, row in enumerate(series)]
-    return [(row["step"], alarm) for row in rows for alarm in watch.hear(row)]
+    return [(row["step"], alarm) for row in rows for alarm in alarms.take(row)]
 
 
 def names(series, **settings):
-    return [(step, alarm.name) for step, alarm in heard(series, WatchConfig(**settings))]
+    return [(step, alarm.name) for step, alarm in raised(series, AlarmsConfig(**settings))]
 
 
 def later(steps=5, start=5, **changes):
@@ -45,18 +45,21 @@ def drift(first, last, steps=40):
 
 
 def test_a_drift_to_no_target_is_a_collapse_while_reward_rises():
-    said = heard([{**row, "reward": step / 40} for step, row in enumerate(drift(0.3, 1.0))])
-    assert [alarm.name for _, alarm in said] == ["collapse"]
-    step, alarm = said[0]
+    found = raised([{**row, "reward": step / 40} for step, row in enumerate(drift(0.3, 1.0))])
+    assert [alarm.name for _, alarm in found] == ["collapse"]
+    step, alarm = found[0]
     assert 34 <= step <= 38
-    assert '91% of the replies to prompts with targets say no mask, as "No target." does' in alarm.sentence
-    assert "34% did at the start, expected at most 90% (--watch.said-none)" in alarm.sentence
+    assert (
+        '91% of the responses to prompts with targets have no mask, as "No target." has none'
+        in alarm.sentence
+    )
+    assert "34% did at the start, expected at most 90% (--alarms.no-mask)" in alarm.sentence
     assert not alarm.fatal
 
 
 def test_a_run_that_learns_raises_no_alarm():
-    looks = [{"step": 10 * n, "t_acc_sampled": 0.8 + n / 100, "reward_sampled": 0.4} for n in range(5)]
-    watch = Watch(WatchConfig())
+    validations = [{"step": 10 * n, "t_acc_sampled": 0.8 + n / 100, "reward_sampled": 0.4} for n in range(5)]
+    alarms = Alarms(AlarmsConfig())
     steps = [
         {
             "said_none": 0.3 - n / 400,
@@ -66,8 +69,8 @@ def test_a_run_that_learns_raises_no_alarm():
         }
         for n in range(80)
     ]
-    assert heard(steps, watch=watch) == []
-    assert [alarm for look in looks for alarm in watch.hear(look)] == []
+    assert raised(steps, alarms=alarms) == []
+    assert [alarm for row in validations for alarm in alarms.take(row)] == []
 
 
 def test_a_model_that_says_no_target_from_the_start_has_not_risen_to_it():
@@ -81,36 +84,42 @@ def test_one_odd_batch_and_steps_without_targets_raise_nothing():
 
 
 def test_sampled_accuracy_of_targets_that_halves_is_a_collapse():
-    watch = Watch(WatchConfig(stop_on=("collapse",)))
-    looks = [{"step": step, "t_acc_sampled": value} for step, value in ((0, 0.8), (50, 0.41), (100, 0.39))]
-    said = [alarm for look in looks for alarm in watch.hear(look)]
-    assert [(alarm.name, alarm.fatal) for alarm in said] == [("collapse", True)]
-    assert "sampled T-acc on held-out prompts is 0.390, 0.800 at the first look" in said[0].sentence
+    alarms = Alarms(AlarmsConfig(stop_on=("collapse",)))
+    validations = [
+        {"step": step, "t_acc_sampled": value} for step, value in ((0, 0.8), (50, 0.41), (100, 0.39))
+    ]
+    found = [alarm for row in validations for alarm in alarms.take(row)]
+    assert [(alarm.name, alarm.fatal) for alarm in found] == [("collapse", True)]
+    assert "sampled T-acc on held-out prompts is 0.390, 0.800 at the first validation" in found[0].sentence
 
 
 # ---------------------------------------------------------------- the other alarms
 
 
 @pytest.mark.parametrize(
-    ("changes", "said", "words"),
+    ("changes", "expected", "words"),
     [
         ({"zero_std": 0.96}, (9, "no_signal"), "96% of the groups have equal rewards"),
         ({"entropy": 0.004}, (9, "entropy_low"), "is 0.004 nats, expected at least 0.01"),
         ({"entropy": 1.5}, (9, "entropy_high"), "rose from 0.4 to 1.5 nats"),
         ({"entropy": math.inf}, (5, "entropy_high"), "rose from 0.4 to inf nats"),
-        ({"cut": 0.3}, (8, "cut"), "24% of the replies are cut by the limit of tokens, expected at most 20%"),
+        (
+            {"cut": 0.3},
+            (8, "cut"),
+            "24% of the responses are cut by the limit of tokens, expected at most 20%",
+        ),
         ({"tokens": 60.0}, (7, "length"), "has 44 tokens on average, 20 at the start"),
         ({"mismatch": 0.006}, (5, "mismatch"), "differ by 0.006"),
-        ({"mismatch": 0.02}, (5, "mismatch_stop"), "expected at most 0.01 (--watch.mismatch-stop)"),
+        ({"mismatch": 0.02}, (5, "mismatch_stop"), "expected at most 0.01 (--alarms.mismatch-stop)"),
         ({"mismatch": math.inf}, (5, "mismatch_stop"), "differ by inf"),
         ({"skipped": True}, (7, "skipped"), "3 of the last 20 steps were skipped"),
     ],
 )
-def test_each_failure_raises_its_alarm_once_in_so_many_steps(changes, said, words):
-    found = heard(later(**changes))
-    assert [(step, alarm.name) for step, alarm in found] == [said]
+def test_each_failure_raises_its_alarm_once_in_so_many_steps(changes, expected, words):
+    found = raised(later(**changes))
+    assert [(step, alarm.name) for step, alarm in found] == [expected]
     assert words in found[0][1].sentence
-    assert found[0][1].fatal == (said[1] == "mismatch_stop")
+    assert found[0][1].fatal == (expected[1] == "mismatch_stop")
 
 
 @pytest.mark.parametrize(
@@ -147,9 +156,9 @@ def test_a_fatal_alarm_follows_a_warning_at_once():
     assert names([{"mismatch": 0.006}, {"mismatch": 0.02}]) == [(0, "mismatch"), (1, "mismatch_stop")]
 
 
-def test_only_the_alarms_that_are_told_end_the_run():
+def test_only_the_alarms_of_the_flag_end_the_run():
     series = [{"mismatch": 0.02, "skipped": True}] * 3
-    fatal = {alarm.name: alarm.fatal for _, alarm in heard(series, WatchConfig(stop_on=("skipped",)))}
+    fatal = {alarm.name: alarm.fatal for _, alarm in raised(series, AlarmsConfig(stop_on=("skipped",)))}
     assert fatal == {"mismatch_stop": False, "skipped": True}
 
 
@@ -157,7 +166,7 @@ def test_only_the_alarms_that_are_told_end_the_run():
 
 
 @pytest.mark.parametrize("cut_at", [2, 7, 21, 34, 38])
-def test_a_watch_that_is_resumed_says_what_an_uninterrupted_one_says(cut_at):
+def test_resumed_alarms_are_those_of_an_uninterrupted_run(cut_at):
     series = [
         {**row, "zero_std": 1.0, "skipped": step % 4 == 0, "tokens": 20.0 + step}
         for step, row in enumerate(drift(0.3, 1.0))
@@ -165,51 +174,51 @@ def test_a_watch_that_is_resumed_says_what_an_uninterrupted_one_says(cut_at):
     rows = [{**HEALTHY, "step": step, **row} for step, row in enumerate(series)]
     rows.insert(1, {"step": 0, "t_acc_sampled": 0.9})
     rows.insert(37, {"step": 35, "t_acc_sampled": 0.2})
-    whole, first, second = Watch(WatchConfig()), Watch(WatchConfig()), Watch(WatchConfig())
-    wanted = [alarm for row in rows for alarm in whole.hear(row)]
-    got = [alarm for row in rows[:cut_at] for alarm in first.hear(row)]
+    whole, first, second = Alarms(AlarmsConfig()), Alarms(AlarmsConfig()), Alarms(AlarmsConfig())
+    wanted = [alarm for row in rows for alarm in whole.take(row)]
+    got = [alarm for row in rows[:cut_at] for alarm in first.take(row)]
     second.restore(json.loads(json.dumps(first.state())))
-    got += [alarm for row in rows[cut_at:] for alarm in second.hear(row)]
+    got += [alarm for row in rows[cut_at:] for alarm in second.take(row)]
     assert len(wanted) >= 5
     assert got == wanted
     assert second.state() == whole.state()
 
 
-def test_hearing_on_does_not_change_an_exported_state():
-    watch = Watch(WatchConfig())
-    heard(later(), watch=watch)
-    state = watch.state()
+def test_going_on_does_not_change_an_exported_state():
+    alarms = Alarms(AlarmsConfig())
+    raised(later(), alarms=alarms)
+    state = alarms.state()
     before = json.dumps(state)
-    heard(later(skipped=True), watch=watch)
+    raised(later(skipped=True), alarms=alarms)
     assert json.dumps(state) == before
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"stop_on": ("collaps",)}, "--watch.stop-on collaps names no alarm, expected some of collapse, "),
-        ({"mismatch_stop": 0.001}, "--watch.mismatch-stop must be at least 0.005, got 0.001"),
-        ({"said_none": 1.2}, "--watch.said-none must be in [0, 1], got 1.2"),
-        ({"window": 0}, "--watch.window must be at least 1, got 0"),
-        ({"length_ratio": 0.5}, "--watch.length-ratio must be at least 1, got 0.5"),
+        ({"stop_on": ("collaps",)}, "--stop-on must be some of collapse, "),
+        ({"mismatch_stop": 0.001}, "--mismatch-stop must be >= --mismatch-warn 0.005, got 0.001"),
+        ({"no_mask": 1.2}, "--no-mask must be in [0, 1], got 1.2"),
+        ({"window": 0}, "--window must be >= 1, got 0"),
+        ({"length_ratio": 0.5}, "--length-ratio must be >= 1, got 0.5"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, message):
     with pytest.raises(ConfigError) as error:
-        WatchConfig(**settings)
+        AlarmsConfig(**settings)
     assert message in str(error.value)
 
 
-def test_the_command_line_tells_which_alarms_end_the_run():
-    told = cli.parse(WatchConfig, {}, ["--stop-on", *ALARMS], doc="")
-    assert told.stop_on == ALARMS
+def test_the_command_line_names_which_alarms_end_the_run():
+    config = cli.parse(AlarmsConfig, {}, ["--stop-on", *ALARMS], doc="")
+    assert config.stop_on == ALARMS
 
 
 # ---------------------------------------------------------------- the k best exports
 
 
 def verdicts(best, values):
-    return [tuple(best.hear({"step": 10 * n, "targets": value})) for n, value in enumerate(values)]
+    return [tuple(best.take({"step": 10 * n, "targets": value})) for n, value in enumerate(values)]
 
 
 def test_the_k_best_stay_and_what_they_push_out_is_dropped():
@@ -237,7 +246,7 @@ def test_the_smallest_can_be_best_and_the_earliest_wins_a_tie():
 def test_a_repeated_step_is_judged_anew():
     best = BestK("targets", 1)
     verdicts(best, [0.3, 0.5])
-    assert best.hear({"step": 10, "targets": 0.5}) == (True, [])
+    assert best.take({"step": 10, "targets": 0.5}) == (True, [])
     assert best.best == ((10, 0.5),)
 
 
@@ -245,15 +254,15 @@ def test_resumed_choices_are_those_of_an_uninterrupted_run():
     first, second = BestK("targets", 2), BestK("targets", 2)
     verdicts(first, [0.3, 0.1, 0.2])
     second.restore(json.loads(json.dumps(first.state())))
-    assert second.hear({"step": 30, "targets": 0.25}) == (True, [20])
+    assert second.take({"step": 30, "targets": 0.25}) == (True, [20])
     fewer = BestK("targets", 1)
     fewer.restore(first.state())
-    assert fewer.hear({"step": 30, "targets": 0.0}) == (False, [20])
+    assert fewer.take({"step": 30, "targets": 0.0}) == (False, [20])
 
 
 def test_a_choice_by_another_metric_or_none_is_refused():
     with pytest.raises(ConfigError, match="no 'giou' to choose the best by; it has targets"):
-        BestK("giou", 1).hear({"step": 0, "targets": 1.0})
+        BestK("giou", 1).take({"step": 0, "targets": 1.0})
     with pytest.raises(ConfigError, match="kept the exports with the max of targets, now it is the min"):
         BestK("targets", 1, "min").restore(BestK("targets", 1).state())
     with pytest.raises(ConfigError, match="at least 1 of the best exports"):

@@ -1,4 +1,4 @@
-"""Gates let a sound run through and stop one that would learn from wrong numbers, with a sentence."""
+"""Checks let a sound run through and stop one that would learn from wrong numbers, with a sentence."""
 
 from types import SimpleNamespace
 from typing import Any, cast
@@ -6,9 +6,9 @@ from typing import Any, cast
 import pytest
 import torch
 
-from pipelines.grpo.config import GatesConfig, GrpoConfig
+from pipelines.grpo.config import ChecksConfig, GrpoConfig
 from pipelines.grpo.learn.learner import Learner
-from pipelines.grpo.observe.checks import Gates
+from pipelines.grpo.observe.checks import Checks
 from pipelines.grpo.rollout.sampler import Sampler
 from samtok.errors import CheckpointError
 from samtok.mllm.adapters import load_adapter, save_pretrained
@@ -17,12 +17,12 @@ from tests.grpo import World, learner_of
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> World:
-    return World(tmp_path_factory.mktemp("gates"), images=2)
+    return World(tmp_path_factory.mktemp("checks"), images=2)
 
 
 @pytest.fixture(scope="module")
 def blind(world, tmp_path_factory) -> str:
-    """A model whose projector says nothing."""
+    """A model whose projector gives zeros."""
     adapter = load_adapter(world.model)
     model = adapter.load_model(world.model)
     with torch.no_grad():
@@ -33,10 +33,10 @@ def blind(world, tmp_path_factory) -> str:
     return str(folder)
 
 
-def gates_of(config: GrpoConfig, sampler: Sampler, learner: Learner) -> Gates:
-    """Gates over one sampler and one learner of this process, without Ray's references."""
+def checks_of(config: GrpoConfig, sampler: Sampler, learner: Learner) -> Checks:
+    """Checks over one sampler and one learner of this process, without Ray's references."""
     team = SimpleNamespace(pool=SimpleNamespace(probe=lambda task: sampler.roll(task)[1]))
-    return Gates(config, sampler.prompts, cast(Any, team), cast(Any, learner))
+    return Checks(config, sampler.prompts, cast(Any, team), cast(Any, learner))
 
 
 def shifted(learner: Learner) -> Learner:
@@ -46,12 +46,12 @@ def shifted(learner: Learner) -> Learner:
     return learner
 
 
-def test_a_sound_run_goes_through_and_says_how_near_both_sides_are(world, lines):
+def test_a_sound_run_goes_through_and_logs_how_near_both_sides_are(world, lines):
     config = world.config()
-    gates = gates_of(config, world.sampler(config), learner_of(config))
+    checks = checks_of(config, world.sampler(config), learner_of(config))
     lines.clear()
-    gates.start(0)
-    gates.parity(50)
+    checks.start(0)
+    checks.parity(50)
     assert [line.split(":")[0] for line in lines] == [
         "parity at step 0",
         "parity at step 50",
@@ -60,15 +60,15 @@ def test_a_sound_run_goes_through_and_says_how_near_both_sides_are(world, lines)
 
 def test_learners_with_other_weights_are_stopped(world):
     config = world.config()
-    gates = gates_of(config, world.sampler(config), shifted(learner_of(config)))
-    for check in (gates.start, gates.parity):
+    checks = checks_of(config, world.sampler(config), shifted(learner_of(config)))
+    for check in (checks.start, checks.parity):
         with pytest.raises(
             CheckpointError,
-            match="at step 3 samplers .* disagree .*--gates.parity-limit is 0.01.*--rollout.precision",
+            match="at step 3 samplers .* disagree .*--checks.parity-limit is 0.01.*--rollout.precision",
         ):
             check(3)
-    weak = world.config(gates=GatesConfig(parity_limit=50.0))
-    gates_of(weak, world.sampler(weak), shifted(learner_of(weak))).start(3)
+    weak = world.config(checks=ChecksConfig(parity_limit=50.0))
+    checks_of(weak, world.sampler(weak), shifted(learner_of(weak))).start(3)
 
 
 def test_log_probabilities_that_are_no_numbers_are_stopped_too(world):
@@ -77,22 +77,22 @@ def test_log_probabilities_that_are_no_numbers_are_stopped_too(world):
     with torch.no_grad():
         dict(learner.model.named_parameters())[learner.trained[-1]].fill_(torch.nan)
     with pytest.raises(CheckpointError, match="differ by nan on average"):
-        gates_of(config, world.sampler(config), learner).parity(0)
+        checks_of(config, world.sampler(config), learner).parity(0)
 
 
 def test_a_model_that_does_not_see_is_stopped(world, blind):
     config = world.config(model=blind)
-    gates = gates_of(config, world.sampler(config), learner_of(config))
-    with pytest.raises(CheckpointError, match="does not see it.*--gates.no-image leaves this check out"):
-        gates.start(0)
-    gates.parity(0)
-    without = world.config(model=blind, gates=GatesConfig(image=False))
-    gates_of(without, world.sampler(without), learner_of(without)).start(0)
+    checks = checks_of(config, world.sampler(config), learner_of(config))
+    with pytest.raises(CheckpointError, match="does not see it.*--checks.no-image leaves this check out"):
+        checks.start(0)
+    checks.parity(0)
+    without = world.config(model=blind, checks=ChecksConfig(image=False))
+    checks_of(without, world.sampler(without), learner_of(without)).start(0)
 
 
-def test_nothing_is_probed_if_all_gates_are_off(world, lines):
-    config = world.config(gates=GatesConfig(parity_every=0, image=False))
-    gates = gates_of(config, world.sampler(config), shifted(learner_of(config)))
+def test_nothing_is_probed_if_all_checks_are_off(world, lines):
+    config = world.config(checks=ChecksConfig(parity_every=0, image=False))
+    checks = checks_of(config, world.sampler(config), shifted(learner_of(config)))
     lines.clear()
-    gates.start(0)
+    checks.start(0)
     assert lines == []
