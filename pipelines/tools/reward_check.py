@@ -4,8 +4,8 @@
     python -m pipelines.tools.reward_check --responses r.jsonl --chats runs/chats --plug-ins my_rewards:short
 
 Every line of the file is an object: ``{"truth": "the true answer", "response": "what a model wrote"}``, or
-with ``--chats`` ``{"sample_id": "...", "response": "..."}``, a response in place of the sample's last answer. A
-reward of one's own is a function in a file of the working directory:
+with ``--chats`` ``{"sample_id": "...", "response": "..."}``, a response in place of the sample's last answer.
+A reward of one's own is a function in a file of the working directory:
 
     def short(question, response):
         return {"short": float(len(response.text) < 200)}
@@ -113,7 +113,7 @@ def questions_of(lines: Sequence[Line], config: RewardCheckConfig) -> list[Quest
 
 
 def table_of(numbers: Sequence[int], scored: Sequence[Scored]) -> list[str]:
-    """Returns the lines of the table, the means and the counts; a missing component is a dash."""
+    """Returns the lines of the table, the means and the counts; a dash where a response lacks a component."""
     names = list(dict.fromkeys(name for one in scored for name in one.components))
     rows = [{**one.components, "total": one.total} for one in scored]
     names.append("total")

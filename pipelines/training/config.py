@@ -17,18 +17,6 @@ from pipelines.config import (
 from samtok.errors import ConfigError
 
 
-def check_at_least(flag: str, value: float, least: float) -> None:
-    """Raises ConfigError for a value below the least one that makes sense."""
-    if value < least:
-        raise ConfigError(f"--{flag} must be at least {least:g}, got {value:g}")
-
-
-def check_share(flag: str, value: float) -> None:
-    """Raises ConfigError for a value outside [0, 1]."""
-    if not 0 <= value <= 1:
-        raise ConfigError(f"--{flag} must be in [0, 1], got {value:g}")
-
-
 @config
 class OptimizerConfig:
     """AdamW and its schedule: linear warm-up, then a cosine."""

@@ -8,7 +8,7 @@ tokens, fused AdamW and thread, without KL, with one optimizer step per batch of
 old log-probabilities. Both begin a step with the files of the prompts: TRL in its data loader, we in the
 sampler. Our first row is a step's parts in one process, without Ray, as TRL is. Sides take turns, and a ratio
 is the median over the rounds, on the clock and in CPU time, which other work on the machine disturbs less.
-``--ray`` adds the whole loop in processes of its own, one that samples and one that learns, without
+``--ray`` adds the whole loop in processes of its own, one that samples and one that learns, and without
 validation and checks: its median step on the clock against TRL's median round before, not in turns. With
 staleness 1 both work at the same time, on a core each.
 

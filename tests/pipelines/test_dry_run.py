@@ -15,10 +15,6 @@ from pipelines import cli
 from pipelines.ingestion.shapes_corpus import make_shapes
 from tests.printed import JOBS, ROOT, parsed_by
 
-NOT_YET = {"grpo_gcg", "grpo_gres"}
-"""Jobs that are not on the frame yet. Nothing is added here."""
-
-READY = [job for job in JOBS if job not in NOT_YET]
 LIMIT_S = 5.0
 
 
@@ -51,7 +47,7 @@ def check(job: str, preset: str, run: dict[str, Any]) -> None:
             cli.parse(kind, presets, shlex.split(flags), doc="")
 
 
-@pytest.mark.parametrize("job", READY)
+@pytest.mark.parametrize("job", JOBS)
 def test_a_dry_run_where_nothing_is(job: str, tmp_path: Path):
     found = dry_runs(job, tmp_path)
     for preset, run in found.items():
