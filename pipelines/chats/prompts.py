@@ -1,7 +1,7 @@
 """Prompts of reinforcement learning: questions of chat corpora, read at random by whoever rolls out.
 
 The driver decides once which samples are asked (``prompt_selection.load_prompts``) and hands the source to
-its actors, which read rows and images themselves. A draw's number says which prompt it is, so a run resumes
+its actors, which read rows and images themselves. A draw's number decides which prompt it is, so a run resumes
 at any number and any actor can take any part. Loads torch with the first row only, since flags are read here.
 """
 
@@ -50,7 +50,7 @@ class PromptsConfig:
     """Finished --out of jobs/evaluate_mllm.py: ask only what was answered there and not exactly right."""
     none_share: Annotated[float, Interval(ge=0, lt=1)] | None = None
     """Share of prompts without a target, reached by leaving some out at random; by default as they come.
-    "No target." is always one word away, so with too many of them it pays to say nothing else."""
+    "No target." is always one word away, so with too many of them it pays to answer nothing else."""
     max_prompt_tokens: AtLeast1 = 2048
     """Prompts with more tokens, image tokens included, are left out and counted; nothing is ever cut."""
 

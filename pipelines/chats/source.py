@@ -79,7 +79,7 @@ def load_images(row: Row) -> list[np.ndarray]:
     """Reads the images of a sample.
 
     Raises:
-        DataError: If one is missing, cannot be read, or has another size than the row says.
+        DataError: If one is missing, cannot be read, or has another size than in the row.
         StorageError: If the storage fails.
     """
     found = []

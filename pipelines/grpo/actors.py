@@ -1,7 +1,7 @@
 """What every process of a run has in common on Ray: where it runs, how long one waits for it, how it dies.
 
 The classes that do the work know no Ray; here they become actors. Each has a second thread that only reports
-where the first one stands, so that a run that hangs can tell why.
+where the first one stands, so that a run that hangs can show why.
 """
 
 import logging
@@ -90,7 +90,7 @@ def wait_all(
             found[ready[0]] = result(ready[0], actor_of[ready[0]], doing)
         except ActorDied:
             raise
-        except Exception as error:  # noqa: BLE001 raised below; maybe since another one died, which Ray says a moment later
+        except Exception as error:  # noqa: BLE001 raised below; maybe since another one died, which Ray reports later
             errors.append(error)
             deadline = min(deadline, time.monotonic() + _DEATH_IS_KNOWN_S)
     if errors:

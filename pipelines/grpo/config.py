@@ -100,7 +100,7 @@ class LearnerConfig(MllmEngineConfig):
     max_failures: AtLeast0 = 3
     """Times that the learners are started anew from the last checkpoint after one of them died."""
     timeout_s: Seconds = 1800.0
-    """Longest time of one step, after which the run ends and tells where every process stood."""
+    """Longest time of one step, after which the run ends and shows where every process stood."""
 
 
 @config

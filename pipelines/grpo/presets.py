@@ -87,7 +87,7 @@ _MODERN = dataclasses.replace(
 )
 
 # A tiny model that has learnt words gets better at what it samples; about 4 minutes on two cores. Questions
-# without a target are about as frequent as in the held-out ones: with more of them it learns to say so too
+# without a target are about as frequent as in the held-out ones: with more of them it learns to answer so too
 # often, with fewer too rarely.
 _TOUR = GrpoConfig(
     out="runs/tour/grpo",

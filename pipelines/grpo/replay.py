@@ -43,7 +43,7 @@ class Replay:
     """
 
     def __init__(self, config: GrpoConfig, prompts: PromptSource) -> None:
-        assert config.replay is not None  # the config says so itself
+        assert config.replay is not None  # checked by the config
         self.config, self.prompts = config, prompts
         self.uri = config.replay
         self.files: list[int | None] = [None] if self.uri.endswith(".parquet") else [*steps_of(self.uri)]

@@ -180,7 +180,7 @@ class Learner:
     def drift(self, groups: Sequence[Group]) -> list[list[float]]:
         """Returns the distance of each response to the reference, summed over its tokens, for the reward."""
         kind = self.config.algorithm.kl.kind
-        assert kind != "k3_straight"  # the config says so itself
+        assert kind != "k3_straight"  # checked by the config
         found = []
         for group in groups:
             micro = _all_of(group)

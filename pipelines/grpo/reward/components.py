@@ -177,7 +177,7 @@ def score(
 
     Raises:
         ConfigError: If a reward fails, gives something else than named finite numbers, or a component that
-            another one gives too; says which one, for which sample. If a weight has no component.
+            another one gives too; names it and the sample. If a weight has no component.
         ValueError: If the lengths differ.
     """
     beside = [{}] * len(responses) if extra is None else extra
