@@ -1,7 +1,7 @@
 """Prompts of reinforcement learning: questions of chat corpora, read at random by whoever rolls out.
 
 The driver decides once which samples are asked (``prompt_selection.load_prompts``) and hands the source to
-its actors, which read rows and images themselves. A draw's number decides which prompt it is, so a run resumes
+its actors, which read rows and images themselves. A draw's number decides its prompt, so a run resumes
 at any number and any actor can take any part. Loads torch with the first row only, since flags are read here.
 """
 
