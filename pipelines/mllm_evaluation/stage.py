@@ -110,10 +110,12 @@ class AnswerQuestions:
         )
 
     def __call__(self, plan: shards.Plan, shard: int) -> dict[str, Any]:
-        """Does a shard; returns its number, tables of answers and rejects, counts, and reasons of rejects."""
+        """Does a shard; returns its number, tables of answers and rejects, counts, reasons by question."""
         (chunk,) = plan.chunks(shard)
         rows, rejects, counts = self.answer(shards.read_inputs(plan, chunk))
-        reasons = Counter(f"{one['stage']}/{one['reason']}" for one in rejects.to_pylist())
+        reasons: Counter[str] = Counter()
+        for one in rejects.to_pylist():
+            reasons[f"{one['stage']}/{one['reason']}"] += one["num_masks"]
         done = {"shard": shard, "rows": rows, "rejects": rejects, "counts": counts}
         return {**done, "reasons": dict(sorted(reasons.items()))}
 

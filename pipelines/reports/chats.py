@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -160,10 +160,3 @@ def _outline(mask: Mapping[str, Any], number: int, size_hw: tuple[int, int]) -> 
     if mask["image"] != number or mask["rle"] is None:
         return np.zeros(size_hw, bool)
     return masks.decode(mask["rle"], height=size_hw[0], width=size_hw[1])
-
-
-def table_lines(totals: Mapping[str, int]) -> Iterable[str]:
-    """Yields the lines of a table of tasks for the terminal."""
-    heads = ("task", "chats", *ENDS)
-    for cells in (heads, *by_task(totals)):
-        yield f"{cells[0]:<16}" + "".join(f"{cell:>12}" for cell in cells[1:])
