@@ -269,7 +269,7 @@ def test_a_tiny_model_trains_on_the_thoughts(world, thoughts):
 
 def test_thoughts_are_neither_prompts_nor_thought_about_again(world, thoughts, tmp_path):
     with pytest.raises(ConfigError, match="is of jobs/cold_start.py, so its answers have thoughts in them"):
-        load_prompts(PromptsConfig(corpora=(str(thoughts),)), seed=0)
+        load_prompts([str(thoughts)], PromptsConfig(), seed=0)
     replies = write_replies(tmp_path / "replies.jsonl", [])
     config = dataclasses.replace(config_of(world, tmp_path / "out", replies), chats=str(thoughts))
     with pytest.raises(ConfigError, match="has thoughts already"):
@@ -447,5 +447,5 @@ def test_presets_are_whole_and_a_teacher_is_asked_for(world, tmp_path, capsys):
 def test_the_dialogue_that_is_written_is_the_one_that_is_asked(world):
     """A model is fine-tuned on exactly the tokens that reinforcement learning begins with."""
     made = with_thought(world.rows[3], "<COT>a</COT>", RULES)
-    source = load_prompts(PromptsConfig(corpora=(world.chat,), thinking=True), seed=0)
+    source = load_prompts([world.chat], PromptsConfig(thinking=True), seed=0)
     assert tuple(turns_of(made)[:-1]) == source.prompt(3).turns
