@@ -29,8 +29,8 @@ from tests.training import curve_of, record_of
 
 STEPS, EVERY = 6, 2
 PROMPTS, TASK, GROUP = 4, 2, 4
-CPU = WorkerConfig(gpus=0)
 """Prompts of a step and of a task, and responses to each prompt."""
+CPU = WorkerConfig(gpus=0)
 _PATIENCE_S = 240.0
 
 

@@ -104,7 +104,7 @@ class Loop:
         self.learners: LearnerGroup
         self._fresh()
         self.restarts = 0
-        self._handed_in = 0
+        self._submitted = 0
         self.replay = Replay(self.config, prompts) if self.config.replay is not None else None
         self.changes = self.config.debug in ("off", "train-only")
         self.steps = self.config.steps if self.replay is None else min(self.config.steps, len(self.replay))
@@ -148,7 +148,7 @@ class Loop:
         if found:
             self._restore(self.learners.load(found[-1]))
             self.progress.resumed(self.state.step)
-        self._handed_in = self.state.next_task
+        self._submitted = self.state.next_task
         if self.replay is not None:
             return
         self._sync(wait=True)
@@ -220,14 +220,14 @@ class Loop:
         return every > 0 and (done % every == 0 or done == self.steps)
 
     def _gather(self) -> _Batch:
-        """Takes tasks until there are enough groups to learn from; hands in new ones first."""
+        """Takes tasks until there are enough groups to learn from; submits new ones first."""
         config, batch = self.config, _Batch()
         self._fill(config.slots)
         asked, most = 0, config.algorithm.max_tries * config.prompts_per_step
         while asked < config.prompts_per_step or (
             self.algorithm.dynamic_sampling and asked < most and self._missing(batch) > 0
         ):
-            if not self.team.pool.under_way:
+            if not self.team.pool.in_flight:
                 self._fill(-(-self._missing(batch) // config.rollout.prompts_per_task))
             self._take(batch)
             asked += config.rollout.prompts_per_task
@@ -256,19 +256,19 @@ class Loop:
         return self.config.prompts_per_step - useful
 
     def _fill(self, most: int) -> None:
-        """Hands tasks in, as many as may be under way and the rest of the run can use."""
+        """Submits tasks, as many as may be in flight and the rest of the run can use."""
         size, pool = self.config.rollout.prompts_per_task, self.team.pool
         left = (self.config.steps - self.state.step) * self.config.tasks_per_step
         most = most if self.algorithm.dynamic_sampling else min(most, left)
-        while pool.under_way < most:
-            number = self._handed_in
+        while pool.in_flight < most:
+            number = self._submitted
             indices = self.prompts.draws(number * size, size)
             pool.submit(
                 RolloutTask(
                     number, tuple(zip(range(number * size, (number + 1) * size), indices, strict=True))
                 )
             )
-            self._handed_in += 1
+            self._submitted += 1
 
     def _take(self, batch: _Batch) -> None:
         begun = time.monotonic()

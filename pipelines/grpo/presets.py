@@ -114,9 +114,9 @@ _SMOKE = dataclasses.replace(
     prompts_per_step=8,
     steps=4,
     rollout=RolloutConfig(group_size=4, max_new_tokens=32, prompts_per_task=4),
-    validation=PromptValidationConfig(chats=("runs/embedded/gres-val/chats",), every=2, prompts=16),
+    validation=PromptValidationConfig(chats=("runs/embedded/gres-val/chats",), every=4, prompts=16),
     checkpoints=CheckpointsConfig(every=2),
-    trajectories_every=2,
+    trajectories_every=4,
 )
 
 GRES: dict[str, GrpoConfig] = {

@@ -21,12 +21,6 @@ log = logging.getLogger(__name__)
 _PLACED_WITHIN_S = 300.0
 
 
-def cpus_needed(config: GrpoConfig) -> float:
-    """Returns the CPUs that all processes of a run hold together."""
-    learner, rollout = config.learner, config.rollout
-    return learner.workers * learner.worker.cpus + rollout.workers * rollout.worker.cpus
-
-
 class Team:
     """The processes of a run; starts them when it is made.
 

@@ -106,7 +106,7 @@ def test_a_killed_learner_sends_all_back_to_the_last_checkpoint(world, whole, tm
 
 
 def test_overlapping_steps_keep_their_bound_and_use_prompts_once_when_a_learner_dies(world, tmp_path, capsys):
-    """What was under way at the death is asked again; nothing of it was used."""
+    """What was in flight at the death is asked again; nothing of it was used."""
     config = short(world, tmp_path, steps=8, rollout=rollout(max_staleness=2))
     with assassin("LearnerActor.learn", lambda: seen(tmp_path) > EVERY) as killed:
         assert grpo_gres(config) == 0

@@ -1,8 +1,8 @@
 """The samplers of a run: hands out tasks, keeps order, replaces the dead.
 
 Results are used in the order of the tasks, whichever sampler is first, so a run does not depend on which
-process is fast. A task is sampled with all weights that were published before it was handed out, since the
-calls of one actor are done in order; with ``slots`` tasks under way at most, no response is older than
+process is fast. A task is sampled with all weights that were published before it was sent out, since the
+calls of one actor are done in order; with at most ``slots`` tasks in flight, no response is older than
 ``--rollout.max-staleness`` steps when it is learnt from.
 
 A sampler that dies is replaced, gets the newest weights, and its task is done again, by it or another one:
@@ -142,8 +142,8 @@ class RolloutPool:
     # ---------------------------------------------------------------- tasks
 
     @property
-    def under_way(self) -> int:
-        """Tasks that were handed in and not taken out."""
+    def in_flight(self) -> int:
+        """Tasks that were submitted and not taken out."""
         return len(self._waiting) + len(self._running) + len(self._done)
 
     def submit(self, task: RolloutTask) -> None:
