@@ -184,15 +184,15 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
 
 def test_wrong_checkpoints_are_refused_with_the_code_of_their_kind(tmp_path, capfd):
     out = str(tmp_path / "out")
-    assert main(["--model", str(tmp_path / "none"), "--out", out]) == 6
+    assert main(["--model", str(tmp_path / "none"), "--out", out]) == 2
     (tmp_path / "empty").mkdir()
-    assert main(["--model", str(tmp_path / "empty"), "--out", out]) == 6
+    assert main(["--model", str(tmp_path / "empty"), "--out", out]) == 2
     text_only = Qwen2Config(
         vocab_size=10, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
     )
     Qwen2ForCausalLM(text_only).save_pretrained(tmp_path / "text")
     assert main(["--model", str(tmp_path / "text"), "--out", out]) == 6
-    assert main(["--preset", "smoke", "--tokenizer", str(tmp_path / "none"), "--out", out]) == 6
+    assert main(["--preset", "smoke", "--tokenizer", str(tmp_path / "none"), "--out", out]) == 2
     said = capfd.readouterr().err
     assert "is a qwen2; mask words are known for qwen2_5_vl, qwen3_vl, perception_lm" in said
     assert not Path(out).exists()

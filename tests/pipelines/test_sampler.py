@@ -118,9 +118,9 @@ def test_the_epoch_of_a_draw_counts_from_zero():
 @pytest.mark.parametrize(
     ("sizes", "weights", "message"),
     [
-        ([3, 4], [1.0, None], "1 of 2 --corpora have a weight; give each one"),
-        ([3, 4], [1.0, -1.0], "must be above 0"),
-        ([3, 4], [1.0, 1e-6], "corpus 2 of --corpora has the weight 1e-06.*none of the 7 draws"),
+        ([3, 4], [1.0, None], "1 of 2 corpora have a weight; give each one"),
+        ([3, 4], [1.0, -1.0], "must be > 0"),
+        ([3, 4], [1.0, 1e-6], "corpus 2 has the weight 1e-06.*none of the 7 draws"),
     ],
 )
 def test_weights_that_cannot_work_are_refused(sizes, weights, message):

@@ -294,7 +294,7 @@ def test_words_of_another_tokenizer_and_of_another_size_are_refused(world, tmp_p
 
 
 def test_a_model_that_is_not_there_or_has_no_words_is_refused(world, tmp_path):
-    with pytest.raises(ConfigError, match=r"--model .*nothing.*jobs/extend_mllm.py"):
+    with pytest.raises(ConfigError, match=r"--model: .*nothing.*jobs/extend_mllm.py"):
         ready(short(world, tmp_path / "out", model=str(tmp_path / "nothing")))
     from tests.tiny_mllm import build
 

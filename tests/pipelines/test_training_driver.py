@@ -122,7 +122,11 @@ def test_a_corpus_without_usable_masks_is_refused_with_a_remedy(tmp_path):
         ({"engine": EngineConfig(deepspeed="no/such.json")}, "--deepspeed no/such.json"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_is_read(tmp_path, changes, message):
+def test_what_cannot_work_is_refused_before_anything_is_read(tmp_path, monkeypatch, changes, message):
+    monkeypatch.chdir(tmp_path)
+    for name in "abtv":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.jpg").touch()  # an empty folder is as good as none, as on object storage
     known = {
         "corpora": ("reader=sa1b,source=t",),
         "validation": ValidationConfig(corpora=("reader=sa1b,source=v",)),
