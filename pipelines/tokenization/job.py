@@ -16,7 +16,7 @@ IMAGES = Unit(
     "rows_out",
     "rows_rejected",
     in_plan=True,
-    hint="Is --corpus.images right, and mounted?",
+    hint="Is the folder of images right, and mounted?",
 )
 MASKS = Unit("masks", "masks_in", "masks_out", "masks_rejected", filtered=("masks_filtered",))
 
