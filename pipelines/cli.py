@@ -25,9 +25,6 @@ from samtok.errors import ConfigError
 
 T = TypeVar("T")
 
-FORBID_UNKNOWN = pydantic.ConfigDict(extra="forbid")
-"""For ``__pydantic_config__`` of a config class that ``pipelines.config.config`` does not make."""
-
 
 def parse(kind: type[T], presets: Mapping[str, T], argv: list[str] | None, *, doc: str | None) -> T:
     """Returns the config that the command line asks for.
@@ -50,8 +47,7 @@ def parse(kind: type[T], presets: Mapping[str, T], argv: list[str] | None, *, do
     if known.config is not None:
         base = _from_file(kind, known.config)
     if known.help:
-        program = f"python {sys.argv[0]}"
-        _show(pages.first_page(kind, presets, base=base, doc=doc, program=program))
+        _show(pages.first_page(kind, presets, base=base, doc=doc, program=f"python {sys.argv[0]}"))
     _refuse_renamed(kind, rest)
     try:
         with checks_later():
@@ -90,19 +86,6 @@ def _show(text: str) -> NoReturn:
 def _fail(message: str) -> NoReturn:
     sys.stderr.write(f"error: {message}\n")
     raise SystemExit(2)
-
-
-def refuse_password(tracking: str) -> None:
-    """Refuses a tracking URI with a user or password in it.
-
-    Raises:
-        ConfigError: Names the variables to use instead.
-    """
-    if "@" in tracking.partition("://")[2].partition("/")[0]:
-        raise ConfigError(
-            "--tracking must not hold a user or password, since configs are written beside results. "
-            "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead."
-        )
 
 
 def _common_flags(presets: Mapping[str, Any]) -> argparse.ArgumentParser:

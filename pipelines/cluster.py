@@ -89,94 +89,53 @@ def gpus_here() -> bool:
 
     Ray hides GPUs from the driver of a submitted job, which holds none, so there hiding means nothing.
     """
-    hidden = env.get_raw(env.CUDA_VISIBLE_DEVICES) in ("", "-1") and not env.is_submitted()
+    hidden = os.environ.get(env.CUDA_VISIBLE_DEVICES) in ("", "-1") and not env.is_submitted()
     return not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def with_device(worker: W) -> W:
     """Fills in how many GPUs each process holds, where it was left to the machine."""
-    if worker.gpus is not None:
-        return worker
-    return dataclasses.replace(worker, gpus=1.0 if gpus_here() else 0.0)
-
-
-@contextlib.contextmanager
-def session(
-    *,
-    num_cpus: int | None = None,
-    num_gpus: int | None = None,
-    at_least_cpus: float = 0,
-    namespace: str | None = None,
-    log_to_driver: bool = False,
-) -> Iterator[ClusterInfo]:
-    """Does ``connect`` for the time of the block, and afterwards ends what it began and nothing else.
-
-    A cluster that was started is stopped, one that was joined is left, a connection that was there stays.
-    """
-    ray = _import_ray()
-    was_connected = ray.is_initialized()
-    info = connect(
-        num_cpus=num_cpus,
-        num_gpus=num_gpus,
-        at_least_cpus=at_least_cpus,
-        namespace=namespace,
-        log_to_driver=log_to_driver,
-    )
-    try:
-        yield info
-    finally:
-        if not was_connected:
-            disconnect()
+    return worker if worker.gpus is not None else dataclasses.replace(worker, gpus=float(gpus_here()))
 
 
 _local_folder: Path | None = None
 """Folder of the Ray that this process started, if it did."""
 
 
-def connect(
-    *,
-    num_cpus: int | None = None,
-    num_gpus: int | None = None,
-    at_least_cpus: float = 0,
-    namespace: str | None = None,
-    log_to_driver: bool = False,
-) -> ClusterInfo:
-    """Connects this process to Ray; does nothing if it is connected already.
+@contextlib.contextmanager
+def session(*, num_cpus: int | None = None, at_least_cpus: float = 0) -> Iterator[ClusterInfo]:
+    """Connects this process to Ray for the time of the block, and ends what it began and nothing else.
+
+    A cluster that was started is stopped, one that was joined is left, a connection that was there stays.
 
     Args:
         num_cpus: CPUs that a local Ray counts, which may be more than there are; None counts the real ones.
-        num_gpus: GPUs that a local Ray counts; None finds them.
         at_least_cpus: A local Ray counts no fewer, unless ``num_cpus`` is given: on a laptop, stages that
             need more workers than it has cores share the cores.
-        namespace: Where named actors live; None gives this driver a namespace of its own.
-        log_to_driver: Whether what workers print is shown here.
 
     Raises:
         ClusterError: no cluster answers at ``RAY_ADDRESS``, or a local one did not start.
     """
     ray = _import_ray()
     if ray.is_initialized():
-        return _info(ray)
-    options: dict[str, Any] = {
-        "namespace": namespace,
-        "log_to_driver": log_to_driver,
-        "logging_level": logging.ERROR,
-    }
+        yield _info(ray)
+        return
+    options = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = env.get(env.RAY_ADDRESS)
     if address and address != "local":
         _join(ray, address, options)
     else:
         if num_cpus is None and at_least_cpus:
             num_cpus = max(len(os.sched_getaffinity(0)), math.ceil(at_least_cpus))
-        _start(ray, {**options, "num_cpus": num_cpus, "num_gpus": num_gpus})
-    return _info(ray)
+        _start(ray, {**options, "num_cpus": num_cpus})
+    try:
+        yield _info(ray)
+    finally:
+        _disconnect(ray)
 
 
-def disconnect() -> None:
-    """Leaves the cluster; one that this process started is stopped and its folder deleted."""
+def _disconnect(ray: Any) -> None:
     global _local_folder
-    import ray
-
     ray.shutdown()
     if _local_folder is not None:
         kill_processes_of(_local_folder)
@@ -259,12 +218,10 @@ def shipped_variables() -> dict[str, str]:
     """
     job = json.loads(env.get(env.RAY_JOB_CONFIG) or "{}")
     told = (job.get("runtime_env") or {}).get("env_vars") or {}
-    values = {name: env.get(name) for name in env.SHIPPED_TO_WORKERS if name not in told}
-    return {name: value for name, value in values.items() if value is not None}
+    return {name: value for name in env.SHIPPED_TO_WORKERS if name not in told and (value := env.get(name))}
 
 
 def _told(error: BaseException) -> str:
-    """What Ray said, on one line and not longer than a few."""
     return " ".join(str(error).split())[:500].rstrip(".:") or type(error).__name__
 
 
@@ -283,19 +240,16 @@ def _start(ray: Any, options: dict[str, Any]) -> None:
             ray.shutdown()
             kill_processes_of(folder)
             if left == 0 or isinstance(error, (ValueError, TypeError)):
-                raise _not_started(folder, error) from error
+                raise ClusterError(
+                    f"A local Ray did not start: {_told(error)}. Its logs are in {folder}. The usual reason "
+                    "is a busy machine or little free memory; try again, or set "
+                    f"{env.RAY_ADDRESS} to a cluster that runs."
+                ) from error
             log.warning("Ray did not start (%s); trying again.", _told(error))
             shutil.rmtree(folder, ignore_errors=True)
         else:
             _local_folder = folder
             return
-
-
-def _not_started(folder: Path, error: Exception) -> ClusterError:
-    return ClusterError(
-        f"A local Ray did not start: {_told(error)}. Its logs are in {folder}. The usual reason is "
-        f"a busy machine or little free memory; try again, or set {env.RAY_ADDRESS} to a cluster that runs."
-    )
 
 
 def _base_folder() -> Path:

@@ -10,6 +10,7 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+import operator
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,57 +82,49 @@ def flag_name(field: str) -> str:
 @functools.cache
 def bounds_of(kind: type) -> dict[str, list[Any]]:
     """Returns the bounds of each field that has any."""
-    hints = get_type_hints(kind, include_extras=True)
-    found = {field.name: _bounds_in(hints[field.name]) for field in dataclasses.fields(kind)}
-    return {name: limits for name, limits in found.items() if limits}
-
-
-def _bounds_in(hint: Any) -> list[Any]:
-    found: list[Any] = []
-    for part in (hint, *getattr(hint, "__args__", ())):
-        for entry in getattr(part, "__metadata__", ()):
-            unpacked = entry if isinstance(entry, bounds.GroupedMetadata) else (entry,)
-            found += [one for one in unpacked if isinstance(one, bounds.BaseMetadata)]
+    found: dict[str, list[Any]] = {}
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        for note in _notes_in(hint):
+            parts = note if isinstance(note, bounds.GroupedMetadata) else (note,)
+            if limits := [part for part in parts if isinstance(part, bounds.BaseMetadata)]:
+                found.setdefault(name, []).extend(limits)
     return found
 
 
-_WORDING: tuple[tuple[type, str, Callable[[Any, Any], bool], str], ...] = (
-    (bounds.Ge, "ge", lambda value, bound: value >= bound, ">="),
-    (bounds.Gt, "gt", lambda value, bound: value > bound, ">"),
-    (bounds.Le, "le", lambda value, bound: value <= bound, "<="),
-    (bounds.Lt, "lt", lambda value, bound: value < bound, "<"),
-)
+def _notes_in(hint: Any) -> Iterator[Any]:
+    """Yields what is annotated to a type, and to the types in it."""
+    yield from getattr(hint, "__metadata__", ())
+    for part in getattr(hint, "__args__", ()):
+        yield from _notes_in(part)
+
+
+_SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+"""Of bounds, by the name of their field, which is also that of the operator."""
 
 
 def _check_field(flag: str, value: Any, limits: Sequence[Any]) -> None:
     if value is None or isinstance(value, type(tyro.MISSING)):
         return
     sides: dict[str, Any] = {}
-    good = True
     for limit in limits:
         if isinstance(limit, bounds.MinLen):
             if len(value) < limit.min_length:
                 raise ConfigError(f"{flag} must not be empty.")
-            continue
-        if isinstance(limit, bounds.MultipleOf):
+        elif isinstance(limit, bounds.MultipleOf):
             if value % limit.multiple_of:
                 raise ConfigError(f"{flag} must be a multiple of {limit.multiple_of}, got {value}.")
-            continue
-        for kind, name, holds, sign in _WORDING:
-            if isinstance(limit, kind):
-                bound = getattr(limit, name)
-                sides[sign] = bound
-                good &= holds(value, bound)
-    if not good:
+        else:
+            sides |= dataclasses.asdict(limit)
+    if not all(getattr(operator, name)(value, bound) for name, bound in sides.items()):
         raise ConfigError(f"{flag} must be {_range(sides)}, got {value}.")
 
 
 def _range(sides: Mapping[str, Any]) -> str:
     if len(sides) == 1:
-        ((sign, bound),) = sides.items()
-        return f"{sign} {bound:g}"
-    opening, low = ("[", sides[">="]) if ">=" in sides else ("(", sides[">"])
-    closing, high = ("]", sides["<="]) if "<=" in sides else (")", sides["<"])
+        ((name, bound),) = sides.items()
+        return f"{_SIGNS[name]} {bound:g}"
+    opening, low = ("[", sides["ge"]) if "ge" in sides else ("(", sides["gt"])
+    closing, high = ("]", sides["le"]) if "le" in sides else (")", sides["lt"])
     return f"in {opening}{low:g}, {high:g}{closing}"
 
 
@@ -206,12 +199,7 @@ ShippedPlace = Annotated[str, PlaceMark(shipped=True)]
 
 
 def with_places(settings: T, absolute: Callable[[str], str]) -> T:
-    """Returns a config with every place in it, also in the configs inside it, made absolute.
-
-    Args:
-        settings: A config.
-        absolute: Makes a place absolute; is not asked about names of what ships.
-    """
+    """Returns a config with every place in it made absolute, except names of what ships."""
     part: Any = settings
     marks, changed = _marks_of(type(settings)), {}
     for field in dataclasses.fields(part):
@@ -249,15 +237,9 @@ def is_shipped(name: str) -> bool:
 @functools.cache
 def _marks_of(kind: type) -> dict[str, PlaceMark]:
     hints = get_type_hints(kind, include_extras=True)
-    found = {field.name: _mark_in(hints[field.name]) for field in dataclasses.fields(kind)}
-    return {name: mark for name, mark in found.items() if mark is not None}
-
-
-def _mark_in(hint: Any) -> PlaceMark | None:
-    for entry in getattr(hint, "__metadata__", ()):
-        if isinstance(entry, PlaceMark):
-            return entry
-    return next((mark for part in getattr(hint, "__args__", ()) if (mark := _mark_in(part))), None)
+    return {
+        name: note for name, hint in hints.items() for note in _notes_in(hint) if isinstance(note, PlaceMark)
+    }
 
 
 # ---------------------------------------------------------------- what every job has
@@ -313,13 +295,8 @@ class RunConfig:
 def parse_pairs(text: str, *, flag: str, keys: Sequence[str] | None = None) -> dict[str, str]:
     """Reads ``a=1,b=2``. A value with a comma stands in quotes: ``source="a,b.json"``.
 
-    Args:
-        text: What the flag was given.
-        flag: Its name, without the dashes, for errors.
-        keys: The keys that may be there; None for any.
-
     Raises:
-        ConfigError: Names the bad part and what would be right.
+        ConfigError: Names ``flag`` (without its dashes), the bad part, and ``keys`` unless any may be there.
     """
     pairs: dict[str, str] = {}
     for part in _split(text, flag):
@@ -345,9 +322,8 @@ def format_pairs(values: Mapping[str, Any]) -> str:
 
 
 def _quoted(value: str) -> str:
-    return (
-        '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' if set(value) & set(",\"'\\ ") else value
-    )
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"' if set(value) & set(",\"'\\ ") else value
 
 
 def _split(text: str, flag: str) -> list[str]:

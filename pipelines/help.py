@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import inspect
 import io
+import itertools
 import shutil
 import sys
 import textwrap
@@ -37,7 +38,6 @@ class Flag:
     path: str
     """Names of the fields that lead to it, as ``corpus.source``."""
     hint: Any
-    """Its type."""
     value: Any
     """Its default; ``REQUIRED`` if there is none."""
     owner: type
@@ -47,11 +47,6 @@ class Flag:
     def name(self) -> str:
         """The flag, as ``--corpus.source``."""
         return f"--{flag_name(self.path)}"
-
-    @property
-    def doc(self) -> str:
-        """The docstring under the field, in one line."""
-        return field_docs(self.owner).get(self.path.rpartition(".")[2], "")
 
 
 def flags_of(kind: type, base: Any = REQUIRED, prefix: str = "") -> Iterator[Flag]:
@@ -98,12 +93,7 @@ def _plain(hint: Any) -> Any:
 def first_page(kind: type, presets: Mapping[str, Any], *, base: Any, doc: str | None, program: str) -> str:
     """Returns what ``--help`` prints: description, presets, and the flags that most people set.
 
-    Args:
-        kind: The job's config class.
-        presets: Its presets.
-        base: The instance that shows the values; ``REQUIRED`` shows the defaults of the fields.
-        doc: The job's description, printed as it is.
-        program: How the job is called.
+    The values are those of ``base``; ``REQUIRED`` shows the defaults of the fields. ``doc`` is printed as is.
     """
     width = min(WIDTH, shutil.get_terminal_size((WIDTH, 1)).columns)
     parts = [f"usage: {program} [--preset NAME | --config RUN/config.json] [FLAGS]", (doc or "").strip()]
@@ -133,12 +123,13 @@ def _main(kind: type, base: Any) -> list[Flag]:
 
 
 def _described(flag: Flag) -> str:
+    doc = field_docs(flag.owner).get(flag.path.rpartition(".")[2], "")
     if flag.value is REQUIRED:
-        return f"{flag.doc} (required)"
+        return f"{doc} (required)"
     if flag.value is None or flag.value == ():
-        return flag.doc
+        return doc
     value = " ".join(map(str, flag.value)) if isinstance(flag.value, tuple) else flag.value
-    return f"{flag.doc} (default: {value})"
+    return f"{doc} (default: {value})"
 
 
 def _metavar(hint: Any) -> str:
@@ -175,18 +166,13 @@ def field_docs(kind: type) -> dict[str, str]:
     """Returns the docstrings under the fields of a config class, its bases included, in one line each."""
     found: dict[str, str] = {}
     for cls in [cls for cls in reversed(kind.__mro__) if dataclasses.is_dataclass(cls)]:
-        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
         assert isinstance(body, ast.ClassDef)
-        for field, below in zip(body.body, body.body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                text = ast.literal_eval(below.value) if _is_text(below) else ""
-                found[field.target.id] = " ".join(text.split())
+        for field, below in itertools.pairwise(body.body):
+            match field, below:
+                case ast.AnnAssign(ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                    found[name] = " ".join(text.split())
     return found
-
-
-def _is_text(node: ast.stmt) -> typing.TypeGuard[ast.Expr]:
-    value = node.value if isinstance(node, ast.Expr) else None
-    return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 
 def preset_notes(presets: Mapping[str, Any]) -> dict[str, str]:
@@ -205,18 +191,19 @@ def _notes_in(source: str, attribute: str) -> dict[str, str]:
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
         if token.type == tokenize.COMMENT and token.line.lstrip().startswith("#")
     }
-    constants: dict[str, ast.expr | None] = {}
+    constants: dict[str, ast.expr] = {}
     for node in ast.parse(source).body:
-        if isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            constants |= {target.id: node.value for target in targets if isinstance(target, ast.Name)}
+        match node:
+            case ast.Assign([ast.Name(name)], value) | ast.AnnAssign(ast.Name(name), _, ast.expr() as value):
+                constants[name] = value
     mapping = constants.get(attribute)
     notes = {}
     for key, value in zip(mapping.keys, mapping.values, strict=True) if isinstance(mapping, ast.Dict) else ():
         if isinstance(key, ast.Constant) and isinstance(key.value, str):
             named = constants.get(value.id) if isinstance(value, ast.Name) else None
             text = _above(key.lineno, comments) or (_above(named.lineno, comments) if named else "")
-            notes[key.value] = _first_sentence(text)
+            head, stop, _ = text.partition(". ")
+            notes[key.value] = head + "." if stop else text
     return notes
 
 
@@ -225,8 +212,3 @@ def _above(line: int, comments: Mapping[int, str]) -> str:
     while (line := line - 1) in comments:
         found.insert(0, comments[line])
     return " ".join(found)
-
-
-def _first_sentence(text: str) -> str:
-    head, stop, _ = text.partition(". ")
-    return head + "." if stop else text

@@ -8,7 +8,6 @@ A job is a class with four parts (``Job``); ``run`` puts them in order:
 An error of our family becomes one line and its exit code; the MLflow run is then FAILED.
 """
 
-import contextlib
 import dataclasses
 import json
 import logging
@@ -18,7 +17,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from types import ModuleType
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from pipelines import config as configs
 from pipelines import env, storage
@@ -42,8 +42,6 @@ class Items:
 
     Attributes:
         unit: What they are, in the plural.
-        total: Items that went in.
-        out: Items that came out.
         rejected: Items that could not be used.
         filtered: Items that were left out on purpose; they do not count as rejected.
         reasons: Rejected items by reason.
@@ -170,26 +168,12 @@ class Job(ABC, Generic[C]):
         """Does the work; calls ``run.begin`` before anything is written."""
 
 
-class Inputs(Protocol):
-    """Makes inputs of presets that are not there: the module ``pipelines.embedded``."""
-
-    def missing(self, config: RunConfig) -> Sequence[str]:
-        """Returns the places of a config that would be made; loads neither torch nor Ray."""
-        ...
-
-    def make(self, config: RunConfig) -> None:
-        """Makes them."""
-        ...
+Inputs: TypeAlias = ModuleType
+"""Makes inputs of presets that are not there: the module ``pipelines.embedded``."""
 
 
 def run(job: Callable[[C], Job[C]], config: C, *, inputs: Inputs | None = None) -> int:
-    """Runs a job; returns its exit code.
-
-    Args:
-        job: Its class.
-        config: From the command line.
-        inputs: Makes inputs that are not there.
-    """
+    """Runs a job; returns its exit code."""
     return guard(lambda: _run(job, config, inputs), config)
 
 
@@ -199,10 +183,10 @@ def _run(kind: Callable[[C], Job[C]], config: C, inputs: Inputs | None) -> int:
     missing = inputs.missing(config) if inputs is not None else ()
     if config.dry_run:
         return _dry_run(kind(config), missing)
-    with contextlib.ExitStack() as stack:
-        if inputs is not None and missing:
-            stack.enter_context(kind(config).session())  # one Ray for the inputs and the job
-            inputs.make(config)
+    if inputs is None or not missing:
+        return _work(kind(config))
+    with kind(config).session():  # one Ray for the inputs and the job
+        inputs.make(config)
         return _work(kind(config))
 
 
@@ -227,13 +211,13 @@ def _work(job: Job[Any]) -> int:
 
 
 def _dry_run(job: Job[Any], missing: Sequence[str]) -> int:
-    if missing:
-        sys.stdout.write(config_json(job.config))
-        _print([("inputs", f"made first: {', '.join(missing)}"), ("plan", "known once they are there")])
-        return 0
-    job.prepare()
+    if not missing:
+        job.prepare()
     sys.stdout.write(config_json(job.config))
-    _print([("plan", job.size()), ("checks", "passed; nothing was written")])
+    if missing:
+        _print([("inputs", f"made first: {', '.join(missing)}"), ("plan", "known once they are there")])
+    else:
+        _print([("plan", job.size()), ("checks", "passed; nothing was written")])
     return 0
 
 
@@ -245,13 +229,11 @@ def _print(rows: Sequence[tuple[str, str]]) -> None:
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Returns the lines of a table; the first column is set to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    ]
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    first = [cell.ljust(widths[0]) for cell in columns[0]]
+    others = [[cell.rjust(w) for cell in column] for column, w in zip(columns[1:], widths[1:], strict=True)]
+    return list(map("  ".join, zip(first, *others, strict=True)))
 
 
 # ---------------------------------------------------------------- places
@@ -334,20 +316,3 @@ def last_line(error: BaseException) -> str:
     """Returns the end of a long message, such as Ray's with tracebacks in it, without its full stop."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:500].rstrip(".") if lines else type(error).__name__
-
-
-def refuse_lost_folders(out: str, tracking: str) -> None:
-    """Until every job is on the frame: refuses relative places under ``ray job submit``."""
-
-    if env.get(env.RAY_JOB_CONFIG) is None:
-        return
-    relative_db = tracking.startswith("sqlite:///") and not tracking.startswith("sqlite:////")
-    for flag, value, lost in (
-        ("out", out, not storage.is_anchored(out)),
-        ("tracking", tracking, relative_db),
-    ):
-        if lost:
-            raise ConfigError(
-                f"--{flag} {value} is relative, so a submitted job would write it into Ray's temporary copy "
-                "of the working directory. Give an absolute path or a URI."
-            )

@@ -15,12 +15,12 @@ import samtok
 PACKAGES = ("ray", "torch", "transformers", "sam2", "deepspeed", "pyarrow", "mlflow", "numpy")
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def differences(earlier: Mapping[str, Any], now: Mapping[str, Any], *, before: str = "before") -> str:
     """Names every entry that two fingerprints differ in, with both values; empty if there is none."""
     return "; ".join(
-        f"{name}: before {before.get(name)!r}, now {now.get(name)!r}"
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
+        f"{name}: {before} {earlier.get(name)!r}, now {now.get(name)!r}"
+        for name in sorted({*earlier, *now})
+        if earlier.get(name) != now.get(name)
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 SCHEMA_VERSION = 3
+_METADATA = {"samtok_schema_version": str(SCHEMA_VERSION)}
 
 MASK_FLAGS = ("crowd", "void", "empty", "box_only")
 """Flags a reader may set. A reader flags, the pipeline filters and counts."""
@@ -63,14 +64,12 @@ _CODE_MASK_FIELDS = [
 
 
 def _rows(mask_fields: list[pa.Field]) -> pa.Schema:
-    return pa.schema(
-        [
-            *_IMAGE_FIELDS,
-            pa.field("masks", pa.list_(pa.struct(mask_fields)), nullable=False),
-            pa.field("annotations", pa.list_(pa.struct(_ANNOTATION_FIELDS)), nullable=False),
-        ],
-        metadata={"samtok_schema_version": str(SCHEMA_VERSION)},
-    )
+    fields = [
+        *_IMAGE_FIELDS,
+        pa.field("masks", pa.list_(pa.struct(mask_fields)), nullable=False),
+        pa.field("annotations", pa.list_(pa.struct(_ANNOTATION_FIELDS)), nullable=False),
+    ]
+    return pa.schema(fields, metadata=_METADATA)
 
 
 IMAGE_ROW = _rows(_MASK_FIELDS)
@@ -111,17 +110,11 @@ _CHAT_MASK_FIELDS = [
     pa.field("rle", pa.string()),  # the original mask; null where the corpus of words has none
 ]
 
-_CHAT_IMAGE_FIELDS = [
-    pa.field("uri", pa.string(), nullable=False),
-    pa.field("height", pa.int32(), nullable=False),
-    pa.field("width", pa.int32(), nullable=False),
-]
+_CHAT_IMAGE_FIELDS = [pa.field("uri", pa.string(), nullable=False), *_IMAGE_FIELDS[-2:]]
 
 CHAT_ROW = pa.schema(
     [
-        pa.field("dataset", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("image_id", pa.string(), nullable=False),
+        *_IMAGE_FIELDS[:3],
         pa.field("sample_id", pa.string(), nullable=False),  # unique in the corpus
         pa.field("task", pa.string(), nullable=False),  # one of CHAT_TASKS
         pa.field("tags", pa.list_(pa.string()), nullable=False),
@@ -130,22 +123,20 @@ CHAT_ROW = pa.schema(
         pa.field("masks", pa.list_(pa.struct(_CHAT_MASK_FIELDS)), nullable=False),  # all that messages name
         pa.field("meta", pa.string()),  # JSON: expression, style, template
     ],
-    metadata={"samtok_schema_version": str(SCHEMA_VERSION)},
+    metadata=_METADATA,
 )
 """One sample of a dialogue with an image: what an MLLM trains on, and what rewards and metrics need."""
 
 MASK_ROW = pa.schema(
     [
-        pa.field("dataset", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("image_id", pa.string(), nullable=False),
+        *_IMAGE_FIELDS[:3],
         pa.field("mask_id", pa.string(), nullable=False),
         pa.field("area_px", pa.int64(), nullable=False),
         pa.field("iou", pa.float32(), nullable=False),
         pa.field("boundary_iou", pa.float32(), nullable=False),
         pa.field("codes", pa.list_(pa.int16()), nullable=False),
     ],
-    metadata={"samtok_schema_version": str(SCHEMA_VERSION)},
+    metadata=_METADATA,
 )
 """One mask of an evaluation."""
 
@@ -153,17 +144,13 @@ REJECT_ROW = pa.schema(
     [
         pa.field("stage", pa.string(), nullable=False),  # read, decode, tokenize, filter, compose, load
         pa.field("dataset", pa.string(), nullable=False),
-        pa.field(
-            "row_id", pa.string(), nullable=False
-        ),  # the image id, or the input's key if it was not read
+        pa.field("row_id", pa.string(), nullable=False),  # the image id; of one not read, the input's key
         pa.field("mask_id", pa.string()),  # null: the whole row
-        pa.field(
-            "num_masks", pa.int32(), nullable=False
-        ),  # masks lost with this entry, so that counts add up
+        pa.field("num_masks", pa.int32(), nullable=False),  # lost with this entry, so that counts add up
         pa.field("reason", pa.string(), nullable=False),
         pa.field("message", pa.string(), nullable=False),
     ],
-    metadata={"samtok_schema_version": str(SCHEMA_VERSION)},
+    metadata=_METADATA,
 )
 
 

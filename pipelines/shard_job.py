@@ -6,6 +6,7 @@ progress, the limit on rejects and the counts of the end are here.
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,9 +27,6 @@ class Unit:
 
     Attributes:
         name: Plural, for messages.
-        total: Count of what went in.
-        out: Count of what came out.
-        rejected: Count of what could not be used.
         filtered: Counts of what was left out on purpose.
         in_plan: Whether an input of the plan is one, so that too many rejects end the run early.
         hint: What to look at if none came out.
@@ -60,27 +58,26 @@ class Work:
     """What this call of a job did, as opposed to earlier ones."""
 
     shards: int = 0
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
-    first: tuple[dict[str, int], float] | None = None
+    first: tuple[Counter[str], float] | None = None
     """Counts and seconds at the first commit, before which processes start and models load."""
 
     def add(self, counts: Mapping[str, int], seconds: float) -> None:
         """Takes the counts of a shard that was committed ``seconds`` after the work began."""
         self.shards += 1
-        for name, count in counts.items():
-            self.counts[name] = self.counts.get(name, 0) + count
+        self.counts.update(counts)
         self.seconds = seconds
-        self.first = self.first or (dict(self.counts), seconds)
+        self.first = self.first or (Counter(self.counts), seconds)
 
     def rate(self, name: str) -> float:
         """Returns a count per second, start-up included; 0 where nothing was done."""
-        return self.counts.get(name, 0) / self.seconds if self.seconds else 0.0
+        return self.counts[name] / self.seconds if self.seconds else 0.0
 
     def steady_rate(self, name: str) -> float:
         """Returns the same from the first commit on; 0 where there was only one."""
-        counts, seconds = self.first or ({}, 0.0)
-        done = self.counts.get(name, 0) - counts.get(name, 0)
+        counts, seconds = self.first or (Counter(), 0.0)
+        done = self.counts[name] - counts[name]
         return done / (self.seconds - seconds) if self.seconds > seconds else 0.0
 
 
@@ -92,14 +89,7 @@ def open_plan(
     shard_rows: int,
     chunk_rows: int | None = None,
 ) -> Plan:
-    """Returns the plan of an earlier run of the same job, or makes it.
-
-    Args:
-        out: Folder of the corpus.
-        fingerprint: All that decides the content of the shards.
-        inputs: Lists what the shards are made of; called only if there is no plan.
-        shard_rows: Inputs per shard.
-        chunk_rows: Inputs per chunk; by default a shard is one.
+    """Returns the plan of an earlier run of the same job, or makes it; by default a shard is one chunk.
 
     Raises:
         ConfigError: If the earlier run had other settings.
@@ -152,12 +142,11 @@ def do_shards(
     todo = [shard for shard in range(len(plan.shard_rows)) if shard not in done]
     log.info("%d inputs in %d shards, %d committed", plan.num_inputs, len(plan.shard_rows), len(done))
     work = Work()
-    counts = shards.totals(plan, done.values())
+    counts = Counter(shards.totals(plan, done.values()))
     started = time.monotonic()
     for record in stream(todo) if todo else ():
         work.add(record["counts"], time.monotonic() - started)
-        for name, count in record["counts"].items():
-            counts[name] = counts.get(name, 0) + count
+        counts.update(record["counts"])
         _progress(plan, len(todo), work, units[0], tracker)
         _stop_early(plan, counts, units, max_reject_rate)
     return shards.finish(plan), work
@@ -168,17 +157,17 @@ def _progress(plan: Plan, todo: int, work: Work, unit: Unit, tracker: Tracker | 
     number = total - todo + work.shards
     log.info(
         "shard %d/%d  %d %s  %.1f %s/s  ETA %.0f s",
-        *(number, total, work.counts.get(unit.out, 0), unit.name, rate, unit.name),
+        *(number, total, work.counts[unit.out], unit.name, rate, unit.name),
         work.seconds / work.shards * (todo - work.shards),
     )
     if tracker is not None:
         tracker.metrics({f"throughput/so_far_{unit.name}_per_s": rate}, step=number)
 
 
-def _stop_early(plan: Plan, counts: Mapping[str, int], units: Sequence[Unit], limit: float) -> None:
+def _stop_early(plan: Plan, counts: Counter[str], units: Sequence[Unit], limit: float) -> None:
     planned = plan.num_inputs + (plan.rejects or {}).get("rows", 0)
     for unit in units:
-        rejected = counts.get(unit.rejected, 0)
+        rejected = counts[unit.rejected]
         if unit.in_plan and rejected > limit * planned:
             raise DataError(
                 f"{rejected} of {planned} {unit.name} cannot be used already; --max-reject-rate allows "
@@ -188,9 +177,8 @@ def _stop_early(plan: Plan, counts: Mapping[str, int], units: Sequence[Unit], li
 
 def reasons_of(manifest: Mapping[str, Any]) -> dict[str, int]:
     """Returns the rejects of a corpus by reason, most frequent first; those of the listing are not known."""
-    found: dict[str, int] = {}
+    found: Counter[str] = Counter()
     for record in manifest["shards"]:
         for reason, count in record.get("reject_reasons", {}).items():
-            name = reason.rpartition("/")[2]
-            found[name] = found.get(name, 0) + count
+            found[reason.rpartition("/")[2]] += count
     return dict(sorted(found.items(), key=lambda pair: (-pair[1], pair[0])))

@@ -44,9 +44,6 @@ class ShardWorker:
     """An actor that makes its stage with the first shard, so that errors of making it are those of a call.
 
     Of an error in an actor's constructor Ray returns only text, so its kind and exit code would be lost.
-
-    Args:
-        make: Makes the stage, which is called with a plan and a shard.
     """
 
     def __init__(self, make: Callable[[], Callable[[Plan, int], Any]]) -> None:
@@ -106,15 +103,7 @@ def through_actors(
 def through_tasks(
     work: Callable[[int], Any], todo: Sequence[int], *, at_once: int, worker: WorkerConfig, remedy: str
 ) -> Iterator[Any]:
-    """Yields what ``work`` returns for each shard, called in Ray's tasks; as ``through_actors``.
-
-    Args:
-        work: Picklable; gets a shard.
-        todo: The shards.
-        at_once: Tasks at a time.
-        worker: What each of them holds.
-        remedy: As above.
-    """
+    """Yields what ``work`` (picklable) returns for each shard, called in so many Ray tasks at once."""
     import ray
 
     task = ray.remote(
@@ -133,14 +122,12 @@ def _stream(
 ) -> Iterator[Any]:
     """Keeps every slot busy with one shard; yields results."""
     import ray
-    from ray.exceptions import (
-        ActorDiedError,
-        ActorUnavailableError,
-        NodeDiedError,
-        OutOfMemoryError,
-        WorkerCrashedError,
-    )
+    from ray import exceptions
 
+    died = (
+        *(exceptions.ActorDiedError, exceptions.ActorUnavailableError, exceptions.NodeDiedError),
+        *(exceptions.OutOfMemoryError, exceptions.WorkerCrashedError),
+    )
     waiting, flying = iter(todo), {}
     for slot in slots:
         if (shard := next(waiting, None)) is not None:
@@ -153,10 +140,7 @@ def _stream(
         slot = flying.pop(done[0])
         try:
             found = ray.get(done[0])
-        except (
-            *(ActorDiedError, ActorUnavailableError, NodeDiedError),
-            *(OutOfMemoryError, WorkerCrashedError),
-        ) as error:
+        except died as error:
             raise ClusterError(
                 f"processes died {MAX_RETRIES + 1} times on the same shard ({last_line(error)}). Usually "
                 f"memory is short: lower {remedy}."

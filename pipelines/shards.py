@@ -17,6 +17,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from annotated_types import Ge, MultipleOf
 
 from pipelines import schema, storage
 from pipelines.ingestion.reader import Input
+from pipelines.provenance import differences
 from samtok.errors import ConfigError, DataError, StorageError
 
 log = logging.getLogger(__name__)
@@ -135,16 +137,10 @@ def check_fingerprint(plan: Plan, wanted: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: Naming every entry that differs, with both values.
     """
-    names = sorted(set(plan.fingerprint) | set(wanted))
-    changed = [
-        f"{name}: planned {plan.fingerprint.get(name)!r}, now {wanted.get(name)!r}"
-        for name in names
-        if plan.fingerprint.get(name) != wanted.get(name)
-    ]
-    if changed:
+    if changed := differences(plan.fingerprint, wanted, before="planned"):
         raise ConfigError(
             f"{plan.out} was planned with other settings, so its shards would not fit together. Different: "
-            f"{'; '.join(changed)}. Repeat the first settings to resume, or choose another --out."
+            f"{changed}. Repeat the first settings to resume, or choose another --out."
         )
 
 
@@ -158,41 +154,36 @@ def make_plan(
 ) -> Plan:
     """Freezes the corpus: streams its inputs into plan files and writes ``plan.json`` after them.
 
-    Args:
-        out: Folder of the corpus.
-        fingerprint: All that decides the content of the shards.
-        inputs: Of a reader; entries of the reject table among them become the plan's own rejects.
-        shard_rows: Inputs per shard.
-        chunk_rows: Inputs per chunk.
+    Entries of the reject table among ``inputs`` become the plan's own rejects. ``shard_rows`` and
+    ``chunk_rows`` are inputs of each.
     """
     rejects: list[dict[str, Any]] = []
     kept = _only_inputs(inputs, rejects)
     rows = []
     while batch := list(islice(kept, shard_rows)):
         table = schema.table(map(dataclasses.asdict, batch), INPUT_ROW)
-        where = storage.join(out, _plan_folder(fingerprint), _inputs_file(len(rows)))
+        where = storage.join(out, _inputs_file(fingerprint, len(rows)))
         storage.write_bytes(where, parquet_bytes(table, row_group_rows=chunk_rows))
         rows.append(len(batch))
     listed = None
     if rejects:
+        listed = {
+            "file": f"{_plan_folder(fingerprint)}/rejects.parquet",
+            "entries": len(rejects),
+            "rows": sum(entry["mask_id"] is None for entry in rejects),
+            "masks": sum(entry["num_masks"] for entry in rejects),
+        }
         data = parquet_bytes(schema.table(rejects, schema.REJECT_ROW))
-        name = f"{_plan_folder(fingerprint)}/rejects.parquet"
-        listed = {"file": name, "entries": len(rejects), **_reject_counts(rejects)}
         storage.write_bytes(storage.join(out, listed["file"]), data)
-    body = {
-        "schema_version": schema.SCHEMA_VERSION,
-        "fingerprint": dict(fingerprint),
-        "chunk_rows": chunk_rows,
-        "shard_rows": rows,
-        "rejects": listed,
-    }
+    plan = Plan(out, dict(fingerprint), chunk_rows, tuple(rows), listed)
+    body = {"schema_version": schema.SCHEMA_VERSION, **dataclasses.asdict(plan)}
+    del body["out"]
     text = json.dumps(body, indent=1, sort_keys=True).encode()
     if not storage.put_if_absent(storage.join(out, PLAN), text):
         plan = load_plan(out)
         assert plan is not None
         check_fingerprint(plan, fingerprint)
-        return plan
-    return Plan(out, dict(fingerprint), chunk_rows, tuple(rows), listed)
+    return plan
 
 
 def _only_inputs(inputs: Iterable[Input | dict[str, Any]], rejects: list[dict[str, Any]]) -> Iterator[Input]:
@@ -203,20 +194,13 @@ def _only_inputs(inputs: Iterable[Input | dict[str, Any]], rejects: list[dict[st
             rejects.append(item)
 
 
-def _reject_counts(rejects: list[dict[str, Any]]) -> dict[str, int]:
-    return {
-        "rows": sum(entry["mask_id"] is None for entry in rejects),
-        "masks": sum(entry["num_masks"] for entry in rejects),
-    }
-
-
 def read_inputs(plan: Plan, chunk: Chunk) -> list[Input]:
     """Reads the inputs of one chunk from the plan.
 
     Raises:
         DataError: If the plan file has another number of them.
     """
-    where = storage.join(plan.out, _plan_folder(plan.fingerprint), _inputs_file(chunk.shard))
+    where = storage.join(plan.out, _inputs_file(plan.fingerprint, chunk.shard))
     with storage.open_input(where) as file:
         table = pq.ParquetFile(file).read_row_group(chunk.index)
     if len(table) != chunk.num_inputs:
@@ -238,14 +222,8 @@ def commit(
 ) -> dict[str, Any]:
     """Writes one shard and its commit record; returns the record that holds, ours or an earlier one.
 
-    The data are in place before the record, so a record never points to something missing.
-
-    Args:
-        plan: The plan that the shard belongs to.
-        shard: Its number.
-        rows: In the order of the plan.
-        rejects: Reject rows.
-        summary: What the record says besides: ``counts``, histograms.
+    The data are in place before the record, so a record never points to something missing. ``rows`` are in
+    the order of the plan; ``summary`` is what the record says besides: ``counts``, histograms.
     """
     record: dict[str, Any] = {"shard": shard, "fingerprint": digest(plan.fingerprint), **summary}
     for kind, table in (("data", rows), ("rejects", rejects)):
@@ -254,7 +232,7 @@ def commit(
         name = f"{kind}/shard-{shard:05d}-{sha256[:8]}.parquet"
         record[kind] = {"file": name, "bytes": len(data), "sha256": sha256}
         storage.write_bytes(storage.join(plan.out, name), data)
-    where = storage.join(plan.out, _commit_file(shard))
+    where = storage.join(plan.out, f"commits/shard-{shard:05d}.json")
     if storage.put_if_absent(where, json.dumps(record, sort_keys=True).encode()):
         return record
     earlier = storage.read_json(where)
@@ -310,41 +288,24 @@ def finish(plan: Plan) -> dict[str, Any]:
 
 def manifest_of(plan: Plan) -> dict[str, Any]:
     """Adds up the commit records that exist; of an unfinished corpus, what its manifest would be now."""
-    sums, shards = _Sums.of(plan), {}
+    iou: dict[str, Any] = {"histogram": [], "sum": 0.0, "count": 0}
+    codes = None
+    if kind_of(plan.fingerprint) == "words":
+        codes = np.zeros((plan.fingerprint["num_levels"], plan.fingerprint["num_codes"]), np.int64)
+    shards = {}
     for record in _records(plan):
         shards[record["shard"]] = slim(record)
-        sums.add(record)
+        if codes is not None:
+            add_sums(codes, iou, record)
     ordered = [shards[shard] for shard in sorted(shards)]
     return {
         "schema_version": schema.SCHEMA_VERSION,
         "fingerprint": dict(plan.fingerprint),
         "plan_rejects": plan.rejects,
         "totals": totals(plan, ordered),
-        **sums.entries(),
+        **({} if codes is None else {"code_histogram": codes.tolist(), "iou": iou}),
         "shards": ordered,
     }
-
-
-@dataclass
-class _Sums:
-    """What the manifest of a corpus of words has besides counts; nothing for other corpora."""
-
-    codes: np.ndarray | None
-    iou: dict[str, Any]
-
-    @classmethod
-    def of(cls, plan: Plan) -> "_Sums":
-        codes = None
-        if kind_of(plan.fingerprint) == "words":
-            codes = np.zeros((plan.fingerprint["num_levels"], plan.fingerprint["num_codes"]), np.int64)
-        return cls(codes, {"histogram": [], "sum": 0.0, "count": 0})
-
-    def add(self, record: Mapping[str, Any]) -> None:
-        if self.codes is not None:
-            add_sums(self.codes, self.iou, record)
-
-    def entries(self) -> dict[str, Any]:
-        return {} if self.codes is None else {"code_histogram": self.codes.tolist(), "iou": self.iou}
 
 
 def add_sums(codes: np.ndarray, iou: dict[str, Any], record: Mapping[str, Any]) -> None:
@@ -377,15 +338,13 @@ def _check_rows(plan: Plan, shards: list[dict[str, Any]]) -> None:
 
 def totals(plan: Plan, shards: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """Adds up what went in and what came out, the plan's own rejects included."""
-    added = dict.fromkeys(COUNTS[kind_of(plan.fingerprint)], 0)
+    added = Counter(dict.fromkeys(COUNTS[kind_of(plan.fingerprint)], 0))
     for shard in shards:
-        for name, count in shard["counts"].items():
-            added[name] = added.get(name, 0) + count
+        added.update(shard["counts"])
     if plan.rejects:
         for what in ("rows", "masks"):
-            for name in (f"{what}_in", f"{what}_rejected"):
-                added[name] = added.get(name, 0) + plan.rejects[what]
-    return added
+            added.update({f"{what}_in": plan.rejects[what], f"{what}_rejected": plan.rejects[what]})
+    return dict(added)
 
 
 def load_manifest(out: str) -> dict[str, Any]:
@@ -401,15 +360,10 @@ def load_manifest(out: str) -> dict[str, Any]:
 
 
 def require_manifest(uri: str, *, flag: str, job: str) -> dict[str, Any]:
-    """Reads the manifest of a corpus that a flag names, before a job runs.
-
-    Args:
-        uri: Folder of the corpus.
-        flag: As it is written, for the message.
-        job: The job that makes such corpora.
+    """Reads the manifest of a corpus that a flag (as it is written) names, before a job runs.
 
     Raises:
-        ConfigError: If the corpus is not there or not finished; names the command that makes it.
+        ConfigError: If the corpus is not there or not finished; names the job that makes such corpora.
     """
     if not storage.exists(storage.join(uri, MANIFEST)):
         raise ConfigError(
@@ -432,9 +386,5 @@ def _plan_folder(fingerprint: Mapping[str, Any]) -> str:
     return f"plan/{digest(fingerprint)[:8]}"  # two jobs that plan at once must not mix their files
 
 
-def _inputs_file(shard: int) -> str:
-    return f"inputs-{shard:05d}.parquet"
-
-
-def _commit_file(shard: int) -> str:
-    return f"commits/shard-{shard:05d}.json"
+def _inputs_file(fingerprint: Mapping[str, Any], shard: int) -> str:
+    return f"{_plan_folder(fingerprint)}/inputs-{shard:05d}.parquet"

@@ -27,7 +27,7 @@ class Tracker:
 
     Args:
         uri: An MLflow tracking URI; ``off`` disables tracking.
-        experiment: Name of the experiment; it is made if there is none.
+        experiment: Its name; it is made if there is none.
         home: URI of the folder where the run id is kept.
         name: Shown in lists of runs; MLflow makes one up.
         parent: Run id of the run that this one is a part of.
@@ -125,12 +125,7 @@ class Tracker:
             self._try(work)
 
     def last_step(self, name: str, *, default: int) -> int:
-        """Returns the last step at which a metric was logged, also before the run was resumed.
-
-        Args:
-            name: The metric.
-            default: For none, and where nothing is tracked.
-        """
+        """Returns the last step at which a metric was logged, also before the run was resumed."""
         found = [default]
 
         def work() -> None:
@@ -143,26 +138,20 @@ class Tracker:
         """Stores a picture, or any bytes, as an artifact file."""
 
         def work() -> None:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / Path(name).name
+            folder, _, file = name.rpartition("/")
+            with tempfile.TemporaryDirectory() as scratch:
+                path = Path(scratch) / file
                 path.write_bytes(data)
-                self._client.log_artifact(self.run_id, str(path), str(Path(name).parent))
+                self._client.log_artifact(self.run_id, str(path), folder or None)
 
         self._try(work)
-
-    def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Uploads a local file."""
-        self._try(lambda: self._client.log_artifact(self.run_id, str(path), folder))
 
     def folder(self, uri: str, folder: str) -> None:
         """Uploads the files of a folder, local or on object storage."""
 
         def work() -> None:
-            with tempfile.TemporaryDirectory() as scratch:
-                for info in storage.list_files(uri):
-                    path = Path(scratch) / info.uri.rpartition("/")[2]
-                    path.write_bytes(storage.read_bytes(info.uri))
-                    self._client.log_artifact(self.run_id, str(path), folder)
+            for info in storage.list_files(uri):
+                self.picture(storage.read_bytes(info.uri), f"{folder}/{info.uri.rpartition('/')[2]}")
 
         self._try(work)
 
@@ -183,9 +172,7 @@ class Tracker:
             self._warned = True
             log.warning(
                 "tracking at %s failed, the run goes on without it (%s: %s). Check --tracking or set it off.",
-                self._uri,
-                type(error).__name__,
-                str(error)[:300],
+                *(self._uri, type(error).__name__, str(error)[:300]),
             )
 
 

@@ -134,10 +134,10 @@ def lines_of(check: Check) -> Iterator[str]:
 
 def variables_set() -> Iterator[str]:
     """Yields ``NAME=value`` of our variables that are set; secrets and ``AWS_*`` only as ``(set)``."""
-    for variable in env.VARIABLES:
-        if env.get(variable.name):
-            hidden = variable.secret or _SECRET_NAME.search(variable.name)
-            yield f"{variable.name}={'(set)' if hidden else variable.shown()}"
+    for name in env.VARIABLES:
+        if value := env.get(name):
+            hidden = name in env.SECRETS or _SECRET_NAME.search(name)
+            yield f"{name}={'(set)' if hidden else value}"
 
 
 def issue_block(checks: Iterable[Check], settings: Iterable[str]) -> Iterator[str]:

@@ -48,15 +48,21 @@ def test_the_remedy_for_a_local_ray_is_one_that_works_there():
 def test_an_address_that_is_none_of_a_ray_head_is_refused(monkeypatch: pytest.MonkeyPatch, address: str):
     monkeypatch.setenv(env.RAY_ADDRESS, address)
     monkeypatch.setenv(env.RAY_AUTH_MODE, "disabled")
-    with pytest.raises(ClusterError, match=r"RAY_ADDRESS must be HOST:PORT .*`ray job submit --address`"):
-        cluster.connect()
+    with (
+        pytest.raises(ClusterError, match=r"RAY_ADDRESS must be HOST:PORT .*`ray job submit --address`"),
+        cluster.session(),
+    ):
+        pass
 
 
 def test_a_cluster_that_is_not_there_is_told_at_once(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(env.RAY_ADDRESS, "127.0.0.1:9")
     monkeypatch.setenv(env.RAY_AUTH_MODE, "disabled")
-    with pytest.raises(ClusterError, match=r"No Ray cluster answers at 127\.0\.0\.1:9 .*unset RAY_ADDRESS"):
-        cluster.connect()
+    with (
+        pytest.raises(ClusterError, match=r"No Ray cluster answers at 127\.0\.0\.1:9 .*unset RAY_ADDRESS"),
+        cluster.session(),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("folder", ["x" * 40, "absent"])
@@ -66,10 +72,13 @@ def test_a_folder_in_which_ray_cannot_have_sockets_is_refused(monkeypatch, tmp_p
     monkeypatch.delenv(env.RAY_ADDRESS, raising=False)
     monkeypatch.setenv(env.RAY_AUTH_MODE, "disabled")
     monkeypatch.setenv(env.RAY_TMPDIR, str(tmp_path / folder))
-    with pytest.raises(
-        ClusterError, match=r"cannot put its sockets into .* at most \d+ characters. Set RAY_TMPDIR"
+    with (
+        pytest.raises(
+            ClusterError, match=r"cannot put its sockets into .* at most \d+ characters. Set RAY_TMPDIR"
+        ),
+        cluster.session(),
     ):
-        cluster.connect()
+        pass
 
 
 def test_workers_elsewhere_get_settings_but_no_secrets_and_nothing_twice(monkeypatch: pytest.MonkeyPatch):
@@ -122,7 +131,7 @@ with cluster.session() as joined:
     print("joined", joined.num_cpus, ray.get(ray.remote(lambda: 6 * 7).remote()))
 '''
 
-with cluster.session(at_least_cpus=2.5, num_gpus=0) as started:
+with cluster.session(at_least_cpus=2.5) as started:
     import ray
 
     def look():
