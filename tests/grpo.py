@@ -17,11 +17,12 @@ from pipelines.config import WorkerConfig
 from pipelines.grpo.config import GrpoConfig, LearnerConfig, RolloutConfig
 from pipelines.grpo.groups import Group, RolloutTask, Share, outline
 from pipelines.grpo.learn.algorithms import AlgorithmConfig
-from pipelines.grpo.learn.learner import Learner, LearnerTask
+from pipelines.grpo.learn.learner import Learner
 from pipelines.grpo.learn.update import plan_update
 from pipelines.grpo.rollout.sampler import Sampler
-from pipelines.grpo.transport import ObjectStoreTransport
+from pipelines.grpo.transport import WeightTransport
 from pipelines.training.config import OptimizerConfig
+from pipelines.training.prepare import Prepared
 from samtok.mllm.sampling import Sampled
 from samtok.mllm.tiny.models import TinyConfig, build_tiny
 from samtok.mllm.vocab import MaskVocabulary
@@ -94,13 +95,14 @@ class Store:
         data[place] ^= 0xFF
         self.objects[ref] = data
 
-    def transport(self, piece_bytes: int = 1 << 14, *, checksum: bool = True) -> ObjectStoreTransport:
-        return ObjectStoreTransport(self.put, self.get, piece_bytes=piece_bytes, checksum=checksum)
+    def transport(self, piece_bytes: int = 1 << 14, *, checksum: bool = True) -> WeightTransport:
+        return WeightTransport(self.put, self.get, piece_bytes=piece_bytes, checksum=checksum)
 
 
 def learner_of(config: GrpoConfig, store: Store | None = None, deepspeed: Any = None) -> Learner:
     """A learner in this process."""
-    return Learner(LearnerTask(config, "fingerprint", {}, deepspeed), (store or Store()).transport())
+    task = Prepared(config=config, fingerprint={}, lineage={}, deepspeed=deepspeed)
+    return Learner(task, (store or Store()).transport())
 
 
 def rolled(sampler: Sampler, count: int = 4, *, number: int = 0) -> list[Group]:

@@ -14,8 +14,7 @@ from torch.multiprocessing.spawn import spawn
 from pipelines.job import resolved
 from pipelines.sft.config import SamplingConfig, TrainMllmConfig, ValidationConfig
 from pipelines.sft.prepare import PreparedMllm, prepare
-from pipelines.sft.run import task_of
-from pipelines.sft.worker import MllmTask, train_worker
+from pipelines.sft.worker import train_worker
 from pipelines.training.config import CheckpointsConfig, OptimizerConfig, TrainedConfig, TrainWorkerConfig
 from pipelines.training.resume import claim
 from samtok.errors import SamtokError
@@ -58,11 +57,11 @@ def ready(config: TrainMllmConfig) -> PreparedMllm:
     return checked
 
 
-def task_for(config: TrainMllmConfig) -> MllmTask:
+def task_for(config: TrainMllmConfig) -> PreparedMllm:
     """Takes the run's folder as the job does, and returns what workers are given."""
     checked = ready(config)
     claim(config.out, checked.fingerprint)
-    return task_of(checked)
+    return checked
 
 
 def zero(stage: int) -> str:
@@ -93,7 +92,7 @@ def train_all(configs: Sequence[TrainMllmConfig], *, rendezvous: Path, errors: b
     spawn(_work, (tasks, str(rendezvous), errors), nprocs=configs[0].workers)
 
 
-def _work(rank: int, tasks: Sequence[MllmTask], rendezvous: str, errors: bool) -> None:
+def _work(rank: int, tasks: Sequence[PreparedMllm], rendezvous: str, errors: bool) -> None:
     distributed.init_process_group(
         "gloo",
         init_method=f"file://{rendezvous}",

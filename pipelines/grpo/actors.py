@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipelines import storage
@@ -41,13 +41,19 @@ class Hung(ClusterError):
     """A process of the run did not answer in time."""
 
 
-def start_actor(kind: type, *arguments: Any, cpus: float, gpus: float = 0, **options: Any) -> Any:
+class Traced:
+    """Can tell where it stands, for a run that hangs."""
+
+    def stacks(self) -> str:
+        """Returns where every thread of this process stands."""
+        return stacks()
+
+
+def start_actor(kind: type[Traced], *arguments: Any, cpus: float, gpus: float = 0, **options: Any) -> Any:
     """Starts an actor of a plain class.
 
     Args:
-        kind: The class.
         arguments: Of its constructor, which runs in the actor.
-        cpus, gpus: That Ray reserves.
         options: Further options of Ray's, such as ``scheduling_strategy``.
     """
     import ray
@@ -59,12 +65,9 @@ def start_actor(kind: type, *arguments: Any, cpus: float, gpus: float = 0, **opt
 def wait_all(
     refs: Sequence[Any], actors: Sequence[Any], *, timeout_s: float, doing: str, out: str
 ) -> list[Any]:
-    """Returns the results of calls, in order.
+    """Returns the results of calls to actors, in order.
 
     Args:
-        refs: The calls.
-        actors: The actors behind them.
-        timeout_s: Longest time to wait for all of them.
         doing: What they do, for messages.
         out: Folder of the run, where stacks go if it takes longer.
 
@@ -96,6 +99,31 @@ def wait_all(
     if errors:
         raise errors[0]
     return [found[ref] for ref in refs]
+
+
+def spread(
+    call: Callable[[Any, Any], Any],
+    parts: Sequence[Any],
+    actors: Sequence[Any],
+    *,
+    replace: Callable[[int, ActorDied], None],
+    **waiting: Any,
+) -> list[Any]:
+    """Spreads calls over actors, and makes those again whose actor died; returns the results in order."""
+    found: dict[int, Any] = {}
+    while len(found) < len(parts):
+        calls = [(n, n % len(actors)) for n in range(len(parts)) if n not in found]
+        refs = [call(actors[at], parts[n]) for n, at in calls]
+        dead: set[int] = set()
+        for (n, at), ref in zip(calls, refs, strict=True):
+            if at in dead:
+                continue
+            try:
+                found[n] = wait_all([ref], [actors[at]], **waiting)[0]
+            except ActorDied as error:
+                dead.add(at)
+                replace(at, error)
+    return [found[n] for n in range(len(parts))]
 
 
 def result(ref: Any, actor: Any, doing: str) -> Any:

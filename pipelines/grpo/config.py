@@ -31,8 +31,6 @@ from pipelines.training.config import (
 )
 from samtok.errors import ConfigError
 
-Timeout = Annotated[float, Ge(1)]
-
 Seconds = Annotated[float, Ge(1)]
 
 

@@ -100,7 +100,6 @@ class Outline:
 
     Attributes:
         draw, index, version: As of the group.
-        targets: True masks.
         lengths: Tokens of each response.
         complete: Whether each response ended by itself.
         prompt_tokens: Tokens of the prompt.

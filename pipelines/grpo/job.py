@@ -10,60 +10,53 @@ OUT/report/index.html               curves, validations, responses with masks
 """
 
 import logging
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines import job, storage
-from pipelines.cluster import session
+from pipelines import job
 from pipelines.grpo.config import GrpoConfig
-from pipelines.grpo.prepare import prepare
-from pipelines.job import Closing, Inputs, Items, Job, Run
-from pipelines.training.resume import RECORD_FILE, claim, is_complete
+from pipelines.grpo.prepare import PreparedGrpo, prepare
+from pipelines.job import Closing, Inputs, Items, Run
+from pipelines.tracking import Tracker
+from pipelines.training.job import TrainingJob
 
 log = logging.getLogger(__name__)
 
 
-class Grpo(Job[GrpoConfig]):
+class Grpo(TrainingJob[GrpoConfig]):
     """See the module."""
 
     name = "grpo"
+    verb = "learn"
+    ready: PreparedGrpo
 
     def cpus(self) -> float:
         learner, rollout = self.config.learner, self.config.rollout
         return learner.workers * learner.worker.cpus + rollout.workers * rollout.worker.cpus
 
-    def session(self) -> AbstractContextManager[Any]:
-        return session(num_cpus=self.config.num_cpus, at_least_cpus=self.cpus() + 2)
-
-    def prepare(self) -> None:
-        self.ready = prepare(self.config)
-        self.config = self.ready.config
+    def check(self) -> PreparedGrpo:
+        return prepare(self.config)
 
     def size(self) -> str:
         return self.ready.size()
 
     def work(self, run: Run[GrpoConfig]) -> Closing:
-        from pipelines.grpo.run import learn, publish  # load torch and Ray
-
-        config, out = self.config, self.config.out
         log.info("%s", self.ready.size())
-        claim(out, self.ready.fingerprint)
-        tracker = run.begin(config, tags={"fingerprint": self.ready.digest})
-        if is_complete(out):
-            log.info("%s is complete; nothing is left to learn", out)
-        else:
-            learn(self.ready, tracker, self.session())
-        record = storage.read_json(storage.join(out, RECORD_FILE))
-        publish(config, record, tracker)
-        seconds = record["seconds"].get("s_step", 0.0)
-        rows = [("rate", f"{record['samples_per_s']:.1f} responses/s over {seconds:.0f} s of steps")]
-        if config.debug in ("off", "train-only"):
-            rows.append(("model", storage.join(out, "final")))
-        rows.append(("report", storage.join(out, "report/index.html")))
+        return super().work(run)
+
+    def train(self, tracker: Tracker) -> None:
+        from pipelines.grpo.run import learn  # loads torch and Ray
+
+        learn(self.ready, tracker, self.session())
+
+    def publish(self, record: Mapping[str, Any], tracker: Tracker) -> list[tuple[str, str]]:
+        from pipelines.grpo.run import publish  # loads torch
+
+        return publish(self.ready, record, tracker)
+
+    def items(self, record: Mapping[str, Any]) -> Sequence[Items]:
         drawn, rejected = record["prompts_drawn"], record["prompts_rejected"]
-        return Closing(
-            rows, (Items("prompts", drawn, drawn - rejected, rejected, reasons=record["rejects"]),)
-        )
+        return [Items("prompts", drawn, drawn - rejected, rejected, reasons=record["rejects"])]
 
 
 class GrpoGres(Grpo):

@@ -86,14 +86,7 @@ class _Batch:
 
 
 class Loop:
-    """One run.
-
-    Args:
-        team: Its processes.
-        prompts: What is asked.
-        held_out: What validation asks; None for none.
-        progress: Where people see what happens.
-    """
+    """One run."""
 
     def __init__(
         self, team: Team, prompts: PromptSource, held_out: PromptSource | None, progress: GrpoProgress
@@ -180,7 +173,7 @@ class Loop:
             {
                 "step": self.state.step,
                 "draws": self.state.next_task * self.config.rollout.prompts_per_task,
-                "fingerprint": self.team.task.fingerprint,
+                "fingerprint": self.team.task.digest,
                 "lineage": dict(self.team.task.lineage),
                 "state": asdict(self.state),
                 "alarms": self.alarms.state(),

@@ -1,21 +1,20 @@
 """What is known of a run before anything runs: checks, fingerprint, lineage, prompts. Loads no torch."""
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines import shards, storage
+from pipelines import storage
 from pipelines.chats.prompt_selection import load_prompts
 from pipelines.chats.prompts import PromptsConfig, PromptSource
 from pipelines.chats.source import check_vocabulary
-from pipelines.cluster import gpus_here
-from pipelines.config import WorkerConfig
+from pipelines.cluster import with_device
 from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.reward.components import check_rewards, rewards_of
+from pipelines.training.deepspeed_file import deepspeed_of
 from pipelines.training.mllm_folder import read_model_folder, weights_digest
-from pipelines.training.prepare import deepspeed_of, lineage_of, settings_of
-from pipelines.training.resume import check_same, has_begun
+from pipelines.training.prepare import Prepared, lineage_of, settings_of
+from pipelines.training.resume import has_begun
 from samtok import folders
 from samtok.errors import ConfigError
 from samtok.rewards.iou import NAME as IOU
@@ -36,32 +35,18 @@ that are in the fingerprint by what they come to: the hash of the weights and of
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreparedGrpo:
-    """A run that was checked: everything it needs is there and fits.
+class PreparedGrpo(Prepared[GrpoConfig]):
+    """A run that was checked. Of a dry run in a fresh folder fingerprint and lineage are empty.
 
     Attributes:
-        config: With all that the machine decides filled in.
         prompts: What is asked; of a dry run in a fresh folder, only what it has read of them.
         held_out: What validation asks; None for none.
         is_whole: Whether ``prompts`` are all.
-        fingerprint: All that decides what is learnt; where files lie is not in it, what they hold is. Empty
-            where ``is_whole`` is not.
-        lineage: Goes along with every export.
-        deepspeed: Body of the DeepSpeed file, if there is one.
     """
 
-    config: GrpoConfig
     prompts: PromptSource
     held_out: PromptSource | None
     is_whole: bool
-    fingerprint: Mapping[str, Any]
-    lineage: Mapping[str, Any]
-    deepspeed: Mapping[str, Any] | None
-
-    @property
-    def digest(self) -> str:
-        """Hash of the fingerprint."""
-        return shards.digest(self.fingerprint)
 
     def size(self) -> str:
         """Returns how much there is to do, in three lines."""
@@ -85,9 +70,6 @@ def prepare(config: GrpoConfig) -> PreparedGrpo:
 
     A dry run reads ``PEEKED`` samples of each corpus and no weights, unless a run has begun in its folder.
 
-    Args:
-        config: With absolute places.
-
     Raises:
         SamtokError: For flags, weights, corpora or storage that cannot work together.
     """
@@ -103,7 +85,6 @@ def prepare(config: GrpoConfig) -> PreparedGrpo:
     if is_whole:
         digest = weights_digest(folders.resolve(config.model))
         fingerprint = _fingerprint(config, digest, prompts)
-        check_same(config.out, fingerprint)
         lineage = lineage_of(
             fingerprint,
             model={"uri": config.model, "sha256": digest},
@@ -123,16 +104,11 @@ def prepare(config: GrpoConfig) -> PreparedGrpo:
 
 def _filled_in(config: GrpoConfig) -> GrpoConfig:
     """Fills in how many GPUs processes hold, where it was left to the machine."""
-
-    def filled(worker: WorkerConfig) -> WorkerConfig:
-        if worker.gpus is not None:
-            return worker
-        return dataclasses.replace(worker, gpus=1.0 if gpus_here() else 0.0)
-
+    learner, rollout = config.learner, config.rollout
     return dataclasses.replace(
         config,
-        learner=dataclasses.replace(config.learner, worker=filled(config.learner.worker)),
-        rollout=dataclasses.replace(config.rollout, worker=filled(config.rollout.worker)),
+        learner=dataclasses.replace(learner, worker=with_device(learner.worker)),
+        rollout=dataclasses.replace(rollout, worker=with_device(rollout.worker)),
     )
 
 

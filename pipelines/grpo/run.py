@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from pipelines import provenance
+from pipelines import provenance, storage
 from pipelines.cluster import ClusterInfo
-from pipelines.grpo.config import GrpoConfig
-from pipelines.grpo.learn.learner import LearnerTask, policy_settings
+from pipelines.grpo.learn.learner import policy_settings
 from pipelines.grpo.loop import Loop, State
 from pipelines.grpo.observe import report
 from pipelines.grpo.observe.progress import GrpoProgress
@@ -18,6 +17,7 @@ from pipelines.grpo.prepare import PreparedGrpo
 from pipelines.grpo.team import Team
 from pipelines.tracking import Tracker
 from pipelines.training.checkpoints import load_history
+from pipelines.training.prepare import Prepared
 from pipelines.training.resume import write_record
 from samtok.rl.policy import unusual_clips
 
@@ -25,18 +25,13 @@ log = logging.getLogger(__name__)
 
 
 def learn(ready: PreparedGrpo, tracker: Tracker, cluster: AbstractContextManager[ClusterInfo]) -> None:
-    """Goes through what is left of a run and writes its record, which marks it as complete.
-
-    Args:
-        ready: The run.
-        tracker: Gets metrics.
-        cluster: Where it runs; entered here.
-    """
+    """Goes through what is left of a run and writes its record, which marks it as complete."""
     config, started = ready.config, time.monotonic()
     if (unusual := unusual_clips(policy_settings(config.algorithm))) is not None:
         log.warning("%s", unusual)
-    lineage = {**ready.lineage, "mlflow_run": tracker.run_id}
-    task = LearnerTask(config, ready.digest, lineage, ready.deepspeed)
+    task = Prepared(  # without the prompts, which learners do not need
+        config=config, fingerprint=ready.fingerprint, lineage=ready.lineage, deepspeed=ready.deepspeed
+    )
     with cluster as info:
         team = Team(task, ready.prompts, ready.held_out, info)
         try:
@@ -46,13 +41,9 @@ def learn(ready: PreparedGrpo, tracker: Tracker, cluster: AbstractContextManager
             team.end()
     record = {
         **_facts(state, loop),
-        "fingerprint": task.fingerprint,
+        "fingerprint": ready.digest,
         "wall_s": round(time.monotonic() - started, 1),
-        "lineage": lineage,
-        "command": provenance.command(),
-        "date": time.strftime("%Y-%m-%d"),
-        "config": provenance.as_json(config),
-        "versions": provenance.versions(),
+        "lineage": ready.lineage,
     }
     write_record(config.out, record)
 
@@ -74,14 +65,19 @@ def _facts(state: State, loop: Loop) -> dict[str, Any]:
     }
 
 
-def publish(config: GrpoConfig, record: Mapping[str, Any], tracker: Tracker) -> None:
-    """Makes the report of a finished run."""
+def publish(ready: PreparedGrpo, record: Mapping[str, Any], tracker: Tracker) -> list[tuple[str, str]]:
+    """Makes the report of a finished run; returns rows of the closing table."""
+    config = ready.config
     pictures = report.write_report(
         config.out,
         config=provenance.as_json(config),
         record=record,
         history=load_history(config.out, record["history"]),
-        validations=record["validations"],
     )
     for name, data in pictures.items():
         tracker.picture(data, f"pictures/{name}")
+    seconds = record["seconds"].get("s_step", 0.0)
+    rows = [("rate", f"{record['samples_per_s']:.1f} responses/s over {seconds:.0f} s of steps")]
+    if config.debug in ("off", "train-only"):
+        rows.append(("model", storage.join(config.out, "final")))
+    return rows

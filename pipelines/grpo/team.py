@@ -9,11 +9,11 @@ from pipelines.cluster import ClusterInfo
 from pipelines.grpo import actors
 from pipelines.grpo.actors import ActorDied
 from pipelines.grpo.config import GrpoConfig
-from pipelines.grpo.learn.learner import LearnerTask
 from pipelines.grpo.learn.learner_group import LearnerGroup
 from pipelines.grpo.reward.components import Scored
 from pipelines.grpo.reward.scoring import Scorer, ValidationRow
 from pipelines.grpo.rollout.pool import RolloutPool, SamplerActor
+from pipelines.training.prepare import Prepared
 from samtok.errors import ClusterError
 
 log = logging.getLogger(__name__)
@@ -24,18 +24,16 @@ _PLACED_WITHIN_S = 300.0
 class Team:
     """The processes of a run; starts them when it is made.
 
-    Args:
-        task: The run.
-        prompts: What may be asked.
-        held_out: What validation asks.
-        cluster: Where they run.
-
     Raises:
         ClusterError: The cluster has no room for all of them.
     """
 
     def __init__(
-        self, task: LearnerTask, prompts: PromptSource, held_out: PromptSource | None, cluster: ClusterInfo
+        self,
+        task: Prepared[GrpoConfig],
+        prompts: PromptSource,
+        held_out: PromptSource | None,
+        cluster: ClusterInfo,
     ) -> None:
         config = task.config
         self.task, self.config = task, config
@@ -46,7 +44,8 @@ class Team:
         device = "cuda" if config.rollout.worker.gpus else "cpu"
 
         def sampler(number: int) -> Any:
-            options = {} if config.rollout.python is None else _environment(config.rollout.python)
+            python = config.rollout.python
+            options = {} if python is None else {"runtime_env": {"py_executable": python}}
             return actors.start_actor(
                 SamplerActor,
                 *(task, prompts, held_out, device),
@@ -90,10 +89,6 @@ class Team:
         remove_placement_group(self._group)
 
 
-def _environment(python: str) -> dict[str, Any]:
-    return {"runtime_env": {"py_executable": python}}
-
-
 def _bundles(config: GrpoConfig) -> list[dict[str, float]]:
     learner, rollout = config.learner, config.rollout
     if config.placement == "colocated":
@@ -132,11 +127,7 @@ def _place(config: GrpoConfig, cluster: ClusterInfo) -> Any:
 
 
 class ScorerPool:
-    """Scorers; one that dies is replaced, and what it was at is scored again.
-
-    Args:
-        config: The run.
-    """
+    """Scorers; one that dies is replaced, and what it was at is scored again."""
 
     def __init__(self, config: GrpoConfig) -> None:
         self.config = config
@@ -156,26 +147,8 @@ class ScorerPool:
         return self._each(lambda actor, part: actor.validate.remote(*part), parts, "scoring held-out prompts")
 
     def _each(self, call: Callable[[Any, Any], Any], parts: Sequence[Any], doing: str) -> list[Any]:
-        found: dict[int, Any] = {}
-        while len(found) < len(parts):
-            calls = [(n, n % len(self.actors)) for n in range(len(parts)) if n not in found]
-            refs = [call(self.actors[at], parts[n]) for n, at in calls]
-            dead: set[int] = set()
-            for (n, at), ref in zip(calls, refs, strict=True):
-                if at in dead:
-                    continue
-                try:
-                    found[n] = actors.wait_all(
-                        [ref],
-                        [self.actors[at]],
-                        timeout_s=self.config.rollout.timeout_s,
-                        doing=doing,
-                        out=self.config.out,
-                    )[0]
-                except ActorDied as error:
-                    dead.add(at)
-                    self._replace(at, error)
-        return [found[n] for n in range(len(parts))]
+        waiting = {"timeout_s": self.config.rollout.timeout_s, "doing": doing, "out": self.config.out}
+        return actors.spread(call, parts, self.actors, replace=self._replace, **waiting)
 
     def _replace(self, at: int, error: ActorDied) -> None:
         self.failures += 1

@@ -57,39 +57,26 @@ TRAJECTORY_ROW = pa.schema(
 )
 """One response to one prompt in one step."""
 
-_REQUIRED = frozenset(TRAJECTORY_ROW.names) - {"step"}
-
 
 def write_trajectories(out: str, step: int, rows: Iterable[Mapping[str, Any]]) -> str:
     """Writes the responses of a step, sorted by prompt and response, and returns the URI of the file.
 
     Args:
-        out: URI of the run's folder.
-        step: Counted from 0.
         rows: Entries of ``TRAJECTORY_ROW``; ``step`` is filled in.
 
     Raises:
-        ValueError: If a row lacks an entry, has an unknown one, or not one log-probability per token.
         StorageError: If the file cannot be written; what was there before is still there.
     """
-    checked = [{**_checked(row), "step": step} for row in rows]
-    checked.sort(key=lambda row: (row["draw"], row["reply"]))
+    ordered = sorted(({**row, "step": step} for row in rows), key=lambda row: (row["draw"], row["reply"]))
     uri = storage.join(out, FOLDER, f"step-{step:08d}.parquet")
-    storage.write_bytes(uri, shards.parquet_bytes(schema.table(checked, TRAJECTORY_ROW)))
+    storage.write_bytes(uri, shards.parquet_bytes(schema.table(ordered, TRAJECTORY_ROW)))
     return uri
 
 
 def trajectory_rows(
     group: Group, scored: Sequence[Scored], advantages: np.ndarray, used: np.ndarray, step: int
 ) -> Iterator[dict[str, Any]]:
-    """Yields one row per response, as ``write_trajectories`` takes them.
-
-    Args:
-        group: Prompt and responses.
-        scored: What each response is worth.
-        advantages, used: Of each response.
-        step: In which they were learnt from.
-    """
+    """Yields one row per response, as ``write_trajectories`` takes them."""
     record = group.question.record
     image = record["images"][0]
     last = last_answer(record["messages"])
@@ -138,9 +125,7 @@ def read_trajectories(out: str, first: int = 0, last: int | None = None) -> Iter
     """Yields the responses of steps ``first`` to ``last``, both included, one file in memory at a time.
 
     Args:
-        out: URI of the run's folder.
         first: Steps that were not kept are passed over.
-        last: By default all that follow.
 
     Raises:
         DataError: If a file was written with another version of the schema.
@@ -173,17 +158,3 @@ def read_trajectory_file(uri: str) -> list[dict[str, Any]]:
             "Read it with the samtok that wrote it."
         )
     return table.to_pylist()
-
-
-def _checked(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    missing, unknown = _REQUIRED - row.keys(), row.keys() - _REQUIRED - {"step"}
-    where = f"draw {row.get('draw')}, reply {row.get('reply')}"
-    if missing or unknown:
-        raise ValueError(
-            f"{where}: missing {sorted(missing)} and unknown {sorted(unknown)}, expected the columns of "
-            "TRAJECTORY_ROW"
-        )
-    tokens, log_probs = len(row["token_ids"]), len(row["rollout_log_probs"])
-    if tokens != log_probs:
-        raise ValueError(f"{where}: got {log_probs} log-probabilities for {tokens} tokens, expected one each")
-    return row

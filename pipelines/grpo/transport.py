@@ -2,22 +2,22 @@
 
 Learners publish the trained weights after every step, samplers fetch them. A sampler takes new weights in
 only once all pieces have come and are whole, so a fetch that fails half-way leaves weights and version as
-they were. ``ObjectStoreTransport`` uses Ray's object store: it needs no group of processes that would have to
-be built anew after a death, and samplers on one node share one copy. A faster path between GPUs (NCCL, IPC)
-is another ``WeightTransport``.
+they were. Ray's object store needs no group of processes that would have to be built anew after a death, and
+samplers on one node share one copy. A faster path between GPUs (NCCL, IPC) is another ``WeightTransport``.
 """
 
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipelines.grpo.config import SyncConfig
+from pipelines.training.engine import buckets
 from samtok.errors import CheckpointError
 
 MB = 2**20
@@ -52,30 +52,13 @@ class Weights:
         return hashlib.sha256("/".join(parts).encode()).hexdigest()
 
 
-class WeightTransport(Protocol):
-    """Both ends of the way."""
-
-    def publish(self, state: Mapping[str, Tensor], version: int) -> Weights:
-        """Puts weights where samplers find them."""
-        ...
-
-    def fetch(self, weights: Weights) -> dict[str, Tensor]:
-        """Gets all weights, checked.
-
-        Raises:
-            CheckpointError: A piece is not what was published.
-        """
-        ...
-
-
-class ObjectStoreTransport:
+class WeightTransport:
     """Through an object store.
 
     Args:
         put: Stores an array of bytes and returns a reference (``ray.put``).
         get: Returns what a reference means (``ray.get``); read only.
         piece_bytes: Most bytes of a piece; a larger tensor is a piece of its own.
-        checksum: Hash the pieces at both ends.
     """
 
     def __init__(
@@ -90,15 +73,21 @@ class ObjectStoreTransport:
 
     def publish(self, state: Mapping[str, Tensor], version: int) -> Weights:
         """Puts weights where samplers find them."""
-        return Weights(version, tuple(self._piece(group) for group in _groups(state, self.piece_bytes)))
+        names = iter(state)  # in the order of the buckets
+        pieces = [self._piece(names, group) for group in buckets(list(state.values()), self.piece_bytes)]
+        return Weights(version, tuple(pieces))
 
-    def _piece(self, group: list[tuple[str, Tensor]]) -> Piece:
-        data = np.concatenate([_bytes(tensor) for _, tensor in group])
-        entries = tuple((name, str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in group)
+    def _piece(self, names: Iterator[str], group: list[Tensor]) -> Piece:
+        data = np.concatenate([_bytes(tensor) for tensor in group])
+        entries = tuple((next(names), str(t.dtype).removeprefix("torch."), tuple(t.shape)) for t in group)
         return Piece(entries, _sha256(data) if self.checksum else None, self.put(data))
 
     def fetch(self, weights: Weights) -> dict[str, Tensor]:
-        """Gets all weights, checked; they stay valid whatever becomes of the store."""
+        """Gets all weights; they stay valid whatever becomes of the store.
+
+        Raises:
+            CheckpointError: A piece is not what was published.
+        """
         state: dict[str, Tensor] = {}
         for number, piece in enumerate(weights.pieces):
             data = self.get(piece.ref)
@@ -112,24 +101,11 @@ class ObjectStoreTransport:
         return state
 
 
-def object_store(sync: SyncConfig) -> ObjectStoreTransport:
+def object_store(sync: SyncConfig) -> WeightTransport:
     """Returns the transport through Ray's object store; inside a Ray process."""
     import ray
 
-    return ObjectStoreTransport(ray.put, ray.get, piece_bytes=sync.bucket_mb * MB, checksum=sync.checksum)
-
-
-def _groups(state: Mapping[str, Tensor], piece_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
-    group: list[tuple[str, Tensor]] = []
-    size = 0
-    for name, tensor in state.items():
-        if group and size + tensor.nbytes > piece_bytes:
-            yield group
-            group, size = [], 0
-        group.append((name, tensor))
-        size += tensor.nbytes
-    if group:
-        yield group
+    return WeightTransport(ray.put, ray.get, piece_bytes=sync.bucket_mb * MB, checksum=sync.checksum)
 
 
 def _bytes(tensor: Tensor) -> np.ndarray:

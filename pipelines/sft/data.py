@@ -24,7 +24,6 @@ class PreparedChat:
     """One chat of a step.
 
     Attributes:
-        sample: Encoded.
         rejects: Entries of the reject table for chats that were drawn and replaced.
         counts: Chats that were drawn and rejected.
     """
@@ -38,8 +37,7 @@ class PreparedChat:
 class _Preparer:
     """Turns draws into encoded chats. Picklable: it goes to loader processes."""
 
-    sources: tuple[ChatSource, ...]
-    corpora: Corpora
+    corpora: Corpora[ChatSource]
     adapter: Adapter
     max_tokens: int
 
@@ -48,8 +46,8 @@ class _Preparer:
         sample = self.corpora.read(draws[0], self._read, drawn)
         return PreparedChat(sample, drawn.rejects, dict(drawn.counts))
 
-    def _read(self, source: int, index: int, rng: np.random.Generator) -> Encoded:
-        row = self.sources[source].row(index)
+    def _read(self, source: ChatSource, index: int, rng: np.random.Generator) -> Encoded:
+        row = source.row(index)
         try:
             return encode_row(self.adapter, row, max_tokens=self.max_tokens)
         except DataError as error:
@@ -64,19 +62,12 @@ def step_loader(
     *,
     rank: int,
 ) -> StepLoader[PreparedChat]:
-    """Returns what reads and encodes a worker's share of every step.
-
-    Args:
-        sources: Where chats come from.
-        weights: Of the sources in the mixture, or None for all of them.
-        config: The run.
-        adapter: Of the model.
-        rank: This worker.
-    """
-    sizes = tuple(map(len, sources))
-    corpora = Corpora("chats", sizes, tuple(source.corpus.uri for source in sources), (config.seed, _READS))
-    preparer = _Preparer(tuple(sources), corpora, adapter, config.sampling.max_tokens)
-    return StepLoader(preparer, Mixture(sizes, weights, config.seed), config, rank=rank)
+    """Returns what reads and encodes a worker's share of every step; weights as ``Mixture`` takes them."""
+    names = tuple(source.corpus.uri for source in sources)
+    corpora = Corpora("chats", tuple(sources), names, (config.seed, _READS))
+    preparer = _Preparer(corpora, adapter, config.sampling.max_tokens)
+    mixture = Mixture(list(map(len, sources)), weights, config.seed)
+    return StepLoader(preparer, mixture, config, rank=rank)
 
 
 def micro_batches(samples: Sequence[Encoded], size: int) -> list[list[Encoded]]:

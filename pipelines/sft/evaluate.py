@@ -36,10 +36,7 @@ class Validator:
     spread over workers.
 
     Args:
-        model: The model.
-        adapter: Its adapter.
         sources: Held-out corpora, taken from in turn; without any there is nothing to measure.
-        config: The run.
         alike: Whether the engine wants all workers to use the same parts of the model (from ZeRO-2 on).
     """
 

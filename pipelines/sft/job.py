@@ -28,10 +28,10 @@ class TrainMllm(TrainingJob[TrainMllmConfig]):
     def size(self) -> str:
         return self.ready.size()
 
-    def train(self, lineage: Mapping[str, Any], tracker: Tracker) -> None:
-        from pipelines.sft.run import task_of, train_on_ray  # loads torch
+    def train(self, tracker: Tracker) -> None:
+        from pipelines.sft.run import train_on_ray  # loads torch
 
-        train_on_ray(task_of(self.ready, lineage), tracker)
+        train_on_ray(self.ready, tracker)
 
     def publish(self, record: Mapping[str, Any], tracker: Tracker) -> list[tuple[str, str]]:
         from pipelines.sft.run import publish  # draws curves

@@ -14,8 +14,7 @@ from pipelines.sft.config import TrainMllmConfig
 from pipelines.sft.data import micro_batches
 from pipelines.training import world
 from pipelines.training.engine import Engine, autocast
-from pipelines.training.schedule import learning_rate, mixed_seed
-from pipelines.training.steps import Steps
+from pipelines.training.steps import Steps, learning_rate, mixed_seed
 from samtok.errors import ConfigError
 from samtok.mllm.chat import Encoded
 from samtok.mllm.family import Adapter
@@ -30,9 +29,6 @@ class Trainer:
     Args:
         model: On its device, trained parts set; all workers start with equal weights. To pack, its attention
             is set to stay within dialogues.
-        adapter: Of the model.
-        engine: Moves the weights of the model.
-        config: The run.
         alike: Whether the engine wants all workers to use the same parts of the model (from ZeRO-2 on).
     """
 

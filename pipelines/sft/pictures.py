@@ -29,7 +29,6 @@ class Gallery:
     """Passes the workers' events on to the progress, and draws generations in a thread of its own.
 
     Args:
-        config: The run.
         tracker: Where pictures go, besides ``OUT/generations``.
         progress: Gets every event first.
     """
@@ -75,7 +74,6 @@ def draw(tokenizer: MaskTokenizer, answers: Sequence[Mapping[str, Any]]) -> byte
     """Returns a PNG of questions with true masks, answered masks and the difference, both from their words.
 
     Args:
-        tokenizer: Of the words.
         answers: From ``Validator.answers``.
 
     Raises:

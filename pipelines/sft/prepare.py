@@ -10,9 +10,10 @@ from pipelines.chats.spec import ChatCorpusSpec
 from pipelines.cluster import with_device
 from pipelines.inputs import require_tokenizer
 from pipelines.sft.config import TrainMllmConfig
+from pipelines.training.deepspeed_file import deepspeed_of
 from pipelines.training.mixture import check_weights
 from pipelines.training.mllm_folder import read_model_folder, weights_digest
-from pipelines.training.prepare import Prepared, deepspeed_of, lineage_of, settings_of
+from pipelines.training.prepare import Prepared, lineage_of, settings_of
 from samtok.errors import ConfigError, DataError
 from samtok.mllm.folder import MROPE_FAMILIES
 
@@ -55,9 +56,6 @@ class PreparedMllm(Prepared[TrainMllmConfig]):
 
 def prepare(config: TrainMllmConfig) -> PreparedMllm:
     """Checks all that can be known before workers start.
-
-    Args:
-        config: With absolute places.
 
     Raises:
         SamtokError: For flags, weights or corpora that cannot work together.

@@ -20,8 +20,6 @@ def write_report(
 
     Args:
         out: URI of the run's folder; the last picture of ``OUT/generations`` goes into the page.
-        config: The resolved config.
-        record: What became of the run.
         history: One row per step, which counts from 0.
 
     Raises:

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines import provenance
+from pipelines import provenance, storage
 from pipelines.sft import report
 from pipelines.sft.pictures import Gallery
 from pipelines.sft.prepare import PreparedMllm
-from pipelines.sft.worker import MllmTask, train_worker
+from pipelines.sft.worker import train_worker
 from pipelines.tracking import Tracker
 from pipelines.training.checkpoints import load_history
 from pipelines.training.fit import fit_on_ray
@@ -16,27 +16,9 @@ from pipelines.training.progress import Progress
 _HIDDEN = ("learnt_tokens", "samples", "lr")
 
 
-def task_of(ready: PreparedMllm, lineage: Mapping[str, Any] | None = None) -> MllmTask:
-    """Returns what workers are given.
-
-    Args:
-        ready: From ``prepare``.
-        lineage: Instead of its own.
-    """
-    return MllmTask(
-        config=ready.config,
-        fingerprint=ready.digest,
-        lineage=ready.lineage if lineage is None else lineage,
-        deepspeed=ready.deepspeed,
-        corpora=ready.corpora,
-        weights=ready.weights,
-        held_out=ready.held_out,
-    )
-
-
-def train_on_ray(task: MllmTask, tracker: Tracker) -> None:
+def train_on_ray(ready: PreparedMllm, tracker: Tracker) -> None:
     """Trains on the workers of the config, and draws answers meanwhile. Raises as ``fit_on_ray``."""
-    config = task.config
+    config = ready.config
     progress = Progress(
         config.steps,
         tracker,
@@ -46,7 +28,7 @@ def train_on_ray(task: MllmTask, tracker: Tracker) -> None:
         validation_line=_validation_line,
     )
     with Gallery(config, tracker, progress) as gallery:
-        fit_on_ray(train_worker, task, config, callback=gallery.handle)
+        fit_on_ray(train_worker, ready, config, callback=gallery.handle)
 
 
 def _validation_line(body: Mapping[str, Any]) -> str:
@@ -58,13 +40,7 @@ def _validation_line(body: Mapping[str, Any]) -> str:
 
 
 def publish(ready: PreparedMllm, record: Mapping[str, Any], tracker: Tracker) -> list[tuple[str, str]]:
-    """Writes the report and logs what came out; returns rows of the closing table.
-
-    Args:
-        ready: The run.
-        record: What became of it.
-        tracker: Gets pictures and final measures.
-    """
+    """Writes the report and logs what came out; returns rows of the closing table."""
     config, times = ready.config, record["times"]
     pictures = report.write_report(
         config.out,
@@ -79,4 +55,4 @@ def publish(ready: PreparedMllm, record: Mapping[str, Any], tracker: Tracker) ->
         last = {name: v for name, v in record["validations"][-1].items() if name not in ("step", "best")}
         tracker.metrics({f"final/{name}": value for name, value in last.items()}, step=config.steps)
         rows.insert(0, ("held out", f"loss {last['loss']:.4f}, {100 * last['codes']:.1f} % of codes right"))
-    return rows
+    return [*rows, ("trained", storage.join(config.out, "final"))]

@@ -7,41 +7,29 @@ in the run's fingerprint.
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipelines import storage
-from pipelines.chats.source import ChatSource
 from pipelines.sft.config import TrainMllmConfig
 from pipelines.sft.data import PreparedChat, step_loader
 from pipelines.sft.evaluate import Validator
 from pipelines.sft.loop import Trainer
-from pipelines.training import mllm_export
-from pipelines.training.checkpoints import Checkpoint
+from pipelines.sft.prepare import PreparedMllm
 from pipelines.training.engine import engine_of, same_parts_needed
 from pipelines.training.fit import Notify
-from pipelines.training.mllm import keep_fewer_activations, names_of_trained, trained_state
+from pipelines.training.mllm import export, keep_fewer_activations, names_of_trained, trained_state
 from pipelines.training.row_rates import RowRate
-from pipelines.training.worker import TrainTask, TrainWorker
+from pipelines.training.worker import TrainWorker
 from samtok.errors import CheckpointError
 from samtok.folders import resolve
 from samtok.mllm.adapters import load_adapter
 from samtok.mllm.family import Adapter
 
 
-@dataclass(frozen=True, kw_only=True)
-class MllmTask(TrainTask[TrainMllmConfig]):
-    """What a worker is given."""
-
-    corpora: tuple[ChatSource, ...]
-    weights: tuple[float | None, ...]
-    held_out: tuple[ChatSource, ...] = ()
-
-
-def train_worker(task: MllmTask, notify: Notify, device: torch.device | str = "cpu") -> None:
+def train_worker(task: PreparedMllm, notify: Notify, device: torch.device | str = "cpu") -> None:
     """Trains from the last checkpoint, or from the start, to the end.
 
     Raises:
@@ -59,15 +47,12 @@ class MllmWorker(TrainWorker[TrainMllmConfig, PreparedChat]):
     """One worker of a run.
 
     Args:
-        task: The run.
         notify: Gets what happens; ``generations`` names a file of answers.
-        model: The model that the run starts from, on this worker's device.
-        adapter: Its adapter.
     """
 
     unit, items, score = "tokens", "chats", "loss"
 
-    def __init__(self, task: MllmTask, notify: Notify, model: Any, adapter: Adapter) -> None:
+    def __init__(self, task: PreparedMllm, notify: Notify, model: Any, adapter: Adapter) -> None:
         self.model, self.adapter, config = model, adapter, task.config
         self.loop = build_trainer(model, adapter, task)
         super().__init__(task, notify, self.loop, config.validation if task.held_out else None)
@@ -103,20 +88,17 @@ class MllmWorker(TrainWorker[TrainMllmConfig, PreparedChat]):
     def export(self, uri: str, lineage: Mapping[str, Any]) -> None:
         state = self.loop.engine.model_state()
         if self.rank == 0:
-            mllm_export.export(self.model, state, self.adapter, uri, lineage)
+            export(self.model, state, self.adapter, uri, lineage)
 
     def model_state(self) -> dict[str, Tensor]:
         return trained_state(self.loop.engine, self.trained)
-
-    def load_model(self, saved: Checkpoint) -> None:
-        self.loop.engine.load_model_state(saved.model)
 
     def parameters(self) -> int:
         """Counts also those that ZeRO-3 leaves empty while they are not in use."""
         return sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
 
 
-def build_trainer(model: Any, adapter: Adapter, task: MllmTask) -> Trainer:
+def build_trainer(model: Any, adapter: Adapter, task: PreparedMllm) -> Trainer:
     """Sets what is trained, and puts the model under the engine of the run."""
     config = task.config
     adapter.freeze(model, **dataclasses.asdict(config.train))

@@ -23,7 +23,6 @@ class TrialCallback(Callback):
     """Follows every trial.
 
     Args:
-        children: MLflow runs of the trials.
         tasks: Trials that are left to run, by name.
     """
 
@@ -53,7 +52,7 @@ class TrialCallback(Callback):
         how = "finished"
         if not storage.exists(storage.join(out, RECORD_FILE)):
             row = {key: value for key, value in last.items() if isinstance(value, float)}
-            body = {"fingerprint": task.fingerprint, "final": row}
+            body = {"fingerprint": task.digest, "final": row}
             storage.write_bytes(storage.join(out, STOPPED_FILE), json.dumps(body).encode())
             how = "ended by the scheduler"
         self.children.close(name)

@@ -22,9 +22,7 @@ class Children:
     """Opens the run of a trial when it is first asked for, and closes it once.
 
     Args:
-        tracking: MLflow tracking URI, or off.
         parent: Run id of the sweep.
-        tasks: All trials, by name.
     """
 
     def __init__(self, tracking: str, parent: str | None, tasks: Mapping[str, TokenizerTask]) -> None:
@@ -39,7 +37,7 @@ class Children:
                 self.tracking, experiment=EXPERIMENT, home=task.config.out, name=name, parent=self.parent
             )
             tracker.params({"trial": name, **provenance.as_json(task.config)})
-            tracker.tags({"fingerprint": task.fingerprint})
+            tracker.tags({"fingerprint": task.digest})
             self._open[name] = tracker
         return self._open[name]
 
@@ -47,7 +45,7 @@ class Children:
         """Logs what became of a trial that has ended, and closes its run, unless that was done before."""
         task = self.tasks[name]
         where = storage.join(task.config.out, CLOSED_FILE)
-        body = {"tracking_uri": self.tracking, "fingerprint": task.fingerprint}
+        body = {"tracking_uri": self.tracking, "fingerprint": task.digest}
         if storage.exists(where) and storage.read_json(where) == body:
             return
         tracker, record = self.of(name), self._record(name)

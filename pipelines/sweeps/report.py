@@ -42,7 +42,6 @@ def write_report(
     """Writes ``OUT/report`` and returns its pictures by file name.
 
     Args:
-        out: URI of the sweep's folder.
         rows: One per trial: ``name``, ``kind``, ``num_codes``, ``num_levels``, ``shared``, ``grid``,
             ``words`` (vocabulary), ``bits_per_mask``, ``status``; of those that were measured ``iou``,
             ``iou_shuffled``, ``used_*`` and ``perplexity_*`` by level, ``distinct``, ``steps``, ``seconds``;

@@ -70,8 +70,7 @@ def sweep(config: SweepConfig, run: Run[SweepConfig]) -> Closing:
 
 def _task(config: Any) -> TokenizerTask:
     with in_trials():
-        ready = prepare(config)
-        return task_of(ready)
+        return task_of(prepare(config))
 
 
 def _train_base(task: TokenizerTask) -> str:
@@ -105,7 +104,7 @@ def _outcome(task: TokenizerTask) -> dict[str, Any] | None:
         where = storage.join(task.config.out, name)
         if storage.exists(where):
             body = storage.read_json(where)
-            if body["fingerprint"] == task.fingerprint:
+            if body["fingerprint"] == task.digest:
                 return {"file": name, **body}
     return None
 

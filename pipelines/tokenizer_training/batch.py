@@ -52,7 +52,6 @@ class MicroBatch:
     """What one forward pass of one worker sees.
 
     Attributes:
-        batch: Images and masks.
         names: ``dataset/image id`` of the images.
         rejects: Entries of the reject table for images that were drawn and replaced.
         counts: Images and masks that were drawn, rejected and filtered.

@@ -26,8 +26,7 @@ from pipelines import schema, shards, storage
 from pipelines.ingestion.corpora import CorpusSpec
 from pipelines.ingestion.reader import Input, Reject
 from pipelines.tokenizer_training.config import SamplingConfig
-from pipelines.tokenizer_training.samples import Source
-from pipelines.tokenizer_training.sources import CorpusSource
+from pipelines.tokenizer_training.sources import CorpusSource, Source
 from samtok.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -46,10 +45,8 @@ class IndexedCorpus:
     """One corpus as it was listed.
 
     Attributes:
-        spec: Which one.
         sources: Hash of what it is made of.
         file: Name of its inputs in the index's folder.
-        images: Images that may be drawn.
         without_masks: Images left out because their records claim no mask.
         rejects: Entries of the reject table that listing made.
     """
@@ -73,12 +70,7 @@ class IndexedCorpus:
 
 @dataclass(frozen=True)
 class Index:
-    """Corpora in the order in which they were given; small, and travels to workers.
-
-    Attributes:
-        uri: Folder of the files.
-        corpora: What is in them.
-    """
+    """Corpora in the order in which they were given; small, and travels to workers."""
 
     uri: str
     corpora: tuple[IndexedCorpus, ...]
@@ -103,10 +95,6 @@ def build_index(specs: Sequence[CorpusSpec], out: str) -> Index:
     """Lists corpora into ``out/index``, or returns the index that an earlier run with the same ones made.
 
     The readers are run once, here. Memory is that of the readers, and of one index file when it is written.
-
-    Args:
-        specs: The corpora.
-        out: Folder of the run.
 
     Raises:
         ConfigError: If ``out`` holds an index of other corpora, or of the same ones with other content.

@@ -11,27 +11,14 @@ from itertools import islice
 import numpy as np
 from jaxtyping import Int
 
-from pipelines.tokenizer_training.batch import Batch, MicroBatch, area_targets, build_batch, joined
+from pipelines.tokenizer_training.batch import MicroBatch, build_batch, joined
 from pipelines.tokenizer_training.config import HELD_OUT_START, TrainTokenizerConfig
 from pipelines.tokenizer_training.corpus import Index, open_sources
-from pipelines.tokenizer_training.samples import Sample, Source
-from pipelines.tokenizer_training.sources import SceneSource
+from pipelines.tokenizer_training.sources import Sample, SceneSource, Source
 from pipelines.training.draws import Corpora, Draw, Drawn, Unusable
 from pipelines.training.loader import StepLoader
 from pipelines.training.mixture import Mixture
 from samtok.config import MaskTokenizerConfig
-
-__all__ = [
-    "Batch",
-    "MicroBatch",
-    "area_targets",
-    "build_batch",
-    "held_out_samples",
-    "mask_keys",
-    "step_loader",
-    "training_sources",
-    "validation_sources",
-]
 
 log = logging.getLogger(__name__)
 
@@ -67,12 +54,9 @@ def held_out_samples(
     Images that cannot be used are left out and not replaced; how many is logged once, at the end.
 
     Args:
-        sources: Where they are.
         count: Images over all workers; fewer if there are no more.
         masks_per_image: Most masks of an image; of more, so many are drawn by ``seed``.
-        seed: Of the masks that are drawn.
         rank: This worker; it has every ``world``-th image.
-        world: Number of workers.
     """
     unusable: list[Unusable] = []
     own = islice(enumerate(_in_turn(sources)), rank, count, world)
@@ -102,8 +86,7 @@ def _in_turn(sources: Sequence[Source]) -> Iterator[tuple[Source, int]]:
 class _Preparer:
     """Turns draws into a micro-batch. Picklable: it goes to loader processes."""
 
-    sources: tuple[Source, ...]
-    corpora: Corpora
+    corpora: Corpora[Source]
     model: MaskTokenizerConfig
     masks_per_image: int
     seed: int
@@ -120,8 +103,8 @@ class _Preparer:
             names.append(sample.name)
         return MicroBatch(joined(parts), names, drawn.rejects, dict(drawn.counts))
 
-    def _read(self, source: int, index: int, rng: np.random.Generator) -> Sample:
-        return self.sources[source].read(index, most=self.masks_per_image, draw=rng)
+    def _read(self, source: Source, index: int, rng: np.random.Generator) -> Sample:
+        return source.read(index, most=self.masks_per_image, draw=rng)
 
 
 def mask_keys(seed: int, draw: int, count: int) -> Int[np.ndarray, " mask"]:
@@ -138,21 +121,13 @@ def step_loader(
     *,
     rank: int,
 ) -> StepLoader[MicroBatch]:
-    """Returns what reads a worker's share of every step, as micro-batches.
-
-    Args:
-        sources: Where images come from.
-        mixture: Which one of which source is drawn when.
-        config: The run.
-        model: The architecture that reads the batches.
-        rank: This worker.
-    """
+    """Returns what reads a worker's share of every step, as micro-batches of this architecture."""
     corpora = Corpora(
         "images",
-        tuple(map(len, sources)),
+        tuple(sources),
         tuple(f"corpus {source.name}" for source in sources),
         (config.seed, _READS),
         "lower --sampling.min-area-px, shorten --sampling.skip, ",
     )
-    preparer = _Preparer(tuple(sources), corpora, model, config.sampling.masks_per_image, config.seed)
+    preparer = _Preparer(corpora, model, config.sampling.masks_per_image, config.seed)
     return StepLoader(preparer, mixture, config, rank=rank, per_call=config.micro)

@@ -5,9 +5,7 @@ the codes of masks of another image: only the difference is due to the codes. Ev
 ``pipelines.tokenizer_evaluation`` measures finished tokenizers on whole corpora.
 """
 
-import dataclasses
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pipelines.tokenizer_training.samples import Sample
+from pipelines.tokenizer_training.sources import Sample
 from samtok.errors import DataError
 from samtok.masks import iou
 from samtok.metrics.codebook import distinct, histogram, usage
@@ -25,45 +23,22 @@ from samtok.model.tokenizer import MaskTokenizer
 from samtok.ranks import gather_rows
 
 
-@dataclass(frozen=True)
-class Validation:
-    """Means over all masks of all workers; IoU in [0, 1] at image size, logits cut at 0."""
-
-    masks: int
-    iou: float
-    """Through the codes, or through z itself before quantization began."""
-    iou_shuffled: float
-    """With what belongs to masks of another image; NaN where there was only one image."""
-    below_half: float
-    """Share of masks with an IoU under one half."""
-    quantized: bool
-    iou_continuous: float | None = None
-    """With z handed to the decoder as it is; only in a full measurement of codes."""
-    perplexity: tuple[float, ...] = ()
-    """Of every level's codes."""
-    used: tuple[int, ...] = ()
-    """Codes of every level that occur."""
-    distinct: int = 0
-    """Different code tuples."""
-
-    def row(self) -> dict[str, Any]:
-        """Returns the numbers as a flat row: levels as ``perplexity_0`` and so on, without what is None."""
-        body = dataclasses.asdict(self)
-        levels = {f"{name}_{i}": v for name in ("perplexity", "used") for i, v in enumerate(body.pop(name))}
-        return {name: value for name, value in (body | levels).items() if value is not None}
-
-
 @torch.inference_mode()
 def validate(
     tokenizer: MaskTokenizer, samples: Iterable[Sample], *, quantize: bool, full: bool = False
-) -> Validation:
+) -> dict[str, Any]:
     """Measures; collective over workers, each of which has images of its own.
 
     Args:
         tokenizer: In evaluation mode or not; it is left as it was.
-        samples: This worker's images.
         quantize: Through the codes, or through z before the codebooks are set.
         full: Also measure with z itself.
+
+    Returns:
+        Means over all ``masks`` of all workers, with IoU in [0, 1] at image size: ``iou``; ``iou_shuffled``,
+        with what belongs to masks of another image, NaN where there was only one; ``iou_continuous``, with z
+        itself, if it was asked for; and ``below_half``, the share of masks with an IoU under one half. Of the
+        codes ``perplexity_0`` and so on, ``used_0``, and ``distinct`` tuples, 0 unless ``quantized``.
 
     Raises:
         DataError: If no worker had a mask.
@@ -83,22 +58,22 @@ def validate(
     return _summary(tokenizer, table, quantize=quantize, full=full)
 
 
-def _summary(tokenizer: MaskTokenizer, table: np.ndarray, *, quantize: bool, full: bool) -> Validation:
+def _summary(tokenizer: MaskTokenizer, table: np.ndarray, *, quantize: bool, full: bool) -> dict[str, Any]:
     scores, shuffled, continuous = table[:, :3].T
     codes = table[:, 3:].astype(np.int64)
     levels = usage(histogram(codes, tokenizer.num_codes)) if quantize else []
     others = shuffled[~np.isnan(shuffled)]
-    return Validation(
-        masks=len(table),
-        iou=float(scores.mean()),
-        iou_shuffled=float(others.mean()) if len(others) else float("nan"),
-        below_half=float((scores < 0.5).mean()),
-        quantized=quantize,
-        iou_continuous=float(continuous.mean()) if full and quantize else None,
-        perplexity=tuple(level.perplexity for level in levels),
-        used=tuple(level.used for level in levels),
-        distinct=distinct(codes) if quantize else 0,
-    )
+    return {
+        "masks": len(table),
+        "iou": float(scores.mean()),
+        "iou_shuffled": float(others.mean()) if len(others) else float("nan"),
+        "below_half": float((scores < 0.5).mean()),
+        "quantized": quantize,
+        **({"iou_continuous": float(continuous.mean())} if full and quantize else {}),
+        "distinct": distinct(codes) if quantize else 0,
+        **{f"perplexity_{i}": level.perplexity for i, level in enumerate(levels)},
+        **{f"used_{i}": level.used for i, level in enumerate(levels)},
+    }
 
 
 def _rows(

@@ -28,13 +28,13 @@ class TrainTokenizer(TrainingJob[TrainTokenizerConfig]):
     def size(self) -> str:
         return self.ready.size()
 
-    def train(self, lineage: Mapping[str, Any], tracker: Tracker) -> None:
+    def train(self, tracker: Tracker) -> None:
         from pipelines.tokenizer_training.run import task_of, train_on_ray  # loads torch
 
-        train_on_ray(task_of(self.ready, lineage), tracker)
+        train_on_ray(task_of(self.ready), tracker)
 
     def publish(self, record: Mapping[str, Any], tracker: Tracker) -> list[tuple[str, str]]:
-        from pipelines.tokenizer_training.outcome import publish  # loads torch
+        from pipelines.tokenizer_training.run import publish  # loads torch
 
         return publish(self.ready, record, tracker)
 

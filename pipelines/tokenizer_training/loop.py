@@ -17,13 +17,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pipelines.tokenizer_training.batch import Batch
 from pipelines.tokenizer_training.config import LossConfig, TrainTokenizerConfig
-from pipelines.tokenizer_training.data import Batch
 from pipelines.tokenizer_training.trainee import Trainee
 from pipelines.training import world
 from pipelines.training.engine import Engine, autocast
-from pipelines.training.schedule import learning_rate, mixed_seed
-from pipelines.training.steps import Steps, TrainingDiverged
+from pipelines.training.steps import Steps, TrainingDiverged, learning_rate, mixed_seed
 from samtok.losses import mask_losses
 from samtok.model.backbone import normalize
 from samtok.ranks import gather_rows, sum_over_ranks
@@ -55,8 +54,6 @@ class Trainer:
 
     Args:
         trainee: On its device; all workers start with equal weights.
-        engine: Moves the weights of the trainee.
-        config: The run.
     """
 
     def __init__(self, trainee: Trainee, engine: Engine, config: TrainTokenizerConfig) -> None:

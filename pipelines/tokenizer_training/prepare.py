@@ -14,8 +14,9 @@ from pipelines.inputs import require_tokenizer
 from pipelines.tokenizer_training.architecture import architecture_of, check_quantize_from, freezes
 from pipelines.tokenizer_training.config import TrainTokenizerConfig
 from pipelines.tokenizer_training.corpus import digest_of
+from pipelines.training.deepspeed_file import deepspeed_of
 from pipelines.training.mixture import check_weights
-from pipelines.training.prepare import Prepared, deepspeed_of, lineage_of, settings_of
+from pipelines.training.prepare import Prepared, lineage_of, settings_of
 from samtok import folders
 from samtok.errors import ConfigError
 
@@ -70,9 +71,6 @@ def _count(specs: tuple[CorpusSpec, ...]) -> tuple[int, bool]:
 
 def prepare(config: TrainTokenizerConfig) -> PreparedTokenizer:
     """Checks all that can be known before workers start.
-
-    Args:
-        config: With absolute places.
 
     Raises:
         SamtokError: For flags, weights or corpora that cannot work.

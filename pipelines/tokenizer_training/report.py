@@ -13,7 +13,7 @@ from typing import Any
 from pipelines.reports import html, training
 from pipelines.reports.pictures import MAX_SHOWN, SHEET_SIDE, short_words
 from pipelines.reports.training import Row, column, names_of
-from pipelines.tokenizer_training.samples import Sample
+from pipelines.tokenizer_training.sources import Sample
 from samtok.model.tokenizer import MaskTokenizer
 from samtok.plots import pictures as viz
 from samtok.plots.curves import Curve, CurvePanel, Events, curves_plot
@@ -26,22 +26,20 @@ def write_report(
     config: Mapping[str, Any],
     record: Mapping[str, Any],
     history: Sequence[Row],
-    validations: Sequence[Row],
     sheet: bytes | None,
 ) -> dict[str, bytes]:
     """Writes ``OUT/report`` and returns its pictures by file name.
 
     Args:
-        out: URI of the run's folder.
-        config: The resolved config.
-        record: What became of the run: ``final``, ``best``, ``times``, ``workers``, ``rejects``, ``lineage``.
+        record: What became of the run: ``final``, ``best``, ``validations`` (``step`` is the number of steps
+            done), ``times``, ``workers``, ``rejects``, ``lineage``.
         history: One row per step, which counts from 0: ``loss``, ``loss_*``, ``iou``, ``perplexity_*``, ...
-        validations: One row each; its ``step`` is the number of steps done.
         sheet: From ``contact_sheet_of``.
 
     Raises:
         StorageError: If the folder cannot be written.
     """
+    validations = record.get("validations") or []
     pictures = {"curves.png": _curves(record, history, validations)}
     masks = []
     if sheet is not None:
@@ -65,7 +63,6 @@ def contact_sheet_of(tokenizer: MaskTokenizer, samples: Iterable[Sample]) -> byt
     """Returns a PNG of images with their masks, what comes back from the words, and the difference.
 
     Args:
-        tokenizer: Its codebooks are set.
         samples: A dozen makes a page; of an image with very many masks, the first are shown.
     """
     panels = [_panel(tokenizer, sample) for sample in samples]

@@ -41,9 +41,7 @@ def pick_masks(
     Args:
         rles: Compressed COCO counts of usable masks of one image; checked ones, none empty.
         areas_px: Their areas, above 0.
-        size_hw: Height and width of the image.
         most: Most masks to pick, at least 1.
-        policy: How.
         draw: Used only where there are more masks than that.
     """
     left = without_nested(rles, areas_px, size_hw) if policy.drop_nested else list(range(len(rles)))

@@ -1,18 +1,19 @@
-"""Where samples come from: datasets behind a reader, and synthetic scenes. See ``samples.Source``."""
+"""What training and validation read, and where it comes from: datasets behind a reader, synthetic scenes."""
 
 import functools
 from collections import Counter
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import UInt8
 
 from pipelines import schema, storage
 from pipelines.ingestion.image_source import read_image_bytes
 from pipelines.ingestion.reader import Input, Reader, ReadResult
 from pipelines.tokenizer_training.config import SamplingConfig
-from pipelines.tokenizer_training.samples import Sample
 from pipelines.tokenizer_training.select import draw_masks, pick_masks, why_unusable
 from pipelines.training.draws import Unusable
 from samtok import images, masks
@@ -24,15 +25,47 @@ STAGE = "train"
 
 
 @dataclass(frozen=True)
-class CorpusSource:
-    """A dataset behind a reader, over the inputs that ``corpus.build_index`` listed.
+class Sample:
+    """An image and the masks of it that are trained on or measured; never without masks.
 
     Attributes:
-        reader: Reads records.
-        uri: File with the inputs.
-        count: How many there are.
-        policy: Which masks are usable, and how they are picked.
+        name: ``dataset/image id``.
+        image: RGB.
+        masks: Bool arrays at the image's size, none of them empty.
+        counts: ``masks_in`` of the image, and how many of them were ``masks_rejected`` or ``masks_filtered``.
     """
+
+    name: str
+    image: UInt8[np.ndarray, "height width 3"]
+    masks: list[np.ndarray]
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """One dataset with a fixed order of images. Small and picklable: it travels to loader processes."""
+
+    @property
+    def name(self) -> str:
+        """Name of the dataset."""
+        ...
+
+    def __len__(self) -> int:
+        """Images that may be drawn."""
+        ...
+
+    def read(self, index: int, *, most: int, draw: np.random.Generator) -> Sample:
+        """Reads an image and at most ``most`` of its masks, drawn as the run's sampling says.
+
+        Raises:
+            Unusable: If the record, the image or all of its masks cannot be used.
+            StorageError: If the storage fails.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class CorpusSource:
+    """A dataset behind a reader, over the inputs that ``corpus.build_index`` listed."""
 
     reader: Reader
     uri: str
@@ -48,12 +81,7 @@ class CorpusSource:
         return self.count
 
     def read(self, index: int, *, most: int, draw: np.random.Generator) -> Sample:
-        """Reads an image and at most ``most`` of its masks; an image is only decoded if it has usable ones.
-
-        Raises:
-            Unusable: If the record, the image or all of its masks cannot be used.
-            StorageError: If the storage fails.
-        """
+        """As ``Source.read``; an image is only decoded if it has usable masks."""
         item = self._item(index)
         try:
             result = self.reader.read(item)
@@ -132,15 +160,7 @@ def _mapped(uri: str) -> pa.Table:
 
 @dataclass(frozen=True)
 class SceneSource:
-    """Synthetic scenes, made when they are read. Their masks are what is visible, so none lies in another.
-
-    Attributes:
-        seed: Of the scenes.
-        count: How many may be drawn.
-        first_index: Number of the first one.
-        world: What they look like.
-        policy: Which masks are usable, and how they are picked.
-    """
+    """Synthetic scenes, made when they are read. Their masks are what is visible, so none lies in another."""
 
     seed: int
     count: int
@@ -157,11 +177,7 @@ class SceneSource:
         return self.count
 
     def read(self, index: int, *, most: int, draw: np.random.Generator) -> Sample:
-        """Makes a scene and picks at most ``most`` of its masks.
-
-        Raises:
-            Unusable: If all masks are too small for ``--sampling.min-area-px``.
-        """
+        """As ``Source.read``; unusable if all masks are too small for ``--sampling.min-area-px``."""
         scene = make_scene(self.seed, self.first_index + index, self.world)
         found = [(shape.mask, int(shape.mask.sum())) for shape in scene.objects]
         usable = [(mask, area) for mask, area in found if area >= self.policy.min_area_px]

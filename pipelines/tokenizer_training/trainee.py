@@ -18,12 +18,7 @@ OBJECT_HEAD = "mask_decoder.pred_obj_score_head"
 
 
 class Trainee(nn.Module):
-    """A tokenizer and the head that reads the box from z, which is thrown away in the end.
-
-    Args:
-        tokenizer: What training is for.
-        box_head: Whether there is such a head.
-    """
+    """A tokenizer and the head that reads the box from z, which is thrown away in the end."""
 
     def __init__(self, tokenizer: MaskTokenizer, *, box_head: bool) -> None:
         super().__init__()

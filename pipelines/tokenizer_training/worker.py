@@ -1,5 +1,7 @@
 """A worker that trains a tokenizer: what ``training.worker`` leaves open. Knows no Ray."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,29 +9,32 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from pipelines import storage
+from pipelines.tokenizer_training.batch import MicroBatch
 from pipelines.tokenizer_training.config import TrainTokenizerConfig
 from pipelines.tokenizer_training.corpus import Index
 from pipelines.tokenizer_training.data import (
-    MicroBatch,
     held_out_samples,
     step_loader,
     training_sources,
     validation_sources,
 )
-from pipelines.tokenizer_training.evaluate import Validation, validate
-from pipelines.tokenizer_training.export import export
+from pipelines.tokenizer_training.evaluate import validate
 from pipelines.tokenizer_training.loop import Trainer
 from pipelines.tokenizer_training.trainee import build_trainee
-from pipelines.training import checkpoints, world
+from pipelines.training import world
 from pipelines.training.checkpoints import Checkpoint
 from pipelines.training.engine import engine_of
 from pipelines.training.fit import Notify
 from pipelines.training.mixture import Mixture
-from pipelines.training.worker import TrainTask, TrainWorker
+from pipelines.training.prepare import Prepared
+from pipelines.training.worker import TrainWorker
+from samtok.folders import WEIGHTS_FILE
+from samtok.model.state import files_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerTask(TrainTask[TrainTokenizerConfig]):
+class TokenizerTask(Prepared[TrainTokenizerConfig]):
     """What a worker is given; without an index it makes synthetic scenes."""
 
     training_index: Index | None = None
@@ -47,13 +52,7 @@ def train_worker(task: TokenizerTask, notify: Notify, device: torch.device | str
 
 
 class TokenizerWorker(TrainWorker[TrainTokenizerConfig, MicroBatch]):
-    """One worker of a run.
-
-    Args:
-        task: The run.
-        notify: Gets what happens.
-        device: Where this worker computes.
-    """
+    """One worker of a run."""
 
     unit, items, score = "masks", "images", "iou"
 
@@ -90,16 +89,16 @@ class TokenizerWorker(TrainWorker[TrainTokenizerConfig, MicroBatch]):
         return metrics | {"images": self.config.per_step}
 
     def measure(self) -> dict[str, Any]:
-        return self._measured(self.config.validation.images).row()
+        return self._measured(self.config.validation.images)
 
     def is_better(self, found: Mapping[str, Any], best: Mapping[str, Any] | None) -> bool:
         """Only what goes through codes can be the best."""
         return found["quantized"] and (best is None or found["iou"] > best["iou"])
 
     def measure_final(self) -> dict[str, Any]:
-        return self._measured(self.config.validation.final_images, full=True).row()
+        return self._measured(self.config.validation.final_images, full=True)
 
-    def _measured(self, images: int, *, full: bool = False) -> Validation:
+    def _measured(self, images: int, *, full: bool = False) -> dict[str, Any]:
         config = self.config.validation
         samples = held_out_samples(
             self.held_out,
@@ -112,14 +111,13 @@ class TokenizerWorker(TrainWorker[TrainTokenizerConfig, MicroBatch]):
         return validate(self.tokenizer, samples, quantize=self.loop.quantizes, full=full)
 
     def export(self, uri: str, lineage: Mapping[str, Any]) -> None:
-        if self.rank == 0:
-            export(self.tokenizer, uri, lineage)
-
-    def model_state(self) -> dict[str, Tensor]:
-        return self.trainee.state_dict()
-
-    def load_model(self, saved: Checkpoint) -> None:
-        checkpoints.load_module(self.trainee, saved.model, f"{saved.step} of {self.out}")
+        if self.rank != 0:
+            return
+        files = files_of(self.tokenizer, self.tokenizer.config)
+        digest = hashlib.sha256(files[WEIGHTS_FILE]).hexdigest()
+        body = json.dumps({**lineage, "weights_sha256": digest}, indent=2) + "\n"
+        for name, data in {"lineage.json": body.encode(), **files}.items():  # the config is the last of them
+            storage.write_bytes(storage.join(uri, name), data)
 
     def extra_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Returns the embeddings that k-means will be fitted to."""

@@ -10,12 +10,10 @@ ends it, and counts only if a checkpoint names it.
 
 import hashlib
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
@@ -27,8 +25,6 @@ from pipelines.training.resume import STATE_FILE, steps
 from samtok.errors import CheckpointError
 
 __all__ = ["Checkpoint", "drop_old", "load", "load_history", "save", "save_segment", "steps"]
-
-log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
 
@@ -126,24 +122,6 @@ def drop_old(out: str, keep: int) -> None:
         folder = _folder(out, step)
         storage.delete(storage.join(folder, STATE_FILE))
         storage.delete_folder(folder)
-
-
-def load_module(module: torch.nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Fills a module.
-
-    Raises:
-        CheckpointError: Names what is missing, unknown or of another shape.
-    """
-    own = module.state_dict()
-    odd = sorted(set(own) ^ set(state))
-    odd += [name for name in own if name in state and own[name].shape != state[name].shape]
-    if odd:
-        raise CheckpointError(
-            f"the checkpoint {where} is of another architecture: {', '.join(odd[:3])}"
-            f"{f' and {len(odd) - 3} more' if len(odd) > 3 else ''} differ. Use the settings in its run's "
-            "config.json, or another --out."
-        )
-    module.load_state_dict(dict(state))
 
 
 # ---------------------------------------------------------------- the curve

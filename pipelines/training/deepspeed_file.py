@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import storage
+from pipelines.training.config import EngineConfig
 from samtok.errors import ConfigError, DataError
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -39,55 +40,47 @@ _ZERO3_COUNTS = (
 )
 
 
-def read_deepspeed_config(
-    path: str, *, stages: Sequence[int] = (1, 2), owner: object = None
-) -> dict[str, Any]:
-    """Reads and checks a DeepSpeed JSON such as ``infra/deepspeed/zero2.json``; loads no DeepSpeed.
+def deepspeed_of(engine: EngineConfig, stages: Sequence[int]) -> Mapping[str, Any] | None:
+    """Reads and checks the DeepSpeed file of a run, such as ``infra/deepspeed/zero2.json``, if it has one.
 
     Args:
-        path: A URI; a relative path is looked for in the working directory, then in the project's folder, as
-            workers of a cluster run elsewhere.
+        engine: Names it; a relative path is looked for in the working directory, then in the project's
+            folder, as workers of a cluster run elsewhere.
         stages: ZeRO stages with which this kind of training works.
-        owner: The config object whose field ``deepspeed`` the path is.
 
     Raises:
         ConfigError: If there is no such file, or it is no JSON, or as ``check_deepspeed_config``.
         StorageError: If it cannot be read.
     """
-    uri = path
-    if not storage.is_anchored(path) and not storage.exists(path):
-        uri = str(_ROOT / path)
+    path = engine.deepspeed
+    if path is None:
+        return None
+    uri = path if storage.is_anchored(path) or storage.exists(path) else str(_ROOT / path)
     try:
         body = storage.read_json(uri)
+        check_deepspeed_config(body, path, stages=stages)
     except storage.NotFoundError as error:
         shipped = " or ".join(f"zero{stage}.json" for stage in stages)
         raise ConfigError(
             f"--.deepspeed {path}: there is no such file, here or in {_ROOT}. "
             f"Give infra/deepspeed/{shipped}, or a file like them.",
-            owner=owner,
+            owner=engine,
         ) from error
     except DataError as error:
-        raise ConfigError(f"--.deepspeed {path}: {error}", owner=owner) from error
-    try:
-        check_deepspeed_config(body, path, stages=stages)
+        raise ConfigError(f"--.deepspeed {path}: {error}", owner=engine) from error
     except ConfigError as error:
-        error.owner = owner
+        error.owner = engine
         raise
     return body
 
 
-def check_deepspeed_config(body: Any, source: str, *, stages: Sequence[int] = (1, 2)) -> None:
+def check_deepspeed_config(body: Any, source: str, *, stages: Sequence[int]) -> None:
     """Lets a DeepSpeed config through if it says nothing but how ZeRO goes about its work.
 
     Other settings either change what is learnt, or were never tried with this engine.
 
-    Args:
-        body: The parsed JSON.
-        source: Where it comes from, for messages.
-        stages: ZeRO stages that may be there.
-
     Raises:
-        ConfigError: Names the flag, the key and the remedy.
+        ConfigError: Names ``source``, the key and the remedy.
     """
     where = f"--.deepspeed {source}"
     if not isinstance(body, Mapping) or not isinstance(body.get("zero_optimization"), Mapping):

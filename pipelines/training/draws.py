@@ -4,15 +4,16 @@ Such an item is rejected with a reason, and another one of its corpus is read in
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
 from samtok.errors import DataError
 
 R = TypeVar("R")
+S = TypeVar("S", bound=Sized)
 
 REPLACEMENTS = 16
 """Items that are tried in the place of one that cannot be used."""
@@ -47,7 +48,6 @@ class Drawn:
     """What was drawn on the way to the items that are trained on.
 
     Attributes:
-        rejects: Entries of the reject table.
         counts: As ``worker.Tally.counts``.
     """
 
@@ -56,42 +56,40 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Corpora:
+class Corpora(Generic[S]):
     """How items are read from corpora, and what is done about those that cannot be used.
 
     Attributes:
         kind: What items are, in the plural.
-        sizes: Items of each corpus.
-        names: Of the corpora, for errors.
+        sources: The corpora.
+        names: Theirs, for errors.
         seed: Of the run, and a word so that no other use of it draws the same numbers.
         remedy: Half a sentence that ends with a comma, for errors.
     """
 
     kind: str
-    sizes: tuple[int, ...]
+    sources: tuple[S, ...]
     names: tuple[str, ...]
     seed: tuple[int, int]
     remedy: str = ""
 
-    def read(self, draw: Draw, read: Callable[[int, int, np.random.Generator], R], drawn: Drawn) -> R:
+    def read(self, draw: Draw, read: Callable[[S, int, np.random.Generator], R], drawn: Drawn) -> R:
         """Reads what was drawn, or in its place an item of its corpus that depends on nothing but the draw.
 
         Args:
-            draw: What was drawn.
             read: Gets corpus, index and a generator; raises Unusable.
-            drawn: Receives what was replaced.
 
         Raises:
             DataError: If ``REPLACEMENTS`` more cannot be used either.
         """
-        index, last = draw.index, ""
+        source, index, last = self.sources[draw.source], draw.index, ""
         for attempt in range(1 + REPLACEMENTS):
             rng = np.random.default_rng([self.seed[0], draw.number, attempt, self.seed[1]])
             if attempt:
-                index = int(rng.integers(self.sizes[draw.source]))
+                index = int(rng.integers(len(source)))
             drawn.counts[f"{self.kind}_in"] += 1
             try:
-                return read(draw.source, index, rng)
+                return read(source, index, rng)
             except Unusable as error:
                 drawn.rejects.append(error.reject)
                 drawn.counts[f"{self.kind}_{'filtered' if error.filtered else 'rejected'}"] += 1

@@ -91,10 +91,7 @@ def engine_of(
     """Returns the engine of a run.
 
     Args:
-        module: What is trained.
-        config: Of AdamW.
         deepspeed: Body of a DeepSpeed file; None takes the plain engine.
-        row_rates: Rows that learn at another rate, by parameter name.
     """
     if deepspeed is None:
         return PlainEngine(module, config, row_rates=row_rates)
@@ -114,7 +111,7 @@ def same_parts_needed(deepspeed: Mapping[str, Any] | None) -> bool:
     return deepspeed is not None and deepspeed["zero_optimization"]["stage"] > 1
 
 
-class PlainEngine:
+class PlainEngine(Engine):
     """AdamW on every worker, gradients summed over workers.
 
     Args:
@@ -146,11 +143,9 @@ class PlainEngine:
         return {name: parameter.shape for name, parameter in self.parameters.items()}
 
     def backward(self, loss: Float[Tensor, ""]) -> None:
-        """Adds the gradients of one micro-batch."""
         loss.backward()
 
     def step(self, rate: float) -> float:
-        """Sums the gradients over workers, clips, and moves the weights unless the norm is not finite."""
         for parameter in self.parameters.values():
             if parameter.grad is None:  # as ZeRO has it: the moments of unused parameters decay too
                 parameter.grad = torch.zeros_like(parameter)
@@ -175,16 +170,14 @@ class PlainEngine:
                 gradient.copy_(part.view_as(gradient))
 
     def model_state(self) -> dict[str, Tensor]:
-        """Returns the state of the module, not a copy."""
+        """As ``Engine.model_state``; not a copy."""
         return self.module.state_dict()
 
     def load_model_state(self, state: Mapping[str, Tensor]) -> None:
-        """Loads weights and buffers into the module."""
         check_state(state, {name: value.shape for name, value in self.module.state_dict().items()})
         self.module.load_state_dict(state, strict=False)
 
     def optimizer_state(self) -> OptimizerState:
-        """Copies the state; before the first step there is none."""
         found, steps = {}, 0
         for name, parameter in self.parameters.items():
             state = self.optimizer.state.get(parameter)
@@ -194,7 +187,6 @@ class PlainEngine:
         return OptimizerState(steps, found)
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
-        """Takes in a whole state."""
         check_moments(state, self._shapes())
         self.optimizer.state.clear()
         for name, (first, second) in state.moments.items():

@@ -31,14 +31,13 @@ from torch import Tensor, distributed, nn
 
 from pipelines import env
 from pipelines.training.config import OptimizerConfig
-from pipelines.training.deepspeed_file import check_deepspeed_config
-from pipelines.training.engine import OptimizerState, check_moments
+from pipelines.training.engine import Engine, OptimizerState, check_moments
 from pipelines.training.row_rates import RowPace, RowRate, check_row_rates
 from pipelines.training.zero_parts import MOMENTS, CutParts, SharedParts
 from samtok.errors import ConfigError
 
 
-class DeepSpeedEngine:
+class DeepSpeedEngine(Engine):
     """AdamW under ZeRO, on the process group of ``torch.distributed`` that is there already.
 
     DeepSpeed copies the weights of worker 0 to all, and moves parameters into flat pieces of memory: load
@@ -47,14 +46,10 @@ class DeepSpeedEngine:
 
     Args:
         module: What is trained, on its device; parameters that need no gradient are left alone.
-        config: Of AdamW; the rate comes with every step.
-        body: From ``deepspeed_file.read_deepspeed_config``.
-        row_rates: Rows that learn at another rate, by parameter name.
 
     Raises:
         ValueError: If there are no such rows.
-        ConfigError: As ``check_deepspeed_config``, or if DeepSpeed was made to use another kind of device
-            than the module's.
+        ConfigError: If DeepSpeed was made to use another kind of device than the module's.
     """
 
     def __init__(
@@ -65,7 +60,6 @@ class DeepSpeedEngine:
         *,
         row_rates: Mapping[str, RowRate] | None = None,
     ) -> None:
-        check_deepspeed_config(body, "(given in code)", stages=(1, 2, 3))
         assert distributed.is_initialized(), "DeepSpeed would look for MPI where there is no process group"
         self.module = module
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -89,16 +83,13 @@ class DeepSpeedEngine:
         RowPace(self._adam, self._parts.rows(row_rates or {}))
 
     def backward(self, loss: Float[Tensor, ""]) -> None:
-        """Adds the gradients of one micro-batch."""
         if self._stage == 3:
             self._zero.clear_backward_seen_flag()
             loss = loss * distributed.get_world_size()
         self._engine.backward(loss, scale_wrt_gas=False)
 
     def step(self, rate: float) -> float:
-        """Clips, moves the weights and forgets the gradients; returns their norm before clipping.
-
-        The norm is infinite when it is not finite.
+        """As ``Engine.step``; the norm is infinite when it is not finite.
 
         Raises:
             ConfigError: If gradients of different parameters were mixed up, see ``_ArrivalOrder``.
@@ -116,34 +107,24 @@ class DeepSpeedEngine:
         return float(self._engine.get_global_grad_norm())
 
     def model_state(self) -> dict[str, Tensor]:
-        """Gathers the state of the module on every worker; a copy, on the CPU, only under ZeRO-3."""
+        """As ``Engine.model_state``; a copy, on the CPU, only under ZeRO-3."""
         return self._parts.model_state()
 
     def load_model_state(self, state: Mapping[str, Tensor]) -> None:
-        """Loads weights and buffers into the module; under ZeRO-3 those that the first worker gives.
-
-        Raises:
-            CheckpointError: If a name is unknown or a shape differs.
-        """
+        """As ``Engine.load_model_state``; under ZeRO-3 takes those that the first worker gives."""
         self._parts.load_model_state(state)
 
     def optimizer_state(self) -> OptimizerState:
-        """Gathers the whole state on every worker; before the first step there is none."""
+        """As ``Engine.optimizer_state``; before the first step there is none."""
         steps = int(self._adam.state[self._parts.flats[0]]["step"])
         if steps == 0:
             return OptimizerState()
-        moments = {}
-        for name in self.parameters:
-            first, second = (self._parts.moment(name, key) for key in MOMENTS)
-            moments[name] = (first, second)
+        first, second = MOMENTS
+        moments = {n: (self._parts.moment(n, first), self._parts.moment(n, second)) for n in self.parameters}
         return OptimizerState(steps, moments)
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
-        """Takes in a whole state, and the weights that the module has now.
-
-        Raises:
-            CheckpointError: If names or shapes are not those of the trained parameters.
-        """
+        """As ``Engine.load_optimizer_state``; takes in the weights that the module has now as well."""
         shapes = self._parts.shapes
         check_moments(state, shapes)
         self._parts.follow_weights()

@@ -80,9 +80,7 @@ def fit_on_ray(work: Work, task: Any, config: TrainingConfig, *, callback: Callb
 
     Args:
         work: Runs in every worker; an error of our family that it raises ends the run at once.
-        task: What it is given; picklable.
         config: The run; says how many workers there are, and what each of them holds.
-        callback: Is called here, in one thread.
 
     Raises:
         ClusterError: If the cluster is too small, or workers died more often than ``--worker.max-failures``.

@@ -10,15 +10,17 @@ OUT/report/index.html               curves and pictures
 Loads neither torch nor Ray until it trains.
 """
 
+import dataclasses
 import logging
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from pipelines import provenance, storage
 from pipelines.cluster import session
+from pipelines.config import RunConfig
 from pipelines.job import Closing, Items, Job, Run
 from pipelines.tracking import Tracker
 from pipelines.training.config import TrainingConfig
@@ -27,38 +29,33 @@ from pipelines.training.resume import RECORD_FILE, claim, is_complete, write_rec
 
 log = logging.getLogger(__name__)
 
-C = TypeVar("C", bound=TrainingConfig)
+C = TypeVar("C", bound=RunConfig)
 
 
 class TrainingJob(Job[C], Generic[C]):
-    """What is its own of a training job.
+    """What is its own of a training job. Its config says ``num_cpus`` as ``TrainingConfig`` does."""
 
-    Attributes:
-        ready: From ``check``.
-    """
-
-    rejecting: ClassVar[str]
+    rejecting: ClassVar[str] = ""
     """The items whose rejects are listed by reason in the closing table."""
+    verb: ClassVar[str] = "train"
+    """What a complete run has nothing left to do of."""
     ready: Prepared[C]
 
     def cpus(self) -> float:
-        return self.config.workers * self.config.worker.cpus
+        config = cast(TrainingConfig, self.config)
+        return config.workers * config.worker.cpus
 
     def session(self) -> AbstractContextManager[Any]:
-        return session(num_cpus=self.config.num_cpus, at_least_cpus=self.cpus() + 2)
+        num_cpus = cast(TrainingConfig, self.config).num_cpus
+        return session(num_cpus=num_cpus, at_least_cpus=self.cpus() + 2)
 
     @abstractmethod
     def check(self) -> Prepared[C]:
         """Checks what can be known before anything runs; writes nothing."""
 
     @abstractmethod
-    def train(self, lineage: Mapping[str, Any], tracker: Tracker) -> None:
-        """Trains to the end, from the last checkpoint if there is one.
-
-        Args:
-            lineage: Goes along with every export.
-            tracker: Gets metrics.
-        """
+    def train(self, tracker: Tracker) -> None:
+        """Trains to the end, from the last checkpoint if there is one."""
 
     @abstractmethod
     def publish(self, record: Mapping[str, Any], tracker: Tracker) -> list[tuple[str, str]]:
@@ -74,13 +71,18 @@ class TrainingJob(Job[C], Generic[C]):
         claim(out, self.ready.fingerprint)
         tracker = run.begin(self.config, tags={"fingerprint": self.ready.digest})
         if is_complete(out):
-            log.info("%s is complete; nothing is left to train", out)
+            log.info("%s is complete; nothing is left to %s", out, self.verb)
         else:
-            self.train({**self.ready.lineage, "mlflow_run": tracker.run_id}, tracker)
+            lineage = {**self.ready.lineage, "mlflow_run": tracker.run_id}
+            self.ready = dataclasses.replace(self.ready, lineage=lineage)
+            self.train(tracker)
         record = self._record()
         rows = self.publish(record, tracker)
-        places = [("trained", storage.join(out, "final")), ("report", storage.join(out, "report/index.html"))]
-        return Closing([*rows, *places], items_of(record, self.rejecting))
+        return Closing([*rows, ("report", storage.join(out, "report/index.html"))], self.items(record))
+
+    def items(self, record: Mapping[str, Any]) -> Sequence[Items]:
+        """Returns what became of all that a run drew."""
+        return items_of(record, self.rejecting)
 
     def _record(self) -> dict[str, Any]:
         """Adds to the record what only the driver knows."""

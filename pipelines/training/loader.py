@@ -32,9 +32,7 @@ class StepLoader(Generic[R]):
 
     Args:
         prepare: Turns draws into what a step takes; picklable, since it goes to loader processes.
-        mixture: Which item of which corpus is drawn when.
         config: The run; ``config.worker.loaders`` processes prepare, or a thread if 0.
-        rank: This worker.
         per_call: Draws that are prepared together.
     """
 
@@ -82,7 +80,6 @@ def prepared(
 
     Args:
         prepare: A picklable callable. What it gives away to a process must travel: tensors, plain data.
-        tasks: What is to be prepared.
         worker: ``worker.loaders`` processes do it, or a thread if 0.
         ahead: Tasks that are prepared before they are asked for; processes round it up.
 

@@ -41,7 +41,6 @@ class Mixture:
     Args:
         sizes: Images of each corpus, at least 1.
         weights: Of each corpus, or None for all of them.
-        seed: Of the order.
 
     Raises:
         ConfigError: If some corpora have a weight and others none, or a weight is so small that its corpus is

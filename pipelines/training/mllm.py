@@ -1,11 +1,24 @@
-"""What training an MLLM needs besides an engine, whatever the loss: activations, trained weights."""
+"""What training an MLLM needs besides an engine, whatever the loss: activations, trained weights, export."""
 
-from collections.abc import Collection
+import json
+import tempfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from pipelines import storage
 from pipelines.training.engine import Engine
+from pipelines.training.mllm_folder import weights_digest
+from samtok.errors import CheckpointError
+from samtok.mllm.adapters import load_adapter, save_pretrained
+from samtok.mllm.family import Adapter
+from samtok.mllm.folder import SAMTOK_FILE
+
+LINEAGE_FILE = "lineage.json"
 
 
 def keep_fewer_activations(model: Any) -> None:
@@ -23,3 +36,49 @@ def trained_state(engine: Engine, names: Collection[str]) -> dict[str, Tensor]:
     """Gathers the trained weights, which are all that a checkpoint keeps of an MLLM; collective."""
     state = engine.model_state()
     return {name: state[name] for name in names}
+
+
+def export(
+    model: PreTrainedModel,
+    state: Mapping[str, Tensor],
+    adapter: Adapter,
+    uri: str,
+    lineage: Mapping[str, Any],
+) -> str:
+    """Writes model, processor, vocabulary and lineage; returns a hash of the weights.
+
+    What was written is loaded back and compared bit for bit before it goes to its place.
+
+    Args:
+        model: Has the config and the names; its own weights may be spread over workers.
+        lineage: Where model and data come from.
+
+    Raises:
+        CheckpointError: If the files do not hold these weights, or the words were lost.
+        StorageError: If the folder cannot be written.
+    """
+    with tempfile.TemporaryDirectory(prefix="samtok-") as name:
+        folder = Path(name)
+        save_pretrained(model, adapter, folder, state=state)
+        _compare(folder, state, uri)
+        digest = weights_digest(str(folder))
+        body = json.dumps({**lineage, "weights_sha256": digest}, indent=2) + "\n"
+        (folder / LINEAGE_FILE).write_text(body)
+        storage.put_folder(folder, uri, last=SAMTOK_FILE)
+    return digest
+
+
+def _compare(folder: Path, state: Mapping[str, Tensor], uri: str) -> None:
+    """Loads what was written the way a user does, and compares it with what was to be written."""
+    loaded = load_adapter(folder).load_model(folder).state_dict()
+    odd = sorted(set(loaded) ^ set(state))
+    odd += [
+        name
+        for name, tensor in loaded.items()
+        if name in state and not torch.equal(tensor, state[name].cpu())
+    ]
+    if odd:
+        raise CheckpointError(
+            f"the export to {uri} went wrong: {', '.join(odd[:3])} of {len(odd)} tensors are not what was "
+            "trained when the files are loaded back. Nothing was written there."
+        )

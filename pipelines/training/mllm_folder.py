@@ -13,7 +13,6 @@ def read_model_folder(uri: str, *, owner: object) -> MllmFolder:
     """Reads what a model's folder states: family, words, their tokenizer.
 
     Args:
-        uri: A folder or a shipped name.
         owner: The config object whose field ``model`` it is.
 
     Raises:

@@ -1,16 +1,14 @@
 """What is known of a training run before anything runs: engine, fingerprint, lineage. Loads no torch."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from pipelines import provenance, shards
 from pipelines.config import RunConfig
-from pipelines.training.config import EngineConfig, TrainingConfig
-from pipelines.training.deepspeed_file import read_deepspeed_config
 from pipelines.training.resume import check_same
 
-C = TypeVar("C", bound=TrainingConfig)
+C = TypeVar("C", bound=RunConfig)
 
 _FREE = (
     *("out", "tracking", "dry_run", "max_reject_rate", "checkpoints", "max_bad_steps", "log_every_s"),
@@ -21,7 +19,7 @@ _FREE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared(Generic[C]):
-    """A run that was checked: everything it needs is there and fits.
+    """A run that was checked: everything it needs is there and fits. Workers are given it; picklable.
 
     Attributes:
         config: With absolute places and all that preparing filled in.
@@ -45,23 +43,10 @@ class Prepared(Generic[C]):
         check_same(self.config.out, self.fingerprint)
 
 
-def deepspeed_of(engine: EngineConfig, stages: Sequence[int]) -> Mapping[str, Any] | None:
-    """Reads and checks the DeepSpeed file of a run, if it has one.
-
-    Args:
-        engine: Names it.
-        stages: ZeRO stages with which this kind of training works.
-    """
-    if engine.deepspeed is None:
-        return None
-    return read_deepspeed_config(engine.deepspeed, stages=stages, owner=engine)
-
-
 def settings_of(config: RunConfig, *, without: Collection[str]) -> dict[str, Any]:
     """Returns the settings that decide what is learnt, as JSON values.
 
     Args:
-        config: The run.
         without: Fields of this kind of training that do not, or are in the fingerprint in another form; a
             field of a part is written ``part.field``.
     """

@@ -20,13 +20,9 @@ class Progress:
     """Shows and logs the workers' events; steps that are repeated after a restart are logged once.
 
     Args:
-        steps: Steps of the run.
-        tracker: Where metrics go.
-        log_every_s: Seconds between lines.
         unit: Name of the count in a step's metrics whose rate is shown, such as masks.
         hidden: Metrics that go to the tracker and not into lines.
         validation_line: Makes the line of a ``validation``.
-        clock: Seconds; a test has its own.
     """
 
     def __init__(

@@ -13,7 +13,6 @@ FINGERPRINT_FILE = "fingerprint.json"
 RECORD_FILE = "record.json"
 """Written last: the run is complete."""
 
-
 STATE_FILE = "state.json"
 """Written last of a checkpoint."""
 
@@ -37,10 +36,6 @@ def has_begun(out: str) -> bool:
 def check_same(out: str, fingerprint: Mapping[str, Any]) -> None:
     """Makes sure that no other run has begun in a folder; writes nothing.
 
-    Args:
-        out: Folder of the run.
-        fingerprint: All that decides what is learnt, as JSON values.
-
     Raises:
         ConfigError: Names what differs from the run that is there.
     """
@@ -54,18 +49,11 @@ def check_same(out: str, fingerprint: Mapping[str, Any]) -> None:
         )
 
 
-def claim(out: str, fingerprint: Mapping[str, Any], *, dry_run: bool = False) -> None:
-    """Makes a folder this run's, unless another run has begun in it; raises as ``check_same``.
-
-    Args:
-        out: Folder of the run.
-        fingerprint: All that decides what is learnt, as JSON values.
-        dry_run: Only check.
-    """
+def claim(out: str, fingerprint: Mapping[str, Any]) -> None:
+    """Makes a folder this run's, unless another run has begun in it; raises as ``check_same``."""
     check_same(out, fingerprint)
-    if not dry_run:
-        body = json.dumps(fingerprint, indent=2, sort_keys=True)
-        storage.write_bytes(storage.join(out, FINGERPRINT_FILE), body.encode())
+    body = json.dumps(fingerprint, indent=2, sort_keys=True)
+    storage.write_bytes(storage.join(out, FINGERPRINT_FILE), body.encode())
 
 
 def write_record(out: str, record: Mapping[str, Any]) -> None:

@@ -1,10 +1,13 @@
-"""Counts optimizer steps, and ends a run whose gradients are NaN or infinite for several steps."""
+"""Steps of an optimizer: learning rate, seeds, and the end of a run whose gradients are NaN or infinite."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from pipelines.training.config import OptimizerConfig
 from samtok.errors import SamtokError
 
 
@@ -46,3 +49,17 @@ class Steps:
                 "--optimizer.warmup-steps, with another --out; or raise --max-bad-steps."
             )
         return False
+
+
+def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
+    """Returns the rate of a step: it rises over the warm-up and falls along a cosine to the last step."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, steps - 1 - config.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    return config.lr * (config.final_lr_share + (1 - config.final_lr_share) * cosine)
+
+
+def mixed_seed(*numbers: int) -> int:
+    """Returns a seed that differs wherever any of the numbers does."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

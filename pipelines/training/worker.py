@@ -9,7 +9,7 @@ import dataclasses
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -23,6 +23,7 @@ from pipelines.training.config import CheckpointsConfig, TrainingConfig, Validat
 from pipelines.training.engine import Engine
 from pipelines.training.fit import Notify
 from pipelines.training.journal import Journal
+from pipelines.training.prepare import Prepared
 from pipelines.training.resume import write_record
 from pipelines.training.steps import Steps
 from samtok.errors import CheckpointError, DataError
@@ -34,35 +35,14 @@ MIN_JUDGED = 100
 C = TypeVar("C", bound=TrainingConfig)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainTask(Generic[C]):
-    """What a worker is given; picklable.
-
-    Attributes:
-        config: With absolute places and all that preparing filled in.
-        fingerprint: Hash of all that decides what is learnt.
-        lineage: Where weights and data come from; it goes along with every export.
-        deepspeed: Body of the DeepSpeed file; None trains with the plain engine.
-    """
-
-    config: C
-    fingerprint: str
-    lineage: Mapping[str, Any]
-    deepspeed: Mapping[str, Any] | None = None
-
-
 class Part(Protocol):
-    """What a loader prepares for a step, beside what the model needs."""
+    """What a loader prepares for a step, beside what the model needs; see ``draws.Drawn``."""
 
     @property
-    def rejects(self) -> Sequence[dict[str, Any]]:
-        """Entries of the reject table: what was drawn and replaced."""
-        ...
+    def rejects(self) -> Sequence[dict[str, Any]]: ...
 
     @property
-    def counts(self) -> Mapping[str, int]:
-        """Counts as ``Tally.counts`` has them."""
-        ...
+    def counts(self) -> Mapping[str, int]: ...
 
 
 P = TypeVar("P", bound=Part)
@@ -113,9 +93,7 @@ class TrainWorker(ABC, Generic[C, P]):
     """One worker of a run.
 
     Args:
-        task: The run.
         notify: Gets what happens: ``step``, ``validation``, ``checkpoint``, ``resumed``, with numbers.
-        trainer: Takes steps.
         validation: How often to validate; None where there is nothing to validate on.
     """
 
@@ -127,7 +105,7 @@ class TrainWorker(ABC, Generic[C, P]):
     """Measure of a validation by which the best one is found."""
 
     def __init__(
-        self, task: TrainTask[C], notify: Notify, trainer: StepTaker, validation: ValidationConfig | None
+        self, task: Prepared[C], notify: Notify, trainer: StepTaker, validation: ValidationConfig | None
     ) -> None:
         self.task, self.config, self.notify, self.out = task, task.config, notify, task.config.out
         self.trainer, self.validation, self.rank = trainer, validation, world.rank()
@@ -162,13 +140,9 @@ class TrainWorker(ABC, Generic[C, P]):
     def export(self, uri: str, lineage: Mapping[str, Any]) -> None:
         """Writes what was trained; collective, the first worker writes."""
 
-    @abstractmethod
     def model_state(self) -> dict[str, Tensor]:
         """Returns what a checkpoint keeps of the model; collective."""
-
-    @abstractmethod
-    def load_model(self, saved: Checkpoint) -> None:
-        """Takes the model of a checkpoint."""
+        return self.trainer.engine.model_state()
 
     def extra_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Returns tensors and JSON values that a checkpoint keeps besides; collective."""
@@ -271,7 +245,7 @@ class TrainWorker(ABC, Generic[C, P]):
         body = {
             "step": steps.done,
             "draws": steps.done * self.config.per_step,
-            "fingerprint": self.task.fingerprint,
+            "fingerprint": self.task.digest,
             "lineage": dict(self.task.lineage),
             "tally": dataclasses.asdict(self.tally),
             "journal": self.journal.state(),
@@ -290,7 +264,7 @@ class TrainWorker(ABC, Generic[C, P]):
         step = world.from_first(found[-1] if found else None)
         if step is None:
             return
-        saved = load_state(self.out, step, self.task.fingerprint, self.trainer, self.load_model)
+        saved = load_state(self.out, step, self.task.digest, self.trainer)
         self.load_extra(saved)
         self.trainer.steps.done = step
         self.tally = Tally.of(saved.body["tally"])
@@ -302,7 +276,7 @@ class TrainWorker(ABC, Generic[C, P]):
         """Writes the record of the run, which says that it is complete."""
         tally = self.tally
         record = {
-            "fingerprint": self.task.fingerprint,
+            "fingerprint": self.task.digest,
             "steps": self.config.steps,
             "final": tally.final,
             "best": tally.best,
@@ -353,13 +327,7 @@ def save_state(
     """Writes a checkpoint and deletes older ones; collective, the first worker writes.
 
     Args:
-        out: Folder of the run.
-        keep: How many stay.
-        trainer: Its engine and its skipped steps are kept.
-        model: What is kept of the model.
         body: The rest as JSON; at least ``step`` and ``fingerprint``.
-        seed: Of the run.
-        extra: Other tensors.
     """
     optimizer = trainer.engine.optimizer_state()
     if world.rank() != 0:
@@ -370,21 +338,8 @@ def save_state(
     checkpoints.drop_old(out, keep.keep)
 
 
-def load_state(
-    out: str,
-    step: int,
-    fingerprint: str,
-    trainer: StepTaker,
-    load_model: Callable[[Checkpoint], None] | None = None,
-) -> Checkpoint:
+def load_state(out: str, step: int, fingerprint: str, trainer: StepTaker) -> Checkpoint:
     """Goes back to a checkpoint and returns it: weights, optimizer, skipped steps.
-
-    Args:
-        out: Folder of the run.
-        step: Of the checkpoint.
-        fingerprint: Of the run.
-        trainer: Gets optimizer state and skipped steps, and by default the weights, through its engine.
-        load_model: Gets the checkpoint and loads its weights instead.
 
     Raises:
         CheckpointError: It is broken, or of a run with other settings.
@@ -395,10 +350,7 @@ def load_state(
             f"checkpoint {step} of {out} was made by a run with other settings. Use the settings in its "
             "config.json, or choose another --out."
         )
-    if load_model is None:
-        trainer.engine.load_model_state(saved.model)
-    else:
-        load_model(saved)
+    trainer.engine.load_model_state(saved.model)
     trainer.engine.load_optimizer_state(saved.optimizer)
     trainer.steps.bad_in_a_row, trainer.steps.skipped = saved.body["bad_in_a_row"], saved.body["skipped"]
     return saved

@@ -30,10 +30,3 @@ def from_first(value: Any) -> Any:
     if size() > 1:
         distributed.broadcast_object_list(values, src=0)
     return values[0]
-
-
-def require_no_error(error: Exception | None) -> None:
-    """Raises the first error of any worker on all of them, so that none is left waiting for the others."""
-    for found in gathered([error]):
-        if found is not None:
-            raise found

@@ -24,7 +24,6 @@ class Parts(ABC):
     """What all stages have in common.
 
     Args:
-        module: What is trained.
         parameters: The trained ones, by name.
         shapes: Theirs, from before ZeRO got hold of them.
         adam: The optimizer, after ZeRO has put its flat tensors in.

@@ -35,12 +35,13 @@ from pipelines.chats.prompt_selection import load_prompts
 from pipelines.chats.prompts import PromptsConfig, PromptSource
 from pipelines.grpo.groups import Group, RolloutTask, outline
 from pipelines.grpo.learn.algorithms import AlgorithmConfig, Mean
-from pipelines.grpo.learn.learner import Learner, LearnerTask
+from pipelines.grpo.learn.learner import Learner
 from pipelines.grpo.learn.micro import micro_batches
 from pipelines.grpo.learn.update import plan_update
 from pipelines.grpo.reward.scoring import Scorer
 from pipelines.grpo.rollout.sampler import Sampler
-from pipelines.grpo.transport import ObjectStoreTransport
+from pipelines.grpo.transport import WeightTransport
+from pipelines.training.prepare import Prepared
 from samtok.mllm.grammar import SuppressTokens
 from tests.benchmarks import grpo_parts as parts
 from tests.benchmarks.grpo_parts import Place, Split, Took
@@ -160,8 +161,8 @@ class _OneProcess:
             store[:] = [*store[-1:], data]
             return len(store) - 1
 
-        transport = ObjectStoreTransport(put, store.__getitem__, piece_bytes=2**28)
-        self.learner = Learner(LearnerTask(config, "", {}), transport)
+        transport = WeightTransport(put, store.__getitem__, piece_bytes=2**28)
+        self.learner = Learner(Prepared(config=config, fingerprint={}, lineage={}), transport)
         self.sampler = Sampler(config, prompts, None, transport)
         self.scorer = Scorer(config)
         self.split = Split()

@@ -29,7 +29,7 @@ from pipelines.grpo.observe.metrics import validation_measures
 from pipelines.grpo.presets import GRES
 from pipelines.grpo.reward.scoring import Scorer, ValidationRow
 from pipelines.grpo.rollout.sampler import Sampler
-from pipelines.grpo.transport import ObjectStoreTransport
+from pipelines.grpo.transport import WeightTransport
 from samtok.plots.curves import Curve, CurvePanel, curves_plot
 
 BOOTSTRAPS = 10_000
@@ -57,7 +57,7 @@ def answers(model: str, test: str, samples: int, tokenizer: str) -> list[Validat
         validation=replace(GRES["tour"].validation, samples=samples),
     )
     prompts = load_prompts(config.chats, config.prompts, seed=config.seed)
-    transport = ObjectStoreTransport(lambda data: data, lambda data: data, piece_bytes=2**28)
+    transport = WeightTransport(lambda data: data, lambda data: data, piece_bytes=2**28)
     sampler, scorer = Sampler(config, prompts, prompts, transport), Scorer(config)
     found: list[ValidationRow] = []
     for first in range(0, len(prompts), PARTS):

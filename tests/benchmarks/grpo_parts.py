@@ -13,12 +13,12 @@ from pipelines.cluster import session
 from pipelines.config import WorkerConfig
 from pipelines.grpo.config import ChecksConfig, GrpoConfig, LearnerConfig, RewardConfig, RolloutConfig
 from pipelines.grpo.learn.algorithms import AlgorithmConfig
-from pipelines.grpo.learn.learner import LearnerTask
 from pipelines.grpo.loop import Loop
 from pipelines.grpo.observe.progress import GrpoProgress
 from pipelines.grpo.team import Team
 from pipelines.tracking import Tracker
 from pipelines.training.config import CheckpointsConfig, OptimizerConfig, TrainedConfig
+from pipelines.training.prepare import Prepared
 from samtok.mllm.adapters import load_adapter
 from samtok.mllm.family import Adapter
 from samtok.mllm.tiny.models import TinyConfig, build_tiny, default_texts
@@ -160,7 +160,7 @@ def loop_steps(place: Place, prompts: PromptSource, staleness: int) -> list[dict
     config = replace(config, steps=steps, rollout=replace(config.rollout, max_staleness=staleness))
     rows = _Rows(steps, Tracker("off", experiment="benchmark", home=out))
     with session(num_cpus=3, at_least_cpus=3) as cluster:
-        team = Team(LearnerTask(config, "", {}), prompts, None, cluster)
+        team = Team(Prepared(config=config, fingerprint={}, lineage={}), prompts, None, cluster)
         try:
             Loop(team, prompts, None, rows).run()
         finally:

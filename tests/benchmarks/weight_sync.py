@@ -28,7 +28,7 @@ from torch import Tensor
 from pipelines.chats.prompt_selection import load_prompts
 from pipelines.chats.prompts import PromptsConfig
 from pipelines.cluster import session
-from pipelines.grpo.transport import ObjectStoreTransport, Weights
+from pipelines.grpo.transport import Weights, WeightTransport
 from tests.benchmarks import grpo_parts as parts
 
 MB = 2**20
@@ -75,7 +75,7 @@ class _End:
 
         torch.set_num_threads(1)
         self.state = _weights(megabytes, seed=0)
-        self.transport = ObjectStoreTransport(ray.put, ray.get, piece_bytes=bucket_mb * MB, checksum=checksum)
+        self.transport = WeightTransport(ray.put, ray.get, piece_bytes=bucket_mb * MB, checksum=checksum)
 
     def nbytes(self) -> int:
         """Returns the bytes of the weights."""

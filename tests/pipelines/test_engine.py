@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pipelines.training.config import OptimizerConfig
-from pipelines.training.deepspeed_file import check_deepspeed_config, read_deepspeed_config
+from pipelines.training.config import EngineConfig, OptimizerConfig
+from pipelines.training.deepspeed_file import check_deepspeed_config, deepspeed_of
 from pipelines.training.engine import Engine, OptimizerState, PlainEngine, buckets
 from samtok.errors import CheckpointError, ConfigError
 
@@ -157,15 +157,16 @@ def test_buckets_keep_order_and_limit(sizes: list[int], limit: int):
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_shipped_files_are_found_from_anywhere(stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    body = read_deepspeed_config(f"infra/deepspeed/zero{stage}.json", stages=(1, 2, 3))
-    assert body["zero_optimization"]["stage"] == stage
+    body = deepspeed_of(EngineConfig(deepspeed=f"infra/deepspeed/zero{stage}.json"), (1, 2, 3))
+    assert body is not None and body["zero_optimization"]["stage"] == stage
 
 
 def test_a_file_of_the_working_directory_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "infra" / "deepspeed").mkdir(parents=True)
     Path("infra/deepspeed/zero1.json").write_text('{"zero_optimization": {"stage": 2}}')
-    assert read_deepspeed_config("infra/deepspeed/zero1.json") == {"zero_optimization": {"stage": 2}}
+    engine = EngineConfig(deepspeed="infra/deepspeed/zero1.json")
+    assert deepspeed_of(engine, (1, 2)) == {"zero_optimization": {"stage": 2}}
 
 
 @pytest.mark.parametrize(
@@ -215,7 +216,7 @@ def test_a_config_that_says_too_much_is_refused(text: str, message: str, tmp_pat
     path = tmp_path / "mine.json"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message) as caught:
-        read_deepspeed_config(str(path))
+        deepspeed_of(EngineConfig(deepspeed=str(path)), (1, 2))
     assert str(caught.value).startswith(f"--deepspeed {path}")
 
 
@@ -237,4 +238,4 @@ def test_stage_3_has_keys_of_its_own(zero: dict, message: str):
 
 def test_a_missing_config_says_where_it_was_looked_for():
     with pytest.raises(ConfigError, match=r"--deepspeed no/such.json: there is no such file.*zero1.json"):
-        read_deepspeed_config("no/such.json")
+        deepspeed_of(EngineConfig(deepspeed="no/such.json"), (1, 2))

@@ -12,12 +12,12 @@ from pipelines.grpo import actors
 from pipelines.grpo.actors import Lost
 from pipelines.grpo.config import ChecksConfig, LearnerConfig
 from pipelines.grpo.job import grpo_gres
-from pipelines.grpo.learn.learner import LearnerTask
 from pipelines.grpo.learn.learner_group import LearnerActor
 from pipelines.grpo.observe.alarms import AlarmsConfig
 from pipelines.grpo.prepare import prepare
 from pipelines.grpo.rollout.pool import RolloutPool, SamplerActor
 from pipelines.training.config import OptimizerConfig
+from pipelines.training.prepare import Prepared
 from tests.grpo_runs import (
     CPU,
     EVERY,
@@ -122,7 +122,7 @@ def test_weights_that_died_with_their_learner_are_not_blamed_on_a_sampler(world,
     import ray
 
     ready = prepare(short(world, tmp_path))
-    task = LearnerTask(ready.config, ready.digest, ready.lineage)
+    task = Prepared(config=ready.config, fingerprint=ready.fingerprint, lineage=ready.lineage)
     learner = actors.start_actor(LearnerActor, cpus=0)
     ray.get(learner.start.remote(task, 0, 1, ""))
     weights: Any = ray.get(learner.publish.remote(0))

@@ -56,8 +56,9 @@ def held_out(count):
     return rows
 
 
-def written(out, **parts):
-    given = {"config": {}, "record": {}, "history": [], "validations": []} | parts
+def written(out, validations=(), **parts):
+    given = {"config": {}, "record": {}, "history": []} | parts
+    given["record"] = {**given["record"], "validations": validations}
     pictures = report.write_report(str(out), **given)
     return Page((out / "report" / "index.html").read_text()), pictures
 

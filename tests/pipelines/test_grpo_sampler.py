@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from pipelines.chats.prompts import PromptsConfig, encode_prompt
+from pipelines.grpo.actors import stacks
 from pipelines.grpo.config import GrpoConfig, PromptValidationConfig, RolloutConfig
 from pipelines.grpo.groups import Group, RolloutTask
-from pipelines.grpo.rollout.sampler import Sampler, stacks
-from pipelines.training.schedule import mixed_seed
+from pipelines.grpo.rollout.sampler import Sampler
+from pipelines.training.steps import mixed_seed
 from tests.grpo import CPU, MAX_TOKENS, World, rolled
 
 

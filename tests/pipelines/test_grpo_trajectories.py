@@ -99,17 +99,6 @@ def test_a_range_of_steps_is_read_with_both_ends(tmp_path):
     assert list(read_trajectories(str(tmp_path / "none"))) == []
 
 
-def test_rows_that_do_not_fit_are_refused_with_their_place(tmp_path):
-    lacking = trajectory(7, 3, 0.5, "")
-    del lacking["advantage"]
-    with pytest.raises(ValueError, match=r"draw 7, reply 3: missing \['advantage'\] and unknown \['rank'\]"):
-        write_trajectories(str(tmp_path), 0, [{**lacking, "rank": 0}])
-    odd = trajectory(7, 3, 0.5, "", rollout_log_probs=[-0.5])
-    with pytest.raises(ValueError, match="draw 7, reply 3: got 1 log-probabilities for 3 tokens"):
-        write_trajectories(str(tmp_path), 0, [odd])
-    assert steps_of(str(tmp_path)) == []
-
-
 def test_trajectories_of_another_schema_are_refused(tmp_path):
     uri = write_trajectories(str(tmp_path), 0, [trajectory(0, 0, 0.5, "")])
     pq.write_table(pq.read_table(uri).replace_schema_metadata({"samtok_schema_version": "1"}), uri)

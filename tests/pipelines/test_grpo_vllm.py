@@ -18,7 +18,7 @@ from pipelines.grpo.config import GrpoConfig, RolloutConfig
 from pipelines.grpo.groups import RolloutTask
 from pipelines.grpo.rollout.engines import HfEngine, Shown
 from pipelines.grpo.rollout.sampler import Sampler
-from pipelines.grpo.transport import ObjectStoreTransport
+from pipelines.grpo.transport import WeightTransport
 from samtok.errors import CheckpointError, ConfigError
 from samtok.mllm.adapters import load_adapter
 from samtok.mllm.chat import Turn
@@ -312,7 +312,7 @@ def test_a_sampler_hands_the_engine_images_and_makes_groups_of_its_answers(
 ):
     config: GrpoConfig = world.config(rollout=replace(ROLLOUT, prompts_per_task=4))
     prompts = load_prompts(config.chats, config.prompts, seed=0)
-    transport = ObjectStoreTransport(lambda data: data, lambda ref: ref, piece_bytes=2**20)
+    transport = WeightTransport(lambda data: data, lambda ref: ref, piece_bytes=2**20)
     sampler = Sampler(config, prompts, None, transport)
     sampling, groups = sampler.roll(RolloutTask(0, ((0, 0), (1, 1))))
     assert not sampling.rejects and [len(group.responses) for group in groups] == [2, 2]

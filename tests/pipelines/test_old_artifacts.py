@@ -173,7 +173,7 @@ def test_checkpoints_are_loaded(name: str, old: Path):
 @pytest.mark.parametrize("name", RUNS)
 def test_another_run_in_the_folder_is_refused_with_what_differs(name: str, old: Path):
     with pytest.raises(ConfigError, match="other settings. Different: .*seed: .* choose another --out"):
-        resume.claim(str(old / name), {"seed": 99}, dry_run=True)
+        resume.check_same(str(old / name), {"seed": 99})
 
 
 def test_trajectories_are_read(old: Path):

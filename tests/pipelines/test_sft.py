@@ -16,7 +16,6 @@ from pipelines.sft.data import PreparedChat, micro_batches, step_loader
 from pipelines.sft.job import train_mllm
 from pipelines.sft.loop import Trainer
 from pipelines.sft.presets import PRESETS
-from pipelines.sft.run import task_of
 from pipelines.sft.worker import build_trainer
 from pipelines.training import checkpoints
 from pipelines.training.config import OptimizerConfig, TrainedConfig, TrainWorkerConfig
@@ -54,7 +53,7 @@ def losses(out: Path) -> list[float]:
 
 def steps_of(world: World, **changes) -> tuple[Trainer, list[dict[str, float]]]:
     """Takes four steps, and writes nothing."""
-    task = task_of(ready(short(world, world.home / "unused", steps=4, **changes)))
+    task = ready(short(world, world.home / "unused", steps=4, **changes))
     adapter = load_adapter(world.model)
     trainer = build_trainer(adapter.load_model(world.model), adapter, task)
     chats = loader(world, steps=4, **changes).steps(0)

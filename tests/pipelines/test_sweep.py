@@ -181,7 +181,7 @@ def test_a_dry_run_prints_all_trials_and_writes_nothing(tmp_path, capsys, monkey
 
 def trial_task(folder, name: str = "fsq-8x8") -> TokenizerTask:
     sweep = dataclasses.replace(SMOKE, out=str(folder), train=short(folder, steps=4))
-    return TokenizerTask(config=sweep.trial(name, None), fingerprint="fingerprint", lineage={})
+    return TokenizerTask(config=sweep.trial(name, None), fingerprint={}, lineage={})
 
 
 @pytest.fixture(scope="module")
@@ -204,12 +204,12 @@ def test_the_row_of_a_stopped_trial_has_its_last_look(tmp_path):
     task = trial_task(tmp_path, "rq-shared-64x2")
     (tmp_path / "trials" / "rq-shared-64x2").mkdir(parents=True)
     (tmp_path / "trials" / "rq-shared-64x2" / STOPPED_FILE).write_text(
-        json.dumps({"fingerprint": "fingerprint", "final": {"step": 20.0, "iou": 0.25}})
+        json.dumps({"fingerprint": task.digest, "final": {"step": 20.0, "iou": 0.25}})
     )
     row = _row(task, None)
     assert (row["status"], row["steps"], row["iou"], row["seconds"]) == ("stopped", 20, 0.25, None)
     assert (row["kind"], row["shared"]) == ("rq-shared", True)
-    other = dataclasses.replace(task, fingerprint="of other settings")
+    other = dataclasses.replace(task, fingerprint={"seed": 99})
     assert _row(other, None)["status"] == "failed", "what was ended with other settings was counted"
 
 

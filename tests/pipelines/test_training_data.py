@@ -27,7 +27,7 @@ from pipelines.tokenizer_training.data import (
     training_sources,
     validation_sources,
 )
-from pipelines.tokenizer_training.samples import Sample
+from pipelines.tokenizer_training.sources import Sample
 from pipelines.training.config import TrainWorkerConfig
 from pipelines.training.draws import Unusable
 from pipelines.training.loader import StepLoader

@@ -4,7 +4,7 @@ import pytest
 
 from pipelines.tokenizer_training.config import SamplingConfig, ValidationConfig
 from pipelines.tokenizer_training.job import train_tokenizer
-from pipelines.tokenizer_training.progress import progress_of as build_progress
+from pipelines.tokenizer_training.run import progress_of as build_progress
 from pipelines.training.config import EngineConfig
 from pipelines.training.fit import Board
 from pipelines.training.job import items_of

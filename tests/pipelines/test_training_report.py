@@ -9,7 +9,7 @@ from PIL import Image
 
 from pipelines.reports import html as report_html
 from pipelines.tokenizer_training import report
-from pipelines.tokenizer_training.samples import Sample
+from pipelines.tokenizer_training.sources import Sample
 from samtok.model.tokenizer import MaskTokenizer
 from samtok.plots import pictures as viz
 from tests.pages import Page
@@ -68,8 +68,9 @@ RECORD = {
 }
 
 
-def written(out, **parts):
-    given = {"config": {}, "record": {}, "history": [], "validations": [], "sheet": None} | parts
+def written(out, validations=(), **parts):
+    given = {"config": {}, "record": {}, "history": [], "sheet": None} | parts
+    given["record"] = {**given["record"], "validations": validations}
     pictures = report.write_report(str(out), **given)
     return Page((out / "report" / "index.html").read_text()), pictures
 

@@ -4,8 +4,8 @@ They differ in five places only: what is subtracted from a reward, what it is di
 step, how tokens are averaged, and whether prompts that teach nothing are replaced.
 """
 
-from dataclasses import dataclass, fields
-from typing import Annotated, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, Literal
 
 from annotated_types import Gt
 
@@ -21,78 +21,29 @@ Baseline = Literal["group", "leave_one_out"]
 
 @dataclass(frozen=True, kw_only=True)
 class Algorithm:
-    """All choices made."""
+    """All choices made; by default GRPO (arXiv 2402.03300), with the token mean of all later trainers."""
 
-    limit: Limit
-    clip_low: float
-    clip_high: float
-    baseline: Baseline
-    scale: Scale
-    mean: Mean
-    dynamic_sampling: bool
+    limit: Limit = "ppo"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    baseline: Baseline = "group"
+    scale: Scale = "group"
+    mean: Mean = "token"
+    dynamic_sampling: bool = False
 
 
 ALGORITHMS: dict[Name, Algorithm] = {
-    # arXiv 2402.03300, with the token mean that all later trainers use.
-    "grpo": Algorithm(
-        limit="ppo",
-        clip_low=0.2,
-        clip_high=0.2,
-        baseline="group",
-        scale="group",
-        mean="token",
-        dynamic_sampling=False,
-    ),
+    "grpo": Algorithm(),
     # arXiv 2503.20783: no division by the deviation, and by a constant instead of lengths.
-    "dr_grpo": Algorithm(
-        limit="ppo",
-        clip_low=0.2,
-        clip_high=0.2,
-        baseline="group",
-        scale="none",
-        mean="constant",
-        dynamic_sampling=False,
-    ),
+    "dr_grpo": Algorithm(scale="none", mean="constant"),
     # arXiv 2503.14476: a higher upper limit, token mean, prompts that teach nothing are replaced.
-    "dapo": Algorithm(
-        limit="ppo",
-        clip_low=0.2,
-        clip_high=0.28,
-        baseline="group",
-        scale="group",
-        mean="token",
-        dynamic_sampling=True,
-    ),
+    "dapo": Algorithm(clip_high=0.28, dynamic_sampling=True),
     # arXiv 2507.18071: one ratio per response, with limits of another size.
-    "gspo": Algorithm(
-        limit="gspo",
-        clip_low=3e-4,
-        clip_high=4e-4,
-        baseline="group",
-        scale="group",
-        mean="sequence",
-        dynamic_sampling=False,
-    ),
+    "gspo": Algorithm(limit="gspo", clip_low=3e-4, clip_high=4e-4, mean="sequence"),
     # arXiv 2506.13585: the weight is limited, never the gradient.
-    "cispo": Algorithm(
-        limit="cispo",
-        clip_low=1.0,
-        clip_high=4.0,
-        baseline="group",
-        scale="group",
-        mean="token",
-        dynamic_sampling=False,
-    ),
+    "cispo": Algorithm(limit="cispo", clip_low=1.0, clip_high=4.0),
     # arXiv 2402.14740: every response against the mean of the others.
-    "rloo": Algorithm(
-        limit="reinforce",
-        clip_low=0.2,
-        clip_high=0.2,
-        baseline="leave_one_out",
-        scale="none",
-        mean="constant",
-        dynamic_sampling=False,
-    ),
+    "rloo": Algorithm(limit="reinforce", baseline="leave_one_out", scale="none", mean="constant"),
 }
 
 
@@ -166,5 +117,5 @@ class AlgorithmConfig:
     def resolved(self) -> Algorithm:
         """The named algorithm with the fields that are set here."""
         base = ALGORITHMS[self.name]
-        given = {f.name: value for f in fields(base) if (value := getattr(self, f.name)) is not None}
-        return Algorithm(**{f.name: getattr(base, f.name) for f in fields(base)} | given)
+        given: Any = {f.name: value for f in fields(base) if (value := getattr(self, f.name)) is not None}
+        return replace(base, **given)

@@ -8,7 +8,6 @@ the driver over the whole step, so neither the number of learners nor the cut in
 import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,12 +19,11 @@ from pipelines.grpo.groups import Group, Share
 from pipelines.grpo.learn.algorithms import AlgorithmConfig
 from pipelines.grpo.learn.micro import Micro, micro_batches
 from pipelines.grpo.transport import Weights, WeightTransport
-from pipelines.training import mllm_export as export
-from pipelines.training import world
+from pipelines.training import mllm, world
 from pipelines.training.engine import autocast, engine_of
 from pipelines.training.mllm import keep_fewer_activations, names_of_trained, trained_state
-from pipelines.training.schedule import learning_rate
-from pipelines.training.steps import Steps
+from pipelines.training.prepare import Prepared
+from pipelines.training.steps import Steps, learning_rate
 from pipelines.training.worker import load_state, save_state
 from samtok import folders
 from samtok.mllm.adapters import load_adapter
@@ -37,27 +35,11 @@ from samtok.rl.kl import kl_loss, kl_values, sequence_kl
 from samtok.rl.policy import PolicySettings, policy_terms, truncated_importance
 
 
-@dataclass(frozen=True)
-class LearnerTask:
-    """What a learner is given; picklable."""
-
-    config: GrpoConfig
-    fingerprint: str
-    lineage: Mapping[str, Any]
-    deepspeed: Mapping[str, Any] | None = None
-
-
 class Learner:
-    """Learns.
-
-    Args:
-        task: The run.
-        transport: Where published weights go.
-        device: Where the model is.
-    """
+    """Learns."""
 
     def __init__(
-        self, task: LearnerTask, transport: WeightTransport, device: torch.device | str = "cpu"
+        self, task: Prepared[GrpoConfig], transport: WeightTransport, device: torch.device | str = "cpu"
     ) -> None:
         config = task.config
         torch.set_num_threads(config.learner.worker.threads)
@@ -231,14 +213,14 @@ class Learner:
         Raises:
             CheckpointError: It is broken, or of a run with other settings.
         """
-        return load_state(self.config.out, step, self.task.fingerprint, self).body
+        return load_state(self.config.out, step, self.task.digest, self).body
 
     def export(self, name: str, facts: Mapping[str, Any]) -> None:
         """Writes the model as a Hugging Face folder of the run."""
         state = self.engine.model_state()
         if self.rank == 0:
             lineage = {**self.task.lineage, "run": self.config.out, **facts}
-            export.export(self.model, state, self.adapter, storage.join(self.config.out, name), lineage)
+            mllm.export(self.model, state, self.adapter, storage.join(self.config.out, name), lineage)
 
 
 def policy_settings(algorithm: AlgorithmConfig) -> PolicySettings:

@@ -5,7 +5,6 @@ anew and go back to the last checkpoint.
 """
 
 import datetime
-import logging
 import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,16 +13,18 @@ import torch
 from torch import distributed
 
 from pipelines.grpo import actors
-from pipelines.grpo.actors import stacks
-from pipelines.grpo.groups import Group, Share
-from pipelines.grpo.learn.learner import Learner, LearnerTask
+from pipelines.grpo.config import GrpoConfig
+from pipelines.grpo.groups import Share
+from pipelines.grpo.learn.learner import Learner
 from pipelines.grpo.transport import Weights, object_store
+from pipelines.training.prepare import Prepared
 
-log = logging.getLogger(__name__)
 
-
-class LearnerActor:
+class LearnerActor(Learner, actors.Traced):
     """One learner; references in what it is given are resolved here."""
+
+    def __init__(self) -> None:
+        """Leaves the rest to ``start``, since the learners have to meet first."""
 
     def address(self) -> str:
         """Returns host and a free port of this process, where the group can meet."""
@@ -33,7 +34,7 @@ class LearnerActor:
             probe.bind(("", 0))
             return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
 
-    def start(self, task: LearnerTask, rank: int, size: int, address: str) -> None:
+    def start(self, task: Prepared[GrpoConfig], rank: int, size: int, address: str) -> None:
         """Joins the group and loads the model."""
         config = task.config
         if size > 1 or task.deepspeed is not None:
@@ -45,65 +46,36 @@ class LearnerActor:
                 timeout=datetime.timedelta(seconds=config.learner.timeout_s),
             )
         device = "cuda" if config.learner.worker.gpus else "cpu"
-        self.learner = Learner(task, object_store(config.sync), torch.device(device))
+        super().__init__(task, object_store(config.sync), torch.device(device))
 
-    def learn(self, step: int, parts: Sequence[Sequence[Share]], change: bool) -> dict[str, float]:
+    def learn(self, step: int, parts: Sequence[Sequence[Share]], *, change: bool = True) -> dict[str, float]:
         """Fetches the groups of its shares and learns from them."""
         import ray
 
         fetched = [[share.fetched(ray.get) for share in part] for part in parts]
-        return self.learner.learn(step, fetched, change=change)
+        return super().learn(step, fetched, change=change)
 
-    def drift(self, refs: Sequence[Any]) -> list[list[float]]:
-        """As ``Learner.drift``."""
+    def drift(self, groups: Sequence[Any]) -> list[list[float]]:
+        """As ``Learner.drift``, for references."""
         import ray
 
-        return self.learner.drift(ray.get(list(refs)))
+        return super().drift(ray.get(list(groups)))
 
-    def parity(self, refs: Sequence[Any]) -> dict[str, float]:
-        """As ``Learner.parity``."""
+    def parity(self, groups: Sequence[Any]) -> dict[str, float]:
+        """As ``Learner.parity``, for references."""
         import ray
 
-        groups: list[Group] = ray.get(list(refs))
-        return self.learner.parity(groups)
-
-    def image_effect(self, group: Group) -> float:
-        """As ``Learner.image_effect``."""
-        return self.learner.image_effect(group)
-
-    def publish(self, version: int) -> Weights | None:
-        """As ``Learner.publish``."""
-        return self.learner.publish(version)
-
-    def save(self, body: Mapping[str, Any]) -> None:
-        """As ``Learner.save``."""
-        self.learner.save(body)
-
-    def load(self, step: int) -> dict[str, Any]:
-        """As ``Learner.load``."""
-        return self.learner.load(step)
-
-    def export(self, name: str, facts: Mapping[str, Any]) -> None:
-        """As ``Learner.export``."""
-        self.learner.export(name, facts)
-
-    def stacks(self) -> str:
-        """Returns where every thread of this process stands."""
-        return stacks()
+        return super().parity(ray.get(list(groups)))
 
 
 class LearnerGroup:
     """All learners; every call goes to all of them and waits for all of them.
 
-    Args:
-        task: The run.
-        strategies: Ray's scheduling strategy of each learner.
-
     Raises:
         ActorDied: One of them died while it started.
     """
 
-    def __init__(self, task: LearnerTask, strategies: Sequence[Any]) -> None:
+    def __init__(self, task: Prepared[GrpoConfig], strategies: Sequence[Any]) -> None:
         self.task, self.config = task, task.config.learner
         share = 0.5 if task.config.placement == "colocated" else 1.0
         self.actors = [
@@ -136,11 +108,18 @@ class LearnerGroup:
             out=self.task.config.out,
         )
 
+    def _all(self, name: str, *arguments: Any, doing: str) -> Any:
+        """Has all learners do the same; returns what the first one returns."""
+        return self._wait([getattr(actor, name).remote(*arguments) for actor in self.actors], doing)[0]
+
     def learn(
         self, step: int, parts: Sequence[Sequence[Sequence[Share]]], *, change: bool = True
     ) -> dict[str, float]:
         """Learns; ``parts`` has the optimizer steps of each learner. Returns the metrics."""
-        calls = [actor.learn.remote(step, own, change) for actor, own in zip(self.actors, parts, strict=True)]
+        calls = [
+            actor.learn.remote(step, own, change=change)
+            for actor, own in zip(self.actors, parts, strict=True)
+        ]
         return self._wait(calls, "learning")[0]
 
     def drift(self, refs: Sequence[Any]) -> list[list[float]]:
@@ -152,27 +131,27 @@ class LearnerGroup:
 
     def parity(self, refs: Sequence[Any]) -> dict[str, float]:
         """Compares the learners' log-probabilities with the samplers'; all learners have equal weights."""
-        return self._wait([actor.parity.remote(list(refs)) for actor in self.actors], "comparing")[0]
+        return self._all("parity", list(refs), doing="comparing")
 
     def image_effect(self, ref: Any) -> float:
         """Returns how much an image matters."""
-        return self._wait([actor.image_effect.remote(ref) for actor in self.actors], "comparing")[0]
+        return self._all("image_effect", ref, doing="comparing")
 
     def publish(self, version: int) -> Weights:
         """Publishes the trained weights."""
-        return self._wait([a.publish.remote(version) for a in self.actors], "publishing weights")[0]
+        return self._all("publish", version, doing="publishing weights")
 
     def save(self, body: Mapping[str, Any]) -> None:
         """Writes a checkpoint."""
-        self._wait([actor.save.remote(body) for actor in self.actors], "saving")
+        self._all("save", body, doing="saving")
 
     def load(self, step: int) -> dict[str, Any]:
         """Goes back to a checkpoint."""
-        return self._wait([actor.load.remote(step) for actor in self.actors], "loading a checkpoint")[0]
+        return self._all("load", step, doing="loading a checkpoint")
 
     def export(self, name: str, facts: Mapping[str, Any]) -> None:
         """Writes the model as a Hugging Face folder of the run."""
-        self._wait([actor.export.remote(name, facts) for actor in self.actors], "exporting")
+        self._all("export", name, facts, doing="exporting")
 
     def end(self) -> None:
         """Ends all learners."""

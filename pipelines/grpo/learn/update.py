@@ -44,11 +44,7 @@ def plan_update(
     """Plans the optimizer steps of one step of the run.
 
     Args:
-        outlines: Of the groups, in the order of the run.
-        refs: References to the groups.
         rewards: Total of every response, group by group.
-        config: How rewards become steps.
-        learners: How many there are.
         max_tokens: Longest response, for the constant mean.
         most_groups: With dynamic sampling, groups that count; further ones are left out.
     """

@@ -24,9 +24,7 @@ class Checks:
     """Probes samplers and learners with fresh responses.
 
     Args:
-        config: The run.
         prompts: What is asked; the first prompts are the probe.
-        team: The samplers.
         learners: The learners, at the samplers' weights whenever a check is called.
     """
 

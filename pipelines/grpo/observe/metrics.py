@@ -1,6 +1,6 @@
 """The numbers of a step and of a validation, out of what came back from samplers, rewards and learners."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,6 @@ def step_measures(outlines: Sequence[Outline], scored: Rows, *, version: int) ->
 
     Args:
         outlines: Of all groups that were sampled for the step, also those that are not learnt from.
-        scored: Their responses' rewards.
         version: Of the learner's weights, for the staleness.
     """
     totals = np.array([[response.total for response in group] for group in scored])
@@ -100,8 +99,3 @@ def _component(scored: Rows, name: str) -> np.ndarray:
 def _mean(values: Any) -> float | None:
     array = np.asarray(values, np.float64)
     return float(array.mean()) if array.size else None
-
-
-def numbers(measures: Mapping[str, float | None]) -> dict[str, float]:
-    """Returns the measures that are numbers: a slice without targets has none for them."""
-    return {name: float(value) for name, value in measures.items() if value is not None}

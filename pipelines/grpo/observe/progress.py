@@ -12,12 +12,7 @@ _SIDE = ("step", "lr", "s_rollout", "s_reward", "s_learn", "s_sync", "s_step", "
 
 
 class GrpoProgress:
-    """Logs and tracks what happens; a step that is repeated, after a restart or a resume, is tracked once.
-
-    Args:
-        steps: Of the run.
-        tracker: Where numbers go.
-    """
+    """Logs and tracks what happens; a step that is repeated, after a restart or a resume, is tracked once."""
 
     def __init__(self, steps: int, tracker: Tracker) -> None:
         self.steps, self.tracker = steps, tracker

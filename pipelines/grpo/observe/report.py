@@ -39,24 +39,22 @@ def write_report(
     config: Mapping[str, Any],
     record: Mapping[str, Any],
     history: Sequence[Row],
-    validations: Sequence[Row],
     tokenizer: MaskTokenizer | None = None,
 ) -> dict[str, bytes]:
     """Writes ``OUT/report`` and returns its pictures by file name.
 
     Args:
         out: URI of the run's folder; its trajectories go into a page of their own.
-        config: The resolved config.
         record: What became of the run. Shown if there: ``best`` (kept validations with ``step``, the best
             first), ``alarms`` (each with ``step``, ``name``, ``sentence``), ``seconds`` (``s_step``: of all
-            steps), ``skipped_steps``, ``rejects``, ``lineage``, ``versions``, ``command``, ``date``.
-        history: Metrics, one row per step.
-        validations: Held-out metrics, one row each; ``step`` counts the updates before it.
+            steps), ``validations`` (held-out metrics; ``step`` counts the updates before it),
+            ``skipped_steps``, ``rejects``, ``lineage``, ``versions``, ``command``, ``date``.
         tokenizer: Draws trajectories; by default the one that the config names is loaded.
 
     Raises:
         StorageError: If the folder cannot be written.
     """
+    validations = record.get("validations") or []
     weights = (config.get("reward") or {}).get("weights") or {}
     weighted = [name for name, weight in weights.items() if weight]
     best = (record.get("best") or [{}])[0].get("step")

@@ -86,9 +86,6 @@ def pictures_of(
     """Returns ``curves.png``, ``validation.png`` and ``times.png``, each if there is something to show.
 
     Args:
-        history: Metrics, one row per step.
-        validations: One row each.
-        best: Step of the best one.
         weighted: Components of the reward that have a weight, which are drawn; by default all of them.
     """
     pictures = {}

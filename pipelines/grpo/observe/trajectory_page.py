@@ -59,11 +59,8 @@ def write_page(
     """Writes the page of a run's trajectories with its pictures, and returns its URI.
 
     Args:
-        out: URI of the run's folder.
         steps: Whose responses to show, in this order.
-        tokenizer: Of the words.
         num: Prompts to draw of each step.
-        seed: Decides which.
 
     Raises:
         ConfigError: If the tokenizer cannot have made the words.

@@ -168,9 +168,6 @@ def score(
     """Scores every response with all rewards.
 
     Args:
-        questions: The question of each response.
-        responses: What the model wrote.
-        rewards: By name, from ``rewards_of``.
         weights: By component; one that is not named has weight 0.
         extra: Components of each response that were computed elsewhere, such as those of
             ``samtok.rewards.iou``; checked like the others.
@@ -205,8 +202,6 @@ def check_rewards(
     """Scores the true answer to a question before anything is spent, so that bad rewards fail at once.
 
     Args:
-        rewards: By name, from ``rewards_of``.
-        weights: By component.
         question: Any one that will be asked.
         elsewhere: Names of the components that are computed elsewhere (``extra`` of ``score``).
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipelines.chats.corpus import answer_words
 from pipelines.chats.source import load_images
-from pipelines.grpo.actors import stacks
+from pipelines.grpo.actors import Traced
 from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.groups import Group
 from pipelines.grpo.reward.components import Scored, rewards_of, score
@@ -27,7 +27,7 @@ class ValidationRow:
         greedy: Components and total of the likeliest response.
         samples: The same of sampled ones.
         intersection_px, predicted_px, target_px: Of the unions of the likeliest response's masks and the
-            true             ones; ``target_px`` is 0 where there is no target.
+            true ones; ``target_px`` is 0 where there is no target.
     """
 
     targets: int
@@ -38,11 +38,10 @@ class ValidationRow:
     target_px: int
 
 
-class Scorer:
+class Scorer(Traced):
     """Scores groups.
 
     Args:
-        config: The run.
         device: Where the mask tokenizer is, for validation and ``--reward.iou``.
     """
 
@@ -101,10 +100,6 @@ class Scorer:
         else:
             predicted = np.zeros(size_hw, bool)
         return predicted, _true_union(record, group, size_hw)
-
-    def stacks(self) -> str:
-        """Returns where every thread of this process stands."""
-        return stacks()
 
 
 def _true_union(record: Mapping[str, Any], group: Group, size_hw: tuple[int, int]) -> np.ndarray:

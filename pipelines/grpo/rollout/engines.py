@@ -35,7 +35,6 @@ class RolloutEngine(Protocol):
     """Samples from a model whose weights change.
 
     Attributes:
-        adapter: Of the model.
         wants_images: Whether prompts have to be ``Shown``.
     """
 
@@ -68,13 +67,7 @@ class RolloutEngine(Protocol):
 
 
 class HfEngine:
-    """transformers' generation.
-
-    Args:
-        model: Folder or URI of the model that the run starts from.
-        config: Of the sampling.
-        device: Where it runs.
-    """
+    """transformers' generation."""
 
     wants_images = False
 

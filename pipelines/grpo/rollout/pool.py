@@ -46,10 +46,7 @@ class RolloutPool:
 
     Args:
         start: Starts sampler number ``i``; used again for one that died.
-        count: Samplers.
-        out: Folder of the run.
         prompts_per_task: Most groups of a task.
-        timeout_s: Longest time of a task.
         max_failures: Most deaths in all before the run ends.
     """
 
@@ -103,13 +100,7 @@ class RolloutPool:
         assert self.weights is not None
         while (ref := self._syncing.pop(number, None)) is not None:
             try:
-                found = actors.wait_all(
-                    [ref],
-                    [self.actors[number]],
-                    timeout_s=self.timeout_s,
-                    doing="taking in weights",
-                    out=self.out,
-                )[0]
+                found = self._wait(ref, number, "taking in weights")
             except Lost:  # the learners' death, not the sampler's: another one would get no weights either
                 raise
             except ActorDied as error:
@@ -120,6 +111,10 @@ class RolloutPool:
                     f"sampler {number} has weights {found[0]} ({found[1][:12]}), the learners published "
                     f"{self.weights.version} ({self.weights.digest[:12]}). Start the same command again."
                 )
+
+    def _wait(self, ref: Any, number: int, doing: str) -> Any:
+        sampler = self.actors[number]
+        return actors.wait_all([ref], [sampler], timeout_s=self.timeout_s, doing=doing, out=self.out)[0]
 
     def _replace(self, number: int, error: ActorDied) -> None:
         """Starts a sampler in the place of a dead one; its task waits again, first in the queue."""
@@ -217,9 +212,7 @@ class RolloutPool:
             self._collect_syncs()
             refs = self.actors[0].roll.options(num_returns=1 + self.prompts_per_task).remote(task)
             try:
-                sampling: Sampling = actors.wait_all(
-                    refs[:1], self.actors[:1], timeout_s=self.timeout_s, doing="sampling", out=self.out
-                )[0]
+                sampling: Sampling = self._wait(refs[0], 0, "sampling")
             except ActorDied as error:
                 self._replace(0, error)
                 continue
@@ -230,22 +223,15 @@ class RolloutPool:
         self._each(lambda actor, _: getattr(actor, name).remote(), [None] * len(self.actors), name)
 
     def _each(self, call: Callable[[Any, Any], Any], parts: Sequence[Any], doing: str) -> list[Any]:
-        """Spreads calls over the samplers; one whose sampler dies is made again."""
-        found: dict[int, Any] = {}
-        while len(found) < len(parts):
+        """Spreads calls over the samplers, all with the newest weights."""
+
+        def replace(number: int, error: ActorDied) -> None:
+            self._replace(number, error)
             self._collect_syncs()
-            open_ = [n for n in range(len(parts)) if n not in found]
-            calls = [(n, n % len(self.actors)) for n in open_]
-            refs = [call(self.actors[at], parts[n]) for n, at in calls]
-            for (n, at), ref in zip(calls, refs, strict=True):
-                try:
-                    found[n] = actors.wait_all(
-                        [ref], [self.actors[at]], timeout_s=self.timeout_s, doing=doing, out=self.out
-                    )[0]
-                except ActorDied as error:
-                    if at not in self._syncing:
-                        self._replace(at, error)
-        return [found[n] for n in range(len(parts))]
+
+        self._collect_syncs()
+        waiting = {"timeout_s": self.timeout_s, "doing": doing, "out": self.out}
+        return actors.spread(call, parts, self.actors, replace=replace, **waiting)
 
     def forget(self) -> None:
         """Drops all tasks; what is being sampled is thrown away when it comes."""
@@ -264,7 +250,7 @@ class RolloutPool:
         actors.kill(self.actors)
 
 
-class SamplerActor:
+class SamplerActor(actors.Traced):
     """A sampler; its groups are returned one by one, so that they belong to the driver and outlive it."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -301,7 +287,3 @@ class SamplerActor:
     def wake(self) -> None:
         """As ``Sampler.wake``."""
         self._ready().wake()
-
-    def stacks(self) -> str:
-        """Returns where every thread of this process stands."""
-        return actors.stacks()

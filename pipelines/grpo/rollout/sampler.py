@@ -11,12 +11,11 @@ import torch
 
 from pipelines.chats.prompts import Prompt, PromptSource, encode_prompt
 from pipelines.chats.source import load_images, rejected
-from pipelines.grpo.actors import stacks
 from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.groups import Group, Outline, RolloutTask, group_of, outline
 from pipelines.grpo.rollout.engines import HfEngine, RolloutEngine, Shown
 from pipelines.grpo.transport import Weights, WeightTransport
-from pipelines.training.schedule import mixed_seed
+from pipelines.training.steps import mixed_seed
 from samtok.errors import DataError
 from samtok.mllm.chat import Encoded
 from samtok.mllm.sampling import Sampled
@@ -56,15 +55,7 @@ def engine_of(config: GrpoConfig, device: torch.device | str) -> RolloutEngine:
 
 
 class Sampler:
-    """Samples groups.
-
-    Args:
-        config: The run.
-        prompts: What may be asked.
-        held_out: What validation asks.
-        transport: Where weights come from.
-        device: Where the engine runs.
-    """
+    """Samples groups."""
 
     def __init__(
         self,
@@ -165,10 +156,6 @@ class Sampler:
     def wake(self) -> None:
         """Takes the accelerator back."""
         self.engine.wake()
-
-    def stacks(self) -> str:
-        """Returns where every thread of this process stands, for a run that hangs."""
-        return stacks()
 
 
 def _shown(encoded: Encoded, prompt: Prompt) -> Shown:

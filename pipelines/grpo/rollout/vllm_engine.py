@@ -34,7 +34,7 @@ from pipelines import env, storage
 from pipelines.grpo.config import RolloutConfig
 from pipelines.grpo.rollout.engines import Shown
 from pipelines.training.engine import check_state
-from pipelines.training.schedule import mixed_seed
+from pipelines.training.steps import mixed_seed
 from samtok import folders
 from samtok.errors import CheckpointError, ConfigError
 from samtok.mllm.adapters import load_adapter
@@ -167,7 +167,6 @@ def never_sampled(adapter: Adapter, rows: int) -> dict[int, float]:
     """Returns the bias of tokens that the learner excludes: images' places and rows without a token.
 
     Args:
-        adapter: Of the model.
         rows: Embedding rows of the model.
     """
     unnamed = range(len(adapter.tokenizer), rows)
