@@ -140,10 +140,6 @@ class PromptSource:
         """
         return [int(self._starts[number]) + i for number, i in self._mixture.draws(start, count)]
 
-    def epoch_of(self, draw: int) -> int:
-        """Returns the epoch of a draw, from 0."""
-        return self._mixture.epoch_of(draw)
-
     def _row(self, index: int) -> tuple[Row, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"prompt {index} of {len(self)}")

@@ -5,7 +5,6 @@ Prompts are read and encoded anew, responses are the tokens that were kept, rewa
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,13 @@ from pipelines.chats.prompts import PromptSource, encode_prompt
 from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.groups import Group, group_of
 from pipelines.grpo.reward.components import Scored
-from pipelines.grpo.trajectories import components_of, read_trajectories, read_trajectory_file, steps_of
+from pipelines.grpo.trajectories import (
+    by_prompt,
+    components_of,
+    read_trajectories,
+    read_trajectory_file,
+    steps_of,
+)
 from samtok import folders
 from samtok.errors import ConfigError
 from samtok.mllm.adapters import load_adapter
@@ -67,8 +72,7 @@ class Replay:
         """
         kept = self.files[number]
         rows = read_trajectory_file(self.uri) if kept is None else read_trajectories(self.uri, kept, kept)
-        ordered = sorted(rows, key=lambda row: (row["draw"], row["reply"]))
-        return [self._group(list(group)) for _, group in groupby(ordered, key=lambda row: row["draw"])]
+        return [self._group(group) for group in by_prompt(rows)]
 
     def _group(self, rows: Sequence[Mapping[str, Any]]) -> Replayed:
         draw = rows[0]["draw"]

@@ -38,9 +38,8 @@ class Team:
         config = task.config
         self.task, self.config = task, config
         self._group = _place(config, cluster)
-        count, learners = config.rollout.workers, config.learner.workers
+        learners, colocated = config.learner.workers, config.placement == "colocated"
         self._learner_spots = [self._spot(i) for i in range(learners)]
-        first = 0 if config.placement == "colocated" else learners
         device = "cuda" if config.rollout.worker.gpus else "cpu"
 
         def sampler(number: int) -> Any:
@@ -50,20 +49,13 @@ class Team:
                 SamplerActor,
                 *(task, prompts, held_out, device),
                 cpus=config.rollout.worker.cpus,
-                gpus=(config.rollout.worker.gpus or 0) * (0.5 if config.placement == "colocated" else 1.0),
-                scheduling_strategy=self._spot(first + number),
+                gpus=(config.rollout.worker.gpus or 0) * (0.5 if colocated else 1.0),
+                scheduling_strategy=self._spot(number if colocated else learners + number),
                 **options,
             )
 
         self.learners: LearnerGroup | None = None
-        self.pool = RolloutPool(
-            sampler,
-            count=0 if config.replay is not None else count,
-            out=config.out,
-            prompts_per_task=config.rollout.prompts_per_task,
-            timeout_s=config.rollout.timeout_s,
-            max_failures=config.rollout.max_failures,
-        )
+        self.pool = RolloutPool(sampler, config)
         self.scorers = ScorerPool(config)
 
     def _spot(self, bundle: int) -> Any:

@@ -7,6 +7,7 @@ A step that is repeated after a kill replaces its file with the same rows.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,12 @@ def components_column(components: Mapping[str, float]) -> list[dict[str, Any]]:
 def components_of(row: Mapping[str, Any]) -> dict[str, float]:
     """Returns the named components of a row."""
     return {entry["name"]: entry["value"] for entry in row["components"]}
+
+
+def by_prompt(rows: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Returns the rows of one step by prompt, prompts and responses in their order."""
+    ordered = sorted(rows, key=lambda row: (row["draw"], row["reply"]))
+    return [list(group) for _, group in groupby(ordered, key=lambda row: row["draw"])]
 
 
 def steps_of(out: str) -> list[int]:

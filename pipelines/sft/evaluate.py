@@ -17,6 +17,7 @@ from pipelines.sft.config import TrainMllmConfig
 from pipelines.sft.data import micro_batches
 from pipelines.sft.loop import sees
 from pipelines.training import world
+from pipelines.training.draws import in_turn
 from pipelines.training.engine import autocast
 from samtok.errors import ConfigError, DataError
 from samtok.mllm.chat import IGNORE, Encoded, Turn
@@ -50,7 +51,8 @@ class Validator:
         alike: bool = False,
     ) -> None:
         self.model, self.adapter, self.config, self.alike = model, adapter, config, alike
-        self.rows = _first_rows(sources, config.validation.samples)
+        places = islice(in_turn(sources), config.validation.samples)
+        self.rows = [source.row(index) for source, index in places]
         self._encoded: list[Encoded] | None = None
 
     @torch.inference_mode()
@@ -187,10 +189,3 @@ def _unlearnt(sample: Encoded) -> Encoded:
 def _question(row: Row) -> list[Turn]:
     """Returns a chat up to the last question."""
     return chats.turns_of(row)[:-1]
-
-
-def _first_rows(sources: Sequence[ChatSource], count: int) -> list[Row]:
-    """Returns the first samples, one of each source in turn."""
-    longest = max(map(len, sources), default=0)
-    pairs = ((source, index) for index in range(longest) for source in sources if index < len(source))
-    return [source.row(index) for source, index in islice(pairs, count)]

@@ -36,9 +36,7 @@ _LEGEND = (
 Row = Mapping[str, Any]
 
 
-def write_report(
-    out: str, rows: Sequence[Row], *, ceiling: float | None = None, baseline: float | None = None
-) -> dict[str, bytes]:
+def write_report(out: str, rows: Sequence[Row], *, ceiling: float | None = None) -> dict[str, bytes]:
     """Writes ``OUT/report`` and returns its pictures by file name.
 
     Args:
@@ -47,13 +45,12 @@ def write_report(
             ``iou_shuffled``, ``used_*`` and ``perplexity_*`` by level, ``distinct``, ``steps``, ``seconds``;
             of failed ones ``error``.
         ceiling: IoU without quantization, of the weights that all trials started from.
-        baseline: IoU of another tokenizer to compare with.
 
     Raises:
         StorageError: If the folder cannot be written.
     """
     points = [_point(row) for row in rows if _is_number(row.get("iou"))]
-    pictures = {"tradeoff.png": tradeoff_plot(points, ceiling=ceiling, baseline=baseline)}
+    pictures = {"tradeoff.png": tradeoff_plot(points, ceiling=ceiling)}
     table = html.grid(
         HEADS,
         [_cells(row) for row in _ordered(rows)],
@@ -65,7 +62,7 @@ def write_report(
     page = html.page(
         "Codebook sweep",
         out,
-        html.tiles(_tiles(rows, ceiling, baseline)),
+        html.tiles(_tiles(rows, ceiling)),
         html.card(html.plot(pictures["tradeoff.png"], "r-Acc against bits per mask")),
         html.section("Trials", html.card(table, note=_LEGEND)),
         *([html.section("Failed", html.card(html.grid(["trial", "error"], failed)))] if failed else []),
@@ -91,13 +88,13 @@ def _markdown(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _tiles(rows: Sequence[Row], ceiling: float | None, baseline: float | None) -> list[tuple[str, str]]:
+def _tiles(rows: Sequence[Row], ceiling: float | None) -> list[tuple[str, str]]:
     done, best = sum(row.get("status") == "finished" for row in rows), _best(rows)
     tiles = [(f"{done} of {len(rows)}", "trials finished")]
     if best is not None:
         tiles.append((html.decimal(best["iou"]), f"best r-Acc: {_quantizer(best)}"))
-    tiles += [(html.decimal(ceiling), "without quantization"), (html.decimal(baseline), "baseline")]
     seconds = sum(row.get("seconds") or 0 for row in rows)
+    tiles.append((html.decimal(ceiling), "without quantization"))
     return [*tiles, (html.duration(seconds), "training in all")]
 
 

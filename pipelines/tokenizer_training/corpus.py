@@ -58,15 +58,6 @@ class IndexedCorpus:
     without_masks: int
     rejects: int
 
-    @property
-    def weight(self) -> float | None:
-        """How much of a mixture it is; None goes by its size."""
-        return self.spec.weight
-
-    def identity(self) -> dict[str, Any]:
-        """Returns what makes it this corpus: its content and how it is read, not where it lies."""
-        return _identity(self.spec, self.sources)
-
 
 @dataclass(frozen=True)
 class Index:
@@ -83,7 +74,7 @@ class Index:
     @property
     def digest(self) -> str:
         """Returns a hash of what the corpora hold and how they are read, wherever they lie."""
-        return shards.digest([corpus.identity() for corpus in self.corpora])
+        return shards.digest([_identity(corpus.spec, corpus.sources) for corpus in self.corpora])
 
     @property
     def listed_rejects(self) -> int:
@@ -95,9 +86,10 @@ def build_index(specs: Sequence[CorpusSpec], out: str) -> Index:
     """Lists corpora into ``out/index``, or returns the index that an earlier run with the same ones made.
 
     The readers are run once, here. Memory is that of the readers, and of one index file when it is written.
+    An index of other corpora is that of an attempt that trained nothing: what a run was trained on is in its
+    fingerprint.
 
     Raises:
-        ConfigError: If ``out`` holds an index of other corpora, or of the same ones with other content.
         DataError: If a corpus has no image with masks, or another layout than its reader's.
         StorageError: If a corpus cannot be listed or the index not written.
     """
@@ -105,9 +97,10 @@ def build_index(specs: Sequence[CorpusSpec], out: str) -> Index:
     sources = [shards.digest(spec.reader().sources()) for spec in specs]
     earlier = load_index(out)
     if earlier is not None:
-        _check_same(earlier, specs, sources, out)
-        moved = zip(earlier.corpora, specs, strict=True)
-        return Index(earlier.uri, tuple(dataclasses.replace(corpus, spec=spec) for corpus, spec in moved))
+        if earlier.digest == digest_of(specs):
+            moved = zip(earlier.corpora, specs, strict=True)
+            return Index(earlier.uri, tuple(dataclasses.replace(corpus, spec=spec) for corpus, spec in moved))
+        storage.delete_folder(earlier.uri)
     uri, listed, rejects = storage.join(out, "index"), [], []
     for number, (spec, digest) in enumerate(zip(specs, sources, strict=True)):
         corpus, lost = _list_corpus(spec, digest, uri, number)
@@ -149,24 +142,8 @@ def _indexed(body: dict[str, Any]) -> IndexedCorpus:
     return IndexedCorpus(**(body | {"spec": spec}))
 
 
-def _check_same(earlier: Index, specs: Sequence[CorpusSpec], sources: Sequence[str], out: str) -> None:
-    now = [_identity(spec, digest) for spec, digest in zip(specs, sources, strict=True)]
-    changed = [
-        f"corpus {number + 1} ({new['name']}): {key} was {old[key]!r}, now {new[key]!r}"
-        for number, (old, new) in enumerate(zip((c.identity() for c in earlier.corpora), now, strict=False))
-        for key in old
-        if old[key] != new[key]
-    ]
-    if len(now) != len(earlier.corpora):
-        changed.append(f"there were {len(earlier.corpora)} corpora, now {len(now)}")
-    if changed:
-        raise ConfigError(
-            f"{out} holds a run on other corpora: {'; '.join(changed)}. Give the first --corpora again to "
-            "resume it, or choose another --out."
-        )
-
-
 def _identity(spec: CorpusSpec, sources: str) -> dict[str, Any]:
+    """Returns what makes it this corpus: its content and how it is read, not where it lies."""
     body = spec.corpus.identity()
     body |= {"dataset": spec.name, "weight": spec.weight, "limit": spec.limit, "content": sources[:16]}
     return {"name": spec.name, **body}

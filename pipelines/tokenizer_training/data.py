@@ -15,7 +15,7 @@ from pipelines.tokenizer_training.batch import MicroBatch, build_batch, joined
 from pipelines.tokenizer_training.config import HELD_OUT_START, TrainTokenizerConfig
 from pipelines.tokenizer_training.corpus import Index, open_sources
 from pipelines.tokenizer_training.sources import Sample, SceneSource, Source
-from pipelines.training.draws import Corpora, Draw, Drawn, Unusable
+from pipelines.training.draws import Corpora, Draw, Drawn, Unusable, in_turn
 from pipelines.training.loader import StepLoader
 from pipelines.training.mixture import Mixture
 from samtok.config import MaskTokenizerConfig
@@ -59,7 +59,7 @@ def held_out_samples(
         rank: This worker; it has every ``world``-th image.
     """
     unusable: list[Unusable] = []
-    own = islice(enumerate(_in_turn(sources)), rank, count, world)
+    own = islice(enumerate(in_turn(sources)), rank, count, world)
     for number, (source, index) in own:
         draw = np.random.default_rng([seed, number, 0, _HELD_OUT])
         try:
@@ -72,11 +72,6 @@ def held_out_samples(
             "%d held-out images cannot be used and are left out; the first is %s/%s: %s",
             *(len(unusable), first["dataset"], first["row_id"], first["message"]),
         )
-
-
-def _in_turn(sources: Sequence[Source]) -> Iterator[tuple[Source, int]]:
-    for index in range(max(map(len, sources))):
-        yield from ((source, index) for source in sources if index < len(source))
 
 
 # ---------------------------------------------------------------- steps

@@ -1,11 +1,10 @@
 """Lists the corpora of a tokenizer training, runs its workers on Ray Train, and writes what came out."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipelines import provenance, storage
-from pipelines.ingestion.corpora import CorpusSpec
 from pipelines.tokenizer_training import report
 from pipelines.tokenizer_training.config import TrainTokenizerConfig
 from pipelines.tokenizer_training.corpus import Index, build_index, load_index
@@ -16,8 +15,8 @@ from pipelines.tracking import Tracker
 from pipelines.training.checkpoints import load_history
 from pipelines.training.fit import fit_on_ray
 from pipelines.training.progress import Progress
-from pipelines.training.resume import claim, has_begun
-from samtok.errors import ConfigError, DataError
+from pipelines.training.resume import claim
+from samtok.errors import DataError
 from samtok.model.tokenizer import MaskTokenizer
 
 SHEET_IMAGES = 8
@@ -34,7 +33,7 @@ def task_of(ready: PreparedTokenizer) -> TokenizerTask:
     config = ready.config
     claim(config.out, ready.fingerprint)
     training, validation = (
-        _index(specs, storage.join(config.out, name), config.out)
+        build_index(specs, storage.join(config.out, name)) if specs else None
         for specs, name in ((ready.corpora, "train"), (ready.held_out, "validation"))
     )
     if training is not None:
@@ -47,19 +46,6 @@ def task_of(ready: PreparedTokenizer) -> TokenizerTask:
         validation_index=validation,
         deepspeed=ready.deepspeed,
     )
-
-
-def _index(specs: Sequence[CorpusSpec], folder: str, out: str) -> Index | None:
-    """Lists corpora; the list of an attempt that trained nothing makes place for one of other corpora."""
-    if not specs:
-        return None
-    try:
-        return build_index(specs, folder)
-    except ConfigError:
-        if has_begun(out):
-            raise
-        storage.delete_folder(folder)
-        return build_index(specs, folder)
 
 
 def _judge_listing(index: Index, limit: float) -> None:

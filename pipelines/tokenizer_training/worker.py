@@ -72,7 +72,7 @@ class TokenizerWorker(TrainWorker[TrainTokenizerConfig, MicroBatch]):
         self.held_out = validation_sources(config, task.validation_index)
         index = task.training_index
         self.weights = (
-            [None] * len(self.sources) if index is None else [entry.weight for entry in index.corpora]
+            [None] * len(self.sources) if index is None else [entry.spec.weight for entry in index.corpora]
         )
 
     @property

@@ -4,7 +4,7 @@ Such an item is rejected with a reason, and another one of its corpus is read in
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -25,6 +25,12 @@ class Draw(NamedTuple):
     number: int
     source: int
     index: int
+
+
+def in_turn(sources: Sequence[S]) -> Iterator[tuple[S, int]]:
+    """Yields the places of all items: the first of each source, then the second ones, and so on."""
+    for index in range(max(map(len, sources), default=0)):
+        yield from ((source, index) for source in sources if index < len(source))
 
 
 class Unusable(Exception):

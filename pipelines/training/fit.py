@@ -70,11 +70,6 @@ class _Arguments:
     board: Any
 
 
-def cpus_of(config: TrainingConfig) -> float:
-    """Returns the CPUs that training holds, the driver's included."""
-    return config.workers * config.worker.cpus + 1
-
-
 def fit_on_ray(work: Work, task: Any, config: TrainingConfig, *, callback: Callback) -> None:
     """Trains on Ray Train's workers; returns when the run is complete.
 
@@ -87,8 +82,9 @@ def fit_on_ray(work: Work, task: Any, config: TrainingConfig, *, callback: Callb
         SamtokError: What a worker raised.
     """
     count, worker = config.workers, config.worker
-    with session(num_cpus=config.num_cpus, at_least_cpus=cpus_of(config)) as cluster:
-        cluster.require(cpus=count * worker.cpus, gpus=count * (worker.gpus or 0))
+    cpus = count * worker.cpus
+    with session(num_cpus=config.num_cpus, at_least_cpus=cpus + 1) as cluster:
+        cluster.require(cpus=cpus, gpus=count * (worker.gpus or 0))
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

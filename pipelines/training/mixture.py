@@ -65,10 +65,6 @@ class Mixture:
         """Draws of an epoch: the images of all corpora together."""
         return sum(self.sizes)
 
-    def epoch_of(self, draw: int) -> int:
-        """Returns the epoch of a draw, from 0."""
-        return draw // self.epoch_draws
-
     def draws(self, start: int, count: int) -> list[tuple[int, int]]:
         """Returns (corpus, image of it) for the draws ``start`` to ``start + count - 1``."""
         found: list[tuple[int, int]] = []

@@ -1,5 +1,6 @@
 """Faults of reinforcement learning on a real Ray: processes that die or hang, checks that fail."""
 
+import dataclasses
 import os
 import random
 from typing import Any
@@ -129,11 +130,7 @@ def test_weights_that_died_with_their_learner_are_not_blamed_on_a_sampler(world,
     actors.kill([learner])
     pool = RolloutPool(
         lambda number: actors.start_actor(SamplerActor, task, ready.prompts, None, "cpu", cpus=0),
-        count=1,
-        out=str(tmp_path),
-        prompts_per_task=2,
-        timeout_s=240,
-        max_failures=2,
+        dataclasses.replace(ready.config, rollout=rollout(workers=1, timeout_s=240, max_failures=2)),
     )
     try:
         with pytest.raises(Lost, match="taking in weights and got nothing from one that died"):

@@ -127,7 +127,7 @@ def test_the_best_a_middle_and_the_worst_reply_are_shown(rewards, shown):
 
 
 def test_prompts_are_drawn_without_repeats_in_their_order():
-    groups = page.groups_of({"draw": draw, "reply": 0} for draw in (7, 3, 5, 1))
+    groups = page.by_prompt({"draw": draw, "reply": 0} for draw in (7, 3, 5, 1))
     assert [group[0]["draw"] for group in groups] == [1, 3, 5, 7]
     drawn = page.choose(groups, 3, np.random.default_rng(0))
     numbers = [group[0]["draw"] for group in drawn]

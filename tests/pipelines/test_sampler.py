@@ -110,11 +110,6 @@ def test_corpora_are_mixed_all_through_an_epoch():
     assert min(tenths) > 30 and max(tenths) < 70
 
 
-def test_the_epoch_of_a_draw_counts_from_zero():
-    mixture = Mixture([3, 4], [None, None], 0)
-    assert [mixture.epoch_of(draw) for draw in (0, 6, 7, 13, 14)] == [0, 0, 1, 1, 2]
-
-
 @pytest.mark.parametrize(
     ("sizes", "weights", "message"),
     [

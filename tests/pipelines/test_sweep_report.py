@@ -88,14 +88,13 @@ def test_a_bar_in_a_text_does_not_end_its_cell():
 
 
 def test_the_page_has_the_table_the_plot_and_what_went_wrong(tmp_path):
-    pictures = report.write_report(str(tmp_path), ROWS, ceiling=0.9375, baseline=0.75)
+    pictures = report.write_report(str(tmp_path), ROWS, ceiling=0.9375)
     page = Page((tmp_path / "report" / "index.html").read_text())
     assert (tmp_path / "report" / "tradeoff.png").read_bytes() == pictures["tradeoff.png"]
     for said in (
         "3 of 5 trials finished",
         "0.820 best r-Acc: rq shared 256 x 2",
         "0.938 without quantization",
-        "0.750 baseline",
         "6 min 00 s training in all",
         "rq 1024 x 2 2,048 20 0.9000",
         "fsq-256x2 CheckpointError: <b> damaged",

@@ -10,7 +10,7 @@ components and advantage. Pictures lie beside the page, since so many inside of 
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 
 from pipelines import job as runs
 from pipelines import storage
-from pipelines.grpo.trajectories import components_of, read_trajectories, steps_of
+from pipelines.grpo.trajectories import by_prompt, components_of, read_trajectories, steps_of
 from pipelines.reports import html
 from pipelines.reports.pictures import MAX_SHOWN, image_of
 from samtok.errors import ConfigError, DataError, StorageError
@@ -73,7 +73,7 @@ def write_page(
     )
     blocks = [html.paragraph(html.faint(introduction))]
     for step in steps:
-        groups = groups_of(read_trajectories(out, step, step))
+        groups = by_prompt(read_trajectories(out, step, step))
         if not groups:
             raise DataError(f"{out} keeps no trajectories of step {step}. {_kept(out)}")
         cards = []
@@ -180,14 +180,6 @@ def _kept(out: str) -> str:
 
 
 # ---------------------------------------------------------------- responses and their masks
-
-
-def groups_of(rows: Iterable[Row]) -> list[list[Row]]:
-    """Returns the rows of one step by prompt, prompts and responses in their order."""
-    groups: dict[int, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row["draw"], []).append(row)
-    return [sorted(groups[draw], key=lambda row: row["reply"]) for draw in sorted(groups)]
 
 
 def choose(groups: Sequence[list[Row]], num: int, rng: np.random.Generator) -> list[list[Row]]:

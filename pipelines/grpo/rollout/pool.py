@@ -18,6 +18,7 @@ from typing import Any
 
 from pipelines.grpo import actors
 from pipelines.grpo.actors import ActorDied, Lost
+from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.groups import RolloutTask
 from pipelines.grpo.rollout.sampler import Sampling
 from pipelines.grpo.transport import Weights, object_store
@@ -46,23 +47,14 @@ class RolloutPool:
 
     Args:
         start: Starts sampler number ``i``; used again for one that died.
-        prompts_per_task: Most groups of a task.
-        max_failures: Most deaths in all before the run ends.
+        config: The run; one that learns from kept responses has no samplers.
     """
 
-    def __init__(
-        self,
-        start: Callable[[int], Any],
-        *,
-        count: int,
-        out: str,
-        prompts_per_task: int,
-        timeout_s: float,
-        max_failures: int,
-    ) -> None:
-        self.start, self.out, self.prompts_per_task = start, out, prompts_per_task
-        self.timeout_s, self.max_failures = timeout_s, max_failures
-        self.actors = [start(number) for number in range(count)]
+    def __init__(self, start: Callable[[int], Any], config: GrpoConfig) -> None:
+        rollout = config.rollout
+        self.start, self.out, self.prompts_per_task = start, config.out, rollout.prompts_per_task
+        self.timeout_s, self.max_failures = rollout.timeout_s, rollout.max_failures
+        self.actors = [start(number) for number in range(0 if config.replay else rollout.workers)]
         self.failures = 0
         self.weights: Weights | None = None
         self._waiting: deque[RolloutTask] = deque()

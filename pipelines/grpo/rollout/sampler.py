@@ -1,7 +1,6 @@
 """A process that samples: reads prompts, asks the engine, and hands groups over. Knows no Ray."""
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,18 +30,14 @@ class Sampling:
     """What a task came to, but for the groups themselves.
 
     Attributes:
-        number: The task.
         outlines: Of the groups, in the order of the draws.
         rejects: Of prompts that could not be asked.
         version: Of the weights.
-        seconds: That it took.
     """
 
-    number: int
     outlines: tuple[Outline, ...]
     rejects: tuple[dict[str, Any], ...]
     version: int
-    seconds: float
 
 
 def engine_of(config: GrpoConfig, device: torch.device | str) -> RolloutEngine:
@@ -83,7 +78,6 @@ class Sampler:
 
     def roll(self, task: RolloutTask) -> tuple[Sampling, list[Group]]:
         """Samples responses to the prompts of a task; a prompt that cannot be asked is rejected."""
-        started = time.monotonic()
         rejects: list[dict[str, Any]] = []
         asked = [
             (draw, index, *found)
@@ -93,14 +87,7 @@ class Sampler:
         groups = self._groups(
             asked, self.config.rollout.group_size, mixed_seed(self.config.seed, _SAMPLE, task.number)
         )
-        sampling = Sampling(
-            number=task.number,
-            outlines=tuple(map(outline, groups)),
-            rejects=tuple(rejects),
-            version=self.version,
-            seconds=time.monotonic() - started,
-        )
-        return sampling, groups
+        return Sampling(tuple(map(outline, groups)), tuple(rejects), self.version), groups
 
     def validate(self, indices: Sequence[int]) -> tuple[list[Group], list[Group]]:
         """Answers held-out prompts: greedily, and with ``--validation.samples`` samples of each."""
