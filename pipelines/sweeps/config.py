@@ -120,11 +120,7 @@ class SweepConfig(RunConfig):
 
 
 def flags_of(name: str) -> QuantizerFlags:
-    """Reads the name of a quantizer.
-
-    Raises:
-        ConfigError: If it is none.
-    """
+    """Reads the name of a quantizer; raises ConfigError if it is none."""
     found = _NAME.fullmatch(name)
     if found is None:
         raise ConfigError(

@@ -81,11 +81,7 @@ def save(out: str, checkpoint: Checkpoint) -> None:
 
 
 def load(out: str, step: int) -> Checkpoint:
-    """Reads a checkpoint.
-
-    Raises:
-        CheckpointError: If a file is missing, or not the one that was written.
-    """
+    """Reads a checkpoint; raises CheckpointError if a file is missing, or not the one that was written."""
     folder = _folder(out, step)
     body = storage.read_json(storage.join(folder, STATE_FILE))
     if body.get("format_version") != FORMAT_VERSION:

@@ -234,11 +234,7 @@ def engine_prompt(prompt: Encoded) -> dict[str, Any]:
 
 
 def check_prompt(prompt: Encoded, seen: Sequence[int] | None) -> None:
-    """Makes sure that vLLM read the prompt that the learner will read.
-
-    Raises:
-        ConfigError: It did not.
-    """
+    """Makes sure that vLLM read the prompt that the learner will read; raises ConfigError if it did not."""
     ours = prompt.input_ids.tolist()
     if list(seen or ()) != ours:
         raise ConfigError(
