@@ -18,11 +18,10 @@ class RolloutTask:
     """Prompts that are sampled in one batch.
 
     Attributes:
-        number: From 0 over the whole run; results are used in this order.
         draws: Number of each prompt in the order of the run, and its index in the prompts.
     """
 
-    number: int
+    number: int  # from 0 over the whole run; results are used in this order
     draws: tuple[tuple[int, int], ...]
 
 
@@ -31,24 +30,18 @@ class Group:
     """One prompt and its responses; arrays only, so a node's processes share one copy.
 
     Attributes:
-        draw: Number of the prompt in the order of the run.
-        index: The prompt.
-        question: What rewards see of it.
         input_ids, mm_token_type_ids, vision: The prompt as the model read it; learners read the same.
-        responses: What was sampled.
-        texts: The responses as text with mask words.
-        version: Of the weights that sampled them.
     """
 
-    draw: int
-    index: int
-    question: Question
+    draw: int  # number of the prompt in the order of the run
+    index: int  # the prompt
+    question: Question  # what rewards see of it
     input_ids: np.ndarray
     mm_token_type_ids: np.ndarray
     vision: dict[str, np.ndarray]
-    responses: tuple[Sampled, ...]
-    texts: tuple[str, ...]
-    version: int
+    responses: tuple[Sampled, ...]  # what was sampled
+    texts: tuple[str, ...]  # the responses as text with mask words
+    version: int  # of the weights that sampled them
 
     @property
     def encoded(self) -> Encoded:
@@ -100,18 +93,15 @@ class Outline:
 
     Attributes:
         draw, index, version: As of the group.
-        lengths: Tokens of each response.
-        complete: Whether each response ended by itself.
-        prompt_tokens: Tokens of the prompt.
     """
 
     draw: int
     index: int
     version: int
     targets: int
-    lengths: tuple[int, ...]
-    complete: tuple[bool, ...]
-    prompt_tokens: int
+    lengths: tuple[int, ...]  # tokens of each response
+    complete: tuple[bool, ...]  # whether each response ended by itself
+    prompt_tokens: int  # tokens of the prompt
 
 
 def outline(group: Group) -> Outline:
@@ -129,19 +119,12 @@ def outline(group: Group) -> Outline:
 
 @dataclass(frozen=True)
 class Share:
-    """What a learner learns from one group in one optimizer step.
+    """What a learner learns from one group in one optimizer step."""
 
-    Attributes:
-        group: The group, or a reference to it.
-        responses: Indices of the responses that count.
-        advantages: Of each of them.
-        weights: What each token of each of them counts in the loss of the whole step.
-    """
-
-    group: Any
-    responses: tuple[int, ...]
-    advantages: tuple[float, ...]
-    weights: tuple[float, ...]
+    group: Any  # the group, or a reference to it
+    responses: tuple[int, ...]  # indices of the responses that count
+    advantages: tuple[float, ...]  # of each of them
+    weights: tuple[float, ...]  # what each token of each of them counts in the loss of the whole step
 
     def fetched(self, get: Callable[[Any], Group]) -> "Share":
         """Returns the share with the group itself in the place of its reference."""

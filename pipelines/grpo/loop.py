@@ -51,23 +51,17 @@ class State:
     """How far a run is; part of its checkpoints.
 
     Attributes:
-        step: Steps done, which is also the version of the weights.
-        next_task: The first task that was not used.
         drawn, rejected: Prompts.
-        samples: Responses that were sampled.
-        seconds: Of all steps, by part.
-        validations: Numbers of the validations, in order.
-        alarms: In order.
     """
 
-    step: int = 0
-    next_task: int = 0
+    step: int = 0  # steps done, which is also the version of the weights
+    next_task: int = 0  # the first task that was not used
     drawn: int = 0
     rejected: int = 0
-    samples: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-    validations: list[dict[str, Any]] = field(default_factory=list)
-    alarms: list[dict[str, Any]] = field(default_factory=list)
+    samples: int = 0  # responses that were sampled
+    seconds: dict[str, float] = field(default_factory=dict)  # of all steps, by part
+    validations: list[dict[str, Any]] = field(default_factory=list)  # numbers of the validations, in order
+    alarms: list[dict[str, Any]] = field(default_factory=list)  # in order
 
 
 @dataclass

@@ -36,17 +36,11 @@ that are in the fingerprint by what they come to: the hash of the weights and of
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedGrpo(Prepared[GrpoConfig]):
-    """A run that was checked. Of a dry run in a fresh folder fingerprint and lineage are empty.
+    """A run that was checked. Of a dry run in a fresh folder fingerprint and lineage are empty."""
 
-    Attributes:
-        prompts: What is asked; of a dry run in a fresh folder, only what it has read of them.
-        held_out: What validation asks; None for none.
-        is_whole: Whether ``prompts`` are all.
-    """
-
-    prompts: PromptSource
-    held_out: PromptSource | None
-    is_whole: bool
+    prompts: PromptSource  # what is asked; of a dry run in a fresh folder, only what it has read of them
+    held_out: PromptSource | None  # what validation asks; None for none
+    is_whole: bool  # whether ``prompts`` are all
 
     def size(self) -> str:
         """Returns how much there is to do, in three lines."""

@@ -25,17 +25,11 @@ MB = 2**20
 
 @dataclass(frozen=True)
 class Piece:
-    """Some weights, one after the other, as bytes.
+    """Some weights, one after the other, as bytes."""
 
-    Attributes:
-        entries: Name, type and shape of each.
-        sha256: Of the bytes; None if it was not asked for.
-        ref: Where the bytes are: whatever the transport makes of them.
-    """
-
-    entries: tuple[tuple[str, str, tuple[int, ...]], ...]
-    sha256: str | None
-    ref: Any
+    entries: tuple[tuple[str, str, tuple[int, ...]], ...]  # name, type and shape of each
+    sha256: str | None  # of the bytes; None if it was not asked for
+    ref: Any  # where the bytes are: whatever the transport makes of them
 
 
 @dataclass(frozen=True)

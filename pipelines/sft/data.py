@@ -21,16 +21,11 @@ _READS = 0x63686174
 
 @dataclass(frozen=True)
 class PreparedChat:
-    """One chat of a step.
-
-    Attributes:
-        rejects: Entries of the reject table for chats that were drawn and replaced.
-        counts: Chats that were drawn and rejected.
-    """
+    """One chat of a step."""
 
     sample: Encoded
-    rejects: list[dict[str, Any]]
-    counts: dict[str, int] = field(default_factory=dict)
+    rejects: list[dict[str, Any]]  # entries of the reject table for chats that were drawn and replaced
+    counts: dict[str, int] = field(default_factory=dict)  # chats that were drawn and rejected
 
 
 @dataclass(frozen=True)

@@ -23,17 +23,11 @@ CODE_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedMllm(Prepared[TrainMllmConfig]):
-    """A fine-tuning run that was checked.
+    """A fine-tuning run that was checked."""
 
-    Attributes:
-        corpora: To train on.
-        weights: Of each in the mixture, or None for all of them.
-        held_out: To validate on.
-    """
-
-    corpora: tuple[ChatSource, ...]
-    weights: tuple[float | None, ...]
-    held_out: tuple[ChatSource, ...]
+    corpora: tuple[ChatSource, ...]  # to train on
+    weights: tuple[float | None, ...]  # of each in the mixture, or None for all of them
+    held_out: tuple[ChatSource, ...]  # to validate on
 
     @property
     def first_corpus(self) -> ChatCorpus:

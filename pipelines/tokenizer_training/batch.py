@@ -19,19 +19,16 @@ class Batch:
     """Images, and masks that each belong to one of them.
 
     Attributes:
-        pixels: RGB squares at the model's image size.
-        image_index: The image of each mask.
         prompts: What the mask encoder reads, in [0, 1], at the model's mask size.
-        boxes: x0, y0, x1, y1 over width and height, in [0, 1].
         targets: Share of each pixel that is inside, in [0, 1], at the model's mask size.
         keys: A number per mask, at least 0, from which the points of its losses follow. It depends on the
             run's seed, the draw and the place of the mask among those drawn of its image, and nothing else.
     """
 
-    pixels: UInt8[Tensor, "image height width 3"]
-    image_index: Int[Tensor, " mask"]
+    pixels: UInt8[Tensor, "image height width 3"]  # RGB squares at the model's image size
+    image_index: Int[Tensor, " mask"]  # the image of each mask
     prompts: Float[Tensor, "mask 1 size size"]
-    boxes: Float[Tensor, "mask 4"]
+    boxes: Float[Tensor, "mask 4"]  # x0, y0, x1, y1 over width and height, in [0, 1]
     targets: Float[Tensor, "mask size size"]
     keys: Int[Tensor, " mask"]
 
@@ -52,14 +49,12 @@ class MicroBatch:
     """What one forward pass of one worker sees.
 
     Attributes:
-        names: ``dataset/image id`` of the images.
-        rejects: Entries of the reject table for images that were drawn and replaced.
         counts: Images and masks that were drawn, rejected and filtered.
     """
 
     batch: Batch
-    names: list[str]
-    rejects: list[dict[str, Any]]
+    names: list[str]  # ``dataset/image id`` of the images
+    rejects: list[dict[str, Any]]  # entries of the reject table for images that were drawn and replaced
     counts: dict[str, int] = field(default_factory=dict)
 
     def pin_memory(self) -> "MicroBatch":

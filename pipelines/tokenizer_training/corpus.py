@@ -42,21 +42,14 @@ _ROW = pa.schema(
 
 @dataclass(frozen=True)
 class IndexedCorpus:
-    """One corpus as it was listed.
-
-    Attributes:
-        sources: Hash of what it is made of.
-        file: Name of its inputs in the index's folder.
-        without_masks: Images left out because their records claim no mask.
-        rejects: Entries of the reject table that listing made.
-    """
+    """One corpus as it was listed."""
 
     spec: CorpusSpec
-    sources: str
-    file: str
+    sources: str  # hash of what it is made of
+    file: str  # name of its inputs in the index's folder
     images: int
-    without_masks: int
-    rejects: int
+    without_masks: int  # images left out because their records claim no mask
+    rejects: int  # entries of the reject table that listing made
 
 
 @dataclass(frozen=True)

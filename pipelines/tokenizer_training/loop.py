@@ -37,13 +37,11 @@ class Forward:
     Attributes:
         means: Losses, unweighted, by the names of ``LossConfig``'s weights, and the IoU at the size of the
             logits: means over the masks of the micro-batch.
-        z: Embeddings before quantization.
-        codes: None before quantization begins.
     """
 
     means: dict[str, Tensor]
-    z: Float[Tensor, "mask dim"]
-    codes: Int[Tensor, "mask level"] | None
+    z: Float[Tensor, "mask dim"]  # embeddings before quantization
+    codes: Int[Tensor, "mask level"] | None  # None before quantization begins
 
 
 class Trainer:

@@ -31,15 +31,10 @@ MAX_PEEKED = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedTokenizer(Prepared[TrainTokenizerConfig]):
-    """A tokenizer training that was checked.
+    """A tokenizer training that was checked."""
 
-    Attributes:
-        corpora: To train on; none for synthetic scenes.
-        held_out: To measure on.
-    """
-
-    corpora: tuple[CorpusSpec, ...]
-    held_out: tuple[CorpusSpec, ...]
+    corpora: tuple[CorpusSpec, ...]  # to train on; none for synthetic scenes
+    held_out: tuple[CorpusSpec, ...]  # to measure on
 
     def size(self) -> str:
         """Returns the size of the run in a few lines; lists at most ``MAX_PEEKED`` images of a corpus."""

@@ -29,15 +29,12 @@ class Sample:
     """An image and the masks of it that are trained on or measured; never without masks.
 
     Attributes:
-        name: ``dataset/image id``.
-        image: RGB.
-        masks: Bool arrays at the image's size, none of them empty.
         counts: ``masks_in`` of the image, and how many of them were ``masks_rejected`` or ``masks_filtered``.
     """
 
-    name: str
-    image: UInt8[np.ndarray, "height width 3"]
-    masks: list[np.ndarray]
+    name: str  # ``dataset/image id``
+    image: UInt8[np.ndarray, "height width 3"]  # RGB
+    masks: list[np.ndarray]  # bool arrays at the image's size, none of them empty
     counts: Mapping[str, int] = field(default_factory=dict)
 
 

@@ -34,16 +34,14 @@ class Checkpoint:
     """All that a run needs to go on.
 
     Attributes:
-        model: State of what is trained, whole, by name.
-        optimizer: Its optimizer's.
         extra: Other tensors that the kind of training needs; lists are keyed ``00000000`` and up.
         body: The rest, as JSON: ``step`` (steps done), ``draws`` (the sampler's cursor), ``seed``,
             ``bad_in_a_row``, ``skipped``, ``workers``, ``fingerprint``, ``lineage`` (with the MLflow
             run), and what was gathered so far: validations, rejects, times, the curve's segments.
     """
 
-    model: dict[str, Tensor]
-    optimizer: OptimizerState
+    model: dict[str, Tensor]  # state of what is trained, whole, by name
+    optimizer: OptimizerState  # its optimizer's
     extra: dict[str, Tensor] = field(default_factory=dict)
     body: dict[str, Any] = field(default_factory=dict)
 

@@ -51,33 +51,21 @@ class Unusable(Exception):
 
 @dataclass
 class Drawn:
-    """What was drawn on the way to the items that are trained on.
-
-    Attributes:
-        counts: As ``worker.Tally.counts``.
-    """
+    """What was drawn on the way to the items that are trained on."""
 
     rejects: list[dict[str, Any]] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)  # as ``worker.Tally.counts``
 
 
 @dataclass(frozen=True)
 class Corpora(Generic[S]):
-    """How items are read from corpora, and what is done about those that cannot be used.
+    """How items are read from corpora, and what is done about those that cannot be used."""
 
-    Attributes:
-        kind: What items are, in the plural.
-        sources: The corpora.
-        names: Theirs, for errors.
-        seed: Of the run, and a word so that no other use of it draws the same numbers.
-        remedy: Half a sentence that ends with a comma, for errors.
-    """
-
-    kind: str
-    sources: tuple[S, ...]
-    names: tuple[str, ...]
-    seed: tuple[int, int]
-    remedy: str = ""
+    kind: str  # what items are, in the plural
+    sources: tuple[S, ...]  # the corpora
+    names: tuple[str, ...]  # theirs, for errors
+    seed: tuple[int, int]  # of the run, and a word so that no other use of it draws the same numbers
+    remedy: str = ""  # half a sentence that ends with a comma, for errors
 
     def read(self, draw: Draw, read: Callable[[S, int, np.random.Generator], R], drawn: Drawn) -> R:
         """Reads what was drawn, or in its place an item of its corpus that depends on nothing but the draw.

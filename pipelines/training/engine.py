@@ -29,11 +29,10 @@ class OptimizerState:
     """AdamW's state, whole.
 
     Attributes:
-        steps: Optimizer steps taken.
         moments: Per parameter name, its first and second moment, each of its shape in float32 on the CPU.
     """
 
-    steps: int = 0
+    steps: int = 0  # optimizer steps taken
     moments: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 

@@ -22,15 +22,12 @@ class Prepared(Generic[C]):
     """A run that was checked: everything it needs is there and fits. Workers are given it; picklable.
 
     Attributes:
-        config: With absolute places and all that preparing filled in.
-        fingerprint: All that decides what is learnt, as JSON values.
-        lineage: Where weights and data come from; it goes along with every export.
         deepspeed: Body of the DeepSpeed file; None trains with the plain engine.
     """
 
-    config: C
-    fingerprint: Mapping[str, Any]
-    lineage: Mapping[str, Any]
+    config: C  # with absolute places and all that preparing filled in
+    fingerprint: Mapping[str, Any]  # all that decides what is learnt, as JSON values
+    lineage: Mapping[str, Any]  # where weights and data come from; it goes along with every export
     deepspeed: Mapping[str, Any] | None = None
 
     @property

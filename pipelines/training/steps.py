@@ -17,17 +17,11 @@ class TrainingDiverged(SamtokError):
 
 @dataclass
 class Steps:
-    """How far a run is.
+    """How far a run is."""
 
-    Attributes:
-        done: Steps done.
-        bad_in_a_row: Steps skipped since the last good one.
-        skipped: Steps skipped in all.
-    """
-
-    done: int = 0
-    bad_in_a_row: int = 0
-    skipped: int = 0
+    done: int = 0  # steps done
+    bad_in_a_row: int = 0  # steps skipped since the last good one
+    skipped: int = 0  # steps skipped in all
 
     def count(self, norm: float, metrics: Mapping[str, Any], most_bad: int) -> bool:
         """Counts a step by the norm of its gradient; returns whether it was good. Engines skip bad ones.

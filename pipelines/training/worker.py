@@ -60,21 +60,16 @@ class Tally:
     """What a run has gathered so far; part of its checkpoints.
 
     Attributes:
-        validations: Rows of all validations.
-        best: Step and score of the best one.
-        final: What was measured at the end.
         counts: Sums over the run: the trained unit, and of each kind of item ``KIND_in``, ``KIND_rejected``
             and ``KIND_filtered``.
-        train_s: Seconds of training, validation and storage apart.
-        train_cpu_s: Likewise, of the first worker's CPU.
     """
 
-    validations: list[dict[str, Any]] = field(default_factory=list)
-    best: dict[str, Any] | None = None
-    final: dict[str, Any] | None = None
+    validations: list[dict[str, Any]] = field(default_factory=list)  # rows of all validations
+    best: dict[str, Any] | None = None  # step and score of the best one
+    final: dict[str, Any] | None = None  # what was measured at the end
     counts: dict[str, int] = field(default_factory=dict)
-    train_s: float = 0.0
-    train_cpu_s: float = 0.0
+    train_s: float = 0.0  # seconds of training, validation and storage apart
+    train_cpu_s: float = 0.0  # likewise, of the first worker's CPU
 
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> "Tally":

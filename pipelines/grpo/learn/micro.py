@@ -16,17 +16,14 @@ class Micro:
     """Some responses; what is per response or per token is in the order of prompts and responses.
 
     Attributes:
-        prompts: Each once, with its image.
-        responses: Token ids of the responses to each.
         advantages, weights: Of each response, float32.
-        rollout: Log-probability of each token when it was sampled, float32.
     """
 
-    prompts: list[Encoded]
-    responses: list[list[np.ndarray]]
+    prompts: list[Encoded]  # each once, with its image
+    responses: list[list[np.ndarray]]  # token ids of the responses to each
     advantages: Tensor
     weights: Tensor
-    rollout: Tensor
+    rollout: Tensor  # log-probability of each token when it was sampled, float32
 
     def without_weight(self) -> "Micro":
         """Returns the same responses, from which nothing is learnt."""

@@ -21,13 +21,11 @@ class Update:
     """What a step learns.
 
     Attributes:
-        advantages: Of every response of every group, those that are left out included.
-        used: Whether each response counts.
         parts: Per optimizer step and learner, its shares. Empty if nothing can be learnt.
     """
 
-    advantages: np.ndarray
-    used: np.ndarray
+    advantages: np.ndarray  # of every response of every group, those that are left out included
+    used: np.ndarray  # whether each response counts
     parts: list[list[list[Share]]]
 
 

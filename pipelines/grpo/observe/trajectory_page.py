@@ -41,16 +41,14 @@ class Shown:
     """One prompt with the responses that are shown.
 
     Attributes:
-        group: All responses to the prompt, in their order.
         responses: The best, a middle and the worst one by reward, each with what it is.
         pictures: JPEG files: under ``truth`` the true masks, under ``reply-3`` those of response 3.
-        problem: Why there are no pictures.
     """
 
-    group: Sequence[Row]
+    group: Sequence[Row]  # all responses to the prompt, in their order
     responses: Sequence[tuple[str, Row]]
     pictures: Mapping[str, bytes] = field(default_factory=dict)
-    problem: str | None = None
+    problem: str | None = None  # why there are no pictures
 
 
 def write_page(

@@ -23,16 +23,13 @@ class ValidationRow:
     """One held-out prompt.
 
     Attributes:
-        targets: True masks.
-        greedy: Components and total of the likeliest response.
-        samples: The same of sampled ones.
         intersection_px, predicted_px, target_px: Of the unions of the likeliest response's masks and the
             true ones; ``target_px`` is 0 where there is no target.
     """
 
-    targets: int
-    greedy: Scored
-    samples: tuple[Scored, ...]
+    targets: int  # true masks
+    greedy: Scored  # components and total of the likeliest response
+    samples: tuple[Scored, ...]  # the same of sampled ones
     intersection_px: int
     predicted_px: int
     target_px: int

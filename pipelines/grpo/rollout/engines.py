@@ -22,13 +22,9 @@ from samtok.mllm.sampling import Sampled, sample
 
 @dataclass(frozen=True)
 class Shown(Encoded):
-    """A prompt with its images, for an engine that makes its own vision tensors of them.
+    """A prompt with its images, for an engine that makes its own vision tensors of them."""
 
-    Attributes:
-        images: H x W x 3 uint8, in the order of the text.
-    """
-
-    images: tuple[np.ndarray, ...] = ()
+    images: tuple[np.ndarray, ...] = ()  # H x W x 3 uint8, in the order of the text
 
 
 class RolloutEngine(Protocol):

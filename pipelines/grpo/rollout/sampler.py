@@ -27,17 +27,11 @@ _SAMPLE, _VALIDATION = 0x726F6C6C, 0x6C6F6F6B
 
 @dataclass(frozen=True)
 class Sampling:
-    """What a task came to, but for the groups themselves.
+    """What a task came to, but for the groups themselves."""
 
-    Attributes:
-        outlines: Of the groups, in the order of the draws.
-        rejects: Of prompts that could not be asked.
-        version: Of the weights.
-    """
-
-    outlines: tuple[Outline, ...]
-    rejects: tuple[dict[str, Any], ...]
-    version: int
+    outlines: tuple[Outline, ...]  # of the groups, in the order of the draws
+    rejects: tuple[dict[str, Any], ...]  # of prompts that could not be asked
+    version: int  # of the weights
 
 
 def engine_of(config: GrpoConfig, device: torch.device | str) -> RolloutEngine:
