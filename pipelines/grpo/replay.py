@@ -95,7 +95,5 @@ class Replay:
 
 def _sampled(row: Mapping[str, Any]) -> Sampled:
     return Sampled(
-        np.array(row["token_ids"], np.int32),
-        np.array(row["rollout_log_probs"], np.float32),
-        row["complete"],
+        np.array(row["token_ids"], np.int32), np.array(row["rollout_log_probs"], np.float32), row["complete"]
     )

@@ -170,10 +170,7 @@ class Validator:
             "question": _question(row)[-1].text,
             "truth": chats.text_of(row["messages"][-1]),
             "answer": answer,
-            "codes": {
-                "truth": chats.answer_words(row)[-1],
-                "answer": parsed.codes,
-            },
+            "codes": {"truth": chats.answer_words(row)[-1], "answer": parsed.codes},
         }
 
 

@@ -125,8 +125,7 @@ def _tune(config: SweepConfig, todo: Mapping[str, TokenizerTask], children: Chil
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         tuner = tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(_trial, tasks=dict(todo)),
-                {"cpu": worker.cpus, "gpu": worker.gpus or 0},
+                tune.with_parameters(_trial, tasks=dict(todo)), {"cpu": worker.cpus, "gpu": worker.gpus or 0}
             ),
             param_space={"name": tune.grid_search(list(todo))},
             tune_config=tune.TuneConfig(

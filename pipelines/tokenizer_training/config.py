@@ -8,15 +8,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
-from pipelines.config import (
-    AtLeast0,
-    AtLeast1,
-    NotNegative,
-    Place,
-    Share,
-    ShippedPlace,
-    config,
-)
+from pipelines.config import AtLeast0, AtLeast1, NotNegative, Place, Share, ShippedPlace, config
 from pipelines.ingestion.corpora import CorpusText
 from pipelines.training.config import EngineConfig, TrainingConfig
 from pipelines.training.config import ValidationConfig as BaseValidationConfig

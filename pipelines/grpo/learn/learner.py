@@ -189,8 +189,7 @@ class Learner:
         if not prompt.vision:
             return float("inf")
         negative = dataclasses.replace(
-            prompt,
-            vision={n: -v if v.is_floating_point() else v for n, v in prompt.vision.items()},
+            prompt, vision={n: -v if v.is_floating_point() else v for n, v in prompt.vision.items()}
         )
         other = dataclasses.replace(micro, prompts=[negative])
         return float((self._logits(micro).log_probs - self._logits(other).log_probs).abs().max())

@@ -92,10 +92,5 @@ def _spread(shares: Sequence[Share], costs: Sequence[int], learners: int) -> lis
         least = min(range(learners), key=lambda at: (loads[at], at))
         spread[least].append(shares[n])
         loads[least] += costs[n]
-    idle = Share(
-        shares[0].group,
-        shares[0].responses[:1],
-        advantages=(0.0,),
-        weights=(0.0,),
-    )
+    idle = Share(shares[0].group, shares[0].responses[:1], advantages=(0.0,), weights=(0.0,))
     return [own or [idle] for own in spread]

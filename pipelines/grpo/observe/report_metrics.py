@@ -145,8 +145,7 @@ def _validation_panels(rows: Sequence[Row]) -> list[CurvePanel]:
 
     return [
         CurvePanel(
-            "reward",
-            [curve("reward_sampled", "sampled"), curve("reward_greedy", "greedy"), always(nothing)],
+            "reward", [curve("reward_sampled", "sampled"), curve("reward_greedy", "greedy"), always(nothing)]
         ),
         CurvePanel(
             "reward on targets",
@@ -158,8 +157,7 @@ def _validation_panels(rows: Sequence[Row]) -> list[CurvePanel]:
             [curve("n_acc", "N-acc"), curve("t_acc", "T-acc"), curve("t_acc_sampled", "T-acc, sampled")],
         ),
         CurvePanel(
-            "exact words on targets",
-            [curve("exact_targets", "all"), curve("exact_single", "one target")],
+            "exact words on targets", [curve("exact_targets", "all"), curve("exact_single", "one target")]
         ),
     ]
 
