@@ -17,11 +17,19 @@ PROTECTS = {
     "faults": ("grpo_faults", "tokenize_job", "tokenize_s3", "storage_s3", "train_job", "sft_job"),
     "cluster": (
         *("cluster", "submit", "doctor", "grpo_job", "sweep_job", "dialogues_job", "cold_start_job"),
-        *("evaluate_job", "evaluate_mllm_job", "extend_mllm", "dry_run"),
+        *("evaluate_job", "evaluate_mllm_job", "extend_mllm", "dry_run", "architecture"),
     ),
     "numerics": (
         *("parity", "quantizer_distributed", "sampling", "tiny_vision", "engine_deepspeed", "grpo_learner"),
-        *("grpo_learners", "sft_distributed", "train_micro", "training_distributed", "training_data", "sft"),
+        *(
+            "grpo_learners",
+            "sft_distributed",
+            "train_micro",
+            "training_distributed",
+            "training_data",
+            "sft",
+            "tokenizer_training",
+        ),
     ),
     "docs": ("printed_commands",),
     "compat": ("old_artifacts",),
@@ -34,7 +42,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks slow tests by what they protect."""
     kinds = {f"test_{stem}": kind for kind, stems in PROTECTS.items() for stem in stems}
     for item in items:
-        if item.get_closest_marker("slow") and item.path.stem in kinds:
+        marked = any(map(item.get_closest_marker, PROTECTS))
+        if item.get_closest_marker("slow") and not marked and item.path.stem in kinds:
             item.add_marker(kinds[item.path.stem])
 
 

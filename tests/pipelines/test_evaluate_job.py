@@ -49,6 +49,7 @@ def measured(home, specs) -> Path:
     return out
 
 
+@pytest.mark.long
 def test_every_mask_is_measured_as_the_bare_tokenizer_does(home, measured):
     tokenizer = MaskTokenizer.from_pretrained(str(home / "micro"))
     body = json.loads((home / "larger/annotations/instances_train.json").read_text())
@@ -70,6 +71,7 @@ def test_every_mask_is_measured_as_the_bare_tokenizer_does(home, measured):
     assert {row["split"] for row in table} == {"val"}
 
 
+@pytest.mark.long
 def test_the_closing_table_has_all_datasets_and_counts_that_add_up(measured):
     output = (measured / "output.txt").read_text()
     counts = json.loads((measured / "metrics.json").read_text())["overall"]["counts"]
@@ -80,6 +82,7 @@ def test_the_closing_table_has_all_datasets_and_counts_that_add_up(measured):
     assert (measured / "report/worst_masks.png").exists()
 
 
+@pytest.mark.long
 def test_mlflow_has_numbers_pictures_and_lineage(home, measured):
     import mlflow
 
@@ -115,6 +118,7 @@ def test_a_run_that_is_killed_in_each_corpus_and_repeated_gives_the_same_numbers
     assert (out / "metrics.json").read_bytes() == (measured / "metrics.json").read_bytes()
 
 
+@pytest.mark.long
 def test_other_settings_are_refused_with_the_difference(home, measured, specs):
     more = flags(home, measured, *specs)
     code, output = run_job(

@@ -71,6 +71,8 @@ def test_the_type_of_weights_is_kept(tmp_path):
     assert again.get_input_embeddings().weight.dtype == torch.bfloat16
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_a_tiny_model_is_the_same_for_the_same_flags_and_is_not_made_twice(tmp_path, lines):
     def run(name: str, *more: str) -> dict[str, str]:
         assert main(["--preset", "smoke", "--out", str(tmp_path / name), *more]) == 0

@@ -106,6 +106,7 @@ def test_a_killed_learner_sends_all_back_to_the_last_checkpoint(world, whole, tm
     assert_same_run(tmp_path, whole)
 
 
+@pytest.mark.long
 def test_overlapping_steps_keep_their_bound_and_use_prompts_once_when_a_learner_dies(world, tmp_path, capsys):
     """What was in flight at the death is asked again; nothing of it was used."""
     config = short(world, tmp_path, steps=8, rollout=rollout(max_staleness=2))
@@ -119,6 +120,7 @@ def test_overlapping_steps_keep_their_bound_and_use_prompts_once_when_a_learner_
     assert "defect" not in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_weights_that_died_with_their_learner_are_not_blamed_on_a_sampler(world, tmp_path, lines):
     import ray
 

@@ -74,6 +74,7 @@ def test_the_loss_falls_and_the_model_comes_out_as_a_folder_of_hugging_faces(wor
     assert json.loads((folder / "lineage.json").read_text())["mask_tokenizer_sha256"] == world.sha256
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

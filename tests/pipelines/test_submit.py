@@ -22,7 +22,10 @@ RESULTS = {
 }
 
 
-@pytest.fixture(scope="module", params=["head in the checkout", "head elsewhere, --working-dir ."])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("head in the checkout", marks=pytest.mark.long), "head elsewhere, --working-dir ."],
+)
 def submitted(request, tmp_path_factory) -> tuple[dict[str, tuple[int, str]], Path]:
     """Exit codes and outputs of both jobs, and the folder that relative places start from."""
     work = tmp_path_factory.mktemp("submit")

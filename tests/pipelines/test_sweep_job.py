@@ -137,6 +137,7 @@ def test_what_asha_ends_early_is_measured_marked_and_not_run_again(tmp_path):
     assert json.loads((out / "results.json").read_text()) == [good, bad]
 
 
+@pytest.mark.long
 def test_an_interrupted_sweep_does_not_pass_for_a_finished_one(tmp_path):
     """Tune takes the signal itself and returns as if all were well."""
     out, database = tmp_path / "out", tmp_path / "mlflow.db"
@@ -151,6 +152,7 @@ def test_an_interrupted_sweep_does_not_pass_for_a_finished_one(tmp_path):
     assert not (out / "trials" / "vq-2" / "stopped.json").exists(), "it would not be run again"
 
 
+@pytest.mark.long
 def test_what_a_trial_failed_of_reaches_the_user_and_the_page(tmp_path):
     out, database = tmp_path / "out", tmp_path / "mlflow.db"
     command = flags(

@@ -52,6 +52,6 @@ def test_a_run_survives_a_killed_actor_and_a_restart_of_the_s3_server(
 def test_no_secret_is_written_beside_the_results(home: Path, bucket: str, s3: S3Server):
     out = f"{bucket}/dry"
     code, output = run_job("tokenize_corpus", *flags(home, out, "--dry-run"), log=home / "s3-dry.log")
-    assert code == 0 and "plan: 120 images" in output
+    assert code == 0 and "plan      120 images" in output
     assert s3.env["AWS_SECRET_ACCESS_KEY"] not in output
     assert storage.list_files(out) == []

@@ -74,6 +74,7 @@ def steps_saved(out: Path | str) -> int:
     return max(checkpoints.steps(str(out)), default=0)
 
 
+@pytest.mark.long
 def test_a_killed_worker_is_replaced_and_the_result_is_the_same(home, whole, tmp_path):
     out = tmp_path / "out"
     with job("train_tokenizer", *flags(home, out, "--workers", "2"), log=tmp_path / "log") as running:
@@ -90,6 +91,7 @@ def training_workers(running: Job) -> list:
     return found
 
 
+@pytest.mark.long
 def test_a_job_killed_twice_on_object_storage_goes_on_when_it_is_run_again(home, whole, bucket, tmp_path):
     """At an epoch's border, and at any time; it ends as the run on a local disk."""
     out = storage.join(bucket, "tokenizer")
@@ -117,6 +119,7 @@ def test_a_finished_run_is_left_as_it_is_and_its_report_is_whole(home, whole, tm
     assert page.count("data:image/png;base64") >= 2 and "shapes" in page
 
 
+@pytest.mark.long
 def test_the_job_runs_under_ray_job_submit_and_tracks_in_mlflow(home, tmp_path):
     from mlflow import MlflowClient
 
