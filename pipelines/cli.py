@@ -2,7 +2,7 @@
 
 ``tyro`` makes the flags from the fields of the job's config class. Flags win over the preset or the config
 file, those win over the defaults of the fields. A field that is ``tyro.MISSING`` stays required. Without any
-flag a job runs its preset ``smoke``.
+flag, or with ``--dry-run`` alone, a job takes its preset ``smoke``.
 """
 
 import argparse
@@ -39,9 +39,9 @@ def parse(kind: type[T], presets: Mapping[str, T], argv: list[str] | None, *, do
         SystemExit: With 0 after ``--help`` or ``--help-all``, with 2 for a wrong flag, preset or config file.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    if not arguments and "smoke" in presets:
+    if not set(arguments) - {"--dry-run"} and "smoke" in presets:
         sys.stdout.write("no flags: running --preset smoke (see --help)\n")
-        arguments = ["--preset", "smoke"]
+        arguments = ["--preset", "smoke", *arguments]
     known, rest = _common_flags(presets).parse_known_args(arguments)
     base: Any = pages.REQUIRED if known.preset is None else presets[known.preset]
     if known.config is not None:

@@ -1,4 +1,4 @@
-"""What the code of a stage decides, as a digest beside the version that its fingerprints hold.
+"""What decides results: digests of a stage's code beside its version, and of the settings of every preset.
 
     python -m tests.golden_fingerprints                          names the stages whose code changed
     python -m tests.golden_fingerprints --record                 after CODE_VERSION was raised
@@ -10,11 +10,14 @@ it, such as ``python -m tests.benchmarks.shard_bytes``, and the name is kept bes
 
 import argparse
 import ast
+import dataclasses
 import hashlib
 import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from tests import printed
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests/golden/fingerprints.json"
@@ -116,9 +119,34 @@ class _Bare(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
+def presets() -> dict[str, str]:
+    """Returns a digest of the settings of every preset, by ``JOB --preset NAME``."""
+    return {
+        f"{job} --preset {name}": hashlib.sha256(
+            json.dumps(dataclasses.asdict(config), default=str, sort_keys=True).encode()
+        ).hexdigest()[:16]
+        for job in printed.JOBS
+        for name, config in printed.parsed_by(job)[1].items()
+    }
+
+
 def recorded() -> dict[str, Any]:
-    """Returns what was recorded, by stage."""
-    return json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    """Returns what was recorded: ``code`` by stage, and ``presets``."""
+    return json.loads(GOLDEN.read_text())
+
+
+def faults() -> dict[str, str]:
+    """Returns what is wrong in comparison with the record, by stage or preset."""
+    before = recorded()
+    found = {stage: fault for stage, own in before["code"].items() if (fault := fault_of(stage, own))}
+    now = presets()
+    for name in sorted({*now, *before["presets"]}):
+        if now.get(name) != before["presets"].get(name):
+            found[name] = (
+                f"{name}: its settings changed, so the same command gives other results or resumes no "
+                "earlier run. Say it in CHANGELOG.md and run `python -m tests.golden_fingerprints --record`."
+            )
+    return found
 
 
 def fault_of(stage: str, before: dict[str, Any]) -> str | None:
@@ -145,16 +173,16 @@ def main() -> int:
     parser.add_argument("--record", action="store_true", help="write tests/golden/fingerprints.json")
     parser.add_argument("--same-output", metavar="COMMAND", help="what showed that results are as before")
     options = parser.parse_args()
-    before = recorded()
-    faults = {stage: fault for stage in before if (fault := fault_of(stage, before[stage]))}
-    unshown = [stage for stage in faults if version_of(stage) == before[stage]["version"]]
+    before, wrong = recorded(), faults()
+    unshown = [s for s, own in before["code"].items() if s in wrong and version_of(s) == own["version"]]
     if not options.record or (unshown and not options.same_output):
-        sys.stdout.write("".join(f"{fault}\n" for fault in faults.values()))
-        return int(bool(faults))
-    now = {}
+        sys.stdout.write("".join(f"{fault}\n" for fault in wrong.values()))
+        return int(bool(wrong))
+    code = {}
     for stage in CODE:
-        shown = options.same_output if stage in unshown else before.get(stage, {}).get("same_output")
-        now[stage] = {"version": version_of(stage), "code": code_of(stage), "same_output": shown}
+        shown = options.same_output if stage in unshown else before["code"].get(stage, {}).get("same_output")
+        code[stage] = {"version": version_of(stage), "code": code_of(stage), "same_output": shown}
+    now = {"code": code, "presets": presets()}
     GOLDEN.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n")
     return 0
 
