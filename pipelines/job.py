@@ -9,7 +9,6 @@ An error of our family becomes one line and its exit code; the MLflow run is the
 """
 
 import dataclasses
-import json
 import logging
 import sys
 import time
@@ -25,7 +24,7 @@ from pipelines import env, storage
 from pipelines import log as logs
 from pipelines.cluster import session
 from pipelines.config import RunConfig
-from pipelines.provenance import config_json, versions
+from pipelines.provenance import as_json, config_json, versions
 from pipelines.tracking import Tracker
 from samtok.errors import ClusterError, ConfigError, DataError, SamtokError
 
@@ -116,11 +115,14 @@ class Run(Generic[C]):
             tags: Such as the fingerprint; versions are added.
         """
         self.config = self.config if config is None else config
-        text = config_json(self.config)
-        storage.write_bytes(storage.join(self.config.out, CONFIG_FILE), text.encode())
+        storage.write_bytes(storage.join(self.config.out, CONFIG_FILE), config_json(self.config).encode())
+        return self.track(tags=tags)
+
+    def track(self, *, tags: Mapping[str, Any] | None = None) -> Tracker:
+        """Opens the MLflow run alone, for results that have no config.json of ours; ``tags`` as above."""
         assert self.config.tracking is not None
         self.tracker = Tracker(self.config.tracking, experiment=self.name, home=self.config.out)
-        self.tracker.params(json.loads(text))
+        self.tracker.params(as_json(self.config))
         self.tracker.tags({**(tags or {}), **versions()})
         return self.tracker
 

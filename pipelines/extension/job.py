@@ -5,9 +5,9 @@ OUT/lineage.json      the resolved config, the tokenizer's hash, versions
 OUT/samtok.json       what the words are; written last, so a folder without it is not finished
 """
 
-from pipelines import job
+from pipelines import job, storage
 from pipelines.extension.config import ExtendMllmConfig
-from pipelines.extension.prepare import is_done, prepare
+from pipelines.extension.prepare import LINEAGE_FILE, is_done, prepare
 from pipelines.job import Closing, Inputs, Job, Run
 
 
@@ -30,6 +30,9 @@ class ExtendMllm(Job[ExtendMllmConfig]):
 
         ids = extend_model(self.config)
         words = len(self.vocabulary.words)
+        tracker = run.track()  # only now: a folder with anything but a whole model in it is refused
+        tracker.metrics({"mask_words": words, "first_id": ids.start, "last_id": ids.stop - 1})
+        tracker.text(storage.read_bytes(storage.join(self.config.out, LINEAGE_FILE)).decode(), "lineage.json")
         return Closing([("words", f"{words}, with token ids in {ids.start} to {ids.stop - 1}")])
 
 

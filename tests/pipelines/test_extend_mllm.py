@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,12 @@ from tests.tiny_mllm import FAMILIES, build, picture
 
 WORDS = 2 * 256 + 2
 """Words of the tokenizer that ships."""
+
+
+@pytest.fixture(autouse=True)
+def untracked(monkeypatch):
+    """No database unless a test names one."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "off")
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -114,6 +121,17 @@ def test_rows_from_codebooks_have_their_geometry_and_the_lineage_says_so(tmp_pat
         lineage = json.loads((out / "lineage.json").read_text())
         assert lineage["config"]["rows"] == ("noise" if name == "noise" else "codebooks")
         assert lineage["tokenizer_sha256"] == weights_sha256("tiny")
+
+
+def test_the_run_is_tracked_with_its_lineage(tmp_path):
+    out, tracking = tmp_path / "out", f"sqlite:///{tmp_path}/runs.db"
+    assert main(["--preset", "smoke", "--rows", "noise", "--out", str(out), "--tracking", tracking]) == 0
+    with sqlite3.connect(tmp_path / "runs.db") as database:
+        assert database.execute("select status from runs").fetchall() == [("FINISHED",)]
+        assert ("mask_words", 514.0) in database.execute("select key, value from metrics").fetchall()
+        (home,) = database.execute("select artifact_uri from runs").fetchone()
+    stored = Path(home.removeprefix("file://")) / "lineage.json"
+    assert stored.read_text() == (out / "lineage.json").read_text()
 
 
 def test_rows_that_are_there_already_cannot_be_had_from_codebooks(tmp_path, capfd):
