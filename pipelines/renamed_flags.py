@@ -17,6 +17,7 @@ RENAMED: tuple[tuple[str, str], ...] = (
     ("chat", "chats"),
     ("validation-corpora", "validation.chats"),
     ("validation-corpora", "validation.corpora"),
+    ("training.looks", "training.evals"),
     ("looks.corpora", "validation.chats"),
     ("looks.*", "validation.*"),
     ("gates.*", "checks.*"),
