@@ -14,7 +14,6 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
@@ -22,7 +21,6 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 from pipelines import config as configs
 from pipelines import env, storage
 from pipelines import log as logs
-from pipelines.cluster import session
 from pipelines.config import RunConfig
 from pipelines.provenance import as_json, config_json, versions
 from pipelines.tracking import Tracker
@@ -145,14 +143,6 @@ class Job(ABC, Generic[C]):
     def __init__(self, config: C) -> None:
         self.config = config
 
-    def session(self) -> AbstractContextManager[Any]:
-        """Returns a Ray session that is large enough for the job and for making its inputs."""
-        return session(at_least_cpus=self.cpus() + 2)
-
-    def cpus(self) -> float:
-        """Returns the CPUs that the job's processes hold at the same time."""
-        return 1
-
     @abstractmethod
     def prepare(self) -> None:
         """Checks what can be known before anything runs: inputs are there and fit. Reads little.
@@ -185,11 +175,9 @@ def _run(kind: Callable[[C], Job[C]], config: C, inputs: Inputs | None) -> int:
     missing = inputs.missing(config) if inputs is not None else ()
     if config.dry_run:
         return _dry_run(kind(config), missing)
-    if inputs is None or not missing:
-        return _work(kind(config))
-    with kind(config).session():  # one Ray for the inputs and the job
+    if inputs is not None and missing:
         inputs.make(config)
-        return _work(kind(config))
+    return _work(kind(config))
 
 
 def _work(job: Job[Any]) -> int:

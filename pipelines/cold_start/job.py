@@ -28,9 +28,6 @@ class ColdStartJob(Job[ColdStartConfig]):
         self.checked = prepare(self.config)
         self.config = self.checked.config
 
-    def cpus(self) -> float:
-        return self.config.workers * self.config.worker.cpus if self.config.teacher.model else 1
-
     def size(self) -> str:
         return self.checked.size()
 

@@ -25,9 +25,6 @@ class ComposeDialogues(Job[ComposeDialoguesConfig]):
     def prepare(self) -> None:
         self.checked = prepare(self.config)
 
-    def cpus(self) -> float:
-        return max(1, self.config.workers)
-
     def size(self) -> str:
         return self.checked.size()
 

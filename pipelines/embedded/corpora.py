@@ -72,7 +72,9 @@ def make_chats(folder: str, task: Task, *, held_out: bool = False) -> None:
         split=split,
     )
     tokenized = tokenize_corpus(
-        TokenizeCorpusConfig(corpus=corpus, out=words, tokenizer=TOKENIZER, report_images=0, tracking="off")
+        TokenizeCorpusConfig(
+            corpus=corpus, out=words, tokenizer=TOKENIZER, workers=0, report_images=0, tracking="off"
+        )
     )
     composed = tokenized or compose_dialogues(
         ComposeDialoguesConfig(

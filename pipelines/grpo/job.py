@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines import job
+from pipelines.cluster import session
 from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.prepare import PreparedGrpo, prepare
 from pipelines.job import Closing, Inputs, Items, Run
@@ -30,10 +31,6 @@ class Grpo(TrainingJob[GrpoConfig]):
     verb = "learn"
     ready: PreparedGrpo
 
-    def cpus(self) -> float:
-        learner, rollout = self.config.learner, self.config.rollout
-        return learner.workers * learner.worker.cpus + rollout.workers * rollout.worker.cpus
-
     def check(self) -> PreparedGrpo:
         return prepare(self.config)
 
@@ -47,7 +44,9 @@ class Grpo(TrainingJob[GrpoConfig]):
     def train(self, tracker: Tracker) -> None:
         from pipelines.grpo.run import learn  # loads torch and Ray
 
-        learn(self.ready, tracker, self.session())
+        config, learner, rollout = self.config, self.config.learner, self.config.rollout
+        held = learner.workers * learner.worker.cpus + rollout.workers * rollout.worker.cpus
+        learn(self.ready, tracker, session(num_cpus=config.num_cpus, at_least_cpus=held + 2))
 
     def publish(self, record: Mapping[str, Any], tracker: Tracker) -> list[tuple[str, str]]:
         from pipelines.grpo.run import publish  # loads torch

@@ -27,9 +27,6 @@ class EvaluateMllm(Job[EvaluateMllmConfig]):
         self.checked = prepare(self.config)
         self.config = self.checked.config
 
-    def cpus(self) -> float:
-        return self.config.workers * self.config.worker.cpus
-
     def size(self) -> str:
         return self.checked.size()
 

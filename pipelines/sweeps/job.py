@@ -5,11 +5,7 @@ OUT/trials/NAME/             a training run each, see ``training.job``
 OUT/results.json, report/    the table, and the page
 """
 
-from contextlib import AbstractContextManager
-from typing import Any
-
 from pipelines import job
-from pipelines.cluster import session
 from pipelines.job import Closing, Inputs, Job, Run
 from pipelines.sweeps.config import EXPERIMENT, SweepConfig
 from pipelines.sweeps.trial_flags import in_trials
@@ -21,12 +17,6 @@ class SweepCodebook(Job[SweepConfig]):
     """See the module."""
 
     name = EXPERIMENT
-
-    def cpus(self) -> float:
-        return self.config.scheduler.concurrent * self.config.train.worker.cpus
-
-    def session(self) -> AbstractContextManager[Any]:
-        return session(num_cpus=self.config.train.num_cpus, at_least_cpus=self.cpus() + 2)
 
     def prepare(self) -> None:
         config = self.config

@@ -42,8 +42,8 @@ class TokenizationConfig(RunConfig):
     tokenizer_options: TokenizerOptions = TokenizerOptions()
     precision: Precision = "float32"
     """Type of the networks' arithmetic."""
-    workers: AtLeast1 = 1
-    """Tokenizer actors."""
+    workers: AtLeast0 = 1
+    """Tokenizer actors; 0 tokenizes in this process, without Ray."""
     worker: WorkerConfig = WorkerConfig()
     decoders: AtLeast1 = 1
     """Image decoding tasks that may run at a time."""

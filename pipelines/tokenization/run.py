@@ -2,13 +2,15 @@
 
 Ray Data moves chunks: CPU tasks read and decode, tokenizer actors make words. The driver collects finished
 chunks (small: no pixels), commits whole shards, and starts only what has no commit record yet, so running the
-job again resumes it.
+job again resumes it. Without workers the same stages run in this process.
 """
 
+import contextlib
 import dataclasses
+import functools
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, cast
@@ -16,7 +18,7 @@ from typing import Any, cast
 import pyarrow as pa
 
 from pipelines import provenance, shards, storage
-from pipelines.cluster import ClusterInfo, session
+from pipelines.cluster import session
 from pipelines.job import CONFIG_FILE
 from pipelines.shard_job import Work, do_shards
 from pipelines.shards import Plan
@@ -48,7 +50,7 @@ MAX_UNCOMMITTED = 16
 def make_words(job: Tokenization, plan: Plan, tracker: Tracker | None = None) -> tuple[dict[str, Any], Work]:
     """Does what is left of a corpus; returns its manifest, and what this call did.
 
-    Ray is started for it, unless this process is connected already (``ray_for``).
+    Ray is started for it, unless this process is connected already (``ray_for``) or there are no workers.
 
     Args:
         job: From ``prepare``.
@@ -65,20 +67,26 @@ def make_words(job: Tokenization, plan: Plan, tracker: Tracker | None = None) ->
 
     def stream(todo: Sequence[int]) -> Iterator[dict[str, Any]]:
         MaskTokenizer.from_pretrained(config.tokenizer, read=storage.read_bytes)  # a broken one fails here
+        blocks, read, make = _blocks(plan, todo), *_stages(job, plan)
+        if not config.workers:
+            yield from _commit_all(plan, _here(blocks, read, make))
+            return
         memory = config.decoders * DECODER_MEMORY_BYTES
         with ray_for(config) as cluster:
             cluster.require(
                 cpus=_cpus(config), gpus=config.workers * (config.worker.gpus or 0), memory_bytes=memory
             )
-            yield from _commit_all(plan, _stream(job, plan, todo))
+            yield from _commit_all(plan, _through_ray(blocks, read, make, config))
 
     return do_shards(
         plan, stream, units=(MASKS, IMAGES), max_reject_rate=config.max_reject_rate, tracker=tracker
     )
 
 
-def ray_for(config: TokenizationConfig) -> AbstractContextManager[ClusterInfo]:
-    """Returns a Ray session that has the CPUs of the pool, if it is started here."""
+def ray_for(config: TokenizationConfig) -> AbstractContextManager[Any]:
+    """Returns a Ray session that has the CPUs of the pool, if it is started here; nothing for no workers."""
+    if not config.workers:
+        return contextlib.nullcontext()
     return session(num_cpus=config.num_cpus, at_least_cpus=_cpus(config))
 
 
@@ -86,16 +94,8 @@ def _cpus(config: TokenizationConfig) -> float:
     return config.workers * config.worker.cpus + config.decoders
 
 
-def _stream(job: Tokenization, plan: Plan, todo: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Sends the chunks of shards through decoding tasks and tokenizer actors; yields them in any order."""
-    import ray.data
-    from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, WorkerCrashedError
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.raise_original_map_exception = True  # else the exit code of a worker's error is lost
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors reach us, with their exit codes
+def _stages(job: Tokenization, plan: Plan) -> tuple[ReadImages, functools.partial[TokenizeMasks]]:
+    """Returns what reads a chunk, and what makes the tokenizer that goes on with it."""
     config, options = job.config, job.config.tokenizer_options
     policy = Policy(
         skip=config.skip,
@@ -106,11 +106,52 @@ def _stream(job: Tokenization, plan: Plan, todo: Sequence[int]) -> Iterator[dict
         threshold=options.threshold,
         seed=config.seed,
     )
+    make = functools.partial(
+        TokenizeMasks,
+        config.tokenizer,
+        device=job.fingerprint["device"],
+        dtype=config.precision,
+        images_per_batch=options.images_per_batch,
+        masks_per_batch=options.masks_per_batch,
+        policy=policy,
+        box_prompt=options.box_prompt,
+        compile=options.compile,
+        threads=config.worker.threads,
+        weights_sha256=job.fingerprint["weights_sha256"],
+    )
+    return ReadImages(plan, job.reader, job.architecture.image_size, policy), make
+
+
+def _here(
+    blocks: Sequence[pa.Table], read: ReadImages, make: Callable[[], TokenizeMasks]
+) -> Iterator[dict[str, Any]]:
+    """Does chunks one after another in this process; yields them."""
+    tokenize = make()
+    for block in blocks:
+        for row in range(block.num_rows):
+            yield from tokenize(read(block.slice(row, 1))).to_pylist()
+
+
+def _through_ray(
+    blocks: list[pa.Table],
+    read: ReadImages,
+    make: functools.partial[TokenizeMasks],
+    config: TokenizationConfig,
+) -> Iterator[dict[str, Any]]:
+    """Sends chunks through decoding tasks and tokenizer actors; yields them in any order."""
+    import ray.data
+    from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, WorkerCrashedError
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # else the exit code of a worker's error is lost
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors reach us, with their exit codes
     # Ray 2.60 has no other way to bound retries, and will have one before it removes this (pyproject.toml).
     warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")
-    dataset = ray.data.from_arrow(_blocks(plan, todo))
+    dataset = ray.data.from_arrow(blocks)
     dataset = dataset.map_batches(
-        ReadImages(plan, job.reader, job.architecture.image_size, policy).__call__,
+        read.__call__,
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.TaskPoolStrategy(size=config.decoders),
@@ -120,18 +161,8 @@ def _stream(job: Tokenization, plan: Plan, todo: Sequence[int]) -> Iterator[dict
     )
     dataset = dataset.map_batches(
         TokenizeMasks,
-        fn_constructor_args=(config.tokenizer,),
-        fn_constructor_kwargs={
-            "device": job.fingerprint["device"],
-            "dtype": config.precision,
-            "images_per_batch": options.images_per_batch,
-            "masks_per_batch": options.masks_per_batch,
-            "policy": policy,
-            "box_prompt": options.box_prompt,
-            "compile": options.compile,
-            "threads": config.worker.threads,
-            "weights_sha256": job.fingerprint["weights_sha256"],
-        },
+        fn_constructor_args=make.args,
+        fn_constructor_kwargs=make.keywords,
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=config.workers),  # restarts killed actors

@@ -15,15 +15,12 @@ import logging
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from typing import Any, ClassVar, Generic, TypeVar
 
 from pipelines import provenance, storage
-from pipelines.cluster import session
 from pipelines.config import RunConfig
 from pipelines.job import Closing, Items, Job, Run
 from pipelines.tracking import Tracker
-from pipelines.training.config import TrainingConfig
 from pipelines.training.prepare import Prepared
 from pipelines.training.resume import RECORD_FILE, claim, is_complete, write_record
 
@@ -40,14 +37,6 @@ class TrainingJob(Job[C], Generic[C]):
     verb: ClassVar[str] = "train"
     """What a complete run has nothing left to do of."""
     ready: Prepared[C]
-
-    def cpus(self) -> float:
-        config = cast(TrainingConfig, self.config)
-        return config.workers * config.worker.cpus
-
-    def session(self) -> AbstractContextManager[Any]:
-        num_cpus = cast(TrainingConfig, self.config).num_cpus
-        return session(num_cpus=num_cpus, at_least_cpus=self.cpus() + 2)
 
     @abstractmethod
     def check(self) -> Prepared[C]:
