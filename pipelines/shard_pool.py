@@ -72,7 +72,7 @@ def through_actors(
         make: Picklable; makes what an actor holds, which is called with a plan and a shard.
         plan: The plan.
         todo: Its shards to do.
-        workers: Actors; no more than shards are started.
+        workers: Actors; no more than shards are started. With 0, this process does all.
         worker: What each of them holds.
         remedy: What to lower if actors die again and again, as flags.
         num_cpus: Logical CPUs of a Ray that is started here.
@@ -80,6 +80,10 @@ def through_actors(
     Raises:
         ClusterError: If the cluster is too small, or an actor died too often.
     """
+    if not workers:
+        stage = make()
+        yield from (stage(plan, shard) for shard in todo)
+        return
     with pool_session(workers, worker, num_cpus=num_cpus):
         import ray
 

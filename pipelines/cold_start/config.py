@@ -57,8 +57,8 @@ class ColdStartConfig(RunConfig):
     """Tasks of chat rows that are taken; by default all."""
     min_reward: Share = 1.0
     """Least mask-word reward of a sample that is kept; 1 for exactly the true words."""
-    workers: AtLeast1 = 1
-    """Actors, each with the teacher model."""
+    workers: AtLeast0 = 1
+    """Actors, each with the teacher model; 0 works in this process, without Ray."""
     worker: WorkerConfig = WorkerConfig()
     num_cpus: AtLeast1 | None = None
     """Logical CPUs of a Ray that the job starts; by default the machine's, and at least enough."""

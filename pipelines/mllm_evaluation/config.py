@@ -64,8 +64,8 @@ class EvaluateMllmConfig(RunConfig):
     min_pixels: AtLeast0 = 0
     """GRES: a predicted mask with fewer pixels counts as no target; 0 for the paper's numbers."""
     generation: GenerationConfig = GenerationConfig()
-    workers: AtLeast1 = 1
-    """Actors, each with the model and the mask tokenizer."""
+    workers: AtLeast0 = 1
+    """Actors, each with the model and the mask tokenizer; 0 works in this process, without Ray."""
     worker: WorkerConfig = WorkerConfig()
     num_cpus: AtLeast1 | None = None
     """Logical CPUs of a Ray that the job starts; by default the machine's, and at least enough."""

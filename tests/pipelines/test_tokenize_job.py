@@ -64,6 +64,14 @@ def test_a_finished_corpus_is_left_as_it_is(home, whole):
     assert before == {path: path.stat().st_mtime_ns for path in (whole / "data").iterdir()}
 
 
+def test_without_workers_there_is_no_ray_and_the_bytes_are_the_same(home, whole):
+    out, nowhere = home / "here", {"RAY_ADDRESS": "127.0.0.1:9"}
+    more = flags(home, str(out), "--workers", "0")
+    code, output = run_job("tokenize_corpus", *more, log=home / "here.log", env=nowhere)
+    assert code == 0, output[-3000:]
+    assert data_digests(read_manifest(out)) == data_digests(read_manifest(whole))
+
+
 def test_other_settings_are_refused_with_the_difference(home, whole):
     code, output = run_job(
         "tokenize_corpus", *flags(home, str(whole), "--min-area-px", "9"), log=home / "other.log"
