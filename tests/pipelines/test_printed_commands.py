@@ -4,6 +4,7 @@ The bare lines of the README are submitted to one Ray head, in their order, as a
 and some links to them are then the folders that the other lines name; ``s3://`` stands for such a folder.
 """
 
+import contextlib
 import json
 import os
 import runpy
@@ -18,6 +19,9 @@ from typing import Any
 
 import pytest
 
+from jobs.compose_dialogues import main as compose_dialogues
+from jobs.evaluate_mllm import main as evaluate_mllm
+from jobs.tokenize_corpus import main as tokenize_corpus
 from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.shapes_corpus import make_shapes
 from samtok.shapes import WorldConfig, make_scene
@@ -106,9 +110,9 @@ def test_the_python_of_the_readme():
 
 
 @pytest.fixture(scope="module")
-def world(head: RayHead, home: Path) -> Path:
+def world(home: Path) -> Path:
     """The folders that printed lines name, below ``home``."""
-    _embedded(head, home / "runs/embedded")
+    _embedded(home)
     build(home)
     return home
 
@@ -120,13 +124,10 @@ def build(home: Path) -> None:
         "data/coco/val2017": made / "shapes/val",
         "data/coco/train2017": made / "shapes/val",
         "data/entityseg": made / "shapes/val",
-        "words/grefcoco": made / "gres-train/words",
-        "words/granf": made / "gcg-train/words",
         "chats/grefcoco": made / "gres-train/chats",
         "chats/grefcoco-val": made / "gres-val/chats",
         "chats/mix": made / "gres-train/chats",
         "chats/granf": made / "gcg-train/chats",
-        "runs/gres": home / "runs/evaluation",
         "models/tokenizer/final": weights / "tour",
         "models/qwen-words": weights / "tour-mllm",
         "models/qwen-sft/final": weights / "tour-mllm",
@@ -152,17 +153,33 @@ def build(home: Path) -> None:
         "chats": [{"messages": [{"role": "user", "content": "<image>Which?"}], "images": ["1.jpg"]}],
     }.items():
         (home / f"data/{name}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    _made_here(home)
 
 
-def _embedded(head: RayHead, made: Path) -> None:
-    """Makes embedded corpora that no line before has made, by naming them."""
-    for name in ("gres-train", "gres-val", "gcg-train"):
-        if not (made / name).exists():
-            flags = ["--words", f"runs/embedded/{name}/words", "--out", f"runs/from-{name}"]
-            assert head.submit(["python", "jobs/compose_dialogues.py", *flags], working_dir=False)[0] == 0
-    for job, place in (("tokenize_corpus", made / "shapes"), ("evaluate_mllm", made.parent / "evaluation")):
-        if not place.exists():
-            assert head.submit(["python", f"jobs/{job}.py"], working_dir=False)[0] == 0
+def _made_here(home: Path) -> None:
+    """Makes corpora of words with an IoU of every mask, and an evaluation with answers that are wrong."""
+    here = ["--workers", "0", "--tracking", "off", "--out"]
+    for name, reader, file in (("gres-train", "refer", "grefs.json"), ("gcg-train", "granf", "granf.json")):
+        shapes = home / f"runs/embedded/{name}/shapes"
+        corpus = ["--corpus.reader", reader, "--corpus.source", f"{shapes}/{file}"]
+        words = [*corpus, "--corpus.images", f"{shapes}/train", "--tokenizer", "tour", "--reconstruct", "1"]
+        out = home / "words" / {"refer": "grefcoco"}.get(reader, reader)
+        assert tokenize_corpus([*words, *here, str(out)]) == 0
+    asked = ["--preset", "smoke", "--chats", str(home / "chats/grefcoco"), "--limit", "32"]
+    assert evaluate_mllm([*asked, *here, str(home / "runs/gres")]) == 0
+
+
+def _embedded(home: Path) -> None:
+    """Makes what no line before has made, by naming it."""
+    made, here = home / "runs/embedded", ["--workers", "0", "--tracking", "off"]
+    with contextlib.chdir(home):
+        for name in ("gres-train", "gres-val", "gcg-train"):
+            if not (made / name).exists():
+                words = ["--words", f"runs/embedded/{name}/words", "--out", f"runs/from-{name}"]
+                assert compose_dialogues([*words, "--tasks", name.partition("-")[0], *here]) == 0
+        for job, out in ((tokenize_corpus, "words"), (evaluate_mllm, "evaluation")):
+            if not (home / "runs" / out).exists():
+                assert job(["--preset", "smoke", *here]) == 0
 
 
 @pytest.mark.parametrize("command", DRY, ids=str)
