@@ -13,7 +13,6 @@ from torch import Tensor
 
 from samtok.config import PRESETS, QuantizerConfig
 from samtok.errors import CheckpointError
-from samtok.folders import read_config, read_weights, resolve  # noqa: F401 (callers move to folders)
 from samtok.model.state import fill, some
 from samtok.model.tokenizer import MaskTokenizer
 
@@ -37,12 +36,7 @@ def from_sam2(path: str, preset: str, *, quantizer: QuantizerConfig | None = Non
 
     The mask encoder has no counterpart in SAM2: its transformer starts as a copy of the mask decoder's and
     its token as the decoder's first mask token. Codebooks are not set; ``quantizer.start`` does that in
-    training.
-
-    Args:
-        path: The published file.
-        preset: The size it belongs to, such as ``sam2.1-large``.
-        quantizer: Another one than the preset's.
+    training. The preset is the size that the file belongs to, such as ``sam2.1-large``.
 
     Raises:
         CheckpointError: If keys are missing, unknown, or shaped for another size.

@@ -147,15 +147,8 @@ class MaskTokenizerConfig:
 
     def to_json(self) -> str:
         """Returns the text of ``config.json``."""
-        body: dict[str, Any] = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            **dataclasses.asdict(self),
-        }
-        for later in (
-            "shared",
-            "grid",
-        ):  # unset, they are left out: the text of older configs stays as it was
+        body = {"format": FORMAT, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        for later in ("shared", "grid"):  # left out where unset: the text of older configs stays as it was
             if not body["quantizer"][later]:
                 del body["quantizer"][later]
         return json.dumps(body, indent=2) + "\n"

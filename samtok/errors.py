@@ -3,6 +3,8 @@
 A message states what is wrong, what was got, what was expected, where, and the remedy.
 """
 
+from functools import partial
+
 
 class SamtokError(Exception):
     """Base of all errors that a user can act on."""
@@ -46,11 +48,7 @@ class DataError(SamtokError, ValueError):
         self.reason = reason
 
     def __reduce__(self) -> tuple:  # keeps the reason when Ray pickles the error
-        return _rebuild_data_error, (type(self), str(self), self.reason)
-
-
-def _rebuild_data_error(kind: type[DataError], message: str, reason: str) -> DataError:
-    return kind(message, reason=reason)
+        return partial(type(self), reason=self.reason), (str(self),)
 
 
 class StorageError(SamtokError):

@@ -10,7 +10,8 @@ All results are shares in [0, 1], or None where nothing of the kind was there. L
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any, Literal
 
 import numpy as np
@@ -71,7 +72,7 @@ class Samples:
             predicted_box=boxes[:, 0],
             target_box=boxes[:, 1],
             skipped=np.array([row[2] for row in rows], bool),
-            keys=tuple(keys) if keys is not None else tuple(str(i) for i in range(len(rows))),
+            keys=tuple(map(str, range(len(rows))) if keys is None else keys),
         )
 
     def __len__(self) -> int:
@@ -85,17 +86,10 @@ class Samples:
 
     def take(self, chosen: Bool[np.ndarray, " sample"]) -> "Samples":
         """Returns some of the samples."""
-        boxes = self.annotated_box
-        return Samples(
-            intersection_px=self.intersection_px[chosen],
-            predicted_px=self.predicted_px[chosen],
-            target_px=self.target_px[chosen],
-            predicted_box=self.predicted_box[chosen],
-            target_box=self.target_box[chosen],
-            skipped=self.skipped[chosen],
-            keys=tuple(key for key, wanted in zip(self.keys, chosen, strict=True) if wanted),
-            annotated_box=None if boxes is None else boxes[chosen],
-        )
+        columns = {
+            name: column[chosen] for name, column in vars(self).items() if isinstance(column, np.ndarray)
+        }
+        return replace(self, **columns, keys=tuple(compress(self.keys, chosen)))
 
 
 def counts(samples: Samples) -> dict[str, int]:
@@ -197,7 +191,7 @@ def rec(
     iou = box_iou(used.predicted_box.astype(np.float64), target, plus_one=plus_one)
     there = (used.predicted_px > 0) & ((used.target_px > 0) | (gt_box == "annotation"))
     hits = ((iou >= HIT_IOU) & there).astype(np.float64)
-    choose = _last if mode == "official" else max
+    choose = max if mode == "strict" else lambda _, last: last
     return {"accuracy": _mean(hits), "padt_dedup_accuracy": _keyed_mean(used.keys, hits, choose)}
 
 
@@ -280,10 +274,6 @@ def _share(part: Any, whole: Any, epsilon: float = 0.0) -> float | None:
 
 def _mean(values: np.ndarray) -> float | None:
     return float(values.mean()) if len(values) else None
-
-
-def _last(old: float, new: float) -> float:
-    return new
 
 
 def _keyed_mean(

@@ -46,7 +46,6 @@ def boundary_iou(a: _Mask, b: _Mask, *, ratio: float = BOUNDARY_RATIO) -> float:
 
     Args:
         a: One mask, at the image's size, which decides the width of the boundary.
-        b: The other one.
         ratio: Width over the image's diagonal, rounded to pixels, at least 1.
 
     Raises:

@@ -11,6 +11,7 @@ Loads torch only through the tokenizer that it is given.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -59,9 +60,8 @@ def read_text(text: str, reading: Reading, *, num_codes: int, num_levels: int) -
     Raises:
         ValueError: If the authors' reading is asked for other than two levels.
     """
-    found = words.parse_words_lenient(
-        text, num_codes=num_codes, num_levels=num_levels, policy=_policy(reading)
-    )
+    policy = "drop" if reading.combine == "single_slot" else reading.malformed
+    found = words.parse_words_lenient(text, num_codes=num_codes, num_levels=num_levels, policy=policy)
     if reading.combine == "union":
         return found
     if reading.combine == "first":
@@ -71,10 +71,6 @@ def read_text(text: str, reading: Reading, *, num_codes: int, num_levels: int) -
     except DataError:
         slot = None
     return replace(found, codes=[] if slot is None else [slot])
-
-
-def _policy(reading: Reading) -> str:
-    return "drop" if reading.combine == "single_slot" else reading.malformed
 
 
 def decode_unions(
@@ -90,27 +86,21 @@ def decode_unions(
     Every different word is decoded once, whatever the number of answers that have it.
 
     Args:
-        tokenizer: Decodes the words.
         features: Of the one image, from ``MaskTokenizer.features_of``.
         answers: The codes of each answer's masks; a code less than the tokenizer's levels gives a coarser
             mask, and ``samtok.words.INVALID_CODE`` means code 0, as in the authors' decoder. No masks give
             an empty union.
-        size_hw: Height and width of the image.
         threshold: On logits.
     """
     owners: dict[Codes, list[int]] = {}
     for number, answer in enumerate(answers):
         for codes in answer:
-            owners.setdefault(_usable(codes), []).append(number)
+            owners.setdefault(tuple(max(code, 0) for code in codes), []).append(number)
     unions = [np.zeros(size_hw, bool) for _ in answers]
     for codes, mask in _decoded(tokenizer, features, list(owners), size_hw, threshold):
         for number in owners[codes]:
             unions[number] |= mask
     return unions
-
-
-def _usable(codes: Codes) -> Codes:
-    return tuple(max(code, 0) for code in codes)
 
 
 def _decoded(
@@ -123,12 +113,10 @@ def _decoded(
     """Decodes words, those of one length together; only one mask at a time is at the image's size."""
     for length in sorted({len(codes) for codes in wanted}):
         same = [codes for codes in wanted if len(codes) == length]
-        batches = tokenizer.logits_of(features, np.array(same, np.int64), [0] * len(same))
-        ordered = iter(same)
-        for logits in batches:
-            for one in logits:
-                (mask,) = tokenizer.masks_from_logits(one[None], size_hw, threshold)
-                yield next(ordered), mask
+        chunks = tokenizer.logits_of(features, np.array(same, np.int64), [0] * len(same))
+        for codes, logits in zip(same, chain.from_iterable(chunks), strict=True):
+            (mask,) = tokenizer.masks_from_logits(logits[None], size_hw, threshold)
+            yield codes, mask
 
 
 def word_scores(

@@ -21,8 +21,7 @@ class ImageFeatures:
     """Features of a batch of images; ``s`` is the side of the coarse map (64 at 1024 px).
 
     Attributes:
-        fine: Decoder skip at 4s x 4s cells, already projected by the mask decoder.
-        middle: Decoder skip at 2s x 2s cells, likewise.
+        fine, middle: Decoder skips of 4s x 4s and 2s x 2s cells, already projected by the mask decoder.
         coarse: What masks attend to, s x s cells, with the learned no-memory embedding added.
     """
 
@@ -35,11 +34,8 @@ class ImageFeatures:
 
     def of_masks(self, image_index: Int[Tensor, " mask"]) -> "ImageFeatures":
         """Repeats each image's features for its masks."""
-        return ImageFeatures(
-            self.fine.index_select(0, image_index),
-            self.middle.index_select(0, image_index),
-            self.coarse.index_select(0, image_index),
-        )
+        levels = (self.fine, self.middle, self.coarse)
+        return ImageFeatures(*(level.index_select(0, image_index) for level in levels))
 
 
 class NoPositions(nn.Module):

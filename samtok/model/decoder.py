@@ -58,11 +58,10 @@ def decode_embeddings(
     predicted IoU is kept; the object score does not suppress it.
 
     Args:
-        decoder: SAM2's mask decoder.
+        decoder: With three candidate masks if ``multimask``.
         prompt_encoder: Gives the empty prompts and the positions.
         features: One entry per mask (``ImageFeatures.of_masks``).
         embeddings: Sum of the code embeddings of each mask.
-        multimask: Whether the decoder has three candidate masks.
     """
     num_masks, dim = embeddings.shape
     empty = prompt_encoder.not_a_point_embed.weight.expand(num_masks, 2, dim)

@@ -1,7 +1,6 @@
 """The mask encoder: SAM's mask decoder without its heads (paper, section 2.1).
 
-A learned mask token attends, together with the prompts, to the image; what comes out of it is the mask
-embedding z.
+A learned mask token attends, with the prompts, to the image; what comes out of it is the mask embedding z.
 """
 
 import torch
@@ -11,12 +10,7 @@ from torch import Tensor, nn
 
 
 class MaskEncoder(nn.Module):
-    """Turns image features, a dense mask prompt and sparse box prompts into one embedding per mask.
-
-    Args:
-        transformer: SAM's two-way transformer.
-        dim: Width of features and embeddings.
-    """
+    """Turns image features, a dense mask prompt and sparse box prompts into one embedding per mask."""
 
     def __init__(self, transformer: TwoWayTransformer, dim: int) -> None:
         super().__init__()

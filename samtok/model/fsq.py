@@ -24,8 +24,6 @@ class FiniteScalarQuantizer(Float32Buffers):
     Args:
         dim: Width of a mask embedding; at least ``num_levels * len(grid)``.
         grid: Steps of each scalar of a word; ``(8, 8, 4)`` gives 256 codes.
-        num_levels: Words of a mask.
-        decay: Weight of the past in the average use of codes.
     """
 
     def __init__(self, dim: int, *, grid: tuple[int, ...], num_levels: int = 1, decay: float = 0.99) -> None:
@@ -61,10 +59,7 @@ class FiniteScalarQuantizer(Float32Buffers):
 
     @torch.no_grad()
     def code_vectors(self) -> Float[Tensor, "level num_codes dim"]:
-        """Returns what each code adds to an embedding.
-
-        Reading out is linear, so a word's grid point adds its part; the constant part is split evenly.
-        """
+        """Reading out is linear, so a word's grid point adds its part; the constant part is split evenly."""
         points = self.steps_of(torch.arange(self.num_codes, device=self.centre.device)[:, None])
         values = self._values(points.to(self.centre.dtype))
         weight = (self.basis_out + self.project_out.weight.float().T).unflatten(0, (self.num_levels, -1))
@@ -79,11 +74,7 @@ class FiniteScalarQuantizer(Float32Buffers):
         return Quantized(self._read_out(values), self.codes_of(steps.long()), positions.new_zeros(()))
 
     def codes_of(self, steps: Int[Tensor, "mask scalar"]) -> Int[Tensor, "mask level"]:
-        """Numbers grid points word by word; the first scalar of a word counts fastest.
-
-        Args:
-            steps: Each in ``[0, grid size)`` of its scalar, for any number of words.
-        """
+        """Numbers grid points word by word; the first scalar, in ``[0, grid size)``, counts fastest."""
         return (steps.unflatten(1, (-1, len(self.grid))) * self._radix(steps)).sum(dim=-1)
 
     def steps_of(self, codes: Int[Tensor, "mask level"]) -> Int[Tensor, "mask scalar"]:
@@ -119,12 +110,8 @@ class FiniteScalarQuantizer(Float32Buffers):
     def start(self, z: Float[Tensor, "sample dim"], generator: torch.Generator) -> None:
         """Sets the fixed projections: principal directions at unit variance, least squares back.
 
-        Words take the directions in falling order of variance, so the first ones carry the most. Collective
-        over ranks, as the k-means of codebooks is.
-
-        Args:
-            z: This rank's embeddings; those of all ranks count.
-            generator: Not used: nothing is drawn.
+        Words take the directions in falling order of variance, so the first ones carry the most. The
+        embeddings of all ranks count; nothing is drawn.
 
         Raises:
             ValueError: If all ranks together have no more embeddings than there are scalars.
@@ -153,13 +140,7 @@ class FiniteScalarQuantizer(Float32Buffers):
     def update(
         self, z: Float[Tensor, "mask dim"], codes: Int[Tensor, "mask level"], generator: torch.Generator
     ) -> int:
-        """Follows the use of codes over all ranks; there is nothing to move and nothing to restart.
-
-        Args:
-            z: Embeddings of one step; not used.
-            codes: Their codes.
-            generator: Not used.
-        """
+        """Follows the use of codes over all ranks; there is nothing to move and nothing to restart."""
         offset = torch.arange(self.num_levels, device=codes.device) * self.num_codes
         counts = (codes + offset).flatten().bincount(minlength=self.cluster_size.numel())
         counts = sum_over_ranks(counts).view_as(self.cluster_size)

@@ -1,14 +1,9 @@
-"""Builds the quantizer of a config.
-
-``residual`` holds residual and plain vector quantization (paper, Eq. 2), ``fsq`` finite scalar quantization
-(paper, section D), ``base`` what they share.
-"""
+"""The quantizers by their config: residual and plain vector quantization, finite scalar quantization."""
 
 from samtok.config import QuantizerConfig
 from samtok.model.base import Quantizer
 from samtok.model.fsq import FiniteScalarQuantizer
 from samtok.model.residual import ResidualQuantizer
-from samtok.ranks import gather_rows, sum_over_ranks  # noqa: F401 (callers move to ranks)
 
 
 def build_quantizer(config: QuantizerConfig, dim: int) -> Quantizer:

@@ -22,8 +22,6 @@ class ResidualQuantizer(Float32Buffers):
     """Every level looks up the nearest entry of its codebook and hands on what is left over.
 
     Args:
-        dim: Width of a mask embedding.
-        num_codes: Entries of each codebook.
         num_levels: Residual steps, so also the number of words of a mask.
         shared: Whether all levels look into one codebook instead of one each.
         decay: Weight of the past in the averages of ``update`` (0.99 as in the authors' config).
@@ -76,7 +74,7 @@ class ResidualQuantizer(Float32Buffers):
         return torch.stack([codebook[code] for codebook, code in levels]).sum(dim=0)
 
     def code_vectors(self) -> Float[Tensor, "level num_codes dim"]:
-        """Returns a copy of the codebook of each level; the levels of a shared one are equal."""
+        """Returns a copy of the codebook of each level."""
         return self._of_levels.clone()
 
     def forward(self, z: Float[Tensor, "mask dim"]) -> Quantized:
@@ -90,7 +88,7 @@ class ResidualQuantizer(Float32Buffers):
         return Quantized(z + (total - z).detach(), codes, torch.stack(losses).mean())
 
     @torch.no_grad()
-    def start(self, z: Float[Tensor, "sample dim"], generator: torch.Generator, *, steps: int = 10) -> None:
+    def start(self, z: Float[Tensor, "sample dim"], generator: torch.Generator) -> None:
         """Sets every codebook by k-means on what its levels see of ``z``; collective over ranks.
 
         A shared codebook is fitted to ``z``, then to ``z`` and its residuals together, and so on to the last
@@ -99,7 +97,6 @@ class ResidualQuantizer(Float32Buffers):
         Args:
             z: This rank's embeddings; those of all ranks are clustered together.
             generator: Draws the seeds; the first rank's counts.
-            steps: Of Lloyd's algorithm.
 
         Raises:
             ValueError: If all ranks together have fewer embeddings than a codebook has entries.
@@ -108,7 +105,7 @@ class ResidualQuantizer(Float32Buffers):
         for level in range(self.num_levels):
             seen = self._seen(z, level)
             points = torch.cat(seen) if self.shared else seen[-1]
-            centres = from_first_rank(kmeans(points, self.num_codes, generator, steps=steps))
+            centres = from_first_rank(kmeans(points, self.num_codes, generator))
             self.codebooks[0 if self.shared else level] = centres
         self.cluster_size.fill_(1 / self.num_codes)
         self.embed_sum.copy_(self.codebooks * self.cluster_size[..., None])
@@ -132,7 +129,6 @@ class ResidualQuantizer(Float32Buffers):
 
         Args:
             z: This rank's embeddings of one step; none on any rank leave everything as it is.
-            codes: Their codes.
             generator: Draws the embeddings that restart dead codes; the first rank's counts.
         """
         restarted = 0
@@ -149,8 +145,9 @@ class ResidualQuantizer(Float32Buffers):
         if self.shared:
             yield 0, torch.stack(seen[:-1], dim=1).flatten(0, 1), codes.flatten()
         else:
-            for level in range(self.num_levels):
-                yield level, seen[level], codes[:, level]
+            yield from zip(
+                range(self.num_levels), seen, codes.T, strict=False
+            )  # the last rest is not looked up
 
     def _move(self, book: int, residual: Tensor, code: Tensor) -> bool:
         """Averages in a step and returns whether it had any masks."""

@@ -1,7 +1,6 @@
 """Weights of a mask tokenizer in its folder (``samtok.folders``): written whole, read, checked by name."""
 
 import hashlib
-import os
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
@@ -20,8 +19,11 @@ def save_folder(model: nn.Module, config: MaskTokenizerConfig, path: str) -> Non
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files_of(model, config).items():
-        with _Whole(folder / name) as temporary:
-            temporary.write_bytes(data)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as aside:
+            whole = Path(aside) / name
+            whole.write_bytes(data)
+            whole.chmod(0o644)
+            whole.replace(folder / name)
 
 
 def files_of(model: nn.Module, config: MaskTokenizerConfig) -> dict[str, bytes]:
@@ -71,23 +73,3 @@ def some(names: Collection[str]) -> str:
     shown = list(names)[:5]
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(shown) + more if shown else "none"
-
-
-class _Whole:
-    """Gives a temporary path beside the final one and renames it when the block ends well."""
-
-    def __init__(self, final: Path) -> None:
-        self.final = final
-
-    def __enter__(self) -> Path:
-        handle, name = tempfile.mkstemp(dir=self.final.parent, prefix=f".{self.final.name}.")
-        os.close(handle)
-        self.temporary = Path(name)
-        return self.temporary
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.temporary.chmod(0o644)
-            self.temporary.replace(self.final)
-        else:
-            self.temporary.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from samtok.config import PRESETS, MaskTokenizerConfig
 from samtok.errors import CheckpointError
 from samtok.folders import WEIGHTS_FILE, Read, read_config, resolve
 from samtok.masks import iou
-from samtok.model import decoder as mask_decoding
+from samtok.model import decoder
 from samtok.model.backbone import ImageFeatures, build_image_encoder, normalize
 from samtok.model.encoder import MaskEncoder
 from samtok.model.prompts import BOX_LABELS, mask_prompts, normalized_boxes
@@ -46,19 +46,15 @@ class Reconstruction:
 
 
 class MaskTokenizer(nn.Module):
-    """Masks to codes and back.
-
-    Args:
-        config: The architecture; ``samtok.config.PRESETS`` has the known ones.
-    """
+    """Masks to codes and back; ``samtok.config.PRESETS`` has the known architectures."""
 
     def __init__(self, config: MaskTokenizerConfig) -> None:
         super().__init__()
         self.config = config
         self.image_encoder = build_image_encoder(config.backbone, config.dim)
-        self.prompt_encoder = mask_decoding.build_prompt_encoder(config)
-        self.mask_encoder = MaskEncoder(mask_decoding.build_transformer(config), config.dim)
-        self.mask_decoder = mask_decoding.build_mask_decoder(config)
+        self.prompt_encoder = decoder.build_prompt_encoder(config)
+        self.mask_encoder = MaskEncoder(decoder.build_transformer(config), config.dim)
+        self.mask_decoder = decoder.build_mask_decoder(config)
         self.no_mem_embed = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.quantizer = build_quantizer(config.quantizer, config.dim)
         self.autocast_dtype: torch.dtype | None = None
@@ -68,11 +64,7 @@ class MaskTokenizer(nn.Module):
 
     @classmethod
     def from_preset(cls, name: str) -> "MaskTokenizer":
-        """Builds a preset with random weights.
-
-        Raises:
-            ValueError: If there is no such preset.
-        """
+        """Builds a preset with random weights; ValueError if there is no such preset."""
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}; known ones are {sorted(PRESETS)}.")
         return cls(PRESETS[name])
@@ -93,12 +85,11 @@ class MaskTokenizer(nn.Module):
         Args:
             uri: ``tiny`` (ships with the package), or a folder written by ``save_pretrained``: a local path
                 or any URI that fsspec opens, such as ``s3://bucket/tokenizer``.
-            device: Where it runs.
             dtype: Runs the networks under autocast in this type (``torch.bfloat16`` on GPUs); embeddings are
                 quantized and logits returned in float32 all the same.
             max_masks: Masks per forward pass; bounds the memory (about 40 MB each at 1024 px in float32).
             compile: Compiles the image encoder; the first image is slow, the following ones are faster.
-            read: Reads a file by its URI; by default fsspec does.
+            read: Reads a file by its URI, in the place of fsspec.
 
         Raises:
             CheckpointError: If files are missing, foreign, or do not fit their config.
@@ -168,7 +159,7 @@ class MaskTokenizer(nn.Module):
         self, features: ImageFeatures, embeddings: Float[Tensor, "mask dim"]
     ) -> Float[Tensor, "mask size size"]:
         """Returns logits at ``config.mask_size`` of embeddings; features have one entry per mask."""
-        return mask_decoding.decode_embeddings(
+        return decoder.decode_embeddings(
             self.mask_decoder, self.prompt_encoder, features, embeddings, multimask=self.config.multimask
         )
 
@@ -191,19 +182,14 @@ class MaskTokenizer(nn.Module):
 
     @torch.inference_mode()
     def codes_of(
-        self,
-        features: ImageFeatures,
-        masks: MaskList,
-        image_index: Sequence[int],
-        *,
-        box_prompt: bool = True,
+        self, features: ImageFeatures, masks: MaskList, image_index: Sequence[int], *, box_prompt: bool = True
     ) -> Int[np.ndarray, "mask level"]:
-        """Returns the codes of masks, each belonging to the image that ``image_index`` names.
+        """Returns the codes of masks of several images.
 
         Args:
             features: Of the images.
             masks: Bool arrays, each at the size of its image.
-            image_index: The image of each mask.
+            image_index: Which image each mask belongs to.
             box_prompt: Prompt with each mask's box besides the mask, as tokenizers are trained.
 
         Raises:
@@ -285,15 +271,11 @@ class MaskTokenizer(nn.Module):
     def reconstruct(self, image: Image, masks: MaskList, *, threshold: float = 0.0) -> Reconstruction:
         """Encodes and decodes the masks of one image, which is encoded once for both directions."""
         _check_sizes([image], [masks])
-        if not len(masks):
-            empty = np.empty((0, *image.shape[:2]), dtype=bool)
-            return Reconstruction(np.empty((0, self.num_levels), np.int64), empty, np.empty(0))
         features = self.features_of([image])
         codes = self.codes_of(features, masks, [0] * len(masks))
         decoded = self._masks(features, codes, image.shape[:2], threshold)
-        return Reconstruction(
-            codes, decoded, np.array([iou(a, b) for a, b in zip(masks, decoded, strict=True)])
-        )
+        ious = [iou(a, b) for a, b in zip(masks, decoded, strict=True)]
+        return Reconstruction(codes, decoded, np.array(ious))
 
     @torch.inference_mode()
     def masks_from_logits(
@@ -320,8 +302,7 @@ class MaskTokenizer(nn.Module):
         return np.concatenate(chunks) if chunks else np.empty((0, *size_hw), dtype=bool)
 
     def _chunks(self, count: int) -> Iterator[slice]:
-        for start in range(0, count, self.max_masks):
-            yield slice(start, min(start + self.max_masks, count))
+        return (slice(start, start + self.max_masks) for start in range(0, count, self.max_masks))
 
     def autocast(self) -> AbstractContextManager:
         """Returns the context in which its networks run, as set by ``autocast_dtype``."""

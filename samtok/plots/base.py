@@ -48,9 +48,6 @@ def histogram_plot(
     Args:
         counts: One per bin.
         edges: Borders of the bins, one more than counts.
-        title: Above the plot.
-        x_label: Quantity and unit.
-        y_label: What is counted.
         mean: Marked by a line if given.
 
     Raises:
@@ -111,8 +108,6 @@ def figure_of(
     """Returns a figure in our style, and its axes row by row.
 
     Args:
-        num_axes: How many.
-        title: Above all of them.
         height_in: Of a row, in inches.
         width_in: Of the figure, in inches.
         columns: Axes beside each other.

@@ -25,7 +25,6 @@ class Curve:
     """One line over training steps.
 
     Attributes:
-        label: Its name in the legend.
         steps: Ascending.
         values: One per step; what is not finite leaves a gap.
         noisy: Draw a running mean, and the values themselves faintly behind it.
@@ -42,7 +41,6 @@ class CurvePanel:
     """Curves with one axis.
 
     Attributes:
-        title: What is shown, with its unit.
         curves: Those without a single number are left out.
         log: Logarithmic axis; values of 0 and below leave a gap.
         limits: Lowest and highest value shown; by default those of the curves.
@@ -73,11 +71,6 @@ def curves_plot(
     panels: Sequence[CurvePanel], events: Events | None = None, *, title: str = "Training"
 ) -> bytes:
     """Returns panels over the same steps, two beside each other, as a PNG file.
-
-    Args:
-        panels: In reading order.
-        events: Marked in all of them.
-        title: Above the plot.
 
     Raises:
         ValueError: If there is no panel, or a curve has not one value per step.

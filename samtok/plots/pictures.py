@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
 
 Picture = UInt8[np.ndarray, "height width 3"]
 Fitted = UInt8[np.ndarray, "fitted_h fitted_w 3"]
@@ -55,8 +56,6 @@ class Panel:
         image: RGB, uint8.
         masks: At the image's size; None where the originals were not kept.
         decoded: Their reconstructions in the same order; None where there are none.
-        captions: One line per mask.
-        title: One line above.
     """
 
     image: np.ndarray
@@ -145,21 +144,12 @@ def fit(image: Picture, side: int) -> Fitted:
     Small images grow by a whole factor without smoothing, so every pixel is seen as it is; large ones shrink
     with smoothing. Resize before drawing, so that lines keep their width.
     """
-    height, width = image.shape[:2]
-    if max(height, width) <= side:
-        factor = side // max(height, width)
-        return image.repeat(factor, axis=0).repeat(factor, axis=1)
-    return np.array(Image.fromarray(image).resize(_fitting(height, width, side), Image.Resampling.LANCZOS))
+    return _fitted(image, side, Image.Resampling.LANCZOS)
 
 
 def fit_mask(mask: Bool[np.ndarray, "height width"], side: int) -> Bool[np.ndarray, "fitted_h fitted_w"]:
     """Resizes a mask as ``fit`` resizes its image; a pixel belongs to it if at least half of it does."""
-    height, width = mask.shape
-    if max(height, width) <= side:
-        factor = side // max(height, width)
-        return mask.repeat(factor, axis=0).repeat(factor, axis=1)
-    soft = Image.fromarray(mask.astype(np.uint8) * 255)
-    return np.asarray(soft.resize(_fitting(height, width, side), Image.Resampling.BOX)) >= 128
+    return _fitted(mask.astype(np.uint8) * 255, side, Image.Resampling.BOX) >= 128
 
 
 RECONSTRUCTION = "original, reconstruction, difference"
@@ -173,10 +163,7 @@ def contact_sheet(
     """Returns one picture of many images: original, reconstruction and difference, captions beside them.
 
     Args:
-        items: What to show, row by row.
         side: Longer side of each picture, in pixels.
-        columns: Panels beside each other.
-        heads: What the three pictures are.
 
     Raises:
         ValueError: For ``columns`` below 1, or masks that do not fit their image.
@@ -202,9 +189,9 @@ def png_bytes(picture: Picture) -> bytes:
     return _file_bytes(picture, "PNG")
 
 
-def jpeg_bytes(picture: Picture, quality: int = 88) -> bytes:
+def jpeg_bytes(picture: Picture) -> bytes:
     """Returns a picture as a JPEG file with full colour resolution, which thin coloured lines need."""
-    return _file_bytes(picture, "JPEG", quality=quality, subsampling=0)
+    return _file_bytes(picture, "JPEG", quality=88, subsampling=0)
 
 
 def _check_masks(image: np.ndarray, masks: Masks) -> None:
@@ -219,14 +206,7 @@ def _check_masks(image: np.ndarray, masks: Masks) -> None:
 
 def _shrink(mask: np.ndarray, steps: int) -> np.ndarray:
     """Erodes by the four neighbours; outside of the image counts as mask, so borders get no line there."""
-    for _ in range(steps):
-        inner = mask.copy()
-        inner[1:] &= mask[:-1]
-        inner[:-1] &= mask[1:]
-        inner[:, 1:] &= mask[:, :-1]
-        inner[:, :-1] &= mask[:, 1:]
-        mask = inner
-    return mask
+    return ndimage.binary_erosion(mask, iterations=steps, border_value=1)
 
 
 def _number(picture: np.ndarray, masks: Masks) -> np.ndarray:
@@ -256,9 +236,13 @@ def _place_of_number(mask: np.ndarray, half_w: int, half_h: int) -> tuple[int, i
     return int(xs[nearest]), int(ys[nearest])
 
 
-def _fitting(height: int, width: int, side: int) -> tuple[int, int]:
-    scale = side / max(height, width)
-    return max(1, round(width * scale)), max(1, round(height * scale))
+def _fitted(image: np.ndarray, side: int, smoothing: Image.Resampling) -> np.ndarray:
+    height, width = image.shape[:2]
+    longer = max(height, width)
+    if longer <= side:
+        return image.repeat(side // longer, axis=0).repeat(side // longer, axis=1)
+    size = max(1, round(width * (side / longer))), max(1, round(height * (side / longer)))
+    return np.array(Image.fromarray(image).resize(size, smoothing))
 
 
 def _draw_panel(item: Panel, side: int) -> Image.Image:
@@ -282,14 +266,8 @@ def _draw_panel(item: Panel, side: int) -> Image.Image:
         cell.paste(Image.fromarray(picture), (place * (side + _GAP), head))
         if note:
             corner = (place * (side + _GAP) + 6, head + 4)
-            draw.text(
-                corner,
-                note,
-                font=ImageFont.load_default(_SMALL_PX),
-                fill="white",
-                stroke_width=2,
-                stroke_fill=_INK,
-            )
+            font = ImageFont.load_default(_SMALL_PX)
+            draw.text(corner, note, font=font, fill="white", stroke_width=2, stroke_fill=_INK)
     _draw_captions(draw, item.captions, (3 * (side + _GAP), head), image.shape[0])
     return cell
 
@@ -301,9 +279,7 @@ def _draw_captions(
     room = max(1, height // step)
     shown = len(captions) if len(captions) <= room else room - 1
     x, y = corner
-    for number, (caption, colour) in enumerate(
-        zip(captions[:shown], mask_colours(shown), strict=True), start=1
-    ):
+    for number, (caption, colour) in enumerate(zip(captions, mask_colours(shown), strict=False), start=1):
         draw.rounded_rectangle((x, y + 1, x + 24, y + step - 4), 3, fill=colour)
         draw.text((x + 12, y + step // 2 - 1), str(number), font=font, fill="black", anchor="mm")
         draw.text((x + 32, y + 1), _trim(caption, _TEXT_WIDTH - 40, _SMALL_PX), font=font, fill=_INK)

@@ -25,8 +25,6 @@ def parts_plot(
     Args:
         steps: Ascending.
         parts: One value per step for each part, from 0; what is not finite counts as 0.
-        title: Above the plot.
-        y_label: Quantity and unit.
 
     Raises:
         ValueError: If there is no step or no part, or a part has not one value per step.

@@ -32,31 +32,23 @@ class TradeoffPoint:
 
 
 def tradeoff_plot(
-    points: Sequence[TradeoffPoint],
-    *,
-    title: str = "Quantizers",
-    y_label: str = "r-Acc: mean IoU of reconstructions",
-    ceiling: float | None = None,
-    baseline: float | None = None,
+    points: Sequence[TradeoffPoint], *, ceiling: float | None = None, baseline: float | None = None
 ) -> bytes:
     """Returns score against bits per mask as a PNG file; a line joins the best of a series up to each size.
 
     Args:
-        points: In any order.
-        title: Above the plot.
-        y_label: Name of the score.
         ceiling: Score of the weights that all share, without quantization: a dashed line.
         baseline: Score of something to compare with, a dotted line.
     """
     points = [point for point in points if math.isfinite(point.score)]
-    figure, (axes,) = figure_of(1, title, height_in=5.2, width_in=9.6)
+    figure, (axes,) = figure_of(1, "Quantizers", height_in=5.2, width_in=9.6)
     marks = [("dashed: the common start, not quantized,", "--", ceiling), ("dotted: baseline", ":", baseline)]
     lines = [(name, style, score) for name, style, score in marks if score is not None]
     for _, style, score in lines:
         axes.axhline(score, color=rgb(MISSED), linestyle=style, linewidth=1.4, zorder=1)
     subtitle(axes, "    ".join(f"{name} {score:.3f}" for name, _, score in lines))
     axes.set_xlabel("bits per mask: levels x log2(codes of a level)")
-    axes.set_ylabel(y_label)
+    axes.set_ylabel("r-Acc: mean IoU of reconstructions")
     axes.margins(x=0.08, y=0.1)
     names = sorted({point.series for point in points})
     colours = dict(zip(names, itertools.cycle(LINES), strict=False))

@@ -43,21 +43,16 @@ def read(question: Question, response: Response) -> Answer:
     text = split_thinking(response.text).answer if question.thinking else response.text
     if text is None:
         return Answer(None)
-    found = words.parse_words_lenient(text, num_codes=question.num_codes, num_levels=question.num_levels)
+    found = _parse(text, question)
+    in_shape = re.findall(_IN_SHAPE.format(levels=question.num_levels), text)
     return Answer(
         text=text,
         words=tuple(found.codes),
         num_stray=text.count(words.START) - len(found.codes),
-        num_misplaced=_misplaced(text, question),
+        num_misplaced=sum(not _parse(word, question).codes for word in in_shape),
         num_malformed=found.num_malformed,
     )
 
 
-def _misplaced(text: str, question: Question) -> int:
-    in_shape = re.findall(_IN_SHAPE.format(levels=question.num_levels), text)
-    return sum(
-        not words.parse_words_lenient(
-            word, num_codes=question.num_codes, num_levels=question.num_levels
-        ).codes
-        for word in in_shape
-    )
+def _parse(text: str, question: Question) -> words.LenientParse:
+    return words.parse_words_lenient(text, num_codes=question.num_codes, num_levels=question.num_levels)

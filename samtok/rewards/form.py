@@ -29,8 +29,8 @@ def format_reward(question: Question, response: Response) -> float:
     return float(tags == 4 and _THINKING.fullmatch(text) is not None)
 
 
-def no_repeat_reward(question: Question, response: Response, *, most: int = MOST_REPEATS) -> float:
-    """Returns 0 if a mask word or a sentence occurs more than ``most`` times, thought included, else 1.
+def no_repeat_reward(question: Question, response: Response) -> float:
+    """Returns 0 if a mask word or a sentence occurs too often, thought included, else 1.
 
     Sentences end at ``. ! ?`` or a new line and are compared without case and spacing.
     """
@@ -39,4 +39,4 @@ def no_repeat_reward(question: Question, response: Response, *, most: int = MOST
     )
     sentences = (" ".join(part.casefold().split()) for part in _SENTENCE_END.split(response.text))
     counts = Counter(found.codes).values(), Counter(filter(None, sentences)).values()
-    return float(all(count <= most for of_kind in counts for count in of_kind))
+    return float(all(count <= MOST_REPEATS for of_kind in counts for count in of_kind))

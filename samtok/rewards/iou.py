@@ -28,7 +28,6 @@ class IouReward:
     """Scores responses by the union of their decoded words.
 
     Args:
-        tokenizer: Made the words of the questions.
         threshold: On logits of decoded masks. 0 is probability one half.
         max_words: A response with more different words than this, and than its truth has, earns 0 and is not
             decoded, so that naming everything does not hold up training.
@@ -62,7 +61,6 @@ class IouReward:
         Args:
             image: RGB, uint8, at the size of the record's masks.
             questions: The question of each response; those of one group may be the same object.
-            responses: Of the model.
 
         Raises:
             ValueError: If the lengths differ, or the tokenizer has other codes than the questions.

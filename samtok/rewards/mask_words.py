@@ -4,7 +4,6 @@ Words are compared by their codes and never decoded. The order of masks is free.
 """
 
 from collections import Counter
-from collections.abc import Iterable
 from typing import Literal, get_args
 
 from samtok.rewards.answer import Answer
@@ -52,8 +51,8 @@ def mask_reward(
         return 0.0
     if not most:
         return 1.0
-    distinct = tp == "distinct"
-    predicted, truth = (_pool(codes, distinct) for codes in (answer.words, question.truth))
+    kept = set if tp == "distinct" else list
+    predicted, truth = Counter(kept(answer.words)), Counter(kept(question.truth))
     return _credit(predicted, truth, question.num_levels, partial) / most
 
 
@@ -75,19 +74,11 @@ def graded_reward(question: Question, answer: Answer) -> float:
 
 
 def check_options(tp: str, partial: float) -> None:
-    """Refuses options that ``mask_reward`` does not know.
-
-    Raises:
-        ValueError: Names the option.
-    """
+    """Raises a ValueError for options that ``mask_reward`` does not know."""
     if tp not in get_args(TruePositives):
         raise ValueError(f"tp must be one of {', '.join(get_args(TruePositives))}, got {tp!r}.")
     if not 0 <= partial <= 1:
         raise ValueError(f"partial must be in [0, 1], where 1 is what a true word earns, got {partial}.")
-
-
-def _pool(codes: Iterable[Codes], distinct: bool) -> Counter[Codes]:
-    return Counter(set(codes) if distinct else codes)
 
 
 def _credit(predicted: Counter[Codes], truth: Counter[Codes], num_levels: int, partial: float) -> float:
@@ -97,16 +88,10 @@ def _credit(predicted: Counter[Codes], truth: Counter[Codes], num_levels: int, p
         worth = 1.0 if length == num_levels else partial * length / (num_levels - 1)
         if not worth:
             break
-        predicted, truth = _cut(predicted, length), _cut(truth, length)
+        predicted, truth = (
+            Counter(codes[:length] for codes in pool.elements()) for pool in (predicted, truth)
+        )
         matched = predicted & truth
         credit += worth * matched.total()
         predicted, truth = predicted - matched, truth - matched
     return credit
-
-
-def _cut(pool: Counter[Codes], length: int) -> Counter[Codes]:
-    """Cuts words to their first codes, keeping their number."""
-    cut: Counter[Codes] = Counter()
-    for codes, count in pool.items():
-        cut[codes[:length]] += count
-    return cut

@@ -21,8 +21,6 @@ class Question:
         truth: Codes of the true masks in the order of the true answer; empty for a no-target.
         text: The true answer.
         thinking: Whether the prompt asks for a thought before the answer.
-        num_codes: Codes per level of the words.
-        num_levels: Codes of a word.
         record: The chat row that the prompt was made from (``pipelines.schema.CHAT_ROW``): messages, images,
             masks with their RLE, tags, meta. Read only.
     """

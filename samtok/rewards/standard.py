@@ -27,13 +27,7 @@ COMPONENTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class TextReward:
-    """Scores the text of responses; see ``mask_reward`` for the options, which are of the component ``mask``.
-
-    Attributes:
-        tp: How often a word can be true.
-        count_malformed: Whether broken words count as predicted ones.
-        partial: Credit for a word whose last code alone is wrong, in [0, 1].
-    """
+    """Scores the text of responses; see ``mask_reward`` for the options, which are of the component ``mask``."""
 
     tp: TruePositives = "multiset"
     count_malformed: bool = True

@@ -73,11 +73,8 @@ class Footprint:
     """One shape on the pixel grid, as if nothing hid it.
 
     Args:
-        kind: One of ``KINDS``.
         centre_xy: Centre in pixels; pixel ``i`` spans ``[i, i + 1)``.
-        radius_px: Radius in pixels.
         angle: Rotation in radians, clockwise as seen.
-        size_hw: Image size.
     """
 
     def __init__(

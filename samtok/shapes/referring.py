@@ -52,12 +52,9 @@ def referring_expressions(
     ``the topmost star``, and for none ``the green cross`` where there is no such shape.
 
     Args:
-        scene: The scene.
-        rng: Decides which of the true expressions are taken.
         single: Up to so many with one target. A scene may lack them: two equal shapes in one place have no
             expression for either alone.
-        multi: Up to so many with several targets, after those with one.
-        none: Up to so many with no target, at the end.
+        multi, none: Up to so many with several targets, and with none, in this order behind the others.
         families: Which ways to name a target are used, in turn.
 
     Returns:

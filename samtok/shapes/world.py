@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -65,8 +66,8 @@ class WorldConfig:
     def _problems(self) -> list[str]:
         radii = (*self.small_radius, *self.large_radius)
         shares = {"large_share": self.large_share, "min_visible_share": self.min_visible_share}
-        checks = [
-            (bool(self.sizes_hw), "sizes_hw needs at least one (height, width)"),
+        checks: list[tuple[object, str]] = [
+            (self.sizes_hw, "sizes_hw needs at least one (height, width)"),
             (
                 all(min(size) >= MIN_SIDE_PX for size in self.sizes_hw),
                 f"sizes_hw must be >= {MIN_SIDE_PX} pixels a side, got {self.sizes_hw}",
@@ -99,10 +100,10 @@ class WorldConfig:
         return cls(sizes_hw=((side, side),), **changes)  # type: ignore[arg-type]
 
 
-def _known(field: str, chosen: tuple[str, ...], known: tuple[str, ...]) -> list[tuple[bool, str]]:
+def _known(field: str, chosen: tuple[str, ...], known: tuple[str, ...]) -> list[tuple[object, str]]:
     unknown = sorted(set(chosen) - set(known))
     return [
-        (bool(chosen), f"{field} must not be empty; known are {', '.join(known)}"),
+        (chosen, f"{field} must not be empty; known are {', '.join(known)}"),
         (not unknown, f"{field} has unknown {', '.join(unknown)}; known are {', '.join(known)}"),
     ]
 
@@ -112,7 +113,6 @@ class ShapeObject:
     """One visible shape of a scene.
 
     Attributes:
-        kind: One of the world's kinds.
         colour: Colour name.
         size: ``small`` or ``large``, by the radius.
         centre_xy: Centre of the whole shape in pixels, also where a part of it is hidden.
@@ -148,7 +148,6 @@ class Scene:
     """An image with all its shapes.
 
     Attributes:
-        seed, index, config: What it was made from.
         image: RGB.
         objects: Shapes in painting order: a later one hides an earlier one. At least one.
         in_front: Pairs ``(i, j)``: the visible part of object ``i`` hides a clear piece of object ``j``.
@@ -167,16 +166,10 @@ class Scene:
         return self.image.shape[0], self.image.shape[1]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Draft:
-    """A shape before it is known whether it stays visible."""
+class _Draft(NamedTuple):
+    """A shape before it is known how much of it stays visible."""
 
-    kind: str
-    colour: str
-    size: str
-    centre_xy: tuple[float, float]
-    radius_px: float
-    angle: float
+    whole: ShapeObject
     rgb: tuple[float, float, float]
     footprint: Footprint
 
@@ -192,16 +185,17 @@ def _draft(
     angle = float(rng.uniform(0, 2 * math.pi))
     jitter = rng.integers(-config.colour_jitter, config.colour_jitter + 1, 3)
     red, green, blue = (float(value) for value in np.clip(PALETTE[colour] + jitter, 0, 255))
-    return _Draft(
+    footprint = Footprint(kind, (centre_x, centre_y), radius_px, angle, size_hw)
+    whole = ShapeObject(
         kind=kind,
         colour=colour,
         size="large" if large else "small",
         centre_xy=(centre_x, centre_y),
         radius_px=radius_px,
         angle=angle,
-        rgb=(red, green, blue),
-        footprint=Footprint(kind, (centre_x, centre_y), radius_px, angle, size_hw),
+        mask=footprint.mask(),
     )
+    return _Draft(whole, (red, green, blue), footprint)
 
 
 def _centre(
@@ -221,22 +215,19 @@ def _centre(
     return float(shares[0] * size_hw[0]), float(shares[1] * size_hw[1])
 
 
-def _visible(
-    drafts: list[_Draft], min_px: float, min_share: float
-) -> list[tuple[_Draft, Bool[np.ndarray, "height width"]]]:
-    """Returns the drafts that stay visible and their visible pixels, in painting order.
+def _visible(drafts: list[_Draft], min_px: float, min_share: float) -> list[tuple[_Draft, ShapeObject]]:
+    """Returns the drafts that stay visible, each with its visible part, in painting order.
 
     Goes from the front to the back, so a shape that is left out hides nothing. The front one always stays.
     """
-    kept, covered = [], np.zeros(drafts[0].footprint.size_hw, dtype=bool)
+    kept, covered = [], np.zeros_like(drafts[0].whole.mask)
     for draft in reversed(drafts):
-        whole = draft.footprint.mask()
+        whole = draft.whole.mask
         mask = whole & ~covered
-        area, whole_area = int(mask.sum()), int(whole.sum())
-        if kept and (area < min_px or area < min_share * whole_area):
-            continue
-        kept.append((draft, mask))
-        covered |= whole
+        area = mask.sum()
+        if not kept or (area >= min_px and area >= min_share * whole.sum()):
+            kept.append((draft, replace(draft.whole, mask=mask)))
+            covered |= whole
     return kept[::-1]
 
 
@@ -257,32 +248,17 @@ def make_scene(seed: int, index: int, config: WorldConfig) -> Scene:
         index=index,
         config=config,
         image=np.clip(canvas + np.float32(0.5), 0, 255).astype(np.uint8),
-        objects=tuple(_object(draft, mask) for draft, mask in kept),
+        objects=tuple(shape for _, shape in kept),
         in_front=_occlusions(kept, min_px),
     )
 
 
-def _object(draft: _Draft, mask: Bool[np.ndarray, "height width"]) -> ShapeObject:
-    return ShapeObject(
-        kind=draft.kind,
-        colour=draft.colour,
-        size=draft.size,
-        centre_xy=draft.centre_xy,
-        radius_px=draft.radius_px,
-        angle=draft.angle,
-        mask=mask,
-    )
-
-
-def _occlusions(
-    kept: list[tuple[_Draft, Bool[np.ndarray, "height width"]]], min_px: float
-) -> tuple[tuple[int, int], ...]:
-    wholes = [draft.footprint.mask() for draft, _ in kept]
+def _occlusions(kept: list[tuple[_Draft, ShapeObject]], min_px: float) -> tuple[tuple[int, int], ...]:
     return tuple(
         (front, back)
-        for front in range(len(kept))
-        for back in range(front)
-        if int((kept[front][1] & wholes[back]).sum()) >= min_px
+        for front, (_, shape) in enumerate(kept)
+        for back, (hidden, _) in enumerate(kept[:front])
+        if (shape.mask & hidden.whole.mask).sum() >= min_px
     )
 
 
