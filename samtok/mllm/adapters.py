@@ -25,11 +25,9 @@ ADAPTERS: dict[str, type[Adapter]] = {
 
 
 def load_adapter(folder: str | Path) -> Adapter:
-    """Loads the adapter of a checkpoint folder, without its model.
+    """Loads the adapter of a local checkpoint folder, without its model.
 
-    Args:
-        folder: A local folder as ``save_pretrained`` or Hugging Face writes it. Without ``samtok.json`` its
-            words are taken for two levels, as in the authors' checkpoints.
+    Without ``samtok.json`` its words are taken for two levels, as in the authors' checkpoints.
 
     Raises:
         CheckpointError: A file is missing or wrong, the family is unknown, or the text tokenizer does not
@@ -41,11 +39,7 @@ def load_adapter(folder: str | Path) -> Adapter:
 
 
 def adapter_for(
-    family: str,
-    processor: ProcessorMixin,
-    vocabulary: MaskVocabulary,
-    *,
-    tokenizer_sha256: str | None = None,
+    family: str, processor: ProcessorMixin, vocabulary: MaskVocabulary, *, tokenizer_sha256: str | None = None
 ) -> Adapter:
     """Returns the adapter of a family; CheckpointError if there is none or the processor lacks the words."""
     if family not in ADAPTERS:
@@ -54,19 +48,12 @@ def adapter_for(
 
 
 def save_pretrained(
-    model: PreTrainedModel,
-    adapter: Adapter,
-    folder: str | Path,
-    *,
-    state: Mapping[str, Tensor] | None = None,
+    model: PreTrainedModel, adapter: Adapter, folder: str | Path, *, state: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Writes model, processor and ``samtok.json`` to a folder; ``load_adapter`` and any HF code read it.
+    """Writes model, processor and, last, ``samtok.json``; ``load_adapter`` and any HF code read the folder.
 
     Args:
-        model: The model.
-        adapter: Its adapter.
-        folder: Where to write; ``samtok.json`` comes last.
-        state: Its whole state, where the model's own weights are spread over workers.
+        state: The model's whole state, where its own weights are spread over workers.
 
     Raises:
         CheckpointError: Model or tokenizer lack the adapter's words; nothing is written then.

@@ -23,7 +23,6 @@ class Turn:
     """One message.
 
     Attributes:
-        role: Whose message it is.
         parts: Text, and images as their number in the dialogue's list of images.
     """
 

@@ -33,10 +33,8 @@ def generate(
 
     Args:
         model: The model, on any device; its mode is as before afterwards.
-        adapter: Its adapter.
         prompts: From ``Adapter.encode_prompt``; no prompts give no answers.
         max_new_tokens: Most tokens of an answer. An answer cut there can end inside a mask word.
-        grammar: Allow whole mask words only.
         temperature: Of the sampling; 0 takes the likeliest token.
         seed: Of the sampling; equal batches with equal seeds give equal answers on one device.
 
@@ -56,20 +54,13 @@ def generate(
     check_rows(model, len(adapter.tokenizer))  # the tokenizer was checked with the adapter
     batch = adapter.collate(prompts, side="left")
     processors = [processor_of(adapter, grammar=grammar)]
-    new = run_generate(
-        model,
-        adapter,
-        batch,
-        processors,
-        settings_of(adapter, max_new_tokens, temperature),
-        seed=seed,
-    )
+    settings = settings_of(adapter, max_new_tokens, temperature)
+    new = run_generate(model, batch, processors, settings, seed=seed)
     return [until_stop(row, adapter.stop_ids) for row in new.tolist()]
 
 
 def run_generate(
     model: PreTrainedModel,
-    adapter: Adapter,
     batch: Mapping[str, Any],
     processors: Sequence[LogitsProcessor],
     settings: GenerationConfig,

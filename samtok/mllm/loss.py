@@ -26,7 +26,6 @@ def answer_loss(model: nn.Module, batch: Mapping[str, Any]) -> Float[Tensor, ""]
     cut into micro-batches changes the loss.
 
     Args:
-        model: An MLLM, or what DeepSpeed or DDP has made of it.
         batch: What ``Adapter.collate`` or ``Adapter.pack`` gave, on the model's device.
 
     Raises:
@@ -47,7 +46,7 @@ def answer_logits(
         ValueError: As ``answer_loss``.
     """
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    _check(_config_of(model), inputs)
+    _check(mllm_of(model).config, inputs)
     labels = batch["labels"]
     learnt = torch.zeros_like(labels, dtype=torch.bool)
     learnt[:, :-1] = labels[:, 1:] != IGNORE
@@ -55,10 +54,11 @@ def answer_logits(
     return logits.float(), labels[:, 1:][learnt[:, :-1]]
 
 
-def _config_of(model: nn.Module) -> Any:
+def mllm_of(model: nn.Module) -> Any:
+    """Returns the MLLM inside of what DeepSpeed or DDP has made of it."""
     while not hasattr(model, "config") or not hasattr(model.config, "model_type"):
-        model = model.get_submodule("module")  # of DeepSpeed's engine and of DDP
-    return model.config
+        model = model.get_submodule("module")
+    return model
 
 
 def _check(config: Any, inputs: Mapping[str, Tensor]) -> None:

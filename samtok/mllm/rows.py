@@ -6,7 +6,6 @@ variance stay those of appendix B, only the directions are shared. In trials, a 
 rows never got beyond how often each code occurs; with shared directions it did within a few hundred steps.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -42,9 +41,6 @@ def extend(
     near rows, alike in input and output embeddings (``directions``). Start and end stay noise.
 
     Args:
-        model: Any model with input and output embeddings; tied ones stay tied.
-        tokenizer: Its text tokenizer.
-        vocabulary: The words.
         seed: Of the drawing; equal seeds give equal rows.
         pad_to_multiple_of: If the model grows, round its rows up to a multiple of this.
         geometry: What each code adds to a mask embedding (``Quantizer.code_vectors``).
@@ -103,8 +99,6 @@ def directions(
 
     Args:
         vectors: What each code adds to a mask embedding (``Quantizer.code_vectors``).
-        width: Of the model's rows.
-        generator: Draws the maps.
 
     Returns:
         Per level, mean 0 over codes and variance 1, the mean of all dimensions.
@@ -129,7 +123,6 @@ def draw(
     Args:
         weight: Input or output embeddings.
         new: The rows to fill; all rows before them are old.
-        generator: Draws the noise.
         ids: Rows of the codes. Those that are not among the new ones are left alone.
         shared: Their ``directions``, which have ``SHARE`` of the variance. Other rows are noise alone.
     """
@@ -145,13 +138,9 @@ def draw(
 
 def _embedding_weights(model: PreTrainedModel) -> list[Tensor]:
     """Returns the input and output embeddings, once if they are one tensor."""
-    found: Sequence[Any] = (model.get_input_embeddings(), model.get_output_embeddings())
-    weights: list[Tensor] = []
-    for module in found:
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, Tensor) and not any(weight is known for known in weights):
-            weights.append(weight)
-    return weights
+    modules: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    found = [getattr(module, "weight", None) for module in modules]
+    return list({id(weight): weight for weight in found if isinstance(weight, Tensor)}.values())
 
 
 def _num_rows(model: PreTrainedModel) -> int:

@@ -6,7 +6,7 @@ agree but for rounding, and where they do not, something is wrong (weights, imag
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from samtok.mllm.chat import IGNORE, Encoded
 from samtok.mllm.family import Adapter
 from samtok.mllm.generation import processor_of, run_generate, settings_of, until_stop
 from samtok.mllm.grammar import SuppressTokens
-from samtok.mllm.loss import answer_logits
+from samtok.mllm.loss import answer_logits, mllm_of
 from samtok.mllm.rows import check_rows
 from samtok.mllm.shared_images import vision_inputs
 from samtok.rl.entropy import chosen_log_probs
@@ -86,11 +86,7 @@ def sample(
     """Samples responses to each prompt, all in one batch. Each image is encoded once.
 
     Args:
-        model: On any device; its mode is as before afterwards.
-        adapter: Its adapter.
         prompts: From ``Adapter.encode_prompt``.
-        num_responses: Of each prompt, from 1.
-        max_new_tokens: Most tokens of a response.
         temperature: Above 0. There is no other filter (top-k, top-p): those would make the learner's
             probabilities wrong.
         grammar: Allow whole mask words only; ``response_log_probs`` then needs the same processor.
@@ -108,7 +104,7 @@ def sample(
     if not prompts:
         return []
     check_rows(model, len(adapter.tokenizer))
-    texts = [_without_images(prompt) for prompt in prompts for _ in range(num_responses)]
+    texts = [replace(prompt, vision={}) for prompt in prompts for _ in range(num_responses)]
     batch: dict[str, Any] = {
         **adapter.collate(texts, side="left"),
         **vision_inputs(model, adapter, prompts, [num_responses] * len(prompts)),
@@ -116,7 +112,7 @@ def sample(
     recorder = _Recorder(batch["input_ids"].shape[1])
     processors = [processor_of(adapter, grammar=grammar), TemperatureLogitsWarper(temperature), recorder]
     settings = settings_of(adapter, max_new_tokens, 1.0)  # ours is among the processors, before the recorder
-    new = run_generate(model, adapter, batch, processors, settings, seed=seed)
+    new = run_generate(model, batch, processors, settings, seed=seed)
     log_probs = recorder.finish(new).float().cpu().numpy()
     rows = [
         _sampled(ids, row, adapter, max_new_tokens) for ids, row in zip(new.tolist(), log_probs, strict=True)
@@ -128,10 +124,6 @@ def _sampled(ids: list[int], log_probs: np.ndarray, adapter: Adapter, limit: int
     kept = until_stop(ids, adapter.stop_ids)
     complete = bool(kept) and kept[-1] in adapter.stop_ids
     return Sampled(np.array(kept, np.int32), log_probs[: len(kept)].astype(np.float32), complete)
-
-
-def _without_images(prompt: Encoded) -> Encoded:
-    return Encoded(prompt.input_ids, prompt.labels, prompt.mm_token_type_ids)
 
 
 def with_response(prompt: Encoded, ids: Int[np.ndarray, " token"]) -> Encoded:
@@ -149,10 +141,9 @@ def with_response(prompt: Encoded, ids: Int[np.ndarray, " token"]) -> Encoded:
 
 @dataclass(frozen=True)
 class ResponseLogits:
-    """Logits and log-probs of responses under a model.
+    """Logits and log-probs of the tokens of all responses, one after the other.
 
     Attributes:
-        log_probs: Of the tokens of all responses, one after the other.
         logits: Restricted to the tokens that could be drawn, not divided by the temperature.
         sequence: The response of each token, from 0.
     """
@@ -175,8 +166,6 @@ def response_log_probs(
 
     Args:
         model: An MLLM, or what DeepSpeed has made of it.
-        adapter: Of the model.
-        prompts: With their vision tensors.
         responses: Token ids of some responses to each prompt, none empty.
         processor: ``processor_of`` with the same grammar as the sampling had.
         temperature: Of the sampling.
@@ -189,7 +178,7 @@ def response_log_probs(
     device = next(model.parameters()).device
     rows = [with_response(p, ids) for p, group in zip(prompts, responses, strict=True) for ids in group]
     batch: dict[str, Any] = {name: value.to(device) for name, value in adapter.collate(rows).items()}
-    batch |= vision_inputs(_inner(model), adapter, prompts, [len(group) for group in responses])
+    batch |= vision_inputs(mllm_of(model), adapter, prompts, [len(group) for group in responses])
     logits, targets = answer_logits(model, batch)
     learnt = torch.zeros_like(batch["labels"], dtype=torch.bool)
     learnt[:, :-1] = batch["labels"][:, 1:] != IGNORE
@@ -197,9 +186,3 @@ def response_log_probs(
     logits = processor.restrict(logits, states)
     sequence = torch.arange(len(rows), device=device)[:, None].expand_as(learnt)[learnt]
     return ResponseLogits(chosen_log_probs(logits, targets, temperature), logits, sequence)
-
-
-def _inner(model: nn.Module) -> Any:
-    while not hasattr(model, "get_image_features") and hasattr(model, "module"):
-        model = model.get_submodule("module")
-    return model

@@ -23,9 +23,7 @@ def vision_inputs(
     the same way: ZeRO wants gradients to come in one order on all workers, whatever their batches are.
 
     Args:
-        model: The model, on any device.
         adapter: Its adapter. Families that cannot share get their pixels repeated.
-        prompts: Different dialogues.
         repeats: How often each of them stands in the batch, from 0.
     """
     kept = [(prompt, count) for prompt, count in zip(prompts, repeats, strict=True) if count]

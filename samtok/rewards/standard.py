@@ -27,7 +27,7 @@ COMPONENTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class TextReward:
-    """Scores the text of responses; see ``mask_reward`` for the options, which are of the component ``mask``."""
+    """Scores the text of responses; the options are those of ``mask_reward``, the component ``mask``."""
 
     tp: TruePositives = "multiset"
     count_malformed: bool = True

@@ -9,27 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import (
-    GenerationConfig,
-    PerceptionLMConfig,
-    PerceptionLMForConditionalGeneration,
-    PerceptionLMImageProcessor,
-    PerceptionLMProcessor,
-    PerceptionLMVideoProcessor,
-    PreTrainedModel,
-    ProcessorMixin,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
-    Qwen2VLImageProcessor,
-    Qwen2VLVideoProcessor,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-    Qwen3VLProcessor,
-    Qwen3VLVideoProcessor,
-)
+from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
 from samtok.mllm.adapters import adapter_for, save_pretrained
 from samtok.mllm.rows import extend
@@ -62,12 +45,9 @@ def build_tiny(
     """Writes a model of random weights with its processor, as a folder like those of released checkpoints.
 
     Args:
-        family: One of ``folder.FAMILIES``.
-        folder: Where to write; made if it is missing.
         vocabulary: Mask words to add; None gives a folder as it comes from a hub, without ``samtok.json``.
         texts: What the text tokenizer is trained on, such as ``default_texts()``.
         seed: Of the weights; equal seeds give equal files.
-        config: All numbers.
         tokenizer_sha256: Of the mask tokenizer, for ``samtok.json``.
         geometry: Of its codes, for the rows of the words (``rows.extend``); by default they are noise.
         pretrained_vision: Give a Qwen2.5-VL the vision encoder that ships (``vision.py``).
@@ -102,51 +82,47 @@ _Built = tuple[ProcessorMixin, Callable[[], PreTrainedModel]]
 
 def _qwen2_5_vl(config: TinyConfig, texts: list[str]) -> _Built:
     tokenizer = train_qwen_tokenizer(texts, vocab_size=config.vocab_size)
-    processor = _processor(Qwen2_5_VLProcessor, Qwen2VLVideoProcessor, config, tokenizer)
-    body = Qwen2_5_VLConfig(
-        text_config=_text(config, tokenizer)
-        | {
-            "rope_parameters": _rope(config),
-            "use_sliding_window": False,
-            "max_window_layers": config.num_layers,
-        },
-        vision_config=_vision(config)
-        | {
-            "window_size": config.image_size,
-            "fullatt_block_indexes": list(range(config.vision_layers)),
-            "rope_parameters": {"rope_type": "axial", "rope_theta": config.vision_rope_theta},
-        },
-        **_media(tokenizer.get_vocab()),
-        tie_word_embeddings=config.tied,
+    processor = _processor(
+        transformers.Qwen2_5_VLProcessor, transformers.Qwen2VLVideoProcessor, config, tokenizer
     )
-    return processor, lambda: _finished(Qwen2_5_VLForConditionalGeneration(body), tokenizer)
+    text = {
+        "rope_parameters": _rope(config),
+        "use_sliding_window": False,
+        "max_window_layers": config.num_layers,
+    }
+    vision = {
+        "window_size": config.image_size,
+        "fullatt_block_indexes": list(range(config.vision_layers)),
+        "rope_parameters": {"rope_type": "axial", "rope_theta": config.vision_rope_theta},
+    }
+    body = transformers.Qwen2_5_VLConfig(**_parts(config, tokenizer, text, vision))
+    return processor, lambda: _finished(transformers.Qwen2_5_VLForConditionalGeneration(body), tokenizer)
 
 
 def _qwen3_vl(config: TinyConfig, texts: list[str]) -> _Built:
     tokenizer = train_qwen_tokenizer(texts, vocab_size=config.vocab_size)
-    processor = _processor(Qwen3VLProcessor, Qwen3VLVideoProcessor, config, tokenizer)
+    processor = _processor(
+        transformers.Qwen3VLProcessor, transformers.Qwen3VLVideoProcessor, config, tokenizer
+    )
     vision = {
         "hidden_act": "gelu_pytorch_tanh",
         "num_position_embeddings": (config.image_size // config.patch_size) ** 2,
         "deepstack_visual_indexes": list(range(config.vision_layers))[:1],
     }
     text = {"head_dim": config.head_dim, "rope_parameters": _rope(config) | {"mrope_interleaved": True}}
-    body = Qwen3VLConfig(
-        text_config=_text(config, tokenizer) | text,
-        vision_config=_vision(config) | vision,
-        **_media(tokenizer.get_vocab()),
-        tie_word_embeddings=config.tied,
-    )
-    return processor, lambda: _finished(Qwen3VLForConditionalGeneration(body), tokenizer)
+    body = transformers.Qwen3VLConfig(**_parts(config, tokenizer, text, vision))
+    return processor, lambda: _finished(transformers.Qwen3VLForConditionalGeneration(body), tokenizer)
 
 
 def _perception_lm(config: TinyConfig, texts: list[str]) -> _Built:
     tokenizer = train_llama_tokenizer(texts, vocab_size=config.vocab_size)
     tile = {"height": config.image_size // 2, "width": config.image_size // 2}
-    processor = PerceptionLMProcessor(
-        image_processor=PerceptionLMImageProcessor(tile_size=tile["width"], max_num_tiles=4, size=tile),
+    processor = transformers.PerceptionLMProcessor(
+        image_processor=transformers.PerceptionLMImageProcessor(
+            tile_size=tile["width"], max_num_tiles=4, size=tile
+        ),
         tokenizer=tokenizer,
-        video_processor=PerceptionLMVideoProcessor(size=tile),
+        video_processor=transformers.PerceptionLMVideoProcessor(size=tile),
         patch_size=config.patch_size,
         pooling_ratio=2,
         chat_template=LLAMA_TEMPLATE.replace("SYSTEM", repr(config.system)),
@@ -157,7 +133,7 @@ def _perception_lm(config: TinyConfig, texts: list[str]) -> _Built:
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
         "tie_word_embeddings": config.tied,
     }
-    body = PerceptionLMConfig(
+    body = transformers.PerceptionLMConfig(
         text_config=text,
         vision_config=_clip(config, tile["width"]),
         vision_use_cls_token=True,
@@ -165,7 +141,7 @@ def _perception_lm(config: TinyConfig, texts: list[str]) -> _Built:
         image_token_id=tokenizer.get_vocab()["<|image|>"],
         video_token_id=tokenizer.get_vocab()["<|video|>"],
     )
-    return processor, lambda: _finished(PerceptionLMForConditionalGeneration(body), tokenizer)
+    return processor, lambda: _finished(transformers.PerceptionLMForConditionalGeneration(body), tokenizer)
 
 
 def _clip(config: TinyConfig, tile_size: int) -> dict[str, Any]:
@@ -192,7 +168,7 @@ def _processor(kind: Any, video: Any, config: TinyConfig, tokenizer: Any) -> Pro
         "size": {"shortest_edge": area, "longest_edge": area},
     }
     return kind(
-        image_processor=Qwen2VLImageProcessor(**patches),
+        image_processor=transformers.Qwen2VLImageProcessor(**patches),
         tokenizer=tokenizer,
         video_processor=video(**patches),
         chat_template=CHATML_TEMPLATE.replace("SYSTEM", repr(config.system)),
@@ -231,15 +207,18 @@ def _vision(config: TinyConfig) -> dict[str, Any]:
 
 
 def _rope(config: TinyConfig) -> dict[str, Any]:
-    return {
-        "rope_type": "default",
-        "rope_theta": config.rope_theta,
-        "mrope_section": config.mrope_section,
-    }
+    return {"rope_type": "default", "rope_theta": config.rope_theta, "mrope_section": config.mrope_section}
 
 
-def _media(ids: dict[str, int]) -> dict[str, Any]:
+def _parts(
+    config: TinyConfig, tokenizer: Any, text: dict[str, Any], vision: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns the config of a Qwen-VL out of what is its own."""
+    ids = tokenizer.get_vocab()
     return {
+        "text_config": _text(config, tokenizer) | text,
+        "vision_config": _vision(config) | vision,
+        "tie_word_embeddings": config.tied,
         "image_token_id": ids["<|image_pad|>"],
         "video_token_id": ids["<|video_pad|>"],
         "vision_start_token_id": ids["<|vision_start|>"],

@@ -4,6 +4,7 @@ import functools
 import json
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
@@ -86,22 +87,18 @@ _ANSWERS = (
 )  # fmt: skip
 
 
-def default_texts(*, num_scenes: int = 64, seed: int = 0) -> list[str]:
-    """Returns sentences of the shapes language, questions and answers: the texts of a tiny MLLM.
-
-    Args:
-        num_scenes: Scenes whose captions, expressions and relations are taken.
-        seed: Of the scenes; equal seeds give equal texts.
-    """
-    return [*_QUESTIONS, *_ANSWERS] * 8 + [*KINDS, *PALETTE] + list(_sentences(num_scenes, seed))
+def default_texts() -> list[str]:
+    """Returns sentences of the shapes language, questions and answers: the texts of a tiny MLLM."""
+    return [*_QUESTIONS, *_ANSWERS] * 8 + [*KINDS, *PALETTE] + list(_sentences())
 
 
 @functools.cache
-def _sentences(num_scenes: int, seed: int) -> tuple[str, ...]:
-    rng = np.random.default_rng(seed)
+def _sentences() -> tuple[str, ...]:
+    """Returns captions, expressions and relations of 64 scenes."""
+    rng = np.random.default_rng(0)
     texts: list[str] = []
-    for index in range(num_scenes):
-        scene = make_scene(seed, index, WorldConfig())
+    for index in range(64):
+        scene = make_scene(0, index, WorldConfig())
         texts.append(grounded_caption(scene, rng)[0])
         names = [shape.kind for shape in scene.objects]
         texts += [f"{names[i]} {predicate} {names[j]}" for i, predicate, j in relations(scene)[:6]]
@@ -118,7 +115,8 @@ def train_qwen_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Qwen2Token
         texts: Sentences; mask words and object tokens in them are left out.
         vocab_size: Entries without the tokens of the chat format; 256 of them are bytes.
     """
-    model = _train_bpe(texts, Qwen2Tokenizer(), vocab_size)
+    trainee = _trained(texts, vocab_size, Qwen2Tokenizer()._tokenizer.normalizer)
+    model = json.loads(trainee.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
         vocab={str(token): int(id_) for token, id_ in model["vocab"].items()},
         merges=[tuple(pair) for pair in model["merges"]],  # pyright: ignore[reportArgumentType]
@@ -130,10 +128,8 @@ def train_qwen_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Qwen2Token
 
 def train_llama_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
     """Trains a text tokenizer of Llama 3's kind, as PerceptionLM's; arguments as ``train_qwen_tokenizer``."""
-    trainee = Tokenizer(BPE())
-    trainee.pre_tokenizer = Qwen2Tokenizer()._tokenizer.pre_tokenizer
+    trainee = _trained(texts, vocab_size)
     trainee.decoder = decoders.ByteLevel()
-    trainee.train_from_iterator(_without_words(texts), _trainer(vocab_size))
     return PreTrainedTokenizerFast(
         tokenizer_object=trainee,
         bos_token="<|begin_of_text|>",
@@ -145,21 +141,19 @@ def train_llama_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTraine
     )
 
 
-def _train_bpe(texts: Iterable[str], like: Qwen2Tokenizer, vocab_size: int) -> dict:
+def _trained(texts: Iterable[str], vocab_size: int, normalizer: Any = None) -> Tokenizer:
     trainee = Tokenizer(BPE())
-    trainee.normalizer = like._tokenizer.normalizer
-    trainee.pre_tokenizer = like._tokenizer.pre_tokenizer
-    trainee.train_from_iterator(_without_words(texts), _trainer(vocab_size))
-    return json.loads(trainee.to_str())["model"]
-
-
-def _trainer(vocab_size: int) -> trainers.BpeTrainer:
-    return trainers.BpeTrainer(
+    if normalizer is not None:
+        trainee.normalizer = normalizer
+    trainee.pre_tokenizer = Qwen2Tokenizer()._tokenizer.pre_tokenizer
+    trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
         show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
+    trainee.train_from_iterator(_without_words(texts), trainer)
+    return trainee
 
 
 def _without_words(texts: Iterable[str]) -> Iterator[str]:

@@ -11,7 +11,7 @@ The weights in ``samtok/weights/tiny-vision`` were made by ``python -m pipelines
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -111,13 +111,7 @@ def _grids(scene: Scene, side: int) -> tuple[np.ndarray, ...]:
 
 
 class DenseHead(nn.Module):
-    """Reads labels from token features.
-
-    Args:
-        dim: Width of a token.
-        num_kinds: Kinds of the world; background is one more.
-        num_colours: Colours of the world.
-    """
+    """Reads labels from token features; background is one more kind than the world's."""
 
     def __init__(self, dim: int, num_kinds: int, num_colours: int) -> None:
         super().__init__()
@@ -145,13 +139,10 @@ def pretrain(
     training: VisionTraining,
     callback: Callable[[int, Mapping[str, float]], None],
 ) -> dict[str, float]:
-    """Trains a vision encoder with its projector, in place.
+    """Trains a vision encoder with its projector, ``model.visual`` of a Qwen2.5-VL, in place.
 
     Args:
-        visual: ``model.visual`` of a Qwen2.5-VL.
         processor: Its image processor; images become squares.
-        world: Appearance of scenes; square.
-        training: How long, and so on.
         callback: Called with the step and the metrics of each eval.
 
     Returns:
@@ -237,16 +228,11 @@ def _evaluate(visual: nn.Module, head: DenseHead, pixels: Tensor, labels: Labels
 
 def sizes_of(config: TinyConfig) -> dict[str, int | float]:
     """Returns the numbers that an encoder is made of."""
-    fields = asdict(config)
-    return {name: fields[name] for name in SIZES}
+    return {name: getattr(config, name) for name in SIZES}
 
 
 def load_vision(visual: nn.Module, config: TinyConfig, folder: Path = SHIPPED) -> None:
-    """Fills a vision encoder with pre-trained weights.
-
-    Raises:
-        CheckpointError: They are of other sizes than the config's, or not there.
-    """
+    """Fills a vision encoder; CheckpointError if the weights are not there or of other sizes."""
     try:
         made = json.loads((folder / RECORD_FILE).read_text())["sizes"]
         weights = load_file(folder / WEIGHTS_FILE)
