@@ -40,10 +40,8 @@ class Adapter(ABC):
     """One family's way of turning dialogues into batches.
 
     Attributes:
-        family: Name of the family, the ``model_type`` of its config.
-        processor: The checkpoint's own processor.
-        vocabulary: The mask words.
-        word_ids: Their token ids.
+        family: The ``model_type`` of its config.
+        processor: The checkpoint's own.
         suppressed_ids: Tokens that are never generated: places of images and videos, and what surrounds them.
         object_tokens: ``OBJECT_TOKENS``, or none where the text tokenizer has no such tokens.
         stop_ids: Tokens that end an answer; the first is the one that training teaches.
@@ -73,12 +71,11 @@ class Adapter(ABC):
         self.object_tokens = OBJECT_TOKENS if known.keys() >= set(OBJECT_TOKENS) else ()
         self.suppressed_ids = tuple(self._id(token, known) for token in self.media_tokens)
         self.stop_ids = (self._id(self.end_of_turn, known), self._id(self.end_of_text, known))
-        self.pad_id = self.tokenizer.pad_token_id
-        if self.pad_id is None:
-            self.pad_id = self.stop_ids[1]
+        pad_id = self.tokenizer.pad_token_id
+        self.pad_id = self.stop_ids[1] if pad_id is None else pad_id
         self._image_id = self._id(self.image_token, known)
         control = self._control_tokens()
-        self._control_ids = frozenset(self._id(token, known) for token in control)
+        self._unread_ids = {self.pad_id, *(self._id(token, known) for token in control)}
         refused = [*control, *(token for token in OBJECT_TOKENS if not self.object_tokens)]
         self._refused = re.compile("|".join(map(re.escape, refused)))
         self._preface = self._read_preface()
@@ -92,8 +89,6 @@ class Adapter(ABC):
     def image_processor(self) -> Any:
         """The processor's part for images."""
         return self.processor.image_processor
-
-    # ------------------------------------------------------------ what a family defines
 
     @abstractmethod
     def header(self, role: str) -> str:
@@ -125,8 +120,6 @@ class Adapter(ABC):
             f"packing is not available for {self.family}: no call is known to keep its dialogues apart. "
             "Leave packing off; batches by length cost little."
         )
-
-    # ------------------------------------------------------------ encoding
 
     def encode(
         self, turns: Sequence[Turn], images: Sequence[Picture], *, max_tokens: int | None = None
@@ -165,7 +158,7 @@ class Adapter(ABC):
 
     def text_of(self, ids: Sequence[int]) -> str:
         """Reads generated ids: all text, mask words and object tokens, no tokens of the chat format."""
-        kept = [int(id_) for id_ in ids if int(id_) not in self._control_ids and int(id_) != self.pad_id]
+        kept = [int(id_) for id_ in ids if int(id_) not in self._unread_ids]
         return self.tokenizer.decode(
             kept, skip_special_tokens=False, clean_up_tokenization_spaces=False, **self._decode_options()
         )
@@ -243,8 +236,6 @@ class Adapter(ABC):
             vision=vision,
         )
 
-    # ------------------------------------------------------------ batches
-
     def collate(
         self, samples: Sequence[Encoded], *, side: Literal["right", "left"] = "right"
     ) -> dict[str, Tensor]:
@@ -289,8 +280,6 @@ class Adapter(ABC):
             **joined_vision(samples),
         }
 
-    # ------------------------------------------------------------ models
-
     def load_model(
         self, folder: str | Path, *, dtype: torch.dtype = torch.float32, attn: str = "sdpa"
     ) -> PreTrainedModel:
@@ -308,8 +297,6 @@ class Adapter(ABC):
             )
         check_rows(model, len(self.tokenizer))  # the tokenizer was checked when the adapter was made
         return model
-
-    # ------------------------------------------------------------ inside
 
     def _id(self, token: str, known: Mapping[str, int]) -> int:
         id_ = known.get(token)

@@ -26,8 +26,6 @@ class MllmFolder:
     """What a folder states.
 
     Attributes:
-        family: One of ``FAMILIES``.
-        vocabulary: Its mask words.
         tokenizer_sha256: Of the weights of the mask tokenizer that they belong to; None where not known.
     """
 
@@ -43,7 +41,7 @@ def read_folder(folder: str | Path, *, read: Read | None = None) -> MllmFolder:
 
     Args:
         folder: A folder or URI as ``adapters.save_pretrained`` or Hugging Face writes it.
-        read: Reads a file by its URI; by default fsspec does.
+        read: Reads a file by its URI, in the place of fsspec.
 
     Raises:
         CheckpointError: A file is missing or wrong, the family is unknown, or there are no mask words.
@@ -51,10 +49,20 @@ def read_folder(folder: str | Path, *, read: Read | None = None) -> MllmFolder:
     family = read_family(folder, read=read)
     if family not in FAMILIES:
         raise unknown_family(family)
-    stated = read_vocabulary(folder, read=read)
-    if stated is None:
-        stated = infer(_added_tokens(folder, read), where=str(folder)), None
-    return MllmFolder(family, *stated)
+    body = _read_json(folder, SAMTOK_FILE, read)
+    if body is None:
+        return MllmFolder(family, infer(_added_tokens(folder, read), where=str(folder)), None)
+    where = f"{folder}/{SAMTOK_FILE}"
+    if body.get("format") != FORMAT or body.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{where} has format {body.get('format')!r}, version {body.get('format_version')!r}; this "
+            f"release reads {FORMAT!r}, version {FORMAT_VERSION}. Update samtok, or extend the model again."
+        )
+    try:
+        vocabulary = MaskVocabulary(int(body["num_codes"]), int(body["num_levels"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{where} does not state a vocabulary ({error!r}). Restore it.") from error
+    return MllmFolder(family, vocabulary, body.get("tokenizer_sha256"))
 
 
 def unknown_family(family: str) -> CheckpointError:
@@ -71,26 +79,6 @@ def read_family(folder: str | Path, *, read: Read | None = None) -> str:
     if body is None:
         raise CheckpointError(f"{folder} is no checkpoint of Hugging Face's: it has no config.json.")
     return str(body.get("model_type"))
-
-
-def read_vocabulary(
-    folder: str | Path, *, read: Read | None = None
-) -> tuple[MaskVocabulary, str | None] | None:
-    """Returns the words that ``samtok.json`` states and the SHA-256 of their mask tokenizer, or None."""
-    body = _read_json(folder, SAMTOK_FILE, read)
-    if body is None:
-        return None
-    where = f"{folder}/{SAMTOK_FILE}"
-    if body.get("format") != FORMAT or body.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{where} has format {body.get('format')!r}, version {body.get('format_version')!r}; this "
-            f"release reads {FORMAT!r}, version {FORMAT_VERSION}. Update samtok, or extend the model again."
-        )
-    try:
-        vocabulary = MaskVocabulary(int(body["num_codes"]), int(body["num_levels"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{where} does not state a vocabulary ({error!r}). Restore it.") from error
-    return vocabulary, body.get("tokenizer_sha256")
 
 
 def write_vocabulary(folder: str | Path, vocabulary: MaskVocabulary, tokenizer_sha256: str | None) -> None:

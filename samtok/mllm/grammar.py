@@ -91,8 +91,7 @@ class MaskWordGrammar(SuppressTokens):
 
     Args:
         word_ids: Tokens of the words, any number of levels.
-        vocab_size: Tokens that the tokenizer knows. Logits can be wider; what is beyond is suppressed.
-        suppressed_ids: Tokens that are never generated, neither in words nor outside.
+        vocab_size, suppressed_ids: As in ``SuppressTokens``.
 
     Raises:
         ValueError: For an id outside ``[0, vocab_size)``, or one with two meanings.
@@ -102,7 +101,7 @@ class MaskWordGrammar(SuppressTokens):
 
     def __init__(self, word_ids: WordIds, vocab_size: int, suppressed_ids: Sequence[int] = ()) -> None:
         super().__init__(vocab_size, suppressed_ids)
-        ids = [word_ids.start, *(code for level in word_ids.codes for code in level), word_ids.end]
+        ids = word_ids.all
         _require_known(ids, vocab_size)
         if len({*ids, *suppressed_ids}) < len(ids) + len(set(suppressed_ids)):
             raise ValueError("a token is two mask words, or a mask word that is suppressed.")
@@ -113,7 +112,6 @@ class MaskWordGrammar(SuppressTokens):
     def __call__(
         self, input_ids: Int[Tensor, "batch token"], scores: Float[Tensor, "batch vocab"]
     ) -> Float[Tensor, "batch vocab"]:
-        """Returns scores of the next token: minus infinity if it is not allowed, else untouched."""
         return super().__call__(input_ids[:, -(self.num_levels + 1) :], scores)
 
     def states(self, token_ids: Int[Tensor, "batch token"]) -> Int[Tensor, "batch token"]:

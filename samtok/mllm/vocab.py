@@ -28,8 +28,6 @@ class WordIds:
     """Token ids of the words.
 
     Attributes:
-        start: Id of the word that opens a mask.
-        end: Id of the word that closes it.
         codes: Ids by level and code: ``codes[1][45]`` is the id of ``<|mt_0301|>`` with 256 codes.
     """
 
@@ -45,12 +43,7 @@ class WordIds:
 
 @dataclass(frozen=True)
 class MaskVocabulary:
-    """The words of a mask tokenizer: ``num_levels * num_codes`` codes, start and end.
-
-    Attributes:
-        num_codes: Codes of each level.
-        num_levels: Codes of each mask.
-    """
+    """The words of a mask tokenizer: ``num_levels * num_codes`` codes, start and end."""
 
     num_codes: int
     num_levels: int
@@ -87,11 +80,15 @@ class MaskVocabulary:
         added: list[Any] = [AddedToken(word, normalized=False, special=False) for word in self.words]
         return tokenizer.add_tokens(added)
 
-    def ids(self, tokenizer: "PreTrainedTokenizerBase") -> WordIds:
-        """Returns the token id of every word.
+    def check(self, tokenizer: "PreTrainedTokenizerBase") -> WordIds:
+        """Makes sure that a tokenizer has these words; ``rows.check_rows`` does so for a model.
+
+        Returns:
+            The token id of every word.
 
         Raises:
-            CheckpointError: A word is missing or is not one token, or there are words of another vocabulary.
+            CheckpointError: A word is missing, is not exactly one token, or is a normal token that decoding
+                drops; or there are words of another vocabulary.
         """
         have = mask_words_of(tokenizer)
         if not have:
@@ -102,28 +99,16 @@ class MaskVocabulary:
             raise _split_word(tokenizer, {word: have[word] for word in names})
         inner = [have[word] for word in names[1:-1]]
         levels = (tuple(inner[i : i + self.num_codes]) for i in range(0, len(inner), self.num_codes))
-        return WordIds(have[names[0]], have[names[-1]], tuple(levels))
-
-    def check(self, tokenizer: "PreTrainedTokenizerBase") -> WordIds:
-        """Makes sure that a tokenizer has these words; ``rows.check_rows`` does so for a model.
-
-        Returns:
-            The token id of every word.
-
-        Raises:
-            CheckpointError: A word is not exactly one token, or a normal token that decoding drops.
-        """
-        ids = self.ids(tokenizer)
         special = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
-        normal = [id_ for id_ in ids.all if id_ not in special]
+        kept = [word for word in names if have[word] not in special]
+        normal = [have[word] for word in kept]
         read = tokenizer.decode(normal, skip_special_tokens=True, spaces_between_special_tokens=False)
-        kept = [word for word, id_ in zip(self.words, ids.all, strict=True) if id_ not in special]
         if _MASK_WORD.findall(str(read)) != kept:
             raise CheckpointError(
                 "decoding loses mask words that are normal tokens of the text tokenizer; it must return each "
                 f"of the {len(kept)} as it is. {REMEDY}"
             )
-        return ids
+        return WordIds(have[names[0]], have[names[-1]], tuple(levels))
 
     def _require_same(self, have: dict[str, int]) -> None:
         missing = [word for word in self.words if word not in have]
@@ -163,11 +148,7 @@ def _split_word(tokenizer: "PreTrainedTokenizerBase", ids: dict[str, int]) -> Ch
 
 
 def infer(tokens: Iterable[str], *, where: str) -> MaskVocabulary:
-    """Guesses the vocabulary of a checkpoint that does not state it: 2 levels, as the authors' have.
-
-    Args:
-        tokens: Those that were added to the text tokenizer.
-        where: The folder, for the message.
+    """Guesses the vocabulary by the added tokens of a text tokenizer: 2 levels, as the authors' have.
 
     Raises:
         CheckpointError: There are no words, or their number is odd or not that of two equal levels.

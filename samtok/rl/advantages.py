@@ -46,7 +46,6 @@ def advantages(
             from the second are unbiased, and n / (n - 1) times those from the first.
         scale: The divisor: the standard deviation of the group's rewards, that of the differences from
             the baseline over all usable groups, or 1. Deviations are unbiased (n - 1).
-        eps: Added to the deviation.
 
     Raises:
         ValueError: Groups of fewer than two responses, or rewards that are not finite.

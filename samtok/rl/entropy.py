@@ -50,20 +50,13 @@ def chosen_log_probs(
 
 
 def entropies(
-    logits: Float[Tensor, "token vocab"],
-    temperature: float = 1.0,
-    *,
-    chunk_elements: int = CHUNK_ELEMENTS,
+    logits: Float[Tensor, "token vocab"], temperature: float = 1.0, *, chunk_elements: int = CHUNK_ELEMENTS
 ) -> Float[Tensor, " token"]:
     """Returns the entropy of ``softmax(logits / temperature)`` in nats, with gradient, in [0, log vocab].
 
     Args:
         logits: Suppressed entries at minus infinity; a token with nothing but these has no entropy (NaN).
-        temperature: Above 0.
-        chunk_elements: Logits worked on at a time; the result does not depend on it.
-
-    Raises:
-        ValueError: The temperature is not above 0.
+        temperature, chunk_elements: As in ``chosen_log_probs``.
     """
     _check_temperature(temperature)
     return _Entropies.apply(logits, temperature, chunk_elements)

@@ -25,13 +25,7 @@ EXPONENT_LIMIT = 20.0
 def kl_values(
     log_probs: Float[Tensor, " token"], reference: Float[Tensor, " token"], kind: KlKind
 ) -> Float[Tensor, " token"]:
-    """Returns the estimate of every token; k2 and k3 are at least 0.
-
-    Args:
-        log_probs: Of the sampled tokens under the policy, with gradient if wanted.
-        reference: Under the reference; no gradient flows to it.
-        kind: Which estimate.
-    """
+    """Returns the estimate of every sampled token; k2 and k3 are at least 0. No gradient to the reference."""
     difference = log_probs - reference.detach()
     if kind == "k1":
         return difference
@@ -64,10 +58,6 @@ def sequence_kl(
 ) -> Float[Tensor, " sequence"]:
     """Returns the sum over each sequence, without gradient, to be subtracted from its reward.
 
-    Args:
-        log_probs: Of the sampled tokens under the policy that drew them.
-        reference: Under the reference.
-        sequence: Which sequence a token belongs to, from 0.
-        kind: "k1" makes the expected gradient exact.
+    "k1" under the policy that drew the tokens makes the expected gradient exact; sequences count from 0.
     """
     return sequence_sums(kl_values(log_probs, reference, kind), sequence)

@@ -84,7 +84,6 @@ def policy_terms(
         old: The same when the update began; no gradient flows to it.
         advantages: Of each token's response.
         sequence: Which sequence of the micro-batch a token belongs to, from 0.
-        settings: Loss and bounds.
     """
     low, high = 1 - settings.clip_low, 1 + settings.clip_high
     log_ratio = log_probs - old.detach()
@@ -122,12 +121,9 @@ def truncated_importance(
     Args:
         policy_old: Log-probabilities of the learner when the update began.
         rollout: Those with which the tokens were drawn.
-        sequence: Which sequence of the micro-batch a token belongs to, from 0.
+        sequence: As in ``policy_terms``.
         cap: Largest factor, above 0; 2 per token is usual.
         level: "token" for each token's own ratio, "sequence" for their product over the sequence.
-
-    Raises:
-        ValueError: If ``cap`` is not above 0.
     """
     if not cap > 0:
         raise ValueError(f"cap must be > 0, got {cap}; 2 is usual.")

@@ -8,12 +8,7 @@ from torch import Tensor
 def sequence_sums(
     values: Float[Tensor, " token"], sequence: Int[Tensor, " token"]
 ) -> Float[Tensor, " sequence"]:
-    """Adds up the tokens of each sequence, with gradient.
-
-    Args:
-        values: Anything of each token.
-        sequence: Which sequence a token belongs to, from 0. There are as many sums as the largest plus 1.
-    """
+    """Adds up the tokens of each sequence, with gradient; sequences count from 0 to the largest."""
     count = int(sequence.max()) + 1 if len(sequence) else 0
     return values.new_zeros(count).index_add(0, sequence, values)
 

@@ -21,16 +21,13 @@ def sequence_weights(
     """Returns the weight of every response, group by group; 0 for those that are not used.
 
     Args:
-        lengths: Tokens of each response that have a loss, group by group.
-        used: Which responses are learnt from, in the same shape.
+        lengths: Tokens of each response that have a loss.
+        used: Which responses are learnt from.
         mean: "token": all tokens alike (DAPO, arXiv 2503.14476, section 3.3). "prompt": all groups alike,
             tokens alike within one. "sequence": all responses alike, tokens alike within one (GRPO, arXiv
             2402.03300, eq. 3). "constant": a token counts 1 / (responses * max_tokens) whatever the lengths
             are (Dr. GRPO, arXiv 2503.20783).
         max_tokens: Largest length that a response may have; read by "constant" only.
-
-    Returns:
-        Weights of at least 0. All are 0 if no response is used.
 
     Raises:
         ValueError: Shapes differ, a used response has no tokens, or "constant" lacks ``max_tokens``.

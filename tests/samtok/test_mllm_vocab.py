@@ -51,7 +51,7 @@ def test_words_are_added_once_and_keep_their_order(tokenizer):
     before = len(tokenizer)
     assert VOCABULARY.add_to(tokenizer) == 34
     assert VOCABULARY.add_to(tokenizer) == 0
-    ids = VOCABULARY.ids(tokenizer)
+    ids = VOCABULARY.check(tokenizer)
     assert ids.all == tuple(range(before, before + 34))
     assert ids.codes[1][5] == tokenizer("<|mt_0021|>")["input_ids"][0]
 
@@ -61,7 +61,7 @@ def test_words_of_another_size_are_refused_both_ways(tokenizer):
     with pytest.raises(CheckpointError, match="34 mask words .* of 2 levels of 256 codes has 514"):
         LARGE.add_to(tokenizer)
     with pytest.raises(CheckpointError, match="18 of its own are foreign"):
-        MaskVocabulary(14, 1).ids(tokenizer)
+        MaskVocabulary(14, 1).check(tokenizer)
 
 
 def test_a_tokenizer_without_words_is_refused(tokenizer):
