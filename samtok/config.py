@@ -71,7 +71,10 @@ class QuantizerConfig:
             )
         if self.shared and self.kind != "rq":
             raise ValueError(f"shared gives all levels of rq one codebook; {self.kind} has no such option.")
-        self._check_grid()
+        if self.kind == "fsq":
+            self._check_grid()
+        elif self.grid:
+            raise ValueError(f"grid belongs to fsq, got {self.grid} with {self.kind}; leave it empty.")
 
     @property
     def num_words(self) -> int:
@@ -84,10 +87,6 @@ class QuantizerConfig:
         return self.num_levels * math.log2(self.num_codes)
 
     def _check_grid(self) -> None:
-        if self.kind != "fsq":
-            if self.grid:
-                raise ValueError(f"grid belongs to fsq, got {self.grid} with {self.kind}; leave it empty.")
-            return
         if not self.grid or not all(2 <= size <= 256 for size in self.grid):
             raise ValueError(
                 f"fsq needs a grid with 2 to 256 steps for each scalar, such as (8, 8, 4), got {self.grid}."

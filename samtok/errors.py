@@ -37,7 +37,6 @@ class DataError(SamtokError, ValueError):
     """A record, image or mask that cannot be used.
 
     Args:
-        message: What, got, expected, where, remedy.
         reason: Short code for the reject table, such as ``rle_sum``; counts are grouped by it.
     """
 

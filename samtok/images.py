@@ -51,7 +51,6 @@ def decode_image(
     orientation tag of TIFF belongs to that format, so Pillow always applies it.)
 
     Args:
-        data: The whole file.
         where: Names the image in errors.
         expected_hw: Height and width that the annotation states.
         max_pixels: Largest accepted height x width; ``2 * PIL.Image.MAX_IMAGE_PIXELS`` holds as well.

@@ -45,8 +45,7 @@ def to_counts(segmentation: object, *, height: int, width: int, max_pixels: int 
             with an odd length or fewer than 6 numbers are dropped), ``{"size": [h, w], "counts": [...]}``,
             ``{"size": [h, w], "counts": "..."}`` (str or bytes), a list of such dicts (union), or
             nothing: ``None``, ``[]``, ``{}``.
-        height: Height of the image in pixels, to which the size in the segmentation must be equal.
-        width: Width of the image in pixels.
+        height, width: Of the image in pixels; the size in the segmentation must be equal.
         max_pixels: Largest accepted height x width, at most ``MAX_PIXELS``.
 
     Returns:
@@ -93,8 +92,6 @@ def from_edges(edges: Int[np.ndarray, " _edge"], *, height: int, width: int) -> 
 
     Args:
         edges: Strictly increasing indices in ``[0, height * width]`` into the column-major pixels.
-        height: Height of the image in pixels.
-        width: Width of the image in pixels.
     """
     _check_image_size(height, width, MAX_PIXELS)
     return _write(_runs_between(edges, height * width), height, width)

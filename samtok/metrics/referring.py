@@ -107,8 +107,6 @@ def gres(samples: Samples, *, mode: Mode = "strict", min_pixels: int = 0) -> dic
     not of the text. "official" adds the epsilons of the reference, 1e-8 and 1e-10.
 
     Args:
-        samples: The predictions.
-        mode: See the module.
         min_pixels: A predicted mask with fewer pixels counts as empty; 0 and 1 change nothing.
 
     Returns:
@@ -141,7 +139,6 @@ def res(
     """Referring segmentation of one target (RefCOCO, RefCOCO+, RefCOCOg), by its three published definitions.
 
     Args:
-        samples: The predictions.
         mode: "official" adds 1e-5 to the union of the mean IoU.
         wanted_keys: Keys that the keyed mean is over; a key without a sample counts 0. None takes those of
             the samples.
@@ -174,7 +171,6 @@ def rec(
     The predicted box is the tight box of the predicted mask. An empty prediction is a miss.
 
     Args:
-        samples: The predictions.
         mode: Sets the default of ``inclusive_plus_one``, and which of the samples of one key the keyed
             accuracy takes: the last one in "official", a hit if there is one in "strict".
         gt_box: Take the true box from the true mask, as the reference does, or from the annotation, rounded
@@ -227,8 +223,6 @@ def box_iou(
     """Returns the IoU of boxes ``x0, y0, x1, y1``; 0 where neither has an area.
 
     Args:
-        a: Boxes.
-        b: As many others.
         plus_one: The far side belongs to the box, so sides are one longer than the difference.
     """
     one = 1.0 if plus_one else 0.0

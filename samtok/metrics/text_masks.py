@@ -90,7 +90,6 @@ def decode_unions(
         answers: The codes of each answer's masks; a code less than the tokenizer's levels gives a coarser
             mask, and ``samtok.words.INVALID_CODE`` means code 0, as in the authors' decoder. No masks give
             an empty union.
-        threshold: On logits.
     """
     owners: dict[Codes, list[int]] = {}
     for number, answer in enumerate(answers):
@@ -125,7 +124,6 @@ def word_scores(
     """Compares words without decoding them; the order of the masks of an answer is free.
 
     Args:
-        truth: The codes of each sample's true masks.
         predicted: Those that were predicted; None is a sample without a prediction, which is wrong.
 
     Returns:

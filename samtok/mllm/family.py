@@ -41,11 +41,9 @@ class Adapter(ABC):
 
     Attributes:
         family: The ``model_type`` of its config.
-        processor: The checkpoint's own.
         suppressed_ids: Tokens that are never generated: places of images and videos, and what surrounds them.
         object_tokens: ``OBJECT_TOKENS``, or none where the text tokenizer has no such tokens.
         stop_ids: Tokens that end an answer; the first is the one that training teaches.
-        pad_id: Token that fills a batch.
         tokenizer_sha256: Of the mask tokenizer that the words belong to; None where it is not known.
     """
 
@@ -128,7 +126,6 @@ class Adapter(ABC):
 
         Args:
             turns: The dialogue. Without a system turn it gets the one that the checkpoint's template states.
-            images: What the numbers in the turns mean.
             max_tokens: The longest dialogue that is taken; nothing is ever cut.
 
         Raises:

@@ -66,8 +66,6 @@ class ConvTrunk(nn.Module):
     """A residual net with one output per level, finest first, in the place of Hiera.
 
     Args:
-        widths: Channels per level.
-        blocks: Residual blocks per level.
         stem_stride: Pixels per cell of the first level; each further level halves the resolution.
     """
 

@@ -36,7 +36,6 @@ class Reconstruction:
 
     Attributes:
         codes: One row per mask, one code per level.
-        masks: The decoded masks, at the image's size.
         iou: Of each decoded mask with its original, in [0, 1].
     """
 
@@ -187,7 +186,6 @@ class MaskTokenizer(nn.Module):
         """Returns the codes of masks of several images.
 
         Args:
-            features: Of the images.
             masks: Bool arrays, each at the size of its image.
             image_index: Which image each mask belongs to.
             box_prompt: Prompt with each mask's box besides the mask, as tokenizers are trained.

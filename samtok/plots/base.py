@@ -58,10 +58,8 @@ def histogram_plot(
     figure, (axes,) = figure_of(1, title, height_in=4.4)
     widths = np.diff(edges)
     axes.bar(edges[:-1], counts, width=widths, align="edge", color=rgb(BARS), edgecolor="white")
-    axes.set_xlim(edges[0], edges[-1])
-    axes.set_ylim(0, max(int(np.max(counts, initial=0)), 1) * 1.12)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
+    highest = max(int(np.max(counts, initial=0)), 1)
+    axes.set(xlim=(edges[0], edges[-1]), ylim=(0, highest * 1.12), xlabel=x_label, ylabel=y_label)
     if mean is not None:
         axes.axvline(mean, color=rgb(MISSED), linewidth=1.8)
         subtitle(axes, f"line: mean {mean:.3f}")
@@ -81,13 +79,10 @@ def code_usage_plot(counts: Int[np.ndarray, "level num_codes"]) -> bytes:
         axes.bar(np.arange(len(shown)), shown, width=1.0, color=rgb(BARS))
         axes.axvspan(used.used - 0.5, len(row) - 0.5, color="0.9", zorder=0)
         axes.axhline(max(row.sum() / len(row), 1e-3), color=rgb(MISSED), linestyle="--", linewidth=1.4)
-        axes.set_xlim(-0.5, len(row) - 0.5)
+        axes.set(xlim=(-0.5, len(row) - 0.5), xlabel="codes, by rank", ylabel="masks per code")
         axes.set_ylim(bottom=0)
-        subtitle(
-            axes, f"level {level}: {used.used} of {len(row)} codes used, perplexity {used.perplexity:.1f}"
-        )
-        axes.set_xlabel("codes, by rank")
-        axes.set_ylabel("masks per code")
+        text = f"level {level}: {used.used} of {len(row)} codes used, perplexity {used.perplexity:.1f}"
+        subtitle(axes, text)
     return png_of(figure)
 
 

@@ -39,9 +39,7 @@ def iou_area_plot(iou: Float[np.ndarray, " mask"], area_px: Float[np.ndarray, " 
     _draw_quartiles(axes, iou, area_px)
     for _, end in AREA_BUCKETS[:-1]:
         axes.axvline(end, color=rgb(FAINT), linestyle=":", linewidth=1.2)
-    axes.set_ylim(-0.02, 1.02)
-    axes.set_xlabel("area of the mask in pixels")
-    axes.set_ylabel("IoU with its reconstruction")
+    axes.set(ylim=(-0.02, 1.02), xlabel="area of the mask in pixels", ylabel="IoU with its reconstruction")
     subtitle(axes, "line and band: median and quartiles; dotted: small, medium, large")
     return png_of(figure)
 

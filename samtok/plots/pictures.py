@@ -265,8 +265,7 @@ def _draw_panel(item: Panel, side: int) -> Image.Image:
     for place, (picture, note) in enumerate(pictures):
         cell.paste(Image.fromarray(picture), (place * (side + _GAP), head))
         if note:
-            corner = (place * (side + _GAP) + 6, head + 4)
-            font = ImageFont.load_default(_SMALL_PX)
+            corner, font = (place * (side + _GAP) + 6, head + 4), ImageFont.load_default(_SMALL_PX)
             draw.text(corner, note, font=font, fill="white", stroke_width=2, stroke_fill=_INK)
     _draw_captions(draw, item.captions, (3 * (side + _GAP), head), image.shape[0])
     return cell

@@ -44,10 +44,8 @@ def parts_plot(
         top = foot + heights
         axes.stairs(top, edges, baseline=foot, fill=True, color=rgb(colour), label=name, linewidth=0)
         foot = top
-    axes.set_xlim(edges[0], edges[-1])
-    axes.set_ylim(0, 1.05 * float(foot.max()) or 1.0)
-    axes.set_xlabel("step")
-    axes.set_ylabel(y_label)
+    highest = 1.05 * float(foot.max()) or 1.0
+    axes.set(xlim=(edges[0], edges[-1]), ylim=(0, highest), xlabel="step", ylabel=y_label)
     figure.legend(loc="outside lower left", ncols=len(parts), frameon=False, fontsize=9)
     return png_of(figure)
 

@@ -19,7 +19,6 @@ class Question:
 
     Attributes:
         truth: Codes of the true masks in the order of the true answer; empty for a no-target.
-        text: The true answer.
         thinking: Whether the prompt asks for a thought before the answer.
         record: The chat row that the prompt was made from (``pipelines.schema.CHAT_ROW``): messages, images,
             masks with their RLE, tags, meta. Read only.

@@ -82,7 +82,6 @@ def policy_terms(
     Args:
         log_probs: Of the sampled tokens under the present policy, with gradient.
         old: The same when the update began; no gradient flows to it.
-        advantages: Of each token's response.
         sequence: Which sequence of the micro-batch a token belongs to, from 0.
     """
     low, high = 1 - settings.clip_low, 1 + settings.clip_high

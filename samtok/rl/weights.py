@@ -22,7 +22,6 @@ def sequence_weights(
 
     Args:
         lengths: Tokens of each response that have a loss.
-        used: Which responses are learnt from.
         mean: "token": all tokens alike (DAPO, arXiv 2503.14476, section 3.3). "prompt": all groups alike,
             tokens alike within one. "sequence": all responses alike, tokens alike within one (GRPO, arXiv
             2402.03300, eq. 3). "constant": a token counts 1 / (responses * max_tokens) whatever the lengths

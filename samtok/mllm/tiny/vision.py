@@ -82,13 +82,8 @@ class Labels:
 
 def labels_of(scenes: Sequence[Scene], *, tokens_per_side: int) -> Labels:
     """Reads the labels off square scenes whose side is a multiple of ``tokens_per_side``."""
-    parts = [_grids(scene, tokens_per_side) for scene in scenes]
-    columns = (np.stack([part[i] for part in parts]).astype(np.float32) for i in range(4))
-    kinds, colours, boxes, shares = (torch.from_numpy(column) for column in columns)
-    flat = (len(scenes), tokens_per_side**2)
-    return Labels(
-        kinds.reshape(*flat, -1), colours.reshape(*flat, -1), boxes.reshape(*flat, 4), shares.reshape(flat)
-    )
+    columns = zip(*(_grids(scene, tokens_per_side) for scene in scenes), strict=True)
+    return Labels(*(torch.from_numpy(np.stack(grids).astype(np.float32)).flatten(1, 2) for grids in columns))
 
 
 def _grids(scene: Scene, side: int) -> tuple[np.ndarray, ...]:
