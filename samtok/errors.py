@@ -15,9 +15,8 @@ class SamtokError(Exception):
 class ConfigError(SamtokError, ValueError):
     """A flag or config value that cannot work.
 
-    Args:
-        message: Flags that are fields of ``owner`` are written ``--.name``.
-        owner: The config object whose fields the message names; the command line puts its place before them.
+    Flags that are fields of ``owner``, the config object that is at fault, are written ``--.name`` in the
+    message; the command line puts the owner's place before them.
     """
 
     exit_code = 2
@@ -34,11 +33,7 @@ class ConfigError(SamtokError, ValueError):
 
 
 class DataError(SamtokError, ValueError):
-    """A record, image or mask that cannot be used.
-
-    Args:
-        reason: Short code for the reject table, such as ``rle_sum``; counts are grouped by it.
-    """
+    """A record, image or mask that cannot be used; reject tables count by its reason, such as ``rle_sum``."""
 
     exit_code = 3
 

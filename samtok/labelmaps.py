@@ -43,11 +43,7 @@ def read_label_map(data: bytes, *, where: str) -> Int[np.ndarray, "height width"
 
 
 def split_labels(labels: Integer[np.ndarray, "height width"]) -> Iterator[tuple[int, str]]:
-    """Yields each id but 0, in ascending order, with the compressed counts of its mask.
-
-    The map is cut once into runs of equal ids, so memory is a few numbers per pixel whatever the number of
-    ids.
-    """
+    """Yields each id but 0, ascending, with the counts of its mask; a pixel costs a few numbers of memory."""
     height, width = labels.shape
     if labels.size == 0:
         return

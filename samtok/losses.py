@@ -88,8 +88,7 @@ def at_points(
 ) -> Float[Tensor, "mask point"]:
     """Reads maps at (x, y) points in [0, 1] by bilinear interpolation.
 
-    The centre of the first pixel is at half a pixel. Beyond the outer pixel centres a map fades to 0, as in
-    the implementations this follows.
+    The centre of the first pixel is at half a pixel; beyond the outer pixel centres a map fades to 0.
     """
     grid = 2 * points[:, :, None] - 1
     return functional.grid_sample(maps[:, None], grid, mode="bilinear", align_corners=False)[:, 0, :, 0]

@@ -90,8 +90,7 @@ def encode(mask: np.ndarray) -> str:
 def from_edges(edges: Int[np.ndarray, " _edge"], *, height: int, width: int) -> str:
     """Returns the counts of the mask that begins outside and changes side at each edge.
 
-    Args:
-        edges: Strictly increasing indices in ``[0, height * width]`` into the column-major pixels.
+    Edges are strictly increasing indices in ``[0, height * width]`` into the column-major pixels.
     """
     _check_image_size(height, width, MAX_PIXELS)
     return _write(_runs_between(edges, height * width), height, width)

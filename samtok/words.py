@@ -41,8 +41,8 @@ class LenientParse:
 
     Attributes:
         codes: One tuple per mask, in the order of the text: a code per level, each in ``[0, num_codes)``.
-            Under "depth1" a broken word gives a tuple of its first code only; under "reference" its
-            second code is ``INVALID_CODE``.
+            Under "depth1" a broken word gives its first code only; under "reference" its second code is
+            ``INVALID_CODE``.
         num_malformed: Stretches of mask tokens that are not a well-formed word, whatever the policy made
             of them. 0 exactly if ``parse_words`` accepts the text.
     """

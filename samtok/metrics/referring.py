@@ -9,7 +9,7 @@ github.com/Gorilla-Lab-SCUT/PaDT. Pixels are counted in int64, where the officia
 All results are shares in [0, 1], or None where nothing of the kind was there. Loads numpy only.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any, Literal
@@ -57,11 +57,7 @@ class Samples:
     def of_masks(
         cls, pairs: Iterable[tuple[_Mask, _Mask | None]], keys: Sequence[str] | None = None
     ) -> "Samples":
-        """Counts pairs of a true and a predicted mask; None as prediction is a skipped sample.
-
-        Raises:
-            ValueError: If the masks of a pair have different sizes.
-        """
+        """Counts pairs of a true and a predicted mask of one size; None as prediction is a skipped sample."""
         rows = [_row(target, predicted) for target, predicted in pairs]
         numbers = np.array([row[0] for row in rows], np.int64).reshape(len(rows), 3)
         boxes = np.array([row[1] for row in rows], np.int64).reshape(len(rows), 2, 4)
@@ -104,10 +100,8 @@ def gres(samples: Samples, *, mode: Mode = "strict", min_pixels: int = 0) -> dic
     gIoU is the mean over samples of the IoU, where a sample without a target counts 1 if nothing was
     predicted and 0 otherwise; cIoU is the sum of intersections over that of unions; N-acc is the share
     of no-target samples with no prediction, T-acc that of the others with one. Emptiness is that of masks,
-    not of the text. "official" adds the epsilons of the reference, 1e-8 and 1e-10.
-
-    Args:
-        min_pixels: A predicted mask with fewer pixels counts as empty; 0 and 1 change nothing.
+    not of the text; one of fewer than ``min_pixels`` counts as empty. "official" adds the epsilons of the
+    reference, 1e-8 and 1e-10.
 
     Returns:
         ``giou``, ``ciou``, ``n_acc``, ``t_acc``; ``no_target`` and ``with_target`` count what the accuracies
@@ -198,32 +192,12 @@ def targets(samples: Samples, *, mode: Mode = "strict") -> dict[str, Any]:
     return {"mean_iou": _mean(_ratio(used.intersection_px, used.union_px)[wanted]), "num": int(wanted.sum())}
 
 
-def by_tag(
-    samples: Samples, tags: Sequence[Sequence[str]], metric: Callable[[Samples], Mapping[str, Any]]
-) -> dict[str, dict[str, Any]]:
-    """Returns a metric of the samples of each tag, tags in alphabetical order.
-
-    Raises:
-        ValueError: If there is not one list of tags per sample.
-    """
-    return {tag: dict(metric(samples.take(chosen))) for tag, chosen in groups(samples, tags).items()}
-
-
-def groups(samples: Samples, tags: Sequence[Sequence[str]]) -> dict[str, Bool[np.ndarray, " sample"]]:
-    """Returns for each tag, in alphabetical order, which samples have it."""
-    if len(tags) != len(samples):
-        raise ValueError(f"expected the tags of {len(samples)} samples, got {len(tags)}.")
-    names = sorted({tag for of_sample in tags for tag in of_sample})
-    return {name: np.array([name in of_sample for of_sample in tags], bool) for name in names}
-
-
 def box_iou(
     a: Float[np.ndarray, "sample 4"], b: Float[np.ndarray, "sample 4"], *, plus_one: bool
 ) -> Float[np.ndarray, " sample"]:
     """Returns the IoU of boxes ``x0, y0, x1, y1``; 0 where neither has an area.
 
-    Args:
-        plus_one: The far side belongs to the box, so sides are one longer than the difference.
+    With ``plus_one`` the far side belongs to the box, so sides are one longer than the difference.
     """
     one = 1.0 if plus_one else 0.0
     overlap = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]) + one

@@ -42,11 +42,8 @@ def boundary(mask: _Mask, width_px: int) -> _Mask:
 def boundary_iou(a: _Mask, b: _Mask, *, ratio: float = BOUNDARY_RATIO) -> float:
     """Returns the IoU of the boundaries of two masks of one image, in [0, 1]; two empty masks give 1.
 
-    Only the part of the image that holds either mask is worked on.
-
-    Args:
-        a: One mask, at the image's size, which decides the width of the boundary.
-        ratio: Width over the image's diagonal, rounded to pixels, at least 1.
+    Only the part of the image that holds either mask is worked on. The ratio is the boundary's width over the
+    image's diagonal, rounded to pixels, at least 1.
 
     Raises:
         ValueError: If the sizes differ.

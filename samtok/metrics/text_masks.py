@@ -83,13 +83,9 @@ def decode_unions(
 ) -> list[Bool[np.ndarray, "height width"]]:
     """Returns for each answer about one image the union of its masks, at the image's size.
 
-    Every different word is decoded once, whatever the number of answers that have it.
-
-    Args:
-        features: Of the one image, from ``MaskTokenizer.features_of``.
-        answers: The codes of each answer's masks; a code less than the tokenizer's levels gives a coarser
-            mask, and ``samtok.words.INVALID_CODE`` means code 0, as in the authors' decoder. No masks give
-            an empty union.
+    Every different word is decoded once, whatever the number of answers that have it. A code less than the
+    tokenizer's levels gives a coarser mask; ``samtok.words.INVALID_CODE`` means code 0, as in the authors'
+    decoder. No masks give an empty union. ``features`` are those of the one image.
     """
     owners: dict[Codes, list[int]] = {}
     for number, answer in enumerate(answers):
@@ -123,8 +119,7 @@ def word_scores(
 ) -> dict[str, Any]:
     """Compares words without decoding them; the order of the masks of an answer is free.
 
-    Args:
-        predicted: Those that were predicted; None is a sample without a prediction, which is wrong.
+    A sample without a prediction, None, is wrong.
 
     Returns:
         ``exact_match``: the share of samples whose masks have exactly the true codes;

@@ -52,8 +52,7 @@ def save_pretrained(
 ) -> None:
     """Writes model, processor and, last, ``samtok.json``; ``load_adapter`` and any HF code read the folder.
 
-    Args:
-        state: The model's whole state, where its own weights are spread over workers.
+    ``state`` is the model's whole state, where its own weights are spread over workers.
 
     Raises:
         CheckpointError: Model or tokenizer lack the adapter's words; nothing is written then.

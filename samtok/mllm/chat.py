@@ -20,11 +20,7 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class Turn:
-    """One message.
-
-    Attributes:
-        parts: Text, and images as their number in the dialogue's list of images.
-    """
+    """One message: texts, and images as their number in the dialogue's list of images."""
 
     role: Role
     parts: tuple[str | int, ...]

@@ -23,11 +23,7 @@ MROPE_FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 
 @dataclass(frozen=True)
 class MllmFolder:
-    """What a folder states.
-
-    Attributes:
-        tokenizer_sha256: Of the weights of the mask tokenizer that they belong to; None where not known.
-    """
+    """What a folder states; the SHA-256 is of the mask tokenizer's weights, None where it is not known."""
 
     family: str
     vocabulary: MaskVocabulary

@@ -84,14 +84,10 @@ class SuppressTokens(LogitsProcessor):
 
 
 class MaskWordGrammar(SuppressTokens):
-    """Restricts a model to whole mask words.
+    """Restricts a model to whole mask words, of any number of levels.
 
     For ``generate(logits_processor=[...])``; prompts may be padded on the left and may hold words. Rows of a
     batch do not see each other.
-
-    Args:
-        word_ids: Tokens of the words, any number of levels.
-        vocab_size, suppressed_ids: As in ``SuppressTokens``.
 
     Raises:
         ValueError: For an id outside ``[0, vocab_size)``, or one with two meanings.

@@ -23,10 +23,8 @@ def answer_loss(model: nn.Module, batch: Mapping[str, Any]) -> Float[Tensor, ""]
     """Returns the sum of next-token cross-entropies over all learnt tokens of a batch.
 
     The caller divides by the learnt tokens of the whole step, so that neither the number of workers nor the
-    cut into micro-batches changes the loss.
-
-    Args:
-        batch: What ``Adapter.collate`` or ``Adapter.pack`` gave, on the model's device.
+    cut into micro-batches changes the loss. A batch, from ``Adapter.collate`` or ``Adapter.pack``, is on the
+    model's device.
 
     Raises:
         ValueError: The batch would train on wrong positions, or on dialogues that see each other.

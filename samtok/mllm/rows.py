@@ -92,16 +92,11 @@ def check_rows(model: PreTrainedModel, num_tokens: int) -> None:
 def directions(
     vectors: Float[Tensor, "level num_codes dim"], width: int, generator: torch.Generator
 ) -> Float[Tensor, "level num_codes width"]:
-    """Carries the geometry of codes over to the width of a model.
+    """Carries what each code adds to a mask embedding over to the width of a model.
 
     The vectors of a level are centred and mapped by a random orthonormal matrix of the level's own, which
     keeps all distances; if the model is narrower, it is an orthonormal projection and keeps them roughly.
-
-    Args:
-        vectors: What each code adds to a mask embedding (``Quantizer.code_vectors``).
-
-    Returns:
-        Per level, mean 0 over codes and variance 1, the mean of all dimensions.
+    What comes out has per level mean 0 over codes and variance 1, the mean of all dimensions.
 
     Raises:
         CheckpointError: Vectors are not finite, or those of a level are all the same.

@@ -141,11 +141,9 @@ def with_response(prompt: Encoded, ids: Int[np.ndarray, " token"]) -> Encoded:
 
 @dataclass(frozen=True)
 class ResponseLogits:
-    """Logits and log-probs of the tokens of all responses, one after the other.
+    """Log-probs of the tokens of all responses, one after the other, and the response of each, from 0.
 
-    Attributes:
-        logits: Restricted to the tokens that could be drawn, not divided by the temperature.
-        sequence: The response of each token, from 0.
+    Logits are restricted to the tokens that could be drawn, and not divided by the temperature.
     """
 
     log_probs: Float[Tensor, " token"]

@@ -17,14 +17,11 @@ from samtok.mllm.family import Adapter
 def vision_inputs(
     model: PreTrainedModel, adapter: Adapter, prompts: Sequence[Encoded], repeats: Sequence[int]
 ) -> dict[str, Any]:
-    """Returns the vision inputs of a batch in which each prompt stands several times, in their order.
+    """Returns the vision inputs of a batch in which each prompt stands several times, or never, in order.
 
     Gradients flow through all repetitions into the one pass of the encoder. A batch without repetitions goes
     the same way: ZeRO wants gradients to come in one order on all workers, whatever their batches are.
-
-    Args:
-        adapter: Its adapter. Families that cannot share get their pixels repeated.
-        repeats: How often each of them stands in the batch, from 0.
+    Families that cannot share get their pixels repeated.
     """
     kept = [(prompt, count) for prompt, count in zip(prompts, repeats, strict=True) if count]
     vision = {

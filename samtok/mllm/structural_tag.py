@@ -19,12 +19,7 @@ from samtok.mllm.vocab import WordIds
 
 
 def mask_word_tag(word_ids: WordIds, suppressed_ids: Sequence[int] = ()) -> dict[str, Any]:
-    """Returns the structural tag: free text without codes, and words opened by their start token.
-
-    Args:
-        word_ids: Tokens of the words, any number of levels.
-        suppressed_ids: Tokens that are never generated, such as pads of images.
-    """
+    """Returns the tag: free text without codes and suppressed tokens, and words opened by their start."""
     codes = [{"type": "or", "elements": [_token(id_) for id_ in level]} for level in word_ids.codes]
     word = {
         "type": "tag",

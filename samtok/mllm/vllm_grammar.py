@@ -24,12 +24,7 @@ SWITCH = "mask_word_grammar"
 
 
 class MaskWordProcessor(LogitsProcessor):
-    """Restricts requests to whole mask words; the words are those of the served folder.
-
-    Args:
-        vllm_config: Its ``model_config.model`` is a folder with ``samtok.json``.
-        device: Where logits are.
-    """
+    """Restricts requests to whole mask words, those of the served folder, which has a ``samtok.json``."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         adapter = load_adapter(vllm_config.model_config.model)

@@ -25,11 +25,7 @@ REMEDY = "Make an extended checkpoint with jobs/extend_mllm.py."
 
 @dataclass(frozen=True)
 class WordIds:
-    """Token ids of the words.
-
-    Attributes:
-        codes: Ids by level and code: ``codes[1][45]`` is the id of ``<|mt_0301|>`` with 256 codes.
-    """
+    """Token ids of the words; ``codes[1][45]`` is the id of ``<|mt_0301|>`` with 256 codes."""
 
     start: int
     end: int

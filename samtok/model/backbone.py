@@ -65,8 +65,7 @@ class ResidualBlock(nn.Module):
 class ConvTrunk(nn.Module):
     """A residual net with one output per level, finest first, in the place of Hiera.
 
-    Args:
-        stem_stride: Pixels per cell of the first level; each further level halves the resolution.
+    The first level has ``stem_stride`` pixels per cell; each further one halves the resolution.
     """
 
     def __init__(self, widths: tuple[int, ...], blocks: tuple[int, ...], stem_stride: int) -> None:

@@ -16,14 +16,11 @@ from samtok.ranks import from_first_rank, gather_rows, sum_over_ranks
 
 
 class FiniteScalarQuantizer(Float32Buffers):
-    """Each word is one point of a grid of scalars; several words have scalars of their own.
+    """Each word is one point of a grid of scalars of its own; the grid ``(8, 8, 4)`` gives 256 codes.
 
     A projection is a fixed part, which ``start`` sets, plus a learned part that begins at zero: training
-    engines keep copies of parameters, so only buffers can be set while training goes on.
-
-    Args:
-        dim: Width of a mask embedding; at least ``num_levels * len(grid)``.
-        grid: Steps of each scalar of a word; ``(8, 8, 4)`` gives 256 codes.
+    engines keep copies of parameters, so only buffers can be set while training goes on. An embedding is at
+    least as wide as there are scalars.
     """
 
     def __init__(self, dim: int, *, grid: tuple[int, ...], num_levels: int = 1, decay: float = 0.99) -> None:

@@ -89,14 +89,10 @@ class ResidualQuantizer(Float32Buffers):
 
     @torch.no_grad()
     def start(self, z: Float[Tensor, "sample dim"], generator: torch.Generator) -> None:
-        """Sets every codebook by k-means on what its levels see of ``z``; collective over ranks.
+        """Sets every codebook by k-means on what its levels see of ``z``, that of all ranks together.
 
         A shared codebook is fitted to ``z``, then to ``z`` and its residuals together, and so on to the last
-        level.
-
-        Args:
-            z: This rank's embeddings; those of all ranks are clustered together.
-            generator: Draws the seeds; the first rank's counts.
+        level. Seeds are drawn by the first rank's generator.
 
         Raises:
             ValueError: If all ranks together have fewer embeddings than a codebook has entries.
@@ -125,11 +121,8 @@ class ResidualQuantizer(Float32Buffers):
 
         Averages are of shares of the step, not of counts, so a step counts the same whatever its number of
         masks, and a fresh codebook (each code at ``1 / num_codes``) moves at its final pace from the start.
-        Collective over ranks: the step is that of all ranks together.
-
-        Args:
-            z: This rank's embeddings of one step; none on any rank leave everything as it is.
-            generator: Draws the embeddings that restart dead codes; the first rank's counts.
+        Collective over ranks: the step is that of all ranks together, restarts are drawn by the first rank's
+        generator. A step without masks leaves everything as it is.
         """
         restarted = 0
         for book, residual, code in self._lookups(z.float(), codes):

@@ -32,12 +32,7 @@ MaskList = Sequence[np.ndarray]
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What the tokenizer makes of the masks of one image.
-
-    Attributes:
-        codes: One row per mask, one code per level.
-        iou: Of each decoded mask with its original, in [0, 1].
-    """
+    """What the tokenizer makes of the masks of one image, with the IoU of each in [0, 1]."""
 
     codes: Int[np.ndarray, "mask level"]
     masks: Bool[np.ndarray, "mask height width"]

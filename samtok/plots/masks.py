@@ -16,14 +16,10 @@ _STEPS_PER_DECADE = 4
 
 
 def iou_area_plot(iou: Float[np.ndarray, " mask"], area_px: Float[np.ndarray, " mask"]) -> bytes:
-    """Returns IoU against area on a logarithmic axis as a PNG file.
+    """Returns IoU against area in pixels, at least 1, on a logarithmic axis as a PNG file.
 
     The line is the median of masks of like size, the band their quartiles; vertical lines are the borders of
     COCO's area buckets.
-
-    Args:
-        iou: In [0, 1].
-        area_px: Of the originals, in pixels; at least 1.
 
     Raises:
         ValueError: If an area is below 1.

@@ -162,8 +162,7 @@ def contact_sheet(
 ) -> Picture:
     """Returns one picture of many images: original, reconstruction and difference, captions beside them.
 
-    Args:
-        side: Longer side of each picture, in pixels.
+    The longer side of each picture has ``side`` pixels.
 
     Raises:
         ValueError: For ``columns`` below 1, or masks that do not fit their image.

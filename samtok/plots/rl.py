@@ -20,11 +20,9 @@ def parts_plot(
     title: str,
     y_label: str,
 ) -> bytes:
-    """Returns parts of a whole over steps, stacked in their order, as a PNG file.
+    """Returns parts of a whole over ascending steps, stacked in their order, as a PNG file.
 
-    Args:
-        steps: Ascending.
-        parts: One value per step for each part, from 0; what is not finite counts as 0.
+    A part has one value per step, from 0; what is not finite counts as 0.
 
     Raises:
         ValueError: If there is no step or no part, or a part has not one value per step.

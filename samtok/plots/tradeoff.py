@@ -36,9 +36,8 @@ def tradeoff_plot(
 ) -> bytes:
     """Returns score against bits per mask as a PNG file; a line joins the best of a series up to each size.
 
-    Args:
-        ceiling: Score of the weights that all share, without quantization: a dashed line.
-        baseline: Score of something to compare with, a dotted line.
+    The ceiling, the score of the weights that all share, without quantization, is a dashed line; the
+    baseline, the score of something to compare with, a dotted one.
     """
     points = [point for point in points if math.isfinite(point.score)]
     figure, (axes,) = figure_of(1, "Quantizers", height_in=5.2, width_in=9.6)

@@ -54,9 +54,7 @@ def entropies(
 ) -> Float[Tensor, " token"]:
     """Returns the entropy of ``softmax(logits / temperature)`` in nats, with gradient, in [0, log vocab].
 
-    Args:
-        logits: Suppressed entries at minus infinity; a token with nothing but these has no entropy (NaN).
-        temperature, chunk_elements: As in ``chosen_log_probs``.
+    As ``chosen_log_probs``; a token with nothing but suppressed entries has no entropy (NaN).
     """
     _check_temperature(temperature)
     return _Entropies.apply(logits, temperature, chunk_elements)

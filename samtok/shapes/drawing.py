@@ -72,9 +72,7 @@ KINDS = tuple(_LEVELS)
 class Footprint:
     """One shape on the pixel grid, as if nothing hid it.
 
-    Args:
-        centre_xy: Centre in pixels; pixel ``i`` spans ``[i, i + 1)``.
-        angle: Rotation in radians, clockwise as seen.
+    Pixel ``i`` spans ``[i, i + 1)``; the angle is in radians, clockwise as seen.
     """
 
     def __init__(

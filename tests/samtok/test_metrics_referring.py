@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from samtok.metrics.referring import MODES, Samples, box_iou, by_tag, counts, gres, rec, res, targets
+from samtok.metrics.referring import MODES, Samples, box_iou, counts, gres, rec, res, targets
 
 EMPTY = None
 
@@ -183,17 +183,6 @@ def test_annotated_boxes_are_rounded_and_compared_as_their_side_says():
     assert rec(boxed, mode="official", gt_box="annotation")["accuracy"] == 0.0  # 9 / 32
     with pytest.raises(ValueError, match="no annotated boxes"):
         rec(samples, gt_box="annotation")
-
-
-def test_tags_group_samples_and_every_sample_counts_for_all_its_tags():
-    samples = _samples(*FIXTURE)
-    tags = [["one"], ["none"], ["none"], ["one", "hard"], ["one"]]
-    found = by_tag(samples, tags, gres)
-    assert list(found) == ["hard", "none", "one"]
-    assert found["none"]["n_acc"] == 0.5 and found["none"]["t_acc"] is None
-    assert (found["hard"]["giou"], found["one"]["with_target"]) == (0.0, 3)
-    with pytest.raises(ValueError, match="tags of 5 samples, got 1"):
-        by_tag(samples, [["one"]], gres)
 
 
 def test_masks_that_do_not_fit_are_refused():

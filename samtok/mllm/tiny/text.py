@@ -111,9 +111,8 @@ def _sentences() -> tuple[str, ...]:
 def train_qwen_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Qwen2Tokenizer:
     """Trains Qwen's tokenizer class on texts; any text survives a round trip, up to Unicode's form NFC.
 
-    Args:
-        texts: Sentences; mask words and object tokens in them are left out.
-        vocab_size: Entries without the tokens of the chat format; 256 of them are bytes.
+    Mask words and object tokens in the texts are left out. Of the ``vocab_size`` entries 256 are bytes; the
+    tokens of the chat format come on top.
     """
     trainee = _trained(texts, vocab_size, Qwen2Tokenizer()._tokenizer.normalizer)
     model = json.loads(trainee.to_str())["model"]
