@@ -31,23 +31,29 @@ class Quantizer(Protocol):
 
     def encode(self, z: Float[Tensor, "mask dim"]) -> Int[Tensor, "mask level"]:
         """Returns the code of every level, each in ``[0, num_codes)``."""
+        ...
 
     def decode(self, codes: Int[Tensor, "mask level"]) -> Float[Tensor, "mask dim"]:
         """Returns the embedding that the mask decoder reads; fewer levels give a coarser one."""
+        ...
 
     def code_vectors(self) -> Float[Tensor, "level num_codes dim"]:
         """Returns what each code adds to an embedding: those of a mask's codes sum up to ``decode``'s."""
+        ...
 
     def __call__(self, z: Float[Tensor, "mask dim"]) -> Quantized:
         """Quantizes with straight-through gradients and the commitment loss."""
+        ...
 
     def start(self, z: Float[Tensor, "sample dim"], generator: torch.Generator) -> None:
         """Fits the quantizer to embeddings, before quantized training begins."""
+        ...
 
     def update(
         self, z: Float[Tensor, "mask dim"], codes: Int[Tensor, "mask level"], generator: torch.Generator
     ) -> int:
         """Follows the embeddings of one step and their codes; returns how many dead codes restarted."""
+        ...
 
 
 class Float32Buffers(nn.Module):
