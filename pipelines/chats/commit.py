@@ -7,18 +7,15 @@ from typing import Any
 from pipelines import schema, shards
 from pipelines.shards import Plan
 
-ITEM_ENDS = ("out", "rejected", "filtered", "thinned", "unused")
-"""What may become of an item, such as a question; ``items_in`` is the sum."""
+ENDS = ("in", "out", "rejected", "filtered", "thinned", "unused")
+"""What is counted of items, such as questions; in is the sum of the others."""
 
 
 @dataclass
 class Composed:
-    """What became of one input, or of many.
+    """What became of one input, or of many: rows of ``schema.CHAT_ROW`` and ``REJECT_ROW``, and counts.
 
-    Attributes:
-        samples: Chats in the shape of ``pipelines.schema.CHAT_ROW``.
-        rejects: In the shape of ``REJECT_ROW``.
-        counts: Per task ``res/items_in`` and so on, and the same without the task's name for all together.
+    There are counts per task, ``res/items_in`` and so on, and without the task's name for all together.
     """
 
     samples: list[dict[str, Any]] = field(default_factory=list)
@@ -54,7 +51,7 @@ def check(counts: dict[str, int]) -> None:
     """
     for name in [name for name in counts if name.endswith("items_in")]:
         prefix = name.removesuffix("in")
-        found = sum(counts.get(prefix + end, 0) for end in ITEM_ENDS)
+        found = sum(counts.get(prefix + end, 0) for end in ENDS[1:])
         if counts[name] != found:
             raise RuntimeError(
                 f"{counts[name]} {name} and {found} are accounted for; this is a defect of samtok."

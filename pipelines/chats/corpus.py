@@ -1,7 +1,6 @@
 """Chat corpora for whoever reads them: training, generation, metrics, rewards. Loads neither torch nor Ray.
 
-corpus = load_chat_corpus("runs/chats")
-for row in read_group(corpus, shard=0, group=0): turns_of(row), answer_words(row)
+for row in rows_of(load_chat_corpus("runs/chats")): turns_of(row), answer_words(row)
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import shards, storage
-from pipelines.shards import ROW_GROUP_ROWS
 from samtok.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,11 +23,6 @@ class ChatShard:
 
     uri: str
     rows: int
-
-    @property
-    def groups(self) -> int:
-        """Row groups of the file; only the last one may have fewer rows."""
-        return -(-self.rows // ROW_GROUP_ROWS)
 
 
 @dataclass(frozen=True)
@@ -78,12 +71,8 @@ class ChatCorpus:
 def load_chat_corpus(uri: str, *, flag: str | None = None) -> ChatCorpus:
     """Reads the manifest of a finished chat corpus.
 
-    Args:
-        uri: Its folder.
-        flag: The flag that names it, if a job is being prepared.
-
     Raises:
-        ConfigError: If it is not finished, where there is a flag; names the command that makes it.
+        ConfigError: If it is not finished, where a flag names it; names the command that makes it.
         DataError: If it is not finished otherwise, or no corpus of chats.
     """
     uri = uri.rstrip("/")
@@ -103,13 +92,8 @@ def load_chat_corpus(uri: str, *, flag: str | None = None) -> ChatCorpus:
     return ChatCorpus(uri, manifest, files)
 
 
-def read_group(corpus: ChatCorpus, *, shard: int, group: int) -> list[dict[str, Any]]:
-    """Reads the rows ``group * ROW_GROUP_ROWS`` and following of one shard, as dicts of ``CHAT_ROW``."""
-    return read_group_table(corpus, shard=shard, group=group).to_pylist()
-
-
 def read_group_table(corpus: ChatCorpus, *, shard: int, group: int) -> pa.Table:
-    """Reads the same rows as a table, which is small and of which single rows can be taken."""
+    """Reads the rows ``group * ROW_GROUP_ROWS`` and following of one shard, in the shape of ``CHAT_ROW``."""
     with storage.open_input(corpus.shards[shard].uri) as file:
         return pq.ParquetFile(file).read_row_group(group)
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines import shards, storage
+from pipelines.chats.commit import ENDS
 from pipelines.chats.corpus import load_chat_corpus
 from pipelines.reports import chats as report
 from pipelines.tracking import Tracker
@@ -15,12 +16,7 @@ REPORT = "report/index.html"
 def publish(out: str, manifest: Mapping[str, Any], tracker: Tracker, *, samples: int, seed: int) -> None:
     """Writes the report beside the shards; sends it, counts and lineage to MLflow.
 
-    Args:
-        out: Folder of the corpus.
-        manifest: Of the corpus.
-        tracker: Of the run.
-        samples: Chats that are drawn; 0 writes no report.
-        seed: Of the drawing.
+    ``samples`` chats are drawn in it by ``seed``; 0 writes no report.
     """
     tracker.metrics({f"counts/{name}": count for name, count in manifest["totals"].items()})
     tracker.text(json.dumps(manifest["fingerprint"], indent=2), "lineage/fingerprint.json")
@@ -39,4 +35,4 @@ def rows_of(out: str, manifest: Mapping[str, Any], *, samples: int) -> list[tupl
 
 def table_of(totals: Mapping[str, int]) -> list[list[str]]:
     """Returns a table of tasks as texts: a head, then a line per task with what became of its items."""
-    return [["task", "chats", *report.ENDS], *report.by_task(totals)]
+    return [["task", "chats", *ENDS], *report.by_task(totals)]

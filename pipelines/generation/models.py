@@ -3,10 +3,6 @@
 Loads torch only with a model.
 """
 
-import contextlib
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import shards, storage
@@ -28,11 +24,7 @@ _ASIDE = ("lineage.json", "record.json")
 
 
 def read_folder(uri: str, *, flag: str) -> MllmFolder:
-    """Returns what a checkpoint states of its family and words, before a job runs.
-
-    Args:
-        uri: A folder, local or s3://, or the name of one that ships with the package.
-        flag: As it is written, for the message.
+    """Returns what a checkpoint that a flag (as it is written) names states of its family and words.
 
     Raises:
         ConfigError: If there is no checkpoint; names the command that makes one.
@@ -48,16 +40,11 @@ def files_of(uri: str) -> list[str]:
     Raises:
         CheckpointError: If there is no ``config.json``.
     """
-    prefix = uri.rstrip("/") + "/"
-    names = [info.uri.rpartition("/")[2] for info in storage.list_files(uri) if _is_own(info.uri, prefix)]
+    listed = (info.uri.removeprefix(uri.rstrip("/") + "/") for info in storage.list_files(uri))
+    names = [name for name in listed if "/" not in name and name.endswith(_SUFFIXES) and name not in _ASIDE]
     if "config.json" not in names:
         raise CheckpointError(f"{uri} has no config.json, so it is no checkpoint of Hugging Face's.")
     return names
-
-
-def _is_own(uri: str, prefix: str) -> bool:
-    name = uri.removeprefix(prefix)
-    return "/" not in name and name.endswith(_SUFFIXES) and name not in _ASIDE
 
 
 def sha256_of(uri: str) -> str:
@@ -82,7 +69,7 @@ def require_same(uri: str, planned: str | None, now: str | None) -> None:
 def load(
     uri: str, *, device: str, precision: Precision, attention: Attention, sha256: str | None = None
 ) -> "tuple[Adapter, Any]":
-    """Loads a model for generation.
+    """Loads a model for generation; returns its adapter, and the model ready to be asked.
 
     Args:
         uri: The checkpoint.
@@ -90,9 +77,6 @@ def load(
         precision: Of weights and arithmetic.
         attention: Implementation of attention.
         sha256: What ``sha256_of`` returned when the run was planned; None takes any weights.
-
-    Returns:
-        The adapter and the model, ready to be asked.
 
     Raises:
         CheckpointError: If it cannot be loaded, or has other weights.
@@ -102,22 +86,9 @@ def load(
     from samtok.mllm.adapters import load_adapter
 
     require_same(uri, sha256, sha256 and sha256_of(uri))
-    with local_folder(uri) as folder:
+    uri = folders.resolve(uri)
+    files_of(uri)  # refuses what is no checkpoint
+    with storage.local_folder(uri) as folder:
         adapter = load_adapter(folder)
         model: Any = adapter.load_model(folder, dtype=getattr(torch, precision), attn=attention)
     return adapter, model.to(device).eval()
-
-
-@contextlib.contextmanager
-def local_folder(uri: str) -> Iterator[Path]:
-    """Gives a local folder with a checkpoint: the folder itself, or a copy that is deleted at the end."""
-    uri = folders.resolve(uri)
-    if not storage.is_remote(uri):
-        files_of(uri)
-        yield Path(uri.removeprefix("file://"))
-        return
-    with tempfile.TemporaryDirectory(prefix="samtok-mllm-") as folder:
-        for name in files_of(uri):
-            with storage.local_copy(storage.join(uri, name)) as copy:
-                copy.rename(Path(folder) / name)
-        yield Path(folder)

@@ -1,5 +1,6 @@
 """The report of a chat corpus: what went in and out, and some chats with their masks drawn over the image."""
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,16 +10,14 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipelines import storage
-from pipelines.chats.corpus import ChatCorpus, read_group
+from pipelines.chats.commit import ENDS
+from pipelines.chats.corpus import ChatCorpus
+from pipelines.chats.source import ChatSource
 from pipelines.reports import html
 from pipelines.reports.pictures import image_of
-from pipelines.shards import ROW_GROUP_ROWS
 from samtok import masks
 from samtok.errors import DataError, StorageError
 from samtok.plots import pictures as viz
-
-ENDS = ("in", "out", "rejected", "filtered", "thinned", "unused")
-"""What is counted of items; in is the sum of the others."""
 
 SIDE = 384
 """Longer side of a drawn image, in pixels."""
@@ -31,24 +30,20 @@ def make_page(corpus: ChatCorpus, *, max_samples: int, seed: int) -> str:
     for record in corpus.manifest["shards"]:
         reasons.update(record["reject_reasons"])
     lost = [(reason, f"{count:,}") for reason, count in reasons.most_common()]
-    tasks = html.grid(
-        ["task", "chats", *(f"items {end}" for end in ENDS)], by_task(totals), numbers=range(1, 8)
-    )
+    tiles = [
+        (f"{totals['samples_out']:,}", "chats"),
+        (f"{totals['rows_out']:,}", f"of {totals['rows_in']:,} images with chats"),
+        (f"{totals['items_out']:,}", f"of {totals['items_in']:,} items in chats"),
+    ]
+    heads = ["task", "chats", *(f"items {end}" for end in ENDS)]
+    tasks = html.grid(heads, by_task(totals), numbers=range(1, 8))
+    rejects = html.grid(["stage/reason", "entries"], lost, numbers=[1], kind="narrow")
     return html.page(
         "Chats",
         corpus.uri,
-        html.tiles(
-            [
-                (f"{totals['samples_out']:,}", "chats"),
-                (f"{totals['rows_out']:,}", f"of {totals['rows_in']:,} images with chats"),
-                (f"{totals['items_out']:,}", f"of {totals['items_in']:,} items in chats"),
-            ]
-        ),
+        html.tiles(tiles),
         html.section("Tasks", html.card(tasks)),
-        html.section(
-            "Rejected and filtered",
-            html.card(html.grid(["stage/reason", "entries"], lost, numbers=[1], kind="narrow")),
-        ),
+        html.section("Rejected and filtered", html.card(rejects)),
         html.section("Chats", html.beside(*map(_card, drawn_at_random(corpus, max_samples, seed)))),
         html.section("Settings", html.card(html.settings(corpus.manifest["fingerprint"].items()))),
     )
@@ -56,10 +51,8 @@ def make_page(corpus: ChatCorpus, *, max_samples: int, seed: int) -> str:
 
 def by_task(totals: Mapping[str, int]) -> list[list[str]]:
     """Returns a line per task: its name, chats, and its items by what became of them."""
-    return [[task, *(f"{totals.get(f'{task}/{name}', 0):,}" for name in _COLUMNS)] for task in _tasks(totals)]
-
-
-_COLUMNS = ("samples_out", *(f"items_{end}" for end in ENDS))
+    columns = ("samples_out", *(f"items_{end}" for end in ENDS))
+    return [[task, *(f"{totals.get(f'{task}/{name}', 0):,}" for name in columns)] for task in _tasks(totals)]
 
 
 def _tasks(counts: Mapping[str, int]) -> list[str]:
@@ -72,47 +65,32 @@ def drawn_at_random(corpus: ChatCorpus, most: int, seed: int) -> list[dict[str, 
     Shards are read in a random order until every task has its part, a quarter of it from one shard if others
     have more.
     """
-    rng = random.Random(seed)
-    tasks = [
-        task
-        for task in _tasks(corpus.manifest["totals"])
-        if corpus.manifest["totals"].get(f"{task}/samples_out")
-    ]
+    rng, totals = random.Random(seed), corpus.manifest["totals"]
+    tasks = [task for task in _tasks(totals) if totals.get(f"{task}/samples_out")]
     need = {task: most // len(tasks) + (number < most % len(tasks)) for number, task in enumerate(tasks)}
     order = rng.sample(range(len(corpus.shards)), len(corpus.shards))
-    chosen: dict[tuple[int, int], str] = {}
+    starts = [0, *itertools.accumulate(shard.rows for shard in corpus.shards)]
+    chosen: set[int] = set()
     for parts in (4, 1):
         for shard in order:
-            wanted = [task for task in tasks if need[task] and _has(corpus, shard, task)]
+            counts = corpus.manifest["shards"][shard]["counts"]
+            wanted = [task for task in tasks if need[task] and counts.get(f"{task}/samples_out")]
             for task, places in _places(corpus, shard, wanted).items():
-                free = [place for place in places if (shard, place) not in chosen]
+                free = [starts[shard] + place for place in places if starts[shard] + place not in chosen]
                 taken = rng.sample(free, min(len(free), need[task], -(-most // len(tasks) // parts)))
-                chosen |= {(shard, place): task for place in taken}
+                chosen |= {*taken}
                 need[task] -= len(taken)
-    rows = [_row(corpus, shard, place) for shard, place in sorted(chosen)]
-    return sorted(rows, key=lambda row: row["task"])
-
-
-def _has(corpus: ChatCorpus, shard: int, task: str) -> int:
-    return corpus.manifest["shards"][shard]["counts"].get(f"{task}/samples_out", 0)
+    source = ChatSource(corpus)
+    return sorted(map(source.row, sorted(chosen)), key=lambda row: row["task"])
 
 
 def _places(corpus: ChatCorpus, shard: int, tasks: Sequence[str]) -> dict[str, list[int]]:
     """Returns where in a shard the chats of some tasks are."""
-    found: dict[str, list[int]] = {task: [] for task in tasks}
     if not tasks:
-        return found
+        return {}
     with storage.open_input(corpus.shards[shard].uri) as file:
         column = pq.ParquetFile(file).read(columns=["task"])["task"].to_pylist()
-    for place, task in enumerate(column):
-        if task in found:
-            found[task].append(place)
-    return found
-
-
-def _row(corpus: ChatCorpus, shard: int, place: int) -> dict[str, Any]:
-    group, index = divmod(place, ROW_GROUP_ROWS)
-    return read_group(corpus, shard=shard, group=group)[index]
+    return {task: [place for place, one in enumerate(column) if one == task] for task in tasks}
 
 
 def _card(row: Mapping[str, Any]) -> html.Block:
@@ -148,10 +126,8 @@ def _shot(row: Mapping[str, Any], number: int, colours: Sequence[viz.Colour]) ->
         picture = image_of(image["uri"], *size_hw)
     except (DataError, StorageError) as error:
         return html.figures([], str(error))
-    dense = [_outline(mask, number, size_hw) for mask in row["masks"]]
-    drawn = viz.overlay(
-        viz.fit(picture, SIDE), [viz.fit_mask(mask, SIDE) for mask in dense], colours, numbers=True
-    )
+    dense = [viz.fit_mask(_outline(mask, number, size_hw), SIDE) for mask in row["masks"]]
+    drawn = viz.overlay(viz.fit(picture, SIDE), dense, colours, numbers=True)
     return html.picture(viz.jpeg_bytes(drawn), f"image of {row['sample_id']}")
 
 

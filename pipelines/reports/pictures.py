@@ -4,8 +4,7 @@ Only the row groups that hold a drawn image are read. An image whose file is gon
 words and says why it has no picture.
 """
 
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,18 +90,10 @@ def sheet_of(panels: Sequence[viz.Panel], side: int, *, heads: str = viz.RECONST
 def draw_rows(
     out: str, records: Iterable[Mapping[str, Any]], max_images: int, rng: np.random.Generator
 ) -> list[dict[str, Any]]:
-    """Draws rows of committed shards, every row alike, in the order of the corpus.
-
-    Args:
-        out: Folder of the corpus.
-        records: Commit records.
-        max_images: How many rows; all of them if there are fewer.
-        rng: Decides which.
-    """
+    """Draws rows of committed shards, every row alike, in the order of the corpus; fewer if there are fewer."""
     records = list(records)
-    ends = np.cumsum([0, *(record["counts"]["rows_out"] for record in records)])
-    chosen = np.sort(rng.choice(ends[-1], min(max_images, int(ends[-1])), replace=False))
-    return rows_at(out, records, chosen)
+    total = sum(record["counts"]["rows_out"] for record in records)
+    return rows_at(out, records, np.sort(rng.choice(total, min(max_images, total), replace=False)))
 
 
 def rows_at(
@@ -116,31 +107,22 @@ def rows_at(
         chosen: Places of the rows in the corpus, in rising order.
     """
     records = list(records)
-    ends = np.cumsum([0, *(record["counts"]["rows_out"] for record in records)])
-    shards = np.searchsorted(ends, chosen, side="right") - 1
     rows: list[dict[str, Any]] = []
-    for shard, positions in itertools.groupby(
-        zip(shards, chosen, strict=True), key=lambda pair: int(pair[0])
-    ):
-        where = storage.join(out, records[shard]["data"]["file"])
-        rows += _rows_of_file(where, [int(position - ends[shard]) for _, position in positions])
+    for shard, places in _by_part([record["counts"]["rows_out"] for record in records], chosen):
+        with storage.open_input(storage.join(out, records[shard]["data"]["file"])) as stream:
+            file = pq.ParquetFile(stream)
+            groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+            for group, within in _by_part([group.num_rows for group in groups], places):
+                rows += file.read_row_group(group, columns=_COLUMNS).take(within).to_pylist()
     return rows
 
 
-def _rows_of_file(uri: str, positions: Sequence[int]) -> list[dict[str, Any]]:
-    rows = []
-    with storage.open_input(uri) as stream:
-        file = pq.ParquetFile(stream)
-        sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
-        ends = np.cumsum([0, *sizes])
-        groups = np.searchsorted(ends, positions, side="right") - 1
-        for group, wanted in itertools.groupby(
-            zip(groups, positions, strict=True), key=lambda pair: int(pair[0])
-        ):
-            table = file.read_row_group(group, columns=_COLUMNS)
-            for _, position in wanted:
-                rows += table.slice(position - int(ends[group]), 1).to_pylist()
-    return rows
+def _by_part(sizes: Sequence[int], places: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields the parts of a whole that have some of the places, each with its places within it."""
+    ends = np.cumsum([0, *sizes])
+    parts = np.searchsorted(ends, places, side="right") - 1
+    for part in np.unique(parts):
+        yield int(part), places[parts == part] - ends[part]
 
 
 def image_of(uri: str, height: int, width: int) -> np.ndarray:
@@ -207,10 +189,15 @@ def _add_picture(
     if wanted is not None and decoded is not None:
         ious = _compare(gallery, ious, [masks.iou(a, b) for a, b in zip(wanted, decoded, strict=True)])
     lines = _lines(shown, ious)
-    small = viz.fit(image, CARD_SIDE)
     first, second = _fitted(wanted, CARD_SIDE), _fitted(decoded, CARD_SIDE)
-    gallery.cards.append(Card(row, compared(small, first, second), lines, note=note))
-    gallery.panels.append(_panel(row, image, wanted, decoded, lines))
+    pictures = compared(viz.fit(image, CARD_SIDE), first, second)
+    gallery.cards.append(Card(row, pictures, lines, note=note))
+    # shrunk at once, so that the sheet does not keep whole images in memory
+    first, second = _fitted(wanted, SHEET_SIDE), _fitted(decoded, SHEET_SIDE)
+    captions, title = [_caption(line) for line in lines], f"{row['dataset']} {row['image_id']}"
+    gallery.panels.append(
+        viz.Panel(viz.fit(image, SHEET_SIDE), first, second, captions=captions, title=title)
+    )
     if wanted is not None and decoded is not None:
         _keep_worst(gallery, row, image, wanted, decoded, lines)
 
@@ -257,22 +244,9 @@ def compared(
     return [(title, viz.jpeg_bytes(picture)) for title, picture in made]
 
 
-def _panel(
-    row: Mapping[str, Any],
-    image: np.ndarray,
-    wanted: Sequence[np.ndarray] | None,
-    decoded: Sequence[np.ndarray] | None,
-    lines: Sequence[MaskLine],
-) -> viz.Panel:
-    """Shrinks at once, so that the sheet does not keep whole images in memory."""
-    captions = [_caption(line) for line in lines]
-    title = f"{row['dataset']} {row['image_id']}"
-    first, second = _fitted(wanted, SHEET_SIDE), _fitted(decoded, SHEET_SIDE)
-    return viz.Panel(viz.fit(image, SHEET_SIDE), first, second, captions=captions, title=title)
-
-
 def _caption(line: MaskLine) -> str:
-    return f"{_number(line.iou)}  {short_words(line.words)}  {line.label or ''}"
+    iou = "-" if line.iou is None else f"{line.iou:.2f}"
+    return f"{iou}  {short_words(line.words)}  {line.label or ''}"
 
 
 def _fitted(stack: Sequence[np.ndarray] | None, side: int) -> list[np.ndarray] | None:
@@ -282,10 +256,6 @@ def _fitted(stack: Sequence[np.ndarray] | None, side: int) -> list[np.ndarray] |
 def short_words(words: str) -> str:
     """Returns the words of a mask without their start and end."""
     return words.removeprefix("<|mt_start|>").removesuffix("<|mt_end|>")
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
 
 
 def _keep_worst(
@@ -302,8 +272,7 @@ def _keep_worst(
         if len(worst) == gallery.max_worst and line.iou >= min(worst, default=0.0):
             continue
         view = _view(mask | other)
-        crops = (viz.fit_mask(np.ascontiguousarray(part[view]), CLOSE_UP_SIDE) for part in (mask, other))
-        first, second = ([crop] for crop in crops)
+        first, second = (_fitted([np.ascontiguousarray(part[view])], CLOSE_UP_SIDE) for part in (mask, other))
         picture = viz.fit(np.ascontiguousarray(image[view]), CLOSE_UP_SIDE)
         title = f"{row['dataset']} {row['image_id']} mask {line.mask_id}, {line.area_px} px"
         panel = viz.Panel(picture, first, second, captions=[_caption(line)], title=title)

@@ -26,15 +26,7 @@ def write_page(out: str, page: str, pictures: Mapping[str, bytes]) -> None:
 
 
 def ending(record: Row, history: Sequence[Row], config: Row, *more: str, what: str) -> list[html.Block]:
-    """Returns the last sections of a run's page: skipped steps, rejects, lineage, config.
-
-    Args:
-        record: What became of the run.
-        history: One row per step.
-        config: The resolved config.
-        more: Cards beside that of the rejects.
-        what: What may be rejected, such as image.
-    """
+    """Returns the last sections of a run's page: ``more`` cards, skipped steps, rejects, lineage, config."""
     cards = [*more, lost(record, history, what=what)]
     return [
         html.section("At the end", html.beside(*cards) if more else cards[0]),
@@ -51,12 +43,7 @@ def took(record: Row) -> str:
 
 
 def validations_shown(rows: Sequence[Row], best: int | None) -> tuple[list[tuple[Row, str]], str]:
-    """Returns rows of a table, each with ``best`` or nothing, and a note if some are left out.
-
-    Args:
-        rows: All validations.
-        best: Place of the best one.
-    """
+    """Returns rows of a table, each with ``best`` or nothing, and a note if some are left out."""
     places = spread(len(rows), MAX_VALIDATIONS, best)
     note = f"{len(places)} of {len(rows):,} validations." if len(places) < len(rows) else ""
     return [(rows[place], "best" if place == best else "") for place in places], note
@@ -115,10 +102,10 @@ def lost(record: Row, history: Sequence[Row], *, what: str) -> html.Block:
 
 def lineage(record: Row) -> list[tuple[str, str]]:
     """Returns what the run came from, one line per setting."""
-    own = {k: record[k] for k in ("command", "date", "fingerprint", "parameters") if k in record}
-    lines = own | dict(record.get("lineage") or {}) | {"versions": record.get("versions")}
-    if lines["versions"] is None:
-        lines["versions"] = (record.get("lineage") or {}).get("versions")
+    own = {name: record.get(name) for name in ("command", "date", "fingerprint", "parameters")}
+    inherited = dict(record.get("lineage") or {})
+    versions = record.get("versions") or inherited.get("versions")
+    lines = {**own, **inherited, "versions": versions}
     return [(name, _text(value)) for name, value in lines.items() if value is not None]
 
 

@@ -1,13 +1,7 @@
-"""The report of a corpus of words: one self-contained HTML page, and its pictures as files.
-
-    OUT/report/index.html          counts, fingerprint, schema, codebooks, IoU, rejects, images
-    OUT/report/contact_sheet.png   the same images as one picture
-    OUT/report/iou_histogram.png   if reconstructions were compared
-    OUT/report/code_usage.png
+"""What there is of a corpus of words: numbers, rejects and schema.
 
 A finished corpus is read through its manifest, an unfinished one through its plan and commit records. Sums
-come from the records; of the shards only the row groups of drawn images are read. The same corpus, tokenizer
-and seed give the same page.
+come from the records.
 """
 
 from collections import Counter
@@ -20,12 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import schema, shards, storage
-from pipelines.reports import pictures as report_pictures
-from pipelines.reports import words_page as report_page
-from samtok.errors import ConfigError, DataError
+from samtok.errors import DataError
 from samtok.metrics import codebook
-from samtok.model.tokenizer import MaskTokenizer
-from samtok.plots.base import code_usage_plot, histogram_plot
 
 FOLDER = "report"
 MAX_EXAMPLES = 40
@@ -60,11 +50,13 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class Report:
-    """The page, and the pictures by file name."""
+class RejectLine:
+    """Entries of the reject table with one stage and reason."""
 
-    page: str
-    pictures: Mapping[str, bytes]
+    stage: str
+    reason: str
+    count: int
+    example: str
 
 
 def load_corpus(out: str) -> Corpus:
@@ -147,7 +139,7 @@ def reject_counts(records: Iterable[Mapping[str, Any]]) -> Counter[str]:
     return Counter(dict(sorted(counts.items())))
 
 
-def rejects(corpus: Corpus) -> list[report_page.RejectLine]:
+def rejects(corpus: Corpus) -> list[RejectLine]:
     """Returns all reasons, the most frequent first, each with its count and the first message in the corpus.
 
     Reads the reject files of as few shards as show every reason once, and the plan's own rejects.
@@ -165,7 +157,7 @@ def rejects(corpus: Corpus) -> list[report_page.RejectLine]:
     lines = []
     for name, count in counts.most_common():
         stage, _, reason = name.partition("/")
-        lines.append(report_page.RejectLine(stage, reason, count, examples.get(name, "")))
+        lines.append(RejectLine(stage, reason, count, examples.get(name, "")))
     return lines
 
 
@@ -180,87 +172,3 @@ def row_schema(corpus: Corpus) -> pa.Schema:
         return schema.CODE_ROW
     with storage.open_input(storage.join(corpus.out, corpus.records[0]["data"]["file"])) as stream:
         return pq.ParquetFile(stream).schema_arrow
-
-
-def make_report(
-    corpus: Corpus, *, tokenizer: MaskTokenizer | None, max_images: int = 24, seed: int = 0
-) -> Report:
-    """Makes the page and its pictures, and writes nothing.
-
-    Args:
-        corpus: From ``load_corpus``.
-        tokenizer: Decodes the words of the drawn images; None shows the original masks alone.
-        max_images: Images to draw.
-        seed: Decides which.
-
-    Raises:
-        ConfigError: If the tokenizer cannot have made these words.
-        StorageError: If a shard that the records name cannot be read.
-    """
-    _check_tokenizer(corpus, tokenizer)
-    rng = np.random.default_rng(seed)
-    rows = report_pictures.draw_rows(corpus.out, corpus.records, max_images, rng)
-    threshold = float(corpus.fingerprint.get("threshold", 0.0))
-    gallery = report_pictures.make_gallery(rows, tokenizer, threshold=threshold, rng=rng)
-    counts = code_counts(corpus.manifest)
-    pictures = {"code_usage.png": code_usage_plot(counts)}
-    metrics = summary(corpus.manifest)
-    if "iou/mean" in metrics:
-        pictures["iou_histogram.png"] = _iou_plot(corpus, metrics["iou/mean"])
-    if gallery.panels:
-        pictures["contact_sheet.png"] = gallery.contact_sheet()
-    page = report_page.render(
-        report_page.Content(
-            out=corpus.out,
-            manifest=corpus.manifest,
-            missing=corpus.missing,
-            num_planned=corpus.num_planned,
-            metrics=metrics,
-            usage=codebook.usage(counts),
-            rejects=rejects(corpus),
-            schema=row_schema(corpus),
-            plots=pictures,
-            gallery=gallery,
-            decoded=tokenizer is not None,
-            seed=seed,
-        )
-    )
-    return Report(page, pictures)
-
-
-def write_report(out: str, *, tokenizer: MaskTokenizer | None, max_images: int = 24, seed: int = 0) -> str:
-    """Writes the report of a corpus to ``OUT/report`` and returns the URI of its page.
-
-    Raises:
-        ConfigError: If the tokenizer cannot have made these words.
-        DataError: If there is no corpus.
-        StorageError: If something cannot be read or written.
-    """
-    report = make_report(load_corpus(out), tokenizer=tokenizer, max_images=max_images, seed=seed)
-    for name, data in report.pictures.items():
-        storage.write_bytes(storage.join(out, FOLDER, name), data)
-    page = storage.join(out, FOLDER, "index.html")
-    storage.write_bytes(page, report.page.encode())
-    return page
-
-
-def _check_tokenizer(corpus: Corpus, tokenizer: MaskTokenizer | None) -> None:
-    wanted = (corpus.fingerprint["num_codes"], corpus.fingerprint["num_levels"])
-    if tokenizer is not None and (tokenizer.num_codes, tokenizer.num_levels) != wanted:
-        raise ConfigError(
-            f"the words of {corpus.out} have {wanted[1]} codes of {wanted[0]} each, the given tokenizer "
-            f"makes {tokenizer.num_levels} of {tokenizer.num_codes}. Use "
-            f"{corpus.fingerprint.get('tokenizer')!r}, which made them."
-        )
-
-
-def _iou_plot(corpus: Corpus, mean: float) -> bytes:
-    counts = np.array(corpus.manifest["iou"]["histogram"], np.int64)
-    return histogram_plot(
-        counts,
-        np.linspace(0, 1, len(counts) + 1),
-        title="Reconstruction from words",
-        x_label="IoU of a mask with its reconstruction (no unit, 0 to 1)",
-        y_label="masks",
-        mean=mean,
-    )

@@ -1,74 +1,125 @@
-"""Lays out the report of a corpus of words."""
+"""The report of a corpus of words: one self-contained HTML page, and its pictures as files.
+
+    OUT/report/index.html          counts, fingerprint, schema, codebooks, IoU, rejects, images
+    OUT/report/contact_sheet.png   the same images as one picture
+    OUT/report/iou_histogram.png   if reconstructions were compared
+    OUT/report/code_usage.png
+
+Of the shards only the row groups of drawn images are read. The same corpus, tokenizer and seed give the same
+page.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from pipelines.reports import gallery, html
-from pipelines.reports.pictures import MAX_WORST, Gallery
+from pipelines import storage
+from pipelines.reports import gallery, html, words
+from pipelines.reports.pictures import MAX_WORST, Gallery, draw_rows, make_gallery
+from pipelines.reports.training import write_page
+from pipelines.reports.words import Corpus, RejectLine
+from samtok.errors import ConfigError
+from samtok.metrics import codebook
 from samtok.metrics.codebook import LevelUsage
+from samtok.model.tokenizer import MaskTokenizer
+from samtok.plots.base import code_usage_plot, histogram_plot
 
 
-@dataclass(frozen=True)
-class RejectLine:
-    """Entries of the reject table with one stage and reason."""
+def write_report(out: str, *, tokenizer: MaskTokenizer | None, max_images: int = 24, seed: int = 0) -> str:
+    """Writes the report of a corpus to ``OUT/report`` and returns the URI of its page.
 
-    stage: str
-    reason: str
-    count: int
-    example: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Content:
-    """All that the page shows; ``pipelines.reports.words`` collects it."""
-
-    out: str
-    manifest: Mapping[str, Any]
-    missing: Sequence[int]
-    num_planned: int | None
-    metrics: Mapping[str, float]
-    usage: Sequence[LevelUsage]
-    rejects: Sequence[RejectLine]
-    schema: pa.Schema
-    plots: Mapping[str, bytes]
-    gallery: Gallery
-    decoded: bool
-    seed: int
+    Raises:
+        ConfigError: If the tokenizer cannot have made these words.
+        DataError: If there is no corpus.
+        StorageError: If something cannot be read or written.
+    """
+    corpus = words.load_corpus(out)
+    page, pictures = make_report(corpus, tokenizer=tokenizer, max_images=max_images, seed=seed)
+    write_page(out, page, pictures)
+    return storage.join(out, words.FOLDER, "index.html")
 
 
-def render(content: Content) -> str:
-    """Returns the page as HTML."""
-    fingerprint, shown = content.manifest["fingerprint"], content.gallery
-    kind = html.legend() if content.decoded else " Without a tokenizer, only original masks are shown."
-    drawn = html.join(f"{len(shown.cards)} images drawn at random, seed {content.seed}.", kind)
-    return html.page(
+def make_report(
+    corpus: Corpus, *, tokenizer: MaskTokenizer | None, max_images: int = 24, seed: int = 0
+) -> tuple[str, dict[str, bytes]]:
+    """Returns the page and its pictures by file name, and writes nothing.
+
+    Args:
+        corpus: From ``load_corpus``.
+        tokenizer: Decodes the words of the drawn images; None shows the original masks alone.
+        max_images: Images to draw.
+        seed: Decides which.
+
+    Raises:
+        ConfigError: If the tokenizer cannot have made these words.
+        StorageError: If a shard that the records name cannot be read.
+    """
+    fingerprint, manifest = corpus.fingerprint, corpus.manifest
+    _check_tokenizer(corpus, tokenizer)
+    rng = np.random.default_rng(seed)
+    rows = draw_rows(corpus.out, corpus.records, max_images, rng)
+    shown = make_gallery(rows, tokenizer, threshold=float(fingerprint.get("threshold", 0.0)), rng=rng)
+    counts, metrics = words.code_counts(manifest), words.summary(manifest)
+    usage = codebook.usage(counts)
+    pictures = {"code_usage.png": code_usage_plot(counts)}
+    if "iou/mean" in metrics:
+        pictures["iou_histogram.png"] = _iou_plot(corpus, metrics["iou/mean"])
+    if shown.panels:
+        pictures["contact_sheet.png"] = shown.contact_sheet()
+    kind = html.legend() if tokenizer is not None else " Without a tokenizer, only original masks are shown."
+    page = html.page(
         f"{fingerprint.get('dataset', 'corpus')} {fingerprint.get('split', '')} in mask words",
-        content.out,
-        *_unfinished(content),
-        html.tiles(_tiles(content)),
-        html.section("Counts", _counts(content)),
+        corpus.out,
+        *_unfinished(corpus),
+        html.tiles(_tiles(corpus, metrics, usage)),
+        html.section("Counts", _counts(corpus)),
         html.beside(
-            _reconstruction(content),
-            codebooks(content.usage, fingerprint["num_codes"], content.plots["code_usage.png"]),
+            _reconstruction(metrics, pictures.get("iou_histogram.png")),
+            codebooks(usage, fingerprint["num_codes"], pictures["code_usage.png"]),
         ),
-        html.section("Rejects", rejects_table(content.rejects)),
+        html.section("Rejects", rejects_table(words.rejects(corpus))),
         *_worst(shown),
-        html.section("Images", gallery.images(shown), note=drawn),
+        html.section(
+            "Images",
+            gallery.images(shown),
+            note=html.join(f"{len(shown.cards)} images drawn at random, seed {seed}.", kind),
+        ),
         html.section("Fingerprint", html.card(html.settings(sorted(fingerprint.items())))),
-        html.section("Schema", _schema(content.schema)),
+        html.section("Schema", _schema(words.row_schema(corpus))),
+    )
+    return page, pictures
+
+
+def _check_tokenizer(corpus: Corpus, tokenizer: MaskTokenizer | None) -> None:
+    wanted = (corpus.fingerprint["num_codes"], corpus.fingerprint["num_levels"])
+    if tokenizer is not None and (tokenizer.num_codes, tokenizer.num_levels) != wanted:
+        raise ConfigError(
+            f"the words of {corpus.out} have {wanted[1]} codes of {wanted[0]} each, the given tokenizer "
+            f"makes {tokenizer.num_levels} of {tokenizer.num_codes}. Use "
+            f"{corpus.fingerprint.get('tokenizer')!r}, which made them."
+        )
+
+
+def _iou_plot(corpus: Corpus, mean: float) -> bytes:
+    counts = np.array(corpus.manifest["iou"]["histogram"], np.int64)
+    return histogram_plot(
+        counts,
+        np.linspace(0, 1, len(counts) + 1),
+        title="Reconstruction from words",
+        x_label="IoU of a mask with its reconstruction (no unit, 0 to 1)",
+        y_label="masks",
+        mean=mean,
     )
 
 
-def _unfinished(content: Content) -> list[html.Block]:
-    if not content.missing:
+def _unfinished(corpus: Corpus) -> list[html.Block]:
+    if not corpus.missing:
         return []
-    done = len(content.manifest["shards"])
+    done = len(corpus.records)
     text = (
-        f"{done} of {done + len(content.missing)} shards are committed; without a commit record: "
-        f"{some_of(content.missing)}. Numbers and images are of the committed shards. "
+        f"{done} of {done + len(corpus.missing)} shards are committed; without a commit record: "
+        f"{some_of(corpus.missing)}. Numbers and images are of the committed shards. "
         "Run the job again to resume it."
     )
     return [html.banner(text, "Unfinished.")]
@@ -79,22 +130,23 @@ def some_of(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
 
 
-def _tiles(content: Content) -> list[tuple[str, str]]:
-    metrics, totals = content.metrics, content.manifest["totals"]
+def _tiles(
+    corpus: Corpus, metrics: Mapping[str, float], usage: Sequence[LevelUsage]
+) -> list[tuple[str, str]]:
+    totals, num_codes = corpus.manifest["totals"], corpus.fingerprint["num_codes"]
     lost = totals["masks_rejected"] + totals["masks_filtered"]
-    num_codes = content.manifest["fingerprint"]["num_codes"]
     return [
         (f"{totals['rows_out']:,}", "images with rows"),
         (f"{totals['masks_out']:,}", "masks with words"),
         (html.share_of(lost, totals["masks_in"]), "of the masks without words"),
         (html.decimal(metrics.get("iou/mean")), "mean IoU of reconstructions"),
-        (" / ".join(str(level.used) for level in content.usage), f"of {num_codes} codes used, by level"),
-        (_size(metrics["corpus/size_bytes"]), f"in {len(content.manifest['shards'])} shards"),
+        (" / ".join(str(level.used) for level in usage), f"of {num_codes} codes used, by level"),
+        (_size(metrics["corpus/size_bytes"]), f"in {len(corpus.records)} shards"),
     ]
 
 
-def _counts(content: Content) -> html.Block:
-    totals, rows = content.manifest["totals"], []
+def _counts(corpus: Corpus) -> html.Block:
+    totals, rows = corpus.manifest["totals"], []
     for name, kind in (("images", "rows"), ("masks", "masks")):
         into, out, rejected = (totals[f"{kind}_{part}"] for part in ("in", "out", "rejected"))
         filtered = totals.get(f"{kind}_filtered", 0)
@@ -103,32 +155,26 @@ def _counts(content: Content) -> html.Block:
         parts = [f"= {out:,}", f"+ {rejected:,}", f"+ {filtered:,}" if kind == "masks" else ""]
         rows.append([name, f"{into:,}", *parts, html.share_of(rejected, into), verdict])
     heads = ["", "in", "out", "rejected", "filtered by policy", "reject rate", ""]
-    planned = content.num_planned if content.missing else None
+    planned = corpus.num_planned if corpus.missing else None
     note = "" if planned is None else f"The plan has {planned:,} images."
     return html.card(html.grid(heads, rows, numbers=range(1, 6), kind="narrow"), note=note)
 
 
-def _reconstruction(content: Content) -> html.Block:
-    metrics, title = content.metrics, "Reconstruction"
-    if "iou/mean" not in metrics:
+def _reconstruction(metrics: Mapping[str, float], histogram: bytes | None) -> html.Block:
+    title = "Reconstruction"
+    if histogram is None:
         note = "No reconstruction was compared while the corpus was made (--reconstruct 0)."
         return html.card(title=title, note=note)
     text = (
         f"{metrics['iou/count']:,.0f} masks: mean IoU {metrics['iou/mean']:.3f}, median about "
         f"{metrics['iou/median']:.3f}, {metrics['iou/share_below_half']:.1%} below 0.5."
     )
-    plot = html.plot(content.plots["iou_histogram.png"], "IoU histogram", wide=False)
+    plot = html.plot(histogram, "IoU histogram", wide=False)
     return html.card(html.paragraph(text), plot, title=title)
 
 
 def codebooks(usage: Sequence[LevelUsage], num_codes: int, plot: bytes) -> html.Block:
-    """Returns a card about the use of the codebooks.
-
-    Args:
-        usage: Of each level.
-        num_codes: Entries of each codebook.
-        plot: From ``samtok.plots.base.code_usage_plot``.
-    """
+    """Returns a card about the use of the codebooks, one per level, with a plot of ``code_usage_plot``."""
     rows = [
         [str(level), f"{use.used} of {num_codes}", str(use.dead), f"{use.perplexity:.1f}"]
         for level, use in enumerate(usage)

@@ -1,47 +1,374 @@
-"""Files and objects by URI: read, list, atomic write, put-if-absent; see ``api``."""
+"""Files and objects by URI: read, list, atomic write, put-if-absent. All retries of the system live here.
 
-from pipelines.storage.api import (
-    FileInfo,
-    NotFoundError,
-    absolute,
-    check,
-    delete,
-    delete_folder,
-    exists,
-    file_sha256,
-    is_anchored,
-    is_remote,
-    join,
-    list_files,
-    local_copy,
-    local_folder,
-    open_input,
-    put_folder,
-    put_if_absent,
-    read_bytes,
-    read_json,
-    write_bytes,
-)
+A URI is a local path (plain or ``file://``) or ``s3://bucket/key``. Writes are atomic: a reader sees the
+old bytes or the new ones, whoever is killed in between. Faults that pass (no connection, timeouts, 5xx,
+throttling) are waited out for ``SAMTOK_STORAGE_RETRY_S`` seconds, so a run survives a restart of the store;
+faults that stay (no permission, no bucket, disk full) fail at once. All functions may be used from
+several threads and processes, forked ones too.
 
-__all__ = [
-    "FileInfo",
-    "NotFoundError",
-    "absolute",
-    "check",
-    "delete",
-    "delete_folder",
-    "exists",
-    "file_sha256",
-    "is_anchored",
-    "is_remote",
-    "join",
-    "list_files",
-    "local_copy",
-    "local_folder",
-    "open_input",
-    "put_folder",
-    "put_if_absent",
-    "read_bytes",
-    "read_json",
-    "write_bytes",
-]
+Single operations are in ``local`` and ``s3``, two modules with the same functions; variables are in ``env``.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import random
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO, TypeVar, cast
+
+from pipelines import env
+from pipelines.storage import local
+from samtok.errors import ConfigError, DataError, StorageError
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+_COPY_CHUNK = 64 << 20  # bytes per request of a local copy: what one broken connection costs
+_READ_BUFFER = 1 << 20  # bytes fetched at least by ``open_input``
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
+
+_down: dict[str, float] = {}
+"""Places that do not answer, and since when; so that an outage is told once, not by every thread."""
+
+
+class NotFoundError(StorageError, FileNotFoundError):
+    """The file or object does not exist."""
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One listed file: its full URI and its size in bytes."""
+
+    uri: str
+    size: int
+
+
+# ---------------------------------------------------------------- URIs
+
+
+def is_remote(uri: str) -> bool:
+    """Whether the URI names an object of a store and not a local file.
+
+    Raises:
+        ConfigError: the scheme is none that we know.
+    """
+    scheme, separator, _ = uri.partition("://")
+    if not separator or scheme == "file":
+        return False
+    if scheme != "s3":
+        raise ConfigError(f"Cannot use {uri}: {scheme}:// is unknown. Use a path, file:// or s3://.")
+    return True
+
+
+def is_anchored(uri: str) -> bool:
+    """Whether the URI means the same in every working directory."""
+    return is_remote(uri) or local.path_of(uri).is_absolute()
+
+
+def join(uri: str, *parts: str) -> str:
+    """Appends names to a folder URI: ``join("s3://b/run", "data", "x.parquet")``.
+
+    A part may hold slashes. Parts may come from datasets, so one that would leave the folder is refused.
+
+    Raises:
+        DataError: a part is absolute, climbs with ``..`` or holds a NUL; its reason is ``path``.
+    """
+    names = [name for part in parts for name in part.split("/") if name not in ("", ".")]
+    if ".." in names or any(part.startswith("/") or "\0" in part for part in parts):
+        given = "/".join(parts)
+        raise DataError(f"Path {given!r} must stay inside {uri}; it is absolute or has '..'.", reason="path")
+    if not names:
+        return uri
+    return "/".join([uri.rstrip("/"), *names]) if is_remote(uri) else local.named(uri, *names)
+
+
+def absolute(uri: str) -> str:
+    """Makes a local path independent of the working directory, which workers do not share with the driver."""
+    return uri if "://" in uri else str(local.path_of(uri).absolute())
+
+
+def _backend(uri: str) -> ModuleType:
+    if not is_remote(uri):
+        return local
+    from pipelines.storage import s3  # its libraries take most of a second, which --help need not wait for
+
+    return s3
+
+
+# ---------------------------------------------------------------- faults and retries
+
+
+def _failed(what: str, uri: str, error: Exception, tried_s: float | None = None) -> StorageError:
+    backend = _backend(uri)
+    if backend.is_missing(error) and what not in ("write", "create"):  # a missing file does not explain these
+        return NotFoundError(
+            f"Cannot {what} {uri}: it does not exist. Check the URI, and the step that writes it."
+        )
+    said = backend.describe(error)
+    if tried_s is not None:
+        said = f"still failing after {tried_s:.0f} s of retries ({env.STORAGE_RETRY_S}); last: {said}"
+    return StorageError(f"Cannot {what} {uri}: {said}. {backend.remedy(error)}")
+
+
+def _patiently(what: str, uri: str, call: Callable[[], _T]) -> _T:
+    """Calls until it works, a fault stays, or the time for retries is over."""
+    backend = _backend(uri)
+    since: float | None = None
+    pause = _FIRST_PAUSE_S
+    while True:
+        try:
+            result = call()
+        except backend.FAULTS as error:
+            if not backend.is_transient(error):
+                raise _failed(what, uri, error) from error
+            now, budget = time.monotonic(), env.storage_retry_s()
+            since = now if since is None else since
+            left = since + budget - now
+            if left <= 0:
+                raise _failed(what, uri, error, tried_s=now - since) from error
+            place, said = backend.place(uri), backend.describe(error)
+            if _down.setdefault(place, now) == now:
+                log.warning(
+                    "Storage %s does not answer (%s); trying again for up to %g s.", place, said, budget
+                )
+        else:
+            if since is not None and (down := _down.pop(backend.place(uri), None)) is not None:
+                took = time.monotonic() - down
+                log.info("Storage %s answers again after %.0f s.", backend.place(uri), took)
+            return result
+        time.sleep(min(pause * random.uniform(0.5, 1.0), left))
+        pause = min(pause * 2, _LONGEST_PAUSE_S)
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_bytes(uri: str, *, offset: int = 0, size: int | None = None) -> bytes:
+    """Reads a file or object, or ``size`` bytes of it from ``offset``; fewer if it ends before.
+
+    Raises:
+        NotFoundError: it does not exist.
+        StorageError: it cannot be read, after retries.
+    """
+    if offset < 0 or (size is not None and size < 0):
+        raise ValueError(f"offset and size must be 0 or more, got {offset} and {size}")
+    stop = None if size is None else offset + size
+    return _patiently("read", uri, lambda: _backend(uri).get(uri, start=offset, stop=stop))
+
+
+def read_json(uri: str) -> Any:
+    """Reads a JSON document.
+
+    Raises:
+        DataError: it is not JSON; its reason is ``json``.
+        StorageError: as ``read_bytes``.
+    """
+    try:
+        return json.loads(read_bytes(uri))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        message = f"{uri} must be a JSON document: {error}. Restore it, or run the step that wrote it again."
+        raise DataError(message, reason="json") from error
+
+
+def exists(uri: str) -> bool:
+    """Whether there is a file or object of that name; a folder or prefix does not count."""
+    return _patiently("look up", uri, lambda: _backend(uri).exists(uri))
+
+
+def list_files(prefix_uri: str, *, suffix: str = "", limit: int | None = None) -> list[FileInfo]:
+    """Lists all files below a folder, however deep, whose names end with ``suffix``; sorted by URI.
+
+    A folder that does not exist has no files, since S3 knows no folders. Links to folders are followed.
+    Files that are just being written are left out. With a limit only the first so many are
+    listed, at the cost of as many.
+    """
+    folder = prefix_uri.rstrip("/") + "/"
+    found: list[FileInfo] = []
+    after: str | None = None
+    while True:
+        page, after = _patiently(
+            "list", folder, lambda token=after: _backend(folder).list_page(folder, token, limit)
+        )
+        found += [FileInfo(uri, size) for uri, size in page if uri.endswith(suffix) and uri[-1] != "/"]
+        if after is None or (limit is not None and len(found) >= limit):
+            return sorted(found, key=lambda file: file.uri)[:limit]
+
+
+class _ObjectFile(io.RawIOBase):
+    """A read-only file of one version of an object; every read is one request with retries."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._info = _patiently("open", uri, lambda: _backend(uri).head(uri))
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._info.size}[whence]
+        if start + offset < 0:
+            raise ValueError(f"cannot seek to {start + offset} in {self._uri}")
+        self._position = start + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        data = self._fetch(min(self._position + len(view), self._info.size))
+        view[: len(data)] = data
+        return len(data)
+
+    def readall(self) -> bytes:
+        return self._fetch(self._info.size)
+
+    def _fetch(self, stop: int) -> bytes:
+        uri, start, etag = self._uri, self._position, self._info.etag
+        if start >= stop:
+            return b""
+        data = _patiently("read", uri, lambda: _backend(uri).get(uri, start=start, stop=stop, etag=etag))
+        self._position += len(data)
+        return data
+
+
+def open_input(uri: str) -> BinaryIO:
+    """Opens a file or object as a seekable binary file, for pyarrow, tarfile or PIL. Close it after use.
+
+    An object is read in ranges, each with retries; one that is replaced meanwhile gives an error, not a mix.
+    """
+    if not is_remote(uri):
+        return _patiently("open", uri, lambda: local.path_of(uri).open("rb"))
+    return cast(BinaryIO, io.BufferedReader(_ObjectFile(uri), _READ_BUFFER))
+
+
+def file_sha256(uri: str) -> str:
+    """Returns the SHA-256 of a file or object, without holding it in memory."""
+    with open_input(uri) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def local_copy(uri: str) -> Iterator[Path]:
+    """Gives a local path with the content: the path itself, or a copy that is deleted at the end."""
+    if not is_remote(uri):
+        open_input(uri).close()
+        yield local.path_of(uri)
+        return
+    with tempfile.TemporaryDirectory(prefix="samtok-") as folder:
+        target = Path(folder) / uri.rpartition("/")[2]
+        _download(uri, target)
+        yield target
+
+
+@contextlib.contextmanager
+def local_folder(uri: str) -> Iterator[Path]:
+    """Gives a local folder with the files below ``uri``: itself, or a copy that is deleted at the end.
+
+    Raises:
+        NotFoundError: If there is no file.
+    """
+    if not is_remote(uri):
+        if not local.path_of(uri).is_dir():
+            raise NotFoundError(f"there is no folder {uri}; check the path, and that the disk is mounted.")
+        yield local.path_of(uri)
+        return
+    found = list_files(uri)
+    if not found:
+        raise NotFoundError(f"there is nothing below {uri}; check the name.")
+    with tempfile.TemporaryDirectory(prefix="samtok-") as folder:
+        for file in found:
+            target = Path(folder) / file.uri.removeprefix(uri.rstrip("/") + "/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _download(file.uri, target)
+        yield Path(folder)
+
+
+def put_folder(folder: Path, uri: str, *, last: str | None = None) -> None:
+    """Writes all files of a local folder below ``uri``, in the order of their names, ``last`` after them."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    for name in sorted(names, key=lambda name: name == last):
+        write_bytes(join(uri, name), (folder / name).read_bytes())
+
+
+def _download(uri: str, target: Path) -> None:
+    with _ObjectFile(uri) as source:
+        try:
+            with target.open("wb") as file:
+                shutil.copyfileobj(source, file, _COPY_CHUNK)
+        except OSError as error:  # the store's faults are StorageErrors by now
+            raise _failed("write the local copy", str(target), error) from error
+
+
+# ---------------------------------------------------------------- writing
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Writes a file or object whole: a reader sees the old content or the new, never a part.
+
+    Missing local folders are made. A killed local writer can leave a file ``.tmp-*``, which nothing reads.
+
+    Raises:
+        StorageError: it cannot be written, after retries; what was there before is still there.
+    """
+    _patiently("write", uri, lambda: _backend(uri).put(uri, data))
+
+
+def put_if_absent(uri: str, data: bytes) -> bool:
+    """Writes a file or object unless it exists; of several writers at once exactly one gets True.
+
+    Returns:
+        True if this call made it, also when the store's answer was lost and the request was repeated.
+
+    On a local disk without hard links (some FUSE and FAT mounts) the file is made under its final name at
+    once: there is still one winner, but a reader may see a part of it, and a killed winner leaves a part.
+    On S3 there is one winner if the store's ``If-None-Match: *`` holds between racing writers, as AWS
+    promises (Swift does not); ``check`` finds a store that ignores it.
+    """
+    writer = uuid.uuid4().hex
+    return _patiently("create", uri, lambda: _backend(uri).create(uri, data, writer))
+
+
+def delete(uri: str) -> None:
+    """Deletes a file or object; that it does not exist is no error."""
+    _patiently("delete", uri, lambda: _backend(uri).delete(uri))
+
+
+def delete_folder(uri: str) -> None:
+    """Deletes all files below a folder, and a local folder itself; that there is none is no error."""
+    for file in list_files(uri):
+        delete(file.uri)
+    if not is_remote(uri):
+        shutil.rmtree(uri, ignore_errors=True)
+
+
+def check(folder_uri: str) -> None:
+    """Makes sure that a run can write, create exclusively, read, list and delete below a folder.
+
+    Raises:
+        StorageError: one of these fails; for a store without exclusive writes too.
+    """
+    probe = join(folder_uri, f"probe-{uuid.uuid4().hex}")
+    try:
+        created, again = put_if_absent(probe, b"first"), put_if_absent(probe, b"second")
+        if (created, again, read_bytes(probe)) != (True, False, b"first"):
+            raise StorageError(
+                f"{folder_uri} does not create files exclusively: the second of two writers was not refused. "
+                "Commit records need that; use a store that honours If-None-Match."
+            )
+        if probe not in [file.uri for file in list_files(folder_uri)]:
+            raise StorageError(
+                f"{folder_uri} does not list a file that was just written; use a consistent store."
+            )
+    finally:
+        delete(probe)

@@ -1,4 +1,4 @@
-"""Files of a mounted disk: one operation per call, atomic writes. The twin of ``storage_s3.py``."""
+"""Files of a mounted disk: one operation per call, atomic writes. The twin of ``s3``."""
 
 import contextlib
 import errno
@@ -26,8 +26,9 @@ _REMEDIES = {
     errno.EPERM: "Check the permissions of the file and its folders.",
     errno.EMFILE: "Raise the limit of open files: `ulimit -n 65536`.",
     errno.EISDIR: "That is a folder; name a file.",
-    errno.EEXIST: "A file stands where a folder is needed; correct the URI.",
-    errno.ENOTDIR: "A file stands where a folder is needed; correct the URI.",
+    **dict.fromkeys(
+        (errno.EEXIST, errno.ENOTDIR), "A file stands where a folder is needed; correct the URI."
+    ),
 }
 
 
@@ -102,12 +103,10 @@ def create_without_links(path: Path, data: bytes) -> bool:
 
 
 def exists(uri: str) -> bool:
-    """Whether it is a file; a folder does not count."""
     return path_of(uri).is_file()
 
 
 def delete(uri: str) -> None:
-    """Deletes a file if it is there."""
     path_of(uri).unlink(missing_ok=True)
 
 
@@ -166,22 +165,21 @@ def place(uri: str) -> str:
     return str(path_of(uri).parent)
 
 
-def is_transient(error: BaseException) -> bool:
+def is_transient(error: OSError) -> bool:
     """Whether the same operation may succeed later."""
-    return isinstance(error, OSError) and error.errno in _TRANSIENT
+    return error.errno in _TRANSIENT
 
 
-def is_missing(error: BaseException) -> bool:
+def is_missing(error: OSError) -> bool:
     """Whether the file does not exist."""
     return isinstance(error, FileNotFoundError)
 
 
-def describe(error: BaseException) -> str:
+def describe(error: OSError) -> str:
     """Says in one line what happened."""
     return str(error)
 
 
-def remedy(error: BaseException) -> str:
+def remedy(error: OSError) -> str:
     """Says what the user can do about it."""
-    number = error.errno if isinstance(error, OSError) else None
-    return _REMEDIES.get(number or 0, "Check the path and the disk.")
+    return _REMEDIES.get(error.errno or 0, "Check the path and the disk.")

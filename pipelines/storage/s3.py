@@ -1,13 +1,12 @@
 """Objects of an S3 store: one request per call.
 
-No retries (``storage.py`` has them all), no caches of listings, no guessing whether a key is a folder.
+No retries (the package has them all), no caches of listings, no guessing whether a key is a folder.
 Credentials and endpoint come from the variables in ``env.py``, or else from whatever the AWS tools find
 (profile, instance role). Source: the S3 API reference, and s3fs for transport and multipart.
 """
 
 import functools
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -46,7 +45,6 @@ _TRANSIENT = (
     aiohttp.ClientError,
     TimeoutError,
 )
-_TRANSIENT_STATUS = (408, 429)  # and all of 500 and above
 _TRANSIENT_CODES = {
     "BadDigest",  # the body was damaged on its way
     "ConditionalRequestConflict",  # a racing writer of the same key has not finished
@@ -77,19 +75,9 @@ def split(uri: str) -> tuple[str, str]:
 
 
 @functools.lru_cache(maxsize=8)
-def _connect(
-    _pid: int,
-    endpoint: str | None,
-    key: str | None,
-    secret: str | None,
-    token: str | None,
-    region: str | None,
-) -> S3FileSystem:
+def _connect(_pid: int, region: str | None, **options: Any) -> S3FileSystem:
     filesystem = S3FileSystem(
-        endpoint_url=endpoint,
-        key=key,
-        secret=secret,
-        token=token,
+        **options,
         client_kwargs={"region_name": region} if region else {},
         config_kwargs={
             "retries": {"total_max_attempts": 1},
@@ -112,8 +100,14 @@ def _filesystem() -> S3FileSystem:
         raise ConfigError(
             f"{env.AWS_ENDPOINT_URL} must be http://HOST:PORT or https://..., got {endpoint!r}."
         )
-    names = (env.AWS_ACCESS_KEY_ID, env.AWS_SECRET_ACCESS_KEY, env.AWS_SESSION_TOKEN, env.AWS_REGION)
-    return _connect(os.getpid(), endpoint, *(env.get(name) for name in names))
+    return _connect(
+        os.getpid(),
+        env.get(env.AWS_REGION),
+        endpoint_url=endpoint,
+        key=env.get(env.AWS_ACCESS_KEY_ID),
+        secret=env.get(env.AWS_SECRET_ACCESS_KEY),
+        token=env.get(env.AWS_SESSION_TOKEN),
+    )
 
 
 def _call(method: str, **request: Any) -> dict[str, Any]:
@@ -161,9 +155,8 @@ def create(uri: str, data: bytes, writer: str) -> bool:
     A repeated request can meet its own object. So the mark of the writer, which is kept with the object,
     decides who made it, and not the refusal. (The HTTP client repeats requests too, without telling.)
     """
-    metadata = {_WRITER: writer}
     try:
-        _filesystem().pipe_file("/".join(split(uri)), data, mode="create", Metadata=metadata)
+        _filesystem().pipe_file("/".join(split(uri)), data, mode="create", Metadata={_WRITER: writer})
     except FAULTS as error:
         if status(error) != 412:
             raise
@@ -172,7 +165,6 @@ def create(uri: str, data: bytes, writer: str) -> bool:
 
 
 def head(uri: str) -> ObjectInfo:
-    """Tells size, version and writer of an object."""
     bucket, key = split(uri)
     try:
         answer = _call("head_object", Bucket=bucket, Key=key)
@@ -219,19 +211,11 @@ def place(uri: str) -> str:
     return f"s3://{split(uri)[0]}"
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__
-
-
-def _answer(error: BaseException) -> dict[str, Any] | None:
+def _answer(error: BaseException | None) -> dict[str, Any] | None:
     """The store's answer, if the request got as far as to be answered; s3fs wraps it in an OSError."""
-    for link in _chain(error):
-        if isinstance(link, ClientError):
-            return dict(link.response)
-    return None
+    while error is not None and not isinstance(error, ClientError):
+        error = error.__cause__
+    return None if error is None else dict(error.response)
 
 
 def status(error: BaseException) -> int | None:
@@ -251,7 +235,7 @@ def is_transient(error: BaseException) -> bool:
     number = status(error)
     if number is None:
         return isinstance(error, _TRANSIENT)
-    return (number >= 500 and number != 501) or number in _TRANSIENT_STATUS or code(error) in _TRANSIENT_CODES
+    return (number >= 500 and number != 501) or number in (408, 429) or code(error) in _TRANSIENT_CODES
 
 
 def is_missing(error: BaseException) -> bool:
@@ -277,11 +261,8 @@ def remedy(error: BaseException) -> str:
         return f"Make the bucket or correct its name; the store asked is {where} ({env.AWS_ENDPOINT_URL})."
     if code(error) == "RequestTimeTooSkewed":
         return "Set the clock of this machine."
-    if status(error) in (401, 403) or code(error) in (
-        "InvalidAccessKeyId",
-        "SignatureDoesNotMatch",
-        "ExpiredToken",
-    ):
+    refused = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken")
+    if status(error) in (401, 403) or code(error) in refused:
         return (
             f"Check {keys}, and that this account may do it at {where} ({env.AWS_ENDPOINT_URL}). "
             "A store that forbids listing also answers so for an object that does not exist."

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from pipelines import storage
-from pipelines.reports import words as report
+from pipelines.reports import words, words_page
 from pipelines.shard_job import Work
 from pipelines.tokenization.config import TokenizationConfig, TokenizeCorpusConfig
 from pipelines.tracking import Tracker
@@ -29,7 +29,7 @@ def speed_of(work: Work) -> dict[str, float]:
 
 def publish(config: TokenizeCorpusConfig, manifest: dict[str, Any], work: Work, tracker: Tracker) -> None:
     """Writes rate and report beside the shards, and metrics, lineage and pictures to MLflow."""
-    metrics = report.summary(manifest)
+    metrics = words.summary(manifest)
     if work.counts.get("masks_out"):
         speed = speed_of(work)
         storage.write_bytes(storage.join(config.out, LAST_RUN), json.dumps(speed, indent=1).encode())
@@ -40,8 +40,10 @@ def publish(config: TokenizeCorpusConfig, manifest: dict[str, Any], work: Work, 
     if not config.report_images:
         return
     tokenizer = tokenizer_of_reports(config)
-    report.write_report(config.out, tokenizer=tokenizer, max_images=config.report_images, seed=config.seed)
-    tracker.folder(storage.join(config.out, report.FOLDER), "report")
+    words_page.write_report(
+        config.out, tokenizer=tokenizer, max_images=config.report_images, seed=config.seed
+    )
+    tracker.folder(storage.join(config.out, words.FOLDER), "report")
 
 
 def tokenizer_of_reports(config: TokenizationConfig) -> MaskTokenizer:

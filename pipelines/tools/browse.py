@@ -15,10 +15,9 @@ import torch
 
 from pipelines import job as runs
 from pipelines import storage
-from pipelines.reports import html
-from pipelines.reports import words as report
-from pipelines.reports import words_page as report_page
+from pipelines.reports import html, words, words_page
 from samtok.errors import CheckpointError, ConfigError
+from samtok.metrics import codebook
 from samtok.model.tokenizer import MaskTokenizer
 
 log = logging.getLogger("pipelines.tools.browse")  # also when it runs as __main__
@@ -31,65 +30,60 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def browse(flags: argparse.Namespace) -> int:
-    """Prints the table, writes the page and prints its place.
-
-    Raises:
-        SamtokError: Of the kind whose exit code the command ends with.
-    """
+    """Prints the table, writes the page and prints its place."""
     if flags.images < 0 or flags.seed < 0:
         raise ConfigError(f"--images and --seed must be >= 0, got {flags.images} and {flags.seed}.")
-    corpus = report.load_corpus(flags.uri.rstrip("/"))
+    corpus = words.load_corpus(flags.uri.rstrip("/"))
     sys.stdout.write("\n".join(lines_of(corpus)) + "\n")
     sys.stdout.flush()  # the table is there while the tokenizer still loads
     tokenizer = _tokenizer(corpus, flags.tokenizer) if flags.images else None
     if flags.output is None:
-        where = report.write_report(corpus.out, tokenizer=tokenizer, max_images=flags.images, seed=flags.seed)
+        where = words_page.write_report(
+            corpus.out, tokenizer=tokenizer, max_images=flags.images, seed=flags.seed
+        )
     else:
-        made = report.make_report(corpus, tokenizer=tokenizer, max_images=flags.images, seed=flags.seed)
+        page, _ = words_page.make_report(
+            corpus, tokenizer=tokenizer, max_images=flags.images, seed=flags.seed
+        )
         where = flags.output
-        storage.write_bytes(where, made.page.encode())
+        storage.write_bytes(where, page.encode())
     sys.stdout.write(f"\npage      {where}\n")
     return 0
 
 
-def lines_of(corpus: report.Corpus) -> Iterator[str]:
+def lines_of(corpus: words.Corpus) -> Iterator[str]:
     """Yields the lines of the table: counts, missing commits, codebooks, IoU, rejects, schema."""
-    totals, metrics = corpus.manifest["totals"], report.summary(corpus.manifest)
+    totals, metrics = corpus.manifest["totals"], words.summary(corpus.manifest)
     yield f"corpus    {corpus.out}"
     yield f"dataset   {corpus.fingerprint.get('dataset')} / {corpus.fingerprint.get('split')}"
     yield f"tokenizer {corpus.fingerprint.get('tokenizer')}"
     yield _shards(corpus)
     for name, kind in (("images", "rows"), ("masks", "masks")):
+        into, out, rejected = (totals[f"{kind}_{end}"] for end in ("in", "out", "rejected"))
         filtered = f" + {totals['masks_filtered']} filtered" if kind == "masks" else ""
-        parts = (
-            f"{totals[f'{kind}_in']} in = {totals[f'{kind}_out']} out + {totals[f'{kind}_rejected']} rejected"
-        )
-        yield f"{name:<9} {parts}{filtered}"
-    for level in range(corpus.fingerprint["num_levels"]):
-        used, dead, perplexity = (
-            metrics[f"codes/level{level}_{name}"] for name in ("used", "dead", "perplexity")
-        )
-        yield f"level {level}   {used:.0f} codes used, {dead:.0f} dead, perplexity {perplexity:.1f}"
+        yield f"{name:<9} {into} in = {out} out + {rejected} rejected{filtered}"
+    for level, use in enumerate(codebook.usage(words.code_counts(corpus.manifest))):
+        yield f"level {level}   {use.used} codes used, {use.dead} dead, perplexity {use.perplexity:.1f}"
     if "iou/mean" in metrics:
         yield (
             f"IoU       mean {metrics['iou/mean']:.3f}, median about {metrics['iou/median']:.3f}, "
             f"{metrics['iou/share_below_half']:.1%} below 0.5, of {metrics['iou/count']:.0f} masks"
         )
-    yield from _rejects(report.rejects(corpus))
+    yield from _rejects(words.rejects(corpus))
     yield "\nschema"
-    for depth, name, kind, nullable in report_page.flat_schema(report.row_schema(corpus)):
+    for depth, name, kind, nullable in words_page.flat_schema(words.row_schema(corpus)):
         yield f"  {'  ' * depth}{name}: {kind}{' or null' if nullable else ''}"
 
 
-def _shards(corpus: report.Corpus) -> str:
+def _shards(corpus: words.Corpus) -> str:
     done, missing = len(corpus.records), len(corpus.missing)
     if not missing:
         return f"shards    {done}, all committed"
-    first = report_page.some_of(corpus.missing)
+    first = words_page.some_of(corpus.missing)
     return f"shards    {done} of {done + missing} committed; UNFINISHED, {missing} missing: {first}"
 
 
-def _rejects(lines: Iterable[report_page.RejectLine]) -> Iterator[str]:
+def _rejects(lines: Iterable[words.RejectLine]) -> Iterator[str]:
     lines = list(lines)
     yield "\nrejects" if lines else "\nrejects   none"
     for line in lines:
@@ -102,7 +96,7 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def _tokenizer(corpus: report.Corpus, uri: str | None) -> MaskTokenizer | None:
+def _tokenizer(corpus: words.Corpus, uri: str | None) -> MaskTokenizer | None:
     if uri == "none":
         return None
     wanted = uri or corpus.fingerprint["tokenizer"]

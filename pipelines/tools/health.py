@@ -4,6 +4,7 @@ A state of WARN means that runs work, but slowly or not everywhere; FAIL means t
 Each of them comes with one remedy. Nothing here starts Ray; that is ``doctor --ray``.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -38,12 +39,15 @@ DASHBOARD_PORT = 8265
 _CGROUP = Path("/sys/fs/cgroup")
 
 
+State = Literal["ok", "WARN", "FAIL"]
+
+
 @dataclass(frozen=True)
 class Check:
     """One line of the report."""
 
     name: str
-    state: Literal["ok", "WARN", "FAIL"]
+    state: State
     text: str
     remedy: str = ""
 
@@ -67,19 +71,12 @@ def check_versions(packages: Iterable[str] = provenance.PACKAGES) -> Iterator[Ch
 
 def check_machine() -> Iterator[Check]:
     """Processors, memory, open files, GPUs."""
-    memory, cpus = (
-        _memory(),
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-    )
+    memory = _memory()
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     free = min(psutil.virtual_memory().available, memory)
     text = f"{platform.system()} {platform.machine()}, {cpus} CPUs, {_gb(free)} of {_gb(memory)} memory free"
-    if free < MIN_MEMORY:
-        remedy = (
-            f"Ray and a tokenizer want {_gb(MIN_MEMORY)}: end other programs, or raise the container's limit."
-        )
-        yield Check("machine", "WARN", text, remedy)
-    else:
-        yield Check("machine", "ok", text)
+    want = f"Ray and a tokenizer want {_gb(MIN_MEMORY)}: end other programs, or raise the container's limit."
+    yield Check("machine", "WARN", text, want) if free < MIN_MEMORY else Check("machine", "ok", text)
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files != resource.RLIM_INFINITY and files < MIN_FILES:
         yield Check("open files", "WARN", f"at most {files} per process", "Raise it with: ulimit -n 65536")
@@ -95,12 +92,8 @@ def check_gpus() -> Iterator[Check]:
         yield Check("GPUs", "ok", f"{names}; CUDA {torch.version.cuda}")
     elif shutil.which("nvidia-smi"):
         text = f"there is a driver, but PyTorch {torch.__version__} cannot use it"
-        yield Check(
-            "GPUs",
-            "WARN",
-            text,
-            "Install the PyTorch build that fits the driver (nvidia-smi names its CUDA).",
-        )
+        remedy = "Install the PyTorch build that fits the driver (nvidia-smi names its CUDA)."
+        yield Check("GPUs", "WARN", text, remedy)
     else:
         yield Check("GPUs", "ok", "none here; everything runs on the CPU")
 
@@ -111,12 +104,8 @@ def check_disks() -> Iterator[Check]:
         free = shutil.disk_usage(folder).free
         text = f"{_gb(free)} free in {Path(folder).resolve()}"
         state = "FAIL" if free < MIN_DISK else "WARN" if free < LOW_DISK else "ok"
-        remedy = (
-            ""
-            if state == "ok"
-            else f"Free some space; runs want {_gb(LOW_DISK)}. Ray's is moved by {env.RAY_TMPDIR}."
-        )
-        yield Check(name, state, text, remedy)
+        remedy = f"Free some space; runs want {_gb(LOW_DISK)}. Ray's is moved by {env.RAY_TMPDIR}."
+        yield Check(name, state, text, "" if state == "ok" else remedy)
     shared = Path("/dev/shm")
     if shared.is_dir():
         size, wanted = shutil.disk_usage(shared).total, OBJECT_STORE_SHARE * _memory()
@@ -134,9 +123,8 @@ def check_ray_settings() -> Iterator[Check]:
     token = _has_token()
     yield _ray_here(mode, token)
     if address is None or address == "local":
-        yield Check(
-            "Ray, address", "ok", f"{env.RAY_ADDRESS} is {address or 'unset'}; jobs start a local Ray"
-        )
+        text = f"{env.RAY_ADDRESS} is {address or 'unset'}; jobs start a local Ray"
+        yield Check("Ray, address", "ok", text)
     elif address == "auto":
         yield Check("Ray, address", "ok", f"{env.RAY_ADDRESS} is auto; jobs join the Ray of this machine")
     else:  # what `cluster` makes of an unset mode
@@ -218,66 +206,45 @@ def check_tracking(uri: str) -> Iterator[Check]:
     if uri == "off":
         yield Check("tracking", "ok", "off")
     elif uri.startswith("sqlite:///"):
-        yield _sqlite(Path(uri.removeprefix("sqlite:///").partition("?")[0]))
+        yield Check("tracking", *_sqlite(Path(uri.removeprefix("sqlite:///").partition("?")[0])))
     elif uri.startswith(("http://", "https://")):
-        yield _server(uri.rstrip("/"))
+        yield Check("tracking", *_server(uri.rstrip("/")))
     else:
-        yield Check(
-            "tracking", "WARN", f"{uri} is not checked here", "Use sqlite:///FILE, http(s)://HOST or off."
-        )
+        remedy = "Use sqlite:///FILE, http(s)://HOST or off."
+        yield Check("tracking", "WARN", f"{uri} is not checked here", remedy)
 
 
-def _sqlite(path: Path) -> Check:
+def _sqlite(path: Path) -> tuple[State, str, str]:
     if not path.exists():
         if os.access(path.parent, os.W_OK):
-            return Check("tracking", "ok", f"{path} does not exist yet; the first run makes it")
-        return Check(
-            "tracking",
-            "FAIL",
-            f"{path} cannot be made",
-            "Run in a folder that you can write to, or set --tracking.",
-        )
+            return "ok", f"{path} does not exist yet; the first run makes it", ""
+        return "FAIL", f"{path} cannot be made", "Run in a folder that you can write to, or set --tracking."
     try:
-        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=PROBE_S)
-        try:
+        uri = f"{path.resolve().as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=PROBE_S)) as connection:
             ((count,),) = connection.execute("select count(*) from runs").fetchall()
-        finally:
-            connection.close()
     except sqlite3.Error as error:
-        return Check(
-            "tracking",
-            "FAIL",
-            f"{path} is no MLflow database: {error}",
-            "Move it away; the next run makes a new one.",
-        )
+        said = f"{path} is no MLflow database: {error}"
+        return "FAIL", said, "Move it away; the next run makes a new one."
     if not os.access(path, os.W_OK):
-        return Check(
-            "tracking", "FAIL", f"{path} cannot be written", "Correct its permissions, or set --tracking."
-        )
-    return Check("tracking", "ok", f"{path} has {count} runs")
+        return "FAIL", f"{path} cannot be written", "Correct its permissions, or set --tracking."
+    return "ok", f"{path} has {count} runs", ""
 
 
-def _server(uri: str) -> Check:
+def _server(uri: str) -> tuple[State, str, str]:
     try:
         with urllib.request.urlopen(f"{uri}/version", timeout=PROBE_S) as answer:
             there = answer.read(40).decode(errors="replace").strip()
     except urllib.error.HTTPError as error:
         text = f"{uri} answers with {error.code} {error.reason}, not as MLflow does"
-        return Check(
-            "tracking", "FAIL", text, "Check --tracking, and the signing in if a proxy is in between."
-        )
+        return "FAIL", text, "Check --tracking, and the signing in if a proxy is in between."
     except (OSError, ValueError) as error:
-        return Check(
-            "tracking",
-            "FAIL",
-            f"{uri} does not answer: {error}",
-            "Start it (mlflow server), or set --tracking off.",
-        )
+        return "FAIL", f"{uri} does not answer: {error}", "Start it (mlflow server), or set --tracking off."
     here = version("mlflow")
     text = f"{uri} answers, MLflow {there}; here {here}"
     if there.partition(".")[0] != here.partition(".")[0]:
-        return Check("tracking", "WARN", text, "Give server and client the same major version.")
-    return Check("tracking", "ok", text)
+        return "WARN", text, "Give server and client the same major version."
+    return "ok", text, ""
 
 
 def check_tokenizer(uri: str = "tiny") -> Iterator[Check]:

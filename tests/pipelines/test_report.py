@@ -13,6 +13,7 @@ from PIL import Image
 from pipelines import schema, shards
 from pipelines.reports import pictures as report_pictures
 from pipelines.reports import words as report
+from pipelines.reports import words_page
 from pipelines.tokenization.stage import Policy
 from pipelines.tools import browse
 from samtok.errors import ConfigError, DataError
@@ -65,7 +66,7 @@ def finished(home):
 
 @pytest.fixture(scope="module")
 def page(finished, tokenizer):
-    where = report.write_report(finished, tokenizer=tokenizer)
+    where = words_page.write_report(finished, tokenizer=tokenizer)
     return Page(Path(where).read_text())
 
 
@@ -114,7 +115,7 @@ def test_counts_that_do_not_add_up_are_told(finished):
     totals = {**corpus.manifest["totals"]}
     totals["masks_in"] += 3
     wrong = report.Corpus(finished, {**corpus.manifest, "totals": totals}, (), None)
-    text = Page(report.make_report(wrong, tokenizer=None, max_images=0).page).text
+    text = Page(words_page.make_report(wrong, tokenizer=None, max_images=0)[0]).text
     assert "does not add up: +3 unaccounted for" in text
 
 
@@ -212,10 +213,10 @@ def test_rejects_are_counted_by_reason_with_an_example(finished):
 def test_the_same_seed_gives_the_same_page_and_another_one_other_images(finished, tokenizer):
     corpus = report.load_corpus(finished)
     first, again, other = (
-        report.make_report(corpus, tokenizer=tokenizer, max_images=3, seed=seed) for seed in (1, 1, 2)
+        words_page.make_report(corpus, tokenizer=tokenizer, max_images=3, seed=seed) for seed in (1, 1, 2)
     )
     assert first == again
-    assert first.page != other.page
+    assert first[0] != other[0]
 
 
 def test_all_rows_are_drawn_once_if_there_are_few(finished):
@@ -244,14 +245,14 @@ def test_an_unfinished_corpus_says_what_is_missing(home, tokenizer):
     assert corpus.missing == (0, 2)
     assert corpus.num_planned == NUM_IMAGES
     assert corpus.manifest["totals"]["rows_in"] == 4
-    text = Page(report.make_report(corpus, tokenizer=tokenizer).page).text
+    text = Page(words_page.make_report(corpus, tokenizer=tokenizer)[0]).text
     assert "1 of 3 shards are committed; without a commit record: 0, 2." in text
     assert "The plan has 10 images." in text
 
 
 def test_a_corpus_that_is_only_planned_has_a_report_too(home, tokenizer):
     out = make(home, "planned", only_shards=())
-    text = Page(Path(report.write_report(out, tokenizer=tokenizer)).read_text()).text
+    text = Page(Path(words_page.write_report(out, tokenizer=tokenizer)).read_text()).text
     assert "0 of 3 shards are committed" in text
     assert "0 images drawn at random" in text
 
@@ -268,12 +269,12 @@ def test_a_folder_without_a_corpus_is_refused(tmp_path):
 def test_a_tokenizer_with_other_codebooks_is_refused(home, tokenizer):
     out = make(home, "other_codes", only_shards=(), num_codes=65)
     with pytest.raises(ConfigError, match="2 codes of 65 each, the given tokenizer makes 2 of 64"):
-        report.write_report(out, tokenizer=tokenizer)
+        words_page.write_report(out, tokenizer=tokenizer)
 
 
 def test_another_tokenizer_of_the_same_kind_is_noticed(home, finished, page):
     other = MaskTokenizer.from_pretrained(corpora.save_micro_tokenizer(home / "other", seed=9))
-    text = Page(report.make_report(report.load_corpus(finished), tokenizer=other).page).text
+    text = Page(words_page.make_report(report.load_corpus(finished), tokenizer=other)[0]).text
     assert "recorded IoUs are not those of the pictures" in text
     assert "recorded IoUs" not in page.text
 
