@@ -15,7 +15,6 @@ from pipelines.cold_start.job import cold_start
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the job and returns its exit code."""
     return cold_start(cli.parse(ColdStartConfig, PRESETS, argv, doc=__doc__), inputs=embedded)
 
 

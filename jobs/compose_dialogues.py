@@ -13,7 +13,6 @@ from pipelines.dialogues.job import compose_dialogues
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the job and returns its exit code."""
     return compose_dialogues(cli.parse(ComposeDialoguesConfig, PRESETS, argv, doc=__doc__), inputs=embedded)
 
 

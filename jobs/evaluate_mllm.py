@@ -16,7 +16,6 @@ from pipelines.mllm_evaluation.job import evaluate_mllm
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the job and returns its exit code."""
     return evaluate_mllm(cli.parse(EvaluateMllmConfig, PRESETS, argv, doc=__doc__), inputs=embedded)
 
 

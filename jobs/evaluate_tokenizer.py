@@ -14,7 +14,6 @@ from pipelines.tokenizer_evaluation.job import evaluate_tokenizer
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the job and returns its exit code."""
     return evaluate_tokenizer(cli.parse(EvaluateTokenizerConfig, PRESETS, argv, doc=__doc__), inputs=embedded)
 
 

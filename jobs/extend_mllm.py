@@ -15,7 +15,6 @@ from pipelines.extension.job import extend_mllm
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the job and returns its exit code."""
     return extend_mllm(cli.parse(ExtendMllmConfig, PRESETS, argv, doc=__doc__), inputs=embedded)
 
 

@@ -13,7 +13,6 @@ from pipelines.grpo.presets import GCG
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the job and returns its exit code."""
     return grpo_gcg(cli.parse(GrpoConfig, GCG, argv, doc=__doc__), inputs=embedded)
 
 

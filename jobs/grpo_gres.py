@@ -13,7 +13,6 @@ from pipelines.grpo.presets import GRES
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the job and returns its exit code."""
     return grpo_gres(cli.parse(GrpoConfig, GRES, argv, doc=__doc__), inputs=embedded)
 
 

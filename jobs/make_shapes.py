@@ -13,7 +13,6 @@ from pipelines.ingestion.config import PRESETS, ShapesConfig
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the job and returns its exit code."""
     config = cli.parse(ShapesConfig, PRESETS, argv, doc=__doc__)
     from pipelines import job
     from pipelines.ingestion.shapes_corpus import make_shapes

@@ -16,7 +16,6 @@ from pipelines.sweeps.job import sweep_codebook
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the job and returns its exit code."""
     return sweep_codebook(cli.parse(SweepConfig, PRESETS, argv, doc=__doc__), inputs=embedded)
 
 

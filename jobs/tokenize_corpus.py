@@ -13,7 +13,6 @@ from pipelines.tokenization.job import tokenize_corpus
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the job and returns its exit code."""
     return tokenize_corpus(cli.parse(TokenizeCorpusConfig, PRESETS, argv, doc=__doc__), inputs=embedded)
 
 

@@ -16,7 +16,6 @@ from pipelines.sft.presets import PRESETS
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the job and returns its exit code."""
     return train_mllm(cli.parse(TrainMllmConfig, PRESETS, argv, doc=__doc__), inputs=embedded)
 
 

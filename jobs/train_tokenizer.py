@@ -16,7 +16,6 @@ from pipelines.tokenizer_training.presets import PRESETS
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the job and returns its exit code."""
     return train_tokenizer(cli.parse(TrainTokenizerConfig, PRESETS, argv, doc=__doc__), inputs=embedded)
 
 

@@ -17,8 +17,6 @@ class Words:
 
     Attributes:
         where: The flag with its value.
-        num_codes: Codes per level.
-        num_levels: Codes of a word.
         sha256: Of the weights of their mask tokenizer; None where not known, and then not compared.
     """
 

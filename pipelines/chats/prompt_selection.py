@@ -53,9 +53,9 @@ def load_prompts(
         DataError: Nothing is left of a corpus.
     """
     specs = [ChatCorpusSpec.parse(text, flag=flag) for text in chats]
-    for spec in specs:
-        shards.require_manifest(spec.uri, flag=f"--{flag}", job="compose_dialogues")
-    sources = tuple(ChatSource(load_chat_corpus(spec.uri), _least(spec.limit, peek)) for spec in specs)
+    corpora = [load_chat_corpus(spec.uri, flag=f"--{flag}") for spec in specs]
+    limits = [min(filter(None, (spec.limit, peek)), default=None) for spec in specs]
+    sources = tuple(map(ChatSource, corpora, limits))
     weights = tuple(spec.weight for spec in specs)
     check_weights(weights)
     selection = _Selection(config, flag, limit)
@@ -71,10 +71,6 @@ def load_prompts(
     _log(counts)
     kept = tuple(one.places for one in chosen)
     return PromptSource(sources, kept, weights, config.thinking, seed, dict(counts))
-
-
-def _least(*limits: int | None) -> int | None:
-    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def read_columns(source: ChatSource, columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -163,20 +159,14 @@ class _Failures:
                     "on this corpus.",
                     owner=config,
                 )
-        rows = list(_answers(uri, manifest))
-        asked = [row for row in rows if row["problem"] is None]
-        wrong = [row for row in asked if not _is_right(row)]
-        return cls(_keys(asked), _keys(wrong))
-
-
-def _answers(uri: str, manifest: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for record in manifest["shards"]:
-        with storage.open_input(storage.join(uri, record["data"]["file"])) as file:
-            yield from pq.ParquetFile(file).read(columns=list(_ANSWERS)).to_pylist()
-
-
-def _keys(rows: Sequence[Mapping[str, Any]]) -> frozenset[tuple[str, int]]:
-    return frozenset((row["sample_id"], row["turn"]) for row in rows)
+        right_of: dict[tuple[str, int], bool] = {}
+        for record in manifest["shards"]:
+            with storage.open_input(storage.join(uri, record["data"]["file"])) as file:
+                rows = pq.ParquetFile(file).read(columns=list(_ANSWERS)).to_pylist()
+            right_of |= {
+                (row["sample_id"], row["turn"]): _is_right(row) for row in rows if row["problem"] is None
+            }
+        return cls(frozenset(right_of), frozenset(key for key, right in right_of.items() if not right))
 
 
 def _is_right(row: Mapping[str, Any]) -> bool:
@@ -277,9 +267,7 @@ def _log(counts: Mapping[str, int]) -> None:
     lost = {name: n for name, n in counts.items() if n and name not in ("rows", "prompts", "none")}
     log.info(
         "%d prompts of %d samples, %d (%.1f%%) of them without a target; left out: %s",
-        counts["prompts"],
-        counts["rows"],
-        counts["none"],
+        *(counts["prompts"], counts["rows"], counts["none"]),
         100 * counts["none"] / counts["prompts"],
         ", ".join(f"{count} {name}" for name, count in lost.items()) or "none",
     )

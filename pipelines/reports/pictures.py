@@ -90,7 +90,7 @@ def sheet_of(panels: Sequence[viz.Panel], side: int, *, heads: str = viz.RECONST
 def draw_rows(
     out: str, records: Iterable[Mapping[str, Any]], max_images: int, rng: np.random.Generator
 ) -> list[dict[str, Any]]:
-    """Draws rows of committed shards, every row alike, in the order of the corpus; fewer if there are fewer."""
+    """Draws rows of committed shards, every row alike, in the order of the corpus; all if there are fewer."""
     records = list(records)
     total = sum(record["counts"]["rows_out"] for record in records)
     return rows_at(out, records, np.sort(rng.choice(total, min(max_images, total), replace=False)))

@@ -16,7 +16,6 @@ Prints a row per line with all components and the total, their means, and counts
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -24,7 +23,7 @@ import tyro
 
 from pipelines import cli, storage
 from pipelines import job as runs
-from pipelines.chats.corpus import load_chat_corpus, rows_of
+from pipelines.chats.corpus import ChatCorpus, load_chat_corpus, rows_of
 from pipelines.chats.prompts import prompt_of
 from pipelines.config import AtLeast1, config
 from pipelines.grpo.reward.components import Scored, ScoringConfig, rewards_of, score
@@ -55,14 +54,6 @@ PRESETS = {
 }
 
 
-@dataclass(frozen=True)
-class Line:
-    """One line of the file of responses."""
-
-    number: int
-    body: Mapping[str, Any] = field(repr=False)
-
-
 def reward_check(config: RewardCheckConfig) -> int:
     """Prints what the responses of a file are worth; returns the exit code.
 
@@ -75,14 +66,14 @@ def reward_check(config: RewardCheckConfig) -> int:
     if not lines:
         raise DataError(f"{config.responses} has no responses.", reason="empty")
     questions = questions_of(lines, config)
-    responses = [Response(text=line.body["response"]) for line in lines]
+    responses = [Response(text=body["response"]) for _, body in lines]
     scored = score(questions, responses, rewards=rewards, weights=config.weights)
-    sys.stdout.write("\n".join(table_of([line.number for line in lines], scored)) + "\n")
+    sys.stdout.write("\n".join(table_of([number for number, _ in lines], scored)) + "\n")
     return 0
 
 
-def read_lines(uri: str) -> Iterator[Line]:
-    """Yields the lines of a file of responses that are not blank.
+def read_lines(uri: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the lines of a file of responses that are not blank, each with its number.
 
     Raises:
         DataError: ``json`` or ``response`` for a line that is no object with the text ``response``.
@@ -90,25 +81,28 @@ def read_lines(uri: str) -> Iterator[Line]:
     with storage.open_input(uri) as file:
         for number, raw in enumerate(file, start=1):
             if raw.strip():
-                yield Line(number, _body(raw, f"{uri}, line {number}"))
+                yield number, _body(raw, f"{uri}, line {number}")
 
 
-def questions_of(lines: Sequence[Line], config: RewardCheckConfig) -> list[Question]:
+def questions_of(lines: Sequence[tuple[int, dict[str, Any]]], config: RewardCheckConfig) -> list[Question]:
     """Returns the question of each line, from its own truth or from the chat that it names.
 
     Raises:
         DataError: ``truth`` for a line that has neither, or whose words cannot be read; ``sample`` for a
             sample that the corpus does not have; those of ``prompt_of``.
     """
-    named = {line.body["sample_id"] for line in lines if _names_sample(line, config)}
-    rows, sizes = _samples(config, named)
+    rows, corpus = {}, None
+    if config.chats is not None:
+        corpus = load_chat_corpus(config.chats)
+        named = {body["sample_id"] for _, body in lines if _names_sample(body)}
+        rows = {row["sample_id"]: row for row in rows_of(corpus) if row["sample_id"] in named}
     found = []
-    for line in lines:
-        where = f"{config.responses}, line {line.number}"
-        if _names_sample(line, config):
-            found.append(_of_sample(line, rows, sizes, config, where))
+    for number, body in lines:
+        where = f"{config.responses}, line {number}"
+        if corpus is not None and _names_sample(body):
+            found.append(_of_sample(body["sample_id"], rows, corpus, config.thinking, where))
         else:
-            found.append(_of_truth(line, config, where))
+            found.append(_of_truth(body.get("truth"), config, where))
     return found
 
 
@@ -146,55 +140,33 @@ def _body(raw: bytes, where: str) -> dict[str, Any]:
     return body
 
 
-def _names_sample(line: Line, config: RewardCheckConfig) -> bool:
-    return config.chats is not None and isinstance(line.body.get("sample_id"), str)
-
-
-def _samples(config: RewardCheckConfig, named: set[str]) -> tuple[dict[str, dict[str, Any]], tuple[int, int]]:
-    """Returns the rows of the named samples, and codes per level and levels of their words."""
-    if config.chats is None:
-        return {}, (config.num_codes, config.num_levels)
-    corpus = load_chat_corpus(config.chats)
-    rows = {row["sample_id"]: row for row in rows_of(corpus) if row["sample_id"] in named}
-    return rows, (corpus.num_codes, corpus.num_levels)
+def _names_sample(body: Mapping[str, Any]) -> bool:
+    return isinstance(body.get("sample_id"), str)
 
 
 def _of_sample(
-    line: Line,
-    rows: Mapping[str, dict[str, Any]],
-    sizes: tuple[int, int],
-    config: RewardCheckConfig,
-    where: str,
+    sample_id: str, rows: Mapping[str, dict[str, Any]], corpus: ChatCorpus, thinking: bool, where: str
 ) -> Question:
-    sample_id, (num_codes, num_levels) = line.body["sample_id"], sizes
     if sample_id not in rows:
-        raise DataError(f"{where}: {config.chats} has no sample {sample_id!r}.", reason="sample")
+        raise DataError(f"{where}: {corpus.uri} has no sample {sample_id!r}.", reason="sample")
+    sizes = {"num_codes": corpus.num_codes, "num_levels": corpus.num_levels}
     try:
-        prompt = prompt_of(
-            rows[sample_id], thinking=config.thinking, num_codes=num_codes, num_levels=num_levels
-        )
+        return prompt_of(rows[sample_id], thinking=thinking, **sizes).question
     except DataError as error:
         raise DataError(f"{where}: {error}", reason=error.reason) from error
-    return prompt.question
 
 
-def _of_truth(line: Line, config: RewardCheckConfig, where: str) -> Question:
-    truth = line.body.get("truth")
+def _of_truth(truth: Any, config: RewardCheckConfig, where: str) -> Question:
     if not isinstance(truth, str):
         raise DataError(
             f'{where}: expected the text "truth" or, with --chats, the text "sample_id".', reason="truth"
         )
+    sizes: dict[str, Any] = {"num_codes": config.num_codes, "num_levels": config.num_levels}
     try:
-        codes = parse_words(truth, num_codes=config.num_codes, num_levels=config.num_levels)
+        codes = parse_words(truth, **sizes)
     except DataError as error:
         raise DataError(f"{where}: its truth cannot be read: {error}", reason="truth") from error
-    return Question(
-        truth=tuple(codes),
-        text=truth,
-        thinking=config.thinking,
-        num_codes=config.num_codes,
-        num_levels=config.num_levels,
-    )
+    return Question(truth=tuple(codes), text=truth, thinking=config.thinking, **sizes)
 
 
 def main(argv: list[str] | None = None) -> int:
