@@ -56,9 +56,7 @@ class ClusterInfo:
     """Memory that tasks may reserve."""
 
     def require(self, *, cpus: float = 0, gpus: float = 0, memory_bytes: int = 0) -> None:
-        """Makes sure that what a job wants to hold at the same time is there at all.
-
-        Ray itself would wait for ever for what no node has.
+        """Makes sure that what a job wants to hold at the same time is there: Ray would wait for ever.
 
         Raises:
             ClusterError: the cluster is too small.
@@ -71,17 +69,14 @@ class ClusterInfo:
         )
         for asked, have, name in wanted:
             if asked > have:
+                more = "add nodes to the cluster"
+                if self.started_here:
+                    more = f"set {env.RAY_ADDRESS} to a cluster that has them"
+                    more = "let the local Ray count more of them (num_cpus)" if name == "CPUs" else more
                 raise ClusterError(
                     f"This job needs {asked:g} {name} at the same time; the cluster at {self.address} has "
-                    f"{have:g}. Ask for fewer workers, actors or {name} per worker, or {self._more(name)}."
+                    f"{have:g}. Ask for fewer workers, actors or {name} per worker, or {more}."
                 )
-
-    def _more(self, name: str) -> str:
-        if self.started_here and name == "CPUs":
-            return "let the local Ray count more of them (num_cpus)"
-        if self.started_here:
-            return f"set {env.RAY_ADDRESS} to a cluster that has them"
-        return "add nodes to the cluster"
 
 
 def gpus_here() -> bool:

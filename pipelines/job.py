@@ -79,13 +79,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Closing:
-    """What a job prints at its end.
-
-    Attributes:
-        rows: Names and texts, a line each.
-        items: Counts that are compared with --max-reject-rate.
-        tables: Printed before the rows; each is a head and lines of as many cells.
-    """
+    """What a job prints at its end: tables (a head and lines of as many cells), names with texts, counts."""
 
     rows: Sequence[tuple[str, str]] = ()
     items: Sequence[Items] = ()
@@ -108,9 +102,7 @@ class Run(Generic[C]):
     def begin(self, config: C | None = None, *, tags: Mapping[str, Any] | None = None) -> Tracker:
         """Writes config.json and opens the MLflow run, once settings that do not fit have been refused.
 
-        Args:
-            config: Where preparing filled more in.
-            tags: Such as the fingerprint; versions are added.
+        Preparing may have filled more into the config. Versions are added to the tags.
         """
         self.config = self.config if config is None else config
         storage.write_bytes(storage.join(self.config.out, CONFIG_FILE), config_json(self.config).encode())

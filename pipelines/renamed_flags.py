@@ -57,9 +57,7 @@ IN_SWEEPS = "train."
 def successor(name: str, known: Collection[str]) -> str | None:
     """Returns the flag that took the place of an old one; None if the name is not known to be old.
 
-    Args:
-        name: The old flag or key of a config file, without dashes before it.
-        known: The flags of the job, without dashes before them.
+    ``name`` is a flag or key of a config file, ``known`` are the job's flags, all without dashes before them.
     """
     name = flag_name(name)
     if name.startswith(IN_SWEEPS):
@@ -67,9 +65,8 @@ def successor(name: str, known: Collection[str]) -> str | None:
         found = successor(name.removeprefix(IN_SWEEPS), inner)
         return found and IN_SWEEPS + found
     positive = ".".join(part.removeprefix("no-") for part in name.split("."))
-    for candidate in (name, positive):
-        if candidate in known:
-            return None
+    if name in known or positive in known:
+        return None
     for candidate in (name, positive):
         for old, new in RENAMED:
             stem = old.removesuffix("*")

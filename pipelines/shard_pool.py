@@ -70,10 +70,7 @@ def through_actors(
 
     Args:
         make: Picklable; makes what an actor holds, which is called with a plan and a shard.
-        plan: The plan.
-        todo: Its shards to do.
         workers: Actors; no more than shards are started. With 0, this process does all.
-        worker: What each of them holds.
         remedy: What to lower if actors die again and again, as flags.
         num_cpus: Logical CPUs of a Ray that is started here.
 

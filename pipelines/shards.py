@@ -309,12 +309,9 @@ def manifest_of(plan: Plan) -> dict[str, Any]:
 
 
 def add_sums(codes: np.ndarray, iou: dict[str, Any], record: Mapping[str, Any]) -> None:
-    """Adds the histograms of one commit record to those of a manifest, in place.
+    """Adds the histograms of a commit record of words to those of a manifest, in place.
 
-    Args:
-        codes: Counts of level x code.
-        iou: ``histogram`` (masks per bin), ``sum`` and ``count``.
-        record: As ``pipelines.tokenization.assemble.summarize`` makes it.
+    ``codes`` are counts of level x code; ``iou`` has ``histogram`` (masks per bin), ``sum`` and ``count``.
     """
     for level, pairs in enumerate(record["code_histogram"]):
         for code, count in pairs:

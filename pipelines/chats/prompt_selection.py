@@ -58,14 +58,13 @@ def load_prompts(
     sources = tuple(map(ChatSource, corpora, limits))
     weights = tuple(spec.weight for spec in specs)
     check_weights(weights)
-    selection = _Selection(config, flag, limit)
-    _check_sources(sources, weights, selection)
+    _check_sources(sources, weights, config, flag)
     failures = None if config.failures is None else _Failures.read(config, sources)
     counts: Counter[str] = Counter()
-    chosen = [_choose(source, selection, failures, counts) for source in sources]
+    chosen = [_choose(source, config, limit, failures, counts) for source in sources]
     if config.none_share is not None:
-        chosen = _thin(chosen, config, seed, counts)
-    _require_some(sources, chosen, selection)
+        chosen = _thin(chosen, config.none_share, seed, counts)
+    _require_some(sources, chosen, config, flag)
     counts["prompts"] = sum(len(one.places) for one in chosen)
     counts["none"] = sum(int(one.none.sum()) for one in chosen)
     _log(counts)
@@ -90,15 +89,6 @@ def read_columns(source: ChatSource, columns: Sequence[str]) -> Iterator[pa.Tabl
 
 
 @dataclass(frozen=True)
-class _Selection:
-    """What is selected, and the flag that names what from."""
-
-    config: PromptsConfig
-    flag: str
-    limit: int | None
-
-
-@dataclass(frozen=True)
 class _Chosen:
     """Samples of one corpus, ascending, and whether each is without a target."""
 
@@ -110,9 +100,9 @@ class _Chosen:
 
 
 def _check_sources(
-    sources: Sequence[ChatSource], weights: Sequence[float | None], selection: _Selection
+    sources: Sequence[ChatSource], weights: Sequence[float | None], config: PromptsConfig, flag: str
 ) -> None:
-    first, flag = sources[0].corpus, selection.flag
+    first = sources[0].corpus
     for source in sources:
         corpus = source.corpus
         if corpus.manifest["fingerprint"].get("thinking"):
@@ -126,11 +116,11 @@ def _check_sources(
                 f"{first.num_codes} and {corpus.num_levels} x {corpus.num_codes} codes. Tokenize them with "
                 "one tokenizer."
             )
-    if selection.config.none_share is not None and weights[0] is not None:
+    if config.none_share is not None and weights[0] is not None:
         raise ConfigError(
             "--.none-share is a share of all prompts, and weight= in the chat corpora would make it another "
             "share of what is drawn. Leave one of them out; limit= also balances corpora.",
-            owner=selection.config,
+            owner=config,
         )
 
 
@@ -175,21 +165,25 @@ def _is_right(row: Mapping[str, Any]) -> bool:
 
 
 def _choose(
-    source: ChatSource, selection: _Selection, failures: _Failures | None, counts: Counter[str]
+    source: ChatSource,
+    config: PromptsConfig,
+    limit: int | None,
+    failures: _Failures | None,
+    counts: Counter[str],
 ) -> _Chosen:
     """Returns what of a corpus fits, and counts the rest by the first thing that speaks against it."""
     parts, first = [], 0
     for table in read_columns(source, ("sample_id", "task", *_MESSAGES)):
         turn, none = _last_answers(table["messages"])
         fits = np.ones(len(table), bool)
-        if selection.config.tasks:
-            known = np.isin(np.asarray(table["task"].to_pylist(), object), selection.config.tasks)
+        if config.tasks:
+            known = np.isin(np.asarray(table["task"].to_pylist(), object), config.tasks)
             fits = _leave_out(fits, ~known, "other_task", counts)
         fits = _leave_out(fits, turn < 0, "no_answer", counts)
         if failures is not None:
             keys = list(zip(table["sample_id"].to_pylist(), turn.tolist(), strict=True))
-            fits = _leave_out(fits, _not_in(keys, failures.asked), "not_evaluated", counts)
-            fits = _leave_out(fits, _not_in(keys, failures.wrong), "right", counts)
+            for known, why in ((failures.asked, "not_evaluated"), (failures.wrong, "right")):
+                fits = _leave_out(fits, np.array([key not in known for key in keys], bool), why, counts)
         parts.append(_Chosen(first + np.arange(len(table)), none).only(fits))
         counts["rows"] += len(table)
         first += len(table)
@@ -197,7 +191,7 @@ def _choose(
         np.concatenate([np.zeros(0, np.int64), *(part.places for part in parts)]),
         np.concatenate([np.zeros(0, bool), *(part.none for part in parts)]),
     )
-    most = len(whole.places) if selection.limit is None else selection.limit
+    most = len(whole.places) if limit is None else limit
     within = np.arange(len(whole.places)) < most
     return whole.only(_leave_out(np.ones_like(within), ~within, "over_limit", counts))
 
@@ -205,10 +199,6 @@ def _choose(
 def _leave_out(fits: np.ndarray, bad: np.ndarray, why: str, counts: Counter[str]) -> np.ndarray:
     counts[why] += int((fits & bad).sum())
     return fits & ~bad
-
-
-def _not_in(keys: Sequence[tuple[str, int]], known: frozenset[tuple[str, int]]) -> np.ndarray:
-    return np.array([key not in known for key in keys], bool)
 
 
 def _last_answers(messages: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
@@ -227,9 +217,8 @@ def _last_answers(messages: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     return turn, good & (words[np.maximum(at, 0)] == 0 if len(words) else good)
 
 
-def _thin(chosen: Sequence[_Chosen], config: PromptsConfig, seed: int, counts: Counter[str]) -> list[_Chosen]:
+def _thin(chosen: Sequence[_Chosen], share: float, seed: int, counts: Counter[str]) -> list[_Chosen]:
     """Leaves out, over all corpora, what is too much of prompts without or with a target."""
-    share = config.none_share or 0.0
     none = np.concatenate([one.none for one in chosen])
     empty, full = np.flatnonzero(none), np.flatnonzero(~none)
     if not len(full) or (share and not len(empty)):
@@ -251,14 +240,15 @@ def _thin(chosen: Sequence[_Chosen], config: PromptsConfig, seed: int, counts: C
     return [one.only(part) for one, part in zip(chosen, np.split(keep, ends), strict=True)]
 
 
-def _require_some(sources: Sequence[ChatSource], chosen: Sequence[_Chosen], selection: _Selection) -> None:
-    config = selection.config
+def _require_some(
+    sources: Sequence[ChatSource], chosen: Sequence[_Chosen], config: PromptsConfig, flag: str
+) -> None:
     for source, one in zip(sources, chosen, strict=True):
         if not len(one.places):
             tasks = f" of the tasks {', '.join(config.tasks)}" if config.tasks else ""
             wrong = "" if config.failures is None else f" that --prompts.failures {config.failures} has wrong"
             raise DataError(
-                f"--{selection.flag} {source.corpus.uri} has no prompt left of {len(source)} samples: none "
+                f"--{flag} {source.corpus.uri} has no prompt left of {len(source)} samples: none "
                 f"is an answer{tasks}{wrong}. Leave the corpus out, or ask for less."
             )
 

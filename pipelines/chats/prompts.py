@@ -63,13 +63,7 @@ class PromptsConfig:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question.
-
-    Attributes:
-        question: What rewards see of it.
-        turns: The dialogue up to the answer; the last turn is the user's.
-        row: The sample that it was made from, a dict of ``CHAT_ROW``.
-    """
+    """One question, the dialogue up to its answer (the last turn is the user's), and its ``CHAT_ROW``."""
 
     question: Question
     turns: "tuple[Turn, ...]"
@@ -81,10 +75,8 @@ class PromptSource:
     """Random access to prompts, and their order. Picklable; what it has read stays behind.
 
     Attributes:
-        sources: The corpora.
         kept: Per corpus, which of its samples are asked, ascending.
         weights: Of the corpora in the mixture, or None for all of them.
-        thinking: Whether the prompts ask for a thought.
         seed: Of the order.
         counts: What became of all samples of the corpora: ``rows``, ``prompts``, of them ``none`` without a
             target, and the rest by why they are left out.
@@ -99,10 +91,11 @@ class PromptSource:
 
     def __post_init__(self) -> None:
         self._starts = np.cumsum([0, *map(len, self.kept)])
-        self._mixture = self._new_mixture()
+        self._mixture = Mixture([len(kept) for kept in self.kept], self.weights, self.seed)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mixture": self._new_mixture()}  # without the order of an epoch
+    def __getstate__(self) -> dict[str, Any]:  # without the order of an epoch
+        fresh = Mixture([len(kept) for kept in self.kept], self.weights, self.seed)
+        return {**self.__dict__, "_mixture": fresh}
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -123,11 +116,9 @@ class PromptSource:
             DataError: With a reason, if the sample cannot be asked.
             IndexError: There is no such prompt.
         """
-        row, number = self._row(index)
-        corpus = self.sources[number].corpus
-        return prompt_of(
-            row, thinking=self.thinking, num_codes=corpus.num_codes, num_levels=corpus.num_levels
-        )
+        row, corpus = self._row(index)
+        sizes = {"num_codes": corpus.num_codes, "num_levels": corpus.num_levels}
+        return prompt_of(row, thinking=self.thinking, **sizes)
 
     def row(self, index: int) -> Row:
         """Reads the sample of a prompt as it is, to name what could not be asked."""
@@ -140,15 +131,12 @@ class PromptSource:
         """
         return [int(self._starts[number]) + i for number, i in self._mixture.draws(start, count)]
 
-    def _row(self, index: int) -> tuple[Row, int]:
+    def _row(self, index: int) -> tuple[Row, chats.ChatCorpus]:
         if not 0 <= index < len(self):
             raise IndexError(f"prompt {index} of {len(self)}")
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         place = self.kept[number][index - int(self._starts[number])]
-        return self.sources[number].row(int(place)), number
-
-    def _new_mixture(self) -> Mixture:
-        return Mixture([len(kept) for kept in self.kept], self.weights, self.seed)
+        return self.sources[number].row(int(place)), self.sources[number].corpus
 
 
 def prompt_of(row: Row, *, thinking: bool, num_codes: int, num_levels: int) -> Prompt:
@@ -172,15 +160,10 @@ def prompt_of(row: Row, *, thinking: bool, num_codes: int, num_levels: int) -> P
             "ones. Take prompts from the corpus that the thoughts were written for.",
             reason="thought",
         )
-    truth = chats.answer_words({**row, "messages": messages[: last + 1]})[-1]
+    truth = tuple(chats.answer_words({**row, "messages": messages[: last + 1]})[-1])
     asked = ask_to_think(messages[:last]) if thinking else messages[:last]
     question = Question(
-        truth=tuple(truth),
-        text=text,
-        thinking=thinking,
-        num_codes=num_codes,
-        num_levels=num_levels,
-        record=row,
+        truth=truth, text=text, thinking=thinking, num_codes=num_codes, num_levels=num_levels, record=row
     )
     return Prompt(question, tuple(chats.turns_of({"messages": asked})), row)
 

@@ -35,12 +35,7 @@ Row = dict[str, Any]
 
 @dataclass
 class ChatSource:
-    """Random access to the samples of a chat corpus. Picklable; what it has read stays behind.
-
-    Attributes:
-        corpus: The corpus.
-        limit: Only its first samples.
-    """
+    """Random access to the first samples of a chat corpus. Picklable; what it has read stays behind."""
 
     corpus: ChatCorpus
     limit: int | None = None
@@ -111,12 +106,7 @@ def rejected(row: Row, error: DataError) -> dict[str, Any]:
 
 
 def check_vocabulary(model: "MllmFolder | Adapter", sources: Sequence[ChatSource], uri: str) -> None:
-    """Makes sure that a model to be trained and its corpora have the same words.
-
-    Args:
-        model: What the model's folder states.
-        sources: The corpora.
-        uri: Of the model, for messages.
+    """Makes sure that a model to be trained (``uri`` is its) and its corpora have the same words.
 
     Raises:
         ConfigError: If numbers of codes or levels, or the tokenizers' weights, differ.

@@ -29,12 +29,8 @@ class ChatCorpusSpec:
     def parse(cls, text: str, *, flag: str) -> "ChatCorpusSpec":
         """Reads ``FOLDER``, or ``uri=FOLDER,weight=2,limit=1000``; a folder with a comma stands in quotes.
 
-        Args:
-            text: What the flag was given.
-            flag: Its name, without the dashes, for errors.
-
         Raises:
-            ConfigError: Names the flag, the bad part, and what would be right.
+            ConfigError: Names the flag (given without dashes), the bad part, and what would be right.
         """
         if "=" not in text:
             return cls(text)
@@ -49,11 +45,6 @@ class ChatCorpusSpec:
             None if limit is None else int(number(limit, where=f"{where}: limit", kind=int)),
         )
 
-    @property
-    def text(self) -> str:
-        """What ``parse`` reads."""
-        return format_pairs(dataclasses.asdict(self))
-
 
 def _rewritten(text: str, absolute: Callable[[str], str]) -> str:
     """Makes the folder of a corpus in one flag absolute; a text that cannot be read stays."""
@@ -63,7 +54,7 @@ def _rewritten(text: str, absolute: Callable[[str], str]) -> str:
         spec = ChatCorpusSpec.parse(text, flag="chats")
     except ConfigError:
         return text  # refused where it is read, with its flag
-    return dataclasses.replace(spec, uri=absolute(spec.uri)).text
+    return format_pairs(dataclasses.asdict(spec) | {"uri": absolute(spec.uri)})
 
 
 ChatCorpusText = Annotated[str, PlaceMark(rewrite=_rewritten)]

@@ -11,11 +11,7 @@ _CONTROL = re.compile(r"<\||</?(?:s|image|video|img|vid)>|<image \d+>", re.IGNOR
 
 
 def refuse_control_tokens(text: str, what: str) -> None:
-    """Refuses a text that a model would not read as text.
-
-    Args:
-        text: Without the tokens that may be in it.
-        what: What it is, for the message.
+    """Refuses a text, from which tokens that may be in it were taken, that a model would not read as text.
 
     Raises:
         DataError: ``control_token`` for a control token or the placeholder of an image, ``text_encoding``

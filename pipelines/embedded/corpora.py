@@ -40,13 +40,10 @@ def make_shapes(folder: str) -> None:
 
 
 def make_chats(folder: str, task: Task, *, held_out: bool = False) -> None:
-    """Makes a chat corpus, with the shapes and words that it is made of beside it.
+    """Makes a chat corpus in a folder, with the shapes and words that it is made of beside it.
 
-    Args:
-        folder: For all three.
-        task: Referring questions, or captions with masks.
-        held_out: Of scenes that no other embedded corpus has. Of others that have referring questions a
-            file of replies is made too.
+    Held-out ones are of scenes that no other has. Of others with referring questions a file of replies is
+    made too.
     """
     split = "val" if held_out else "train"
     scenes = NUM_HELD_OUT if held_out else NUM_SCENES

@@ -11,12 +11,7 @@ BESIDE = 8
 
 
 def close_ups(worst: Iterable[CloseUp], *, numbered: bool = True) -> html.Block:
-    """Returns cropped masks, two in a row.
-
-    Args:
-        worst: What to show, in this order.
-        numbered: Call masks by their number in an image of the page; else by their id in the dataset.
-    """
+    """Returns cropped masks, two in a row, called by number in the page or by id in the dataset."""
     cards = []
     for close_up in worst:
         line = close_up.line

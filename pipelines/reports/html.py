@@ -28,14 +28,7 @@ _INSIDE, _BESIDE = "data:", "'self' file:"
 
 
 def page(title: str, where: str, *blocks: str, pictures_beside: bool = False) -> str:
-    """Returns a whole page.
-
-    Args:
-        title: What it is about.
-        where: The place of its data.
-        blocks: Its content.
-        pictures_beside: Pictures are files beside the page, not part of it.
-    """
+    """Returns a whole page about the data at ``where``; its pictures may be files beside it, not in it."""
     policy = _POLICY.format(_BESIDE if pictures_beside else _INSIDE)
     template = _templates().get_template("page.html.j2")
     return template.render(title=title, where=where, policy=policy, blocks=blocks) + "\n"
@@ -97,14 +90,9 @@ def grid(
     kind: str = "",
     empty: str = "None.",
 ) -> Block:
-    """Returns a table.
+    """Returns a table of texts and blocks, or what stands in place of one without rows.
 
-    Args:
-        heads: Names of the columns.
-        rows: One text or block per column.
-        numbers: Columns that are set to the right.
-        kind: Class of the table; ``dense`` is small and has one line per row.
-        empty: What stands in place of a table without rows.
+    Columns of ``numbers`` are set to the right. Of kind ``dense`` it is small and has one line per row.
     """
     rows = list(rows)
     return _block("grid", heads, rows, numbers, kind) if rows else paragraph(faint(empty))
@@ -127,12 +115,9 @@ def picture(data: bytes, alt: str) -> Block:
 
 
 def figures(pictures: Iterable[tuple], missing: str | None = None) -> Block:
-    """Returns pictures in a row, each with its caption.
+    """Returns pictures in a row, each as (title, picture) or (title, picture, caption), and what is missing.
 
-    Args:
-        pictures: Of each (title, picture) or (title, picture, caption). A picture is the content of a file,
-            the place of one beside the page, or None.
-        missing: Why the image cannot be shown.
+    A picture is the content of a file, the place of one beside the page, or None.
     """
     shown = [(title, _source(data), *caption, "")[:3] for title, data, *caption in pictures]
     reason = "" if missing is None else problem(f"The image cannot be shown: {missing}")

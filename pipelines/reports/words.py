@@ -27,7 +27,6 @@ class Corpus:
     """What is there of a corpus.
 
     Attributes:
-        out: Its folder.
         manifest: As ``_MANIFEST.json`` holds it; of an unfinished corpus, what it would hold now.
         missing: Shards without a commit record.
         num_planned: Images of the plan, those that could not be listed included; None where there is no plan.

@@ -45,11 +45,7 @@ def make_report(
 ) -> tuple[str, dict[str, bytes]]:
     """Returns the page and its pictures by file name, and writes nothing.
 
-    Args:
-        corpus: From ``load_corpus``.
-        tokenizer: Decodes the words of the drawn images; None shows the original masks alone.
-        max_images: Images to draw.
-        seed: Decides which.
+    The tokenizer decodes the words of the drawn images; None shows the original masks alone.
 
     Raises:
         ConfigError: If the tokenizer cannot have made these words.

@@ -109,11 +109,8 @@ def _start_ray() -> Iterator[Check]:
         text = f"nodes: {sum(node['Alive'] for node in ray.nodes())}, "
     text += f"CPUs: {cluster.num_cpus:g}, GPUs: {cluster.num_gpus:g}; a task came back; "
     text += f"{time.monotonic() - started:.0f} s in all"
-    if here == there:
-        yield Check("Ray, started", "ok", text)
-    else:
-        text = f"{text}; workers have {there}, here is {here}"
-        yield Check("Ray, started", "FAIL", text, "Give all nodes the same image.")
+    text += "" if here == there else f"; workers have {there}, here is {here}"
+    yield Check.of("Ray, started", here == there, text, "Give all nodes the same image.", state="FAIL")
 
 
 def _python() -> str:

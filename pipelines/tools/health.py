@@ -51,6 +51,11 @@ class Check:
     text: str
     remedy: str = ""
 
+    @classmethod
+    def of(cls, name: str, good: bool, text: str, remedy: str, *, state: State = "WARN") -> "Check":
+        """Returns a line that is ok, or has a state with its remedy."""
+        return cls(name, "ok", text) if good else cls(name, state, text, remedy)
+
 
 def check_versions(packages: Iterable[str] = provenance.PACKAGES) -> Iterator[Check]:
     """Our version, Python, and the packages that matter."""
@@ -61,12 +66,9 @@ def check_versions(packages: Iterable[str] = provenance.PACKAGES) -> Iterator[Ch
         except PackageNotFoundError:
             missing.append(name)
     ours = f"samtok {samtok.__version__} ({provenance.commit()}), Python {platform.python_version()}"
-    text = ", ".join([ours, *found])
-    if missing:
-        remedy = "Install the project with its dependencies: pip install -e ."
-        yield Check("versions", "FAIL", f"{text}; not installed: {', '.join(missing)}", remedy)
-    else:
-        yield Check("versions", "ok", text)
+    text = ", ".join([ours, *found]) + (f"; not installed: {', '.join(missing)}" if missing else "")
+    remedy = "Install the project with its dependencies: pip install -e ."
+    yield Check.of("versions", not missing, text, remedy, state="FAIL")
 
 
 def check_machine() -> Iterator[Check]:
@@ -76,7 +78,7 @@ def check_machine() -> Iterator[Check]:
     free = min(psutil.virtual_memory().available, memory)
     text = f"{platform.system()} {platform.machine()}, {cpus} CPUs, {_gb(free)} of {_gb(memory)} memory free"
     want = f"Ray and a tokenizer want {_gb(MIN_MEMORY)}: end other programs, or raise the container's limit."
-    yield Check("machine", "WARN", text, want) if free < MIN_MEMORY else Check("machine", "ok", text)
+    yield Check.of("machine", free >= MIN_MEMORY, text, want)
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files != resource.RLIM_INFINITY and files < MIN_FILES:
         yield Check("open files", "WARN", f"at most {files} per process", "Raise it with: ulimit -n 65536")
@@ -103,18 +105,15 @@ def check_disks() -> Iterator[Check]:
     for name, folder in (("disk, working folder", "."), ("disk, temporary", tempfile.gettempdir())):
         free = shutil.disk_usage(folder).free
         text = f"{_gb(free)} free in {Path(folder).resolve()}"
-        state = "FAIL" if free < MIN_DISK else "WARN" if free < LOW_DISK else "ok"
         remedy = f"Free some space; runs want {_gb(LOW_DISK)}. Ray's is moved by {env.RAY_TMPDIR}."
-        yield Check(name, state, text, "" if state == "ok" else remedy)
+        state = "FAIL" if free < MIN_DISK else "WARN"
+        yield Check.of(name, free >= LOW_DISK, text, remedy, state=state)
     shared = Path("/dev/shm")
     if shared.is_dir():
         size, wanted = shutil.disk_usage(shared).total, OBJECT_STORE_SHARE * _memory()
         text = f"/dev/shm has {_gb(size)}; Ray's object store takes up to {_gb(wanted)}"
-        if size < wanted:
-            remedy = f"Objects go to disk and are slow; docker run --shm-size={max(1, round(wanted / GB))}g"
-            yield Check("shared memory", "WARN", text, remedy)
-        else:
-            yield Check("shared memory", "ok", text)
+        remedy = f"Objects go to disk and are slow; docker run --shm-size={max(1, round(wanted / GB))}g"
+        yield Check.of("shared memory", size >= wanted, text, remedy)
 
 
 def check_ray_settings() -> Iterator[Check]:
@@ -264,10 +263,9 @@ def check_tokenizer(uri: str = "tiny") -> Iterator[Check]:
     first, again = (tokenizer.reconstruct(scene.image, masks) for _ in range(2))
     pace = (time.monotonic() - started) / 2 / len(masks)
     text = f"{uri}: {len(masks)} masks, mean IoU {first.iou.mean():.2f}, {1000 * pace:.0f} ms a mask"
-    if (first.codes != again.codes).any():
-        yield Check("tokenizer", "FAIL", f"{text}; codes differ between two passes", remedy)
-    else:
-        yield Check("tokenizer", "ok", f"{text}; equal codes twice")
+    equal = bool((first.codes == again.codes).all())
+    text += "; equal codes twice" if equal else "; codes differ between two passes"
+    yield Check.of("tokenizer", equal, text, remedy, state="FAIL")
 
 
 def _memory() -> int:
