@@ -31,9 +31,7 @@ class ChatCorpus:
 
     Attributes:
         uri: Its folder.
-        manifest: What the job wrote last. ``fingerprint`` has ``num_codes``, ``num_levels`` and
-            ``weights_sha256`` of the tokenizer (null for imported texts, whose tokenizer is not known);
-            ``totals`` has ``samples_out``, and ``gres/samples_out`` and so on.
+        manifest: What the job wrote last; ``totals`` has ``samples_out``, and ``gres/samples_out`` and so on.
         shards: Its files in order.
     """
 

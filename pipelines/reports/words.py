@@ -4,8 +4,9 @@ A finished corpus is read through its manifest, an unfinished one through its pl
 come from the records.
 """
 
+import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,12 +99,9 @@ def summary(manifest: Mapping[str, Any]) -> dict[str, float]:
     metrics: dict[str, float] = {f"counts/{name}": count for name, count in manifest["totals"].items()}
     metrics["corpus/shards"] = len(records)
     metrics["corpus/size_bytes"] = sum(record["data"]["bytes"] for record in records)
-    for level, used in enumerate(codebook.usage(code_counts(manifest))):
-        metrics[f"codes/level{level}_used"] = used.used
-        metrics[f"codes/level{level}_dead"] = used.dead
-        metrics[f"codes/level{level}_perplexity"] = used.perplexity
-    for reason, count in reject_counts(records).items():
-        metrics[f"rejects/{reason}"] = count
+    for level, use in enumerate(codebook.usage(code_counts(manifest))):
+        metrics |= {f"codes/level{level}_{name}": value for name, value in dataclasses.asdict(use).items()}
+    metrics |= {f"rejects/{reason}": count for reason, count in reject_counts(records).items()}
     if manifest["plan_rejects"]:
         metrics["rejects/plan"] = manifest["plan_rejects"]["entries"]
     return metrics | _iou_metrics(manifest["iou"])
@@ -146,23 +144,21 @@ def rejects(corpus: Corpus) -> list[RejectLine]:
     counts, examples = reject_counts(corpus.records), {}
     for record in corpus.records:
         if len(examples) < MAX_EXAMPLES and record["reject_reasons"].keys() - examples.keys():
-            for entry in _entries(corpus.out, record["rejects"]["file"]):
-                examples.setdefault(f"{entry['stage']}/{entry['reason']}", entry["message"])
+            for reason, message in _entries(corpus.out, record["rejects"]["file"]):
+                examples.setdefault(reason, message)
     if corpus.manifest["plan_rejects"]:
-        for entry in _entries(corpus.out, corpus.manifest["plan_rejects"]["file"]):
-            reason = f"{entry['stage']}/{entry['reason']}"
+        for reason, message in _entries(corpus.out, corpus.manifest["plan_rejects"]["file"]):
             counts[reason] += 1
-            examples.setdefault(reason, entry["message"])
-    lines = []
-    for name, count in counts.most_common():
-        stage, _, reason = name.partition("/")
-        lines.append(RejectLine(stage, reason, count, examples.get(name, "")))
-    return lines
+            examples.setdefault(reason, message)
+    return [
+        RejectLine(*name.split("/", 1), count, examples.get(name, "")) for name, count in counts.most_common()
+    ]
 
 
-def _entries(out: str, name: str) -> list[dict[str, Any]]:
+def _entries(out: str, name: str) -> Iterator[tuple[str, str]]:
     with storage.open_input(storage.join(out, name)) as stream:
-        return pq.ParquetFile(stream).read(columns=["stage", "reason", "message"]).to_pylist()
+        rows = pq.ParquetFile(stream).read(columns=["stage", "reason", "message"]).to_pylist()
+    return ((f"{row['stage']}/{row['reason']}", row["message"]) for row in rows)
 
 
 def row_schema(corpus: Corpus) -> pa.Schema:

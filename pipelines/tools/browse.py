@@ -9,7 +9,8 @@ Works on unfinished corpora too. ``--tokenizer none`` draws the original masks a
 import argparse
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -37,16 +38,12 @@ def browse(flags: argparse.Namespace) -> int:
     sys.stdout.write("\n".join(lines_of(corpus)) + "\n")
     sys.stdout.flush()  # the table is there while the tokenizer still loads
     tokenizer = _tokenizer(corpus, flags.tokenizer) if flags.images else None
+    options: dict[str, Any] = {"tokenizer": tokenizer, "max_images": flags.images, "seed": flags.seed}
     if flags.output is None:
-        where = words_page.write_report(
-            corpus.out, tokenizer=tokenizer, max_images=flags.images, seed=flags.seed
-        )
+        where = words_page.write_report(corpus.out, **options)
     else:
-        page, _ = words_page.make_report(
-            corpus, tokenizer=tokenizer, max_images=flags.images, seed=flags.seed
-        )
         where = flags.output
-        storage.write_bytes(where, page.encode())
+        storage.write_bytes(where, words_page.make_report(corpus, **options)[0].encode())
     sys.stdout.write(f"\npage      {where}\n")
     return 0
 
@@ -83,8 +80,7 @@ def _shards(corpus: words.Corpus) -> str:
     return f"shards    {done} of {done + missing} committed; UNFINISHED, {missing} missing: {first}"
 
 
-def _rejects(lines: Iterable[words.RejectLine]) -> Iterator[str]:
-    lines = list(lines)
+def _rejects(lines: list[words.RejectLine]) -> Iterator[str]:
     yield "\nrejects" if lines else "\nrejects   none"
     for line in lines:
         example = _printable(html.shortened(" ".join(line.example.split()), 90))
@@ -119,15 +115,12 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("uri", metavar="URI", help="folder of the corpus: a local path or s3://bucket/prefix")
-    parser.add_argument("--images", type=int, default=24, help="images to draw (default 24; 0 draws none)")
-    parser.add_argument("--seed", type=int, default=0, help="decides which images are drawn")
-    parser.add_argument(
-        "--tokenizer", metavar="URI", help="decodes the words; by default the one that made them"
-    )
-    parser.add_argument(
-        "--output", metavar="FILE", help="where the page goes; by default URI/report/index.html"
-    )
+    add = parser.add_argument
+    add("uri", metavar="URI", help="folder of the corpus: a local path or s3://bucket/prefix")
+    add("--images", type=int, default=24, help="images to draw (default 24; 0 draws none)")
+    add("--seed", type=int, default=0, help="decides which images are drawn")
+    add("--tokenizer", metavar="URI", help="decodes the words; by default the one that made them")
+    add("--output", metavar="FILE", help="where the page goes; by default URI/report/index.html")
     return parser
 
 

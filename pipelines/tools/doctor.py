@@ -168,17 +168,14 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    add, default = parser.add_argument, DEFAULT_URI
+    add(
         "--storage",
         metavar="URI",
         help="folder or s3:// prefix for the write test; by default a temporary one",
     )
-    parser.add_argument(
-        "--tracking", metavar="URI", default=DEFAULT_URI, help=f"MLflow, or off (default {DEFAULT_URI})"
-    )
-    parser.add_argument(
-        "--ray", action="store_true", help="really start a local Ray, or join the one of the environment"
-    )
+    add("--tracking", metavar="URI", default=default, help=f"MLflow, or off (default {default})")
+    add("--ray", action="store_true", help="really start a local Ray, or join the one of the environment")
     return parser
 
 
