@@ -150,9 +150,8 @@ def rejects(corpus: Corpus) -> list[RejectLine]:
         for reason, message in _entries(corpus.out, corpus.manifest["plan_rejects"]["file"]):
             counts[reason] += 1
             examples.setdefault(reason, message)
-    return [
-        RejectLine(*name.split("/", 1), count, examples.get(name, "")) for name, count in counts.most_common()
-    ]
+    named = [(name, *name.partition("/"), count) for name, count in counts.most_common()]
+    return [RejectLine(stage, reason, n, examples.get(name, "")) for name, stage, _, reason, n in named]
 
 
 def _entries(out: str, name: str) -> Iterator[tuple[str, str]]:
