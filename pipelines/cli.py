@@ -29,11 +29,7 @@ T = TypeVar("T")
 def parse(kind: type[T], presets: Mapping[str, T], argv: list[str] | None, *, doc: str | None) -> T:
     """Returns the config that the command line asks for.
 
-    Args:
-        kind: The job's config class.
-        presets: Named instances of it.
-        argv: Arguments without the program's name; None takes them from the command line.
-        doc: The job's description, shown by ``--help``.
+    ``argv`` has no program's name; None takes the process's own. ``doc`` is shown by ``--help``.
 
     Raises:
         SystemExit: With 0 after ``--help`` or ``--help-all``, with 2 for a wrong flag, preset or config file.
@@ -99,7 +95,6 @@ def _common_flags(presets: Mapping[str, Any]) -> argparse.ArgumentParser:
 
 
 def _refuse_renamed(kind: type, flags: list[str]) -> None:
-    """Ends the program at a flag of an earlier version."""
     known = {flag.name.removeprefix("--") for flag in pages.flags_of(kind)}
     for flag in flags:
         old = flag.partition("=")[0].removeprefix("--")
@@ -109,7 +104,6 @@ def _refuse_renamed(kind: type, flags: list[str]) -> None:
 
 
 def _from_file(kind: type[T], path: str) -> T:
-    """Reads a resolved config; an unknown or mistyped key is named and ends the program with 2."""
     where, body = f"--config {path}", None
     try:
         body = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -152,7 +146,6 @@ def _leaves(body: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _fault(error: Mapping[str, Any], key: str) -> str:
-    """Returns one fault of a config file, with the key as the file has it."""
     if error["type"] == "unexpected_keyword_argument":
         return f"{key} is no key of this job"
     if isinstance(cause := error.get("ctx", {}).get("error"), ConfigError):  # found by a config class

@@ -87,12 +87,7 @@ class Closing:
 
 
 class Run(Generic[C]):
-    """One run of a job, from the moment at which nothing stands in its way.
-
-    Attributes:
-        config: Resolved; what config.json holds.
-        tracker: Off until ``begin``.
-    """
+    """One run of a job, once nothing stands in its way. Its tracker is off until ``begin``."""
 
     def __init__(self, config: C, name: str) -> None:
         self.config, self.name = config, name
@@ -123,10 +118,9 @@ class Run(Generic[C]):
 
 
 class Job(ABC, Generic[C]):
-    """What is its own of a job. Its module loads neither torch nor Ray; ``work`` may.
+    """What is its own of a job, made of a config with absolute places.
 
-    Attributes:
-        config: With absolute places.
+    Its module loads neither torch nor Ray; ``work`` may.
     """
 
     name: ClassVar[str]

@@ -129,11 +129,9 @@ def do_shards(
     """Does the shards that have no commit record; returns the manifest, and what this call did.
 
     Args:
-        plan: From ``open_plan``.
         stream: Does and commits shards; yields their commit records in any order. Not called for none.
         units: What is counted; the first one sets the rate of the progress lines.
         max_reject_rate: A run whose rejected inputs are already a larger share of all planned ones ends.
-        tracker: Gets the rate while it runs.
 
     Raises:
         DataError: For too many rejects; what was committed stays.

@@ -23,14 +23,10 @@ _MAX_METRICS = 1000  # MLflow takes no more in a request
 
 
 class Tracker:
-    """One MLflow run, or nothing at all if tracking is off.
+    """One MLflow run, or nothing at all if the URI is ``off``.
 
-    Args:
-        uri: An MLflow tracking URI; ``off`` disables tracking.
-        experiment: Its name; it is made if there is none.
-        home: URI of the folder where the run id is kept.
-        name: Shown in lists of runs; MLflow makes one up.
-        parent: Run id of the run that this one is a part of.
+    An experiment is made if there is none. The run id is kept in the folder ``home``; ``parent`` is that of
+    the run that this one is a part of.
     """
 
     def __init__(

@@ -13,17 +13,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Words:
-    """The mask words of something that a flag names.
-
-    Attributes:
-        where: The flag with its value.
-        sha256: Of the weights of their mask tokenizer; None where not known, and then not compared.
-    """
+    """The mask words of something that a flag names."""
 
     where: str
+    """The flag with its value."""
     num_codes: int
     num_levels: int
     sha256: str | None
+    """Of the weights of their mask tokenizer; None where not known, and then not compared."""
 
     @classmethod
     def of_model(cls, where: str, model: "MllmFolder | Adapter") -> "Words":

@@ -13,17 +13,13 @@ _KEYS = ("uri", "weight", "limit")
 
 @dataclass(frozen=True)
 class ChatCorpusSpec:
-    """One chat corpus of several.
-
-    Attributes:
-        uri: Its folder.
-        weight: How much of the mixture it is, relative to the others; None: by its size.
-        limit: Take only its first samples.
-    """
+    """One chat corpus of several."""
 
     uri: str
     weight: float | None = None
+    """How much of the mixture it is, relative to the others; None: by its size."""
     limit: int | None = None
+    """Take only its first samples."""
 
     @classmethod
     def parse(cls, text: str, *, flag: str) -> "ChatCorpusSpec":

@@ -71,12 +71,7 @@ def load(
 ) -> "tuple[Adapter, Any]":
     """Loads a model for generation; returns its adapter, and the model ready to be asked.
 
-    Args:
-        uri: The checkpoint.
-        device: ``cpu`` or ``cuda``.
-        precision: Of weights and arithmetic.
-        attention: Implementation of attention.
-        sha256: What ``sha256_of`` returned when the run was planned; None takes any weights.
+    ``sha256`` is what ``sha256_of`` returned when the run was planned; None takes any weights.
 
     Raises:
         CheckpointError: If it cannot be loaded, or has other weights.

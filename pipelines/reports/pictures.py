@@ -99,13 +99,7 @@ def draw_rows(
 def rows_at(
     out: str, records: Iterable[Mapping[str, Any]], chosen: Int[np.ndarray, " row"]
 ) -> list[dict[str, Any]]:
-    """Reads rows of committed shards; only the row groups that hold one are read.
-
-    Args:
-        out: Folder of the corpus.
-        records: Commit records, in the order of the shards.
-        chosen: Places of the rows in the corpus, in rising order.
-    """
+    """Reads rows of committed shards by their rising places in the corpus; no other row groups are read."""
     records = list(records)
     rows: list[dict[str, Any]] = []
     for shard, places in _by_part([record["counts"]["rows_out"] for record in records], chosen):
@@ -143,11 +137,11 @@ def make_gallery(
     rng: np.random.Generator,
     max_worst: int = MAX_WORST,
 ) -> Gallery:
-    """Makes the pictures of drawn rows, one image at a time.
+    """Makes the pictures of code rows, one image at a time; without a tokenizer only of original masks.
 
     Args:
         rows: Code rows.
-        tokenizer: Decodes the words; without one there are only original masks.
+        tokenizer: Decodes the words.
         threshold: On the logits, as the corpus was made with.
         rng: Decides which masks are drawn of an image with very many.
         max_worst: Close-ups to make, of the masks with the lowest IoUs.
