@@ -9,7 +9,7 @@ import torch
 from pipelines import shards
 from pipelines.ingestion.coco import CocoReader
 from pipelines.ingestion.config import ShapesConfig
-from pipelines.ingestion.shapes_corpus import write_coco
+from pipelines.ingestion.shapes_corpus import write_shapes as write_corpus
 from pipelines.tokenization.assemble import Assembler, commit_shard
 from pipelines.tokenization.stage import Policy, ReadImages, TokenizeMasks
 from samtok.model.tokenizer import MaskTokenizer
@@ -29,7 +29,7 @@ def write_shapes(root: Path, *, num_images: int, crowd_share: float = 0.0, side:
     config = ShapesConfig(
         out=str(root), num_images=num_images, world=world, crowd_share=crowd_share, image_format="png"
     )
-    write_coco(str(root), config)
+    write_corpus(config)
     annotations = root / "annotations" / "instances_train.json"
     return CocoReader(name="shapes", split="train", source=str(annotations), images=str(root / "train"))
 

@@ -6,62 +6,48 @@ from typing import Any
 import numpy as np
 
 from pipelines import storage
+from pipelines.ingestion import shapes_scenes as common
 from pipelines.ingestion.config import ShapesConfig
-from pipelines.ingestion.shapes_scenes import (
-    CROWD_STREAM,
-    bbox_xywh,
-    image_id,
-    image_name,
-    json_bytes,
-    json_list,
-    mask_id,
-    put_image,
-    rle,
-    scenes,
-)
 from samtok import masks
 from samtok.shapes import KINDS, Scene, ShapeObject, trace_outline
 
 
-def coco_files(root: str, config: ShapesConfig) -> int:
+def coco_files(config: ShapesConfig) -> int:
     """Writes annotations and images; returns the number of masks."""
-    uri = storage.join(root, "annotations", f"instances_{config.split}.json")
-    return write_instances(uri, storage.join(root, config.split), scenes(config), config)
+    name = f"annotations/instances_{config.split}.json"
+    return write_instances(name, common.pictured(config), config)
 
 
-def write_instances(uri: str, image_folder: str, made: Iterable[Scene], config: ShapesConfig) -> int:
-    """Writes scenes as they come to an instances file and a folder; returns the number of masks."""
+def write_instances(name: str, scenes: Iterable[Scene], config: ShapesConfig) -> int:
+    """Writes scenes as they come to an instances file of that name; returns the number of masks."""
     images, annotations = [], []
-    for scene in made:
-        put_image(image_folder, scene, config)
+    for scene in scenes:
         height, width = scene.size_hw
-        name = image_name(scene, config)
-        images.append(
-            json_bytes({"id": image_id(scene), "file_name": name, "height": height, "width": width})
-        )
-        annotations += map(json_bytes, _annotations(scene, config))
+        image = {"id": common.image_id(scene), "file_name": common.image_name(scene, config)}
+        images.append(common.json_bytes({**image, "height": height, "width": width}))
+        annotations += map(common.json_bytes, _annotations(scene, config))
     categories = [{"id": i, "name": kind, "supercategory": "shape"} for i, kind in enumerate(KINDS, start=1)]
     parts = [
-        *(b'{"info":{"description":"synthetic shapes"},"licenses":[],"images":', json_list(images)),
-        *(b',"annotations":', json_list(annotations)),
-        *(b',"categories":', json_bytes(categories)),
+        *(b'{"info":{"description":"synthetic shapes"},"licenses":[],"images":', common.json_list(images)),
+        *(b',"annotations":', common.json_list(annotations)),
+        *(b',"categories":', common.json_bytes(categories)),
         b"}\n",
     ]
-    storage.write_bytes(uri, b"".join(parts))
+    storage.write_bytes(storage.join(config.out, name), b"".join(parts))
     return len(annotations)
 
 
 def _annotations(scene: Scene, config: ShapesConfig) -> list[dict[str, Any]]:
-    rng = np.random.default_rng([scene.seed, scene.index, CROWD_STREAM])
+    rng = np.random.default_rng([scene.seed, scene.index, common.CROWD_STREAM])
     crowds = rng.random(len(scene.objects)) < config.crowd_share
     return [
         {
-            "id": mask_id(scene, number),
-            "image_id": image_id(scene),
+            "id": common.mask_id(scene, number),
+            "image_id": common.image_id(scene),
             "category_id": KINDS.index(shape.kind) + 1,
             "segmentation": _coco_segmentation(shape, config.segmentation, crowd=bool(crowd)),
             "area": int(shape.mask.sum()),
-            "bbox": bbox_xywh(shape),
+            "bbox": common.bbox_xywh(shape),
             "iscrowd": int(crowd),
             "attributes": {"colour": shape.colour, "size": shape.size},
         }
@@ -75,4 +61,4 @@ def _coco_segmentation(shape: ShapeObject, form: str, *, crowd: bool) -> dict[st
         runs = masks.parse_counts(masks.encode(shape.mask), height=height, width=width)
         return {"size": [height, width], "counts": runs.tolist()}
     outline = trace_outline(shape.mask) if form == "polygon" else None
-    return [outline] if outline else rle(shape)
+    return [outline] if outline else common.rle(shape)

@@ -13,11 +13,9 @@ anything else in it is refused. ``shapes.started`` is written first and ``shapes
 the config as JSON and have no ``.json`` ending, which would make them side-cars of SA-1B.
 """
 
-import dataclasses
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines import storage
@@ -25,7 +23,7 @@ from pipelines.ingestion.config import Format, ShapesConfig
 from pipelines.ingestion.shapes_coco import coco_files
 from pipelines.ingestion.shapes_layouts import dam_files, granf_files, psg_files
 from pipelines.ingestion.shapes_refer import refer_files
-from pipelines.ingestion.shapes_sa1b import sa1b_archives, sa1b_files
+from pipelines.ingestion.shapes_sa1b import sa1b_files
 from pipelines.ingestion.shapes_scenes import json_bytes
 from pipelines.job import config_json
 from samtok.errors import ConfigError
@@ -33,14 +31,6 @@ from samtok.errors import ConfigError
 log = logging.getLogger(__name__)
 
 STARTED, COMPLETE = "shapes.started", "shapes.complete"
-
-
-@dataclass(frozen=True)
-class CorpusCounts:
-    """What a corpus holds."""
-
-    num_images: int
-    num_masks: int
 
 
 def make_shapes(config: ShapesConfig) -> int:
@@ -51,93 +41,38 @@ def make_shapes(config: ShapesConfig) -> int:
         sys.stdout.write(config_json(config))
         sys.stdout.write(f"plan      {config.num_images} images as {config.format} in {config.out}: {left}\n")
         return 0
-    counts = _WRITERS[config.format](config.out, config)
-    log.info("%s has %d images with %d masks", config.out, counts.num_images, counts.num_masks)
+    log.info("%s has %d images with %d masks", config.out, config.num_images, write_shapes(config))
     return 0
 
 
-def write_coco(root: str, config: ShapesConfig) -> CorpusCounts:
-    """Writes COCO instances: polygons or compressed RLE, crowds as uncompressed RLE, categories = kinds.
-
-    An annotation has an extra field ``attributes`` with colour and size. Scenes are made one at a time; the
-    annotation file is put together in memory, about 400 bytes per mask.
-
-    Args:
-        root: Folder or prefix; images go to ``root/<split>``.
-        config: What to write; ``out`` and ``format`` are ignored.
-
-    Raises:
-        ConfigError: If ``root`` holds something else than this corpus, whole or in part.
-        StorageError: If it cannot be written.
-    """
-    return _write_once(root, config, "coco", coco_files)
-
-
-def write_sa1b(root: str, config: ShapesConfig) -> CorpusCounts:
-    """Writes SA-1B: per image a JPEG and a JSON of the same stem, loose or in archives.
-
-    Masks are the visible parts, so they do not overlap. ``predicted_iou`` and ``stability_score`` are drawn
-    from [0.88, 1) and [0.92, 1), ``point_coords`` is a pixel of the mask. Memory is bounded by the
-    files of an archive.
-
-    Args:
-        root: Folder or prefix.
-        config: What to write; ``out``, ``format`` and what is COCO's alone are ignored.
-
-    Raises:
-        ConfigError: If ``root`` holds something else than this corpus, whole or in part.
-        StorageError: If it cannot be written.
-    """
-    return _write_once(root, config, "sa1b", sa1b_archives if config.layout == "tar" else sa1b_files)
-
-
-def write_refer(root: str, config: ShapesConfig) -> CorpusCounts:
-    """Writes gRefCOCO: refs with one sentence each, with several targets or none too.
-
-    Which expressions there are is ``config.expressions``; the options of COCO hold for the objects. Raises as
-    ``write_coco``.
-    """
-    return _write_once(root, config, "refer", refer_files)
-
-
-def write_granf(root: str, config: ShapesConfig) -> CorpusCounts:
-    """Writes GranDf's grounded captions, in which every object is in one phrase; raises as ``write_coco``."""
-    return _write_once(root, config, "granf", granf_files)
-
-
-def write_psg(root: str, config: ShapesConfig) -> CorpusCounts:
-    """Writes PSG, all scenes as its test images unless the split is train; raises as ``write_coco``."""
-    return _write_once(root, config, "psg", psg_files)
-
-
-def write_dam(root: str, config: ShapesConfig) -> CorpusCounts:
-    """Writes DAM's captions of masks: size, colour and kind; raises as ``write_coco``."""
-    return _write_once(root, config, "dam", dam_files)
-
-
-_WRITERS: dict[Format, Callable[[str, ShapesConfig], CorpusCounts]] = {
-    "coco": write_coco,
-    "sa1b": write_sa1b,
-    "refer": write_refer,
-    "granf": write_granf,
-    "psg": write_psg,
-    "dam": write_dam,
+_WRITERS: dict[Format, Callable[[ShapesConfig], int]] = {
+    "coco": coco_files,
+    "sa1b": sa1b_files,
+    "refer": refer_files,
+    "granf": granf_files,
+    "psg": psg_files,
+    "dam": dam_files,
 }
 
 
-def _write_once(
-    root: str, config: ShapesConfig, name: Format, write: Callable[[str, ShapesConfig], int]
-) -> CorpusCounts:
-    identity = dataclasses.replace(config, format=name).identity()
-    complete, found = storage.join(root, COMPLETE), _found(root, identity)
+def write_shapes(config: ShapesConfig) -> int:
+    """Writes the corpus unless it is complete already; returns the number of its masks.
+
+    Raises:
+        ConfigError: If ``config.out`` holds something else than this corpus, whole or in part.
+        StorageError: If it cannot be written.
+    """
+    identity = config.identity()
+    complete, found = storage.join(config.out, COMPLETE), _found(config.out, identity)
     if found == COMPLETE:
-        log.info("%s is complete already", root)
-        return CorpusCounts(**storage.read_json(complete)["counts"])
+        log.info("%s is complete already", config.out)
+        return storage.read_json(complete)["counts"]["num_masks"]
     if found is None:
-        storage.write_bytes(storage.join(root, STARTED), json_bytes({"config": identity}))
-    counts = CorpusCounts(config.num_images, write(root, config))
-    storage.write_bytes(complete, json_bytes({"config": identity, "counts": asdict(counts)}))
-    return counts
+        storage.write_bytes(storage.join(config.out, STARTED), json_bytes({"config": identity}))
+    num_masks = _WRITERS[config.format](config)
+    counts = {"num_images": config.num_images, "num_masks": num_masks}
+    storage.write_bytes(complete, json_bytes({"config": identity, "counts": counts}))
+    return num_masks
 
 
 def _found(root: str, identity: dict[str, Any]) -> str | None:
@@ -151,7 +86,10 @@ def _found(root: str, identity: dict[str, Any]) -> str | None:
         if storage.exists(uri):
             _check_same(root, storage.read_json(uri)["config"], identity)
             return mark
-    _check_empty(root)
+    for other in storage.list_files(root):
+        raise ConfigError(
+            f"{root} is not empty and no synthetic corpus: it holds {other.uri}. Choose another --out."
+        )
     return None
 
 
@@ -165,11 +103,4 @@ def _check_same(root: str, written: dict[str, Any], wanted: dict[str, Any]) -> N
         raise ConfigError(
             f"{root} holds another synthetic corpus. Different: {'; '.join(changed)}. "
             "Choose another --out, or repeat the settings that it was made with."
-        )
-
-
-def _check_empty(root: str) -> None:
-    for found in storage.list_files(root):
-        raise ConfigError(
-            f"{root} is not empty and no synthetic corpus: it holds {found.uri}. Choose another --out."
         )

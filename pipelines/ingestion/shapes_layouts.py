@@ -14,43 +14,30 @@ import numpy as np
 from PIL import Image
 
 from pipelines import storage
+from pipelines.ingestion import shapes_scenes as common
 from pipelines.ingestion.config import ShapesConfig
-from pipelines.ingestion.shapes_scenes import (
-    LANGUAGE_STREAM,
-    image_id,
-    image_name,
-    json_bytes,
-    json_list,
-    mask_id,
-    put_image,
-    put_new,
-    rle,
-    scenes,
-)
 from samtok.shapes import KINDS, PREDICATES, Scene, description, grounded_caption, relations
 
 
-def granf_files(root: str, config: ShapesConfig) -> int:
-    """Writes ``granf.json``, a list of captioned images, and the images to a folder named by the split."""
+def granf_files(config: ShapesConfig) -> int:
+    """Writes ``granf.json``, a list of captioned images, and the images."""
     entries, num_masks = [], 0
-    for scene in scenes(config):
-        put_image(storage.join(root, config.split), scene, config)
-        entries.append(json_bytes(_captioned(scene, config)))
+    for scene in common.pictured(config):
+        entries.append(common.json_bytes(_captioned(scene, config)))
         num_masks += len(scene.objects)
-    storage.write_bytes(storage.join(root, "granf.json"), json_list(entries) + b"\n")
+    storage.write_bytes(storage.join(config.out, "granf.json"), common.json_list(entries) + b"\n")
     return num_masks
 
 
-def psg_files(root: str, config: ShapesConfig) -> int:
-    """Writes ``psg.json``, the maps to ``annotations/panoptic_<split>`` and images as the others."""
+def psg_files(config: ShapesConfig) -> int:
+    """Writes ``psg.json``, the maps to ``annotations/panoptic_<split>``, and the images."""
     entries, ids, num_masks = [], [], 0
-    for scene in scenes(config):
-        put_image(storage.join(root, config.split), scene, config)
+    for scene in common.pictured(config):
         entry = _graph(scene, config)
-        uri = storage.join(root, "annotations", entry["pan_seg_file_name"])
-        put_new(uri, lambda scene=scene: _label_map(scene))
-        entries.append(json_bytes(entry))
-        ids.append(image_id(scene))
+        uri = storage.join(config.out, "annotations", entry["pan_seg_file_name"])
+        common.put_new(uri, lambda scene=scene: _label_map(scene))
+        entries.append(common.json_bytes(entry))
+        ids.append(common.image_id(scene))
         num_masks += len(scene.objects)
     classes = {
         "thing_classes": list(KINDS),
@@ -58,46 +45,45 @@ def psg_files(root: str, config: ShapesConfig) -> int:
         "predicate_classes": list(PREDICATES),
         "test_image_ids": [] if config.split == "train" else ids,
     }
-    body = b'{"data":' + json_list(entries) + b"," + json_bytes(classes)[1:] + b"\n"
-    storage.write_bytes(storage.join(root, "psg.json"), body)
+    body = b'{"data":' + common.json_list(entries) + b"," + common.json_bytes(classes)[1:] + b"\n"
+    storage.write_bytes(storage.join(config.out, "psg.json"), body)
     return num_masks
 
 
-def dam_files(root: str, config: ShapesConfig) -> int:
-    """Writes ``annotations.json``, a list per image, and the images to a folder named by the split."""
+def dam_files(config: ShapesConfig) -> int:
+    """Writes ``annotations.json``, a list per image, and the images."""
     entries, num_masks = [], 0
-    for scene in scenes(config):
-        put_image(storage.join(root, config.split), scene, config)
+    for scene in common.pictured(config):
         captions = [
             {
                 "caption": description(shape),
-                "mask_rle": rle(shape),
-                "ann_id": mask_id(scene, number),
-                "image": f"{config.split}/{image_name(scene, config)}",
+                "mask_rle": common.rle(shape),
+                "ann_id": common.mask_id(scene, number),
+                "image": f"{config.split}/{common.image_name(scene, config)}",
             }
             for number, shape in enumerate(scene.objects, start=1)
         ]
-        entries.append(b'"%d":' % image_id(scene) + json_bytes(captions))
+        entries.append(b'"%d":' % common.image_id(scene) + common.json_bytes(captions))
         num_masks += len(captions)
     body = b"{\n" + b",\n".join(entries) + b"\n}\n"
-    storage.write_bytes(storage.join(root, "annotations.json"), body)
+    storage.write_bytes(storage.join(config.out, "annotations.json"), body)
     return num_masks
 
 
 def _captioned(scene: Scene, config: ShapesConfig) -> dict[str, Any]:
-    rng = np.random.default_rng([scene.seed, scene.index, LANGUAGE_STREAM])
+    rng = np.random.default_rng([scene.seed, scene.index, common.LANGUAGE_STREAM])
     caption, spans = grounded_caption(scene, rng)
     height, width = scene.size_hw
     return {
-        "file_name": image_name(scene, config),
+        "file_name": common.image_name(scene, config),
         "height": height,
         "width": width,
-        "image_id": str(image_id(scene)),
+        "image_id": str(common.image_id(scene)),
         "caption": caption,
         "groundings": {
             caption[start:end]: {
                 "token_positives": [start, end],
-                "rle_masks": [rle(scene.objects[i]) for i in members],
+                "rle_masks": [common.rle(scene.objects[i]) for i in members],
             }
             for start, end, members in spans
         },
@@ -116,11 +102,11 @@ def _graph(scene: Scene, config: ShapesConfig) -> dict[str, Any]:
         left, top, right, bottom = shape.box_xyxy
         boxes.append({"bbox": [left, top, right + 1, bottom + 1], "category_id": category})
     return {
-        "file_name": f"{config.split}/{image_name(scene, config)}",
+        "file_name": f"{config.split}/{common.image_name(scene, config)}",
         "height": height,
         "width": width,
-        "image_id": str(image_id(scene)),
-        "pan_seg_file_name": f"panoptic_{config.split}/{image_id(scene):012d}.png",
+        "image_id": str(common.image_id(scene)),
+        "pan_seg_file_name": f"panoptic_{config.split}/{common.image_id(scene):012d}.png",
         "segments_info": segments,
         "annotations": boxes,
         "relations": [[i, j, PREDICATES.index(word)] for i, word, j in relations(scene)],

@@ -9,37 +9,28 @@ from typing import Any
 import numpy as np
 
 from pipelines import storage
+from pipelines.ingestion import shapes_scenes as common
 from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.shapes_coco import write_instances
-from pipelines.ingestion.shapes_scenes import (
-    LANGUAGE_STREAM,
-    image_id,
-    image_name,
-    json_bytes,
-    json_list,
-    mask_id,
-    scenes,
-)
 from samtok.shapes import KINDS, Expression, Scene, referring_expressions
 
 
-def refer_files(root: str, config: ShapesConfig) -> int:
+def refer_files(config: ShapesConfig) -> int:
     """Writes refs, instances and images; returns the number of masks."""
     refs: list[bytes] = []
 
     def noted() -> Iterator[Scene]:
-        for scene in scenes(config):
-            refs.extend(map(json_bytes, _refs(scene, config)))
+        for scene in common.pictured(config):
+            refs.extend(map(common.json_bytes, _refs(scene, config)))
             yield scene
 
-    instances = storage.join(root, "instances.json")
-    num_masks = write_instances(instances, storage.join(root, config.split), noted(), config)
-    storage.write_bytes(storage.join(root, "grefs.json"), json_list(refs) + b"\n")
+    num_masks = write_instances("instances.json", noted(), config)
+    storage.write_bytes(storage.join(config.out, "grefs.json"), common.json_list(refs) + b"\n")
     return num_masks
 
 
 def _refs(scene: Scene, config: ShapesConfig) -> list[dict[str, Any]]:
-    rng = np.random.default_rng([scene.seed, scene.index, LANGUAGE_STREAM])
+    rng = np.random.default_rng([scene.seed, scene.index, common.LANGUAGE_STREAM])
     wanted = config.expressions
     expressions = referring_expressions(
         scene, rng, single=wanted.single, multi=wanted.multi, none=wanted.none, families=wanted.families
@@ -48,14 +39,14 @@ def _refs(scene: Scene, config: ShapesConfig) -> list[dict[str, Any]]:
 
 
 def _ref(scene: Scene, number: int, made: Expression, config: ShapesConfig) -> dict[str, Any]:
-    ref_id = mask_id(scene, number)
-    stem, _, suffix = image_name(scene, config).partition(".")
+    ref_id = common.mask_id(scene, number)
+    stem, _, suffix = common.image_name(scene, config).partition(".")
     raw = made.text[0].upper() + made.text[1:] + "."
     return {
         "ref_id": ref_id,
-        "ann_id": [mask_id(scene, i + 1) for i in made.targets] or [-1],
+        "ann_id": [common.mask_id(scene, i + 1) for i in made.targets] or [-1],
         "category_id": [KINDS.index(scene.objects[i].kind) + 1 for i in made.targets] or [-1],
-        "image_id": image_id(scene),
+        "image_id": common.image_id(scene),
         "split": config.split,
         "file_name": f"{stem}_{number}.{suffix}",  # as published: it is not the name of the image
         "no_target": not made.targets,

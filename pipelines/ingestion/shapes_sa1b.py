@@ -9,39 +9,30 @@ from typing import Any
 import numpy as np
 
 from pipelines import storage
+from pipelines.ingestion import shapes_scenes as common
 from pipelines.ingestion.config import ShapesConfig
-from pipelines.ingestion.shapes_scenes import (
-    SIDECAR_STREAM,
-    bbox_xywh,
-    image_bytes,
-    image_id,
-    json_bytes,
-    mask_id,
-    put_new,
-    rle,
-    scenes,
-)
 from samtok.shapes import Scene
 
 
-def sa1b_files(root: str, config: ShapesConfig) -> int:
-    """Writes pairs of files, flat or nested; returns the number of masks."""
+def sa1b_files(config: ShapesConfig) -> int:
+    """Writes pairs of files, flat, nested or in archives; returns the number of masks."""
+    if config.layout == "tar":
+        return _archives(config)
     num_masks = 0
-    for position, scene in enumerate(scenes(config)):
+    for position, scene in enumerate(common.scenes(config)):
         folder = f"sa_{position // config.images_per_folder:06d}"
-        place = storage.join(root, folder) if config.layout == "nested" else root
+        place = storage.join(config.out, folder) if config.layout == "nested" else config.out
         num_masks += len(scene.objects)
         for name, make in _sa1b_pair(scene, config):
-            put_new(storage.join(place, name), make)
+            common.put_new(storage.join(place, name), make)
     return num_masks
 
 
-def sa1b_archives(root: str, config: ShapesConfig) -> int:
-    """Writes archives of ``images_per_folder`` pairs; returns the number of masks."""
+def _archives(config: ShapesConfig) -> int:
     num_masks = 0
-    made = scenes(config)
+    made = common.scenes(config)
     for number in range(-(-config.num_images // config.images_per_folder)):
-        uri = storage.join(root, f"sa_{number:06d}.tar")
+        uri = storage.join(config.out, f"sa_{number:06d}.tar")
         wanted = not storage.exists(uri)
         members: list[tuple[str, bytes]] = []  # as bytes: scenes are a multiple of their files
         for scene in islice(made, config.images_per_folder):
@@ -54,26 +45,26 @@ def sa1b_archives(root: str, config: ShapesConfig) -> int:
 
 
 def _sa1b_pair(scene: Scene, config: ShapesConfig) -> list[tuple[str, Callable[[], bytes]]]:
-    stem = f"sa_{image_id(scene)}"
+    stem = f"sa_{common.image_id(scene)}"
     return [
-        (f"{stem}.jpg", lambda: image_bytes(scene, "jpg", config.jpeg_quality)),
-        (f"{stem}.json", lambda: json_bytes(_sidecar(scene, f"{stem}.jpg"))),
+        (f"{stem}.jpg", lambda: common.image_bytes(scene, "jpg", config.jpeg_quality)),
+        (f"{stem}.json", lambda: common.json_bytes(_sidecar(scene, f"{stem}.jpg"))),
     ]
 
 
 def _sidecar(scene: Scene, file_name: str) -> dict[str, Any]:
-    rng = np.random.default_rng([scene.seed, scene.index, SIDECAR_STREAM])
+    rng = np.random.default_rng([scene.seed, scene.index, common.SIDECAR_STREAM])
     height, width = scene.size_hw
-    image = {"image_id": image_id(scene), "width": width, "height": height, "file_name": file_name}
+    image = {"image_id": common.image_id(scene), "width": width, "height": height, "file_name": file_name}
     annotations = []
     for number, shape in enumerate(scene.objects, start=1):
         pixels = np.argwhere(shape.mask)
         y, x = pixels[int(rng.integers(len(pixels)))].tolist()
         annotations.append(
             {
-                "id": mask_id(scene, number),
-                "segmentation": rle(shape),
-                "bbox": bbox_xywh(shape),
+                "id": common.mask_id(scene, number),
+                "segmentation": common.rle(shape),
+                "bbox": common.bbox_xywh(shape),
                 "area": len(pixels),
                 "predicted_iou": round(float(rng.uniform(0.88, 1.0)), 6),
                 "stability_score": round(float(rng.uniform(0.92, 1.0)), 6),

@@ -40,10 +40,12 @@ def image_name(scene: Scene, config: ShapesConfig) -> str:
     return f"{image_id(scene):012d}.{config.image_format}"
 
 
-def put_image(folder: str, scene: Scene, config: ShapesConfig) -> None:
-    """Writes the image of a scene below a folder, unless it is there."""
-    uri = storage.join(folder, image_name(scene, config))
-    put_new(uri, lambda: image_bytes(scene, config.image_format, config.jpeg_quality))
+def pictured(config: ShapesConfig) -> Iterator[Scene]:
+    """Makes the scenes of a corpus; writes each image to the folder of the split unless it is there."""
+    for scene in scenes(config):
+        uri = storage.join(config.out, config.split, image_name(scene, config))
+        put_new(uri, lambda scene=scene: image_bytes(scene, config.image_format, config.jpeg_quality))
+        yield scene
 
 
 def image_bytes(scene: Scene, image_format: str, jpeg_quality: int) -> bytes:

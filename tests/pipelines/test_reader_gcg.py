@@ -12,7 +12,7 @@ from PIL import Image
 from pipelines.ingestion import spans
 from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.image_source import read_size_hw
-from pipelines.ingestion.shapes_corpus import write_granf
+from pipelines.ingestion.shapes_corpus import write_shapes
 from pipelines.ingestion.spans import Span
 from samtok import masks
 from samtok.errors import DataError
@@ -294,12 +294,14 @@ def test_masks_in_are_masks_kept_or_rejected_whatever_the_order(tmp_path, entrie
 
 def test_the_synthetic_corpus_is_served_with_every_shape_in_a_phrase(tmp_path):
     world = WorldConfig.square(48)
-    counts = write_granf(str(tmp_path), ShapesConfig(num_images=15, seed=4, world=world))
+    num_masks = write_shapes(
+        ShapesConfig(out=str(tmp_path), format="granf", num_images=15, seed=4, world=world)
+    )
     reader = build_reader(
         "granf", source=f"{tmp_path}/granf.json", images=f"{tmp_path}/train", split="train", dataset="s"
     )
     rows, rejects = read_all(reader)
-    assert not rejects and counts.num_masks == sum(len(row["masks"]) for row in rows)
+    assert not rejects and num_masks == sum(len(row["masks"]) for row in rows)
     for row in rows:
         scene = make_scene(4, int(row["image_id"]) - 1, world)
         rles = sorted(masks.encode(shape.mask) for shape in scene.objects)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.image_source import read_size_hw
-from pipelines.ingestion.shapes_corpus import write_psg
+from pipelines.ingestion.shapes_corpus import write_shapes
 from samtok import masks
 from samtok.errors import ConfigError, DataError
 from samtok.shapes import WorldConfig, make_scene, relations
@@ -227,7 +227,9 @@ def test_masks_in_are_masks_kept_or_rejected_whatever_the_order(tmp_path, parts,
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_the_synthetic_corpus_is_served_with_all_relations_that_hold(tmp_path, split):
     world = WorldConfig.square(48)
-    write_psg(str(tmp_path), ShapesConfig(num_images=10, seed=4, world=world, split=split))
+    write_shapes(
+        ShapesConfig(out=str(tmp_path), format="psg", num_images=10, seed=4, world=world, split=split)
+    )
     reader = build_reader(
         "psg", source=f"{tmp_path}/psg.json", images=str(tmp_path), split=split, dataset="s"
     )

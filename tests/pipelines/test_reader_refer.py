@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipelines.ingestion import safe_pickle
 from pipelines.ingestion.config import ExpressionsConfig, ShapesConfig
 from pipelines.ingestion.refer import ReferReader, selects
-from pipelines.ingestion.shapes_corpus import write_refer
+from pipelines.ingestion.shapes_corpus import write_shapes
 from samtok import masks
 from samtok.errors import ConfigError, DataError
 from samtok.shapes import WorldConfig, make_scene
@@ -412,8 +412,10 @@ WORLD = WorldConfig.square(48, max_objects=4)
 
 
 def write(folder, **fields):
-    config = ShapesConfig(num_images=20, seed=3, world=WORLD, split="val", **fields)
-    write_refer(str(folder), config)
+    config = ShapesConfig(
+        out=str(folder), format="refer", num_images=20, seed=3, world=WORLD, split="val", **fields
+    )
+    write_shapes(config)
     return build_reader(
         "refer", source=f"{folder}/grefs.json", images=f"{folder}/val", split="val", dataset="shapes"
     )

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.ingestion.config import ShapesConfig
-from pipelines.ingestion.shapes_corpus import write_dam
+from pipelines.ingestion.shapes_corpus import write_shapes
 from samtok import masks
 from samtok.errors import DataError
 from samtok.shapes import WorldConfig, description, make_scene
@@ -136,7 +136,7 @@ def test_masks_and_captions_in_are_kept_or_rejected_whatever_the_order(
 
 def test_the_synthetic_corpus_is_served_with_a_caption_per_shape(tmp_path):
     world = WorldConfig.square(48)
-    write_dam(str(tmp_path), ShapesConfig(num_images=10, seed=4, world=world))
+    write_shapes(ShapesConfig(out=str(tmp_path), format="dam", num_images=10, seed=4, world=world))
     reader = build_reader(
         "dam", source=f"{tmp_path}/annotations.json", images=str(tmp_path), split="train", dataset="s"
     )

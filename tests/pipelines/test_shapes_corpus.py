@@ -14,14 +14,7 @@ from pycocotools.coco import COCO
 from jobs import make_shapes
 from pipelines import job as run
 from pipelines.ingestion.config import HELD_OUT_INDEX, PRESETS, ExpressionsConfig, ShapesConfig
-from pipelines.ingestion.shapes_corpus import (
-    write_coco,
-    write_dam,
-    write_granf,
-    write_psg,
-    write_refer,
-    write_sa1b,
-)
+from pipelines.ingestion.shapes_corpus import write_shapes
 from samtok import masks
 from samtok.errors import ConfigError
 from samtok.shapes import KINDS, WorldConfig, make_scene
@@ -35,6 +28,10 @@ LAYOUTS = ("flat", "nested", "tar")
 
 def change(**fields):
     return dataclasses.replace(CONFIG, **fields)
+
+
+def write(root, config=CONFIG, format="coco"):
+    return write_shapes(dataclasses.replace(config, out=str(root), format=format))
 
 
 def files(root):
@@ -82,9 +79,9 @@ def check_rows(rows):
 @pytest.mark.parametrize("segmentation", ["rle", "polygon"])
 def test_cocos_own_api_reads_every_mask_back(tmp_path, segmentation):
     config = change(segmentation=segmentation, crowd_share=0.3)
-    counts = write_coco(str(tmp_path), config)
+    num_masks = write(tmp_path, config)
     coco = COCO(tmp_path / "annotations" / "instances_train.json")
-    assert (len(coco.imgs), len(coco.anns)) == (counts.num_images, counts.num_masks) == (12, len(all_masks()))
+    assert (len(coco.imgs), len(coco.anns)) == (12, num_masks) == (12, len(all_masks()))
     assert [coco.cats[i + 1]["name"] for i in range(len(KINDS))] == list(KINDS)
     for annotation_id, annotation in coco.anns.items():
         scene, shape = all_masks()[str(annotation_id)]
@@ -100,7 +97,7 @@ def test_cocos_own_api_reads_every_mask_back(tmp_path, segmentation):
 def test_segmentations_have_the_form_that_was_asked_for(tmp_path):
     forms = {}
     for form in ("rle", "polygon"):
-        write_coco(str(tmp_path / form), change(segmentation=form, crowd_share=0.3))
+        write(tmp_path / form, change(segmentation=form, crowd_share=0.3))
         corpus = json.loads((tmp_path / form / "annotations" / "instances_train.json").read_bytes())
         forms[form] = corpus["annotations"]
         crowds = [entry for entry in forms[form] if entry["iscrowd"]]
@@ -116,8 +113,8 @@ def test_segmentations_have_the_form_that_was_asked_for(tmp_path):
 
 
 def test_images_are_near_the_scene_as_jpeg_and_equal_as_png(tmp_path):
-    write_coco(str(tmp_path / "jpg"), CONFIG)
-    write_coco(str(tmp_path / "png"), change(image_format="png"))
+    write(tmp_path / "jpg")
+    write(tmp_path / "png", change(image_format="png"))
     for scene in SCENES:
         name = f"{scene.index + 1:012d}"
         exact = pixels(tmp_path / "png" / "train" / f"{name}.png")
@@ -128,7 +125,7 @@ def test_images_are_near_the_scene_as_jpeg_and_equal_as_png(tmp_path):
 
 
 def test_the_coco_reader_serves_the_corpus(tmp_path):
-    write_coco(str(tmp_path), change(segmentation="polygon", crowd_share=0.2))
+    write(tmp_path, change(segmentation="polygon", crowd_share=0.2))
     reader = build_reader(
         "coco",
         source=str(tmp_path / "annotations" / "instances_train.json"),
@@ -149,17 +146,17 @@ def test_the_coco_reader_serves_the_corpus(tmp_path):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_sa1b_reader_serves_every_layout(tmp_path, layout):
-    counts = write_sa1b(str(tmp_path), change(layout=layout, images_per_folder=5))
+    num_masks = write(tmp_path, change(layout=layout, images_per_folder=5), "sa1b")
     rows = rows_of(build_reader("sa1b", source=str(tmp_path), split="train", dataset="shapes"))
     check_rows(rows)
-    assert counts.num_masks == len(all_masks())
+    assert num_masks == len(all_masks())
     assert {row["image_id"] for row in rows} == {f"sa_{scene.index + 1}" for scene in SCENES}
 
 
 def test_layouts_hold_the_same_pairs_where_sa1b_has_them(tmp_path):
     found = {}
     for layout in LAYOUTS:
-        write_sa1b(str(tmp_path / layout), change(layout=layout, images_per_folder=5))
+        write(tmp_path / layout, change(layout=layout, images_per_folder=5), "sa1b")
         found[layout] = {k: v for k, v in files(tmp_path / layout).items() if not k.startswith("shapes.")}
     assert list(found["tar"]) == ["sa_000000.tar", "sa_000001.tar", "sa_000002.tar"]
     unpacked = {}
@@ -173,7 +170,7 @@ def test_layouts_hold_the_same_pairs_where_sa1b_has_them(tmp_path):
 
 
 def test_a_side_car_has_all_published_fields(tmp_path):
-    write_sa1b(str(tmp_path), change(layout="flat"))
+    write(tmp_path, change(layout="flat"), "sa1b")
     for scene in SCENES:
         record = json.loads((tmp_path / f"sa_{scene.index + 1}.json").read_bytes())
         height, width = scene.size_hw
@@ -196,76 +193,76 @@ def test_a_side_car_has_all_published_fields(tmp_path):
 
 # --- repeating --------------------------------------------------------------------------------------------
 
-WRITERS = [(write, {}) for write in (write_coco, write_refer, write_granf, write_psg, write_dam)]
-WRITERS += [(write_sa1b, {"layout": layout, "images_per_folder": 5}) for layout in LAYOUTS]
+FORMATS = [(name, {}) for name in ("coco", "refer", "granf", "psg", "dam")]
+FORMATS += [("sa1b", {"layout": layout, "images_per_folder": 5}) for layout in LAYOUTS]
 
 
-@pytest.mark.parametrize(("write", "fields"), WRITERS)
-def test_an_interrupted_corpus_is_finished_to_the_same_bytes(tmp_path, write, fields):
+@pytest.mark.parametrize(("format", "fields"), FORMATS)
+def test_an_interrupted_corpus_is_finished_to_the_same_bytes(tmp_path, format, fields):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    counts = write(str(whole), change(**fields))
-    write(str(cut), change(**fields))
+    num_masks = write(whole, change(**fields), format)
+    write(cut, change(**fields), format)
     (cut / "shapes.complete").unlink()
     lost = [name for name in files(cut) if not name.startswith("shapes.")][1::3]
     for name in lost:
         (cut / name).unlink()
     kept = {path: path.stat().st_mtime_ns for path in cut.rglob("*") if path.suffix in (".jpg", ".tar")}
-    assert lost and write(str(cut), change(**fields)) == counts
+    assert lost and write(cut, change(**fields), format) == num_masks
     assert files(cut) == files(whole)
     assert kept == {path: path.stat().st_mtime_ns for path in kept}  # only what was missing is written
 
 
-@pytest.mark.parametrize(("write", "fields"), WRITERS)
-def test_a_complete_corpus_is_left_alone(tmp_path, write, fields):
-    counts = write(str(tmp_path), change(**fields))
+@pytest.mark.parametrize(("format", "fields"), FORMATS)
+def test_a_complete_corpus_is_left_alone(tmp_path, format, fields):
+    num_masks = write(tmp_path, change(**fields), format)
     missing = next(path for path in tmp_path.rglob("*") if path.is_file() and "shapes." not in path.name)
     missing.unlink()
-    assert write(str(tmp_path), change(**fields)) == counts
+    assert write(tmp_path, change(**fields), format) == num_masks
     assert not missing.exists()
 
 
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_corpus_of_another_config_is_refused_and_the_difference_named(tmp_path, finished):
-    write_coco(str(tmp_path), CONFIG)
+    write(tmp_path)
     if not finished:
         (tmp_path / "shapes.complete").unlink()
     before = files(tmp_path)
     with pytest.raises(ConfigError, match="num_images: there 12, wanted 13"):
-        write_coco(str(tmp_path), change(num_images=13))
+        write(tmp_path, change(num_images=13))
     with pytest.raises(ConfigError, match="max_objects"):
-        write_coco(str(tmp_path), change(world=dataclasses.replace(WORLD, max_objects=5)))
+        write(tmp_path, change(world=dataclasses.replace(WORLD, max_objects=5)))
     with pytest.raises(ConfigError, match="format: there 'coco', wanted 'sa1b'"):
-        write_sa1b(str(tmp_path), CONFIG)
+        write(tmp_path, format="sa1b")
     assert files(tmp_path) == before
 
 
 def test_a_corpus_of_another_release_is_refused(tmp_path):
-    write_coco(str(tmp_path), CONFIG)
+    write(tmp_path)
     record = tmp_path / "shapes.complete"
     record.write_text(record.read_text().replace('"world_version":1', '"world_version":0'))
     with pytest.raises(ConfigError, match="world_version: there 0, wanted 1"):
-        write_coco(str(tmp_path), CONFIG)
+        write(tmp_path)
 
 
 def test_expressions_are_part_of_a_corpus_only_where_it_has_them(tmp_path):
     other = change(expressions=ExpressionsConfig(none=3))
     assert other.identity() == CONFIG.identity()
-    write_refer(str(tmp_path), CONFIG)
+    write(tmp_path, format="refer")
     with pytest.raises(ConfigError, match="expressions: there .*'none': 1"):
-        write_refer(str(tmp_path), other)
+        write(tmp_path, other, "refer")
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match=r"not empty.*notes\.txt"):
-        write_sa1b(str(tmp_path), CONFIG)
+        write(tmp_path, format="sa1b")
     assert list(files(tmp_path)) == ["notes.txt"]
 
 
 def test_disjoint_ranges_share_no_id_and_the_same_scene_is_the_same_anywhere(tmp_path):
-    write_sa1b(str(tmp_path / "all"), change(layout="flat"))
-    write_sa1b(str(tmp_path / "a"), change(layout="flat", num_images=6))
-    write_sa1b(str(tmp_path / "b"), change(layout="flat", num_images=6, first_index=11))
+    write(tmp_path / "all", change(layout="flat"), "sa1b")
+    write(tmp_path / "a", change(layout="flat", num_images=6), "sa1b")
+    write(tmp_path / "b", change(layout="flat", num_images=6, first_index=11), "sa1b")
     parts = [{k: v for k, v in files(tmp_path / name).items() if "shapes." not in k} for name in ("a", "b")]
     assert not parts[0].keys() & parts[1].keys()
     assert parts[0] | parts[1] == {k: v for k, v in files(tmp_path / "all").items() if "shapes." not in k}
