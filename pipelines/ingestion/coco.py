@@ -7,7 +7,7 @@ The file is parsed once, in ``inputs``; each image leaves with its own annotatio
 the fields that are used. Every annotation ends in one input or one reject:
 
 - it is no object, or has no id while others have one, or its image is not in the file: a mask reject;
-- its id is repeated: of equal records one stays, of differing ones none (``records.split_repeated``).
+- its id is repeated: of equal records one stays, of differing ones none (``records.by_id``).
   The same holds for images; annotations of an id that stands for different images count as without one.
 """
 
@@ -17,10 +17,10 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from pipelines import schema, storage
+from pipelines import storage
 from pipelines.ingestion import image_source, records
 from pipelines.ingestion.file_reader import FileReader, ImageFolders
-from pipelines.ingestion.reader import STAGE, Input, ReadResult, Reject
+from pipelines.ingestion.reader import Input, ReadResult, Reject
 from pipelines.ingestion.records import Record
 from samtok.errors import ConfigError, DataError
 
@@ -80,11 +80,11 @@ class CocoReader(FileReader, CocoOptions):
         self._check_mask_key(corpus["annotations"])
         images, image_rejects = self._images(corpus["images"])
         annotations, mask_rejects = records.identify(
-            self.name, corpus["annotations"], lambda entry: _owner(entry) or _NO_OWNER
+            self.name, corpus["annotations"], lambda entry: records.id_of(entry, "image_id") or _NO_OWNER
         )
         by_image: dict[str, list[Record]] = defaultdict(list)
         for mask_id, annotation in annotations.items():
-            owner = _owner(annotation)
+            owner = records.id_of(annotation, "image_id")
             if owner is not None and owner in images:
                 by_image[owner].append(self._reduced(mask_id, annotation, labels))
             else:
@@ -111,14 +111,7 @@ class CocoReader(FileReader, CocoOptions):
             image_uri = self.image_uri(self._image_name(image, image_id))
         except DataError as error:
             return ReadResult.refused(self.name, image_id, error, num_masks=len(annotations))
-        return records.make_row(
-            dataset=self.name,
-            split=self.split,
-            image_id=image_id,
-            image_uri=image_uri,
-            image_hw=image_hw,
-            annotations=annotations,
-        )
+        return records.make_row(self, image_id, image_uri, image_hw, annotations)
 
     def _load(self) -> dict[str, Any]:
         corpus = records.parse_json(storage.read_bytes(self.source), self.source)
@@ -147,21 +140,14 @@ class CocoReader(FileReader, CocoOptions):
             )
 
     def _images(self, entries: list[Any]) -> tuple[dict[str, Record], list[Reject]]:
-        identified: list[tuple[str, Record]] = []
+        found = records.by_id((records.id_of(entry), entry) for entry in entries)
         rejects: list[Reject] = []
-        for index, entry in enumerate(entries):
-            image_id = records.id_text(entry.get("id")) if isinstance(entry, dict) else None
-            if image_id is None:
-                message = f"image at index {index} is {entry!r:.200}, expected an object with an id"
-                rejects.append(schema.reject(STAGE, self.name, f"#{index}", "image_id", message))
-            else:
-                identified.append((image_id, entry))
-        images, repeated = records.split_repeated(identified)
-        for image_id, _ in repeated:
-            kept = "one equal" if image_id in images else "none"
-            message = f"image id {image_id} is repeated; {kept} is kept"
-            rejects.append(schema.reject(STAGE, self.name, image_id, "duplicate_image_id", message))
-        return images, rejects
+        for index, entry in found.nameless:
+            message = f"image at index {index} is {entry!r:.200}, expected an object with an id"
+            rejects.append(self.reject(f"#{index}", "image_id", message))
+        for image_id, _, end in found.repeated:
+            rejects.append(self.reject(image_id, "duplicate_image_id", f"image id {image_id} {end}"))
+        return found.kept, rejects
 
     def _orphan(self, owner: str | None, mask_id: str) -> Reject:
         message = f"annotation {mask_id} is of image {owner}, which has no record here or differing ones"
@@ -189,15 +175,11 @@ class CocoReader(FileReader, CocoOptions):
         return name
 
 
-def _owner(annotation: Any) -> str | None:
-    return records.id_text(annotation.get("image_id")) if isinstance(annotation, dict) else None
-
-
 def _labels(categories: list[Any], where: str) -> dict[str, str]:
     """Returns category names by id as text. Entries without a name label nothing."""
     labels: dict[str, str] = {}
     for entry in categories:
-        category_id = records.id_text(entry.get("id")) if isinstance(entry, dict) else None
+        category_id = records.id_of(entry)
         name = entry.get("name") if category_id is not None else None
         if category_id is None or not isinstance(name, str) or not records.is_utf8(name):
             continue

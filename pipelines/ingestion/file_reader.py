@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pipelines import storage
+from pipelines import schema, storage
 from pipelines.ingestion import image_source, records
-from pipelines.ingestion.reader import MAX_NAMES, Head, Input, Reject
+from pipelines.ingestion.reader import MAX_NAMES, STAGE, Head, Input, Reject
 
 _COUNTED_BYTES = 4 * 2**20
 _NAMES = (b"file_name", b"coco_url", b"image_id", b"image", b"img_id", b"img_file_name")
@@ -64,6 +64,13 @@ class FileReader(ABC):
     def sources(self) -> dict[str, str]:
         """Returns ``{file name: "size:sha256"}`` of the annotation file."""
         return records.file_digest(self.source)
+
+    def reject(
+        self, row_id: str, reason: str, message: str, *, mask_id: str | None = None, num_masks: int = 0
+    ) -> Reject:
+        """Returns the reject of what cannot be used of this dataset."""
+        lost = {"mask_id": mask_id, "num_masks": num_masks}
+        return schema.reject(STAGE, self.name, row_id, reason, message, **lost)
 
     def image_uri(self, name: str) -> str:
         """Returns where the image of that name is; raises as ``image_source.find_image``."""

@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pipelines import schema, storage
+from pipelines import storage
 from pipelines.ingestion import annotations, grounded_layouts, image_source, records, spans
 from pipelines.ingestion.annotations import Annotation
 from pipelines.ingestion.file_reader import FileReader, ImageFolders
 from pipelines.ingestion.grounded_layouts import Captioned
-from pipelines.ingestion.reader import STAGE, Input, ReadResult, Reject
+from pipelines.ingestion.reader import Input, ReadResult, Reject
 from pipelines.ingestion.records import Record
 from pipelines.ingestion.spans import Span
 from samtok.errors import DataError
@@ -45,14 +45,14 @@ class GroundedReader(FileReader, ImageFolders):
         rejects: list[Reject] = []
         for found in grounded_layouts.captioned(corpus, self.source):
             if found.fault:
-                rejects.append(self._whole(found.image_id, found.fault, found.num_masks, found.mask_id))
+                lost = {"mask_id": found.mask_id, "num_masks": found.num_masks}
+                rejects.append(self.reject(found.image_id, found.fault.reason, str(found.fault), **lost))
             else:
                 by_image[found.image_id].append(found)
         for image_id in [one for one, found in by_image.items() if len({f.image_json for f in found}) > 1]:
-            fault = DataError(
-                f"records of image {image_id} differ in its name or size", reason="image_record"
-            )
-            rejects.append(self._whole(image_id, fault, sum(f.num_masks for f in by_image.pop(image_id))))
+            message = f"records of image {image_id} differ in its name or size"
+            num_masks = sum(found.num_masks for found in by_image.pop(image_id))
+            rejects.append(self.reject(image_id, "image_record", message, num_masks=num_masks))
         yield from sorted(rejects, key=records.compact_json)
         for image_id in sorted(by_image):
             found = sorted(by_image[image_id], key=lambda one: records.compact_json(one.record))
@@ -74,14 +74,7 @@ class GroundedReader(FileReader, ImageFolders):
             for caption, record in enumerate(body["captions"], start=1)
             for number, mask in enumerate(record["masks"], start=1)
         ]
-        result = records.make_row(
-            dataset=self.name,
-            split=self.split,
-            image_id=item.key,
-            image_uri=image_uri,
-            image_hw=image_hw,
-            annotations=named,
-        )
+        result = records.make_row(self, item.key, image_uri, image_hw, named)
         made: list[Annotation] = []
         rejects: list[Reject] = []
         for number, record in enumerate(body["captions"], start=1):
@@ -116,10 +109,6 @@ class GroundedReader(FileReader, ImageFolders):
         if image["height"] is None and image["width"] is None:
             return image_source.read_size_hw(image_uri)
         return records.size_hw(image, f"image {image_id}")
-
-    def _whole(self, image_id: str, fault: DataError, num_masks: int, mask_id: str | None = None) -> Reject:
-        lost = {"mask_id": mask_id, "num_masks": num_masks}
-        return schema.reject(STAGE, self.name, image_id, fault.reason, str(fault), **lost)
 
 
 def _placed(grounding: dict[str, Any], text: str) -> list[Span]:

@@ -116,27 +116,21 @@ def _refcocog_caption(image_id: str, body: Record) -> Captioned:
 
 
 def _coco_captions(images: list[Any], marks: list[Any]) -> Iterator[Captioned]:
-    identified: list[tuple[str, Record]] = []
-    for index, entry in enumerate(images):
-        image_id = records.id_text(entry.get("id")) if isinstance(entry, dict) else None
-        if image_id is None:
-            fault = DataError(f"image at index {index} is {entry!r:.200}, expected an id", reason="image_id")
-            yield Captioned(f"#{index}", {}, _record(None, []), fault)
-        else:
-            identified.append((image_id, entry))
-    kept, repeated = records.split_repeated(identified)
-    for image_id, _ in repeated:
-        which = "one equal" if image_id in kept else "none"
-        fault = DataError(f"image id {image_id} is repeated; {which} is kept", reason="duplicate_image_id")
+    kept, nameless, repeated = records.by_id((records.id_of(entry), entry) for entry in images)
+    for index, entry in nameless:
+        fault = DataError(f"image at index {index} is {entry!r:.200}, expected an id", reason="image_id")
+        yield Captioned(f"#{index}", {}, _record(None, []), fault)
+    for image_id, _, end in repeated:
+        fault = DataError(f"image id {image_id} {end}", reason="duplicate_image_id")
         yield Captioned(image_id, {}, _record(None, []), fault)
     by_image: dict[str, list[Any]] = defaultdict(list)
     for index, mark in enumerate(marks):
-        owner = records.id_text(mark.get("image_id")) if isinstance(mark, dict) else None
+        owner = records.id_of(mark, "image_id")
         if owner in kept:
             by_image[owner].append(_flickr_part(mark))
         else:
             fault = DataError(f"annotation is of image {owner}, which is not there", reason="unknown_image")
-            mask_id = records.id_text(mark.get("id")) if isinstance(mark, dict) else None
+            mask_id = records.id_of(mark)
             lost = _record(None, [(None, None, [{}])])
             yield Captioned(owner or "?", {}, lost, fault, mask_id or f"#{index}")
     for image_id, image in kept.items():
@@ -154,11 +148,7 @@ def _flickr_part(mark: Any) -> tuple[Any, Any, list[Record]]:
     fields = mark if isinstance(mark, dict) else {}
     mask = {"segmentation": fields.get("sam_mask"), "ignore": fields.get("ignore")}
     places = fields.get("tokens_positive")
-    return (
-        records.id_text(fields.get("id")),
-        places if isinstance(places, list) and places else [None],
-        [mask],
-    )
+    return records.id_of(mark), places if isinstance(places, list) and places else [None], [mask]
 
 
 def _record(caption: Any, parts: list[tuple[Any, Any, list[Record]]]) -> Record:

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines import schema, storage
+from pipelines import storage
 from pipelines.ingestion import annotations, image_source, records
 from pipelines.ingestion.annotations import Annotation
 from pipelines.ingestion.file_reader import FileReader
-from pipelines.ingestion.reader import STAGE, Input, ReadResult, Reject
+from pipelines.ingestion.reader import Input, ReadResult, Reject
 from pipelines.ingestion.records import Record
 from samtok.errors import DataError
 
@@ -58,12 +58,12 @@ class OspreyReader(FileReader):
             else:
                 message = f"record at index {index} is {entry!r:.200}, expected a file_name and annotation"
                 num_masks = len(regions) if isinstance(regions, list) else 0
-                rejects.append(self._lost(f"#{index}", "image_record", message, num_masks))
+                rejects.append(self.reject(f"#{index}", "image_record", message, num_masks=num_masks))
         for name, found in list(by_image.items()):
             if len({records.compact_json(record["image"]) for record in found}) > 1:
                 num_masks = sum(len(record["regions"]) for record in by_image.pop(name))
                 message = f"records of image {name} differ in its size"
-                rejects.append(self._lost(name, "image_record", message, num_masks))
+                rejects.append(self.reject(name, "image_record", message, num_masks=num_masks))
         yield from sorted(rejects, key=records.compact_json)
         for name in sorted(by_image):
             found = sorted(by_image[name], key=records.compact_json)
@@ -79,12 +79,11 @@ class OspreyReader(FileReader):
         except DataError as error:
             return ReadResult.refused(self.name, item.key, error, num_masks=item.num_masks or 0)
         result = records.make_row(
-            dataset=self.name,
-            split=self.split,
-            image_id=item.key,
-            image_uri=image_uri,
-            image_hw=image_hw,
-            annotations=[
+            self,
+            item.key,
+            image_uri,
+            image_hw,
+            [
                 {**region, "mask_id": f"{number}-{place}"}
                 for number, record in enumerate(found, start=1)
                 for place, region in enumerate(record["regions"], start=1)
@@ -108,9 +107,6 @@ class OspreyReader(FileReader):
         if short == name or not base.rpartition("_")[2]:
             return super().image_uri(name)
         return image_source.find_image(self.images, [name, short])
-
-    def _lost(self, row_id: str, reason: str, message: str, num_masks: int) -> Reject:
-        return schema.reject(STAGE, self.name, row_id, reason, message, num_masks=num_masks)
 
 
 def _reduced(entry: Record) -> Record:

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pipelines import schema, storage
+from pipelines import storage
 from pipelines.config import Place
 from pipelines.ingestion import annotations, image_source, records
 from pipelines.ingestion.file_reader import FileReader
-from pipelines.ingestion.reader import STAGE, Input, ReadResult, Reject
+from pipelines.ingestion.reader import Input, ReadResult, Reject
 from pipelines.ingestion.records import Record
 from samtok import masks
 from samtok.errors import ConfigError, DataError
@@ -72,27 +72,24 @@ class PsgReader(FileReader, PsgOptions):
         corpus = self._load()
         labels = _names(corpus, "thing_classes") + _names(corpus, "stuff_classes")
         predicates = _names(corpus, "predicate_classes")
-        identified: list[tuple[str, Record]] = []
-        for index, entry in enumerate(corpus["data"]):
-            fields = entry if isinstance(entry, dict) else {}
-            image_id, segments = records.id_text(fields.get("image_id")), fields.get("segments_info")
-            if image_id is not None and isinstance(segments, list):
-                identified.append((image_id, fields))
-            else:
-                fault = f"image at index {index} is {entry!r:.200}, expected an image_id and segments_info"
-                yield self._lost_image(image_id or f"#{index}", "image_record", fault, segments)
-        chosen = [one for one in identified if self._selects(one[0], corpus)]
-        if not chosen:
+        kept, nameless, repeated = records.by_id((_image_of(entry), entry) for entry in corpus["data"])
+        for index, entry in nameless:
+            segments = entry.get("segments_info") if isinstance(entry, dict) else None
+            num_masks = len(segments) if isinstance(segments, list) else 0
+            fault = f"image at index {index} is {entry!r:.200}, expected an image_id and segments_info"
+            row_id = records.id_of(entry, "image_id") or f"#{index}"
+            yield self.reject(row_id, "image_record", fault, num_masks=num_masks)
+        chosen = sorted(image_id for image_id in kept if self._selects(image_id, corpus))
+        lost = [one for one in repeated if self._selects(one[0], corpus)]
+        if not chosen and not lost:
             raise ConfigError(
-                f"{self.source} has no image of the split {self.split!r} among {len(identified)}; train, "
-                "val and test go by its test_image_ids, another name such as all takes every image"
+                f"{self.source} has no image of the split {self.split!r} among {len(kept) + len(repeated)}; "
+                "train, val and test go by its test_image_ids, another name such as all takes every image"
             )
-        kept, repeated = records.split_repeated(chosen)
-        for image_id, entry in sorted(repeated, key=lambda one: one[0]):
-            which = "one equal" if image_id in kept else "none"
-            message = f"image id {image_id} is repeated; {which} is kept"
-            yield self._lost_image(image_id, "duplicate_image_id", message, entry["segments_info"])
-        for image_id in sorted(kept):
+        for image_id, entry, end in sorted(lost, key=lambda one: one[0]):
+            message, num_masks = f"image id {image_id} {end}", len(entry["segments_info"])
+            yield self.reject(image_id, "duplicate_image_id", message, num_masks=num_masks)
+        for image_id in chosen:
             payload = _reduced(kept[image_id], labels, predicates)
             num_masks = len(payload["segments"])
             yield Input(key=image_id, payload=records.compact_json(payload), num_masks=num_masks)
@@ -107,15 +104,7 @@ class PsgReader(FileReader, PsgOptions):
         except DataError as error:
             return ReadResult.refused(self.name, item.key, error, num_masks=len(record["segments"]))
         usable, rejects, mask_ids = self._segments(record["segments"], counts, image_hw, item.key)
-        result = records.make_row(
-            dataset=self.name,
-            split=self.split,
-            image_id=item.key,
-            image_uri=image_uri,
-            image_hw=image_hw,
-            annotations=usable,
-            rejects=rejects,
-        )
+        result = records.make_row(self, item.key, image_uri, image_hw, usable, rejects)
         triplets, lost = self._triplets(record["relations"], len(mask_ids), item.key)
         payload = {"triplets": triplets}
         lost += self._unknown(record["segments"], counts, item.key)
@@ -131,10 +120,6 @@ class PsgReader(FileReader, PsgOptions):
                 reason="psg_layout",
             )
         return corpus
-
-    def _lost_image(self, image_id: str, reason: str, message: str, segments: object) -> Reject:
-        num_masks = len(segments) if isinstance(segments, list) else 0
-        return schema.reject(STAGE, self.name, image_id, reason, message, num_masks=num_masks)
 
     def _selects(self, image_id: str, corpus: dict[str, Any]) -> bool:
         if self.split not in ("train", "val", "test"):
@@ -183,7 +168,7 @@ class PsgReader(FileReader, PsgOptions):
         known = {segment.get("id") for segment in segments if type(segment.get("id")) is int}
         message = f"pixels of image {image_id} have this id, which no segment has"
         return [
-            schema.reject(STAGE, self.name, image_id, "unknown_segment", message, mask_id=str(number))
+            self.reject(image_id, "unknown_segment", message, mask_id=str(number))
             for number in sorted(counts.keys() - known)
         ]
 
@@ -207,6 +192,12 @@ class PsgReader(FileReader, PsgOptions):
             else:
                 triplets.append((ends[0], relation[2], ends[1]))
         return [list(one) for one in sorted(set(triplets))], rejects
+
+
+def _image_of(entry: Any) -> str | None:
+    """Returns the id of an image whose segments are listed."""
+    has_segments = isinstance(entry, dict) and isinstance(entry.get("segments_info"), list)
+    return records.id_of(entry, "image_id") if has_segments else None
 
 
 def _names(corpus: dict[str, Any], key: str) -> list[str]:

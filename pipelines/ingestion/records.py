@@ -9,10 +9,10 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipelines import schema, storage
-from pipelines.ingestion.reader import STAGE, ReadResult, Reject
+from pipelines.ingestion.reader import STAGE, Reader, ReadResult, Reject
 from samtok import masks
 from samtok.errors import DataError
 
@@ -66,13 +66,23 @@ def is_utf8(text: str) -> bool:
     return True
 
 
+def _whole(value: object) -> int | None:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
 def id_text(value: object) -> str | None:
     """Returns an id as text: whole numbers without a fraction, strings as they are; None if it is no id."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
+    number = _whole(value)
+    if number is not None:
+        return str(number)
     return value if isinstance(value, str) and value and is_utf8(value) else None
+
+
+def id_of(entry: object, key: str = "id") -> str | None:
+    """Returns the id that an entry of a file has under a key, as text; None if it has none."""
+    return id_text(entry.get(key)) if isinstance(entry, dict) else None
 
 
 def id_order(text: str) -> tuple[int, str]:
@@ -97,28 +107,38 @@ def size_hw(record: Mapping[str, Any], where: str) -> tuple[int, int]:
     return height, width
 
 
-def split_repeated(
-    records: Iterable[tuple[str, Record]],
-) -> tuple[dict[str, Record], list[tuple[str, Record]]]:
-    """Separates records whose id is theirs alone from those that repeat one.
+class ById(NamedTuple):
+    """The entries of a file, each in one of three parts."""
 
-    Of equal records one is kept. Where records with the same id differ, what points at the id is ambiguous:
+    kept: dict[str, Record]
+    nameless: list[tuple[int, Any]]
+    """Those without an id, with their index."""
+    repeated: list[tuple[str, Record, str]]
+    """Those whose id others have, with the id, and how the sentence that begins with it ends."""
+
+
+def by_id(entries: Iterable[tuple[str | None, Any]]) -> ById:
+    """Separates entries whose id is theirs alone from those that have none or repeat one.
+
+    Of equal entries one is kept. Where entries with the same id differ, what points at the id is ambiguous:
     none is kept. Which one came first never matters.
-
-    Returns:
-        The kept records by id, and the others with their ids.
     """
     kept: dict[str, Record] = {}
+    nameless: list[tuple[int, Any]] = []
     repeated: list[tuple[str, Record]] = []
     conflicting: set[str] = set()
-    for identity, record in records:
-        first = kept.setdefault(identity, record)
-        if first is not record:
-            repeated.append((identity, record))
-            if first != record:
+    for index, (identity, entry) in enumerate(entries):
+        if identity is None:
+            nameless.append((index, entry))
+            continue
+        first = kept.setdefault(identity, entry)
+        if first is not entry:
+            repeated.append((identity, entry))
+            if first != entry:
                 conflicting.add(identity)
-    repeated.extend((identity, kept.pop(identity)) for identity in sorted(conflicting))
-    return kept, repeated
+    repeated += [(identity, kept.pop(identity)) for identity in sorted(conflicting)]
+    ends = {True: "is repeated; one equal is kept", False: "is repeated; none is kept"}
+    return ById(kept, nameless, [(name, entry, ends[name in kept]) for name, entry in repeated])
 
 
 def identify(
@@ -127,7 +147,7 @@ def identify(
     """Gives annotations their ids: each entry is either among the records or one mask reject.
 
     Where no annotation has an id (V3Det), they are numbered from 1 in file order. Otherwise those without
-    one and those that repeat one (``split_repeated``) are rejected.
+    one and those that repeat one (``by_id``) are rejected.
 
     Args:
         dataset: Dataset name of the rejects.
@@ -138,22 +158,17 @@ def identify(
         Usable annotations by id, and the rejects.
     """
     numbered = not any(isinstance(entry, dict) and "id" in entry for entry in entries)
-    identified: list[tuple[str, Record]] = []
+    numbers = [str(n) if isinstance(entry, dict) else None for n, entry in enumerate(entries, start=1)]
+    found = by_id(zip(numbers if numbered else map(id_of, entries), entries, strict=True))
     rejects: list[Reject] = []
-    for index, entry in enumerate(entries):
-        mask_id, reason = None, "annotation_type"
-        if isinstance(entry, dict):
-            mask_id, reason = (str(index + 1) if numbered else id_text(entry.get("id"))), "annotation_id"
-        if mask_id is None:
-            message = f"annotation at index {index} is {entry!r:.200}, expected an object with an id"
-            rejects.append(mask_reject(dataset, row_id(entry), f"#{index}", reason, message))
-        else:
-            identified.append((mask_id, entry))
-    kept, repeated = split_repeated(identified)
-    for mask_id, entry in repeated:
-        message = f"annotation id {mask_id} is repeated; {'one equal' if mask_id in kept else 'none'} is kept"
+    for index, entry in found.nameless:
+        reason = "annotation_id" if isinstance(entry, dict) else "annotation_type"
+        message = f"annotation at index {index} is {entry!r:.200}, expected an object with an id"
+        rejects.append(mask_reject(dataset, row_id(entry), f"#{index}", reason, message))
+    for mask_id, entry, end in found.repeated:
+        message = f"annotation id {mask_id} {end}"
         rejects.append(mask_reject(dataset, row_id(entry), mask_id, "duplicate_annotation_id", message))
-    return kept, rejects
+    return found.kept, rejects
 
 
 def mask_reject(dataset: str, row_id: str, mask_id: str, reason: str, message: str) -> Reject:
@@ -162,9 +177,7 @@ def mask_reject(dataset: str, row_id: str, mask_id: str, reason: str, message: s
 
 
 def make_row(
-    *,
-    dataset: str,
-    split: str,
+    reader: Reader,
     image_id: str,
     image_uri: str,
     image_hw: tuple[int, int],
@@ -184,10 +197,10 @@ def make_row(
             kept.append(_mask(annotation, *image_hw))
         except DataError as error:
             message = f"annotation {mask_id} of image {image_id}: {error}"
-            lost.append(mask_reject(dataset, image_id, mask_id, error.reason, message))
+            lost.append(mask_reject(reader.name, image_id, mask_id, error.reason, message))
     row = {
-        "dataset": dataset,
-        "split": split,
+        "dataset": reader.name,
+        "split": reader.split,
         "image_id": image_id,
         "image_uri": image_uri,
         "height": image_hw[0],
@@ -240,12 +253,6 @@ def _is_coordinate(value: object) -> bool:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     return abs(value) <= _MAX_COORDINATE_PX  # also refuses NaN
-
-
-def _whole(value: object) -> int | None:
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _json_error(where: str, position: int, problem: str) -> DataError:

@@ -118,7 +118,10 @@ class ReferReader(FileReader, ReferOptions):
         if image_id is None:
             raise DataError(f"image_id is {ref.get('image_id')!r:.80}, expected an id", reason="image_id")
         targets, tags = _targets(ref), annotations.tags_of(ref.get("tags"), "tags")
-        sentences, lost = self._sentences(ref_id, ref.get("sentences"), image_id)
+        listed = ref.get("sentences")
+        if not isinstance(listed, list) or not listed:
+            raise DataError(f"sentences are {listed!r:.80}, expected a list", reason="annotation_text")
+        sentences, lost = self._identified("sent_id", listed, lambda _: image_id, f"{ref_id}-")
         made = []
         for sent_id in sorted(sentences, key=records.id_order):
             name = f"{ref_id}-{sent_id}"
@@ -129,13 +132,6 @@ class ReferReader(FileReader, ReferOptions):
             else:
                 made.append(annotations.annotation(name, "referring", targets, text=text, tags=tags))
         return made, lost
-
-    def _sentences(
-        self, ref_id: str, sentences: object, image_id: str
-    ) -> tuple[dict[str, Record], list[Reject]]:
-        if not isinstance(sentences, list) or not sentences:
-            raise DataError(f"sentences are {sentences!r:.80}, expected a list", reason="annotation_text")
-        return self._identified("sent_id", sentences, lambda _: image_id, f"{ref_id}-")
 
     def _refs(self) -> tuple[dict[str, Record], list[Reject]]:
         """Returns refs of the split by id."""
@@ -179,23 +175,15 @@ class ReferReader(FileReader, ReferOptions):
         self, key: str, entries: list[Any], image_of: Callable[[Any], str], prefix: str
     ) -> tuple[dict[str, Record], list[Reject]]:
         """Returns entries by their id; those without one, and those that repeat one, are rejected."""
-        identified: list[tuple[str, Record]] = []
+        found = records.by_id((records.id_of(entry, key), entry) for entry in entries)
         rejects: list[Reject] = []
-        for index, entry in enumerate(entries):
-            identity = records.id_text(entry.get(key)) if isinstance(entry, dict) else None
-            if identity is None:
-                error = DataError(f"it is {entry!r:.200}, expected a {key}", reason="annotation_id")
-                rejects.append(self._reject(image_of(entry), f"{prefix}#{index}", error))
-            else:
-                identified.append((identity, entry))
-        kept, repeated = records.split_repeated(identified)
-        for identity, entry in repeated:
-            which = "one equal" if identity in kept else "none"
-            error = DataError(
-                f"{key} {identity} is repeated; {which} is kept", reason="duplicate_annotation_id"
-            )
+        for index, entry in found.nameless:
+            error = DataError(f"it is {entry!r:.200}, expected a {key}", reason="annotation_id")
+            rejects.append(self._reject(image_of(entry), f"{prefix}#{index}", error))
+        for identity, entry, end in found.repeated:
+            error = DataError(f"{key} {identity} {end}", reason="duplicate_annotation_id")
             rejects.append(self._reject(image_of(entry), f"{prefix}{identity}", error))
-        return kept, rejects
+        return found.kept, rejects
 
     def _reject(self, image_id: str | None, name: str, error: DataError) -> Reject:
         return annotations.annotation_reject(self.name, image_id or _NO_IMAGE, name, error)
@@ -237,4 +225,4 @@ def _split_of(ref: object) -> str | None:
 
 
 def _image_of(ref: object) -> str:
-    return (records.id_text(ref.get("image_id")) if isinstance(ref, dict) else None) or _NO_IMAGE
+    return records.id_of(ref, "image_id") or _NO_IMAGE

@@ -39,7 +39,7 @@ class DamReader(FileReader):
         by_image: dict[str, list[Record]] = defaultdict(list)
         rejects: list[Reject] = []
         for where, entry in self._entries():
-            image_id, ann_id = _image_of(entry), _ann_of(entry)
+            image_id, ann_id = _image_of(entry), records.id_of(entry, "ann_id")
             if image_id is None or ann_id is None:
                 message = f"entry {where} is {entry!r:.200}, expected an object with ann_id and image"
                 owner = image_id or _NO_IMAGE
@@ -63,15 +63,7 @@ class DamReader(FileReader):
         except DataError as error:
             return ReadResult.refused(self.name, item.key, error, num_masks=num_masks)
         usable, rejects = self._masks(entries, item.key)
-        result = records.make_row(
-            dataset=self.name,
-            split=self.split,
-            image_id=item.key,
-            image_uri=image_uri,
-            image_hw=image_hw,
-            annotations=usable,
-            rejects=rejects,
-        )
+        result = records.make_row(self, item.key, image_uri, image_hw, usable, rejects)
         made, lost = self._captions(entries, item.key)
         return annotations.attach(result, made, lost)
 
@@ -127,10 +119,6 @@ def _image_of(entry: Any) -> str | None:
         return name if isinstance(name, str) and name and records.is_utf8(name) else None
     image_id = records.id_text(entry.get("img_id"))
     return None if image_id is None else f"{image_id}.jpg"
-
-
-def _ann_of(entry: Any) -> str | None:
-    return records.id_text(entry.get("ann_id")) if isinstance(entry, dict) else None
 
 
 def _entry_order(entry: Record) -> tuple[tuple[int, str], str]:

@@ -127,15 +127,12 @@ class Sa1bReader:
             return ReadResult.refused(self.name, item.key, error, num_masks=num_masks)
         annotations, rejects = records.identify(self.name, record["annotations"], lambda _: item.key)
         return records.make_row(
-            dataset=self.name,
-            split=self.split,
-            image_id=item.key,
-            image_uri=image_uri,
-            image_hw=image_hw,
-            annotations=[
-                {**entry, "mask_id": mask_id, "label": None} for mask_id, entry in annotations.items()
-            ],
-            rejects=rejects,
+            self,
+            item.key,
+            image_uri,
+            image_hw,
+            [{**entry, "mask_id": mask_id, "label": None} for mask_id, entry in annotations.items()],
+            rejects,
         )
 
     def _found(self, limit: int | None = None) -> list[_File]:
