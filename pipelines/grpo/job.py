@@ -34,24 +34,19 @@ class Grpo(TrainingJob[GrpoConfig]):
     def check(self) -> PreparedGrpo:
         return prepare(self.config)
 
-    def size(self) -> str:
-        return self.ready.size()
-
     def work(self, run: Run[GrpoConfig]) -> Closing:
         log.info("%s", self.ready.size())
         return super().work(run)
 
-    def train(self, tracker: Tracker) -> None:
-        from pipelines.grpo.run import learn  # loads torch and Ray
+    def stage(self) -> Any:
+        from pipelines.grpo import run
 
+        return run
+
+    def train(self, tracker: Tracker) -> None:
         config, learner, rollout = self.config, self.config.learner, self.config.rollout
         held = learner.workers * learner.worker.cpus + rollout.workers * rollout.worker.cpus
-        learn(self.ready, tracker, session(num_cpus=config.num_cpus, at_least_cpus=held + 2))
-
-    def publish(self, record: Mapping[str, Any], tracker: Tracker) -> list[tuple[str, str]]:
-        from pipelines.grpo.run import publish  # loads torch
-
-        return publish(self.ready, record, tracker)
+        self.stage().learn(self.ready, tracker, session(num_cpus=config.num_cpus, at_least_cpus=held + 2))
 
     def items(self, record: Mapping[str, Any]) -> Sequence[Items]:
         drawn, rejected = record["prompts_drawn"], record["prompts_rejected"]

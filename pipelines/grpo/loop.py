@@ -103,11 +103,8 @@ class Loop:
         self.journal = Journal(self.config.out)
 
     def run(self) -> State:
-        """Goes through all steps that are left.
-
-        Raises:
-            SamtokError: For what a person can do something about: checks, alarms, deaths, bad data.
-        """
+        """Goes through all steps that are left; raises SamtokError for what a person can do something about:
+        checks, alarms, deaths, bad data."""
         while True:
             try:
                 return self._go()
@@ -231,9 +228,9 @@ class Loop:
 
         kept = replay.step(self.state.step)
         batch = _Batch()
-        batch.outlines = [outline(one.group) for one in kept]
-        batch.refs = [ray.put(one.group) for one in kept]
-        batch.scored = [one.scored for one in kept]
+        batch.outlines = [outline(group) for group, _ in kept]
+        batch.refs = [ray.put(group) for group, _ in kept]
+        batch.scored = [scored for _, scored in kept]
         self.state.drawn += len(kept)
         return batch
 
@@ -259,19 +256,19 @@ class Loop:
 
     def _take(self, batch: _Batch) -> None:
         begun = time.monotonic()
-        rolled = self.team.pool.take(self.state.next_task)
+        sampling, groups = self.team.pool.take(self.state.next_task)
         self.state.next_task += 1
         sampled = time.monotonic()
-        scored = self.team.scorers.score([rolled.groups])[0] if rolled.groups else []
-        batch.outlines += rolled.sampling.outlines
-        batch.refs += rolled.groups
+        scored = self.team.scorers.score([groups])[0] if groups else []
+        batch.outlines += sampling.outlines
+        batch.refs += groups
         batch.scored += scored
-        batch.rejects += rolled.sampling.rejects
+        batch.rejects += sampling.rejects
         batch.seconds["s_rollout"] += sampled - begun
         batch.seconds["s_reward"] += time.monotonic() - sampled
         self.state.drawn += self.config.rollout.prompts_per_task
-        self.state.rejected += len(rolled.sampling.rejects)
-        self._check_age(rolled.sampling.version)
+        self.state.rejected += len(sampling.rejects)
+        self._check_age(sampling.version)
 
     def _check_age(self, version: int) -> None:
         age, limit = self.state.step - version, self.config.rollout.max_staleness

@@ -78,7 +78,12 @@ def prepare(config: GrpoConfig) -> PreparedGrpo:
     lineage: dict[str, Any] = {}
     if is_whole:
         digest = weights_digest(folders.resolve(config.model))
-        fingerprint = _fingerprint(config, digest, prompts)
+        fingerprint = {
+            **settings_of(config, without=_FREE),
+            "model": digest,
+            "prompts": prompts.digest,
+            "code_version": CODE_VERSION,
+        }
         lineage = lineage_of(
             fingerprint,
             model={"uri": config.model, "sha256": digest},
@@ -143,12 +148,3 @@ def _check_reward(config: GrpoConfig, prompts: PromptSource) -> None:
     reward = config.reward
     question = prompts.prompt(prompts.draws(0, 1)[0]).question
     check_rewards(rewards_of(reward), reward.weights, question, elsewhere=(IOU,) if reward.iou else ())
-
-
-def _fingerprint(config: GrpoConfig, model: str, prompts: PromptSource) -> dict[str, Any]:
-    return {
-        **settings_of(config, without=_FREE),
-        "model": model,
-        "prompts": prompts.digest,
-        "code_version": CODE_VERSION,
-    }

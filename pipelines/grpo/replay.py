@@ -4,7 +4,6 @@ Prompts are read and encoded anew, responses are the tokens that were kept, rewa
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,14 +25,6 @@ from samtok.errors import ConfigError
 from samtok.mllm.adapters import load_adapter
 from samtok.mllm.family import Adapter
 from samtok.mllm.sampling import Sampled
-
-
-@dataclass(frozen=True)
-class Replayed:
-    """One prompt of a step, with what its responses were worth."""
-
-    group: Group
-    scored: list[Scored]
 
 
 class Replay:
@@ -63,8 +54,8 @@ class Replay:
     def __len__(self) -> int:
         return len(self.files)
 
-    def step(self, number: int) -> list[Replayed]:
-        """Returns the prompts of the kept step ``number`` of ``[0, len(self))``.
+    def step(self, number: int) -> list[tuple[Group, list[Scored]]]:
+        """Returns the prompts of the kept step ``number`` of ``[0, len(self))``, with their rewards.
 
         Raises:
             ConfigError: The prompts are of another run.
@@ -74,7 +65,7 @@ class Replay:
         rows = read_trajectory_file(self.uri) if kept is None else read_trajectories(self.uri, kept, kept)
         return [self._group(group) for group in by_prompt(rows)]
 
-    def _group(self, rows: Sequence[Mapping[str, Any]]) -> Replayed:
+    def _group(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Group, list[Scored]]:
         draw = rows[0]["draw"]
         index = self.prompts.draws(draw, 1)[0]
         prompt = self.prompts.prompt(index)
@@ -90,7 +81,7 @@ class Replay:
             texts=[row["text"] for row in rows],
             version=rows[0]["weight_version"],
         )
-        return Replayed(group, [Scored(components_of(row), row["reward"]) for row in rows])
+        return group, [Scored(components_of(row), row["reward"]) for row in rows]
 
 
 def _sampled(row: Mapping[str, Any]) -> Sampled:

@@ -3,20 +3,19 @@ record, the report."""
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from pipelines import provenance, storage
 from pipelines.cluster import ClusterInfo
 from pipelines.grpo.learn.learner import policy_settings
-from pipelines.grpo.loop import Loop, State
+from pipelines.grpo.loop import Loop
 from pipelines.grpo.observe import report
 from pipelines.grpo.observe.progress import GrpoProgress
 from pipelines.grpo.prepare import PreparedGrpo
 from pipelines.grpo.team import Team
 from pipelines.tracking import Tracker
-from pipelines.training.checkpoints import load_history
 from pipelines.training.prepare import Prepared
 from pipelines.training.resume import write_record
 from samtok.rl.policy import unusual_clips
@@ -40,16 +39,6 @@ def learn(ready: PreparedGrpo, tracker: Tracker, cluster: AbstractContextManager
         finally:
             team.end()
     record = {
-        **_facts(state, loop),
-        "fingerprint": ready.digest,
-        "wall_s": round(time.monotonic() - started, 1),
-        "lineage": ready.lineage,
-    }
-    write_record(config.out, record)
-
-
-def _facts(state: State, loop: Loop) -> dict[str, Any]:
-    return {
         "steps": state.step,
         "prompts_drawn": state.drawn,
         "prompts_rejected": state.rejected,
@@ -60,24 +49,24 @@ def _facts(state: State, loop: Loop) -> dict[str, Any]:
         "validations": state.validations,
         "alarms": state.alarms,
         "learner_restarts": loop.restarts,
-        "sampler_deaths": loop.team.pool.failures,
+        "sampler_deaths": team.pool.failures,
         **loop.journal.state(),
+        "fingerprint": ready.digest,
+        "wall_s": round(time.monotonic() - started, 1),
+        "lineage": ready.lineage,
     }
+    write_record(config.out, record)
 
 
-def publish(ready: PreparedGrpo, record: Mapping[str, Any], tracker: Tracker) -> list[tuple[str, str]]:
-    """Makes the report of a finished run; returns rows of the closing table."""
+def publish(
+    ready: PreparedGrpo, record: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, bytes], list[tuple[str, str]]]:
+    """Writes the report; returns its pictures, and rows of the closing table."""
     config = ready.config
-    pictures = report.write_report(
-        config.out,
-        config=provenance.as_json(config),
-        record=record,
-        history=load_history(config.out, record["history"]),
-    )
-    for name, data in pictures.items():
-        tracker.picture(data, f"pictures/{name}")
+    body = provenance.as_json(config)
+    pictures = report.write_report(config.out, config=body, record=record, history=history)
     seconds = record["seconds"].get("s_step", 0.0)
     rows = [("rate", f"{record['samples_per_s']:.1f} responses/s over {seconds:.0f} s of steps")]
     if config.debug in ("off", "train-only"):
         rows.append(("model", storage.join(config.out, "final")))
-    return rows
+    return pictures, rows

@@ -4,14 +4,12 @@ OUT/generations/     the model's answers to held-out questions, as JSON and as p
 and what every training job writes, see ``training.job``
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from pipelines import job
 from pipelines.job import Inputs
 from pipelines.sft.config import TrainMllmConfig
 from pipelines.sft.prepare import PreparedMllm, prepare
-from pipelines.tracking import Tracker
 from pipelines.training.job import TrainingJob
 
 
@@ -25,18 +23,10 @@ class TrainMllm(TrainingJob[TrainMllmConfig]):
     def check(self) -> PreparedMllm:
         return prepare(self.config)
 
-    def size(self) -> str:
-        return self.ready.size()
+    def stage(self) -> Any:
+        from pipelines.sft import run
 
-    def train(self, tracker: Tracker) -> None:
-        from pipelines.sft.run import train_on_ray  # loads torch
-
-        train_on_ray(self.ready, tracker)
-
-    def publish(self, record: Mapping[str, Any], tracker: Tracker) -> list[tuple[str, str]]:
-        from pipelines.sft.run import publish  # draws curves
-
-        return publish(self.ready, record, tracker)
+        return run
 
 
 def train_mllm(config: TrainMllmConfig, *, inputs: Inputs | None = None) -> int:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.chats.corpus import ChatCorpus, load_chat_corpus
+from pipelines.chats.corpus import load_chat_corpus
 from pipelines.chats.source import ChatSource, check_vocabulary
 from pipelines.chats.spec import ChatCorpusSpec
 from pipelines.cluster import with_device
@@ -29,31 +29,24 @@ class PreparedMllm(Prepared[TrainMllmConfig]):
     weights: tuple[float | None, ...]  # of each in the mixture, or None for all of them
     held_out: tuple[ChatSource, ...]  # to validate on
 
-    @property
-    def first_corpus(self) -> ChatCorpus:
-        """The corpus whose words the model learns; all of them agree."""
-        return self.corpora[0].corpus
-
     def size(self) -> str:
         """Returns the size of the run in a few lines."""
         config, known, chats = self.config, sum(map(len, self.corpora)), self.config.per_step
+        words = self.corpora[0].corpus  # all of them agree
         trained = [name for name, on in dataclasses.asdict(config.train).items() if on]
         return (
             f"{config.steps} steps of {chats} chats; {config.workers} workers with {config.per_worker} chats "
             f"each, in micro-batches of {config.micro}{', packed' if config.engine.packing else ''}\n"
             f"data      {known} chats of {len(self.corpora)} corpora, "
             f"{config.steps * chats / known:.2f} epochs; {sum(map(len, self.held_out))} held out\n"
-            f"words     {self.first_corpus.num_levels} x {self.first_corpus.num_codes} codes\n"
+            f"words     {words.num_levels} x {words.num_codes} codes\n"
             f"trained   {', '.join(trained)}"
         )
 
 
 def prepare(config: TrainMllmConfig) -> PreparedMllm:
-    """Checks all that can be known before workers start.
-
-    Raises:
-        SamtokError: For flags, weights or corpora that cannot work together.
-    """
+    """Checks all that can be known before workers start; raises SamtokError for flags, weights or corpora
+    that cannot work together."""
     config = dataclasses.replace(config, worker=with_device(config.worker))
     deepspeed = deepspeed_of(config.engine, (1, 2, 3))
     require_tokenizer(config.tokenizer)
@@ -72,7 +65,9 @@ def prepare(config: TrainMllmConfig) -> PreparedMllm:
             "--.chats takes no weight=, since held-out chats are taken in turn.", owner=config.validation
         )
     check_vocabulary(folder, [*corpora, *held_out], config.model)
-    config = _with_steps(config, sum(map(len, corpora)))
+    if config.epochs is not None:
+        steps = max(1, round(config.epochs * sum(map(len, corpora)) / config.per_step))
+        config = dataclasses.replace(config, steps=steps, epochs=None)
     digest = weights_digest(config.model)
     fingerprint = {
         **settings_of(config, without=("model", "chats", "validation.chats", "tokenizer")),
@@ -98,15 +93,6 @@ def prepare(config: TrainMllmConfig) -> PreparedMllm:
         corpora=tuple(corpora),
         weights=tuple(weights),
         held_out=tuple(held_out),
-    )
-
-
-def _with_steps(config: TrainMllmConfig, chats: int) -> TrainMllmConfig:
-    """Turns epochs into steps."""
-    if config.epochs is None:
-        return config
-    return dataclasses.replace(
-        config, steps=max(1, round(config.epochs * chats / config.per_step)), epochs=None
     )
 
 

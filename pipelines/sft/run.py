@@ -1,6 +1,6 @@
 """Runs the workers of a fine-tuning on Ray Train, and writes what came out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines import provenance, storage
@@ -9,20 +9,18 @@ from pipelines.sft.pictures import Gallery
 from pipelines.sft.prepare import PreparedMllm
 from pipelines.sft.worker import train_worker
 from pipelines.tracking import Tracker
-from pipelines.training.checkpoints import load_history
 from pipelines.training.fit import fit_on_ray
 from pipelines.training.progress import Progress
 
 _HIDDEN = ("learnt_tokens", "samples", "lr")
 
 
-def train_on_ray(ready: PreparedMllm, tracker: Tracker) -> None:
+def train(ready: PreparedMllm, tracker: Tracker) -> None:
     """Trains on the workers of the config, and draws answers meanwhile. Raises as ``fit_on_ray``."""
     config = ready.config
     progress = Progress(
-        config.steps,
+        config,
         tracker,
-        log_every_s=config.log_every_s,
         unit="tokens",
         hidden=_HIDDEN,
         validation_line=_validation_line,
@@ -39,20 +37,15 @@ def _validation_line(body: Mapping[str, Any]) -> str:
     )
 
 
-def publish(ready: PreparedMllm, record: Mapping[str, Any], tracker: Tracker) -> list[tuple[str, str]]:
-    """Writes the report and logs what came out; returns rows of the closing table."""
+def publish(
+    ready: PreparedMllm, record: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, bytes], list[tuple[str, str]]]:
+    """Writes the report; returns its pictures, and rows of the closing table."""
     config, times = ready.config, record["times"]
-    pictures = report.write_report(
-        config.out,
-        config=provenance.as_json(config),
-        record=record,
-        history=load_history(config.out, record["history"]),
-    )
-    for name, data in pictures.items():
-        tracker.picture(data, f"pictures/{name}")
+    body = provenance.as_json(config)
+    pictures = report.write_report(config.out, config=body, record=record, history=history)
     rows = [("rate", f"{times['tokens_per_s']:.0f} tokens/s over {times['training_s']:.0f} s of training")]
     if record["validations"]:
-        last = {name: v for name, v in record["validations"][-1].items() if name not in ("step", "best")}
-        tracker.metrics({f"final/{name}": value for name, value in last.items()}, step=config.steps)
+        last = record["validations"][-1]
         rows.insert(0, ("held out", f"loss {last['loss']:.4f}, {100 * last['codes']:.1f} % of codes right"))
-    return [*rows, ("trained", storage.join(config.out, "final"))]
+    return pictures, [*rows, ("trained", storage.join(config.out, "final"))]

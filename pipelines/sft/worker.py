@@ -30,11 +30,8 @@ from samtok.mllm.family import Adapter
 
 
 def train_worker(task: PreparedMllm, notify: Notify, device: torch.device | str = "cpu") -> None:
-    """Trains from the last checkpoint, or from the start, to the end.
-
-    Raises:
-        SamtokError: For data, weights, storage or a divergence that a user can do something about.
-    """
+    """Trains from the last checkpoint, or from the start, to the end; raises SamtokError for data, weights,
+    storage or a divergence that a user can do something about."""
     torch.set_num_threads(task.config.worker.threads)
     with storage.local_folder(resolve(task.config.model)) as folder:
         adapter = load_adapter(folder)

@@ -14,7 +14,7 @@ from pipelines import storage
 from pipelines.sweeps.children import Children
 from pipelines.sweeps.config import STOPPED_FILE
 from pipelines.tokenizer_training.worker import TokenizerTask
-from pipelines.training.resume import RECORD_FILE
+from pipelines.training.resume import is_complete
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class TrialCallback(Callback):
         task, last = self.tasks[name], trial.last_result
         out = task.config.out
         how = "finished"
-        if not storage.exists(storage.join(out, RECORD_FILE)):
+        if not is_complete(out):
             row = {key: value for key, value in last.items() if isinstance(value, float)}
             body = {"fingerprint": task.digest, "final": row}
             storage.write_bytes(storage.join(out, STOPPED_FILE), json.dumps(body).encode())

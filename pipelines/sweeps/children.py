@@ -12,7 +12,7 @@ from pipelines.sweeps.config import EXPERIMENT
 from pipelines.tokenizer_training.worker import TokenizerTask
 from pipelines.tracking import Tracker
 from pipelines.training.checkpoints import load_history
-from pipelines.training.resume import RECORD_FILE
+from pipelines.training.resume import RECORD_FILE, is_complete
 
 CLOSED_FILE = "mlflow_closed.json"
 """Says that all of a trial is in MLflow, so that its curve is not logged twice."""
@@ -48,9 +48,15 @@ class Children:
         body = {"tracking_uri": self.tracking, "fingerprint": task.digest}
         if storage.exists(where) and storage.read_json(where) == body:
             return
-        tracker, record = self.of(name), self._record(name)
-        if record is not None:
-            self._log(name, record)
+        tracker, record = self.of(name), None
+        if is_complete(task.config.out):
+            record = storage.read_json(storage.join(task.config.out, RECORD_FILE))
+            rows = load_history(task.config.out, record["history"])
+            tracker.history(
+                [(int(r["step"]) + 1, {f"train/{k}": v for k, v in r.items() if k != "step"}) for r in rows]
+            )
+            final = {f"final/{key}": float(value) for key, value in record["final"].items()}
+            tracker.metrics(final, step=record["steps"])
         tracker.tags({"status": "ended by the scheduler" if record is None else "finished"})
         tracker.end()
         if tracker.run_id is not None:
@@ -59,14 +65,3 @@ class Children:
     def fail(self, name: str) -> None:
         """Closes the run of a trial as failed; it is opened again when the trial is tried again."""
         self.of(name).end("FAILED")
-
-    def _record(self, name: str) -> dict | None:
-        where = storage.join(self.tasks[name].config.out, RECORD_FILE)
-        return storage.read_json(where) if storage.exists(where) else None
-
-    def _log(self, name: str, record: dict) -> None:
-        rows = load_history(self.tasks[name].config.out, record["history"])
-        shown = [(int(r["step"]) + 1, {f"train/{k}": v for k, v in r.items() if k != "step"}) for r in rows]
-        self.of(name).history(shown)
-        final = {f"final/{key}": float(value) for key, value in record["final"].items()}
-        self.of(name).metrics(final, step=record["steps"])

@@ -9,6 +9,7 @@ import tyro
 from annotated_types import Ge
 
 from pipelines.config import AtLeast0, AtLeast1, NotEmpty, RunConfig, config
+from pipelines.tokenizer_training.architecture import freezes
 from pipelines.tokenizer_training.config import (
     QuantizerFlags,
     StartConfig,
@@ -99,7 +100,7 @@ class SweepConfig(RunConfig):
             out=f"{self.out.rstrip('/')}/trials/{name}",
             quantizer=flags_of(name),
             start=start,
-            freeze=self.train.freeze if base is None else self._freezes,
+            freeze=self.train.freeze if base is None else freezes(self.train),
         )
 
     @property
@@ -107,10 +108,6 @@ class SweepConfig(RunConfig):
         """What the sweep sets in every run; the driver logs for all of them."""
         own = {name: getattr(self, name) for name in ("seed", "limit", "max_reject_rate")}
         return dataclasses.replace(self.train, tracking="off", dry_run=False, **own)
-
-    @property
-    def _freezes(self) -> bool:
-        return self.train.freeze if self.train.freeze is not None else self.train.start.sam2 is not None
 
     def base(self) -> TrainTokenizerConfig:
         """Returns the run of the common steps."""
@@ -129,9 +126,7 @@ def flags_of(name: str) -> QuantizerFlags:
         )
     flags = _flags(name, found["kind"], [int(size) for size in found["size"].split("x")], found["words"])
     try:
-        QuantizerConfig(
-            **{key: value for key, value in dataclasses.asdict(flags).items() if value is not None}
-        )
+        flags.over(QuantizerConfig())
     except ValueError as error:
         raise ConfigError(f"--.quantizers {name!r}: {error}") from error
     return flags

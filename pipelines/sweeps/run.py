@@ -9,7 +9,8 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipelines import job as runs
@@ -82,17 +83,15 @@ def _train_base(task: TokenizerTask) -> str:
     return storage.join(task.config.out, "final")
 
 
-def _together(tasks: Any) -> dict[str, Any]:
+def _together(tasks: Iterable[TokenizerTask]) -> dict[str, Any]:
     """Returns what all trials drew, as one record has it."""
-    total: dict[str, Any] = {"items": {}, "rejects": {}}
+    items: dict[str, Counter[str]] = defaultdict(Counter)
+    rejects = Counter[str]()
     for outcome in filter(None, map(_outcome, tasks)):
         for kind, counts in outcome.get("items", {}).items():
-            sums = total["items"].setdefault(kind, dict.fromkeys(counts, 0))
-            for name, count in counts.items():
-                sums[name] += count
-        for reason, count in outcome.get("rejects", {}).items():
-            total["rejects"][reason] = total["rejects"].get(reason, 0) + count
-    return total
+            items[kind].update(counts)
+        rejects.update(outcome.get("rejects", {}))
+    return {"items": items, "rejects": rejects}
 
 
 def _outcome(task: TokenizerTask) -> dict[str, Any] | None:

@@ -70,11 +70,8 @@ def build_batch(
     *,
     keys: Int[np.ndarray, " mask"],
 ) -> Batch:
-    """Prepares RGB uint8 images of any sizes and the bool masks that belong to them.
-
-    Raises:
-        ValueError: If a mask is empty.
-    """
+    """Prepares RGB uint8 images of any sizes and the bool masks that belong to them; raises ValueError if a
+    mask is empty."""
     squares = [
         image if image.shape[:2] == (model.image_size,) * 2 else resize_square(image, model.image_size)
         for image in images

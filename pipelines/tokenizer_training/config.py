@@ -58,11 +58,8 @@ class QuantizerFlags:
     """fsq: steps of each scalar of a word, such as 8 8 4."""
 
     def over(self, base: QuantizerConfig) -> QuantizerConfig:
-        """Returns the quantizer with these fields replaced.
-
-        Raises:
-            ValueError: If the fields do not go together.
-        """
+        """Returns the quantizer with these fields replaced; raises ValueError if the fields do not go
+        together."""
         given: dict[str, Any] = {k: v for k, v in dataclasses.asdict(self).items() if v not in (None, ())}
         if given.get("kind", base.kind) == "vq":
             given.setdefault("num_levels", 1)

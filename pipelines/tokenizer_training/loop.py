@@ -124,11 +124,8 @@ class Trainer:
             self.recent.popleft()
 
     def _start_quantizer(self, generator: torch.Generator) -> None:
-        """Fits the quantizer to the latest embeddings in the order of steps and masks.
-
-        Raises:
-            TrainingDiverged: If so many steps were skipped that there are too few.
-        """
+        """Fits the quantizer to the latest embeddings in the order of steps and masks; raises
+        TrainingDiverged if so many steps were skipped that there are too few."""
         steps = [gather_rows(z) for z, _ in self.recent]  # so their order is that of one worker
         rows = torch.cat(steps or [self.quantizer.cluster_size[:0]])[-self.config.kmeans_samples :]
         self.recent.clear()

@@ -10,7 +10,6 @@ from pipelines import shards, storage
 from pipelines.cluster import with_device
 from pipelines.ingestion.corpora import CorpusSpec, require_source
 from pipelines.ingestion.reader import Input
-from pipelines.inputs import require_tokenizer
 from pipelines.tokenizer_training.architecture import architecture_of, check_quantize_from, freezes
 from pipelines.tokenizer_training.config import TrainTokenizerConfig
 from pipelines.tokenizer_training.corpus import digest_of
@@ -65,17 +64,13 @@ def _count(specs: tuple[CorpusSpec, ...]) -> tuple[int, bool]:
 
 
 def prepare(config: TrainTokenizerConfig) -> PreparedTokenizer:
-    """Checks all that can be known before workers start.
-
-    Raises:
-        SamtokError: For flags, weights or corpora that cannot work.
-    """
+    """Checks all that can be known before workers start; raises SamtokError for flags, weights or corpora
+    that cannot work."""
     config = dataclasses.replace(config, worker=with_device(config.worker))
-    _require_inputs(config)
+    specs, held_out = _specs(config)
     architecture = architecture_of(config)
     check_quantize_from(config)
     deepspeed = deepspeed_of(config.engine, (1, 2))
-    specs, held_out = _specs(config)
     start = _start(config)
     fingerprint = {
         **settings_of(config, without=("corpora", "validation.corpora", "start")),
@@ -97,27 +92,9 @@ def prepare(config: TrainTokenizerConfig) -> PreparedTokenizer:
     )
 
 
-def _require_inputs(config: TrainTokenizerConfig) -> None:
-    start = config.start
-    if start.tokenizer:
-        require_tokenizer(start.tokenizer, flag="--.tokenizer", owner=start)
-    if start.sam2 and not storage.exists(start.sam2):
-        raise ConfigError(
-            f"--.sam2: there is no {start.sam2}. Download sam2.1_hiera_*.pt as facebookresearch/sam2 says; "
-            "or start from none: `python jobs/train_tokenizer.py --preset micro` does.",
-            owner=start,
-        )
-    for flag, texts in (("corpora", config.corpora), ("validation.corpora", config.validation.corpora)):
-        for text in texts:
-            require_source(CorpusSpec.parse(text, flag=flag).corpus)
-
-
 def _specs(config: TrainTokenizerConfig) -> tuple[tuple[CorpusSpec, ...], tuple[CorpusSpec, ...]]:
-    """Returns the corpora to train and to measure on.
-
-    Raises:
-        ConfigError: If one is misspelt or not there, only some have weights, or one to measure on has.
-    """
+    """Returns the corpora to train and to measure on; raises ConfigError if one is misspelt or not there,
+    only some have weights, or one to measure on has."""
     specs = tuple(_limited(CorpusSpec.parse(text, flag="corpora"), config.limit) for text in config.corpora)
     held_out = tuple(CorpusSpec.parse(text, flag="validation.corpora") for text in config.validation.corpora)
     check_weights([spec.weight for spec in specs])
@@ -127,9 +104,9 @@ def _specs(config: TrainTokenizerConfig) -> tuple[tuple[CorpusSpec, ...], tuple[
             "weight=.",
             owner=config.validation,
         )
-    trained = [spec.corpus for spec in specs]
     for spec in (*specs, *held_out):
         require_source(spec.corpus)
+    trained = [spec.corpus for spec in specs]
     for spec in held_out:
         if spec.corpus in trained:
             log.warning(
@@ -144,12 +121,18 @@ def _limited(spec: CorpusSpec, limit: int | None) -> CorpusSpec:
 
 
 def _start(config: TrainTokenizerConfig) -> dict[str, str]:
-    """Returns where the weights come from, with their SHA-256."""
+    """Returns where the weights come from, with their SHA-256; refuses a SAM2 file that is not there."""
     start = config.start
     if start.tokenizer:
         digest = folders.weights_sha256(start.tokenizer, read=storage.read_bytes)
         return {"tokenizer": start.tokenizer, "sha256": digest}
     if start.sam2:
+        if not storage.exists(start.sam2):
+            raise ConfigError(
+                f"--.sam2: there is no {start.sam2}. Download sam2.1_hiera_*.pt as facebookresearch/sam2 "
+                "says; or start from none: `python jobs/train_tokenizer.py --preset micro` does.",
+                owner=start,
+            )
         with storage.local_copy(start.sam2) as path, path.open("rb") as file:
             return {"sam2": start.sam2, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
     return {"random": f"seed {config.seed}"}

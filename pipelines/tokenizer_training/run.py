@@ -1,18 +1,17 @@
 """Lists the corpora of a tokenizer training, runs its workers on Ray Train, and writes what came out."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipelines import provenance, storage
 from pipelines.tokenizer_training import report
 from pipelines.tokenizer_training.config import TrainTokenizerConfig
-from pipelines.tokenizer_training.corpus import Index, build_index, load_index
+from pipelines.tokenizer_training.corpus import build_index, load_index
 from pipelines.tokenizer_training.data import held_out_samples, validation_sources
 from pipelines.tokenizer_training.prepare import PreparedTokenizer
 from pipelines.tokenizer_training.worker import TokenizerTask, train_worker
 from pipelines.tracking import Tracker
-from pipelines.training.checkpoints import load_history
 from pipelines.training.fit import fit_on_ray
 from pipelines.training.progress import Progress
 from pipelines.training.resume import claim
@@ -37,7 +36,14 @@ def task_of(ready: PreparedTokenizer) -> TokenizerTask:
         for specs, name in ((ready.corpora, "train"), (ready.held_out, "validation"))
     )
     if training is not None:
-        _judge_listing(training, config.max_reject_rate)
+        rejected, limit = training.listed_rejects, config.max_reject_rate
+        total = training.num_images + rejected
+        if rejected > limit * total:
+            raise DataError(
+                f"{rejected} of {total} images cannot be used already when they are listed; "
+                f"--max-reject-rate allows {limit:.1%}. "
+                f"{storage.join(training.uri, 'rejects.parquet')} has the reasons."
+            )
     return TokenizerTask(
         config=config,
         fingerprint=ready.fingerprint,
@@ -48,14 +54,9 @@ def task_of(ready: PreparedTokenizer) -> TokenizerTask:
     )
 
 
-def _judge_listing(index: Index, limit: float) -> None:
-    rejected = index.listed_rejects
-    total = index.num_images + rejected
-    if rejected > limit * total:
-        raise DataError(
-            f"{rejected} of {total} images cannot be used already when they are listed; --max-reject-rate "
-            f"allows {limit:.1%}. {storage.join(index.uri, 'rejects.parquet')} has the reasons."
-        )
+def train(ready: PreparedTokenizer, tracker: Tracker) -> None:
+    """Lists the corpora, and trains; raises as ``task_of`` and ``fit_on_ray``."""
+    train_on_ray(task_of(ready), tracker)
 
 
 def train_on_ray(task: TokenizerTask, tracker: Tracker) -> None:
@@ -68,9 +69,8 @@ def progress_of(
 ) -> Progress:
     """Returns what shows and logs the events of the workers."""
     return Progress(
-        config.steps,
+        config,
         tracker,
-        log_every_s=config.log_every_s,
         unit="masks",
         hidden=_HIDDEN,
         validation_line=_validation_line,
@@ -92,8 +92,10 @@ def _validation_line(body: Mapping[str, Any]) -> str:
     )
 
 
-def publish(ready: PreparedTokenizer, record: Mapping[str, Any], tracker: Tracker) -> list[tuple[str, str]]:
-    """Writes the report and logs what came out; returns rows of the closing table."""
+def publish(
+    ready: PreparedTokenizer, record: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, bytes], list[tuple[str, str]]]:
+    """Writes the report; returns its pictures, and rows of the closing table."""
     config = ready.config
     tokenizer = MaskTokenizer.from_pretrained(storage.join(config.out, "final"), read=storage.read_bytes)
     index = load_index(storage.join(config.out, "validation")) if ready.held_out else None
@@ -109,20 +111,14 @@ def publish(ready: PreparedTokenizer, record: Mapping[str, Any], tracker: Tracke
         config.out,
         config=provenance.as_json(config),
         record=record,
-        history=load_history(config.out, record["history"]),
+        history=history,
         sheet=report.contact_sheet_of(tokenizer, list(samples)),
     )
-    for name, data in pictures.items():
-        tracker.picture(data, f"pictures/{name}")
-    final = {name: value for name, value in record["final"].items() if not isinstance(value, bool)}
-    tracker.metrics({f"final/{name}": value for name, value in final.items()}, step=config.steps)
+    final, times = record["final"], record["times"]
     continuous = f", {final['iou_continuous']:.4f} without codes" if "iou_continuous" in final else ""
-    times = record["times"]
-    return [
-        (
-            "held out",
-            f"IoU {final['iou']:.4f}{continuous}, {final['iou_shuffled']:.4f} with codes of another image",
-        ),
+    shuffled = f"{final['iou_shuffled']:.4f} with codes of another image"
+    return pictures, [
+        ("held out", f"IoU {final['iou']:.4f}{continuous}, {shuffled}"),
         ("rate", f"{times['masks_per_s']:.0f} masks/s over {times['training_s']:.0f} s of training"),
         ("trained", storage.join(config.out, "final")),
     ]

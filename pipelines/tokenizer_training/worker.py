@@ -42,11 +42,8 @@ class TokenizerTask(Prepared[TrainTokenizerConfig]):
 
 
 def train_worker(task: TokenizerTask, notify: Notify, device: torch.device | str = "cpu") -> None:
-    """Trains from the last checkpoint, or from the start, to the end.
-
-    Raises:
-        SamtokError: For data, weights, storage or a divergence that a user can do something about.
-    """
+    """Trains from the last checkpoint, or from the start, to the end; raises SamtokError for data, weights,
+    storage or a divergence that a user can do something about."""
     torch.set_num_threads(task.config.worker.threads)
     TokenizerWorker(task, notify, torch.device(device)).run()
 

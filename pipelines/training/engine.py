@@ -216,11 +216,8 @@ def _copied(tensor: Tensor, device: torch.device | str) -> Tensor:
 
 
 def check_state(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
-    """Makes sure that a state, or a part of one, belongs to a module with these shapes.
-
-    Raises:
-        CheckpointError: Names the first that differs.
-    """
+    """Makes sure that a state, or a part of one, belongs to a module with these shapes; raises
+    CheckpointError, which names the first that differs."""
     for name, value in state.items():
         if value.shape != shapes.get(name):
             there = tuple(shapes[name]) if name in shapes else "missing"

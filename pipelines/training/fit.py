@@ -11,7 +11,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 from pipelines import job as runs
@@ -62,14 +61,6 @@ class Board:
         return self.error
 
 
-@dataclass(frozen=True)
-class _Arguments:
-    work: Work
-    task: Any
-    use_gpu: bool
-    board: Any
-
-
 def fit_on_ray(work: Work, task: Any, config: TrainingConfig, *, callback: Callback) -> None:
     """Trains on Ray Train's workers; returns when the run is complete.
 
@@ -93,10 +84,10 @@ def fit_on_ray(work: Work, task: Any, config: TrainingConfig, *, callback: Callb
         board = actor.options(scheduling_strategy=here).remote()  # so it lives as long as the driver
         log.info("%d workers on %s", count, "GPUs" if worker.gpus else "CPUs")
         with _polling(board, callback):
-            _fit(_Arguments(work, task, bool(worker.gpus), board), config)
+            _fit({"work": work, "task": task, "board": board}, config)
 
 
-def _fit(arguments: _Arguments, config: TrainingConfig) -> None:
+def _fit(given: dict[str, Any], config: TrainingConfig) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -104,7 +95,7 @@ def _fit(arguments: _Arguments, config: TrainingConfig) -> None:
     folder, worker = storage.join(config.out, "ray"), config.worker
     trainer = TorchTrainer(
         _on_worker,
-        train_loop_config={"arguments": arguments},
+        train_loop_config={**given, "use_gpu": bool(worker.gpus)},
         torch_config=TorchConfig(backend="nccl" if worker.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=config.workers,
@@ -123,7 +114,7 @@ def _fit(arguments: _Arguments, config: TrainingConfig) -> None:
     except SystemExit as error:  # Ray's answer to Ctrl-C
         raise KeyboardInterrupt from error
     except TrainingFailedError as error:
-        _raise_reported(arguments.board)
+        _raise_reported(given["board"])
         raise ClusterError(
             f"workers died {worker.max_failures + 1} times. The last time: {runs.last_line(error)}. "
             "Checkpoints are kept: the same command goes on from the last one. If memory is short, lower "
@@ -131,22 +122,21 @@ def _fit(arguments: _Arguments, config: TrainingConfig) -> None:
         ) from error
     finally:
         signal.signal(signal.SIGINT, interrupt)  # Ray leaves its own behind
-    _raise_reported(arguments.board)
+    _raise_reported(given["board"])
     storage.delete_folder(folder)
 
 
-def _on_worker(loop_config: dict[str, Any]) -> None:
+def _on_worker(given: dict[str, Any]) -> None:
     """Runs in every worker. An error of our family goes to the driver: a restart would meet it again."""
     import ray
     import ray.train.torch
 
-    arguments: _Arguments = loop_config["arguments"]
-    board = arguments.board
+    board = given["board"]
     if ray.get(board.failure.remote(), timeout=60) is not None:
         return
-    device = ray.train.torch.get_device() if arguments.use_gpu else "cpu"
+    device = ray.train.torch.get_device() if given["use_gpu"] else "cpu"
     try:
-        arguments.work(arguments.task, lambda kind, body: board.post.remote(kind, dict(body)), device)
+        given["work"](given["task"], lambda kind, body: board.post.remote(kind, dict(body)), device)
     except ClusterError:
         raise  # a lost process, say: another start may do better
     except SamtokError as error:

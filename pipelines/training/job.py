@@ -43,12 +43,20 @@ class TrainingJob(Job[C], Generic[C]):
         """Checks what can be known before anything runs; writes nothing."""
 
     @abstractmethod
-    def train(self, tracker: Tracker) -> None:
-        """Trains to the end, from the last checkpoint if there is one."""
+    def stage(self) -> Any:
+        """Returns the module ``run`` of the stage, which loads torch.
 
-    @abstractmethod
-    def publish(self, record: Mapping[str, Any], tracker: Tracker) -> list[tuple[str, str]]:
-        """Writes the report and logs what came out; returns rows of the closing table."""
+        It has ``train(ready, tracker)``, which goes on from the last checkpoint to the end, and
+        ``publish(ready, record, history)``, which writes the report and returns its pictures by file name and
+        rows of the closing table.
+        """
+
+    def train(self, tracker: Tracker) -> None:
+        """Trains to the end."""
+        self.stage().train(self.ready, tracker)
+
+    def size(self) -> str:
+        return self.ready.size()
 
     def prepare(self) -> None:
         self.ready = self.check()
@@ -66,12 +74,24 @@ class TrainingJob(Job[C], Generic[C]):
             self.ready = dataclasses.replace(self.ready, lineage=lineage)
             self.train(tracker)
         record = self._record()
-        rows = self.publish(record, tracker)
+        rows = self._publish(record, tracker)
         return Closing([*rows, ("report", storage.join(out, "report/index.html"))], self.items(record))
 
     def items(self, record: Mapping[str, Any]) -> Sequence[Items]:
         """Returns what became of all that a run drew."""
         return items_of(record, self.rejecting)
+
+    def _publish(self, record: Mapping[str, Any], tracker: Tracker) -> list[tuple[str, str]]:
+        from pipelines.training.checkpoints import load_history  # loads torch
+
+        history = load_history(self.config.out, record["history"])
+        pictures, rows = self.stage().publish(self.ready, record, history)
+        for name, data in pictures.items():
+            tracker.picture(data, f"pictures/{name}")
+        if final := record.get("final"):
+            kept = {name: v for name, v in final.items() if name != "step" and not isinstance(v, bool)}
+            tracker.metrics({f"final/{name}": value for name, value in kept.items()}, step=record["steps"])
+        return rows
 
     def _record(self) -> dict[str, Any]:
         """Adds to the record what only the driver knows."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from pipelines.tracking import Tracker
+from pipelines.training.config import TrainingConfig
 from pipelines.training.fit import Event
 
 log = logging.getLogger(__name__)
@@ -27,21 +28,18 @@ class Progress:
 
     def __init__(
         self,
-        steps: int,
+        config: TrainingConfig,
         tracker: Tracker,
         *,
-        log_every_s: float,
         unit: str,
         hidden: Collection[str],
         validation_line: Callable[[Mapping[str, Any]], str],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.steps, self.tracker, self.log_every_s, self.clock = steps, tracker, log_every_s, clock
-        self.unit, self.hidden, self.validation_line = (
-            unit,
-            {unit, f"{unit}_so_far", *hidden, *_NOT_SHOWN},
-            validation_line,
-        )
+        self.steps, self.log_every_s = config.steps, config.log_every_s
+        self.tracker, self.clock = tracker, clock
+        self.unit, self.validation_line = unit, validation_line
+        self.hidden = {unit, f"{unit}_so_far", *hidden, *_NOT_SHOWN}
         self._logged = 0
         self._sums: dict[str, list[float]] = defaultdict(list)
         self._shown_at = clock()

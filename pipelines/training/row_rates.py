@@ -28,11 +28,8 @@ class RowRate:
 
 
 def check_row_rates(rates: Mapping[str, RowRate], shapes: Mapping[str, torch.Size]) -> None:
-    """Makes sure that the rows are there.
-
-    Raises:
-        ValueError: Names the parameter that is not trained or has fewer rows.
-    """
+    """Makes sure that the rows are there; raises ValueError, which names the parameter that is not trained or
+    has fewer rows."""
     for name, rate in rates.items():
         rows = shapes[name][0] if shapes.get(name) else 0
         if not 0 <= rate.first < rate.stop <= rows or rate.factor < 0:

@@ -334,11 +334,8 @@ def save_state(
 
 
 def load_state(out: str, step: int, fingerprint: str, trainer: StepTaker) -> Checkpoint:
-    """Goes back to a checkpoint and returns it: weights, optimizer, skipped steps.
-
-    Raises:
-        CheckpointError: It is broken, or of a run with other settings.
-    """
+    """Goes back to a checkpoint and returns it: weights, optimizer, skipped steps; raises CheckpointError if
+    it is broken, or of a run with other settings."""
     saved = checkpoints.load(out, step)
     if saved.body["fingerprint"] != fingerprint:
         raise CheckpointError(

@@ -90,7 +90,7 @@ def test_every_response_is_scored_with_its_own_question_and_extra_components():
     found = score(questions, responses, rewards=rewards_of(ScoringConfig()), weights=weights, extra=extra)
     assert [one.total for one in found] == [0.5, 3.0]
     assert found[0].components["iou"] == 0.25
-    with pytest.raises(ValueError, match="got 2 questions, 2 responses and 1 extra"):
+    with pytest.raises(ValueError, match="argument 3 is shorter"):
         score(questions, responses, rewards=rewards_of(ScoringConfig()), weights=MASK, extra=extra[:1])
 
 

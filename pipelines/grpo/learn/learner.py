@@ -76,7 +76,7 @@ class Learner:
             TrainingDiverged: Too many steps in a row were skipped.
         """
         cut = [self._cut(part) for part in parts]
-        old = [[self._old(micro) for micro in part] if len(parts) > 1 else None for part in cut]
+        old = [[self._log_probs(micro) for micro in part] if len(parts) > 1 else None for part in cut]
         sums: list[dict[str, float]] = []
         norms: list[float] = []
         rate = learning_rate(step, self.config.steps, self.config.optimizer)
@@ -111,8 +111,8 @@ class Learner:
             )
 
     @torch.no_grad()
-    def _old(self, micro: Micro) -> Tensor:
-        return self._logits(micro).log_probs
+    def _log_probs(self, micro: Micro, model: Any = None) -> Tensor:
+        return self._logits(micro, model).log_probs
 
     def _pass(self, micro: Micro, old: Tensor | None) -> dict[str, float]:
         """Goes forward and backward through a micro-batch; returns sums over its tokens."""
@@ -130,7 +130,7 @@ class Learner:
             )
         drift = torch.zeros_like(log_probs)
         if self.reference is not None:
-            drift = self._reference_log_probs(micro)
+            drift = self._log_probs(micro, self.reference)
             if algorithm.kl.place == "loss":
                 loss = loss + algorithm.kl.weight * kl_loss(log_probs, drift, algorithm.kl.kind)
             drift = kl_values(log_probs.detach(), drift, "k3")
@@ -155,10 +155,6 @@ class Learner:
         )  # one wait for the device
 
     @torch.no_grad()
-    def _reference_log_probs(self, micro: Micro) -> Tensor:
-        return self._logits(micro, self.reference).log_probs
-
-    @torch.no_grad()
     def drift(self, groups: Sequence[Group]) -> list[list[float]]:
         """Returns the distance of each response to the reference, summed over its tokens, for the reward."""
         kind = self.config.algorithm.kl.kind
@@ -167,7 +163,7 @@ class Learner:
         for group in groups:
             micro = _all_of(group)
             own = self._logits(micro)
-            sums = sequence_kl(own.log_probs, self._reference_log_probs(micro), own.sequence, kind)
+            sums = sequence_kl(own.log_probs, self._log_probs(micro, self.reference), own.sequence, kind)
             found.append(sums.tolist())
         return found
 

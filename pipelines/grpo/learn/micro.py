@@ -31,11 +31,8 @@ class Micro:
 
 
 def micro_batches(shares: Sequence[Share], most_responses: int) -> list[Micro]:
-    """Cuts shares into micro-batches of at most so many responses, prompts of like length together.
-
-    Raises:
-        ValueError: There are no shares, or one without responses.
-    """
+    """Cuts shares into micro-batches of at most so many responses, prompts of like length together; raises
+    ValueError if there are no shares, or one without responses."""
     if not shares or not all(share.responses for share in shares):
         raise ValueError(f"every learner needs shares with responses, got {len(shares)} shares")
     pieces = [piece for share in sorted(shares, key=_length) for piece in _pieces(share, most_responses)]

@@ -32,11 +32,8 @@ class Checks:
         self.config, self.prompts, self.team, self.learners = config, prompts, team, learners
 
     def start(self, step: int) -> None:
-        """Makes all checks, before the first step and after a restart.
-
-        Raises:
-            CheckpointError: One of them fails.
-        """
+        """Makes all checks, before the first step and after a restart; raises CheckpointError if one of them
+        fails."""
         if not (self.config.checks.parity_every or self.config.checks.image):
             return
         refs = self._probe(step)
@@ -46,11 +43,8 @@ class Checks:
             self._require_effect(refs)
 
     def parity(self, step: int) -> None:
-        """Compares both sides' log-probabilities of fresh responses.
-
-        Raises:
-            CheckpointError: They are further apart than ``--checks.parity-limit``.
-        """
+        """Compares both sides' log-probabilities of fresh responses; raises CheckpointError if they are
+        further apart than ``--checks.parity-limit``."""
         self._compare(self._probe(step), step)
 
     def _probe(self, step: int) -> list[Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.grpo.observe.report_metrics import VALIDATION, meaning, pictures_of
-from pipelines.grpo.observe.trajectory_page import load_tokenizer, some_steps, tokenizer_uri, write_page
+from pipelines.grpo.observe.trajectory_page import load_tokenizer, some_steps, write_page
 from pipelines.reports import html, training
 from pipelines.reports.training import Row, column, names_of
 from samtok.errors import SamtokError
@@ -85,7 +85,7 @@ def _trajectories(out: str, config: Mapping[str, Any], tokenizer: MaskTokenizer 
     if not steps:
         return html.paragraph(html.faint("No trajectories were kept."))
     try:
-        tokenizer = tokenizer or load_tokenizer(tokenizer_uri(config, out))
+        tokenizer = tokenizer or load_tokenizer(config.get("tokenizer"), out)
         write_page(out, steps, tokenizer=tokenizer, num=PROMPTS)
     except SamtokError as error:
         log.warning("the trajectories of %s cannot be drawn: %s", out, error)

@@ -92,23 +92,15 @@ def some_steps(out: str) -> list[int]:
     return sorted({kept[0], kept[len(kept) // 2], kept[-1]}) if kept else []
 
 
-def tokenizer_uri(config: Mapping[str, Any], out: str) -> str:
-    """Returns where the mask tokenizer of a run is, by its config.
-
-    Raises:
-        DataError: If the config names none.
-    """
-    if not config.get("tokenizer"):
-        raise DataError(f"the config of {out} names no mask tokenizer; give that of the words (--tokenizer).")
-    return config["tokenizer"]
-
-
-def load_tokenizer(uri: str) -> MaskTokenizer:
+def load_tokenizer(uri: str | None, out: str) -> MaskTokenizer:
     """Loads the mask tokenizer of a run, on a GPU if there is one.
 
     Raises:
+        DataError: If there is no ``uri``, since the config names none.
         CheckpointError: If it cannot be used.
     """
+    if not uri:
+        raise DataError(f"the config of {out} names no mask tokenizer; give that of the words (--tokenizer).")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return MaskTokenizer.from_pretrained(uri, device=device, read=storage.read_bytes)
 
@@ -268,10 +260,8 @@ def _main(flags: argparse.Namespace) -> int:
     steps = some_steps(out) if flags.steps is None else _numbers(flags.steps)
     if not steps:
         raise DataError(f"{out} has no trajectories. {_kept(out)}")
-    uri = flags.tokenizer
-    if uri is None:
-        uri = tokenizer_uri(storage.read_json(storage.join(out, "config.json")), out)
-    tokenizer = load_tokenizer(uri)
+    uri = flags.tokenizer or storage.read_json(storage.join(out, "config.json")).get("tokenizer")
+    tokenizer = load_tokenizer(uri, out)
     where = write_page(out, steps, tokenizer=tokenizer, num=flags.num, seed=flags.seed)
     sys.stdout.write(f"page {where}\n")
     return 0

@@ -35,11 +35,8 @@ class Scored:
 
 
 def parse_weights(text: str) -> dict[str, float]:
-    """Reads ``mask=1,format=0.1``.
-
-    Raises:
-        ConfigError: For a part of another form, or a name that is there twice.
-    """
+    """Reads ``mask=1,format=0.1``; raises ConfigError for a part of another form, or a name that is there
+    twice."""
     weights = {}
     for name, value in parse_pairs(text, flag="weights").items():
         try:
@@ -123,11 +120,8 @@ def resolve(name: str) -> Reward:
 
 
 def check_weights(weights: Mapping[str, float]) -> None:
-    """Refuses weights from which nothing can be learnt.
-
-    Raises:
-        ConfigError: If one is not finite, or all are 0.
-    """
+    """Refuses weights from which nothing can be learnt; raises ConfigError if one is not finite, or all are
+    0."""
     for name, weight in weights.items():
         if not math.isfinite(weight):
             raise ConfigError(f"the weight of the reward component {name!r} must be finite, got {weight}.")
@@ -178,10 +172,6 @@ def score(
         ValueError: If the lengths differ.
     """
     beside = [{}] * len(responses) if extra is None else extra
-    if not len(questions) == len(responses) == len(beside):
-        raise ValueError(
-            f"got {len(questions)} questions, {len(responses)} responses and {len(beside)} extra components."
-        )
     scored = []
     for number, (question, response, known) in enumerate(zip(questions, responses, beside, strict=True)):
         where = _where(question, number)
@@ -206,9 +196,8 @@ def check_rewards(
         elsewhere: Names of the components that are computed elsewhere (``extra`` of ``score``).
 
     Raises:
-        ConfigError: From ``score`` and ``check_weights``.
+        ConfigError: From ``score``.
     """
-    check_weights(weights)
     extra = [dict.fromkeys(elsewhere, 1.0)]
     return score([question], [true_response(question)], rewards=rewards, weights=weights, extra=extra)[0]
 

@@ -46,11 +46,8 @@ class RolloutEngine(Protocol):
         ...
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
-        """Takes in trained weights, all of them or, if one does not fit, none.
-
-        Raises:
-            CheckpointError: A name is unknown or a shape differs.
-        """
+        """Takes in trained weights, all of them or, if one does not fit, none; raises CheckpointError if a
+        name is unknown or a shape differs."""
         ...
 
     def sleep(self) -> None:
@@ -62,7 +59,7 @@ class RolloutEngine(Protocol):
         ...
 
 
-class HfEngine:
+class HfEngine(RolloutEngine):
     """transformers' generation."""
 
     wants_images = False
@@ -77,7 +74,6 @@ class HfEngine:
         self.config, self.device = config, torch.device(device)
 
     def sample(self, prompts: Sequence[Encoded], *, responses: int, seed: int) -> list[list[Sampled]]:
-        """Samples responses to each prompt, all in one batch."""
         return sample(
             self.model,
             self.adapter,
@@ -90,7 +86,6 @@ class HfEngine:
         )
 
     def greedy(self, prompts: Sequence[Encoded]) -> list[list[int]]:
-        """Returns the likeliest response to each prompt."""
         return generate(
             self.model,
             self.adapter,
@@ -101,18 +96,15 @@ class HfEngine:
 
     @torch.no_grad()
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
-        """Takes in trained weights."""
         own = self.model.state_dict()
         check_state(state, {name: value.shape for name, value in own.items()})
         for name, value in state.items():
             own[name].copy_(value)
 
     def sleep(self) -> None:
-        """Moves the weights to the host."""
         if self.device.type == "cuda":
             self.model.to(torch.device("cpu"))  # type: ignore[call-arg]
             torch.cuda.empty_cache()
 
     def wake(self) -> None:
-        """Moves the weights to the accelerator."""
         self.model.to(self.device)  # type: ignore[call-arg]

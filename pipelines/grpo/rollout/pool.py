@@ -2,8 +2,7 @@
 
 Results are used in the order of the tasks, whichever sampler is first, so a run does not depend on which
 process is fast. A task is sampled with all weights that were published before it was sent out, since the
-calls of one actor are done in order; with at most ``slots`` tasks in flight, no response is older than
-``--rollout.max-staleness`` steps when it is learnt from.
+calls of one actor are done in order.
 
 A sampler that dies is replaced, gets the newest weights, and its task is done again, by it or another one:
 the responses were never used, so each prompt is used exactly once.
@@ -25,14 +24,6 @@ from pipelines.grpo.transport import Weights, object_store
 from samtok.errors import CheckpointError, ClusterError
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Rolled:
-    """A finished task: what the driver knows, and references to its groups."""
-
-    sampling: Sampling
-    groups: tuple[Any, ...]
 
 
 @dataclass
@@ -60,7 +51,7 @@ class RolloutPool:
         self._waiting: deque[RolloutTask] = deque()
         self._running: dict[int, _Running] = {}
         self._syncing: dict[int, Any] = {}
-        self._done: dict[int, Rolled] = {}
+        self._done: dict[int, tuple[Sampling, tuple[Any, ...]]] = {}
 
     # ---------------------------------------------------------------- weights
 
@@ -145,8 +136,8 @@ class RolloutPool:
                 made = actor.roll.options(num_returns=1 + self.prompts_per_task).remote(task)
                 self._running[number] = _Running(task, made, time.monotonic())
 
-    def take(self, number: int) -> Rolled:
-        """Returns the result of one task; waits for it.
+    def take(self, number: int) -> tuple[Sampling, tuple[Any, ...]]:
+        """Waits for a task; returns what it came to, and references to its groups.
 
         Raises:
             ClusterError: Samplers died too often, or one hangs.
@@ -181,7 +172,7 @@ class RolloutPool:
         if at in self._syncing:  # it came before the task, or comes right now
             self._finish_sync(at)
         groups = tuple(running.refs[1 : 1 + len(sampling.outlines)])
-        self._done[running.task.number] = Rolled(sampling, groups)
+        self._done[running.task.number] = sampling, groups
         self._hand_out()
 
     # ---------------------------------------------------------------- others

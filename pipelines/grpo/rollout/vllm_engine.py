@@ -32,7 +32,7 @@ from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
 
 from pipelines import env, storage
 from pipelines.grpo.config import RolloutConfig
-from pipelines.grpo.rollout.engines import Shown
+from pipelines.grpo.rollout.engines import RolloutEngine, Shown
 from pipelines.training.engine import check_state
 from pipelines.training.steps import mixed_seed
 from samtok import folders
@@ -51,7 +51,7 @@ _GRAMMAR = "samtok.mllm.vllm_grammar:MaskWordProcessor"
 _MEMORY = ("weights", "kv_cache")
 
 
-class VllmEngine:
+class VllmEngine(RolloutEngine):
     """One vLLM in this process, on one GPU.
 
     Args:
@@ -95,11 +95,7 @@ class VllmEngine:
         ]
 
     def greedy(self, prompts: Sequence[Encoded]) -> list[list[int]]:
-        """Returns the likeliest response to each prompt.
-
-        Raises:
-            ConfigError: vLLM reads a prompt differently.
-        """
+        """As ``sample``, the likeliest response."""
         outputs = self._generate(prompts, [{"n": 1, "temperature": 0.0}] * len(prompts))
         return [list(output.outputs[0].token_ids) for output in outputs]
 
@@ -209,11 +205,8 @@ def response_arguments(adapter: Adapter, config: RolloutConfig, bias: Mapping[in
 
 
 def engine_prompt(prompt: Encoded) -> dict[str, Any]:
-    """Returns a prompt as vLLM takes it: each image's run of tokens as one, and the images.
-
-    Raises:
-        ValueError: There are fewer or more runs than images.
-    """
+    """Returns a prompt as vLLM takes it: each image's run of tokens as one, and the images; raises ValueError
+    if there are fewer or more runs than images."""
     image = prompt.mm_token_type_ids == 1
     inside = torch.zeros_like(image)
     inside[1:] = image[1:] & image[:-1]
@@ -246,11 +239,8 @@ def check_prompt(prompt: Encoded, seen: Sequence[int] | None) -> None:
 
 
 def read_response(completion: Any, adapter: Adapter, bias: Mapping[int, float]) -> Sampled:
-    """Reads one of vLLM's completions.
-
-    Raises:
-        CheckpointError: A log-probability is no number, or a token came that must not.
-    """
+    """Reads one of vLLM's completions; raises CheckpointError if a log-probability is no number, or a token
+    came that must not."""
     ids = list(completion.token_ids)
     log_probs = np.array(
         [step[id_].logprob for step, id_ in zip(completion.logprobs, ids, strict=True)], np.float32
