@@ -217,9 +217,10 @@ class GrpoConfig(RunConfig):
     def _check_shares(self) -> None:
         prompts, task = self.prompts_per_step, self.rollout.prompts_per_task
         if prompts % task:
+            share = max(size for size in range(1, task + 1) if prompts % size == 0)
             raise ConfigError(
                 f"--.prompts-per-step {prompts} is not a multiple of --.rollout.prompts-per-task {task}; "
-                f"take {prompts // task * task or task} prompts, or tasks of {_largest_share(prompts, task)}."
+                f"take {prompts // task * task or task} prompts, or tasks of {share}."
             )
         if prompts < self.learner.workers * self.algorithm.inner_steps:
             raise ConfigError(
@@ -236,7 +237,3 @@ class GrpoConfig(RunConfig):
     def slots(self) -> int:
         """Batches of prompts that may be in flight at once; this is what bounds staleness."""
         return (self.rollout.max_staleness + 1) * self.tasks_per_step
-
-
-def _largest_share(whole: int, most: int) -> int:
-    return max(size for size in range(1, most + 1) if whole % size == 0)

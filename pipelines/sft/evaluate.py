@@ -6,6 +6,7 @@
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -53,7 +54,6 @@ class Validator:
         self.model, self.adapter, self.config, self.alike = model, adapter, config, alike
         places = islice(in_turn(sources), config.validation.samples)
         self.rows = [source.row(index) for source, index in places]
-        self._encoded: list[Encoded] | None = None
 
     @torch.inference_mode()
     def measure(self) -> dict[str, float]:
@@ -62,7 +62,7 @@ class Validator:
         was_training = self.model.training
         self.model.eval()
         sums = torch.zeros(6, dtype=torch.float64, device=self.model.device)
-        for batch in micro_batches(self._own(), self.config.micro):
+        for batch in micro_batches(self._own, self.config.micro):
             sums += self._sums(batch)
         self.model.train(was_training)
         loss, learnt, right, codes, right_codes, samples = sum_over_ranks(sums).tolist()
@@ -73,6 +73,7 @@ class Validator:
             "samples": samples,
         }
 
+    @cached_property
     def _own(self) -> list[Encoded]:
         """Returns this worker's held-out chats, filled up with chats that do not count to the most of any.
 
@@ -80,8 +81,6 @@ class Validator:
             DataError: If none can be used.
             ConfigError: If workers would use different parts of the model, and the engine cannot take that.
         """
-        if self._encoded is not None:
-            return self._encoded
         unusable: list[str] = []
         share = self.rows[world.rank() :: world.size()]
         own = [s for row in share if (s := self._encode(row, unusable)) is not None]
@@ -100,7 +99,6 @@ class Validator:
         own += [_unlearnt(usable[0])] * missing
         if self.alike:
             self._require_alike(own)
-        self._encoded = own
         return own
 
     def _require_alike(self, own: Sequence[Encoded]) -> None:

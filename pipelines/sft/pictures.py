@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from types import TracebackType
 from typing import Any
 
@@ -36,7 +37,6 @@ class Gallery:
     def __init__(self, config: TrainMllmConfig, tracker: Tracker, progress: Progress) -> None:
         self.config, self.tracker, self.progress = config, tracker, progress
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="gallery")
-        self._tokenizer: MaskTokenizer | None = None
 
     def __enter__(self) -> "Gallery":
         return self
@@ -57,17 +57,16 @@ class Gallery:
         """Draws one file of answers; a picture that cannot be drawn does not end training."""
         try:
             answers = storage.read_json(storage.join(self.config.out, name))
-            data = draw(self._mask_tokenizer(), answers)
+            data = draw(self._tokenizer, answers)
             storage.write_bytes(storage.join(self.config.out, name.replace(".json", ".png")), data)
         except SamtokError as error:
             log.warning("the answers of %s cannot be drawn: %s", name, error)
             return
         self.tracker.picture(data, name.replace(".json", ".png"))
 
-    def _mask_tokenizer(self) -> MaskTokenizer:
-        if self._tokenizer is None:
-            self._tokenizer = MaskTokenizer.from_pretrained(self.config.tokenizer, read=storage.read_bytes)
-        return self._tokenizer
+    @cached_property
+    def _tokenizer(self) -> MaskTokenizer:
+        return MaskTokenizer.from_pretrained(self.config.tokenizer, read=storage.read_bytes)
 
 
 def draw(tokenizer: MaskTokenizer, answers: Sequence[Mapping[str, Any]]) -> bytes:

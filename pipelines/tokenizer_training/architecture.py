@@ -30,20 +30,20 @@ def architecture_of(config: TrainTokenizerConfig) -> MaskTokenizerConfig:
 def _like(uri: str, model: str) -> MaskTokenizerConfig:
     """Returns the architecture of a tokenizer, which but for its quantizer must be the one asked for."""
     found, wanted = folders.read_config(uri, read=storage.read_bytes), PRESETS[model]
-    if dataclasses.replace(found, quantizer=wanted.quantizer) == wanted:
+    if _fits(found, wanted):
         return found
     fields = [f.name for f in dataclasses.fields(found) if f.name != "quantizer"]
     differing = [name for name in fields if getattr(found, name) != getattr(wanted, name)]
-    fitting = [
-        name
-        for name, preset in PRESETS.items()
-        if dataclasses.replace(found, quantizer=preset.quantizer) == preset
-    ]
+    fitting = [name for name, preset in PRESETS.items() if _fits(found, preset)]
     remedy = f"Use --model {fitting[0]}" if fitting else "Start from another tokenizer"
     raise CheckpointError(
         f"--start.tokenizer {uri} is not of the architecture --model {model}: {', '.join(differing)} differ. "
         f"{remedy}, or drop --start.tokenizer."
     )
+
+
+def _fits(found: MaskTokenizerConfig, preset: MaskTokenizerConfig) -> bool:
+    return dataclasses.replace(found, quantizer=preset.quantizer) == preset
 
 
 def freezes(config: TrainTokenizerConfig) -> bool:

@@ -127,12 +127,7 @@ def load_index(out: str) -> Index | None:
         raise ConfigError(
             f"{where} has version {body['version']}, expected {INDEX_VERSION}. Choose another --out."
         )
-    return Index(uri, tuple(_indexed(corpus) for corpus in body["corpora"]))
-
-
-def _indexed(body: dict[str, Any]) -> IndexedCorpus:
-    spec: Any = pydantic.TypeAdapter(CorpusSpec).validate_python(body["spec"])
-    return IndexedCorpus(**(body | {"spec": spec}))
+    return Index(uri, pydantic.TypeAdapter(tuple[IndexedCorpus, ...]).validate_python(body["corpora"]))
 
 
 def _identity(spec: CorpusSpec, sources: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,6 @@ class Scorer(Traced):
         self.config, self.device = config, device
         self.weights = reward.weights
         self.rewards = rewards_of(reward)
-        self._iou: IouReward | None = None
 
     def score(self, *groups: Group) -> list[list[Scored]]:
         """Returns components and total of every response of every group."""
@@ -59,13 +59,12 @@ class Scorer(Traced):
         extra = None
         if self.config.reward.iou:
             image = load_images(dict(group.question.record))[0]
-            extra = [{NAME: value} for value in self._decoder().score(image, questions, responses)]
+            extra = [{NAME: value} for value in self._decoder.score(image, questions, responses)]
         return score(questions, responses, rewards=self.rewards, weights=self.weights, extra=extra)
 
+    @cached_property
     def _decoder(self) -> IouReward:
-        if self._iou is None:
-            self._iou = IouReward.from_pretrained(self.config.tokenizer, device=self.device)
-        return self._iou
+        return IouReward.from_pretrained(self.config.tokenizer, device=self.device)
 
     def validate(self, greedy: Sequence[Group], sampled: Sequence[Group]) -> list[ValidationRow]:
         """Returns what held-out prompts were answered, with the masks of the likeliest responses."""
@@ -88,7 +87,7 @@ class Scorer(Traced):
         """Returns the unions of the likeliest response's masks and of the true ones."""
         record = dict(group.question.record)
         image = load_images(record)[0]
-        tokenizer = self._decoder().tokenizer
+        tokenizer = self._decoder.tokenizer
         words = read(group.question, group.answers[0]).words
         size_hw = (image.shape[0], image.shape[1])
         if words:

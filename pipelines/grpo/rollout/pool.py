@@ -13,13 +13,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pipelines.grpo import actors
 from pipelines.grpo.actors import ActorDied, Lost
 from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.groups import RolloutTask
-from pipelines.grpo.rollout.sampler import Sampling
+from pipelines.grpo.rollout.sampler import Sampler, Sampling
 from pipelines.grpo.transport import Weights, object_store
 from samtok.errors import CheckpointError, ClusterError
 
@@ -238,35 +239,31 @@ class SamplerActor(actors.Traced):
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
-        self.sampler: Any = None
 
-    def _ready(self) -> Any:
-        if self.sampler is None:
-            from pipelines.grpo.rollout.sampler import Sampler
-
-            task, prompts, held_out, device = self.arguments
-            self.sampler = Sampler(task.config, prompts, held_out, object_store(task.config.sync), device)
-        return self.sampler
+    @cached_property
+    def sampler(self) -> Sampler:
+        """Made by the first call, whose error reaches the driver as it is."""
+        task, prompts, held_out, device = self.arguments
+        return Sampler(task.config, prompts, held_out, object_store(task.config.sync), device)
 
     def sync(self, weights: Weights) -> tuple[int, str]:
         """As ``Sampler.sync``."""
-        return self._ready().sync(weights)
+        return self.sampler.sync(weights)
 
     def roll(self, task: RolloutTask) -> list[Any]:
         """As ``Sampler.roll``, filled up with None to the returns that the call was made with."""
-        sampler = self._ready()
-        sampling, groups = sampler.roll(task)
-        missing = sampler.config.rollout.prompts_per_task - len(groups)
+        sampling, groups = self.sampler.roll(task)
+        missing = self.sampler.config.rollout.prompts_per_task - len(groups)
         return [sampling, *groups, *[None] * missing]
 
     def validate(self, indices: Sequence[int]) -> Any:
         """As ``Sampler.validate``."""
-        return self._ready().validate(indices)
+        return self.sampler.validate(indices)
 
     def sleep(self) -> None:
         """As ``Sampler.sleep``."""
-        self._ready().sleep()
+        self.sampler.sleep()
 
     def wake(self) -> None:
         """As ``Sampler.wake``."""
-        self._ready().wake()
+        self.sampler.wake()
