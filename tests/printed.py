@@ -10,9 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipelines.config import RunConfig
-from pipelines.ingestion.config import ShapesConfig
-
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = (
@@ -132,10 +129,6 @@ def parsed_by(job: str) -> tuple[type, Mapping[str, Any]]:
             kind, presets = (names[ast.unparse(argument)] for argument in node.args[:2])
             return kind, presets
     raise AssertionError(f"{path} does not call cli.parse")
-
-
-IN_FRAME = [job for job in JOBS if issubclass(parsed_by(job)[0], RunConfig | ShapesConfig)]
-"""Until every job is in the frame: those that are."""
 
 
 # ---------------------------------------------------------------- links

@@ -13,14 +13,12 @@ from pipelines.config import RunConfig
 from pipelines.help import flags_of
 from pipelines.renamed_flags import RENAMED, successor
 from tests import printed
-from tests.printed import IN_FRAME, JOBS, PAGES, README, ROOT, Command
+from tests.printed import JOBS, PAGES, README, ROOT, Command
 
 GUIDE = [page for page in PAGES if page.name != "CHANGELOG.md"]
 COMMON = {"preset", "config", "help", "help-all"}
 OF_OTHERS = {"working-dir", "runtime-env-json"}
 """Flags of Ray's own commands."""
-
-landed = pytest.mark.skipif(IN_FRAME != JOBS, reason="some jobs are not on the frame yet")
 
 
 @cache
@@ -117,7 +115,6 @@ def _is_known(flag: str, known: frozenset[str] | set[str]) -> bool:
     return name in known or positive in known
 
 
-@landed
 @pytest.mark.parametrize("page", GUIDE, ids=printed.name_of)
 def test_flags_in_the_text_exist(page: Path):
     tools = {
@@ -167,7 +164,7 @@ JOB_LINES = [
         *(command for page in GUIDE for command in printed.commands(page)),
         *(command for job in JOBS for command in printed.docstring_commands(job)),
     ]
-    if command.job in IN_FRAME
+    if command.job in JOBS
 ]
 
 

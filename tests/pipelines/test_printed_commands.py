@@ -27,16 +27,16 @@ from pipelines.ingestion.shapes_corpus import make_shapes
 from samtok.shapes import WorldConfig, make_scene
 from samtok.words import format_words
 from tests import printed
-from tests.printed import IN_FRAME, PAGES, README, ROOT, Command
+from tests.printed import JOBS, PAGES, README, ROOT, Command
 from tests.ray_head import BIN, RayHead
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 PRINTED = [command for page in PAGES for command in printed.commands(page)]
-BARE = [command for command in printed.commands(README) if command.job in IN_FRAME and not command.flags]
+BARE = [command for command in printed.commands(README) if command.job in JOBS and not command.flags]
 SUBMITTED = {command.job for command in BARE if command.is_submitted}
 """Jobs that the README prints with ``ray job submit`` and no flags; test_submit.py submits them."""
-DRY = [command for command in PRINTED if command.job in IN_FRAME and command not in BARE]
+DRY = [command for command in PRINTED if command.job in JOBS and command not in BARE]
 OTHERS = [command for command in PRINTED if not command.job]
 
 NOT_RUN = {"make", "source", "mlflow", "ray", "git"}
