@@ -18,14 +18,13 @@ from pipelines.sft.data import PreparedChat, step_loader
 from pipelines.sft.evaluate import Validator
 from pipelines.sft.loop import Trainer
 from pipelines.sft.prepare import PreparedMllm
+from pipelines.training import mllm
 from pipelines.training.engine import engine_of, same_parts_needed
 from pipelines.training.fit import Notify
-from pipelines.training.mllm import export, keep_fewer_activations, names_of_trained, trained_state
+from pipelines.training.mllm import keep_fewer_activations, names_of_trained, trained_state
 from pipelines.training.row_rates import RowRate
 from pipelines.training.worker import TrainWorker
 from samtok.errors import CheckpointError
-from samtok.folders import resolve
-from samtok.mllm.adapters import load_adapter
 from samtok.mllm.family import Adapter
 
 
@@ -33,10 +32,7 @@ def train_worker(task: PreparedMllm, notify: Notify, device: torch.device | str 
     """Trains from the last checkpoint, or from the start, to the end; raises SamtokError for data, weights,
     storage or a divergence that a user can do something about."""
     torch.set_num_threads(task.config.worker.threads)
-    with storage.local_folder(resolve(task.config.model)) as folder:
-        adapter = load_adapter(folder)
-        model = adapter.load_model(folder, attn=task.config.engine.attention)
-    model.to(torch.device(device))  # type: ignore[call-arg] transformers wraps it
+    adapter, model = mllm.load(task.config.model, attention=task.config.engine.attention, device=device)
     MllmWorker(task, notify, model, adapter).run()
 
 
@@ -85,7 +81,7 @@ class MllmWorker(TrainWorker[TrainMllmConfig, PreparedChat]):
     def export(self, uri: str, lineage: Mapping[str, Any]) -> None:
         state = self.loop.engine.model_state()
         if self.rank == 0:
-            export(self.model, state, self.adapter, uri, lineage)
+            mllm.export(self.model, state, self.adapter, uri, lineage)
 
     def model_state(self) -> dict[str, Tensor]:
         return trained_state(self.loop.engine, self.trained)

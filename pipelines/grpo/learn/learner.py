@@ -25,8 +25,6 @@ from pipelines.training.mllm import keep_fewer_activations, names_of_trained, tr
 from pipelines.training.prepare import Prepared
 from pipelines.training.steps import Steps, learning_rate
 from pipelines.training.worker import load_state, save_state
-from samtok import folders
-from samtok.mllm.adapters import load_adapter
 from samtok.mllm.float_head import use_float32_head
 from samtok.mllm.generation import processor_of
 from samtok.mllm.sampling import ResponseLogits, response_log_probs
@@ -44,10 +42,8 @@ class Learner:
         config = task.config
         torch.set_num_threads(config.learner.worker.threads)
         self.task, self.config, self.transport, self.rank = task, config, transport, world.rank()
-        with storage.local_folder(folders.resolve(config.model)) as folder:
-            self.adapter = load_adapter(folder)
-            self.model = self.adapter.load_model(folder, attn=config.learner.attention)
-        self.model.to(torch.device(device))  # type: ignore[call-arg] transformers wraps it
+        attention = config.learner.attention
+        self.adapter, self.model = mllm.load(config.model, attention=attention, device=device)
         self.adapter.freeze(self.model, **dataclasses.asdict(config.train))
         use_float32_head(self.model)
         self.trained = names_of_trained(self.model)

@@ -8,11 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines import storage
 from pipelines.grpo.config import RolloutConfig
+from pipelines.training import mllm
 from pipelines.training.engine import check_state
-from samtok import folders
-from samtok.mllm.adapters import load_adapter
 from samtok.mllm.chat import Encoded
 from samtok.mllm.family import Adapter
 from samtok.mllm.float_head import use_float32_head
@@ -66,10 +64,8 @@ class HfEngine(RolloutEngine):
 
     def __init__(self, model: str, config: RolloutConfig, device: torch.device | str) -> None:
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.precision]
-        with storage.local_folder(folders.resolve(model)) as folder:
-            self.adapter = load_adapter(folder)
-            self.model = self.adapter.load_model(folder, dtype=dtype, attn=config.attention)
-        self.model.to(torch.device(device)).eval()  # type: ignore[call-arg] transformers wraps it
+        self.adapter, self.model = mllm.load(model, attention=config.attention, device=device, dtype=dtype)
+        self.model.eval()
         use_float32_head(self.model)
         self.config, self.device = config, torch.device(device)
 
@@ -103,8 +99,8 @@ class HfEngine(RolloutEngine):
 
     def sleep(self) -> None:
         if self.device.type == "cuda":
-            self.model.to(torch.device("cpu"))  # type: ignore[call-arg]
+            self.model.to(torch.device("cpu"))
             torch.cuda.empty_cache()
 
     def wake(self) -> None:
-        self.model.to(self.device)  # type: ignore[call-arg]
+        self.model.to(self.device)

@@ -72,12 +72,7 @@ class Sampler:
 
     def roll(self, task: RolloutTask) -> tuple[Sampling, list[Group]]:
         """Samples responses to the prompts of a task; a prompt that cannot be asked is rejected."""
-        rejects: list[dict[str, Any]] = []
-        asked = [
-            (draw, index, *found)
-            for draw, index in task.draws
-            if (found := self._read(self.prompts, index, rejects)) is not None
-        ]
+        asked, rejects = self._read(self.prompts, task.draws)
         groups = self._groups(
             asked, self.config.rollout.group_size, mixed_seed(self.config.seed, _SAMPLE, task.number)
         )
@@ -86,12 +81,7 @@ class Sampler:
     def validate(self, indices: Sequence[int]) -> tuple[list[Group], list[Group]]:
         """Answers held-out prompts: greedily, and with ``--validation.samples`` samples of each."""
         assert self.held_out is not None
-        rejects: list[dict[str, Any]] = []
-        asked = [
-            (index, index, *found)
-            for index in indices
-            if (found := self._read(self.held_out, index, rejects)) is not None
-        ]
+        asked, rejects = self._read(self.held_out, [(index, index) for index in indices])
         if rejects:
             log.warning(
                 "%d of %d held-out prompts cannot be asked and are left out of the validation; the first: %s",
@@ -108,15 +98,19 @@ class Sampler:
         return greedy, self._groups(asked, samples, seed) if samples else []
 
     def _read(
-        self, source: PromptSource, index: int, rejects: list[dict[str, Any]]
-    ) -> tuple[Prompt, Encoded] | None:
-        try:
-            prompt = source.prompt(index)
-            encoded = encode_prompt(self.engine.adapter, prompt, self.config.prompts.max_prompt_tokens)
-            return prompt, _shown(encoded, prompt) if self.engine.wants_images else encoded
-        except DataError as error:
-            rejects.append(rejected(source.row(index), error))
-            return None
+        self, source: PromptSource, draws: Sequence[tuple[int, int]]
+    ) -> tuple[list[tuple[int, int, Prompt, Encoded]], list[dict[str, Any]]]:
+        """Returns the prompts that can be asked, with their draws, and rejects for the others."""
+        asked, rejects = [], []
+        for draw, index in draws:
+            try:
+                prompt = source.prompt(index)
+                encoded = encode_prompt(self.engine.adapter, prompt, self.config.prompts.max_prompt_tokens)
+                shown = _shown(encoded, prompt) if self.engine.wants_images else encoded
+                asked.append((draw, index, prompt, shown))
+            except DataError as error:
+                rejects.append(rejected(source.row(index), error))
+        return asked, rejects
 
     def _groups(
         self, asked: Sequence[tuple[int, int, Prompt, Encoded]], responses: int, seed: int
