@@ -50,12 +50,8 @@ class Traced:
 
 
 def start_actor(kind: type[Traced], *arguments: Any, cpus: float, gpus: float = 0, **options: Any) -> Any:
-    """Starts an actor of a plain class.
-
-    Args:
-        arguments: Of its constructor, which runs in the actor.
-        options: Further options of Ray's, such as ``scheduling_strategy``.
-    """
+    """Starts an actor of a plain class, whose constructor runs in the actor with the arguments; options are
+    Ray's, such as ``scheduling_strategy``."""
     import ray
 
     actor: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, concurrency_groups={STACKS: 1}, **options)(kind)  # pyright: ignore

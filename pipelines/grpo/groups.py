@@ -15,11 +15,7 @@ from samtok.rewards.response import Question, Response
 
 @dataclass(frozen=True)
 class RolloutTask:
-    """Prompts that are sampled in one batch.
-
-    Attributes:
-        draws: Number of each prompt in the order of the run, and its index in the prompts.
-    """
+    """Prompts that are sampled in one batch, each with its number in the order of the run and its index."""
 
     number: int  # from 0 over the whole run; results are used in this order
     draws: tuple[tuple[int, int], ...]
@@ -27,11 +23,8 @@ class RolloutTask:
 
 @dataclass(frozen=True)
 class Group:
-    """One prompt and its responses; arrays only, so a node's processes share one copy.
-
-    Attributes:
-        input_ids, mm_token_type_ids, vision: The prompt as the model read it; learners read the same.
-    """
+    """One prompt as samplers and learners read it, and its responses; arrays only, so a node's processes
+    share one copy."""
 
     draw: int  # number of the prompt in the order of the run
     index: int  # the prompt
@@ -89,11 +82,7 @@ def group_of(
 
 @dataclass(frozen=True)
 class Outline:
-    """What the driver knows of a group; the group itself stays in the object store.
-
-    Attributes:
-        draw, index, version: As of the group.
-    """
+    """What the driver knows of a group; the group itself stays in the object store."""
 
     draw: int
     index: int

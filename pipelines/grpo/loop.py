@@ -48,16 +48,12 @@ class Stopped(SamtokError):
 
 @dataclass
 class State:
-    """How far a run is; part of its checkpoints.
-
-    Attributes:
-        drawn, rejected: Prompts.
-    """
+    """How far a run is; part of its checkpoints."""
 
     step: int = 0  # steps done, which is also the version of the weights
     next_task: int = 0  # the first task that was not used
-    drawn: int = 0
-    rejected: int = 0
+    drawn: int = 0  # prompts
+    rejected: int = 0  # prompts
     samples: int = 0  # responses that were sampled
     seconds: dict[str, float] = field(default_factory=dict)  # of all steps, by part
     validations: list[dict[str, Any]] = field(default_factory=list)  # numbers of the validations, in order

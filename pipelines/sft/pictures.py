@@ -29,9 +29,7 @@ _LONGEST = 110  # characters of a line under a picture
 class Gallery:
     """Passes the workers' events on to the progress, and draws generations in a thread of its own.
 
-    Args:
-        tracker: Where pictures go, besides ``OUT/generations``.
-        progress: Gets every event first.
+    Pictures go to the tracker, besides ``OUT/generations``.
     """
 
     def __init__(self, config: TrainMllmConfig, tracker: Tracker, progress: Progress) -> None:

@@ -37,11 +37,7 @@ def train_worker(task: PreparedMllm, notify: Notify, device: torch.device | str 
 
 
 class MllmWorker(TrainWorker[TrainMllmConfig, PreparedChat]):
-    """One worker of a run.
-
-    Args:
-        notify: Gets what happens; ``generations`` names a file of answers.
-    """
+    """One worker of a run; of its notices ``generations`` names a file of answers."""
 
     unit, items, score = "tokens", "chats", "loss"
 

@@ -20,11 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class TrialCallback(Callback):
-    """Follows every trial.
-
-    Args:
-        tasks: Trials that are left to run, by name.
-    """
+    """Follows every trial of those that are left to run, by name."""
 
     def __init__(self, children: Children, tasks: Mapping[str, TokenizerTask]) -> None:
         self.children, self.tasks = children, tasks

@@ -19,11 +19,7 @@ CLOSED_FILE = "mlflow_closed.json"
 
 
 class Children:
-    """Opens the run of a trial when it is first asked for, and closes it once.
-
-    Args:
-        parent: Run id of the sweep.
-    """
+    """Opens the run of a trial, below that of the sweep, when it is first asked for, and closes it once."""
 
     def __init__(self, tracking: str, parent: str | None, tasks: Mapping[str, TokenizerTask]) -> None:
         self.tracking, self.parent, self.tasks = tracking, parent, tasks

@@ -88,12 +88,8 @@ class SweepConfig(RunConfig):
             )
 
     def trial(self, name: str, base: str | None) -> TrainTokenizerConfig:
-        """Returns the run of a trial.
-
-        Args:
-            name: One of ``quantizers``.
-            base: URI of the tokenizer that the common steps gave, if there were any.
-        """
+        """Returns the run of a quantizer's trial, from the tokenizer that the common steps gave, if there
+        were any."""
         start = self.train.start if base is None else StartConfig(tokenizer=base)
         return dataclasses.replace(
             self._common,

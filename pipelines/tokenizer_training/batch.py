@@ -46,11 +46,8 @@ class Batch:
 
 @dataclass
 class MicroBatch:
-    """What one forward pass of one worker sees.
-
-    Attributes:
-        counts: Images and masks that were drawn, rejected and filtered.
-    """
+    """What one forward pass of one worker sees; ``counts`` has images and masks that were drawn, rejected and
+    filtered."""
 
     batch: Batch
     names: list[str]  # ``dataset/image id`` of the images

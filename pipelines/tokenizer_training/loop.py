@@ -34,9 +34,8 @@ MEANS = ("bce", "dice", "box", "commitment", "iou")
 class Forward:
     """What one forward pass gives.
 
-    Attributes:
-        means: Losses, unweighted, by the names of ``LossConfig``'s weights, and the IoU at the size of the
-            logits: means over the masks of the micro-batch.
+    The means over the masks of the micro-batch are losses, unweighted, by the names of ``LossConfig``'s
+    weights, and the IoU at the size of the logits.
     """
 
     means: dict[str, Tensor]

@@ -62,8 +62,7 @@ def write_report(
 def contact_sheet_of(tokenizer: MaskTokenizer, samples: Iterable[Sample]) -> bytes:
     """Returns a PNG of images with their masks, what comes back from the words, and the difference.
 
-    Args:
-        samples: A dozen makes a page; of an image with very many masks, the first are shown.
+    A dozen images make a page; of one with very many masks, the first are shown.
     """
     panels = [_panel(tokenizer, sample) for sample in samples]
     return viz.png_bytes(viz.contact_sheet(panels, side=SHEET_SIDE))

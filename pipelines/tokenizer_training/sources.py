@@ -26,10 +26,10 @@ STAGE = "train"
 
 @dataclass(frozen=True)
 class Sample:
-    """An image and the masks of it that are trained on or measured; never without masks.
+    """An image and the masks of it that are trained on or measured, never without masks.
 
-    Attributes:
-        counts: ``masks_in`` of the image, and how many of them were ``masks_rejected`` or ``masks_filtered``.
+    ``counts`` has ``masks_in`` of the image, and how many of them were ``masks_rejected`` or
+    ``masks_filtered``.
     """
 
     name: str  # ``dataset/image id``

@@ -26,11 +26,8 @@ on two gloo processes, 64 MB took as long as all at once, and 0.14 GB instead of
 
 @dataclass
 class OptimizerState:
-    """AdamW's state, whole.
-
-    Attributes:
-        moments: Per parameter name, its first and second moment, each of its shape in float32 on the CPU.
-    """
+    """AdamW's state, whole; per parameter name its first and second moment, in its shape, in float32 on the
+    CPU."""
 
     steps: int = 0  # optimizer steps taken
     moments: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -87,11 +84,7 @@ def engine_of(
     *,
     row_rates: Mapping[str, RowRate] | None = None,
 ) -> Engine:
-    """Returns the engine of a run.
-
-    Args:
-        deepspeed: Body of a DeepSpeed file; None takes the plain engine.
-    """
+    """Returns the engine of a run; without the body of a DeepSpeed file the plain one."""
     if deepspeed is None:
         return PlainEngine(module, config, row_rates=row_rates)
     from pipelines.training.engine_deepspeed import DeepSpeedEngine  # loads DeepSpeed

@@ -19,10 +19,9 @@ _FREE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared(Generic[C]):
-    """A run that was checked: everything it needs is there and fits. Workers are given it; picklable.
+    """A run that was checked: everything it needs is there and fits.
 
-    Attributes:
-        deepspeed: Body of the DeepSpeed file; None trains with the plain engine.
+    Workers are given it; picklable. Without the body of a DeepSpeed file it trains with the plain engine.
     """
 
     config: C  # with absolute places and all that preparing filled in

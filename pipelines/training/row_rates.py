@@ -42,9 +42,8 @@ def check_row_rates(rates: Mapping[str, RowRate], shapes: Mapping[str, torch.Siz
 class RowPace:
     """Holds slices of an optimizer's parameters to their own pace, in every step that it takes.
 
-    Args:
-        optimizer: AdamW, or any optimizer whose update is proportional to its rate.
-        pieces: Views into its parameters, each with its factor.
+    It is AdamW, or any optimizer whose update is proportional to its rate; pieces are views, each with its
+    factor.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, pieces: Iterable[tuple[Tensor, float]]) -> None:

@@ -59,9 +59,8 @@ class StepTaker(Protocol):
 class Tally:
     """What a run has gathered so far; part of its checkpoints.
 
-    Attributes:
-        counts: Sums over the run: the trained unit, and of each kind of item ``KIND_in``, ``KIND_rejected``
-            and ``KIND_filtered``.
+    Counts are sums over the run: of the trained unit, and of each kind of item ``KIND_in``, ``KIND_rejected``
+    and ``KIND_filtered``.
     """
 
     validations: list[dict[str, Any]] = field(default_factory=list)  # rows of all validations
@@ -87,9 +86,8 @@ class Tally:
 class TrainWorker(ABC, Generic[C, P]):
     """One worker of a run.
 
-    Args:
-        notify: Gets what happens: ``step``, ``validation``, ``checkpoint``, ``resumed``, with numbers.
-        validation: How often to validate; None where there is nothing to validate on.
+    It notifies of ``step``, ``validation``, ``checkpoint`` and ``resumed``, with numbers; without a config
+    for it there is no validation.
     """
 
     unit: ClassVar[str]
@@ -321,8 +319,7 @@ def save_state(
 ) -> None:
     """Writes a checkpoint and deletes older ones; collective, the first worker writes.
 
-    Args:
-        body: The rest as JSON; at least ``step`` and ``fingerprint``.
+    The body is the rest as JSON, with at least ``step`` and ``fingerprint``.
     """
     optimizer = trainer.engine.optimizer_state()
     if world.rank() != 0:

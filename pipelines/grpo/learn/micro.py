@@ -13,11 +13,8 @@ from samtok.mllm.chat import Encoded
 
 @dataclass(frozen=True)
 class Micro:
-    """Some responses; what is per response or per token is in the order of prompts and responses.
-
-    Attributes:
-        advantages, weights: Of each response, float32.
-    """
+    """Some responses; what is per response (advantages, weights) or per token is in the order of prompts and
+    responses, in float32."""
 
     prompts: list[Encoded]  # each once, with its image
     responses: list[list[np.ndarray]]  # token ids of the responses to each

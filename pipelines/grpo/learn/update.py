@@ -18,11 +18,7 @@ from samtok.rl.weights import sequence_weights
 
 @dataclass(frozen=True)
 class Update:
-    """What a step learns.
-
-    Attributes:
-        parts: Per optimizer step and learner, its shares. Empty if nothing can be learnt.
-    """
+    """What a step learns: the shares per optimizer step and learner, none if nothing can be learnt."""
 
     advantages: np.ndarray  # of every response of every group, those that are left out included
     used: np.ndarray  # whether each response counts

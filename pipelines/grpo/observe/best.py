@@ -15,11 +15,8 @@ class Verdict(NamedTuple):
 
 
 class BestK:
-    """Remembers the k best steps; of equal ones, the earliest.
-
-    Args:
-        metric: Entry of a validation whose largest value is best, such as ``targets_sampled``.
-    """
+    """Remembers the k best steps by the largest value of a validation's metric; of equal ones, the
+    earliest."""
 
     def __init__(self, metric: str, k: int) -> None:
         self.metric, self.k = metric, k

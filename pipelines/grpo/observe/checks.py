@@ -21,12 +21,7 @@ NO_EFFECT = 1e-6
 
 
 class Checks:
-    """Probes samplers and learners with fresh responses.
-
-    Args:
-        prompts: What is asked; the first prompts are the probe.
-        learners: The learners, at the samplers' weights whenever a check is called.
-    """
+    """Probes samplers and learners, at the same weights, with fresh responses to the first prompts."""
 
     def __init__(self, config: GrpoConfig, prompts: PromptSource, team: Team, learners: LearnerGroup) -> None:
         self.config, self.prompts, self.team, self.learners = config, prompts, team, learners

@@ -85,8 +85,7 @@ def pictures_of(
 ) -> dict[str, bytes]:
     """Returns ``curves.png``, ``validation.png`` and ``times.png``, each if there is something to show.
 
-    Args:
-        weighted: Components of the reward that have a weight, which are drawn; by default all of them.
+    Of the reward's components those with a weight are drawn; by default all of them.
     """
     pictures = {}
     if history:

@@ -37,11 +37,7 @@ class ValidationRow:
 
 
 class Scorer(Traced):
-    """Scores groups.
-
-    Args:
-        device: Where the mask tokenizer is, for validation and ``--reward.iou``.
-    """
+    """Scores groups; for validation and ``--reward.iou`` the mask tokenizer is on the device."""
 
     def __init__(self, config: GrpoConfig, device: str = "cpu") -> None:
         reward = config.reward

@@ -26,11 +26,8 @@ class Shown(Encoded):
 
 
 class RolloutEngine(Protocol):
-    """Samples from a model whose weights change.
-
-    Attributes:
-        wants_images: Whether prompts have to be ``Shown``.
-    """
+    """Samples from a model whose weights change; ``wants_images`` says whether prompts have to be
+    ``Shown``."""
 
     adapter: Adapter
     wants_images: bool

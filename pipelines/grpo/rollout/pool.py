@@ -35,11 +35,9 @@ class _Running:
 
 
 class RolloutPool:
-    """Samplers on Ray.
+    """Samplers on Ray: ``start`` starts number ``i``, also in the place of one that died.
 
-    Args:
-        start: Starts sampler number ``i``; used again for one that died.
-        config: The run; one that learns from kept responses has no samplers.
+    A run that learns from kept responses has none.
     """
 
     def __init__(self, start: Callable[[int], Any], config: GrpoConfig) -> None:

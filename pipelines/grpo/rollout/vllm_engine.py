@@ -160,11 +160,8 @@ def parameter_shapes(folder: str | Path) -> dict[str, torch.Size]:
 
 
 def never_sampled(adapter: Adapter, rows: int) -> dict[int, float]:
-    """Returns the bias of tokens that the learner excludes: images' places and rows without a token.
-
-    Args:
-        rows: Embedding rows of the model.
-    """
+    """Returns the bias of tokens that the learner excludes: images' places and embedding rows without a
+    token."""
     unnamed = range(len(adapter.tokenizer), rows)
     return dict.fromkeys([*adapter.suppressed_ids, *unnamed], NEVER)
 
