@@ -67,7 +67,7 @@ class Index:
     @property
     def digest(self) -> str:
         """Returns a hash of what the corpora hold and how they are read, wherever they lie."""
-        return shards.digest([_identity(corpus.spec, corpus.sources) for corpus in self.corpora])
+        return _digest([corpus.spec for corpus in self.corpora], [corpus.sources for corpus in self.corpora])
 
     @property
     def listed_rejects(self) -> int:
@@ -90,7 +90,7 @@ def build_index(specs: Sequence[CorpusSpec], out: str) -> Index:
     sources = [shards.digest(spec.reader().sources()) for spec in specs]
     earlier = load_index(out)
     if earlier is not None:
-        if earlier.digest == digest_of(specs):
+        if earlier.digest == _digest(specs, sources):
             moved = zip(earlier.corpora, specs, strict=True)
             return Index(earlier.uri, tuple(dataclasses.replace(corpus, spec=spec) for corpus, spec in moved))
         storage.delete_folder(earlier.uri)
@@ -109,7 +109,7 @@ def build_index(specs: Sequence[CorpusSpec], out: str) -> Index:
 
 def digest_of(specs: Sequence[CorpusSpec]) -> str:
     """Returns the ``digest`` of the index that corpora will have, without listing them."""
-    return shards.digest([_identity(spec, shards.digest(spec.reader().sources())) for spec in specs])
+    return _digest(specs, [shards.digest(spec.reader().sources()) for spec in specs])
 
 
 def load_index(out: str) -> Index | None:
@@ -130,11 +130,13 @@ def load_index(out: str) -> Index | None:
     return Index(uri, pydantic.TypeAdapter(tuple[IndexedCorpus, ...]).validate_python(body["corpora"]))
 
 
-def _identity(spec: CorpusSpec, sources: str) -> dict[str, Any]:
-    """Returns what makes it this corpus: its content and how it is read, not where it lies."""
-    body = spec.corpus.identity()
-    body |= {"dataset": spec.name, "weight": spec.weight, "limit": spec.limit, "content": sources[:16]}
-    return {"name": spec.name, **body}
+def _digest(specs: Sequence[CorpusSpec], sources: Sequence[str]) -> str:
+    """Returns a hash of what makes these corpora: their content and how they are read, not where they lie."""
+    bodies = []
+    for spec, content in zip(specs, sources, strict=True):
+        own = {"dataset": spec.name, "weight": spec.weight, "limit": spec.limit, "content": content[:16]}
+        bodies.append({"name": spec.name, **spec.corpus.identity(), **own})
+    return shards.digest(bodies)
 
 
 def _list_corpus(spec: CorpusSpec, sources: str, uri: str, number: int) -> tuple[IndexedCorpus, list[Reject]]:
