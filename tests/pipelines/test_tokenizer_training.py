@@ -298,7 +298,7 @@ def test_a_damaged_checkpoint_is_refused_and_says_what_to_delete(tmp_path):
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, whole):
     saved = checkpoints.load(str(whole), 12)
-    with pytest.raises(CheckpointError, match=r"codebooks.*another architecture.*another --out"):
+    with pytest.raises(CheckpointError, match=r"quantizer.*another architecture.*another --out"):
         other = short(tmp_path, quantizer=QuantizerFlags(num_codes=32))
         PlainEngine(build_trainee(other), other.optimizer).load_model_state(saved.model)
     with pytest.raises(
