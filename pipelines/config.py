@@ -256,6 +256,11 @@ class WorkerConfig:
     threads: AtLeast1 = 1
     """Threads of each one's arithmetic; low bits may depend on it."""
 
+    @property
+    def device(self) -> str:
+        """Where each computes: ``cuda`` or ``cpu``."""
+        return "cuda" if self.gpus else "cpu"
+
     def check(self) -> None:
         """Refuses one and a half GPUs, which Ray cannot give."""
         if (self.gpus or 0) > 1 and self.gpus != int(self.gpus or 0):

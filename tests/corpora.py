@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -9,9 +10,11 @@ import torch
 from pipelines import shards
 from pipelines.ingestion.coco import CocoReader
 from pipelines.ingestion.config import ShapesConfig
+from pipelines.ingestion.corpora import CorpusConfig
 from pipelines.ingestion.shapes_corpus import write_shapes as write_corpus
 from pipelines.tokenization.assemble import Assembler, commit_shard
-from pipelines.tokenization.stage import Policy, ReadImages, TokenizeMasks
+from pipelines.tokenization.config import TokenizeCorpusConfig
+from pipelines.tokenization.stage import ReadImages, TokenizeMasks
 from samtok.model.tokenizer import MaskTokenizer
 from samtok.shapes import WorldConfig
 
@@ -21,6 +24,12 @@ def save_micro_tokenizer(folder: Path, *, seed: int = 0) -> str:
     torch.manual_seed(seed)
     MaskTokenizer.from_preset("micro").save_pretrained(str(folder))
     return str(folder)
+
+
+def tokenization(tokenizer_uri: str = "tiny", **options: Any) -> TokenizeCorpusConfig:
+    """Returns options of the job for stages that are handed their reader."""
+    corpus = CorpusConfig(reader="sa1b", source="unused")
+    return TokenizeCorpusConfig(corpus=corpus, out="unused", tokenizer=tokenizer_uri, **options)
 
 
 def write_shapes(root: Path, *, num_images: int, crowd_share: float = 0.0, side: int = 64) -> CocoReader:
@@ -52,7 +61,7 @@ def make_corpus(
     reader: CocoReader,
     tokenizer_uri: str,
     *,
-    policy: Policy | None = None,
+    policy: dict[str, Any] | None = None,
     shard_rows: int = 4,
     only_shards: tuple[int, ...] | None = None,
     plan_rejects: tuple[dict, ...] = (),
@@ -60,16 +69,16 @@ def make_corpus(
 ) -> str:
     """Plans and tokenizes a corpus in this process; with ``only_shards`` it stays unfinished.
 
-    ``changed`` replaces entries of the fingerprint.
+    ``changed`` replaces entries of the fingerprint, ``policy`` has options of the job.
     """
-    policy = policy or Policy(reconstruct=1.0)
+    options = tokenization(tokenizer_uri, **(policy or {"reconstruct": 1.0}))
     inputs = [*plan_rejects, *reader.inputs()]
     plan = shards.make_plan(
         out, fingerprint(tokenizer_uri, **changed), inputs, shard_rows=shard_rows, chunk_rows=2
     )
-    tokenize = TokenizeMasks(tokenizer_uri, policy=policy)
+    tokenize = TokenizeMasks(options)
     config = tokenize.tokenizer.config
-    read = ReadImages(plan, reader, config.image_size, policy)
+    read = ReadImages(plan, reader, config.image_size, options)
     todo = range(len(plan.shard_rows)) if only_shards is None else only_shards
     for number in todo:
         assembler, shard = Assembler(), None

@@ -9,10 +9,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from pipelines import storage
 from pipelines.ingestion.records import is_utf8
 from samtok.errors import DataError
-from samtok.images import open_image, safe_join
+from samtok.images import decode_image, open_image, safe_join
 
 MAX_IMAGE_BYTES = 256 * 2**20
 """Largest encoded image that is read, a bound against giant files. SA-1B has about 0.5 MB per image."""
@@ -73,6 +75,16 @@ def read_image_bytes(image_uri: str, *, max_bytes: int = MAX_IMAGE_BYTES) -> byt
     return content
 
 
+def read_image(image_uri: str, *, expected_hw: tuple[int, int]) -> np.ndarray:
+    """Reads and decodes an image; raises as ``samtok.images.decode_image`` and ``read_image_bytes``.
+
+    Raises:
+        DataError: ``image_missing`` if there is no such file.
+        StorageError: If it cannot be read.
+    """
+    return decode_image(_bytes_of(image_uri), where=image_uri, expected_hw=expected_hw)
+
+
 def image_name(value: object, what: str) -> str:
     """Returns the name of an image as a record has it.
 
@@ -116,11 +128,15 @@ def read_size_hw(image_uri: str) -> tuple[int, int]:
         DataError: ``image_missing``, or the reasons of ``read_image_bytes`` and ``samtok.images.open_image``.
         StorageError: If it cannot be read.
     """
+    image = open_image(_bytes_of(image_uri), where=image_uri)
+    return image.height, image.width
+
+
+def _bytes_of(image_uri: str) -> bytes:
     try:
-        image = open_image(read_image_bytes(image_uri), where=image_uri)
+        return read_image_bytes(image_uri)
     except storage.NotFoundError as error:
         raise DataError(str(error), reason="image_missing") from error
-    return image.height, image.width
 
 
 def _too_large(image_uri: str, got: str, max_bytes: int) -> DataError:

@@ -19,7 +19,7 @@ from pipelines.chats.corpus import turns_of
 from pipelines.config import Precision
 from pipelines.generation import models
 from pipelines.generation.config import GenerationConfig
-from pipelines.ingestion.image_source import read_image_bytes
+from pipelines.ingestion.image_source import read_image
 from pipelines.ingestion.reader import Input
 from pipelines.mllm_evaluation.rows import ANSWER_ROW, COUNTS, STAGE, start_of_row
 from samtok import images, masks
@@ -239,14 +239,10 @@ def _windows(groups: Sequence[_Group], size: int) -> Iterator[list[_Group]]:
 
 
 def _read(image: Mapping[str, Any], known: dict[str, np.ndarray]) -> np.ndarray:
-    """Reads an image that is not known yet; a missing file is a fault of the data."""
+    """Reads an image that is not known yet."""
     uri = image["uri"]
     if uri not in known:
-        try:
-            data = read_image_bytes(uri)
-        except storage.NotFoundError as error:
-            raise DataError(str(error), reason="image_missing") from error
-        known[uri] = images.decode_image(data, where=uri, expected_hw=(image["height"], image["width"]))
+        known[uri] = read_image(uri, expected_hw=(image["height"], image["width"]))
     return known[uri]
 
 

@@ -133,7 +133,7 @@ def _fingerprint(
         "dtype": config.precision,
         "box_prompt": options.box_prompt,
         "threshold": options.threshold,
-        "device": "cuda" if config.worker.gpus else "cpu",
+        "device": config.worker.device,
         "compile": options.compile,
         "images_per_batch": options.images_per_batch,
         "masks_per_batch": options.masks_per_batch,

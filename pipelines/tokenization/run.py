@@ -7,10 +7,9 @@ job again resumes it. Without workers the same stages run in this process.
 
 import contextlib
 import dataclasses
-import functools
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, cast
@@ -26,7 +25,7 @@ from pipelines.tokenization.assemble import Assembler, commit_shard
 from pipelines.tokenization.config import TokenizationConfig
 from pipelines.tokenization.job import IMAGES, MASKS
 from pipelines.tokenization.prepare import Tokenization
-from pipelines.tokenization.stage import Policy, ReadImages, TokenizeMasks
+from pipelines.tokenization.stage import ReadImages, TokenizeMasks
 from pipelines.tracking import Tracker
 from samtok.errors import ClusterError
 from samtok.model.tokenizer import MaskTokenizer
@@ -67,16 +66,17 @@ def make_words(job: Tokenization, plan: Plan, tracker: Tracker | None = None) ->
 
     def stream(todo: Sequence[int]) -> Iterator[dict[str, Any]]:
         MaskTokenizer.from_pretrained(config.tokenizer, read=storage.read_bytes)  # a broken one fails here
-        blocks, read, make = _blocks(plan, todo), *_stages(job, plan)
+        blocks = _blocks(plan, todo)
+        read = ReadImages(plan, job.reader, job.architecture.image_size, config)
         if not config.workers:
-            yield from _commit_all(plan, _here(blocks, read, make))
+            yield from _commit_all(plan, _here(job, read, blocks))
             return
         memory = config.decoders * DECODER_MEMORY_BYTES
         with ray_for(config) as cluster:
             cluster.require(
                 cpus=_cpus(config), gpus=config.workers * (config.worker.gpus or 0), memory_bytes=memory
             )
-            yield from _commit_all(plan, _through_ray(blocks, read, make, config))
+            yield from _commit_all(plan, _through_ray(job, read, blocks))
 
     return do_shards(
         plan, stream, units=(MASKS, IMAGES), max_reject_rate=config.max_reject_rate, tracker=tracker
@@ -94,50 +94,15 @@ def _cpus(config: TokenizationConfig) -> float:
     return config.workers * config.worker.cpus + config.decoders
 
 
-def _stages(job: Tokenization, plan: Plan) -> tuple[ReadImages, functools.partial[TokenizeMasks]]:
-    """Returns what reads a chunk, and what makes the tokenizer that goes on with it."""
-    config, options = job.config, job.config.tokenizer_options
-    policy = Policy(
-        skip=config.skip,
-        min_area_px=config.min_area_px,
-        reconstruct=config.reconstruct,
-        boundary_iou=config.boundary_iou,
-        keep_rle=config.keep_rle,
-        threshold=options.threshold,
-        seed=config.seed,
-    )
-    make = functools.partial(
-        TokenizeMasks,
-        config.tokenizer,
-        device=job.fingerprint["device"],
-        dtype=config.precision,
-        images_per_batch=options.images_per_batch,
-        masks_per_batch=options.masks_per_batch,
-        policy=policy,
-        box_prompt=options.box_prompt,
-        compile=options.compile,
-        threads=config.worker.threads,
-        weights_sha256=job.fingerprint["weights_sha256"],
-    )
-    return ReadImages(plan, job.reader, job.architecture.image_size, policy), make
-
-
-def _here(
-    blocks: Sequence[pa.Table], read: ReadImages, make: Callable[[], TokenizeMasks]
-) -> Iterator[dict[str, Any]]:
+def _here(job: Tokenization, read: ReadImages, blocks: Sequence[pa.Table]) -> Iterator[dict[str, Any]]:
     """Does chunks one after another in this process; yields them."""
-    tokenize = make()
+    tokenize = TokenizeMasks(job.config, job.fingerprint["weights_sha256"])
     for block in blocks:
         for row in range(block.num_rows):
             yield from tokenize(read(block.slice(row, 1))).to_pylist()
 
 
-def _through_ray(
-    blocks: list[pa.Table],
-    read: ReadImages,
-    make: functools.partial[TokenizeMasks],
-    config: TokenizationConfig,
-) -> Iterator[dict[str, Any]]:
+def _through_ray(job: Tokenization, read: ReadImages, blocks: list[pa.Table]) -> Iterator[dict[str, Any]]:
     """Sends chunks through decoding tasks and tokenizer actors; yields them in any order."""
     import ray.data
     from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, WorkerCrashedError
@@ -147,6 +112,7 @@ def _through_ray(
     context.print_on_execution_start = False
     context.raise_original_map_exception = True  # else the exit code of a worker's error is lost
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors reach us, with their exit codes
+    config = job.config
     # Ray 2.60 has no other way to bound retries, and will have one before it removes this (pyproject.toml).
     warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")
     dataset = ray.data.from_arrow(blocks)
@@ -161,8 +127,7 @@ def _through_ray(
     )
     dataset = dataset.map_batches(
         TokenizeMasks,
-        fn_constructor_args=make.args,
-        fn_constructor_kwargs=make.keywords,
+        fn_constructor_args=(config, job.fingerprint["weights_sha256"]),
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=config.workers),  # restarts killed actors

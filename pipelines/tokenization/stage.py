@@ -8,7 +8,6 @@ import dataclasses
 import json
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +15,9 @@ import pyarrow as pa
 import torch
 
 from pipelines import schema, shards, storage
-from pipelines.ingestion.image_source import read_image_bytes
+from pipelines.ingestion.image_source import read_image
 from pipelines.ingestion.reader import Reader
+from pipelines.tokenization.config import TokenizeCorpusConfig
 from samtok import images, masks, words
 from samtok.errors import CheckpointError, DataError
 from samtok.metrics import regions
@@ -28,35 +28,8 @@ DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 MAX_DENSE_PIXELS = 2**28
 """Pixels, and bytes, of the masks that are held at full size at once."""
 
-COUNTS = ("rows_in", "rows_out", "rows_rejected", "masks_in", "masks_out", "masks_rejected", "masks_filtered")
+COUNTS = shards.COUNTS["words"]
 """What is counted per chunk, shard and corpus; in = out + rejected (+ filtered), always."""
-
-
-@dataclass(frozen=True)
-class Policy:
-    """Which masks get words, and which images are reconstructed."""
-
-    skip: tuple[str, ...] = ("crowd", "void")
-    min_area_px: int = 1
-    reconstruct: float = 0.0
-    boundary_iou: bool = False
-    """Compare boundaries of reconstructions besides their areas."""
-    keep_rle: bool = True
-    threshold: float = 0.0
-    seed: int = 0
-
-    def filtered(self, mask: dict[str, Any], *, height: int, width: int) -> str | None:
-        """Returns why a mask gets no words, or None if it gets some."""
-        for flag in (*self.skip, "empty", "box_only"):
-            if flag in mask["flags"]:
-                return flag
-        if masks.area(mask["rle"], height=height, width=width) < self.min_area_px:
-            return "min_area"
-        return None
-
-    def reconstructs(self, image_id: str) -> bool:
-        """Draws an image by its id, so the same ones are drawn in every run."""
-        return zlib.crc32(f"{self.seed}/{image_id}".encode()) < self.reconstruct * 2**32
 
 
 class Score(NamedTuple):
@@ -73,12 +46,14 @@ class ReadImages:
         plan: Says what a chunk is.
         reader: The dataset.
         image_size: Side of the tokenizer's input, in pixels.
-        policy: Which masks go on.
+        config: Says which masks go on.
     """
 
-    def __init__(self, plan: shards.Plan, reader: Reader, image_size: int, policy: Policy) -> None:
+    def __init__(
+        self, plan: shards.Plan, reader: Reader, image_size: int, config: TokenizeCorpusConfig
+    ) -> None:
         self.plan = dataclasses.replace(plan, shard_rows=())  # travels with every task; chunks say the rest
-        self.reader, self.image_size, self.policy = reader, image_size, policy
+        self.reader, self.image_size, self.config = reader, image_size, config
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Adds to a chunk its image rows, pixels (uint8, side x side x 3 each) and rejects."""
@@ -95,7 +70,7 @@ class ReadImages:
                 rows.append(self._filter(row, rejects))
                 pixels.append(picture)
         body = {
-            **_columns(chunk),
+            **{name: [number] for name, number in dataclasses.asdict(chunk).items()},
             "rows": [_ipc(schema.table(rows, schema.IMAGE_ROW))],
             "rejects": [_ipc(schema.table(rejects, schema.REJECT_ROW))],
             "pixels": [b"".join(picture.tobytes() for picture in pixels)],
@@ -105,90 +80,62 @@ class ReadImages:
 
     def _picture(self, row: dict[str, Any], rejects: list[dict[str, Any]]) -> np.ndarray | None:
         """Returns the image at the tokenizer's size; None, and a reject, if it cannot be used."""
-        where, size_hw = row["image_uri"], (row["height"], row["width"])
         try:
-            picture = images.decode_image(read_image_bytes(where), where=where, expected_hw=size_hw)
+            picture = read_image(row["image_uri"], expected_hw=(row["height"], row["width"]))
             return images.resize_square(picture, self.image_size)
         except DataError as error:
-            reason, message = error.reason, str(error)
-        except storage.NotFoundError as error:
-            reason, message = "image_missing", str(error)
-        lost = len(row["masks"])
-        rejects.append(
-            schema.reject("decode", row["dataset"], row["image_id"], reason, message, num_masks=lost)
-        )
-        return None
+            name = ("decode", row["dataset"], row["image_id"], error.reason, str(error))
+            rejects.append(schema.reject(*name, num_masks=len(row["masks"])))
+            return None
 
     def _filter(self, row: dict[str, Any], rejects: list[dict[str, Any]]) -> dict[str, Any]:
         kept = []
         for mask in row["masks"]:
-            reason = self.policy.filtered(mask, height=row["height"], width=row["width"])
+            reason = self._filtered(mask, height=row["height"], width=row["width"])
             if reason is None:
                 kept.append(mask)
             else:
                 message = f"mask has no words by policy: {reason}"
-                rejects.append(
-                    schema.reject(
-                        "filter",
-                        row["dataset"],
-                        row["image_id"],
-                        reason,
-                        message,
-                        mask_id=mask["mask_id"],
-                        num_masks=1,
-                    )
-                )
+                name = ("filter", row["dataset"], row["image_id"], reason, message)
+                rejects.append(schema.reject(*name, mask_id=mask["mask_id"], num_masks=1))
         return {**row, "masks": kept}
+
+    def _filtered(self, mask: dict[str, Any], *, height: int, width: int) -> str | None:
+        """Returns why a mask gets no words, or None if it gets some."""
+        for flag in (*self.config.skip, "empty", "box_only"):
+            if flag in mask["flags"]:
+                return flag
+        small = masks.area(mask["rle"], height=height, width=width) < self.config.min_area_px
+        return "min_area" if small else None
 
 
 class TokenizeMasks:
     """Turns the masks of a chunk into words. Each image is encoded once, for all its masks.
 
     Args:
-        uri: The tokenizer.
-        device: ``cpu`` or ``cuda``.
-        dtype: ``float32`` or ``bfloat16``.
-        images_per_batch: Images per pass of the image encoder.
-        masks_per_batch: Masks per pass of the mask encoder.
-        policy: Which images are reconstructed, and how they are compared.
-        box_prompt: Prompt with boxes besides masks.
-        compile: Compile the image encoder.
-        threads: Threads of CPU arithmetic.
+        config: The tokenizer, and which images are reconstructed.
         weights_sha256: What the plan says of the weights; None takes any.
 
     Raises:
         CheckpointError: If the weights are not those of the plan, as after a replacement in mid-run.
     """
 
-    def __init__(
-        self,
-        uri: str,
-        *,
-        device: str = "cpu",
-        dtype: str = "float32",
-        images_per_batch: int = 4,
-        masks_per_batch: int = 64,
-        policy: Policy,
-        box_prompt: bool = True,
-        compile: bool = False,
-        threads: int = 1,
-        weights_sha256: str | None = None,
-    ) -> None:
-        torch.set_num_threads(threads)
+    def __init__(self, config: TokenizeCorpusConfig, weights_sha256: str | None = None) -> None:
+        torch.set_num_threads(config.worker.threads)
+        self.config, self.options = config, config.tokenizer_options
         self.tokenizer = MaskTokenizer.from_pretrained(
-            uri,
-            device=device,
-            dtype=DTYPES[dtype],
-            max_masks=masks_per_batch,
-            compile=compile,
+            config.tokenizer,
+            device=config.worker.device,
+            dtype=DTYPES[config.precision],
+            max_masks=self.options.masks_per_batch,
+            compile=self.options.compile,
             read=storage.read_bytes,
         )
         if weights_sha256 not in (None, self.tokenizer.weights_sha256):
             raise CheckpointError(
-                f"the weights of {uri} are no longer those that the corpus was planned with. "
+                f"the weights of {config.tokenizer} are no longer those that the corpus was planned with. "
                 "Put them back, or choose another --out."
             )
-        self.images_per_batch, self.policy, self.box_prompt = images_per_batch, policy, box_prompt
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Replaces a chunk's image rows and pixels by code rows."""
@@ -197,8 +144,9 @@ class TokenizeMasks:
         body = batch.drop_columns("pixels").to_pylist()[0]
         rows = read_ipc(body["rows"]).to_pylist()
         done: list[dict[str, Any]] = []
-        for start in range(0, len(rows), self.images_per_batch):
-            part = slice(start, start + self.images_per_batch)
+        size = self.options.images_per_batch
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
             done += self._code_rows(rows[part], pixels[part])
         counts = json.loads(body["counts"])
         rejects = read_ipc(body["rejects"])
@@ -224,7 +172,7 @@ class TokenizeMasks:
                 masks.decode(mask["rle"], height=rows[i]["height"], width=rows[i]["width"])
                 for i, mask in group
             ]
-            codes = self.tokenizer.codes_of(features, dense, owners, box_prompt=self.box_prompt)
+            codes = self.tokenizer.codes_of(features, dense, owners, box_prompt=self.options.box_prompt)
             scores = self._reconstruct(features, rows, owners, dense, codes)
             for (i, mask), code, score in zip(group, codes.tolist(), scores, strict=True):
                 coded[i].append(self._code_mask(rows[i], mask, code, score))
@@ -237,7 +185,7 @@ class TokenizeMasks:
         x0, y0, x1, y1 = masks.box_xyxy(mask["rle"], **size) or (0, 0, 0, 0)
         return {
             **mask,
-            "rle": mask["rle"] if self.policy.keep_rle else None,
+            "rle": mask["rle"] if self.config.keep_rle else None,
             "box_xyxy": [x0, y0, x1 + 1, y1 + 1],
             "codes": code,
             "words": words.format_words(code, num_codes=self.tokenizer.num_codes),
@@ -255,20 +203,21 @@ class TokenizeMasks:
         codes: np.ndarray,
     ) -> list[Score]:
         scores = [Score()] * len(owners)
-        drawn = [k for k, i in enumerate(owners) if self.policy.reconstructs(rows[i]["image_id"])]
+        drawn = [k for k, i in enumerate(owners) if self._reconstructs(rows[i]["image_id"])]
         if not drawn:
             return scores
         batches = self.tokenizer.logits_of(features, codes[drawn], [owners[k] for k in drawn])
         logits = torch.cat(list(batches))
         for k, one in zip(drawn, logits, strict=True):
             size_hw = dense[k].shape
-            (mask,) = self.tokenizer.masks_from_logits(one[None], size_hw, self.policy.threshold)
-            scores[k] = self._score(dense[k], mask)
+            (mask,) = self.tokenizer.masks_from_logits(one[None], size_hw, self.options.threshold)
+            boundary = regions.boundary_iou(dense[k], mask) if self.config.boundary_iou else None
+            scores[k] = Score(masks.iou(dense[k], mask), boundary)
         return scores
 
-    def _score(self, original: np.ndarray, decoded: np.ndarray) -> Score:
-        boundary = regions.boundary_iou(original, decoded) if self.policy.boundary_iou else None
-        return Score(masks.iou(original, decoded), boundary)
+    def _reconstructs(self, image_id: str) -> bool:
+        """Draws an image by its id, so the same ones are drawn in every run."""
+        return zlib.crc32(f"{self.config.seed}/{image_id}".encode()) < self.config.reconstruct * 2**32
 
 
 def read_ipc(data: bytes) -> pa.Table:
@@ -281,15 +230,6 @@ def _ipc(table: pa.Table) -> bytes:
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     return sink.getvalue().to_pybytes()
-
-
-def _columns(chunk: shards.Chunk) -> dict[str, list[int]]:
-    return {
-        "shard": [chunk.shard],
-        "index": [chunk.index],
-        "num_chunks": [chunk.num_chunks],
-        "num_inputs": [chunk.num_inputs],
-    }
 
 
 def _groups(

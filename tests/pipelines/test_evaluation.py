@@ -12,7 +12,7 @@ import pytest
 from pipelines import cli, schema, shards
 from pipelines.job import aligned
 from pipelines.tokenization.config import TokenizerOptions
-from pipelines.tokenization.stage import Policy, TokenizeMasks
+from pipelines.tokenization.stage import TokenizeMasks
 from pipelines.tokenizer_evaluation import outcome, prepare, report, summary
 from pipelines.tokenizer_evaluation.config import PRESETS, EvaluateTokenizerConfig
 from samtok import images, masks
@@ -21,7 +21,7 @@ from samtok.metrics import regions
 from samtok.model.tokenizer import MaskTokenizer
 from tests import corpora
 
-POLICY = Policy(reconstruct=1.0, boundary_iou=True)
+POLICY = {"reconstruct": 1.0, "boundary_iou": True}
 SETTINGS = {"weights_sha256": "0" * 64, "box_prompt": True, "dtype": "float32"}
 
 
@@ -115,7 +115,7 @@ def test_a_mask_that_is_unaccounted_for_is_a_defect(home, measured):
 def test_a_corpus_without_usable_masks_is_refused(home):
     reader = corpora.write_shapes(home / "none", num_images=2)
     uri, out = str(home / "tokenizer"), str(home / "out" / "none")
-    corpora.make_corpus(out, reader, uri, policy=Policy(reconstruct=1.0, min_area_px=10**6), **SETTINGS)
+    corpora.make_corpus(out, reader, uri, policy={"reconstruct": 1.0, "min_area_px": 10**6}, **SETTINGS)
     with pytest.raises(DataError, match="none has no mask that can be measured: .* Are source and images"):
         read(home, "none")
 
@@ -150,7 +150,8 @@ def test_without_the_box_prompt_a_corpus_gets_other_codes(home, tokenizer):
         row["masks"].append({**entry, "box_xyxy": None})
     features = tokenizer.features_of([scene.image])
     for box_prompt in (True, False):
-        stage = TokenizeMasks(str(home / "tokenizer"), policy=POLICY, box_prompt=box_prompt)
+        options = {**POLICY, "tokenizer_options": TokenizerOptions(box_prompt=box_prompt)}
+        stage = TokenizeMasks(corpora.tokenization(str(home / "tokenizer"), **options))
         (coded,) = stage._code_rows([row], scene.image[None])
         expected = tokenizer.codes_of(features, dense, [0] * len(dense), box_prompt=box_prompt)
         assert [mask["codes"] for mask in coded["masks"]] == expected.tolist()

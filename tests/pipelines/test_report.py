@@ -14,7 +14,6 @@ from pipelines import schema, shards
 from pipelines.reports import pictures as report_pictures
 from pipelines.reports import words as report
 from pipelines.reports import words_page
-from pipelines.tokenization.stage import Policy
 from pipelines.tools import browse
 from samtok.errors import ConfigError, DataError
 from samtok.model.tokenizer import MaskTokenizer
@@ -375,7 +374,7 @@ def test_a_corpus_in_s3_is_browsed_where_it_is(home, bucket, capsys):
 
 
 def test_browse_looks_at_a_corpus_whose_iou_was_not_taken(home, tokenizer, capsys):
-    out = make(home, "no_iou", policy=Policy(), shard_rows=10)
+    out = make(home, "no_iou", policy={"reconstruct": 0.0}, shard_rows=10)
     code, printed, _ = run_browse(capsys, out, "--images", "1")
     assert code == 0
     assert "IoU" not in printed

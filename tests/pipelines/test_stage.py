@@ -15,11 +15,12 @@ from pipelines.ingestion.reader import Input
 from pipelines.ingestion.shapes_corpus import make_shapes
 from pipelines.tokenization import stage
 from pipelines.tokenization.assemble import Assembler, summarize
-from pipelines.tokenization.stage import Policy, ReadImages, TokenizeMasks
+from pipelines.tokenization.stage import ReadImages, TokenizeMasks
 from samtok.errors import CheckpointError, ConfigError, DataError
 from samtok.model.tokenizer import MaskTokenizer
 from samtok.shapes import WorldConfig, make_scene
 from tests.bad_folder import IMAGE_REASONS, MASK_REASONS, READ_CORRECTLY, write_bad_folder
+from tests.corpora import tokenization
 from tests.readers import build_reader
 
 SIZE = {"num_codes": 64, "num_levels": 2}
@@ -35,10 +36,10 @@ def tokenizer_uri(tmp_path_factory) -> str:
 
 
 def tokenize(
-    home: Path, source: Path, tokenizer_uri: str, *, chunk_rows: int = 3, policy: Policy | None = None
+    home: Path, source: Path, tokenizer_uri: str, *, chunk_rows: int = 3, policy: dict | None = None
 ):
     """Runs both stages over a COCO corpus without Ray; returns rows, rejects and counts of its one shard."""
-    policy = policy or Policy(reconstruct=1.0)
+    options = tokenization(tokenizer_uri, **(policy or {"reconstruct": 1.0}))
     reader = build_reader(
         "coco", source=str(source), images=str(source.parent / "images"), split="train", dataset="bad"
     )
@@ -49,8 +50,8 @@ def tokenize(
         shard_rows=1000,
         chunk_rows=chunk_rows,
     )
-    read = ReadImages(plan, reader, 64, policy)
-    words = TokenizeMasks(tokenizer_uri, policy=policy)
+    read = ReadImages(plan, reader, 64, options)
+    words = TokenizeMasks(options)
     assembler, whole = Assembler(), None
     for chunk in reversed(list(plan.chunks(0))):  # the order of arrival does not matter
         assert whole is None
@@ -92,7 +93,7 @@ def test_counts_add_up_over_bad_records(bad):
 
 def test_a_policy_filters_and_says_so(tmp_path, tokenizer_uri):
     source = write_bad_folder(tmp_path / "data")
-    _, shard = tokenize(tmp_path, source, tokenizer_uri, policy=Policy(min_area_px=1000))
+    _, shard = tokenize(tmp_path, source, tokenizer_uri, policy={"min_area_px": 1000})
     assert shard.counts["masks_filtered"] == 5 and shard.counts["masks_out"] == 0
     assert {e["reason"] for e in shard.rejects.to_pylist() if e["stage"] == "filter"} == {"min_area"}
     assert len(shard.rows) == 5  # images stay: their annotations may say "no target"
@@ -136,7 +137,7 @@ def test_an_empty_chunk_of_rejects_only_passes_through(tmp_path, tokenizer_uri):
 
 def test_replaced_weights_are_noticed(tokenizer_uri):
     with pytest.raises(CheckpointError, match="no longer those that the corpus was planned with"):
-        TokenizeMasks(tokenizer_uri, policy=Policy(), weights_sha256="0" * 64)
+        TokenizeMasks(tokenization(tokenizer_uri), "0" * 64)
 
 
 def test_dense_masks_are_bounded_by_their_pixels(monkeypatch):
@@ -187,8 +188,8 @@ def test_sa1b_corpora_give_the_same_words_from_folders_and_archives(tmp_path, to
     reader = build_reader("sa1b", source=config.out, split="train", dataset="sa1b")
     plan = shards.make_plan(str(tmp_path / "out"), SIZE, reader.inputs(), shard_rows=9, chunk_rows=9)
     (chunk,) = plan.chunks(0)
-    read = ReadImages(plan, reader, 64, Policy())
-    words = TokenizeMasks(tokenizer_uri, policy=Policy())
+    read = ReadImages(plan, reader, 64, tokenization())
+    words = TokenizeMasks(tokenization(tokenizer_uri))
     done = words(read(pa.table({k: [v] for k, v in asdict(chunk).items()}))).to_pylist()[0]
     rows = stage.read_ipc(done["rows"]).to_pylist()
     expected = [make_scene(0, index, config.world) for index in range(5)]
