@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from pipelines import shards
 from pipelines.cluster import ClusterInfo, session
 from pipelines.config import WorkerConfig
 from pipelines.job import last_line
@@ -66,10 +67,11 @@ def through_actors(
     remedy: str,
     num_cpus: int | None = None,
 ) -> Iterator[Any]:
-    """Yields what actors return for each shard, in the order in which shards are done.
+    """Commits what actors return for each shard; yields the commit records that hold, as shards are done.
 
     Args:
-        make: Picklable; makes what an actor holds, which is called with a plan and a shard.
+        make: Picklable; makes what an actor holds, which is called with a plan and a shard and returns
+            what ``shards.commit`` takes.
         workers: Actors; no more than shards are started. With 0, this process does all.
         remedy: What to lower if actors die again and again, as flags.
         num_cpus: Logical CPUs of a Ray that is started here.
@@ -79,7 +81,7 @@ def through_actors(
     """
     if not workers:
         stage = make()
-        yield from (stage(plan, shard) for shard in todo)
+        yield from (shards.commit(plan, **stage(plan, shard)) for shard in todo)
         return
     with pool_session(workers, worker, num_cpus=num_cpus):
         import ray
@@ -93,9 +95,9 @@ def through_actors(
         actors: list[Any] = [kind.remote(make) for _ in range(min(workers, len(todo)))]
         shared = ray.put(plan)
         try:
-            yield from _stream(
-                [*actors] * IN_FLIGHT, lambda actor, shard: actor.do.remote(shared, shard), todo, remedy
-            )
+            slots = [*actors] * IN_FLIGHT
+            for done in _stream(slots, lambda actor, n: actor.do.remote(shared, n), todo, remedy):
+                yield shards.commit(plan, **done)
         finally:
             for actor in actors:
                 ray.kill(actor)

@@ -58,11 +58,6 @@ class ColdStart:
         )
 
     @property
-    def device(self) -> str:
-        """Where a teacher model runs."""
-        return "cuda" if self.config.worker.gpus else "cpu"
-
-    @property
     def teacher_out(self) -> str:
         """Folder of what a teacher model writes."""
         return storage.join(self.config.out, TEACHER)
@@ -112,7 +107,7 @@ class ColdStart:
             "tasks": sorted(config.tasks),
             "limit": config.limit,
             "seed": config.seed,
-            "device": self.device,
+            "device": config.worker.device,
             "threads_per_actor": config.worker.threads,
             "schema_version": schema.SCHEMA_VERSION,
             "code_version": CODE_VERSION,

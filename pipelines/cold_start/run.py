@@ -1,10 +1,9 @@
 """A teacher model writes replies on Ray, and replies become samples here, thousands a second."""
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipelines import schema, shards
 from pipelines.cold_start.job import REPLIES, SAMPLES
 from pipelines.cold_start.prepare import ColdStart
 from pipelines.cold_start.stage import WriteThoughts
@@ -25,40 +24,17 @@ def ask_teacher(job: ColdStart, plan: Plan, tracker: Tracker | None = None) -> d
     config = job.config
 
     def stream(todo: Sequence[int]) -> Iterator[dict[str, Any]]:
-        for done in through_actors(
-            teacher_of(job),
+        return through_actors(
+            functools.partial(TeachSamples, job.source, config, job.model_sha256),
             plan,
             todo,
             workers=config.workers,
             worker=config.worker,
             remedy="--workers or --teacher.batch-size",
             num_cpus=config.num_cpus,
-        ):
-            yield commit(plan, done)
+        )
 
     return do_shards(plan, stream, units=(SAMPLES,), tracker=tracker)[0]
-
-
-def teacher_of(job: ColdStart) -> "functools.partial[TeachSamples]":
-    """Returns what makes the teacher in an actor."""
-    config = job.config
-    return functools.partial(
-        TeachSamples,
-        job.source,
-        config.teacher,
-        precision=config.precision,
-        device=job.device,
-        threads=config.worker.threads,
-        seed=config.seed,
-        model_sha256=job.model_sha256,
-    )
-
-
-def commit(plan: Plan, done: Mapping[str, Any]) -> dict[str, Any]:
-    """Commits what ``TeachSamples`` returned; returns the commit record that holds."""
-    none = schema.table([], schema.REJECT_ROW)
-    summary = {"counts": done["counts"], "reject_reasons": {}}
-    return shards.commit(plan, done["shard"], rows=done["rows"], rejects=none, summary=summary)
 
 
 def write_thoughts(job: ColdStart, plan: Plan, tracker: Tracker | None = None) -> dict[str, Any]:

@@ -11,8 +11,7 @@ import torch
 from pipelines import schema, shards
 from pipelines.chats.prompts import prompt_of
 from pipelines.chats.source import ChatSource, Row, load_images
-from pipelines.cold_start.config import TeacherConfig
-from pipelines.config import Precision
+from pipelines.cold_start.config import ColdStartConfig
 from pipelines.generation import models
 from samtok.errors import DataError
 from samtok.mllm.chat import Encoded, Turn
@@ -70,37 +69,27 @@ class TeachSamples:
 
     Args:
         source: The chats.
-        config: The teacher.
-        precision: Of weights and arithmetic.
-        device: ``cpu`` or ``cuda``.
-        threads: Threads of CPU arithmetic.
-        seed: Of the sampling.
+        config: The teacher, and how it is asked.
         model_sha256: What the plan says of the model; None takes any.
 
     Raises:
         CheckpointError: The teacher cannot be loaded, or is not that of the plan any more.
     """
 
-    def __init__(
-        self,
-        source: ChatSource,
-        config: TeacherConfig,
-        *,
-        precision: Precision = "float32",
-        device: str = "cpu",
-        threads: int = 1,
-        seed: int = 0,
-        model_sha256: str | None = None,
-    ) -> None:
-        assert config.model is not None
-        torch.set_num_threads(threads)
-        self.source, self.config, self.seed = source, config, seed
+    def __init__(self, source: ChatSource, config: ColdStartConfig, model_sha256: str | None = None) -> None:
+        assert config.teacher.model is not None
+        torch.set_num_threads(config.worker.threads)
+        self.source, self.config, self.seed = source, config.teacher, config.seed
         self.adapter, self.model = models.load(
-            config.model, device=device, precision=precision, attention=config.attention, sha256=model_sha256
+            config.teacher.model,
+            device=config.worker.device,
+            precision=config.precision,
+            attention=config.teacher.attention,
+            sha256=model_sha256,
         )
 
     def __call__(self, plan: shards.Plan, shard: int) -> dict[str, Any]:
-        """Returns the number of the shard, its table of ``REPLY_ROW``, and counts.
+        """Does a shard; returns what ``shards.commit`` takes, with rows of ``REPLY_ROW``.
 
         Raises:
             StorageError: If the storage fails.
@@ -110,9 +99,14 @@ class TeachSamples:
         self._generate([one for one in asked if one.prompt is not None], shard)
         rows = [one.row for one in asked]
         lost = sum(row["reply"] is None for row in rows)
-        names = ("rows_in", "rows_out", "rows_rejected", "samples_in", "samples_out", "samples_rejected")
-        counts = dict(zip(names, (len(rows), len(rows), 0, len(rows), len(rows) - lost, lost), strict=True))
-        return {"shard": shard, "rows": schema.table(rows, REPLY_ROW), "counts": counts}
+        numbers = (len(rows), len(rows), 0, len(rows), len(rows) - lost, lost)
+        counts = dict(zip(shards.COUNTS["predictions"], numbers, strict=True))
+        return {
+            "shard": shard,
+            "rows": schema.table(rows, REPLY_ROW),
+            "rejects": schema.table([], schema.REJECT_ROW),
+            "summary": {"counts": counts, "reject_reasons": {}},
+        }
 
     def _prompt_of(self, row: Row) -> _Asked:
         body: dict[str, Any] = {"sample_id": row["sample_id"], "reply": None, "num_tokens": 0}

@@ -146,7 +146,7 @@ def _fingerprint(
         "grammar": config.grammar,
         "broken_words": config.broken_words,
         "scored_part": config.scored_part,
-        "device": "cuda" if config.worker.gpus else "cpu",
+        "device": config.worker.device,
         "threads_per_actor": config.worker.threads,
         "shard_rows": config.shard_rows,
         **dataclasses.asdict(config.generation),

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from pipelines import schema
+from pipelines import schema, shards
 from pipelines.chats.corpus import text_of
 from pipelines.ingestion.reader import Input
 from samtok import masks
@@ -21,7 +21,7 @@ Turns = Literal["last", "first", "all"]
 STAGE = "answer"
 """Stage of all rejects made here."""
 
-COUNTS = ("rows_in", "rows_out", "rows_rejected", "samples_in", "samples_out", "samples_rejected")
+COUNTS = shards.COUNTS["predictions"]
 """What is counted per shard: images, and questions about them; in = out + rejected, always."""
 
 _CODES = pa.list_(pa.list_(pa.int16()))

@@ -16,11 +16,10 @@ import torch
 
 from pipelines import schema, shards, storage
 from pipelines.chats.corpus import turns_of
-from pipelines.config import Precision
 from pipelines.generation import models
-from pipelines.generation.config import GenerationConfig
 from pipelines.ingestion.image_source import read_image
 from pipelines.ingestion.reader import Input
+from pipelines.mllm_evaluation.config import EvaluateMllmConfig
 from pipelines.mllm_evaluation.rows import ANSWER_ROW, COUNTS, STAGE, start_of_row
 from samtok import images, masks
 from samtok.errors import DataError
@@ -33,18 +32,6 @@ from samtok.model.tokenizer import MaskTokenizer
 
 WINDOW_BATCHES = 4
 """Batches whose questions are sorted by length together; their images' features are in memory at once."""
-
-
-@dataclass(frozen=True)
-class AnswerSettings:
-    """How questions are asked, and how answers become masks."""
-
-    generation: GenerationConfig
-    readings: Mapping[Mode, Reading]
-    precision: Precision = "float32"
-    grammar: bool = True
-    answers_only: bool = False
-    """Score what is inside of <answer> tags only, where there are any."""
 
 
 @dataclass
@@ -73,11 +60,8 @@ class AnswerQuestions:
     """Holds an MLLM and a mask tokenizer.
 
     Args:
-        model: URI of the MLLM.
-        tokenizer: URI of the mask tokenizer.
-        settings: How questions are asked and scored.
-        device: ``cpu`` or ``cuda``.
-        threads: Threads of CPU arithmetic.
+        config: The models, and how questions are asked.
+        readings: How answers become masks.
         model_sha256: What the plan says of the model; None takes any.
         tokenizer_sha256: The same of the tokenizer's weights.
 
@@ -88,36 +72,36 @@ class AnswerQuestions:
 
     def __init__(
         self,
-        model: str,
-        tokenizer: str,
-        settings: AnswerSettings,
+        config: EvaluateMllmConfig,
+        readings: Mapping[Mode, Reading],
         *,
-        device: str = "cpu",
-        threads: int = 1,
         model_sha256: str | None = None,
         tokenizer_sha256: str | None = None,
     ) -> None:
-        torch.set_num_threads(threads)
-        self.settings = settings
-        self.tokenizer = MaskTokenizer.from_pretrained(tokenizer, device=device, read=storage.read_bytes)
-        models.require_same(tokenizer, tokenizer_sha256, self.tokenizer.weights_sha256)
+        torch.set_num_threads(config.worker.threads)
+        self.config, self.generation, self.readings = config, config.generation, readings
+        device = config.worker.device
+        self.tokenizer = MaskTokenizer.from_pretrained(
+            config.tokenizer, device=device, read=storage.read_bytes
+        )
+        models.require_same(config.tokenizer, tokenizer_sha256, self.tokenizer.weights_sha256)
         self.adapter, self.model = models.load(
-            model,
+            config.model,
             device=device,
-            precision=settings.precision,
-            attention=settings.generation.attention,
+            precision=config.precision,
+            attention=self.generation.attention,
             sha256=model_sha256,
         )
 
     def __call__(self, plan: shards.Plan, shard: int) -> dict[str, Any]:
-        """Does a shard; returns its number, tables of answers and rejects, counts, reasons by question."""
+        """Does a shard; returns what ``shards.commit`` takes. Reasons are counted by question."""
         (chunk,) = plan.chunks(shard)
         rows, rejects, counts = self.answer(shards.read_inputs(plan, chunk))
         reasons: Counter[str] = Counter()
         for one in rejects.to_pylist():
             reasons[f"{one['stage']}/{one['reason']}"] += one["num_masks"]
-        done = {"shard": shard, "rows": rows, "rejects": rejects, "counts": counts}
-        return {**done, "reasons": dict(sorted(reasons.items()))}
+        summary = {"counts": counts, "reject_reasons": dict(sorted(reasons.items()))}
+        return {"shard": shard, "rows": rows, "rejects": rejects, "summary": summary}
 
     def answer(self, inputs: Sequence[Input]) -> tuple[pa.Table, pa.Table, dict[str, int]]:
         """Answers all questions of some images.
@@ -128,7 +112,7 @@ class AnswerQuestions:
         rows: list[dict[str, Any]] = []
         rejects: list[dict[str, Any]] = []
         groups = [_group(item) for item in inputs]
-        for window in _windows(groups, WINDOW_BATCHES * self.settings.generation.batch_size):
+        for window in _windows(groups, WINDOW_BATCHES * self.generation.batch_size):
             for group in window:
                 self._read(group, rejects)
             self._generate([q for group in window for q in group.questions if q.prompt is not None])
@@ -170,17 +154,16 @@ class AnswerQuestions:
 
     def _generate(self, questions: Sequence[_Question]) -> None:
         """Asks in batches of prompts of similar length; prompts are let go of at once, they hold pixels."""
-        config = self.settings.generation
         ordered = sorted(questions, key=lambda question: len(question.prompt or ()))
-        for start in range(0, len(ordered), config.batch_size):
-            batch = ordered[start : start + config.batch_size]
+        for start in range(0, len(ordered), self.generation.batch_size):
+            batch = ordered[start : start + self.generation.batch_size]
             prompts = [question.prompt for question in batch if question.prompt is not None]
             answers = generate(
                 self.model,
                 self.adapter,
                 prompts,
-                max_new_tokens=config.max_new_tokens,
-                grammar=self.settings.grammar,
+                max_new_tokens=self.generation.max_new_tokens,
+                grammar=self.config.grammar,
             )
             for question, ids in zip(batch, answers, strict=True):
                 question.ids, question.prompt = list(ids), None
@@ -195,7 +178,7 @@ class AnswerQuestions:
             self._read_answer(question)
         features = self.tokenizer.features_of([group.square])
         size = group.row["image"]["height"], group.row["image"]["width"]
-        for mode, reading in self.settings.readings.items():
+        for mode, reading in self.readings.items():
             answers = [[tuple(codes) for codes in question.row[mode]["codes"]] for question in asked]
             unions = decode_unions(self.tokenizer, features, answers, size, threshold=reading.threshold)
             for question, union in zip(asked, unions, strict=True):
@@ -203,15 +186,15 @@ class AnswerQuestions:
 
     def _read_answer(self, question: _Question) -> None:
         text, vocabulary = self.adapter.text_of(question.ids), self.adapter.vocabulary
-        limit = self.settings.generation.max_new_tokens
+        limit = self.generation.max_new_tokens
         ended = bool(question.ids) and question.ids[-1] in self.adapter.stop_ids
         question.row |= {
             "generated": text,
             "num_tokens": len(question.ids),
             "cut": len(question.ids) >= limit and not ended,
         }
-        scored = answer_of(text) if self.settings.answers_only else text
-        for mode, reading in self.settings.readings.items():
+        scored = answer_of(text) if self.config.scored_part == "answer" else text
+        for mode, reading in self.readings.items():
             found = read_text(
                 scored, reading, num_codes=vocabulary.num_codes, num_levels=vocabulary.num_levels
             )

@@ -19,8 +19,8 @@ from pipelines.chats.source import ChatSource, encode_row, load_images
 from pipelines.cold_start.config import PRESETS, ColdStartConfig, TeacherConfig
 from pipelines.cold_start.job import cold_start
 from pipelines.cold_start.prepare import ColdStart, prepare
-from pipelines.cold_start.run import teacher_of, write_thoughts
-from pipelines.cold_start.teacher import REPLY_ROW, turns_for_teacher
+from pipelines.cold_start.run import write_thoughts
+from pipelines.cold_start.teacher import REPLY_ROW, TeachSamples, turns_for_teacher
 from pipelines.cold_start.thoughts import Rules, with_thought
 from pipelines.sft.prepare import prepare as prepare_training
 from samtok.errors import CheckpointError, ConfigError, DataError
@@ -337,7 +337,7 @@ def taught(world: World, out: Path, **changed: Any) -> tuple[Any, Any]:
 
 
 def teach(job: Any, plan: Any, shard: int) -> dict[str, Any]:
-    return teacher_of(job)()(plan, shard)
+    return TeachSamples(job.source, job.config, job.model_sha256)(plan, shard)
 
 
 def test_a_teacher_sees_the_image_the_question_and_the_answer_only_if_it_may(world):
@@ -364,7 +364,7 @@ def test_a_teacher_writes_what_the_model_generates_and_says_what_it_cannot_see(w
     found = [row for one in done for row in one["rows"].to_pylist()]
     assert [row["sample_id"] for row in found] == [row["sample_id"] for row in rows]
     assert found[4]["reply"] is None and found[4]["reason"] == "image_missing"
-    assert done[1]["counts"]["samples_rejected"] == 1 and done[0]["rows"].schema == REPLY_ROW
+    assert done[1]["summary"]["counts"]["samples_rejected"] == 1 and done[0]["rows"].schema == REPLY_ROW
     adapter = load_adapter(world.model)
     turns = turns_for_teacher(rows[3], sees_answer=True, num_codes=NUM_CODES, num_levels=NUM_LEVELS)
     prompt = adapter.encode_prompt(turns, load_images(rows[3]))

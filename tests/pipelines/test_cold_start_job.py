@@ -9,7 +9,7 @@ import pytest
 from jobs.cold_start import main
 from pipelines.cold_start.config import ColdStartConfig, TeacherConfig
 from pipelines.cold_start.prepare import prepare
-from pipelines.cold_start.run import commit, teacher_of
+from pipelines.cold_start.teacher import TeachSamples
 from pipelines.config import WorkerConfig
 from tests.jobs import data_digests, read_manifest, run_job
 from tests.mllm_evaluations import World
@@ -55,8 +55,8 @@ def begin(world: World, out: Path) -> pa.Table:
     job = prepare(config)
     plan = job.teacher_plan()
     assert job.model_sha256 is not None and len(plan.shard_rows) == SHARDS
-    stage = teacher_of(job)()
+    stage = TeachSamples(job.source, job.config, job.model_sha256)
     done = [stage(plan, shard) for shard in range(SHARDS)]
     for one in done[:COMMITTED]:
-        commit(plan, one)
+        shards.commit(plan, **one)
     return pa.concat_tables([one["rows"] for one in done])

@@ -17,7 +17,6 @@ from pipelines.mllm_evaluation import outcome, scores, tables
 from pipelines.mllm_evaluation.config import EvaluateMllmConfig
 from pipelines.mllm_evaluation.prepare import Evaluation, prepare, readings_of
 from pipelines.mllm_evaluation.rows import ANSWER_ROW, inputs_of
-from pipelines.mllm_evaluation.run import settings_of
 from pipelines.mllm_evaluation.stage import AnswerQuestions
 from pipelines.shard_pool import ShardWorker
 from samtok import masks
@@ -53,9 +52,7 @@ def _config(world: World, **changed) -> EvaluateMllmConfig:
 
 def _stage(job: Evaluation, **changed) -> AnswerQuestions:
     expected = {name: job.fingerprint[name] for name in ("model_sha256", "tokenizer_sha256")}
-    return AnswerQuestions(
-        job.config.model, job.config.tokenizer, settings_of(job), **{**expected, **changed}
-    )
+    return AnswerQuestions(job.config, job.readings, **{**expected, **changed})
 
 
 @pytest.fixture(scope="module")
@@ -276,9 +273,8 @@ def test_a_model_that_was_replaced_in_mid_run_is_refused(world, tmp_path):
 
 def test_a_worker_that_cannot_load_its_model_says_so_when_it_is_asked(world, tmp_path):
     job = prepare(_config(world, out=str(tmp_path / "out")))
-    make = functools.partial(
-        AnswerQuestions, str(tmp_path / "no model"), world.tokenizer_uri, settings_of(job)
-    )
+    config = dataclasses.replace(job.config, model=str(tmp_path / "no model"))
+    make = functools.partial(AnswerQuestions, config, job.readings)
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         ShardWorker(make).do(job.plan(), 0)
 

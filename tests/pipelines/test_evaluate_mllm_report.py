@@ -12,7 +12,6 @@ from pipelines.generation.config import GenerationConfig
 from pipelines.mllm_evaluation import pictures, report
 from pipelines.mllm_evaluation.config import EvaluateMllmConfig
 from pipelines.mllm_evaluation.prepare import prepare
-from pipelines.mllm_evaluation.run import commit, settings_of
 from pipelines.mllm_evaluation.scores import metrics_of, read_answers
 from pipelines.mllm_evaluation.stage import AnswerQuestions
 from tests.mllm_evaluations import World
@@ -37,9 +36,9 @@ def finished(tmp_path_factory):
     )
     job = prepare(config)
     plan = job.plan()
-    stage = AnswerQuestions(config.model, config.tokenizer, settings_of(job))
+    stage = AnswerQuestions(config, job.readings)
     for shard in range(len(plan.shard_rows)):
-        commit(plan, stage(plan, shard))
+        shards.commit(plan, **stage(plan, shard))
     manifest = shards.finish(plan)
     rows = read_answers(job.config.out, manifest)
     return job, manifest, rows, metrics_of(rows, benchmark="gres", readings=job.readings)
