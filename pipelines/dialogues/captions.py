@@ -6,14 +6,9 @@ from typing import Any
 from pipelines.chats.tokens import OBJECT_END, OBJECT_START
 from pipelines.dialogues import templates
 from pipelines.dialogues.pieces import Message, Pieces, Ref, fill, foreign, joined, listed, phrase_of
-from pipelines.dialogues.scene import Item, Scene, bad_payload, item_of, masks_at, triplets_of
+from pipelines.dialogues.scene import Item, Scene, bad_payload, masks_at, triplets_of
 from pipelines.dialogues.style import Voice, fenced, mask_entry, quoted
 from samtok.errors import DataError
-
-
-def find_captions(scene: Scene) -> list[Item]:
-    """Returns the grounded captions."""
-    return [item_of(annotation) for annotation in scene.annotations("grounded_caption")]
 
 
 def ask_gcg(item: Item, scene: Scene, voice: Voice) -> list[Message]:
@@ -58,11 +53,6 @@ def _offsets(span: Any, item: Item) -> tuple[int, int]:
     if not isinstance(span, dict) or type(span.get("start")) is not int or type(span.get("end")) is not int:
         raise bad_payload(item.item_id, f"has the span {span!r}, expected whole numbers start and end")
     return span["start"], span["end"]
-
-
-def find_graphs(scene: Scene) -> list[Item]:
-    """Returns the scene graphs."""
-    return [item_of(annotation) for annotation in scene.annotations("scene_graph")]
 
 
 def ask_psg(item: Item, scene: Scene, voice: Voice) -> list[Message]:

@@ -12,6 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from pipelines import schema
@@ -44,19 +45,27 @@ class Task:
     rounds: bool = False
 
 
+def _answered_by(task: str) -> Callable[[Scene], list[Item]]:
+    return lambda scene: scene.items(task)
+
+
+def _asked_by(task: str) -> Callable[[Scene], list[Item]]:
+    return lambda scene: scene.items(task, targets=False)
+
+
 TASKS: dict[str, Task] = {
-    "res": Task(referring.find_single, referring.ask_res),
-    "gres": Task(referring.find_any, referring.ask_gres),
-    "grounding": Task(referring.find_single, referring.ask_grounding),
-    "gcg": Task(captions.find_captions, captions.ask_gcg, ("grounded_caption",), grouped=False),
-    "psg": Task(captions.find_graphs, captions.ask_psg, ("scene_graph",), grouped=False),
+    "res": Task(referring.find_single, partial(referring.ask_targets, "res")),
+    "gres": Task(_answered_by("referring"), partial(referring.ask_targets, "gres")),
+    "grounding": Task(referring.find_single, partial(referring.ask_targets, "grounding")),
+    "gcg": Task(_answered_by("grounded_caption"), captions.ask_gcg, ("grounded_caption",), grouped=False),
+    "psg": Task(_answered_by("scene_graph"), captions.ask_psg, ("scene_graph",), grouped=False),
     "instances": Task(referring.find_instances, referring.ask_instances, ()),
-    "region_caption": Task(regions.find_region_captions, regions.ask_region_caption, ("region_caption",)),
-    "region_qa": Task(regions.find_region_questions, regions.ask_region_qa, ("region_qa",)),
+    "region_caption": Task(_asked_by("region_caption"), regions.ask_region_caption, ("region_caption",)),
+    "region_qa": Task(_asked_by("region_qa"), regions.ask_region_qa, ("region_qa",)),
     "multi_round": Task(
         referring.find_rounds, referring.ask_round, ("referring", "scene_graph"), rounds=True
     ),
-    "dialogue": Task(regions.find_dialogues, regions.ask_dialogue, ("dialogue",), grouped=False),
+    "dialogue": Task(_asked_by("dialogue"), regions.ask_dialogue, ("dialogue",), grouped=False),
 }
 
 

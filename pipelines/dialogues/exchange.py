@@ -8,9 +8,8 @@ as parts of their own, so a text that holds the placeholder literally has no una
 both ways. Mask words are plain text in all of them; reading gives masks with codes and without outlines.
 """
 
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.chats.tokens import OBJECT_END, OBJECT_START, refuse_control_tokens
@@ -158,9 +157,3 @@ def _mask(
     text = words.format_words(codes, num_codes=num_codes)
     named = {"mask_id": f"w{len(masks)}", "image": image, "codes": list(codes), "words": text}
     return masks.setdefault(key, {**named, "label": None, "iou": None, "rle": None})
-
-
-def lines_of(rows: Iterator[Mapping[str, Any]], kind: str) -> Iterator[bytes]:
-    """Yields chat rows as lines of JSONL."""
-    for row in rows:
-        yield json.dumps(to_record(row, kind), ensure_ascii=False).encode() + b"\n"

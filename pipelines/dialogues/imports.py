@@ -119,10 +119,8 @@ class ImportShard:
         }
 
     def _image(self, name: str) -> Mapping[str, Any]:
-        uri = name
-        if self.jsonl.images:
-            uri = storage.join(self.jsonl.images, name)
-        elif not storage.is_anchored(name):
+        uri = storage.join(self.jsonl.images, name) if self.jsonl.images else name
+        if not self.jsonl.images and not storage.is_anchored(name):
             raise DataError(
                 f"the image {name!r} is relative; name the folder that it is in by --jsonl.images",
                 reason="path",
@@ -131,7 +129,5 @@ class ImportShard:
         return {"uri": uri, "height": height, "width": width}
 
 
-@functools.lru_cache(maxsize=1024)
-def _size_hw(uri: str) -> tuple[int, int]:
-    """Opens an image, so one that cannot be opened is found here and not in training."""
-    return read_size_hw(uri)
+_size_hw = functools.lru_cache(maxsize=1024)(read_size_hw)
+"""Opens an image, so one that cannot be opened is found here and not in training."""

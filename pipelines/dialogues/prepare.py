@@ -25,6 +25,12 @@ AGREED = ("weights_sha256", "num_codes", "num_levels")
 
 PSG_LISTS = ("categories", "predicates")
 
+_OPTIONS = (
+    *("styles", "wordings", "turns_per_sample", "max_rounds"),
+    *("max_masks", "min_iou", "keep_rle", "seed"),
+)
+"""Options of the job that are settings as they are."""
+
 _OF_WORDS_AND_LISTS = ("num_codes", "num_levels", "psg", "styles")
 """Settings that fingerprints hold in another form."""
 
@@ -78,7 +84,14 @@ def _composition(config: ComposeDialoguesConfig) -> Composition:
     _check_agree(config.words, prints)
     _check_distinct(config.words, prints)
     _check_ious(config, manifests)
-    settings = _settings(config, prints[0])
+    options = {name: getattr(config, name) for name in _OPTIONS}
+    settings = Settings(
+        **options,
+        num_codes=prints[0]["num_codes"],
+        num_levels=prints[0]["num_levels"],
+        tasks=shares_of(config.tasks),
+        psg=_psg(config.psg_vocabulary),
+    )
     return Composition(
         config,
         _fingerprint(config, manifests, settings),
@@ -170,23 +183,6 @@ def _check_ious(config: ComposeDialoguesConfig, manifests: Sequence[Mapping[str,
                 f"--min-iou needs the reconstruction IoU of every mask; {uri} has {known} of {masks}. "
                 "Tokenize it with --reconstruct 1, or leave --min-iou out."
             )
-
-
-def _settings(config: ComposeDialoguesConfig, words: Mapping[str, Any]) -> Settings:
-    return Settings(
-        num_codes=words["num_codes"],
-        num_levels=words["num_levels"],
-        tasks=shares_of(config.tasks),
-        styles=config.styles,
-        wordings=config.wordings,
-        turns_per_sample=config.turns_per_sample,
-        max_rounds=config.max_rounds,
-        max_masks=config.max_masks,
-        min_iou=config.min_iou,
-        keep_rle=config.keep_rle,
-        psg=_psg(config.psg_vocabulary),
-        seed=config.seed,
-    )
 
 
 def _psg(uri: str | None) -> dict[str, list[str]]:

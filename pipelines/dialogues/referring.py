@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 
 from pipelines.dialogues.pieces import Message, Ref, phrase_of
-from pipelines.dialogues.scene import Item, Scene, item_of, payload_of, triplets_of
+from pipelines.dialogues.scene import Item, Scene, payload_of, triplets_of
 from pipelines.dialogues.style import Voice
 from samtok.errors import DataError
 
@@ -14,12 +14,7 @@ EVERY = "every"
 
 def find_single(scene: Scene) -> list[Item]:
     """Returns the expressions with exactly one target (res, grounding)."""
-    return [item for item in find_any(scene) if len(item.targets) == 1]
-
-
-def find_any(scene: Scene) -> list[Item]:
-    """Returns all expressions: with one target, several, or none (gres)."""
-    return [item_of(annotation) for annotation in scene.annotations("referring")]
+    return [item for item in scene.items("referring") if len(item.targets) == 1]
 
 
 def find_instances(scene: Scene) -> list[Item]:
@@ -32,26 +27,17 @@ def find_instances(scene: Scene) -> list[Item]:
     return [*classes, Item(EVERY, everything)] if everything else classes
 
 
-def ask_res(item: Item, scene: Scene, voice: Voice) -> list[Message]:
-    """Asks for the one target of an expression."""
-    return _segment("res", item, scene, voice)
-
-
-def ask_gres(item: Item, scene: Scene, voice: Voice) -> list[Message]:
-    """Asks for the targets of an expression, of which there may be none: ``No target.``"""
-    return _segment("gres", item, scene, voice)
-
-
-def ask_grounding(item: Item, scene: Scene, voice: Voice) -> list[Message]:
-    """Asks where the object of an expression is; boxes are taken from the mask."""
-    return _segment("grounding", item, scene, voice)
+def ask_targets(task: str, item: Item, scene: Scene, voice: Voice) -> list[Message]:
+    """Asks for the targets of an expression, or of a class; where there are none, the answer says so."""
+    phrase = phrase_of(item.text, "the expression")
+    return [Message("user", voice.question(task, phrase=phrase)), _answer(item, phrase, scene, voice)]
 
 
 def ask_instances(item: Item, scene: Scene, voice: Voice) -> list[Message]:
     """Asks for all objects of a class, or for all objects."""
     if item.item_id == EVERY:
         return [Message("user", voice.question("every_object")), _answer(item, "object", scene, voice)]
-    return _segment("instances", item, scene, voice)
+    return ask_targets("instances", item, scene, voice)
 
 
 def find_rounds(scene: Scene) -> list[Item]:
@@ -60,7 +46,7 @@ def find_rounds(scene: Scene) -> list[Item]:
     A relation is all that has one predicate towards one object; it can be asked once its object was answered.
     A name can be asked if no other mask of the image has it, and is only asked for the object of a relation.
     """
-    found = [item for item in find_any(scene) if item.targets]
+    found = [item for item in scene.items("referring") if item.targets]
     for annotation in scene.annotations("scene_graph"):
         found += _relations(annotation)
     objects = {item.payload["object"] for item in found if "object" in item.payload}
@@ -144,15 +130,10 @@ def _opening(openings: list[Item], relations: list[Item]) -> Item | None:
 def ask_round(item: Item, scene: Scene, voice: Voice) -> list[Message]:
     """Asks one round: an expression, a name, or what relates to a mask that was answered before."""
     if "object" not in item.payload:
-        return _segment("res" if len(item.targets) == 1 else "gres", item, scene, voice)
+        return ask_targets("res" if len(item.targets) == 1 else "gres", item, scene, voice)
     predicate = phrase_of(item.payload["predicate"], "the predicate")
     question = voice.question("relation", predicate=predicate, mask=(Ref(item.payload["object"]),))
     return [Message("user", question), _answer(item, predicate, scene, voice)]
-
-
-def _segment(task: str, item: Item, scene: Scene, voice: Voice) -> list[Message]:
-    phrase = phrase_of(item.text, "the expression")
-    return [Message("user", voice.question(task, phrase=phrase)), _answer(item, phrase, scene, voice)]
 
 
 def _answer(item: Item, phrase: str, scene: Scene, voice: Voice) -> Message:

@@ -1,24 +1,9 @@
 """Tasks whose question names masks: captions of regions, questions about them, dialogues."""
 
 from pipelines.dialogues.pieces import Message, Ref, foreign, with_masks
-from pipelines.dialogues.scene import Item, Scene, bad_payload, item_of
+from pipelines.dialogues.scene import Item, Scene, bad_payload
 from pipelines.dialogues.style import Voice
 from samtok.errors import DataError
-
-
-def find_region_captions(scene: Scene) -> list[Item]:
-    """Returns the captions of single masks."""
-    return [item_of(annotation, targets=False) for annotation in scene.annotations("region_caption")]
-
-
-def find_region_questions(scene: Scene) -> list[Item]:
-    """Returns the questions about masks."""
-    return [item_of(annotation, targets=False) for annotation in scene.annotations("region_qa")]
-
-
-def find_dialogues(scene: Scene) -> list[Item]:
-    """Returns the dialogues of the dataset itself."""
-    return [item_of(annotation, targets=False) for annotation in scene.annotations("dialogue")]
 
 
 def ask_region_caption(item: Item, scene: Scene, voice: Voice) -> list[Message]:

@@ -3,15 +3,16 @@
 A shard is composed and committed where it runs, so nothing but commit records travels.
 """
 
+import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipelines import storage
 from pipelines.chats.corpus import load_chat_corpus, rows_of_shard
 from pipelines.config import WorkerConfig
 from pipelines.dialogues.config import ComposeDialoguesConfig
-from pipelines.dialogues.exchange import lines_of
+from pipelines.dialogues.exchange import to_record
 from pipelines.dialogues.job import ITEMS
 from pipelines.dialogues.prepare import Composition
 from pipelines.shard_job import Work, do_shards
@@ -45,7 +46,13 @@ def make_chats(job: Composition, plan: Plan, tracker: Tracker | None = None) -> 
             yield from through_tasks(compose, todo, at_once=workers, worker=TASK, remedy=remedy)
 
     manifest, work = do_shards(plan, stream, units=(ITEMS,), tracker=tracker)
-    _require_items(job.config, manifest["totals"])
+    totals = manifest["totals"]
+    if not totals["items_in"]:
+        raise ConfigError(
+            f"--tasks {job.config.tasks} found nothing to ask about {totals['rows_in']} images with "
+            f"{totals['annotations_in']} annotations. Name tasks that these corpora have annotations for; "
+            "instances needs only labels of masks."
+        )
     return manifest, work
 
 
@@ -66,14 +73,6 @@ def export(config: ComposeDialoguesConfig) -> None:
     corpus = load_chat_corpus(config.out)
     for number, shard in enumerate(corpus.shards):
         name = f"export/{config.export}/shard-{number:05d}.jsonl"
-        data = b"".join(lines_of(rows_of_shard(shard), config.export))
-        storage.write_bytes(storage.join(config.out, name), data)
-
-
-def _require_items(config: ComposeDialoguesConfig, totals: Mapping[str, int]) -> None:
-    if not totals["items_in"]:
-        raise ConfigError(
-            f"--tasks {config.tasks} found nothing to ask about {totals['rows_in']} images with "
-            f"{totals['annotations_in']} annotations. Name tasks that these corpora have annotations for; "
-            "instances needs only labels of masks."
-        )
+        records = (to_record(row, config.export) for row in rows_of_shard(shard))
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        storage.write_bytes(storage.join(config.out, name), lines.encode())

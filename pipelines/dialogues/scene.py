@@ -102,9 +102,12 @@ class Scene:
         """Returns the annotations of one task, as they are in the row."""
         return [annotation for annotation in self.row["annotations"] if annotation["task"] == task]
 
+    def items(self, task: str, *, targets: bool = True) -> list[Item]:
+        """Makes an item of each annotation; its masks are the answer's, else those of the question."""
+        return [_item(annotation, targets) for annotation in self.annotations(task)]
 
-def item_of(annotation: Mapping[str, Any], *, targets: bool = True) -> Item:
-    """Makes an item of an annotation as a whole; its masks are the answer's, else those of the question."""
+
+def _item(annotation: Mapping[str, Any], targets: bool) -> Item:
     mask_ids = tuple(annotation["mask_ids"])
     payload, problem = {}, None
     try:
