@@ -36,6 +36,7 @@ class EvaluateTokenizer(Job[EvaluateTokenizerConfig]):
         corpora, works = measure(self.config, self.checked, plans)
         metrics = outcome.publish(self.config, corpora, works, tracker)
         counts, codes = metrics["overall"]["counts"], metrics["overall"]["codes"]
+        images = counts["images_in"]
         used = " / ".join(str(level["used"]) for level in codes["levels"])
         rows = [
             ("codes", f"{used} of {codes['num_codes']} used, {codes['distinct_tuples']} different tuples"),
@@ -44,19 +45,8 @@ class EvaluateTokenizer(Job[EvaluateTokenizerConfig]):
         if self.config.report_images:
             rows.append(("report", storage.join(self.config.out, "report/index.html")))
         items = [
-            Items(
-                "images",
-                counts["images_in"],
-                counts["images_in"] - counts["images_rejected"],
-                counts["images_rejected"],
-            ),
-            Items(
-                "masks",
-                counts["masks_in"],
-                counts["masks_measured"],
-                counts["masks_rejected"],
-                counts["masks_filtered"],
-            ),
+            Items("images", images, images - counts["images_rejected"], counts["images_rejected"]),
+            Items("masks", *(counts[f"masks_{end}"] for end in ("in", "measured", "rejected", "filtered"))),
         ]
         return Closing(rows, items, (table_of(metrics),))
 

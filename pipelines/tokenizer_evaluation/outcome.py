@@ -50,7 +50,10 @@ def publish(
     """Writes numbers and report, tells MLflow, and returns the metrics."""
     metrics = {"measured_with": measured_with(corpora[0]), **metrics_of(corpora)}
     write(config.out, corpora, metrics)
-    track(tracker, corpora, metrics, works)
+    done = {name: work.rate("masks_out") for name, work in works.items() if work.shards}
+    rates = {f"throughput/{name}/masks_per_s": rate for name, rate in done.items()}
+    tracker.metrics(flat_metrics(metrics) | rates)
+    tracker.text(json.dumps(lineage_of(corpora), indent=2), "lineage/lineage.json")
     if config.report_images:
         report.write_report(
             config.out,
@@ -75,16 +78,6 @@ def write(out: str, corpora: Sequence[Corpus], metrics: Mapping[str, Any]) -> No
 
 def _json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
-
-
-def track(
-    tracker: Tracker, corpora: Sequence[Corpus], metrics: Mapping[str, Any], works: Mapping[str, Work]
-) -> None:
-    """Sends numbers, rates of what this call did, and lineage to MLflow."""
-    done = {name: work.rate("masks_out") for name, work in works.items() if work.shards}
-    rates = {f"throughput/{name}/masks_per_s": rate for name, rate in done.items()}
-    tracker.metrics(flat_metrics(metrics) | rates)
-    tracker.text(json.dumps(lineage_of(corpora), indent=2), "lineage/lineage.json")
 
 
 def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """Lays out the report of an evaluation."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pipelines.reports import gallery, html, words_page
@@ -13,51 +12,46 @@ from samtok.metrics.regions import AREA_BUCKETS
 _LIMITS = {"small": "below 32 x 32 px", "medium": "below 96 x 96 px", "large": "from 96 x 96 px"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Content:
-    """All that the page shows; ``pipelines.tokenizer_evaluation.report`` collects it."""
-
-    out: str
-    metrics: Mapping[str, Any]
-    usage: Sequence[LevelUsage]
-    rejects: Mapping[str, Sequence[words_page.RejectLine]]
-    plots: Mapping[str, bytes]
-    worst: Mapping[str, Gallery]
-    """By area bucket."""
-    gallery: Gallery
-    seed: int
-
-
-def render(content: Content) -> str:
-    """Returns the page as HTML."""
-    overall, shown = content.metrics["overall"], content.gallery
-    drawn = f"{len(shown.cards)} images drawn at random, seed {content.seed}."
+def render(
+    out: str,
+    metrics: Mapping[str, Any],
+    *,
+    usage: Sequence[LevelUsage],
+    rejects: Mapping[str, Sequence[words_page.RejectLine]],
+    plots: Mapping[str, bytes],
+    worst: Mapping[str, Gallery],
+    shown: Gallery,
+    seed: int,
+) -> str:
+    """Returns the page as HTML; ``worst`` is by area bucket, ``shown`` are the images drawn at random."""
+    overall = metrics["overall"]
+    drawn = f"{len(shown.cards)} images drawn at random, seed {seed}."
     lowest = "The lowest IoUs of all masks in each area bucket, cropped."
-    num_codes, usage_plot = overall["codes"]["num_codes"], content.plots["code_usage.png"]
+    num_codes, usage_plot = overall["codes"]["num_codes"], plots["code_usage.png"]
     return html.page(
         "Reconstruction of masks from words",
-        content.out,
+        out,
         html.tiles(_tiles(overall)),
-        html.section("Datasets", _datasets(content.metrics)),
+        html.section("Datasets", _datasets(metrics)),
         html.section("By area", _by_area(overall)),
         html.beside(
-            html.card(html.plot(content.plots["iou_histogram.png"], "masks by IoU", wide=False)),
-            html.card(html.plot(content.plots["iou_area.png"], "IoU against area", wide=False)),
+            html.card(html.plot(plots["iou_histogram.png"], "masks by IoU", wide=False)),
+            html.card(html.plot(plots["iou_area.png"], "IoU against area", wide=False)),
         ),
         html.section(
             "Words",
             html.beside(
-                words_page.codebooks(content.usage, num_codes, usage_plot),
-                html.card(html.settings(content.metrics["measured_with"].items()), title="Measured with"),
+                words_page.codebooks(usage, num_codes, usage_plot),
+                html.card(html.settings(metrics["measured_with"].items()), title="Measured with"),
             ),
         ),
-        html.section("Counts", _counts(content.metrics)),
+        html.section("Counts", _counts(metrics)),
         *(
             html.section(f"Without words in {name}", words_page.rejects_table(lines))
-            for name, lines in content.rejects.items()
+            for name, lines in rejects.items()
             if lines
         ),
-        html.section("Worst masks", *_worst(content.worst), note=html.join(lowest, html.legend())),
+        html.section("Worst masks", *_worst(worst), note=html.join(lowest, html.legend())),
         html.section("Images", gallery.images(shown), note=html.join(drawn, html.legend())),
     )
 

@@ -55,14 +55,15 @@ def write_report(
     gallery = report_pictures.make_gallery(rows, tokenizer, threshold=threshold, rng=rng, max_worst=0)
     worst = worst_masks(corpora, -(-max_images // len(regions.AREA_BUCKETS)), tokenizer, threshold, rng)
     pictures = _plots(corpora, metrics)
-    content = page.Content(
-        out=out,
-        metrics=metrics,
+    listed = {one.name: corpus_reports.Corpus(one.out, one.manifest, (), None) for one in corpora}
+    body = page.render(
+        out,
+        metrics,
         usage=codebook.usage(_code_counts(corpora, metrics)),
-        rejects={corpus.name: corpus_reports.rejects(_listed(corpus)) for corpus in corpora},
-        plots=dict(pictures),
+        rejects={name: corpus_reports.rejects(corpus) for name, corpus in listed.items()},
+        plots=pictures,
         worst=worst,
-        gallery=gallery,
+        shown=gallery,
         seed=seed,
     )
     panels = [close_up.panel for bucket in worst.values() for close_up in bucket.worst]
@@ -73,7 +74,7 @@ def write_report(
     for name, data in pictures.items():
         storage.write_bytes(storage.join(out, corpus_reports.FOLDER, name), data)
     where = storage.join(out, corpus_reports.FOLDER, "index.html")
-    storage.write_bytes(where, page.render(content).encode())
+    storage.write_bytes(where, body.encode())
     return where
 
 
@@ -110,15 +111,12 @@ def _rows_of_worst(
     corpora: Sequence[Corpus], count: int, least_px: float, most_px: float
 ) -> list[dict[str, Any]]:
     """Returns the code rows of the masks with the lowest IoUs, without their other masks."""
-    ious, homes, places = [], [], []
-    for number, corpus in enumerate(corpora):
-        area_px = column(corpus.masks, "area_px")
-        inside = np.flatnonzero((area_px >= least_px) & (area_px < most_px))
-        ious.append(column(corpus.masks, "iou")[inside])
-        homes.append(np.full(len(inside), number))
-        places.append(inside)
-    order = np.argsort(np.concatenate(ious), kind="stable")[:count]
-    home, place = np.concatenate(homes)[order], np.concatenate(places)[order]
+    iou, area_px = (_pooled(corpora, name) for name in ("iou", "area_px"))
+    home = np.repeat(np.arange(len(corpora)), [len(corpus.masks) for corpus in corpora])
+    place = np.concatenate([np.arange(len(corpus.masks)) for corpus in corpora])
+    inside = np.flatnonzero((area_px >= least_px) & (area_px < most_px))
+    lowest = inside[np.argsort(iou[inside], kind="stable")[:count]]
+    home, place = home[lowest], place[lowest]
     rows: list[dict[str, Any]] = []
     for number, corpus in enumerate(corpora):
         rows += _only(corpus, np.sort(place[home == number]))
@@ -141,8 +139,7 @@ def _only(corpus: Corpus, masks: np.ndarray) -> list[dict[str, Any]]:
 
 
 def _plots(corpora: Sequence[Corpus], metrics: Mapping[str, Any]) -> dict[str, bytes]:
-    iou = np.concatenate([column(corpus.masks, "iou") for corpus in corpora])
-    area_px = np.concatenate([column(corpus.masks, "area_px") for corpus in corpora])
+    iou, area_px = (_pooled(corpora, name) for name in ("iou", "area_px"))
     counts, edges = np.histogram(iou, IOU_BINS, (0, 1))
     return {
         "iou_histogram.png": histogram_plot(
@@ -158,10 +155,10 @@ def _plots(corpora: Sequence[Corpus], metrics: Mapping[str, Any]) -> dict[str, b
     }
 
 
+def _pooled(corpora: Sequence[Corpus], name: str) -> np.ndarray:
+    return np.concatenate([column(corpus.masks, name) for corpus in corpora])
+
+
 def _code_counts(corpora: Sequence[Corpus], metrics: Mapping[str, Any]) -> np.ndarray:
     codes = np.concatenate([codes_of(corpus.masks) for corpus in corpora])
     return codebook.histogram(codes, metrics["overall"]["codes"]["num_codes"])
-
-
-def _listed(corpus: Corpus) -> corpus_reports.Corpus:
-    return corpus_reports.Corpus(corpus.out, corpus.manifest, (), None)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import schema, storage
+from pipelines.reports import html
 from samtok.errors import DataError
 from samtok.metrics import codebook, regions
 
@@ -172,19 +173,9 @@ def table_of(metrics: Mapping[str, Any]) -> list[list[str]]:
     sections = dict(metrics["datasets"])
     if len(sections) > 1:
         sections["all"] = metrics["overall"]
-    return [head, *([name, *_line(section)] for name, section in sections.items())]
-
-
-def _line(section: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{section['masks']:,}",
-        number(section["r_acc"]),
-        number(section["boundary_iou"]),
-        f"{section['share_below_half']:.1%}",
-        *(number(bucket["r_acc"]) for bucket in section["by_area"].values()),
-    ]
-
-
-def number(value: float | None) -> str:
-    """Returns a score as text; none is ``-``."""
-    return "-" if value is None else f"{value:.4f}"
+    lines = []
+    for name, found in sections.items():
+        scores = (html.decimal(found[score], 4) for score in ("r_acc", "boundary_iou"))
+        by_area = (html.decimal(bucket["r_acc"], 4) for bucket in found["by_area"].values())
+        lines.append([name, f"{found['masks']:,}", *scores, f"{found['share_below_half']:.1%}", *by_area])
+    return [head, *lines]
