@@ -40,16 +40,11 @@ class EvaluateMllm(Job[EvaluateMllmConfig]):
         manifest, done = answer_all(self.checked, plan, tracker)
         metrics = outcome.publish(self.checked, manifest, done, tracker)
         counts, limit = metrics["counts"], self.config.generation.max_new_tokens
+        targets = f"{counts['expected'] - counts['no_target']} questions, {counts['no_target']} without"
+        broken = f"{counts['malformed_words']} broken words in {counts['answers_with_malformed']} of them"
         rows = [
-            (
-                "targets",
-                f"{counts['expected'] - counts['no_target']} questions, {counts['no_target']} without",
-            ),
-            (
-                "answers",
-                f"{counts['malformed_words']} broken words in {counts['answers_with_malformed']} of them, "
-                f"{counts['answers_cut']} cut at {limit} tokens",
-            ),
+            ("targets", targets),
+            ("answers", f"{broken}, {counts['answers_cut']} cut at {limit} tokens"),
             ("rate", f"{done.rate(QUESTIONS.total):.2f} questions/s over {done.seconds:.0f} s"),
             ("numbers", storage.join(self.config.out, METRICS)),
         ]

@@ -34,7 +34,7 @@ def publish(job: Evaluation, manifest: Mapping[str, Any], done: Work, tracker: T
     tracker.metrics(flat_metrics(metrics) | rate)
     tracker.text(json.dumps(lineage, indent=2), f"lineage/{LINEAGE}")
     if config.report_pictures:
-        report.write_report(job, manifest, rows, metrics, job.beside)
+        report.write_report(job, manifest, rows, metrics)
         tracker.folder(storage.join(config.out, REPORT), REPORT)
     return metrics
 

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipelines import storage
+from pipelines.reports import pictures as report_pictures
 from pipelines.reports.pictures import compared, image_of
 from samtok import masks
 from samtok.errors import DataError, StorageError
@@ -52,18 +50,12 @@ def iou_of(row: Mapping[str, Any]) -> float | None:
 
 
 def rows_at(out: str, manifest: Mapping[str, Any], places: Iterable[int]) -> dict[int, dict[str, Any]]:
-    """Reads whole rows of answers by their place in the evaluation; only their files are read."""
-    wanted, found, start = sorted(set(places)), {}, 0
-    for record in manifest["shards"]:
-        count = record["counts"]["samples_in"]
-        inside = [place for place in wanted if start <= place < start + count]
-        if inside:
-            with storage.open_input(storage.join(out, record["data"]["file"])) as file:
-                table = pq.ParquetFile(file).read()
-            part = table.take(pa.array([place - start for place in inside])).to_pylist()
-            found |= dict(zip(inside, part, strict=True))
-        start += count
-    return found
+    """Reads whole rows of answers by their place in the evaluation."""
+    wanted = sorted(set(places))
+    found = report_pictures.rows_at(
+        out, manifest["shards"], np.array(wanted, int), count="samples_in", columns=None
+    )
+    return dict(zip(wanted, found, strict=True))
 
 
 def draw(row: Mapping[str, Any]) -> Drawn:

@@ -34,7 +34,6 @@ def write_report(
     manifest: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
     metrics: Mapping[str, Any],
-    beside: Beside,
 ) -> str:
     """Writes ``OUT/report`` and returns the URI of its page.
 
@@ -43,7 +42,6 @@ def write_report(
         manifest: Of the answers.
         rows: From ``scores.read_answers``, in their order.
         metrics: As ``metrics.json`` has them.
-        beside: Metrics of other runs.
 
     Raises:
         StorageError: If something cannot be read or written.
@@ -59,14 +57,13 @@ def write_report(
             storage.write_bytes(where, sheet_of(panels, SIDE, heads=viz.ANSWER))
     rejects = corpus_reports.rejects(corpus_reports.Corpus(out, manifest, (), None))
     where = storage.join(out, corpus_reports.FOLDER, "index.html")
-    storage.write_bytes(where, render(job, metrics, beside, drawn, rejects).encode())
+    storage.write_bytes(where, render(job, metrics, drawn, rejects).encode())
     return where
 
 
 def render(
     job: Evaluation,
     metrics: Mapping[str, Any],
-    beside: Beside,
     drawn: Mapping[str, Sequence[Drawn]],
     rejects: Sequence[words_page.RejectLine],
 ) -> str:
@@ -77,7 +74,7 @@ def render(
         job.config.out,
         html.tiles(_tiles(metrics)),
         *(
-            html.section(f"Metrics, {mode}", _metrics(metrics, beside, mode, found["read"]))
+            html.section(f"Metrics, {mode}", _metrics(metrics, job.beside, mode, found["read"]))
             for mode, found in metrics["modes"].items()
         ),
         html.section("By tag, strict", _grid(tag_table(metrics, "strict"))),

@@ -8,16 +8,14 @@ from pipelines.mllm_evaluation.prepare import Beside
 from pipelines.mllm_evaluation.scores import headlines, percent
 
 
-def columns_of(metrics: Mapping[str, Any], beside: Beside, mode: str) -> dict[str, Mapping[str, Any]]:
-    """Returns what stands side by side in a mode's table: this run, the baseline, other runs."""
+def table_of(metrics: Mapping[str, Any], beside: Beside, mode: str) -> list[list[str]]:
+    """Returns the table of one mode as texts: a head, then a line per number, times 100.
+
+    Its columns are this run, the baseline and other runs.
+    """
     own = metrics["modes"][mode]
     others = {name: found["modes"][mode]["model"] for name, found in beside.items() if mode in found["modes"]}
-    return {THIS_RUN: own["model"], BASELINE: own["no_target"], **others}
-
-
-def table_of(metrics: Mapping[str, Any], beside: Beside, mode: str) -> list[list[str]]:
-    """Returns the table of one mode as texts: a head, then a line per number, times 100."""
-    columns = columns_of(metrics, beside, mode)
+    columns = {THIS_RUN: own["model"], BASELINE: own["no_target"], **others}
     numbers = [headlines(metrics["benchmark"], section) for section in columns.values()]
     lines = [[name, *(percent(found[name]) for found in numbers)] for name in numbers[0]]
     return [[f"{mode}, x 100", *columns], *lines]

@@ -92,22 +92,30 @@ def draw_rows(
 ) -> list[dict[str, Any]]:
     """Draws rows of committed shards, every row alike, in the order of the corpus; all if there are fewer."""
     records = list(records)
-    total = sum(record["counts"]["rows_out"] for record in records)
+    total = sum(record["counts"][count] for record in records)
     return rows_at(out, records, np.sort(rng.choice(total, min(max_images, total), replace=False)))
 
 
 def rows_at(
-    out: str, records: Iterable[Mapping[str, Any]], chosen: Int[np.ndarray, " row"]
+    out: str,
+    records: Iterable[Mapping[str, Any]],
+    chosen: Int[np.ndarray, " row"],
+    *,
+    count: str = "rows_out",
+    columns: list[str] | None = _COLUMNS,
 ) -> list[dict[str, Any]]:
-    """Reads rows of committed shards by their rising places in the corpus; no other row groups are read."""
+    """Reads rows of committed shards by their rising places in the corpus; no other row groups are read.
+
+    ``count`` names the count of a shard's rows in its record; no ``columns`` are all of them.
+    """
     records = list(records)
     rows: list[dict[str, Any]] = []
-    for shard, places in _by_part([record["counts"]["rows_out"] for record in records], chosen):
+    for shard, places in _by_part([record["counts"][count] for record in records], chosen):
         with storage.open_input(storage.join(out, records[shard]["data"]["file"])) as stream:
             file = pq.ParquetFile(stream)
             groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
             for group, within in _by_part([group.num_rows for group in groups], places):
-                rows += file.read_row_group(group, columns=_COLUMNS).take(within).to_pylist()
+                rows += file.read_row_group(group, columns=columns).take(within).to_pylist()
     return rows
 
 

@@ -1,5 +1,6 @@
 """The page of an evaluation shows numbers beside baselines, and answers as pictures."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,8 @@ def test_the_manifest_counts_images_and_questions(finished):
 
 def test_the_page_has_all_numbers_and_pictures_of_its_own(finished):
     job, manifest, rows, metrics = finished
-    page_uri = report.write_report(job, manifest, rows, metrics, {"untrained": metrics})
+    job = dataclasses.replace(job, beside={"untrained": metrics})
+    page_uri = report.write_report(job, manifest, rows, metrics)
     page = Page(Path(page_uri).read_text())
     for words in ("GRES", "Metrics, strict", "Metrics, official", "always No target.", "untrained", "By tag"):
         assert words in page.text, words
@@ -74,7 +76,8 @@ def test_texts_of_datasets_and_models_are_escaped(finished):
     job, manifest, _, metrics = finished
     row = next(iter(pictures.rows_at(job.config.out, manifest, [0]).values()))
     evil = {**row, "question": "<script>x</script>", "generated": "<img src=x>", "tags": ["<i>t</i>"]}
-    text = report.render(job, metrics, {"<u>": metrics}, {"best": [pictures.draw(evil)]}, [])
+    job = dataclasses.replace(job, beside={"<u>": metrics})
+    text = report.render(job, metrics, {"best": [pictures.draw(evil)]}, [])
     assert not {"script", "i", "u"} & set(Page(text).tags)
     assert "<script>x</script>" in Page(text).text
 
@@ -84,7 +87,7 @@ def test_an_image_that_is_gone_by_now_says_so(finished):
     row = next(iter(pictures.rows_at(job.config.out, manifest, [0]).values()))
     drawn = pictures.draw({**row, "image_uri": "/nowhere/a.png"})
     assert drawn.panel is None and drawn.pictures == ()
-    text = report.render(job, metrics, {}, {"worst": [drawn]}, [])
+    text = report.render(job, metrics, {"worst": [drawn]}, [])
     assert "The image cannot be shown" in Page(text).text
 
 
