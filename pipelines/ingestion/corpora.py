@@ -234,12 +234,7 @@ class CorpusSpec:
 
     def absolute(self) -> "CorpusSpec":
         """Makes local paths mean the same in workers, whose working directory is another."""
-        return dataclasses.replace(self, corpus=absolute_corpus(self.corpus))
-
-
-def absolute_corpus(corpus: CorpusConfig) -> CorpusConfig:
-    """Returns the corpus with absolute local paths; URIs stay as they are."""
-    return with_places(corpus, storage.absolute)
+        return dataclasses.replace(self, corpus=with_places(self.corpus, storage.absolute))
 
 
 def _rewritten(text: str, absolute: Callable[[str], str]) -> str:

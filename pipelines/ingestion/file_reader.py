@@ -37,8 +37,6 @@ class FileReader(ABC):
     Attributes:
         options: Class of the options that only this reader has; their fields are fields of the reader.
         max_head_bytes: Largest file that ``head`` parses.
-        name: Dataset name of the rows.
-        split: Split name of the rows.
         source: URI of the annotation file.
         images: Folder or prefix that the names of images are relative to and may not leave.
     """

@@ -49,7 +49,9 @@ class GroundedReader(FileReader, ImageFolders):
                 rejects.append(self.reject(found.image_id, found.fault.reason, str(found.fault), **lost))
             else:
                 by_image[found.image_id].append(found)
-        for image_id in [one for one, found in by_image.items() if len({f.image_json for f in found}) > 1]:
+        for image_id in [
+            one for one, found in by_image.items() if len({records.compact_json(f.image) for f in found}) > 1
+        ]:
             message = f"records of image {image_id} differ in its name or size"
             num_masks = sum(found.num_masks for found in by_image.pop(image_id))
             rejects.append(self.reject(image_id, "image_record", message, num_masks=num_masks))

@@ -8,7 +8,7 @@ for the phrase. Groundings are sorted, so neither the order of a file's records 
 import posixpath
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pipelines.ingestion import records
@@ -26,7 +26,6 @@ class Captioned:
         record: The caption in the form above.
         fault: Why it cannot be used; None if it can.
         mask_id: Set for what is no caption but a mask whose image is not there.
-        num_masks: Masks that it claims.
     """
 
     image_id: str
@@ -34,15 +33,11 @@ class Captioned:
     record: Record
     fault: DataError | None = None
     mask_id: str | None = None
-    num_masks: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "num_masks", len(self.record["masks"]))
 
     @property
-    def image_json(self) -> str:
-        """The image's fields as text, to compare them."""
-        return records.compact_json(self.image)
+    def num_masks(self) -> int:
+        """Masks that it claims."""
+        return len(self.record["masks"])
 
 
 def captioned(corpus: Any, where: str) -> Iterator[Captioned]:

@@ -49,9 +49,7 @@ class Sa1bReader:
     """Reads SA-1B, whole or in part.
 
     Attributes:
-        options: Class of the options that only this reader has.
-        name: Dataset name of the rows.
-        split: Split name of the rows; SA-1B itself has none.
+        split: Of the rows; SA-1B itself has none.
         source: A folder or prefix with side-cars, a folder or prefix with ``.tar`` archives, or one archive.
         max_sidecar_bytes: Largest side-car that is parsed.
     """
@@ -141,7 +139,8 @@ class Sa1bReader:
         if self.source.endswith(".tar"):
             return [_File(self.source.rpartition("/")[2], size_bytes(self.source))]
         listed = storage.list_files(self.source, limit=limit)
-        return [_File(_relative(found.uri, self.source), found.size) for found in listed]
+        root = self.source.rstrip("/") + "/"
+        return [_File(found.uri.removeprefix(root), found.size) for found in listed]
 
     def _either(self, files: list[_File]) -> list[_File]:
         """Returns either the archives or the side-cars and images among files."""
@@ -246,7 +245,3 @@ def _checked_size(image: dict[str, Any], stem: str) -> tuple[int, int]:
             reason="file_name",
         )
     return records.size_hw(image, f"side-car {stem}{_ANNOTATION}")
-
-
-def _relative(uri: str, root: str) -> str:
-    return uri.removeprefix(root.rstrip("/") + "/")

@@ -53,11 +53,7 @@ def list_members(archive_uri: str, suffixes: tuple[str, ...]) -> Iterator[Member
                     if name.endswith(suffixes) and not info.isdir():
                         yield Member(name, info.offset_data, info.size, _fault(info, name))
                 end = archive.offset
-        except (
-            tarfile.TarError,
-            ValueError,
-            OverflowError,
-        ) as error:  # ValueError: numbers in extended headers
+        except (tarfile.TarError, ValueError, OverflowError) as error:  # ValueError: extended headers
             raise DataError(
                 f"{archive_uri} cannot be read as an uncompressed tar ({error}); fetch it again, or unpack "
                 "it if it is compressed",

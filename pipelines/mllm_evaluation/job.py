@@ -33,7 +33,7 @@ class EvaluateMllm(Job[EvaluateMllmConfig]):
     def work(self, run: Run[EvaluateMllmConfig]) -> Closing:
         from pipelines.mllm_evaluation import outcome  # these load torch
         from pipelines.mllm_evaluation.run import answer_all
-        from pipelines.mllm_evaluation.tables import table_of
+        from pipelines.mllm_evaluation.scores import table_of
 
         plan = self.checked.plan()
         tracker = run.begin(self.config, tags=outcome.tags_of(self.checked))

@@ -13,8 +13,7 @@ from pipelines import storage
 from pipelines.mllm_evaluation.config import BASELINE
 from pipelines.mllm_evaluation.pictures import SIDE, Drawn, choose, draw, rows_at
 from pipelines.mllm_evaluation.prepare import Beside, Evaluation
-from pipelines.mllm_evaluation.scores import headlines, percent
-from pipelines.mllm_evaluation.tables import table_of, tag_table
+from pipelines.mllm_evaluation.scores import headlines, percent, table_of, tag_table
 from pipelines.reports import html, words_page
 from pipelines.reports import words as corpus_reports
 from pipelines.reports.pictures import sheet_of

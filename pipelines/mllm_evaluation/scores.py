@@ -1,4 +1,4 @@
-"""From the table of answers to the numbers of an evaluation.
+"""From the table of answers to the numbers of an evaluation, and tables of them for terminal and report.
 
 Everything follows from the committed shards alone, in their order, so a run that was killed and repeated
 gives the same bytes. Beside each number stands the baseline that answers "No target." to everything: gIoU
@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import storage
+from pipelines.mllm_evaluation.config import BASELINE, THIS_RUN
+from pipelines.mllm_evaluation.prepare import Beside
 from pipelines.mllm_evaluation.rows import ANSWER_ROW
 from samtok.metrics import referring
 from samtok.metrics.referring import Mode, Samples
@@ -187,3 +189,28 @@ def headlines(benchmark: str, section: Mapping[str, Any]) -> dict[str, float | N
 def percent(share: float | None) -> str:
     """Returns a share as papers print it: times 100, two decimals; none is ``-``."""
     return "-" if share is None else f"{100 * share:.2f}"
+
+
+def table_of(metrics: Mapping[str, Any], beside: Beside, mode: str) -> list[list[str]]:
+    """Returns the table of one mode as texts: a head, then a line per number, times 100.
+
+    Its columns are this run, the baseline and other runs.
+    """
+    own = metrics["modes"][mode]
+    others = {name: found["modes"][mode]["model"] for name, found in beside.items() if mode in found["modes"]}
+    columns = {THIS_RUN: own["model"], BASELINE: own["no_target"], **others}
+    numbers = [headlines(metrics["benchmark"], section) for section in columns.values()]
+    lines = [[name, *(percent(found[name]) for found in numbers)] for name in numbers[0]]
+    return [[f"{mode}, x 100", *columns], *lines]
+
+
+def tag_table(metrics: Mapping[str, Any], mode: str) -> list[list[str]]:
+    """Returns this run's numbers by tag as texts: a head, then a line per tag."""
+    found = metrics["modes"][mode]["model"]
+    sections = {**found["by_tag"], "all": found}
+    names = list(headlines(metrics["benchmark"], found))
+    lines: list[list[str]] = []
+    for tag, section in sections.items():
+        numbers = headlines(metrics["benchmark"], section)
+        lines.append([tag, str(section["counts"]["expected"]), *(percent(numbers[name]) for name in names)])
+    return [["tag", "questions", *names], *lines]

@@ -12,27 +12,22 @@ from pipelines.tokenization.config import TokenizationConfig, TokenizeCorpusConf
 from pipelines.tracking import Tracker
 from samtok.model.tokenizer import MaskTokenizer
 
-LAST_RUN = "last_run.json"
-"""How fast the last call of the job that had work to do was."""
-
-
-def speed_of(work: Work) -> dict[str, float]:
-    """Returns the figures of ``last_run.json``."""
-    return {
-        "images": work.counts["rows_out"],
-        "masks": work.counts["masks_out"],
-        "seconds": work.seconds,
-        "masks_per_s": work.rate("masks_out"),
-        "steady_masks_per_s": work.steady_rate("masks_out"),
-    }
-
 
 def publish(config: TokenizeCorpusConfig, manifest: dict[str, Any], work: Work, tracker: Tracker) -> None:
-    """Writes rate and report beside the shards, and metrics, lineage and pictures to MLflow."""
+    """Writes rate and report beside the shards, and metrics, lineage and pictures to MLflow.
+
+    ``last_run.json`` is how fast the last call of the job that had work to do was.
+    """
     metrics = words.summary(manifest)
     if work.counts.get("masks_out"):
-        speed = speed_of(work)
-        storage.write_bytes(storage.join(config.out, LAST_RUN), json.dumps(speed, indent=1).encode())
+        speed = {
+            "images": work.counts["rows_out"],
+            "masks": work.counts["masks_out"],
+            "seconds": work.seconds,
+            "masks_per_s": work.rate("masks_out"),
+            "steady_masks_per_s": work.steady_rate("masks_out"),
+        }
+        storage.write_bytes(storage.join(config.out, "last_run.json"), json.dumps(speed, indent=1).encode())
         metrics |= {f"throughput/{name}": value for name, value in speed.items()}
     tracker.metrics(metrics)
     tracker.text(json.dumps(manifest["fingerprint"], indent=2), "lineage/fingerprint.json")

@@ -13,7 +13,7 @@ from pipelines import schema
 from pipelines.config import WorkerConfig
 from pipelines.generation import models
 from pipelines.generation.config import GenerationConfig
-from pipelines.mllm_evaluation import outcome, scores, tables
+from pipelines.mllm_evaluation import outcome, scores
 from pipelines.mllm_evaluation.config import EvaluateMllmConfig
 from pipelines.mllm_evaluation.prepare import Evaluation, prepare, readings_of
 from pipelines.mllm_evaluation.rows import ANSWER_ROW, inputs_of
@@ -314,11 +314,11 @@ def test_settings_that_cannot_work_name_their_flag(world, changed, message):
 def test_the_table_shows_this_run_the_baseline_and_runs_beside(answered):
     metrics = _metrics(answered)
     worse = _metrics([{**row, "strict": {**row["strict"], "codes": []}} for row in answered])
-    head, *lines = tables.table_of(metrics, {"untrained": worse}, "strict")
+    head, *lines = scores.table_of(metrics, {"untrained": worse}, "strict")
     assert head == ["strict, x 100", "this run", "always No target.", "untrained"]
     assert ["exact words", "100.00", "20.00", "20.00"] in lines
     assert ["N-acc", "100.00", "100.00", "100.00"] in lines
-    head, *lines = tables.tag_table(metrics, "strict")
+    head, *lines = scores.tag_table(metrics, "strict")
     assert [line[:2] for line in lines] == [["both", "2"], ["none", "2"], ["red", "6"], ["all", "10"]]
 
 
