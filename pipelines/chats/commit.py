@@ -1,6 +1,8 @@
 """Committing a shard of chats: samples, rejects and counts, with everything accounted for."""
 
+import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,8 +31,19 @@ class Composed:
         self.counts.update(other.counts)
 
 
-def commit(plan: Plan, shard: int, done: Composed) -> dict[str, Any]:
-    """Commits what became of a shard; returns the commit record that holds."""
+def compose_shard(plan: Plan, take: Callable[[dict[str, Any], Composed], None], shard: int) -> dict[str, Any]:
+    """Composes a shard of chats and commits it; returns the commit record that holds.
+
+    Args:
+        plan: What the shards are.
+        take: Gets the payload of an input, and what to add its samples, rejects and counts to.
+        shard: Its number.
+    """
+    done = Composed()
+    for chunk in plan.chunks(shard):
+        for item in shards.read_inputs(plan, chunk):
+            done.counts["inputs_in"] += 1
+            take(json.loads(item.payload), done)
     counts = {name: done.counts[name] for name in sorted({*shards.COUNTS["chat"], *done.counts})}
     check(counts)
     reasons = Counter(f"{entry['stage']}/{entry['reason']}" for entry in done.rejects)

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines import schema, shards, storage
-from pipelines.chats.commit import Composed, commit
+from pipelines import schema, storage
+from pipelines.chats.commit import Composed
 from pipelines.dialogues.config import JsonlConfig
 from pipelines.dialogues.exchange import from_record
 from pipelines.ingestion.image_source import read_size_hw
 from pipelines.ingestion.reader import Input
-from pipelines.shards import Plan
 from samtok.errors import ConfigError, DataError
 
 
@@ -54,79 +53,67 @@ def _input(part: Lines) -> Input:
     return Input(f"{part.first:012d}", json.dumps(asdict(part), sort_keys=True), None)
 
 
-class ImportShard:
-    """Imports the chats of a shard and commits them.
+def take_lines(jsonl: JsonlConfig, payload: dict[str, Any], done: Composed) -> None:
+    """Adds the chats of some lines.
 
     Args:
-        plan: What the shards are; each has one input, some ``Lines``.
         jsonl: The file, and what is not in it.
+        payload: Of an input: some ``Lines``.
+        done: What the chats are added to.
     """
+    part = Lines(**payload)
+    assert jsonl.source is not None
+    data = storage.read_bytes(jsonl.source, offset=part.offset, size=part.size)
+    lines = data.removesuffix(b"\n").split(b"\n")
+    if len(lines) != part.count:
+        raise DataError(
+            f"{jsonl.source} has changed: {len(lines)} lines instead of {part.count} at byte "
+            f"{part.offset}. Restore it, or choose another --out."
+        )
+    for number, line in enumerate(lines, start=part.first + 1):
+        _take_line(jsonl, f"line-{number:08d}", line, done)
 
-    def __init__(self, plan: Plan, jsonl: JsonlConfig) -> None:
-        self.plan, self.jsonl = plan, jsonl
 
-    def __call__(self, shard: int) -> dict[str, Any]:
-        """Returns the commit record that holds."""
-        done = Composed()
-        for chunk in self.plan.chunks(shard):
-            for item in shards.read_inputs(self.plan, chunk):
-                done.counts["inputs_in"] += 1
-                self._import(Lines(**json.loads(item.payload)), done)
-        return commit(self.plan, shard, done)
+def _take_line(jsonl: JsonlConfig, row_id: str, line: bytes, done: Composed) -> None:
+    task = jsonl.task
+    ends = ["rows_in", "items_in", f"{task}/items_in"]
+    try:
+        done.samples.append(_row(jsonl, row_id, line))
+        ends += ["rows_out", "items_out", f"{task}/items_out", "samples_out", f"{task}/samples_out"]
+    except DataError as error:
+        done.rejects.append(schema.reject("compose", jsonl.dataset, row_id, error.reason, str(error)))
+        ends += ["items_rejected", f"{task}/items_rejected"]
+    done.counts.update(ends)
 
-    def _import(self, part: Lines, done: Composed) -> None:
-        assert self.jsonl.source is not None
-        data = storage.read_bytes(self.jsonl.source, offset=part.offset, size=part.size)
-        lines = data.removesuffix(b"\n").split(b"\n")
-        if len(lines) != part.count:
-            raise DataError(
-                f"{self.jsonl.source} has changed: {len(lines)} lines instead of {part.count} at byte "
-                f"{part.offset}. Restore it, or choose another --out."
-            )
-        for number, line in enumerate(lines, start=part.first + 1):
-            self._line(number, line, done)
 
-    def _line(self, number: int, line: bytes, done: Composed) -> None:
-        task, row_id = self.jsonl.task, f"line-{number:08d}"
-        ends = ["rows_in", "items_in", f"{task}/items_in"]
-        try:
-            done.samples.append(self._row(row_id, line))
-            ends += ["rows_out", "items_out", f"{task}/items_out", "samples_out", f"{task}/samples_out"]
-        except DataError as error:
-            done.rejects.append(
-                schema.reject("compose", self.jsonl.dataset, row_id, error.reason, str(error))
-            )
-            ends += ["items_rejected", f"{task}/items_rejected"]
-        done.counts.update(ends)
+def _row(jsonl: JsonlConfig, row_id: str, line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"the line is no JSON: {error}", reason="json") from error
+    chat = from_record(record, num_codes=jsonl.num_codes, num_levels=jsonl.num_levels)
+    return {
+        "dataset": jsonl.dataset,
+        "split": jsonl.split,
+        "image_id": chat["images"][0] if chat["images"] else row_id,
+        "sample_id": "/".join((jsonl.dataset, jsonl.split, row_id)),
+        "task": jsonl.task,
+        "tags": [],
+        **chat,
+        "images": [_image(jsonl.images, name) for name in chat["images"]],
+        "meta": json.dumps({"id": str(record["id"])} if "id" in record else {}),
+    }
 
-    def _row(self, row_id: str, line: bytes) -> dict[str, Any]:
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"the line is no JSON: {error}", reason="json") from error
-        chat = from_record(record, num_codes=self.jsonl.num_codes, num_levels=self.jsonl.num_levels)
-        pictures = [self._image(name) for name in chat["images"]]
-        return {
-            "dataset": self.jsonl.dataset,
-            "split": self.jsonl.split,
-            "image_id": chat["images"][0] if chat["images"] else row_id,
-            "sample_id": "/".join((self.jsonl.dataset, self.jsonl.split, row_id)),
-            "task": self.jsonl.task,
-            "tags": [],
-            **chat,
-            "images": pictures,
-            "meta": json.dumps({"id": str(record["id"])} if "id" in record else {}),
-        }
 
-    def _image(self, name: str) -> Mapping[str, Any]:
-        uri = storage.join(self.jsonl.images, name) if self.jsonl.images else name
-        if not self.jsonl.images and not storage.is_anchored(name):
-            raise DataError(
-                f"the image {name!r} is relative; name the folder that it is in by --jsonl.images",
-                reason="path",
-            )
-        height, width = _size_hw(uri)
-        return {"uri": uri, "height": height, "width": width}
+def _image(folder: str, name: str) -> Mapping[str, Any]:
+    if not folder and not storage.is_anchored(name):
+        raise DataError(
+            f"the image {name!r} is relative; name the folder that it is in by --jsonl.images",
+            reason="path",
+        )
+    uri = storage.join(folder, name) if folder else name
+    height, width = _size_hw(uri)
+    return {"uri": uri, "height": height, "width": width}
 
 
 _size_hw = functools.lru_cache(maxsize=1024)(read_size_hw)

@@ -4,14 +4,16 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from pipelines import schema, shards, storage
+from pipelines.chats.commit import Composed
 from pipelines.dialogues import imports
 from pipelines.dialogues.compose import Settings
 from pipelines.dialogues.config import ComposeDialoguesConfig, shares_of
-from pipelines.dialogues.stage import ComposeShard, Slice
+from pipelines.dialogues.stage import Slice, take_slice
 from pipelines.ingestion.reader import Input
 from pipelines.shard_job import left_of, open_plan
 from pipelines.shards import ROW_GROUP_ROWS, Plan
@@ -48,8 +50,8 @@ class Composition:
     """All that decides the bytes of the shards."""
     inputs: Callable[[], Iterator[Input]]
     """Lists what each shard is made of, in order."""
-    worker: Callable[[Plan], Callable[[int], dict[str, Any]]]
-    """Makes what does one shard of a plan and returns its commit record; picklable."""
+    take: Callable[[dict[str, Any], Composed], None]
+    """Adds the chats of what an input is made of, as ``compose_shard`` takes it; picklable."""
 
     def plan(self) -> Plan:
         """Returns the plan of an earlier run of the same job, or makes it; raises as ``open_plan``."""
@@ -96,7 +98,7 @@ def _composition(config: ComposeDialoguesConfig) -> Composition:
         config,
         _fingerprint(config, manifests, settings),
         lambda: _inputs(manifests, config),
-        lambda plan: ComposeShard(plan, config.words, settings),
+        partial(take_slice, config.words, settings),
     )
 
 
@@ -120,7 +122,7 @@ def _import(config: ComposeDialoguesConfig) -> Composition:
         config,
         fingerprint,
         lambda: imports.inputs_of(source, lines_per_shard=config.shard_rows, limit=config.limit),
-        lambda plan: imports.ImportShard(plan, config.jsonl),
+        partial(imports.take_lines, config.jsonl),
     )
 
 

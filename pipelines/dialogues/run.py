@@ -3,12 +3,14 @@
 A shard is composed and committed where it runs, so nothing but commit records travels.
 """
 
+import functools
 import json
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipelines import storage
+from pipelines.chats.commit import compose_shard
 from pipelines.chats.corpus import load_chat_corpus, rows_of_shard
 from pipelines.config import WorkerConfig
 from pipelines.dialogues.config import ComposeDialoguesConfig
@@ -33,7 +35,7 @@ def make_chats(job: Composition, plan: Plan, tracker: Tracker | None = None) -> 
     Raises:
         ConfigError: If there was nothing to ask: the tasks do not fit the annotations.
     """
-    compose, workers = job.worker(plan), job.config.workers
+    compose, workers = functools.partial(compose_shard, plan, job.take), job.config.workers
 
     def stream(todo: Sequence[int]) -> Iterator[dict[str, Any]]:
         if not workers:

@@ -1,16 +1,15 @@
-"""Composes one shard: a slice of a file of code rows in, a committed shard of chats out. Knows no Ray."""
+"""Composes a slice of a file of code rows. Knows no Ray."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipelines import shards, storage
-from pipelines.chats.commit import Composed, commit
+from pipelines import storage
+from pipelines.chats.commit import Composed
 from pipelines.dialogues.compose import Settings, compose_row
-from pipelines.shards import ROW_GROUP_ROWS, Plan
+from pipelines.shards import ROW_GROUP_ROWS
 from samtok.errors import DataError
 
 
@@ -31,38 +30,29 @@ class Slice:
     rows: int
 
 
-class ComposeShard:
-    """Composes the chats of a shard and commits them.
+def take_slice(words: tuple[str, ...], settings: Settings, payload: dict[str, Any], done: Composed) -> None:
+    """Adds the chats of a slice.
 
     Args:
-        plan: What the shards are; each has one input, a ``Slice``.
         words: URIs of the corpora of words.
         settings: What decides the chats.
+        payload: Of an input: a ``Slice``.
+        done: What the chats are added to.
     """
+    part = Slice(**payload)
+    for row in _rows(storage.join(words[part.corpus], part.file), part):
+        done.add(compose_row(row, settings))
 
-    def __init__(self, plan: Plan, words: tuple[str, ...], settings: Settings) -> None:
-        self.plan, self.words, self.settings = plan, words, settings
 
-    def __call__(self, shard: int) -> dict[str, Any]:
-        """Returns the commit record that holds."""
-        done = Composed()
-        for chunk in self.plan.chunks(shard):
-            for item in shards.read_inputs(self.plan, chunk):
-                done.counts["inputs_in"] += 1
-                for row in self._rows(Slice(**json.loads(item.payload))):
-                    done.add(compose_row(row, self.settings))
-        return commit(self.plan, shard, done)
-
-    def _rows(self, part: Slice) -> Iterator[dict[str, Any]]:
-        where = storage.join(self.words[part.corpus], part.file)
-        with storage.open_input(where) as file:
-            parquet, left = pq.ParquetFile(file), part.rows
-            groups = range(part.first_group, part.first_group - (-part.rows // ROW_GROUP_ROWS))
-            if parquet.num_row_groups < groups.stop:
-                raise DataError(f"{where} has {parquet.num_row_groups} row groups, the plan {groups.stop}.")
-            for group in groups:
-                table = parquet.read_row_group(group).slice(0, left)
-                left -= len(table)
-                yield from table.to_pylist()
-        if left:
-            raise DataError(f"{where} lacks {left} of the {part.rows} rows that its manifest promises.")
+def _rows(where: str, part: Slice) -> Iterator[dict[str, Any]]:
+    with storage.open_input(where) as file:
+        parquet, left = pq.ParquetFile(file), part.rows
+        groups = range(part.first_group, part.first_group - (-part.rows // ROW_GROUP_ROWS))
+        if parquet.num_row_groups < groups.stop:
+            raise DataError(f"{where} has {parquet.num_row_groups} row groups, the plan {groups.stop}.")
+        for group in groups:
+            table = parquet.read_row_group(group).slice(0, left)
+            left -= len(table)
+            yield from table.to_pylist()
+    if left:
+        raise DataError(f"{where} lacks {left} of the {part.rows} rows that its manifest promises.")

@@ -11,6 +11,7 @@ from PIL import Image
 
 from jobs.compose_dialogues import main
 from pipelines import shards
+from pipelines.chats.commit import Composed
 from pipelines.chats.corpus import answer_words, load_chat_corpus, read_group_table, rows_of, text_of
 from pipelines.dialogues.compose import TASKS
 from pipelines.dialogues.config import PRESETS, ComposeDialoguesConfig
@@ -87,21 +88,19 @@ def test_rows_are_found_at_random_by_shard_and_row_group(whole):
 
 def test_a_run_that_was_killed_ends_with_the_same_bytes(words, whole, tmp_path):
     job = prepare(config_of(tmp_path / "cut", words))
-    worker = job.worker(job.plan())
+    parts = list(slices([shards.load_manifest(words)], shard_rows=64, limit=None))
 
-    def dies(shard: int) -> dict:
-        if shard == 1:
+    def dies(payload: dict, chats: Composed) -> None:
+        if payload == dataclasses.asdict(parts[1]):
             raise KeyboardInterrupt
-        return worker(shard)
+        job.take(payload, chats)
 
     with pytest.raises(KeyboardInterrupt):
-        done(dataclasses.replace(job, worker=lambda _: dies))
+        done(dataclasses.replace(job, take=dies))
     assert sorted(shards.committed(job.plan())) == [0]
-    made: list[int] = []
-    resumed = done(
-        dataclasses.replace(job, worker=lambda _: lambda shard: made.append(shard) or worker(shard))
-    )
-    assert made == [1, 2]
+    made: list[dict] = []
+    resumed = done(dataclasses.replace(job, take=lambda *call: made.append(call[0]) or job.take(*call)))
+    assert made == [dataclasses.asdict(part) for part in parts[1:3]]
     assert data_digests(resumed) == data_digests(read_manifest(whole))
 
 
