@@ -167,10 +167,7 @@ class ColdStart:
 
 
 def prepare(config: ColdStartConfig) -> ColdStart:
-    """Checks what can be known before anything runs.
-
-    Args:
-        config: With absolute places.
+    """Checks what can be known before anything runs of a config with absolute places.
 
     Raises:
         ConfigError: No teacher or two, a missing input, chats that have thoughts already, or a teacher of

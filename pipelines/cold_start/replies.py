@@ -70,10 +70,7 @@ def of_shards(out: str, manifest: Mapping[str, Any]) -> Iterator[TeacherReply]:
 def inputs_of(replies: Iterable[TeacherReply], places: Mapping[str, int], *, corpus: str) -> Iterator[Input]:
     """Finds the samples of replies: the first reply to a sample counts, others are duplicates.
 
-    Args:
-        replies: In order.
-        places: The samples that may be taken, by their ids.
-        corpus: Its name, for messages.
+    ``places`` has the samples that may be taken, by their ids; messages name the corpus.
     """
     seen: set[str] = set()
     for number, reply in enumerate(replies):

@@ -54,13 +54,7 @@ def _input(part: Lines) -> Input:
 
 
 def take_lines(jsonl: JsonlConfig, payload: dict[str, Any], done: Composed) -> None:
-    """Adds the chats of some lines.
-
-    Args:
-        jsonl: The file, and what is not in it.
-        payload: Of an input: some ``Lines``.
-        done: What the chats are added to.
-    """
+    """Adds the chats of some ``Lines`` of the file."""
     part = Lines(**payload)
     assert jsonl.source is not None
     data = storage.read_bytes(jsonl.source, offset=part.offset, size=part.size)

@@ -67,10 +67,7 @@ class Composition:
 
 
 def prepare(config: ComposeDialoguesConfig) -> Composition:
-    """Checks the corpora of words.
-
-    Args:
-        config: With absolute places.
+    """Checks the corpora of words of a config with absolute places.
 
     Raises:
         ConfigError: If a corpus is missing, corpora are of different tokenizers or have the same name, or a

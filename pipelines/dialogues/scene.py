@@ -41,13 +41,7 @@ class Item:
 
 
 class Scene:
-    """The masks of a code row by id.
-
-    Args:
-        row: In the shape of ``pipelines.schema.CODE_ROW``.
-        num_codes: Codes per level of the corpus.
-        num_levels: Codes of a mask.
-    """
+    """The masks of a row of ``pipelines.schema.CODE_ROW`` by id."""
 
     def __init__(self, row: Mapping[str, Any], *, num_codes: int, num_levels: int) -> None:
         self.row, self.num_codes, self.num_levels = row, num_codes, num_levels

@@ -15,14 +15,7 @@ from samtok.errors import DataError
 
 @dataclass(frozen=True)
 class Slice:
-    """Rows of one file of a corpus of words, in whole row groups.
-
-    Attributes:
-        corpus: Number of the corpus.
-        file: Name in the corpus.
-        first_group: Row group to begin with.
-        rows: Rows to take.
-    """
+    """Rows of one file of a corpus of words, from a row group on; corpora are numbered."""
 
     corpus: int
     file: str
@@ -31,14 +24,7 @@ class Slice:
 
 
 def take_slice(words: tuple[str, ...], settings: Settings, payload: dict[str, Any], done: Composed) -> None:
-    """Adds the chats of a slice.
-
-    Args:
-        words: URIs of the corpora of words.
-        settings: What decides the chats.
-        payload: Of an input: a ``Slice``.
-        done: What the chats are added to.
-    """
+    """Adds the chats of a ``Slice`` of one of the corpora of words."""
     part = Slice(**payload)
     for row in _rows(storage.join(words[part.corpus], part.file), part):
         done.add(compose_row(row, settings))

@@ -13,10 +13,7 @@ LINEAGE_FILE = "lineage.json"
 
 
 def prepare(config: ExtendMllmConfig) -> MaskVocabulary:
-    """Checks all that can be known before weights are read; returns the words.
-
-    Args:
-        config: With absolute places.
+    """Checks a config with absolute places before weights are read; returns the words.
 
     Raises:
         SamtokError: For a model, a tokenizer or chats that cannot be used together.

@@ -88,10 +88,7 @@ class Evaluation:
 
 
 def prepare(config: EvaluateMllmConfig) -> Evaluation:
-    """Checks what can be known before Ray starts.
-
-    Args:
-        config: With absolute places.
+    """Checks what can be known before Ray starts of a config with absolute places.
 
     Raises:
         ConfigError: If model, tokenizer, chats or a run beside this one are missing or do not fit together.

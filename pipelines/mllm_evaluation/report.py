@@ -41,9 +41,6 @@ def write_report(
         manifest: Of the answers.
         rows: From ``scores.read_answers``, in their order.
         metrics: As ``metrics.json`` has them.
-
-    Raises:
-        StorageError: If something cannot be read or written.
     """
     out, count = job.config.out, job.config.report_pictures
     chosen = choose(rows, count, np.random.default_rng(job.config.seed))

@@ -82,10 +82,7 @@ class Tokenization:
 
 
 def prepare(config: TokenizeCorpusConfig) -> Tokenization:
-    """Checks what can be known before Ray starts: the dataset's files, the tokenizer.
-
-    Args:
-        config: With absolute places.
+    """Checks what can be known before Ray starts of a config with absolute places.
 
     Raises:
         ConfigError: For an input that is not there; names the command that makes one.

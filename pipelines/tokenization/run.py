@@ -51,11 +51,6 @@ def make_words(job: Tokenization, plan: Plan, tracker: Tracker | None = None) ->
 
     Ray is started for it, unless this process is connected already (``ray_for``) or there are no workers.
 
-    Args:
-        job: From ``prepare``.
-        plan: Its plan.
-        tracker: Gets the rate while it runs.
-
     Raises:
         DataError: If more images are rejected than ``max_reject_rate`` allows.
         ClusterError: If the cluster is too small, or a chunk kills its workers.

@@ -45,9 +45,6 @@ def write_report(
         tokenizer: The one that was measured; decodes the words of what is drawn.
         max_images: Images to draw at random; a third of this many worst masks are drawn of each area bucket.
         seed: Decides which.
-
-    Raises:
-        StorageError: If something cannot be read or written.
     """
     rng = np.random.default_rng(seed)
     rows = draw_rows(corpora, max_images, rng)
