@@ -28,11 +28,12 @@ class EvaluateTokenizer(Job[EvaluateTokenizerConfig]):
 
     def work(self, run: Run[EvaluateTokenizerConfig]) -> Closing:
         from pipelines.tokenizer_evaluation import outcome  # these load torch
+        from pipelines.tokenizer_evaluation.run import measure
         from pipelines.tokenizer_evaluation.summary import table_of
 
         plans = {name: tokenization.plan() for name, tokenization in self.checked.items()}
         tracker = run.begin(self.config, tags=outcome.tags_of(self.checked))
-        corpora, works = outcome.measure(self.config, self.checked, plans)
+        corpora, works = measure(self.config, self.checked, plans)
         metrics = outcome.publish(self.config, corpora, works, tracker)
         counts, codes = metrics["overall"]["counts"], metrics["overall"]["codes"]
         images = counts["images_in"]

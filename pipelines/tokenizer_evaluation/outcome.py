@@ -1,48 +1,26 @@
-"""Reconstructs the masks of several corpora in one Ray session; writes what came out, and tells MLflow."""
+"""What came out of an evaluation: files, what MLflow shows, the table of numbers."""
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import pyarrow as pa
 
 from pipelines import provenance, shards, storage
 from pipelines.shard_job import Work
-from pipelines.shards import Plan
 from pipelines.tokenization.outcome import tokenizer_of_reports
 from pipelines.tokenization.prepare import Tokenization
-from pipelines.tokenization.run import make_words, ray_for
 from pipelines.tokenizer_evaluation import report
 from pipelines.tokenizer_evaluation.config import EvaluateTokenizerConfig
 from pipelines.tokenizer_evaluation.prepare import LINEAGE, MASKS, METRICS
-from pipelines.tokenizer_evaluation.summary import Corpus, metrics_of, read_corpus
+from pipelines.tokenizer_evaluation.summary import Corpus, metrics_of
 from pipelines.tracking import Tracker
-
-log = logging.getLogger(__name__)
 
 ROW_GROUP_ROWS = 65_536
 """Masks per row group of the table of masks."""
 
 _TOKENIZER = ("tokenizer", "weights_sha256", "num_codes", "num_levels", "threshold", "box_prompt", "dtype")
 """What the fingerprint of a tokenization says of the tokenizer and its use."""
-
-
-def measure(
-    config: EvaluateTokenizerConfig, tokenizations: Mapping[str, Tokenization], plans: Mapping[str, Plan]
-) -> tuple[list[Corpus], dict[str, Work]]:
-    """Reconstructs what is left of each corpus; returns all scores, and what this call did."""
-    corpora: list[Corpus] = []
-    works: dict[str, Work] = {}
-    with ExitStack() as stack:
-        if any(len(shards.committed(plan)) < len(plan.shard_rows) for plan in plans.values()):
-            stack.enter_context(ray_for(config))
-        for number, (name, tokenization) in enumerate(tokenizations.items(), start=1):
-            log.info("corpus %d/%d: %s", number, len(tokenizations), name)
-            manifest, works[name] = make_words(tokenization, plans[name])
-            corpora.append(read_corpus(name, tokenization.config.out, manifest))
-    return corpora, works
 
 
 def measured_with(corpus: Corpus) -> dict[str, Any]:
