@@ -92,7 +92,7 @@ def draw_rows(
 ) -> list[dict[str, Any]]:
     """Draws rows of committed shards, every row alike, in the order of the corpus; all if there are fewer."""
     records = list(records)
-    total = sum(record["counts"][count] for record in records)
+    total = sum(record["counts"]["rows_out"] for record in records)
     return rows_at(out, records, np.sort(rng.choice(total, min(max_images, total), replace=False)))
 
 
