@@ -65,7 +65,12 @@ def attach(
         for mask_id in entry["mask_ids"]:
             if mask_id not in known:
                 known.add(mask_id)
-                lost.append(_unknown_mask(result.row, entry["annotation_id"], mask_id))
+                message = (
+                    f"annotation {entry['annotation_id']} names mask {mask_id}, which no usable record of "
+                )
+                place = STAGE, result.row["dataset"], result.row["image_id"]
+                message += "this image has"
+                lost.append(schema.reject(*place, "unknown_mask", message, mask_id=mask_id))
     return dataclasses.replace(result, row={**result.row, "annotations": added}, rejects=lost)
 
 
@@ -94,14 +99,3 @@ def tags_of(value: object, what: str) -> list[str]:
     if not isinstance(tags, list) or not all(isinstance(t, str) and t and records.is_utf8(t) for t in tags):
         raise DataError(f"{what} are {value!r:.80}, expected a list of texts", reason="annotation_tags")
     return tags
-
-
-def _unknown_mask(row: dict[str, Any], annotation_id: str, mask_id: str) -> Reject:
-    return schema.reject(
-        STAGE,
-        row["dataset"],
-        row["image_id"],
-        "unknown_mask",
-        f"annotation {annotation_id} names mask {mask_id}, which no usable record of this image has",
-        mask_id=mask_id,
-    )

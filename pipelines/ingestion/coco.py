@@ -88,7 +88,11 @@ class CocoReader(FileReader, CocoOptions):
             if owner is not None and owner in images:
                 by_image[owner].append(self._reduced(mask_id, annotation, labels))
             else:
-                mask_rejects.append(self._orphan(owner, mask_id))
+                message = (
+                    f"annotation {mask_id} is of image {owner}, which has no record here or differing ones"
+                )
+                row_id = owner or _NO_OWNER
+                mask_rejects.append(records.mask_reject(self.name, row_id, mask_id, "unknown_image", message))
 
         for entry in (*sorted(image_rejects, key=_reject_order), *sorted(mask_rejects, key=_reject_order)):
             if only is None or entry["row_id"] in only or entry["row_id"] not in images:
@@ -148,10 +152,6 @@ class CocoReader(FileReader, CocoOptions):
         for image_id, _, end in found.repeated:
             rejects.append(self.reject(image_id, "duplicate_image_id", f"image id {image_id} {end}"))
         return found.kept, rejects
-
-    def _orphan(self, owner: str | None, mask_id: str) -> Reject:
-        message = f"annotation {mask_id} is of image {owner}, which has no record here or differing ones"
-        return records.mask_reject(self.name, owner or _NO_OWNER, mask_id, "unknown_image", message)
 
     def _reduced(self, mask_id: str, annotation: Record, labels: dict[str, str]) -> Record:
         """Keeps the fields that ``records.make_row`` uses; the box only where it stands in for the mask."""

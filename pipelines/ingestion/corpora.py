@@ -81,7 +81,16 @@ class CorpusConfig(CocoOptions, ReferOptions, PsgOptions):
         for name in ("source", "split", "dataset"):
             if getattr(self, name) == "":
                 raise ConfigError(f"--.{name} must not be empty.")
-        self._check_images()
+        has_folder = "images" in {field.name for field in dataclasses.fields(READERS[self.reader])}
+        if has_folder and not self.images:
+            raise ConfigError(
+                f"--.reader {self.reader} needs --.images, the folder that the names of images in --.source "
+                "are relative to."
+            )
+        if self.images and not has_folder:
+            raise ConfigError(
+                f"--.reader {self.reader} finds images beside the side-cars in --.source; drop --.images."
+            )
         for flag, place in places_of(self).items():
             _check_place(f"--.{flag}", place)
 
@@ -101,18 +110,6 @@ class CorpusConfig(CocoOptions, ReferOptions, PsgOptions):
 
     def _sets(self, field: dataclasses.Field) -> bool:
         return getattr(self, field.name) != field.default
-
-    def _check_images(self) -> None:
-        has_folder = "images" in {field.name for field in dataclasses.fields(READERS[self.reader])}
-        if has_folder and not self.images:
-            raise ConfigError(
-                f"--.reader {self.reader} needs --.images, the folder that the names of images in --.source "
-                "are relative to."
-            )
-        if self.images and not has_folder:
-            raise ConfigError(
-                f"--.reader {self.reader} finds images beside the side-cars in --.source; drop --.images."
-            )
 
 
 def _check_place(flag: str, place: str) -> None:

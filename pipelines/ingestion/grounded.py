@@ -68,7 +68,10 @@ class GroundedReader(FileReader, ImageFolders):
         try:
             name = image_source.image_name(body["image"]["file_name"], f"file name of image {item.key}")
             image_uri = self.image_uri(name)
-            image_hw = self._size_hw(body["image"], image_uri, item.key)
+            if body["image"]["height"] is None and body["image"]["width"] is None:
+                image_hw = image_source.read_size_hw(image_uri)
+            else:
+                image_hw = records.size_hw(body["image"], f"image {item.key}")
         except DataError as error:
             return ReadResult.refused(self.name, item.key, error, num_masks=item.num_masks or 0)
         named = [
@@ -106,11 +109,6 @@ class GroundedReader(FileReader, ImageFolders):
         named = [{**span._asdict(), "masks": [used.index(mask) for mask in span.masks]} for span in kept]
         mask_ids = [f"{name}-{mask + 1}" for mask in used]
         return annotations.annotation(name, "grounded_caption", mask_ids, text=text, payload={"spans": named})
-
-    def _size_hw(self, image: Record, image_uri: str, image_id: str) -> tuple[int, int]:
-        if image["height"] is None and image["width"] is None:
-            return image_source.read_size_hw(image_uri)
-        return records.size_hw(image, f"image {image_id}")
 
 
 def _placed(grounding: dict[str, Any], text: str) -> list[Span]:

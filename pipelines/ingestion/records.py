@@ -69,7 +69,7 @@ def is_utf8(text: str) -> bool:
 def _whole(value: object) -> int | None:
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return value if type(value) is int else None
 
 
 def id_text(value: object) -> str | None:
@@ -217,8 +217,11 @@ def _mask(annotation: Record, height: int, width: int) -> Record:
         counts = None
     has_box_only = "segmentation" not in annotation and annotation.get("bbox") is not None
     box_xyxy = _box_xyxy(annotation["bbox"]) if has_box_only else None
+    crowd = annotation.get("iscrowd")
+    if crowd not in (None, 0, 1):
+        raise DataError(f"iscrowd is {crowd!r:.40}, expected 0, 1 or nothing", reason="iscrowd")
     stated = {
-        "crowd": _is_crowd(annotation.get("iscrowd")),
+        "crowd": bool(crowd),
         "void": annotation.get("ignore") in (True, 1),
         "empty": counts is None and box_xyxy is None,
         "box_only": has_box_only,
@@ -234,19 +237,13 @@ def _mask(annotation: Record, height: int, width: int) -> Record:
 
 def _box_xyxy(bbox: object) -> list[float] | None:
     """Turns x, y, width, height into x0, y0, x1, y1, both in pixels; None for a box without area."""
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(_is_coordinate(number) for number in bbox):
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_coordinate, bbox)):
         raise DataError(
             f"bbox is {bbox!r:.80}, expected four finite numbers [x, y, width, height] in pixels",
             reason="bbox",
         )
     x, y, width, height = bbox
     return [float(x), float(y), float(x + width), float(y + height)] if width > 0 and height > 0 else None
-
-
-def _is_crowd(value: object) -> bool:
-    if value not in (None, 0, 1):
-        raise DataError(f"iscrowd is {value!r:.40}, expected 0, 1 or nothing", reason="iscrowd")
-    return bool(value)
 
 
 def _is_coordinate(value: object) -> bool:

@@ -16,20 +16,7 @@ from samtok.errors import DataError
 MAX_DEPTH = 32
 """Deepest nesting of containers; REFER has 4."""
 
-_ENCODINGS = ("utf-8", "latin1")  # of byte strings that Python 2 wrote; latin1 reads any bytes
 _CONTAINERS = (dict, list, tuple, set, frozenset)
-_BROKEN = (
-    pickle.UnpicklingError,
-    EOFError,
-    ValueError,  # also a UnicodeDecodeError in text that states its encoding
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    OverflowError,
-    MemoryError,
-    RecursionError,
-)
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -53,7 +40,7 @@ def load_plain(raw: bytes, where: str) -> Any:
         loaded = _load(raw)
     except DataError as error:
         raise DataError(f"{where} {error}", reason=error.reason) from error
-    except _BROKEN as error:
+    except Exception as error:  # broken files raise a dozen kinds
         raise DataError(
             f"{where} cannot be read as a pickle ({type(error).__name__}: {error!s:.200}); it may be cut off "
             "or of another kind: fetch it again or check the path",
@@ -97,6 +84,6 @@ def _check_extent(loaded: Any, most: int, where: str) -> None:
 
 def _load(raw: bytes) -> Any:
     try:
-        return _PlainUnpickler(io.BytesIO(raw), encoding=_ENCODINGS[0]).load()
-    except UnicodeDecodeError:
-        return _PlainUnpickler(io.BytesIO(raw), encoding=_ENCODINGS[1]).load()
+        return _PlainUnpickler(io.BytesIO(raw), encoding="utf-8").load()
+    except UnicodeDecodeError:  # byte strings of Python 2; latin1 reads any bytes
+        return _PlainUnpickler(io.BytesIO(raw), encoding="latin1").load()

@@ -21,8 +21,7 @@ from typing import Any
 from pipelines import storage
 from pipelines.ingestion.config import Format, ShapesConfig
 from pipelines.ingestion.shapes_coco import coco_files
-from pipelines.ingestion.shapes_layouts import dam_files, granf_files, psg_files
-from pipelines.ingestion.shapes_refer import refer_files
+from pipelines.ingestion.shapes_layouts import dam_files, granf_files, psg_files, refer_files
 from pipelines.ingestion.shapes_sa1b import sa1b_files
 from pipelines.ingestion.shapes_scenes import json_bytes
 from pipelines.job import config_json
@@ -84,23 +83,20 @@ def _found(root: str, identity: dict[str, Any]) -> str | None:
     for mark in (COMPLETE, STARTED):
         uri = storage.join(root, mark)
         if storage.exists(uri):
-            _check_same(root, storage.read_json(uri)["config"], identity)
+            written = storage.read_json(uri)["config"]
+            changed = [
+                f"{name}: there {written.get(name)!r}, wanted {identity.get(name)!r}"
+                for name in sorted(written.keys() | identity.keys())
+                if written.get(name) != identity.get(name)
+            ]
+            if changed:
+                raise ConfigError(
+                    f"{root} holds another synthetic corpus. Different: {'; '.join(changed)}. "
+                    "Choose another --out, or repeat the settings that it was made with."
+                )
             return mark
     for other in storage.list_files(root):
         raise ConfigError(
             f"{root} is not empty and no synthetic corpus: it holds {other.uri}. Choose another --out."
         )
     return None
-
-
-def _check_same(root: str, written: dict[str, Any], wanted: dict[str, Any]) -> None:
-    changed = [
-        f"{name}: there {written.get(name)!r}, wanted {wanted.get(name)!r}"
-        for name in sorted(written.keys() | wanted.keys())
-        if written.get(name) != wanted.get(name)
-    ]
-    if changed:
-        raise ConfigError(
-            f"{root} holds another synthetic corpus. Different: {'; '.join(changed)}. "
-            "Choose another --out, or repeat the settings that it was made with."
-        )

@@ -2,12 +2,15 @@
 
 - granf: captions whose phrases have masks (mbzuai-oryx/groundingLMM, GranDf);
 - psg: panoptic maps and relations (Jingkang50/OpenPSG);
-- dam: a caption for every mask (NVlabs/describe-anything, as extracted).
+- dam: a caption for every mask (NVlabs/describe-anything, as extracted);
+- refer: referring expressions in gRefCOCO's layout (henghuiding/gRefCOCO), one sentence to a ref, and in an
+  extra field, which real files lack, ``tags`` (``samtok.shapes.referring``).
 
 Each writer returns the number of masks.
 """
 
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,17 @@ from PIL import Image
 from pipelines import storage
 from pipelines.ingestion import shapes_scenes as common
 from pipelines.ingestion.config import ShapesConfig
-from samtok.shapes import KINDS, PREDICATES, Scene, description, grounded_caption, relations
+from pipelines.ingestion.shapes_coco import write_instances
+from samtok.shapes import (
+    KINDS,
+    PREDICATES,
+    Expression,
+    Scene,
+    description,
+    grounded_caption,
+    referring_expressions,
+    relations,
+)
 
 
 def granf_files(config: ShapesConfig) -> int:
@@ -125,3 +138,38 @@ def _label_map(scene: Scene) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(channels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def refer_files(config: ShapesConfig) -> int:
+    """Writes refs, instances and images; returns the number of masks."""
+    refs: list[bytes] = []
+    wanted: dict[str, Any] = vars(config.expressions)
+
+    def noted() -> Iterator[Scene]:
+        for scene in common.pictured(config):
+            rng = np.random.default_rng([scene.seed, scene.index, common.LANGUAGE_STREAM])
+            made = referring_expressions(scene, rng, **wanted)
+            refs.extend(common.json_bytes(_ref(scene, i, one, config)) for i, one in enumerate(made, start=1))
+            yield scene
+
+    num_masks = write_instances("instances.json", noted(), config)
+    storage.write_bytes(storage.join(config.out, "grefs.json"), common.json_list(refs) + b"\n")
+    return num_masks
+
+
+def _ref(scene: Scene, number: int, made: Expression, config: ShapesConfig) -> dict[str, Any]:
+    ref_id = common.mask_id(scene, number)
+    stem, _, suffix = common.image_name(scene, config).partition(".")
+    raw = made.text[0].upper() + made.text[1:] + "."
+    return {
+        "ref_id": ref_id,
+        "ann_id": [common.mask_id(scene, i + 1) for i in made.targets] or [-1],
+        "category_id": [KINDS.index(scene.objects[i].kind) + 1 for i in made.targets] or [-1],
+        "image_id": common.image_id(scene),
+        "split": config.split,
+        "file_name": f"{stem}_{number}.{suffix}",  # as published: it is not the name of the image
+        "no_target": not made.targets,
+        "sent_ids": [ref_id],
+        "sentences": [{"sent_id": ref_id, "sent": made.text, "raw": raw, "tokens": made.text.split()}],
+        "tags": list(made.tags),
+    }

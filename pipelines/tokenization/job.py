@@ -34,8 +34,7 @@ class TokenizeCorpus(Job[TokenizeCorpusConfig]):
         return self.checked.size()
 
     def work(self, run: Run[TokenizeCorpusConfig]) -> Closing:
-        from pipelines.tokenization.outcome import publish  # these load torch
-        from pipelines.tokenization.run import make_words
+        from pipelines.tokenization.run import make_words, publish  # loads torch
 
         plan = self.checked.plan()
         tracker = run.begin(self.config, tags={"fingerprint": shards.digest(plan.fingerprint)})

@@ -2,11 +2,12 @@
 
 Ray Data moves chunks: CPU tasks read and decode, tokenizer actors make words. The driver collects finished
 chunks (small: no pixels), commits whole shards, and starts only what has no commit record yet, so running the
-job again resumes it. Without workers the same stages run in this process.
+job again resumes it. Without workers the same stages run in this process. ``publish`` says what came out.
 """
 
 import contextlib
 import dataclasses
+import json
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,14 +16,16 @@ from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import pyarrow as pa
+import torch
 
 from pipelines import provenance, shards, storage
 from pipelines.cluster import session
 from pipelines.job import CONFIG_FILE
+from pipelines.reports import words, words_page
 from pipelines.shard_job import Work, do_shards
 from pipelines.shards import Plan
 from pipelines.tokenization.assemble import Assembler, commit_shard
-from pipelines.tokenization.config import TokenizationConfig
+from pipelines.tokenization.config import TokenizationConfig, TokenizeCorpusConfig
 from pipelines.tokenization.job import IMAGES, MASKS
 from pipelines.tokenization.prepare import Tokenization
 from pipelines.tokenization.stage import ReadImages, TokenizeMasks
@@ -166,3 +169,37 @@ def _commit_all(plan: Plan, chunks: Iterator[dict[str, Any]]) -> Iterator[dict[s
             yield future.result()
     if assembler.in_flight:
         raise ClusterError(f"{assembler.in_flight} shards lack chunks although Ray Data ended. Run again.")
+
+
+def publish(config: TokenizeCorpusConfig, manifest: dict[str, Any], work: Work, tracker: Tracker) -> None:
+    """Writes rate and report beside the shards, and metrics, lineage and pictures to MLflow.
+
+    ``last_run.json`` is how fast the last call of the job that had work to do was.
+    """
+    metrics = words.summary(manifest)
+    if work.counts.get("masks_out"):
+        speed = {
+            "images": work.counts["rows_out"],
+            "masks": work.counts["masks_out"],
+            "seconds": work.seconds,
+            "masks_per_s": work.rate("masks_out"),
+            "steady_masks_per_s": work.steady_rate("masks_out"),
+        }
+        storage.write_bytes(storage.join(config.out, "last_run.json"), json.dumps(speed, indent=1).encode())
+        metrics |= {f"throughput/{name}": value for name, value in speed.items()}
+    tracker.metrics(metrics)
+    tracker.text(json.dumps(manifest["fingerprint"], indent=2), "lineage/fingerprint.json")
+    tracker.text(json.dumps(manifest["totals"], indent=2), "lineage/totals.json")
+    if not config.report_images:
+        return
+    tokenizer = tokenizer_of_reports(config)
+    words_page.write_report(
+        config.out, tokenizer=tokenizer, max_images=config.report_images, seed=config.seed
+    )
+    tracker.folder(storage.join(config.out, words.FOLDER), "report")
+
+
+def tokenizer_of_reports(config: TokenizationConfig) -> MaskTokenizer:
+    """Loads the tokenizer in the driver, on a GPU if the actors use them and one is here."""
+    device = "cuda" if config.worker.gpus and torch.cuda.is_available() else "cpu"
+    return MaskTokenizer.from_pretrained(config.tokenizer, device=device, read=storage.read_bytes)

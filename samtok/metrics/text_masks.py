@@ -9,7 +9,7 @@ Loads torch only through the tokenizer that it is given.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
@@ -92,26 +92,14 @@ def decode_unions(
         for codes in answer:
             owners.setdefault(tuple(max(code, 0) for code in codes), []).append(number)
     unions = [np.zeros(size_hw, bool) for _ in answers]
-    for codes, mask in _decoded(tokenizer, features, list(owners), size_hw, threshold):
-        for number in owners[codes]:
-            unions[number] |= mask
-    return unions
-
-
-def _decoded(
-    tokenizer: "MaskTokenizer",
-    features: "ImageFeatures",
-    wanted: Sequence[Codes],
-    size_hw: tuple[int, int],
-    threshold: float,
-) -> Iterator[tuple[Codes, Bool[np.ndarray, "height width"]]]:
-    """Decodes words, those of one length together; only one mask at a time is at the image's size."""
-    for length in sorted({len(codes) for codes in wanted}):
-        same = [codes for codes in wanted if len(codes) == length]
+    for length in sorted({len(codes) for codes in owners}):
+        same = [codes for codes in owners if len(codes) == length]
         chunks = tokenizer.logits_of(features, np.array(same, np.int64), [0] * len(same))
         for codes, logits in zip(same, chain.from_iterable(chunks), strict=True):
             (mask,) = tokenizer.masks_from_logits(logits[None], size_hw, threshold)
-            yield codes, mask
+            for number in owners[codes]:
+                unions[number] |= mask
+    return unions
 
 
 def word_scores(

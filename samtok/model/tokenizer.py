@@ -264,6 +264,9 @@ class MaskTokenizer(nn.Module):
     def reconstruct(self, image: Image, masks: MaskList, *, threshold: float = 0.0) -> Reconstruction:
         """Encodes and decodes the masks of one image, which is encoded once for both directions."""
         _check_sizes([image], [masks])
+        if not len(masks):
+            codes, decoded = self.encode(image, masks), np.empty((0, *image.shape[:2]), dtype=bool)
+            return Reconstruction(codes, decoded, np.empty(0))
         features = self.features_of([image])
         codes = self.codes_of(features, masks, [0] * len(masks))
         decoded = self._masks(features, codes, image.shape[:2], threshold)

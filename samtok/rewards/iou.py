@@ -72,15 +72,24 @@ class IouReward:
         distinct = {id(question): question for question in questions}
         parts = {key: _true_parts(question) for key, question in distinct.items()}
         wanted = [*named, *(codes for _, codes in parts.values())]
-        unions = self._unions(image, wanted)
+        if any(wanted):
+            features, size_hw = self.tokenizer.features_of([image]), image.shape[:2]
+            unions = decode_unions(self.tokenizer, features, wanted, size_hw, threshold=self.threshold)
+        else:
+            unions = [np.zeros(image.shape[:2], bool) for _ in wanted]
         truths = {
             key: _union(distinct[key], rles, decoded)
             for (key, (rles, _)), decoded in zip(parts.items(), unions[len(named) :], strict=True)
         }
-        return [
-            _value(question, answer, codes, union, truths[id(question)])
-            for question, answer, codes, union in zip(questions, answers, named, unions, strict=False)
-        ]
+        values = []
+        for question, answer, codes, union in zip(questions, answers, named, unions, strict=False):
+            if answer.text is None:
+                values.append(0.0)
+            elif not question.truth:
+                values.append(float(not answer.words and not answer.num_stray))
+            else:
+                values.append(masks.iou(union, truths[id(question)]) if codes else 0.0)
+        return values
 
     def _check(self, questions: Sequence[Question], responses: Sequence[Response]) -> None:
         if len(questions) != len(responses):
@@ -97,15 +106,6 @@ class IouReward:
         """Returns the different words of an answer; none if they are too many."""
         distinct = list(dict.fromkeys(answer.words))
         return distinct if len(distinct) <= max(self.max_words, len(question.truth)) else []
-
-    def _unions(
-        self, image: UInt8[np.ndarray, "height width 3"], wanted: Sequence[Sequence[Codes]]
-    ) -> list[Bool[np.ndarray, "height width"]]:
-        size_hw = (image.shape[0], image.shape[1])
-        if not any(wanted):
-            return [np.zeros(size_hw, bool) for _ in wanted]
-        features = self.tokenizer.features_of([image])
-        return decode_unions(self.tokenizer, features, wanted, size_hw, threshold=self.threshold)
 
 
 def _true_parts(question: Question) -> tuple[list[str], list[Codes]]:
@@ -138,17 +138,3 @@ def _union(
             reason=error.reason,
         ) from error
     return decoded | original
-
-
-def _value(
-    question: Question,
-    answer: Answer,
-    codes: Sequence[Codes],
-    predicted: Bool[np.ndarray, "height width"],
-    truth: Bool[np.ndarray, "height width"],
-) -> float:
-    if answer.text is None:
-        return 0.0
-    if not question.truth:
-        return float(not answer.words and not answer.num_stray)
-    return masks.iou(predicted, truth) if codes else 0.0

@@ -56,23 +56,13 @@ def advantages(
     differences = rewards - rewards.mean(axis=1, keepdims=True)
     if baseline == "leave_one_out":  # r - (sum - r) / (n - 1)
         differences = differences * (others + 1) / others
-    divisor = _divisor(rewards, differences, usable, scale, eps)
+    divisor = 1.0
+    if scale == "group":
+        divisor = rewards.std(axis=1, ddof=1, keepdims=True) + eps
+    elif scale == "batch" and usable.any():
+        divisor = float(differences[usable].std(ddof=1)) + eps
     values = np.divide(differences, divisor, out=np.zeros_like(rewards), where=usable[:, None])
     return Advantages(values, usable)
-
-
-def _divisor(
-    rewards: Float[np.ndarray, "group response"],
-    differences: Float[np.ndarray, "group response"],
-    usable: Bool[np.ndarray, " group"],
-    scale: Scale,
-    eps: float,
-) -> Float[np.ndarray, "group 1"] | float:
-    if scale == "group":
-        return rewards.std(axis=1, ddof=1, keepdims=True) + eps
-    if scale == "batch" and usable.any():
-        return float(differences[usable].std(ddof=1)) + eps
-    return 1.0
 
 
 def _check(rewards: Float[np.ndarray, "group response"]) -> None:

@@ -5,7 +5,7 @@ once, over all responses of all learners and before the first backward, so the l
 same however the responses are spread over micro-batches and learners; gradients of learners are summed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 Mean = Literal["token", "prompt", "sequence", "constant"]
@@ -37,20 +37,15 @@ def sequence_weights(
     _check(lengths, used)
     learnt = [sum(group) for group in used]
     tokens = [sum(n for n, use in zip(*pair, strict=True) if use) for pair in zip(lengths, used, strict=True)]
-
     total, responses, prompts = sum(tokens), sum(learnt), sum(count > 0 for count in learnt)
 
-    def divisor(group: int, length: int) -> int:
-        match mean:
-            case "token":
-                return total
-            case "prompt":
-                return prompts * tokens[group]
-            case "sequence":
-                return responses * length
-            case "constant":
-                return responses * limit
-
+    divisors: dict[Mean, Callable[[int, int], int]] = {
+        "token": lambda group, length: total,
+        "prompt": lambda group, length: prompts * tokens[group],
+        "sequence": lambda group, length: responses * length,
+        "constant": lambda group, length: responses * limit,
+    }
+    divisor = divisors[mean]
     return [
         [1 / divisor(group, length) if use else 0.0 for length, use in zip(*pair, strict=True)]
         for group, pair in enumerate(zip(lengths, used, strict=True))

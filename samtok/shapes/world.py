@@ -181,7 +181,13 @@ def _draft(
     colour = config.colours[int(rng.integers(len(config.colours)))]
     large = bool(rng.random() < config.large_share)
     radius_px = float(rng.uniform(*(config.large_radius if large else config.small_radius))) * min(size_hw)
-    centre_y, centre_x = _centre(rng, size_hw, config, radius_px, cell)
+    if cell is None:
+        inset = 0.8 * radius_px  # a shape may stick out of the image, but not by much
+        centre_y, centre_x = (float(rng.uniform(inset, length - inset)) for length in size_hw)
+    else:
+        middles = ((place + 0.5) / config.grid for place in divmod(cell, config.grid))
+        shares = [middle + rng.uniform(-config.grid_jitter, config.grid_jitter) for middle in middles]
+        centre_y, centre_x = (float(share * side) for share, side in zip(shares, size_hw, strict=True))
     angle = float(rng.uniform(0, 2 * math.pi))
     jitter = rng.integers(-config.colour_jitter, config.colour_jitter + 1, 3)
     red, green, blue = (float(value) for value in np.clip(PALETTE[colour] + jitter, 0, 255))
@@ -196,23 +202,6 @@ def _draft(
         mask=footprint.mask(),
     )
     return _Draft(whole, (red, green, blue), footprint)
-
-
-def _centre(
-    rng: np.random.Generator,
-    size_hw: tuple[int, int],
-    config: WorldConfig,
-    radius_px: float,
-    cell: int | None,
-) -> tuple[float, float]:
-    """Draws the centre (y, x) of a shape, anywhere or within its cell."""
-    if cell is None:
-        inset = 0.8 * radius_px  # a shape may stick out of the image, but not by much
-        centre_y, centre_x = (float(rng.uniform(inset, length - inset)) for length in size_hw)
-        return centre_y, centre_x
-    middles = ((place + 0.5) / config.grid for place in divmod(cell, config.grid))
-    shares = [middle + rng.uniform(-config.grid_jitter, config.grid_jitter) for middle in middles]
-    return float(shares[0] * size_hw[0]), float(shares[1] * size_hw[1])
 
 
 def _visible(drafts: list[_Draft], min_px: float, min_share: float) -> list[tuple[_Draft, ShapeObject]]:
@@ -249,16 +238,12 @@ def make_scene(seed: int, index: int, config: WorldConfig) -> Scene:
         config=config,
         image=np.clip(canvas + np.float32(0.5), 0, 255).astype(np.uint8),
         objects=tuple(shape for _, shape in kept),
-        in_front=_occlusions(kept, min_px),
-    )
-
-
-def _occlusions(kept: list[tuple[_Draft, ShapeObject]], min_px: float) -> tuple[tuple[int, int], ...]:
-    return tuple(
-        (front, back)
-        for front, (_, shape) in enumerate(kept)
-        for back, (hidden, _) in enumerate(kept[:front])
-        if (shape.mask & hidden.whole.mask).sum() >= min_px
+        in_front=tuple(
+            (front, back)
+            for front, (_, shape) in enumerate(kept)
+            for back, (hidden, _) in enumerate(kept[:front])
+            if (shape.mask & hidden.whole.mask).sum() >= min_px
+        ),
     )
 
 
