@@ -51,7 +51,12 @@ def extend_model(config: ExtendMllmConfig) -> range:
         else:
             _extend_folder(config, words, folder)
         adapter = load_adapter(folder)  # what was written must be readable before it counts
-        (folder / LINEAGE_FILE).write_text(_lineage(config, words))
+        lineage = {
+            "config": provenance.as_json(config),
+            "tokenizer_sha256": words.sha256,
+            "versions": provenance.versions(),
+        }
+        (folder / LINEAGE_FILE).write_text(json.dumps(lineage, indent=2) + "\n")
         storage.put_folder(folder, config.out, last=SAMTOK_FILE)
     return range(min(adapter.word_ids.all), max(adapter.word_ids.all) + 1)
 
@@ -68,7 +73,10 @@ def _words_of(config: ExtendMllmConfig) -> _Words:
 
 
 def _build(config: ExtendMllmConfig, words: _Words, folder: Path) -> None:
-    texts = default_texts() if config.chats is None else _texts_of(config)
+    texts = default_texts()
+    if config.chats is not None:
+        rows = islice(chats.rows_of(chats.load_chat_corpus(config.chats)), config.limit)
+        texts = [chats.text_of(message) for row in rows for message in row["messages"]]
     assert config.tiny is not None
     build_tiny(
         config.tiny,
@@ -81,12 +89,6 @@ def _build(config: ExtendMllmConfig, words: _Words, folder: Path) -> None:
         geometry=words.geometry,
         pretrained_vision=config.vision == "tiny",
     )
-
-
-def _texts_of(config: ExtendMllmConfig) -> list[str]:
-    assert config.chats is not None
-    rows = islice(chats.rows_of(chats.load_chat_corpus(config.chats)), config.limit)
-    return [chats.text_of(message) for row in rows for message in row["messages"]]
 
 
 def _extend_folder(config: ExtendMllmConfig, words: _Words, folder: Path) -> None:
@@ -105,12 +107,3 @@ def _extend_folder(config: ExtendMllmConfig, words: _Words, folder: Path) -> Non
         )
         adapter = adapter_for(family, processor, words.vocabulary, tokenizer_sha256=words.sha256)
         save_pretrained(model, adapter, folder)
-
-
-def _lineage(config: ExtendMllmConfig, words: _Words) -> str:
-    body = {
-        "config": provenance.as_json(config),
-        "tokenizer_sha256": words.sha256,
-        "versions": provenance.versions(),
-    }
-    return json.dumps(body, indent=2) + "\n"

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipelines import storage
 from pipelines.reports import gallery, html, words
-from pipelines.reports.pictures import MAX_WORST, Gallery, draw_rows, make_gallery
+from pipelines.reports.pictures import MAX_WORST, draw_rows, make_gallery
 from pipelines.reports.training import write_page
 from pipelines.reports.words import Corpus, RejectLine
 from samtok.errors import ConfigError
@@ -52,7 +52,13 @@ def make_report(
         StorageError: If a shard that the records name cannot be read.
     """
     fingerprint, manifest = corpus.fingerprint, corpus.manifest
-    _check_tokenizer(corpus, tokenizer)
+    wanted = (fingerprint["num_codes"], fingerprint["num_levels"])
+    if tokenizer is not None and (tokenizer.num_codes, tokenizer.num_levels) != wanted:
+        raise ConfigError(
+            f"the words of {corpus.out} have {wanted[1]} codes of {wanted[0]} each, the given tokenizer "
+            f"makes {tokenizer.num_levels} of {tokenizer.num_codes}. Use "
+            f"{fingerprint.get('tokenizer')!r}, which made them."
+        )
     rng = np.random.default_rng(seed)
     rows = draw_rows(corpus.out, corpus.records, max_images, rng)
     shown = make_gallery(rows, tokenizer, threshold=float(fingerprint.get("threshold", 0.0)), rng=rng)
@@ -63,6 +69,12 @@ def make_report(
         pictures["iou_histogram.png"] = _iou_plot(corpus, metrics["iou/mean"])
     if shown.panels:
         pictures["contact_sheet.png"] = shown.contact_sheet()
+    worst = []
+    if shown.worst:
+        note = html.join(
+            f"The lowest IoUs among the images below, at most {MAX_WORST}, cropped.", html.legend()
+        )
+        worst.append(html.section("Worst masks", gallery.close_ups(shown.worst), note=note))
     kind = html.legend() if tokenizer is not None else " Without a tokenizer, only original masks are shown."
     page = html.page(
         f"{fingerprint.get('dataset', 'corpus')} {fingerprint.get('split', '')} in mask words",
@@ -75,7 +87,7 @@ def make_report(
             codebooks(usage, fingerprint["num_codes"], pictures["code_usage.png"]),
         ),
         html.section("Rejects", rejects_table(words.rejects(corpus))),
-        *_worst(shown),
+        *worst,
         html.section(
             "Images",
             gallery.images(shown),
@@ -85,16 +97,6 @@ def make_report(
         html.section("Schema", _schema(words.row_schema(corpus))),
     )
     return page, pictures
-
-
-def _check_tokenizer(corpus: Corpus, tokenizer: MaskTokenizer | None) -> None:
-    wanted = (corpus.fingerprint["num_codes"], corpus.fingerprint["num_levels"])
-    if tokenizer is not None and (tokenizer.num_codes, tokenizer.num_levels) != wanted:
-        raise ConfigError(
-            f"the words of {corpus.out} have {wanted[1]} codes of {wanted[0]} each, the given tokenizer "
-            f"makes {tokenizer.num_levels} of {tokenizer.num_codes}. Use "
-            f"{corpus.fingerprint.get('tokenizer')!r}, which made them."
-        )
 
 
 def _iou_plot(corpus: Corpus, mean: float) -> bytes:
@@ -190,14 +192,6 @@ def rejects_table(rejects: Iterable[RejectLine]) -> html.Block:
         for line in rejects
     ]
     return html.card(html.grid(["stage", "reason", "entries", "example"], rows, numbers=[2], kind="whole"))
-
-
-def _worst(shown: Gallery) -> list[html.Block]:
-    if not shown.worst:
-        return []
-    text = f"The lowest IoUs among the images below, at most {MAX_WORST}, cropped."
-    note = html.join(text, html.legend())
-    return [html.section("Worst masks", gallery.close_ups(shown.worst), note=note)]
 
 
 def _schema(rows: pa.Schema) -> html.Block:

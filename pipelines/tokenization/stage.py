@@ -140,7 +140,9 @@ class TokenizeMasks:
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Replaces a chunk's image rows and pixels by code rows."""
         assert batch.num_rows == 1, f"a batch must be one chunk, got {batch.num_rows}; see run.py"
-        pixels = self._pixels(batch["pixels"][0].as_buffer())
+        side = self.tokenizer.config.image_size
+        flat = np.frombuffer(batch["pixels"][0].as_buffer() or b"", np.uint8)  # a view: the bulk of a chunk
+        pixels = flat.reshape(-1, side, side, 3)
         body = batch.drop_columns("pixels").to_pylist()[0]
         rows = read_ipc(body["rows"]).to_pylist()
         done: list[dict[str, Any]] = []
@@ -151,15 +153,16 @@ class TokenizeMasks:
         counts = json.loads(body["counts"])
         rejects = read_ipc(body["rejects"])
         counts |= _outcome(done, rejects.to_pylist())
-        _check(counts, body["shard"])
+        rows_found = counts["rows_out"] + counts["rows_rejected"]
+        masks_found = counts["masks_out"] + counts["masks_rejected"] + counts["masks_filtered"]
+        if counts["rows_in"] != rows_found or counts["masks_in"] != masks_found:
+            raise RuntimeError(
+                f"shard {body['shard']}: {counts['rows_in']} rows and {counts['masks_in']} masks went in, "
+                f"{rows_found} and {masks_found} are accounted for; this is a defect of samtok"
+            )
         kept = {name: [body[name]] for name in ("shard", "index", "num_chunks", "num_inputs", "rejects")}
         codes = _ipc(schema.table(done, schema.CODE_ROW))
         return pa.table({**kept, "rows": [codes], "counts": [json.dumps(counts)]})
-
-    def _pixels(self, buffer: pa.Buffer | None) -> np.ndarray:
-        size = self.tokenizer.config.image_size
-        flat = np.frombuffer(buffer or b"", np.uint8)  # a view: pixels are the bulk of a chunk
-        return flat.reshape(-1, size, size, 3)
 
     def _code_rows(self, rows: list[dict[str, Any]], pixels: np.ndarray) -> list[dict[str, Any]]:
         features = self.tokenizer.features_of(list(pixels))
@@ -203,7 +206,10 @@ class TokenizeMasks:
         codes: np.ndarray,
     ) -> list[Score]:
         scores = [Score()] * len(owners)
-        drawn = [k for k, i in enumerate(owners) if self._reconstructs(rows[i]["image_id"])]
+        keys = [f"{self.config.seed}/{rows[i]['image_id']}" for i in owners]  # the same ones in every run
+        drawn = [
+            k for k, key in enumerate(keys) if zlib.crc32(key.encode()) < self.config.reconstruct * 2**32
+        ]
         if not drawn:
             return scores
         batches = self.tokenizer.logits_of(features, codes[drawn], [owners[k] for k in drawn])
@@ -214,10 +220,6 @@ class TokenizeMasks:
             boundary = regions.boundary_iou(dense[k], mask) if self.config.boundary_iou else None
             scores[k] = Score(masks.iou(dense[k], mask), boundary)
         return scores
-
-    def _reconstructs(self, image_id: str) -> bool:
-        """Draws an image by its id, so the same ones are drawn in every run."""
-        return zlib.crc32(f"{self.config.seed}/{image_id}".encode()) < self.config.reconstruct * 2**32
 
 
 def read_ipc(data: bytes) -> pa.Table:
@@ -257,13 +259,3 @@ def _outcome(rows: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> dict[
         "masks_rejected": sum(entry["num_masks"] for entry in faults),
         "masks_filtered": len(rejects) - len(faults),
     }
-
-
-def _check(counts: dict[str, int], shard: int) -> None:
-    rows = counts["rows_out"] + counts["rows_rejected"]
-    found = counts["masks_out"] + counts["masks_rejected"] + counts["masks_filtered"]
-    if counts["rows_in"] != rows or counts["masks_in"] != found:
-        raise RuntimeError(
-            f"shard {shard}: {counts['rows_in']} rows and {counts['masks_in']} masks went in, {rows} and "
-            f"{found} are accounted for; this is a defect of samtok"
-        )

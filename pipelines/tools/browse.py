@@ -26,7 +26,18 @@ log = logging.getLogger("pipelines.tools.browse")  # also when it runs as __main
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
-    flags = _parser().parse_args(argv)
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.tools.browse",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("uri", metavar="URI", help="folder of the corpus: a local path or s3://bucket/prefix")
+    add("--images", type=int, default=24, help="images to draw (default 24; 0 draws none)")
+    add("--seed", type=int, default=0, help="decides which images are drawn")
+    add("--tokenizer", metavar="URI", help="decodes the words; by default the one that made them")
+    add("--output", metavar="FILE", help="where the page goes; by default URI/report/index.html")
+    flags = parser.parse_args(argv)
     return runs.guard(lambda: browse(flags))
 
 
@@ -107,21 +118,6 @@ def _tokenizer(corpus: words.Corpus, uri: str | None) -> MaskTokenizer | None:
             f"{error} The corpus names this tokenizer; give its place now with --tokenizer URI, or draw "
             "original masks alone with --tokenizer none."
         ) from error
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.tools.browse",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("uri", metavar="URI", help="folder of the corpus: a local path or s3://bucket/prefix")
-    add("--images", type=int, default=24, help="images to draw (default 24; 0 draws none)")
-    add("--seed", type=int, default=0, help="decides which images are drawn")
-    add("--tokenizer", metavar="URI", help="decodes the words; by default the one that made them")
-    add("--output", metavar="FILE", help="where the page goes; by default URI/report/index.html")
-    return parser
 
 
 if __name__ == "__main__":

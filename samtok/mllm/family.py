@@ -156,9 +156,7 @@ class Adapter(ABC):
     def text_of(self, ids: Sequence[int]) -> str:
         """Reads generated ids: all text, mask words and object tokens, no tokens of the chat format."""
         kept = [int(id_) for id_ in ids if int(id_) not in self._unread_ids]
-        return self.tokenizer.decode(
-            kept, skip_special_tokens=False, clean_up_tokenization_spaces=False, **self._decode_options()
-        )
+        return self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def _pieces(self, turns: Sequence[Turn], num_images: int) -> tuple[list[tuple[str, bool]], list[int]]:
         """Returns texts, each with whether it is learnt, and the images in the order of the text."""
@@ -310,9 +308,6 @@ class Adapter(ABC):
         speech = {*self.vocabulary.words, *OBJECT_TOKENS}
         named = (*self.media_tokens, self.end_of_turn, self.end_of_text)
         return [token for token in dict.fromkeys((*named, *special)) if token not in speech]
-
-    def _decode_options(self) -> dict[str, Any]:
-        return {}
 
     def _read_preface(self) -> str:
         """Returns what the checkpoint's template writes before a first user, once it agrees with ours."""

@@ -114,16 +114,12 @@ def sample(
     settings = settings_of(adapter, max_new_tokens, 1.0)  # ours is among the processors, before the recorder
     new = run_generate(model, batch, processors, settings, seed=seed)
     log_probs = recorder.finish(new).float().cpu().numpy()
-    rows = [
-        _sampled(ids, row, adapter, max_new_tokens) for ids, row in zip(new.tolist(), log_probs, strict=True)
-    ]
+    rows = []
+    for ids, row in zip(new.tolist(), log_probs, strict=True):
+        kept = until_stop(ids, adapter.stop_ids)
+        complete = bool(kept) and kept[-1] in adapter.stop_ids
+        rows.append(Sampled(np.array(kept, np.int32), row[: len(kept)].astype(np.float32), complete))
     return [rows[first : first + num_responses] for first in range(0, len(rows), num_responses)]
-
-
-def _sampled(ids: list[int], log_probs: np.ndarray, adapter: Adapter, limit: int) -> Sampled:
-    kept = until_stop(ids, adapter.stop_ids)
-    complete = bool(kept) and kept[-1] in adapter.stop_ids
-    return Sampled(np.array(kept, np.int32), log_probs[: len(kept)].astype(np.float32), complete)
 
 
 def with_response(prompt: Encoded, ids: Int[np.ndarray, " token"]) -> Encoded:

@@ -132,7 +132,8 @@ def _draw_panel(axes: Any, panel: CurvePanel) -> None:
     for (curve, steps, values), colour in zip(shown, itertools.cycle(LINES), strict=False):
         _draw_curve(axes, curve, steps, values, colour)
     labels = [curve.label for curve, *_ in shown] if len(shown) > 1 else []
-    subtitle(axes, panel.title, raised=_width_in(panel.title, labels) > _ROOM_IN)
+    width_in = 0.075 * len(panel.title) + sum(0.43 + 0.068 * len(label) for label in labels)  # about
+    subtitle(axes, panel.title, raised=width_in > _ROOM_IN)
     if not shown:
         axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", color=rgb(FAINT))
         axes.set_yticks([])
@@ -141,11 +142,6 @@ def _draw_panel(axes: Any, panel: CurvePanel) -> None:
     if labels:
         corner = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.985), "borderaxespad": 0.2}
         axes.legend(ncols=len(shown), **corner, **_LEGEND)
-
-
-def _width_in(title: str, labels: Sequence[str]) -> float:
-    """Returns about how wide a title with a legend beside it is, in inches."""
-    return 0.075 * len(title) + sum(0.43 + 0.068 * len(label) for label in labels)
 
 
 def _numbers_of(curve: Curve, *, positive: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,5 @@
 """How well masks come back, against their size, as one picture."""
 
-from typing import Any
-
 import numpy as np
 from jaxtyping import Float
 
@@ -32,20 +30,16 @@ def iou_area_plot(iou: Float[np.ndarray, " mask"], area_px: Float[np.ndarray, " 
         axes.hexbin(area_px, iou, xscale="log", gridsize=(48, 30), bins="log", mincnt=1, cmap="Blues")
     else:
         axes.plot(area_px, iou, ".", color=rgb(BARS), alpha=0.5, markersize=4, markeredgewidth=0)
-    _draw_quartiles(axes, iou, area_px)
+    steps = np.floor(np.log10(area_px) * _STEPS_PER_DECADE).astype(int)
+    kept = [step for step in np.unique(steps) if (steps == step).sum() >= _MIN_MASKS]
+    if kept:
+        centres = [10 ** ((step + 0.5) / _STEPS_PER_DECADE) for step in kept]
+        parts = [np.quantile(iou[steps == step], (0.25, 0.5, 0.75)) for step in kept]
+        low, middle, high = np.array(parts).T
+        axes.fill_between(centres, low, high, color=rgb(MISSED), alpha=0.18, linewidth=0)
+        axes.plot(centres, middle, color=rgb(MISSED), linewidth=1.8, marker="o", markersize=3.5)
     for _, end in AREA_BUCKETS[:-1]:
         axes.axvline(end, color=rgb(FAINT), linestyle=":", linewidth=1.2)
     axes.set(ylim=(-0.02, 1.02), xlabel="area of the mask in pixels", ylabel="IoU with its reconstruction")
     subtitle(axes, "line and band: median and quartiles; dotted: small, medium, large")
     return png_of(figure)
-
-
-def _draw_quartiles(axes: Any, iou: np.ndarray, area_px: np.ndarray) -> None:
-    steps = np.floor(np.log10(area_px) * _STEPS_PER_DECADE).astype(int)
-    kept = [step for step in np.unique(steps) if (steps == step).sum() >= _MIN_MASKS]
-    if not kept:
-        return
-    centres = [10 ** ((step + 0.5) / _STEPS_PER_DECADE) for step in kept]
-    low, middle, high = np.array([np.quantile(iou[steps == step], (0.25, 0.5, 0.75)) for step in kept]).T
-    axes.fill_between(centres, low, high, color=rgb(MISSED), alpha=0.18, linewidth=0)
-    axes.plot(centres, middle, color=rgb(MISSED), linewidth=1.8, marker="o", markersize=3.5)

@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float
 
 from samtok.plots.base import LINES, figure_of, png_of, rgb
 from samtok.plots.curves import thinned
@@ -31,7 +30,10 @@ def parts_plot(
     if not len(places) or not parts:
         raise ValueError(f"there is nothing to plot: got {len(places)} steps and {len(parts)} parts.")
     figure, (axes,) = figure_of(1, title, height_in=3.2, width_in=11.0)
-    edges, foot = _edges(thinned(places, places, MOST_STAIRS)[0]), np.zeros(min(len(places), MOST_STAIRS))
+    shown, foot = thinned(places, places, MOST_STAIRS)[0], np.zeros(min(len(places), MOST_STAIRS))
+    inner = (shown[1:] + shown[:-1]) / 2  # a stair goes halfway to its neighbours
+    first, last = (inner[0] - shown[0], shown[-1] - inner[-1]) if len(inner) else (0.5, 0.5)
+    edges = np.concatenate([[shown[0] - first], inner, [shown[-1] + last]])
     for (name, values), colour in zip(parts.items(), itertools.cycle(LINES), strict=False):
         heights = np.asarray(values, np.float64)
         if heights.shape != places.shape:
@@ -46,10 +48,3 @@ def parts_plot(
     axes.set(xlim=(edges[0], edges[-1]), ylim=(0, highest), xlabel="step", ylabel=y_label)
     figure.legend(loc="outside lower left", ncols=len(parts), frameon=False, fontsize=9)
     return png_of(figure)
-
-
-def _edges(places: Float[np.ndarray, " step"]) -> Float[np.ndarray, " edge"]:
-    """Returns where a stair for each step begins and ends: halfway to its neighbours."""
-    inner = (places[1:] + places[:-1]) / 2
-    first, last = (inner[0] - places[0], places[-1] - inner[-1]) if len(inner) else (0.5, 0.5)
-    return np.concatenate([[places[0] - first], inner, [places[-1] + last]])

@@ -83,7 +83,8 @@ def label_spots(
     for index, (centre, size) in enumerate(zip(centres, sizes, strict=True)):
         candidates = np.array([centre + offset for offset in _offsets(size, marker)])
         corners = np.hstack([candidates - size / 2, candidates + size / 2])
-        costs = _hidden(corners, np.array(boxes)) + size.prod() - _overlaps(corners, area)
+        hidden = sum((_overlaps(corners, box) for box in np.array(boxes)), np.zeros(len(corners)))
+        costs = hidden + size.prod() - _overlaps(corners, area)
         chosen = int(np.argmin(costs + 0.2 * np.arange(len(costs))))  # near ones first, among equals
         spots[index] = candidates[chosen]
         boxes.append(corners[chosen])
@@ -96,11 +97,6 @@ def _offsets(size: np.ndarray, marker: float) -> Iterator[np.ndarray]:
     for gap in (0.2, 1.5, 3.0, 5.0, 7.5):
         for direction in directions:
             yield np.array(direction) * (size / 2 + marker * (1 + gap))
-
-
-def _hidden(corners: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Returns the area that each of the corners shares with all boxes."""
-    return sum((_overlaps(corners, box) for box in boxes), np.zeros(len(corners)))
 
 
 def _overlaps(corners: np.ndarray, box: np.ndarray) -> np.ndarray:
@@ -128,7 +124,11 @@ def _label_points(
     figure.canvas.draw()  # only now it is known where things are, in pixels
     renderer, pixels = figure.canvas.get_renderer(), figure.dpi / 72
     centres = axes.transData.transform([(point.bits, point.score) for point in points])
-    sizes = [_size_of(axes, point.label, renderer) for point in points]
+    sizes = []
+    for point in points:
+        text = axes.text(0, 0, point.label, fontsize=_LABEL_PT)
+        sizes.append(np.array(text.get_window_extent(renderer).size))
+        text.remove()
     taken = [axes.get_legend().get_window_extent(renderer).extents]
     for line in lines:
         height = axes.transData.transform((0, line))[1]
@@ -138,13 +138,6 @@ def _label_points(
     for point, size, offset in zip(points, sizes, spots - centres, strict=True):
         far = (np.abs(offset) > size / 2 + 2 * half).any()
         _write_label(axes, point, offset / pixels, colours[point.series], far=bool(far))
-
-
-def _size_of(axes: Any, label: str, renderer: Any) -> np.ndarray:
-    text = axes.text(0, 0, label, fontsize=_LABEL_PT)
-    size = np.array(text.get_window_extent(renderer).size)
-    text.remove()
-    return size
 
 
 def _write_label(

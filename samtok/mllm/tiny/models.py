@@ -57,6 +57,8 @@ def build_tiny(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = make()
+    stop = _stop_ids(processor.tokenizer)  # pyright: ignore[reportAttributeAccessIssue]
+    model.generation_config = GenerationConfig(eos_token_id=stop, pad_token_id=stop[1])
     if pretrained_vision:
         load_vision(model.get_submodule("model.visual"), config)
     model.eval()
@@ -85,18 +87,14 @@ def _qwen2_5_vl(config: TinyConfig, texts: list[str]) -> _Built:
     processor = _processor(
         transformers.Qwen2_5_VLProcessor, transformers.Qwen2VLVideoProcessor, config, tokenizer
     )
-    text = {
-        "rope_parameters": _rope(config),
-        "use_sliding_window": False,
-        "max_window_layers": config.num_layers,
-    }
+    text = {"use_sliding_window": False, "max_window_layers": config.num_layers}
     vision = {
         "window_size": config.image_size,
         "fullatt_block_indexes": list(range(config.vision_layers)),
         "rope_parameters": {"rope_type": "axial", "rope_theta": config.vision_rope_theta},
     }
     body = transformers.Qwen2_5_VLConfig(**_parts(config, tokenizer, text, vision))
-    return processor, lambda: _finished(transformers.Qwen2_5_VLForConditionalGeneration(body), tokenizer)
+    return processor, lambda: transformers.Qwen2_5_VLForConditionalGeneration(body)
 
 
 def _qwen3_vl(config: TinyConfig, texts: list[str]) -> _Built:
@@ -109,9 +107,9 @@ def _qwen3_vl(config: TinyConfig, texts: list[str]) -> _Built:
         "num_position_embeddings": (config.image_size // config.patch_size) ** 2,
         "deepstack_visual_indexes": list(range(config.vision_layers))[:1],
     }
-    text = {"head_dim": config.head_dim, "rope_parameters": _rope(config) | {"mrope_interleaved": True}}
+    text = {"head_dim": config.head_dim, "rope_parameters": {"mrope_interleaved": True}}
     body = transformers.Qwen3VLConfig(**_parts(config, tokenizer, text, vision))
-    return processor, lambda: _finished(transformers.Qwen3VLForConditionalGeneration(body), tokenizer)
+    return processor, lambda: transformers.Qwen3VLForConditionalGeneration(body)
 
 
 def _perception_lm(config: TinyConfig, texts: list[str]) -> _Built:
@@ -135,28 +133,23 @@ def _perception_lm(config: TinyConfig, texts: list[str]) -> _Built:
     }
     body = transformers.PerceptionLMConfig(
         text_config=text,
-        vision_config=_clip(config, tile["width"]),
+        vision_config={  # in place of timm's in released checkpoints; like it, with a class token
+            "model_type": "clip_vision_model",
+            "hidden_size": config.vision_dim,
+            "intermediate_size": config.hidden_dim,
+            "num_hidden_layers": config.vision_layers,
+            "num_attention_heads": config.num_heads,
+            "image_size": tile["width"],
+            "patch_size": config.patch_size,
+            "initializer_range": config.init_std,
+            "model_args": {"embed_dim": config.vision_dim},  # where the projector looks for the width
+        },
         vision_use_cls_token=True,
         projector_pooling_ratio=2,
         image_token_id=tokenizer.get_vocab()["<|image|>"],
         video_token_id=tokenizer.get_vocab()["<|video|>"],
     )
-    return processor, lambda: _finished(transformers.PerceptionLMForConditionalGeneration(body), tokenizer)
-
-
-def _clip(config: TinyConfig, tile_size: int) -> dict[str, Any]:
-    """Stands for the model of ``timm`` that released checkpoints have; like it, with a class token."""
-    return {
-        "model_type": "clip_vision_model",
-        "hidden_size": config.vision_dim,
-        "intermediate_size": config.hidden_dim,
-        "num_hidden_layers": config.vision_layers,
-        "num_attention_heads": config.num_heads,
-        "image_size": tile_size,
-        "patch_size": config.patch_size,
-        "initializer_range": config.init_std,
-        "model_args": {"embed_dim": config.vision_dim},  # where the projector looks for the width
-    }
+    return processor, lambda: transformers.PerceptionLMForConditionalGeneration(body)
 
 
 def _processor(kind: Any, video: Any, config: TinyConfig, tokenizer: Any) -> ProcessorMixin:
@@ -192,8 +185,14 @@ def _text(config: TinyConfig, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def _vision(config: TinyConfig) -> dict[str, Any]:
-    return {
+def _parts(
+    config: TinyConfig, tokenizer: Any, text: dict[str, Any], vision: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns the config of a Qwen-VL out of what is its own."""
+    ids = tokenizer.get_vocab()
+    rope = {"rope_type": "default", "rope_theta": config.rope_theta, "mrope_section": config.mrope_section}
+    rope |= text.get("rope_parameters", {})
+    shared = {
         "depth": config.vision_layers,
         "hidden_size": config.vision_dim,
         "intermediate_size": config.hidden_dim,
@@ -204,32 +203,15 @@ def _vision(config: TinyConfig) -> dict[str, Any]:
         "out_hidden_size": config.dim,
         "initializer_range": config.init_std,
     }
-
-
-def _rope(config: TinyConfig) -> dict[str, Any]:
-    return {"rope_type": "default", "rope_theta": config.rope_theta, "mrope_section": config.mrope_section}
-
-
-def _parts(
-    config: TinyConfig, tokenizer: Any, text: dict[str, Any], vision: dict[str, Any]
-) -> dict[str, Any]:
-    """Returns the config of a Qwen-VL out of what is its own."""
-    ids = tokenizer.get_vocab()
     return {
-        "text_config": _text(config, tokenizer) | text,
-        "vision_config": _vision(config) | vision,
+        "text_config": _text(config, tokenizer) | text | {"rope_parameters": rope},
+        "vision_config": shared | vision,
         "tie_word_embeddings": config.tied,
         "image_token_id": ids["<|image_pad|>"],
         "video_token_id": ids["<|video_pad|>"],
         "vision_start_token_id": ids["<|vision_start|>"],
         "vision_end_token_id": ids["<|vision_end|>"],
     }
-
-
-def _finished(model: PreTrainedModel, tokenizer: Any) -> PreTrainedModel:
-    stop = _stop_ids(tokenizer)
-    model.generation_config = GenerationConfig(eos_token_id=stop, pad_token_id=stop[1])
-    return model
 
 
 def _stop_ids(tokenizer: Any) -> list[int]:
