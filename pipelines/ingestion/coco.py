@@ -176,7 +176,6 @@ class CocoReader(FileReader, CocoOptions):
 
 
 def _labels(categories: list[Any], where: str) -> dict[str, str]:
-    """Returns category names by id as text. Entries without a name label nothing."""
     labels: dict[str, str] = {}
     for entry in categories:
         category_id = records.id_of(entry)

@@ -90,7 +90,6 @@ class GroundedReader(FileReader, ImageFolders):
         return annotations.attach(result, made, rejects)
 
     def _annotation(self, name: str, record: Record, image_id: str, rejects: list[Reject]) -> Annotation:
-        """Returns a caption with its phrases; adds those that cannot be placed to the rejects."""
         caption = record["caption"]
         text = annotations.text_of(caption.strip('"') if isinstance(caption, str) else caption, "caption")
         placed: list[Span] = []

@@ -123,7 +123,6 @@ def _reduced(entry: Record) -> Record:
 
 
 def _texts(record: Record) -> Iterator[tuple[str, Any]]:
-    """Yields the texts of a record with a name each: every description, and the conversation."""
     described = record.get("description", [])
     for place, text in enumerate(described if isinstance(described, list) else [described], start=1):
         yield f"description-{place}", text

@@ -133,7 +133,6 @@ class PsgReader(FileReader, PsgOptions):
         )
 
     def _counts(self, image: Record, image_hw: tuple[int, int], image_id: str) -> dict[int, str]:
-        """Returns the compressed counts of every id in the label map."""
         uri = self._uri(self._label_maps, image, "pan_seg_file_name", image_id)
         try:
             labels = read_label_map(image_source.read_image_bytes(uri), where=uri)
@@ -195,7 +194,6 @@ class PsgReader(FileReader, PsgOptions):
 
 
 def _image_of(entry: Any) -> str | None:
-    """Returns the id of an image whose segments are listed."""
     has_segments = isinstance(entry, dict) and isinstance(entry.get("segments_info"), list)
     return records.id_of(entry, "image_id") if has_segments else None
 
@@ -231,7 +229,6 @@ def _named(number: object, names: list[str]) -> str | None:
 
 
 def _segment(mask_id: str, segment: Record, counts: dict[int, str], image_hw: tuple[int, int]) -> Record:
-    """Returns a segment in the shape that ``records.make_row`` takes."""
     number = segment.get("id")
     if type(number) is not int or mask_id != str(number):
         raise DataError(f"segment {mask_id} has the id {number!r:.40}, expected its own", reason="segment_id")

@@ -114,7 +114,6 @@ class ReferReader(FileReader, ReferOptions):
     def _of_ref(
         self, ref_id: str, ref: Record, image_id: str | None
     ) -> tuple[list[Annotation], list[Reject]]:
-        """Returns one annotation per sentence, and the sentences that cannot be one."""
         if image_id is None:
             raise DataError(f"image_id is {ref.get('image_id')!r:.80}, expected an id", reason="image_id")
         targets, tags = _targets(ref), annotations.tags_of(ref.get("tags"), "tags")
@@ -134,7 +133,6 @@ class ReferReader(FileReader, ReferOptions):
         return made, lost
 
     def _refs(self) -> tuple[dict[str, Record], list[Reject]]:
-        """Returns refs of the split by id."""
         refs = self._load()
         splits = Counter(split for ref in refs if (split := _split_of(ref)) is not None)
         chosen = [ref for ref in refs if (split := _split_of(ref)) is None or selects(self.split, split)]
@@ -174,7 +172,6 @@ class ReferReader(FileReader, ReferOptions):
     def _identified(
         self, key: str, entries: list[Any], image_of: Callable[[Any], str], prefix: str
     ) -> tuple[dict[str, Record], list[Reject]]:
-        """Returns entries by their id; those without one, and those that repeat one, are rejected."""
         found = records.by_id((records.id_of(entry, key), entry) for entry in entries)
         rejects: list[Reject] = []
         for index, entry in found.nameless:

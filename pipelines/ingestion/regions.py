@@ -80,7 +80,6 @@ class DamReader(FileReader):
             yield from ((f"{shown}#{index}", entry) for index, entry in enumerate(found))
 
     def _masks(self, entries: list[Record], image_id: str) -> tuple[list[Record], list[Reject]]:
-        """Returns one mask per id, or its reject."""
         by_mask: dict[str, list[Any]] = defaultdict(list)
         for entry in entries:
             if entry["mask_rle"] not in by_mask[entry["mask_id"]]:
@@ -111,7 +110,6 @@ class DamReader(FileReader):
 
 
 def _image_of(entry: Any) -> str | None:
-    """Returns the name of an entry's image, below the root."""
     if not isinstance(entry, dict):
         return None
     if entry.get("image") is not None:

@@ -134,7 +134,6 @@ class Sa1bReader:
         )
 
     def _found(self, limit: int | None = None) -> list[_File]:
-        """Returns the files of the source, all or so many."""
         tar_index.check_uncompressed(self.source)
         if self.source.endswith(".tar"):
             return [_File(self.source.rpartition("/")[2], size_bytes(self.source))]
@@ -143,7 +142,6 @@ class Sa1bReader:
         return [_File(found.uri.removeprefix(root), found.size) for found in listed]
 
     def _either(self, files: list[_File]) -> list[_File]:
-        """Returns either the archives or the side-cars and images among files."""
         for file in files:
             tar_index.check_uncompressed(file.name)
         archives = [file for file in files if file.name.endswith(".tar")]

@@ -85,7 +85,6 @@ def drawn_at_random(corpus: ChatCorpus, most: int, seed: int) -> list[dict[str, 
 
 
 def _places(corpus: ChatCorpus, shard: int, tasks: Sequence[str]) -> dict[str, list[int]]:
-    """Returns where in a shard the chats of some tasks are."""
     if not tasks:
         return {}
     with storage.open_input(corpus.shards[shard].uri) as file:
@@ -119,7 +118,6 @@ def _message(message: Mapping[str, Any], chips: Mapping[str, tuple[str, html.Blo
 
 
 def _shot(row: Mapping[str, Any], number: int, colours: Sequence[viz.Colour]) -> html.Block:
-    """Returns one image of a chat with its masks, each in its colour and with its number."""
     image = row["images"][number]
     size_hw = image["height"], image["width"]
     try:

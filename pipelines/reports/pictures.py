@@ -200,8 +200,19 @@ def _add_picture(
     gallery.panels.append(
         viz.Panel(viz.fit(image, SHEET_SIDE), first, second, captions=captions, title=title)
     )
-    if wanted is not None and decoded is not None:
-        _keep_worst(gallery, row, image, wanted, decoded, lines)
+    for line, mask, other in zip(lines, wanted or (), decoded or (), strict=False):
+        assert line.iou is not None
+        worst = [close_up.line.iou or 0.0 for close_up in gallery.worst]
+        if len(worst) == gallery.max_worst and line.iou >= min(worst, default=0.0):
+            continue
+        view = _view(mask | other)
+        first, second = (_fitted([np.ascontiguousarray(part[view])], CLOSE_UP_SIDE) for part in (mask, other))
+        picture = viz.fit(np.ascontiguousarray(image[view]), CLOSE_UP_SIDE)
+        title = f"{row['dataset']} {row['image_id']} mask {line.mask_id}, {line.area_px} px"
+        panel = viz.Panel(picture, first, second, captions=[_caption(line)], title=title)
+        gallery.worst.append(CloseUp(row, line, compared(picture, first, second, [line.colour]), panel))
+        gallery.worst.sort(key=lambda close_up: close_up.line.iou or 0.0)
+        del gallery.worst[gallery.max_worst :]
 
 
 def _compare(
@@ -258,30 +269,6 @@ def _fitted(stack: Sequence[np.ndarray] | None, side: int) -> list[np.ndarray] |
 def short_words(words: str) -> str:
     """Returns the words of a mask without their start and end."""
     return words.removeprefix("<|mt_start|>").removesuffix("<|mt_end|>")
-
-
-def _keep_worst(
-    gallery: Gallery,
-    row: Mapping[str, Any],
-    image: np.ndarray,
-    wanted: Sequence[np.ndarray],
-    decoded: Sequence[np.ndarray],
-    lines: Sequence[MaskLine],
-) -> None:
-    for line, mask, other in zip(lines, wanted, decoded, strict=True):
-        assert line.iou is not None
-        worst = [close_up.line.iou or 0.0 for close_up in gallery.worst]
-        if len(worst) == gallery.max_worst and line.iou >= min(worst, default=0.0):
-            continue
-        view = _view(mask | other)
-        first, second = (_fitted([np.ascontiguousarray(part[view])], CLOSE_UP_SIDE) for part in (mask, other))
-        picture = viz.fit(np.ascontiguousarray(image[view]), CLOSE_UP_SIDE)
-        title = f"{row['dataset']} {row['image_id']} mask {line.mask_id}, {line.area_px} px"
-        panel = viz.Panel(picture, first, second, captions=[_caption(line)], title=title)
-        pictures = compared(picture, first, second, [line.colour])
-        gallery.worst.append(CloseUp(row, line, pictures, panel))
-        gallery.worst.sort(key=lambda close_up: close_up.line.iou or 0.0)
-        del gallery.worst[gallery.max_worst :]
 
 
 def _view(mask: np.ndarray) -> tuple[slice, slice]:

@@ -5,7 +5,7 @@ import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from pipelines import schema, shards, storage
 from pipelines.cluster import with_device
@@ -14,7 +14,7 @@ from pipelines.ingestion.peek import peek
 from pipelines.ingestion.reader import MAX_NAMES, Input, Reader, Reject
 from pipelines.inputs import require_tokenizer
 from pipelines.shard_job import left_of, open_plan
-from pipelines.tokenization.config import TokenizationConfig, TokenizeCorpusConfig
+from pipelines.tokenization.config import TokenizeCorpusConfig
 from samtok import folders
 from samtok.config import MaskTokenizerConfig
 from samtok.errors import ConfigError
@@ -26,8 +26,6 @@ MAX_CHUNK_BYTES = 2**30
 CHUNK_BYTES, MAX_CHUNK_ROWS = 48 * 2**20, 64
 """A chunk's pixels travel through Ray's object store at once; much smaller ones leave actors waiting for Ray:
 at 128 px on two cores, chunks of 64 images gave 1.8 times the rate of chunks of 16."""
-
-T = TypeVar("T", bound=TokenizationConfig)
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,41 @@ class Tokenization:
     @functools.cached_property
     def fingerprint(self) -> Mapping[str, Any]:
         """All that decides the bytes of the shards; a run with another one is refused. Goes through the
-        annotations of the dataset, and the names of its files."""
-        return _fingerprint(self.config, self.reader, self.architecture)
+        annotations of the dataset, and the names of its files. How many actors there are is not in it. Where
+        the dataset lies is, since rows name their images."""
+        config, reader, architecture = self.config, self.reader, self.architecture
+        corpus, options = config.corpus, config.tokenizer_options
+        return {
+            **corpus.identity(),
+            "dataset": reader.name,
+            "source": corpus.source,
+            "images": corpus.images,
+            "sources": shards.digest(reader.sources()),
+            "tokenizer": config.tokenizer,
+            "weights_sha256": folders.weights_sha256(config.tokenizer, read=storage.read_bytes),
+            "architecture": hashlib.sha256(architecture.to_json().encode()).hexdigest(),
+            "num_codes": architecture.quantizer.num_codes,
+            "num_levels": architecture.quantizer.num_levels,
+            "dtype": config.precision,
+            "box_prompt": options.box_prompt,
+            "threshold": options.threshold,
+            "device": config.worker.device,
+            "compile": options.compile,
+            "images_per_batch": options.images_per_batch,
+            "masks_per_batch": options.masks_per_batch,
+            "threads_per_actor": config.worker.threads,
+            "shard_rows": config.shard_rows,
+            "chunk_rows": config.chunk_rows,
+            "reconstruct": config.reconstruct,
+            "boundary_iou": config.boundary_iou,
+            "keep_rle": config.keep_rle,
+            "skip": sorted(config.skip),
+            "min_area_px": config.min_area_px,
+            "limit": config.limit,
+            "seed": config.seed,
+            "schema_version": schema.SCHEMA_VERSION,
+            "code_version": CODE_VERSION,
+        }
 
     def inputs(self) -> Iterator[Input | Reject]:
         """Yields the rejects of the listing and the first ``limit`` images."""
@@ -90,16 +121,6 @@ def prepare(config: TokenizeCorpusConfig) -> Tokenization:
     require_tokenizer(config.tokenizer)
     require_source(config.corpus)
     architecture = folders.read_config(config.tokenizer, read=storage.read_bytes)
-    config = _filled_in(config, architecture)
-    reader = reader_of(config.corpus)
-    tokenization = Tokenization(config, reader, architecture)
-    if not config.dry_run:
-        _ = tokenization.fingerprint  # fails here if a file is missing
-    return tokenization
-
-
-def _filled_in(config: T, architecture: MaskTokenizerConfig) -> T:
-    """Replaces what is chosen by the architecture and the machine, and checks what the user chose."""
     pixels = 3 * architecture.image_size**2
     rows = config.chunk_rows or max(1, min(MAX_CHUNK_ROWS, CHUNK_BYTES // pixels))
     if rows * pixels > MAX_CHUNK_BYTES:
@@ -108,42 +129,9 @@ def _filled_in(config: T, architecture: MaskTokenizerConfig) -> T:
             f"{MAX_CHUNK_BYTES // 2**20} fit. Lower it to {MAX_CHUNK_BYTES // pixels}.",
             owner=config,
         )
-    return dataclasses.replace(config, chunk_rows=rows, worker=with_device(config.worker))
-
-
-def _fingerprint(
-    config: TokenizeCorpusConfig, reader: Reader, architecture: MaskTokenizerConfig
-) -> dict[str, Any]:
-    """How many actors there are is not in it. Where the dataset lies is, since rows name their images."""
-    corpus, options = config.corpus, config.tokenizer_options
-    return {
-        **corpus.identity(),
-        "dataset": reader.name,
-        "source": corpus.source,
-        "images": corpus.images,
-        "sources": shards.digest(reader.sources()),
-        "tokenizer": config.tokenizer,
-        "weights_sha256": folders.weights_sha256(config.tokenizer, read=storage.read_bytes),
-        "architecture": hashlib.sha256(architecture.to_json().encode()).hexdigest(),
-        "num_codes": architecture.quantizer.num_codes,
-        "num_levels": architecture.quantizer.num_levels,
-        "dtype": config.precision,
-        "box_prompt": options.box_prompt,
-        "threshold": options.threshold,
-        "device": config.worker.device,
-        "compile": options.compile,
-        "images_per_batch": options.images_per_batch,
-        "masks_per_batch": options.masks_per_batch,
-        "threads_per_actor": config.worker.threads,
-        "shard_rows": config.shard_rows,
-        "chunk_rows": config.chunk_rows,
-        "reconstruct": config.reconstruct,
-        "boundary_iou": config.boundary_iou,
-        "keep_rle": config.keep_rle,
-        "skip": sorted(config.skip),
-        "min_area_px": config.min_area_px,
-        "limit": config.limit,
-        "seed": config.seed,
-        "schema_version": schema.SCHEMA_VERSION,
-        "code_version": CODE_VERSION,
-    }
+    config = dataclasses.replace(config, chunk_rows=rows, worker=with_device(config.worker))
+    reader = reader_of(config.corpus)
+    tokenization = Tokenization(config, reader, architecture)
+    if not config.dry_run:
+        _ = tokenization.fingerprint  # fails here if a file is missing
+    return tokenization

@@ -93,7 +93,6 @@ def _cpus(config: TokenizationConfig) -> float:
 
 
 def _here(job: Tokenization, read: ReadImages, blocks: Sequence[pa.Table]) -> Iterator[dict[str, Any]]:
-    """Does chunks one after another in this process; yields them."""
     tokenize = TokenizeMasks(job.config, job.fingerprint["weights_sha256"])
     for block in blocks:
         for row in range(block.num_rows):

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import zlib
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,7 +102,6 @@ class ReadImages:
         return {**row, "masks": kept}
 
     def _filtered(self, mask: dict[str, Any], *, height: int, width: int) -> str | None:
-        """Returns why a mask gets no words, or None if it gets some."""
         for flag in (*self.config.skip, "empty", "box_only"):
             if flag in mask["flags"]:
                 return flag
@@ -176,7 +176,16 @@ class TokenizeMasks:
                 for i, mask in group
             ]
             codes = self.tokenizer.codes_of(features, dense, owners, box_prompt=self.options.box_prompt)
-            scores = self._reconstruct(features, rows, owners, dense, codes)
+            scores = [Score()] * len(owners)
+            keys = [
+                f"{self.config.seed}/{rows[i]['image_id']}".encode() for i in owners
+            ]  # alike in every run
+            drawn = [k for k, key in enumerate(keys) if zlib.crc32(key) < self.config.reconstruct * 2**32]
+            batches = self.tokenizer.logits_of(features, codes[drawn], [owners[k] for k in drawn])
+            for k, one in zip(drawn, chain.from_iterable(batches), strict=True):
+                (mask,) = self.tokenizer.masks_from_logits(one[None], dense[k].shape, self.options.threshold)
+                boundary = regions.boundary_iou(dense[k], mask) if self.config.boundary_iou else None
+                scores[k] = Score(masks.iou(dense[k], mask), boundary)
             for (i, mask), code, score in zip(group, codes.tolist(), scores, strict=True):
                 coded[i].append(self._code_mask(rows[i], mask, code, score))
         return [{**row, "masks": found} for row, found in zip(rows, coded, strict=True)]
@@ -196,30 +205,6 @@ class TokenizeMasks:
             "iou": score.iou,
             "boundary_iou": score.boundary_iou,
         }
-
-    def _reconstruct(
-        self,
-        features: Any,
-        rows: list[dict[str, Any]],
-        owners: list[int],
-        dense: list[np.ndarray],
-        codes: np.ndarray,
-    ) -> list[Score]:
-        scores = [Score()] * len(owners)
-        keys = [f"{self.config.seed}/{rows[i]['image_id']}" for i in owners]  # the same ones in every run
-        drawn = [
-            k for k, key in enumerate(keys) if zlib.crc32(key.encode()) < self.config.reconstruct * 2**32
-        ]
-        if not drawn:
-            return scores
-        batches = self.tokenizer.logits_of(features, codes[drawn], [owners[k] for k in drawn])
-        logits = torch.cat(list(batches))
-        for k, one in zip(drawn, logits, strict=True):
-            size_hw = dense[k].shape
-            (mask,) = self.tokenizer.masks_from_logits(one[None], size_hw, self.options.threshold)
-            boundary = regions.boundary_iou(dense[k], mask) if self.config.boundary_iou else None
-            scores[k] = Score(masks.iou(dense[k], mask), boundary)
-        return scores
 
 
 def read_ipc(data: bytes) -> pa.Table:

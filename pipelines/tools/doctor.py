@@ -98,7 +98,6 @@ def attempt(name: str, work: Callable[[], Iterable[Check]]) -> list[Check]:
 
 
 def _start_ray() -> Iterator[Check]:
-    """Starts or joins Ray as a job does, and runs one task on it."""
     from pipelines.cluster import session
 
     started = time.monotonic()

@@ -232,7 +232,6 @@ def _annotated(samples: Samples, plus_one: bool) -> Float[np.ndarray, "sample 4"
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray, epsilon: float = 0.0) -> Float[np.ndarray, " sample"]:
-    """Divides; nothing out of nothing is 0."""
     return part / (np.where(whole == 0, 1, whole) + epsilon)
 
 
@@ -250,7 +249,6 @@ def _keyed_mean(
     choose: Callable[[float, float], float],
     wanted: Sequence[str] | None = None,
 ) -> float | None:
-    """Returns the mean over keys of the value that ``choose`` leaves of each."""
     best: dict[str, float] = {}
     for key, value in zip(keys, values.tolist(), strict=True):
         best[key] = choose(best[key], value) if key in best else value

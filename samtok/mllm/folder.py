@@ -98,7 +98,6 @@ def _added_tokens(folder: str | Path, read: Read | None) -> list[str]:
 
 
 def _read_json(folder: str | Path, name: str, read: Read | None) -> dict[str, Any] | None:
-    """Returns the object of a file; None where there is no such file."""
     where = f"{str(folder).rstrip('/')}/{name}"
     try:
         body = json.loads(read_file(where, read))

@@ -132,7 +132,6 @@ def draw(
 
 
 def _embedding_weights(model: PreTrainedModel) -> list[Tensor]:
-    """Returns the input and output embeddings, once if they are one tensor."""
     modules: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
     found = [getattr(module, "weight", None) for module in modules]
     return list({id(weight): weight for weight in found if isinstance(weight, Tensor)}.values())

@@ -43,7 +43,6 @@ def vision_inputs(
 
 
 def _order(images: Sequence[int], repeats: Sequence[int]) -> list[int]:
-    """Returns the image behind each place of the repeated batch."""
     order: list[int] = []
     first = 0
     for count, times in zip(images, repeats, strict=True):

@@ -129,7 +129,6 @@ def mask_words_of(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
 
 
 def _split_word(tokenizer: "PreTrainedTokenizerBase", ids: dict[str, int]) -> CheckpointError:
-    """Returns the error for words that, read one after the other, do not give their ids."""
     for word, id_ in ids.items():
         pieces = tokenizer(word, add_special_tokens=False)["input_ids"]
         if pieces != [id_]:

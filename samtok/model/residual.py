@@ -107,7 +107,6 @@ class ResidualQuantizer(Float32Buffers):
         self.embed_sum.copy_(self.codebooks * self.cluster_size[..., None])
 
     def _seen(self, z: Tensor, last: int) -> list[Tensor]:
-        """Returns what the levels up to the last one look up."""
         seen = [z]
         for codebook in self._of_levels[:last]:
             seen.append(seen[-1] - codebook[nearest(seen[-1], codebook)])
@@ -143,7 +142,6 @@ class ResidualQuantizer(Float32Buffers):
             )  # the last rest is not looked up
 
     def _move(self, book: int, residual: Tensor, code: Tensor) -> bool:
-        """Averages in a step and returns whether it had any masks."""
         counts = residual.new_zeros(self.num_codes).index_add_(0, code, residual.new_ones(len(code)))
         sums = torch.zeros_like(self.codebooks[book]).index_add_(0, code, residual)
         step = sum_over_ranks(torch.cat([sums, counts[:, None]], dim=1))

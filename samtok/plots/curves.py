@@ -119,7 +119,6 @@ def running_mean(values: Float[np.ndarray, " point"], window: int) -> Float[np.n
 
 
 def _extent(panels: Sequence[CurvePanel]) -> tuple[float, float]:
-    """Returns the first and the last step of all curves, with a little room."""
     ends = [float(end) for p in panels for c in p.curves if len(c.steps) for end in (c.steps[0], c.steps[-1])]
     low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
     room = 0.015 * (high - low) or 0.5

@@ -92,7 +92,6 @@ def label_spots(
 
 
 def _offsets(size: np.ndarray, marker: float) -> Iterator[np.ndarray]:
-    """Yields places of a label around its point, the nearest first."""
     directions = [(0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1)]
     for gap in (0.2, 1.5, 3.0, 5.0, 7.5):
         for direction in directions:

@@ -103,7 +103,6 @@ class IouReward:
                 )
 
     def _decodable(self, question: Question, answer: Answer) -> list[Codes]:
-        """Returns the different words of an answer; none if they are too many."""
         distinct = list(dict.fromkeys(answer.words))
         return distinct if len(distinct) <= max(self.max_words, len(question.truth)) else []
 

@@ -122,7 +122,6 @@ def _relation(scene: Scene, subject: _Group, other: _Group, rng: np.random.Gener
 
 
 def _enumeration(groups: list[_Group], rng: np.random.Generator) -> list[str | _Group]:
-    """Returns a sentence such as ``There is a, b and c`` as pieces."""
     there = "There is " if len(groups[0][1]) == 1 else "There are "
     pieces: list[str | _Group] = [str(rng.choice(("", "The picture shows ", "We see ", there)))]
     for position, group in enumerate(groups):
@@ -132,7 +131,6 @@ def _enumeration(groups: list[_Group], rng: np.random.Generator) -> list[str | _
 
 
 def _write(sentences: list[list[str | _Group]]) -> tuple[str, list[Span]]:
-    """Joins sentences, and notes where each phrase went."""
     text, spans = "", []
     for sentence in sentences:
         start = len(text) + bool(text)

@@ -142,7 +142,6 @@ def _attributes(scene: Scene, rng: np.random.Generator) -> Iterator[Expression]:
 
 
 def _subjects(scene: Scene) -> list[Phrase]:
-    """Returns the phrases short enough to be followed by a place."""
     return [ANY, *(phrase for phrase in _true_phrases(scene) if phrase.size is None)]
 
 
@@ -175,7 +174,6 @@ def _extremes(scene: Scene) -> Iterator[Expression]:
 
 
 def _anchors(scene: Scene) -> dict[int, Phrase]:
-    """Returns the shortest name of each shape that has one of its own."""
     names: dict[int, Phrase] = {}
     for phrase in sorted(_true_phrases(scene), key=lambda phrase: len(phrase.text().split())):
         targets = select(scene, phrase)

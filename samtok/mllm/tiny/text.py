@@ -94,7 +94,6 @@ def default_texts() -> list[str]:
 
 @functools.cache
 def _sentences() -> tuple[str, ...]:
-    """Returns captions, expressions and relations of 64 scenes."""
     rng = np.random.default_rng(0)
     texts: list[str] = []
     for index in range(64):

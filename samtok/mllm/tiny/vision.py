@@ -182,7 +182,6 @@ def _rate(step: int, training: VisionTraining) -> float:
 
 
 def _prepared(processor: Any, world: WorldConfig, seed: int, count: int) -> tuple[Tensor, Labels]:
-    """Returns pixels in half precision, image x patch x value, and labels."""
     parts = []
     for first in range(0, count, _BATCH):
         scenes = [make_scene(seed, index, world) for index in range(first, min(first + _BATCH, count))]
@@ -196,7 +195,6 @@ def _prepared(processor: Any, world: WorldConfig, seed: int, count: int) -> tupl
 
 
 def _features(visual: nn.Module, pixels: Float[Tensor, "image patch value"]) -> Tensor:
-    """Returns image x token x width, token rows first."""
     images, patches, _ = pixels.shape
     side = math.isqrt(patches)
     grid = torch.tensor([[1, side, side]]).expand(images, 3)
