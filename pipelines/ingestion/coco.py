@@ -112,7 +112,11 @@ class CocoReader(FileReader, CocoOptions):
         image, annotations = record["image"], record["annotations"]
         try:
             image_hw = records.size_hw(image, f"image {image_id}")
-            image_uri = self.image_uri(self._image_name(image, image_id))
+            what = f"{self.image_path} of image {image_id} (the option image_path names the field)"
+            name = image_source.image_name(image.get(self.image_path), what)
+            if self.image_path == "coco_url":
+                name = "/".join(name.partition("?")[0].split("/")[-2:])
+            image_uri = self.image_uri(name)
         except DataError as error:
             return ReadResult.refused(self.name, image_id, error, num_masks=len(annotations))
         return records.make_row(self, image_id, image_uri, image_hw, annotations)
@@ -166,13 +170,6 @@ class CocoReader(FileReader, CocoOptions):
         elif annotation.get("bbox") is not None:
             reduced["bbox"] = annotation["bbox"]
         return reduced
-
-    def _image_name(self, image: Record, image_id: str) -> str:
-        what = f"{self.image_path} of image {image_id} (the option image_path names the field)"
-        name = image_source.image_name(image.get(self.image_path), what)
-        if self.image_path == "coco_url":
-            name = "/".join(name.partition("?")[0].split("/")[-2:])
-        return name
 
 
 def _labels(categories: list[Any], where: str) -> dict[str, str]:

@@ -49,7 +49,8 @@ class DamReader(FileReader):
                 by_image[image_id].append({**fields, "mask_id": ann_id})
         yield from sorted(rejects, key=records.compact_json)
         for image_id in sorted(by_image):
-            entries = sorted(by_image[image_id], key=_entry_order)
+            entries = sorted(by_image[image_id], key=records.compact_json)
+            entries.sort(key=lambda one: records.id_order(one["mask_id"]))
             num_masks = len({entry["mask_id"] for entry in entries})
             yield Input(key=image_id, payload=records.compact_json(entries), num_masks=num_masks)
 
@@ -117,10 +118,6 @@ def _image_of(entry: Any) -> str | None:
         return name if isinstance(name, str) and name and records.is_utf8(name) else None
     image_id = records.id_text(entry.get("img_id"))
     return None if image_id is None else f"{image_id}.jpg"
-
-
-def _entry_order(entry: Record) -> tuple[tuple[int, str], str]:
-    return records.id_order(entry["mask_id"]), records.compact_json(entry)
 
 
 def _size_hw(entries: list[Record], image_id: str) -> tuple[int, int]:

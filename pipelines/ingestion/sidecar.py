@@ -8,12 +8,14 @@ for ``image_uri``.
 ``inputs`` lists names only: a JSON without image, an image without JSON and a stem that was there before are
 rejects of a row each, with no masks counted, since none was read. The listing is held in memory, about a
 kilobyte per image. The headers of an archive lie between its images, so listing archives in an object store
-reads most of their bytes once; on a disk it only seeks.
+reads most of their bytes once; on a disk it only seeks. Archives are untrusted: only regular members count,
+their names may not leave the folder they would be unpacked to, and one without its end mark is refused.
 """
 
 import hashlib
 import json
 import posixpath
+import tarfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from itertools import islice
 from typing import Any, ClassVar, NamedTuple
 
 from pipelines import schema, storage
-from pipelines.ingestion import records, tar_index
+from pipelines.ingestion import records
 from pipelines.ingestion.file_reader import NoOptions, size_bytes
 from pipelines.ingestion.image_source import member_uri
 from pipelines.ingestion.reader import MAX_NAMES, STAGE, Head, Input, ReadResult, Reject
@@ -35,6 +37,18 @@ _ANNOTATION, _IMAGE = ".json", ".jpg"
 _INCOMPLETE = ("missing_image", "missing_annotation")
 _HEAD_MEMBERS = 64  # names of a head: between them lie the images, which an object store reads too
 _ARCHIVES_AT_ONCE = 16  # threads: finding the headers of an archive is waiting for the storage
+
+
+class Member(NamedTuple):
+    """One file of an archive."""
+
+    name: str
+    """Path in the archive, without a leading ``./``."""
+    offset: int
+    """First byte of its content in the archive."""
+    size_bytes: int
+    fault: str | None
+    """Why it must not be read; None if it can be."""
 
 
 class _File(NamedTuple):
@@ -134,7 +148,7 @@ class Sa1bReader:
         )
 
     def _found(self, limit: int | None = None) -> list[_File]:
-        tar_index.check_uncompressed(self.source)
+        check_uncompressed(self.source)
         if self.source.endswith(".tar"):
             return [_File(self.source.rpartition("/")[2], size_bytes(self.source))]
         listed = storage.list_files(self.source, limit=limit)
@@ -143,7 +157,7 @@ class Sa1bReader:
 
     def _either(self, files: list[_File]) -> list[_File]:
         for file in files:
-            tar_index.check_uncompressed(file.name)
+            check_uncompressed(file.name)
         archives = [file for file in files if file.name.endswith(".tar")]
         loose = [file for file in files if file.name.endswith((_ANNOTATION, _IMAGE))]
         if bool(archives) == bool(loose):
@@ -176,7 +190,7 @@ class Sa1bReader:
     def _files(self, listing: list[_File]) -> Iterator[_File | Reject]:
         if not listing[0].name.endswith(".tar"):
             for file in listing:
-                fault = tar_index.name_fault(file.name)
+                fault = name_fault(file.name)
                 yield self._unsafe(file.name, fault) if fault else file
             return
         with ThreadPoolExecutor(_ARCHIVES_AT_ONCE) as pool:
@@ -184,10 +198,10 @@ class Sa1bReader:
             for archive, members in zip(listing, found, strict=True):
                 yield from self._in_archive(archive, members)
 
-    def _members(self, archive: _File) -> Iterator[tar_index.Member]:
-        return tar_index.list_members(self._archive_uri(archive.name), (_ANNOTATION, _IMAGE))
+    def _members(self, archive: _File) -> Iterator[Member]:
+        return list_members(self._archive_uri(archive.name), (_ANNOTATION, _IMAGE))
 
-    def _in_archive(self, archive: _File, members: list[tar_index.Member]) -> Iterator[_File | Reject]:
+    def _in_archive(self, archive: _File, members: list[Member]) -> Iterator[_File | Reject]:
         for member in members:
             if member.fault:
                 yield self._unsafe(f"{archive.name}: {member.name}", member.fault)
@@ -243,3 +257,68 @@ def _checked_size(image: dict[str, Any], stem: str) -> tuple[int, int]:
             reason="file_name",
         )
     return records.size_hw(image, f"side-car {stem}{_ANNOTATION}")
+
+
+# ---------------------------------------------------------------- archives
+
+COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+
+
+def check_uncompressed(uri: str) -> None:
+    """Refuses the names of compressed archives (DataError): their members have no place of their own."""
+    if uri.lower().endswith(COMPRESSED_SUFFIXES):
+        raise DataError(
+            f"{uri} is a compressed archive, in which single images cannot be reached; unpack it to a folder "
+            "or to a plain .tar (SA-1B is published as plain .tar)",
+            reason="compressed_archive",
+        )
+
+
+def list_members(archive_uri: str, suffixes: tuple[str, ...]) -> Iterator[Member]:
+    """Yields members whose names end in one of the suffixes, in archive order. Reads headers, no contents.
+
+    Raises:
+        DataError: ``compressed_archive`` if it is compressed, ``archive`` if it is no tar or was cut off.
+        StorageError: If it cannot be opened.
+    """
+    check_uncompressed(archive_uri)
+    with storage.open_input(archive_uri) as stream:
+        try:
+            with tarfile.open(fileobj=stream, mode="r:") as archive:
+                for info in archive:
+                    name = info.name.removeprefix("./")
+                    if name.endswith(suffixes) and not info.isdir():
+                        yield Member(name, info.offset_data, info.size, _fault(info, name))
+                end = archive.offset
+        except (tarfile.TarError, ValueError, OverflowError) as error:  # ValueError: extended headers
+            raise DataError(
+                f"{archive_uri} cannot be read as an uncompressed tar ({error}); fetch it again, or unpack "
+                "it if it is compressed",
+                reason="archive",
+            ) from error
+        stream.seek(end)
+        if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise DataError(
+                f"{archive_uri} has no end mark at byte {end}, behind its last member: it was cut off or is "
+                "damaged; fetch it again",
+                reason="archive",
+            )
+
+
+def name_fault(name: str) -> str | None:
+    """Returns why a relative name must not be used; None for a plain one below its folder."""
+    if not records.is_utf8(name):
+        return "is not UTF-8"
+    if not name.isprintable():
+        return "has control characters"
+    if name.startswith("/") or "\\" in name or ".." in name.split("/"):
+        return "leaves the folder"
+    return None
+
+
+def _fault(info: tarfile.TarInfo, name: str) -> str | None:
+    if not info.isreg() or info.issparse():
+        return "is a link, a device or a sparse file"
+    if info.size < 0:
+        return "has a negative size"
+    return name_fault(name)

@@ -66,7 +66,14 @@ def make_report(
     usage = codebook.usage(counts)
     pictures = {"code_usage.png": code_usage_plot(counts)}
     if "iou/mean" in metrics:
-        pictures["iou_histogram.png"] = _iou_plot(corpus, metrics["iou/mean"])
+        pictures["iou_histogram.png"] = histogram_plot(
+            manifest["iou"]["histogram"],
+            np.linspace(0, 1, len(manifest["iou"]["histogram"]) + 1),
+            title="Reconstruction from words",
+            x_label="IoU of a mask with its reconstruction (no unit, 0 to 1)",
+            y_label="masks",
+            mean=metrics["iou/mean"],
+        )
     if shown.panels:
         pictures["contact_sheet.png"] = shown.contact_sheet()
     worst = []
@@ -97,18 +104,6 @@ def make_report(
         html.section("Schema", _schema(words.row_schema(corpus))),
     )
     return page, pictures
-
-
-def _iou_plot(corpus: Corpus, mean: float) -> bytes:
-    counts = np.array(corpus.manifest["iou"]["histogram"], np.int64)
-    return histogram_plot(
-        counts,
-        np.linspace(0, 1, len(counts) + 1),
-        title="Reconstruction from words",
-        x_label="IoU of a mask with its reconstruction (no unit, 0 to 1)",
-        y_label="masks",
-        mean=mean,
-    )
 
 
 def _unfinished(corpus: Corpus) -> list[html.Block]:

@@ -177,9 +177,8 @@ class TokenizeMasks:
             ]
             codes = self.tokenizer.codes_of(features, dense, owners, box_prompt=self.options.box_prompt)
             scores = [Score()] * len(owners)
-            keys = [
-                f"{self.config.seed}/{rows[i]['image_id']}".encode() for i in owners
-            ]  # alike in every run
+            # drawn by their ids, so the same images are drawn in every run
+            keys = [f"{self.config.seed}/{rows[i]['image_id']}".encode() for i in owners]
             drawn = [k for k, key in enumerate(keys) if zlib.crc32(key) < self.config.reconstruct * 2**32]
             batches = self.tokenizer.logits_of(features, codes[drawn], [owners[k] for k in drawn])
             for k, one in zip(drawn, chain.from_iterable(batches), strict=True):

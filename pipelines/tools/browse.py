@@ -77,7 +77,11 @@ def lines_of(corpus: words.Corpus) -> Iterator[str]:
             f"IoU       mean {metrics['iou/mean']:.3f}, median about {metrics['iou/median']:.3f}, "
             f"{metrics['iou/share_below_half']:.1%} below 0.5, of {metrics['iou/count']:.0f} masks"
         )
-    yield from _rejects(words.rejects(corpus))
+    lines = words.rejects(corpus)
+    yield "\nrejects" if lines else "\nrejects   none"
+    for line in lines:
+        example = _printable(html.shortened(" ".join(line.example.split()), 90))
+        yield f"  {line.count:>8}  {line.stage + '/' + line.reason:<28} {example}"
     yield "\nschema"
     for depth, name, kind, nullable in words_page.flat_schema(words.row_schema(corpus)):
         yield f"  {'  ' * depth}{name}: {kind}{' or null' if nullable else ''}"
@@ -89,13 +93,6 @@ def _shards(corpus: words.Corpus) -> str:
         return f"shards    {done}, all committed"
     first = words_page.some_of(corpus.missing)
     return f"shards    {done} of {done + missing} committed; UNFINISHED, {missing} missing: {first}"
-
-
-def _rejects(lines: list[words.RejectLine]) -> Iterator[str]:
-    yield "\nrejects" if lines else "\nrejects   none"
-    for line in lines:
-        example = _printable(html.shortened(" ".join(line.example.split()), 90))
-        yield f"  {line.count:>8}  {line.stage + '/' + line.reason:<28} {example}"
 
 
 def _printable(text: str) -> str:

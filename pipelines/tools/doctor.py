@@ -30,7 +30,20 @@ _USER_IN_URI = re.compile(r"(?<=://)[^/@\s]+@")
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
-    flags = _parser().parse_args(argv)
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.tools.doctor",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add, default = parser.add_argument, DEFAULT_URI
+    add(
+        "--storage",
+        metavar="URI",
+        help="folder or s3:// prefix for the write test; by default a temporary one",
+    )
+    add("--tracking", metavar="URI", default=default, help=f"MLflow, or off (default {default})")
+    add("--ray", action="store_true", help="really start a local Ray, or join the one of the environment")
+    flags = parser.parse_args(argv)
     settings = list(variables_set())
     with impatient_storage(), tempfile.TemporaryDirectory(prefix="samtok-doctor-") as folder:
         checks = []
@@ -159,23 +172,6 @@ def _one_line(text: str) -> str:
 def _say(*lines: str) -> None:
     sys.stdout.write("".join(redact(line) + "\n" for line in lines))
     sys.stdout.flush()
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.tools.doctor",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add, default = parser.add_argument, DEFAULT_URI
-    add(
-        "--storage",
-        metavar="URI",
-        help="folder or s3:// prefix for the write test; by default a temporary one",
-    )
-    add("--tracking", metavar="URI", default=default, help=f"MLflow, or off (default {default})")
-    add("--ray", action="store_true", help="really start a local Ray, or join the one of the environment")
-    return parser
 
 
 if __name__ == "__main__":

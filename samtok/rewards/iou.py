@@ -66,7 +66,15 @@ class IouReward:
             ValueError: If the lengths differ, or the tokenizer has other codes than the questions.
             DataError: If a mask of a record does not fit the image.
         """
-        self._check(questions, responses)
+        if len(questions) != len(responses):
+            raise ValueError(f"got {len(questions)} questions for {len(responses)} responses.")
+        have = self.tokenizer.num_codes, self.tokenizer.num_levels
+        for question in questions:
+            if (question.num_codes, question.num_levels) != have:
+                raise ValueError(
+                    f"the question has {question.num_codes} codes on {question.num_levels} levels, its "
+                    f"tokenizer {have[0]} on {have[1]}; give the one that made the words."
+                )
         answers = [read(question, response) for question, response in zip(questions, responses, strict=True)]
         named = [self._decodable(*pair) for pair in zip(questions, answers, strict=True)]
         distinct = {id(question): question for question in questions}
@@ -90,17 +98,6 @@ class IouReward:
             else:
                 values.append(masks.iou(union, truths[id(question)]) if codes else 0.0)
         return values
-
-    def _check(self, questions: Sequence[Question], responses: Sequence[Response]) -> None:
-        if len(questions) != len(responses):
-            raise ValueError(f"got {len(questions)} questions for {len(responses)} responses.")
-        have = self.tokenizer.num_codes, self.tokenizer.num_levels
-        for question in questions:
-            if (question.num_codes, question.num_levels) != have:
-                raise ValueError(
-                    f"the question has {question.num_codes} codes on {question.num_levels} levels, its "
-                    f"tokenizer {have[0]} on {have[1]}; give the one that made the words."
-                )
 
     def _decodable(self, question: Question, answer: Answer) -> list[Codes]:
         distinct = list(dict.fromkeys(answer.words))

@@ -50,22 +50,6 @@ def advantages(
     Raises:
         ValueError: Groups of fewer than two responses, or rewards that are not finite.
     """
-    _check(rewards)
-    usable = np.ptp(rewards, axis=1) > EQUAL
-    others = rewards.shape[1] - 1
-    differences = rewards - rewards.mean(axis=1, keepdims=True)
-    if baseline == "leave_one_out":  # r - (sum - r) / (n - 1)
-        differences = differences * (others + 1) / others
-    divisor = 1.0
-    if scale == "group":
-        divisor = rewards.std(axis=1, ddof=1, keepdims=True) + eps
-    elif scale == "batch" and usable.any():
-        divisor = float(differences[usable].std(ddof=1)) + eps
-    values = np.divide(differences, divisor, out=np.zeros_like(rewards), where=usable[:, None])
-    return Advantages(values, usable)
-
-
-def _check(rewards: Float[np.ndarray, "group response"]) -> None:
     groups, responses = rewards.shape
     if groups and responses < 2:
         raise ValueError(
@@ -79,3 +63,15 @@ def _check(rewards: Float[np.ndarray, "group response"]) -> None:
             f"reward of response {response} of group {group} is {rewards[group, response]}, one of "
             f"{len(wrong)} that are not finite; check the reward function."
         )
+    usable = np.ptp(rewards, axis=1) > EQUAL
+    others = rewards.shape[1] - 1
+    differences = rewards - rewards.mean(axis=1, keepdims=True)
+    if baseline == "leave_one_out":  # r - (sum - r) / (n - 1)
+        differences = differences * (others + 1) / others
+    divisor = 1.0
+    if scale == "group":
+        divisor = rewards.std(axis=1, ddof=1, keepdims=True) + eps
+    elif scale == "batch" and usable.any():
+        divisor = float(differences[usable].std(ddof=1)) + eps
+    values = np.divide(differences, divisor, out=np.zeros_like(rewards), where=usable[:, None])
+    return Advantages(values, usable)

@@ -34,7 +34,16 @@ def sequence_weights(
     limit = max_tokens or 0
     if mean == "constant" and limit < 1:
         raise ValueError(f"the constant mean divides by max_tokens, which must be >= 1, got {max_tokens}.")
-    _check(lengths, used)
+    shape, other = [len(group) for group in lengths], [len(group) for group in used]
+    if shape != other:
+        raise ValueError(f"lengths and used must have the same shape, got groups of {shape} and {other}.")
+    for group, pair in enumerate(zip(lengths, used, strict=True)):
+        for response, (length, use) in enumerate(zip(*pair, strict=True)):
+            if use and length < 1:
+                raise ValueError(
+                    f"response {response} of group {group} is used but has {length} tokens with a loss; a "
+                    "used response needs at least its end of turn."
+                )
     learnt = [sum(group) for group in used]
     tokens = [sum(n for n, use in zip(*pair, strict=True) if use) for pair in zip(lengths, used, strict=True)]
     total, responses, prompts = sum(tokens), sum(learnt), sum(count > 0 for count in learnt)
@@ -50,16 +59,3 @@ def sequence_weights(
         [1 / divisor(group, length) if use else 0.0 for length, use in zip(*pair, strict=True)]
         for group, pair in enumerate(zip(lengths, used, strict=True))
     ]
-
-
-def _check(lengths: Sequence[Sequence[int]], used: Sequence[Sequence[bool]]) -> None:
-    shape, other = [len(group) for group in lengths], [len(group) for group in used]
-    if shape != other:
-        raise ValueError(f"lengths and used must have the same shape, got groups of {shape} and {other}.")
-    for group, pair in enumerate(zip(lengths, used, strict=True)):
-        for response, (length, use) in enumerate(zip(*pair, strict=True)):
-            if use and length < 1:
-                raise ValueError(
-                    f"response {response} of group {group} is used but has {length} tokens with a loss; a "
-                    "used response needs at least its end of turn."
-                )

@@ -151,9 +151,11 @@ def pretrain(
     weights = [*visual.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=training.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     found: dict[str, float] = {}
+    low = training.final_lr_share
     for step, rows in enumerate(_draws(training)):
         for group in optimizer.param_groups:
-            group["lr"] = _rate(step, training)
+            cosine = low + (1 - low) * 0.5 * (1 + math.cos(math.pi * (step / training.steps)))
+            group["lr"] = training.lr * min(1.0, (step + 1) / training.warmup_steps) * cosine
         loss = head.losses(_features(visual, pixels[rows].float()), labels.take(rows))
         loss.backward()
         nn.utils.clip_grad_norm_(weights, training.clip_norm)
@@ -173,12 +175,6 @@ def _draws(training: VisionTraining) -> Iterator[np.ndarray]:
             waiting = np.concatenate([waiting, rng.permutation(training.scenes)])
         yield waiting[: training.images_per_step]
         waiting = waiting[training.images_per_step :]
-
-
-def _rate(step: int, training: VisionTraining) -> float:
-    done, low = step / training.steps, training.final_lr_share
-    cosine = low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done))
-    return training.lr * min(1.0, (step + 1) / training.warmup_steps) * cosine
 
 
 def _prepared(processor: Any, world: WorldConfig, seed: int, count: int) -> tuple[Tensor, Labels]:
