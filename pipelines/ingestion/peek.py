@@ -16,11 +16,9 @@ class Peek:
     """What the beginning of a corpus has.
 
     Attributes:
-        images: Images that were counted.
-        masks: Masks that their records claim; None where only reading shows it.
+        masks: Masks that the records of the counted images claim; None where only reading shows it.
         rejects: What listing could not use.
         more: The corpus may have more than was counted.
-        read: Images that were read.
         faults: What reading could not use, and images that are not there: message -> how often.
     """
 

@@ -107,7 +107,10 @@ class PsgReader(FileReader, PsgOptions):
         result = records.make_row(self, item.key, image_uri, image_hw, usable, rejects)
         triplets, lost = self._triplets(record["relations"], len(mask_ids), item.key)
         payload = {"triplets": triplets}
-        lost += self._unknown(record["segments"], counts, item.key)
+        known = {segment.get("id") for segment in record["segments"] if type(segment.get("id")) is int}
+        message = f"pixels of image {item.key} have this id, which no segment has"
+        for number in sorted(counts.keys() - known):
+            lost.append(self.reject(item.key, "unknown_segment", message, mask_id=str(number)))
         graph = annotations.annotation(GRAPH_ID, "scene_graph", mask_ids, payload=payload)
         return annotations.attach(result, [graph] if triplets else [], lost)
 
@@ -161,15 +164,6 @@ class PsgReader(FileReader, PsgOptions):
             except DataError as error:
                 rejects.append(records.mask_reject(self.name, image_id, mask_id, error.reason, str(error)))
         return usable, rejects, mask_ids
-
-    def _unknown(self, segments: list[Record], counts: dict[int, str], image_id: str) -> list[Reject]:
-        """Returns a reject of no mask for each id in the map that no segment has."""
-        known = {segment.get("id") for segment in segments if type(segment.get("id")) is int}
-        message = f"pixels of image {image_id} have this id, which no segment has"
-        return [
-            self.reject(image_id, "unknown_segment", message, mask_id=str(number))
-            for number in sorted(counts.keys() - known)
-        ]
 
     def _triplets(
         self, relations: Any, num_segments: int, image_id: str

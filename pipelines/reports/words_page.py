@@ -76,6 +76,10 @@ def make_report(
         )
     if shown.panels:
         pictures["contact_sheet.png"] = shown.contact_sheet()
+    columns = [
+        [html.code("\u2003" * depth + name), html.code(kind), "may be null" if nullable else ""]
+        for depth, name, kind, nullable in flat_schema(words.row_schema(corpus))
+    ]
     worst = []
     if shown.worst:
         note = html.join(
@@ -101,7 +105,7 @@ def make_report(
             note=html.join(f"{len(shown.cards)} images drawn at random, seed {seed}.", kind),
         ),
         html.section("Fingerprint", html.card(html.settings(sorted(fingerprint.items())))),
-        html.section("Schema", _schema(words.row_schema(corpus))),
+        html.section("Schema", html.card(html.grid(["column", "type", ""], columns))),
     )
     return page, pictures
 
@@ -187,14 +191,6 @@ def rejects_table(rejects: Iterable[RejectLine]) -> html.Block:
         for line in rejects
     ]
     return html.card(html.grid(["stage", "reason", "entries", "example"], rows, numbers=[2], kind="whole"))
-
-
-def _schema(rows: pa.Schema) -> html.Block:
-    lines = [
-        [html.code("\u2003" * depth + name), html.code(kind), "may be null" if nullable else ""]
-        for depth, name, kind, nullable in flat_schema(rows)
-    ]
-    return html.card(html.grid(["column", "type", ""], lines))
 
 
 def flat_schema(fields: Iterable[pa.Field], depth: int = 0) -> list[tuple[int, str, str, bool]]:

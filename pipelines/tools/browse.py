@@ -65,7 +65,12 @@ def lines_of(corpus: words.Corpus) -> Iterator[str]:
     yield f"corpus    {corpus.out}"
     yield f"dataset   {corpus.fingerprint.get('dataset')} / {corpus.fingerprint.get('split')}"
     yield f"tokenizer {corpus.fingerprint.get('tokenizer')}"
-    yield _shards(corpus)
+    done, missing = len(corpus.records), len(corpus.missing)
+    if missing:
+        first = words_page.some_of(corpus.missing)
+        yield f"shards    {done} of {done + missing} committed; UNFINISHED, {missing} missing: {first}"
+    else:
+        yield f"shards    {done}, all committed"
     for name, kind in (("images", "rows"), ("masks", "masks")):
         into, out, rejected = (totals[f"{kind}_{end}"] for end in ("in", "out", "rejected"))
         filtered = f" + {totals['masks_filtered']} filtered" if kind == "masks" else ""
@@ -85,14 +90,6 @@ def lines_of(corpus: words.Corpus) -> Iterator[str]:
     yield "\nschema"
     for depth, name, kind, nullable in words_page.flat_schema(words.row_schema(corpus)):
         yield f"  {'  ' * depth}{name}: {kind}{' or null' if nullable else ''}"
-
-
-def _shards(corpus: words.Corpus) -> str:
-    done, missing = len(corpus.records), len(corpus.missing)
-    if not missing:
-        return f"shards    {done}, all committed"
-    first = words_page.some_of(corpus.missing)
-    return f"shards    {done} of {done + missing} committed; UNFINISHED, {missing} missing: {first}"
 
 
 def _printable(text: str) -> str:
