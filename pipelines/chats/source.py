@@ -13,8 +13,7 @@ import pyarrow as pa
 
 from pipelines import schema, storage
 from pipelines.chats import corpus as chats
-from pipelines.chats.agreement import Words, require_same_words
-from pipelines.chats.corpus import ChatCorpus
+from pipelines.chats.corpus import ChatCorpus, Words, require_same_words
 from pipelines.ingestion.image_source import read_image_bytes
 from pipelines.shards import ROW_GROUP_ROWS
 from samtok import images

@@ -8,8 +8,7 @@ from itertools import islice
 from typing import Any
 
 from pipelines import schema, shards, storage
-from pipelines.chats.agreement import Words, require_same_words
-from pipelines.chats.corpus import load_chat_corpus
+from pipelines.chats.corpus import Words, load_chat_corpus, require_same_words
 from pipelines.chats.prompt_selection import read_columns
 from pipelines.chats.source import ChatSource
 from pipelines.cluster import with_device

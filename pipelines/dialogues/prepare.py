@@ -11,9 +11,8 @@ from typing import Any
 from pipelines import schema, shards, storage
 from pipelines.chats.commit import Composed
 from pipelines.dialogues import imports
-from pipelines.dialogues.compose import Settings
+from pipelines.dialogues.compose import Settings, Slice, take_slice
 from pipelines.dialogues.config import ComposeDialoguesConfig, shares_of
-from pipelines.dialogues.stage import Slice, take_slice
 from pipelines.ingestion.reader import Input
 from pipelines.shard_job import left_of, open_plan
 from pipelines.shards import ROW_GROUP_ROWS, Plan

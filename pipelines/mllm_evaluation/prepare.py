@@ -7,8 +7,7 @@ from itertools import islice
 from typing import Any
 
 from pipelines import schema, shards, storage
-from pipelines.chats.agreement import Words, require_same_words
-from pipelines.chats.corpus import ChatCorpus, load_chat_corpus, rows_of
+from pipelines.chats.corpus import ChatCorpus, Words, load_chat_corpus, require_same_words, rows_of
 from pipelines.cluster import with_device
 from pipelines.generation import models
 from pipelines.ingestion.reader import Input

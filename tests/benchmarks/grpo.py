@@ -35,8 +35,7 @@ from pipelines.chats.prompt_selection import load_prompts
 from pipelines.chats.prompts import PromptsConfig, PromptSource
 from pipelines.grpo.groups import Group, RolloutTask, outline
 from pipelines.grpo.learn.algorithms import AlgorithmConfig, Mean
-from pipelines.grpo.learn.learner import Learner
-from pipelines.grpo.learn.micro import micro_batches
+from pipelines.grpo.learn.learner import Learner, micro_batches
 from pipelines.grpo.learn.update import plan_update
 from pipelines.grpo.reward.scoring import Scorer
 from pipelines.grpo.rollout.sampler import Sampler

@@ -12,7 +12,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from pipelines.chats.prompts import Prompt, PromptSource
 from pipelines.grpo.groups import Group
-from pipelines.grpo.learn.micro import Micro
+from pipelines.grpo.learn.learner import Micro
 from samtok.mllm.chat import joined_vision
 from tests.benchmarks.grpo_parts import LEARNING_RATE, Place, Split, Took, even_share
 

@@ -10,7 +10,7 @@ from PIL import Image
 from pipelines import shards
 from pipelines.config import WorkerConfig
 from pipelines.generation.config import GenerationConfig
-from pipelines.mllm_evaluation import pictures, report
+from pipelines.mllm_evaluation import report
 from pipelines.mllm_evaluation.config import EvaluateMllmConfig
 from pipelines.mllm_evaluation.prepare import prepare
 from pipelines.mllm_evaluation.scores import metrics_of, read_answers
@@ -60,7 +60,8 @@ def test_the_manifest_counts_images_and_questions(finished):
 def test_the_page_has_all_numbers_and_pictures_of_its_own(finished):
     job, manifest, rows, metrics = finished
     job = dataclasses.replace(job, beside={"untrained": metrics})
-    page_uri = report.write_report(job, manifest, rows, metrics)
+    report.write_report(job, manifest, rows, metrics)
+    page_uri = f"{job.config.out}/report/index.html"
     page = Page(Path(page_uri).read_text())
     for words in ("GRES", "Metrics, strict", "Metrics, official", "always No target.", "untrained", "By tag"):
         assert words in page.text, words
@@ -74,18 +75,18 @@ def test_the_page_has_all_numbers_and_pictures_of_its_own(finished):
 
 def test_texts_of_datasets_and_models_are_escaped(finished):
     job, manifest, _, metrics = finished
-    row = next(iter(pictures.rows_at(job.config.out, manifest, [0]).values()))
+    row = next(iter(report.rows_at(job.config.out, manifest, [0]).values()))
     evil = {**row, "question": "<script>x</script>", "generated": "<img src=x>", "tags": ["<i>t</i>"]}
     job = dataclasses.replace(job, beside={"<u>": metrics})
-    text = report.render(job, metrics, {"best": [pictures.draw(evil)]}, [])
+    text = report.render(job, metrics, {"best": [report.draw(evil)]}, [])
     assert not {"script", "i", "u"} & set(Page(text).tags)
     assert "<script>x</script>" in Page(text).text
 
 
 def test_an_image_that_is_gone_by_now_says_so(finished):
     job, manifest, _, metrics = finished
-    row = next(iter(pictures.rows_at(job.config.out, manifest, [0]).values()))
-    drawn = pictures.draw({**row, "image_uri": "/nowhere/a.png"})
+    row = next(iter(report.rows_at(job.config.out, manifest, [0]).values()))
+    drawn = report.draw({**row, "image_uri": "/nowhere/a.png"})
     assert drawn.panel is None and drawn.pictures == ()
     text = report.render(job, metrics, {"worst": [drawn]}, [])
     assert "The image cannot be shown" in Page(text).text
@@ -93,19 +94,19 @@ def test_an_image_that_is_gone_by_now_says_so(finished):
 
 def test_best_and_worst_are_answers_to_targets_and_share_none(finished):
     *_, rows, _ = finished
-    chosen = pictures.choose(rows, 3, np.random.default_rng(0))
-    best, worst = ([pictures.iou_of(rows[place]) for place in chosen[kind]] for kind in ("best", "worst"))
+    chosen = report.choose(rows, 3, np.random.default_rng(0))
+    best, worst = ([report.iou_of(rows[place]) for place in chosen[kind]] for kind in ("best", "worst"))
     assert min(best) >= max(worst) and best == sorted(best, reverse=True) and worst == sorted(worst)
     assert not set(chosen["best"]) & set(chosen["worst"])
     assert all(rows[place]["target_px"] for kind in ("best", "worst") for place in chosen[kind])
     assert len(chosen["random"]) == 3
     lost = [{**row, "problem": "image_missing"} for row in rows]
-    assert pictures.choose(lost, 3, np.random.default_rng(0)) == {"best": [], "worst": [], "random": []}
+    assert report.choose(lost, 3, np.random.default_rng(0)) == {"best": [], "worst": [], "random": []}
 
 
 def test_whole_rows_are_read_by_their_place(finished):
     job, manifest, rows, _ = finished
-    found = pictures.rows_at(job.config.out, manifest, [11, 0, 8])
+    found = report.rows_at(job.config.out, manifest, [11, 0, 8])
     assert {place: row["sample_id"] for place, row in found.items()} == {
         place: rows[place]["sample_id"] for place in (0, 8, 11)
     }

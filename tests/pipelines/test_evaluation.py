@@ -212,7 +212,8 @@ def test_the_closing_table_has_a_line_per_dataset_and_one_for_all(measured):
 def page(home, measured, tokenizer):
     metrics = {"measured_with": outcome.measured_with(measured[0]), **summary.metrics_of(measured)}
     out = str(home / "out")
-    where = report.write_report(out, measured, metrics, tokenizer=tokenizer, max_images=4, seed=0)
+    where = f"{out}/report/index.html"
+    report.write_report(out, measured, metrics, tokenizer=tokenizer, max_images=4, seed=0)
     return Path(where)
 
 
@@ -256,7 +257,8 @@ def test_an_image_that_is_gone_is_told_where_its_masks_are_missing(home, tokeniz
     for path in (home / "gone" / "train").iterdir():
         path.unlink()
     metrics = {"measured_with": outcome.measured_with(corpus), **summary.metrics_of([corpus])}
-    where = report.write_report(out, [corpus], metrics, tokenizer=tokenizer, max_images=6, seed=0)
+    where = f"{out}/report/index.html"
+    report.write_report(out, [corpus], metrics, tokenizer=tokenizer, max_images=6, seed=0)
     assert "can no longer be read, so their masks are missing" in Path(where).read_text()
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipelines.grpo.groups import Group, Share
-from pipelines.grpo.learn.micro import micro_batches
+from pipelines.grpo.learn.learner import micro_batches
 from samtok.mllm.sampling import Sampled
 from samtok.rewards.response import Question
 

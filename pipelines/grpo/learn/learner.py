@@ -7,9 +7,11 @@ the driver over the whole step, so neither the number of learners nor the cut in
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +19,6 @@ from pipelines import storage
 from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.groups import Group, Share
 from pipelines.grpo.learn.algorithms import AlgorithmConfig
-from pipelines.grpo.learn.micro import Micro, micro_batches
 from pipelines.grpo.transport import Weights, WeightTransport
 from pipelines.training import mllm, world
 from pipelines.training.engine import autocast, engine_of
@@ -25,12 +26,29 @@ from pipelines.training.mllm import keep_fewer_activations, names_of_trained, tr
 from pipelines.training.prepare import Prepared
 from pipelines.training.steps import Steps, learning_rate
 from pipelines.training.worker import load_state, save_state
+from samtok.mllm.chat import Encoded
 from samtok.mllm.float_head import use_float32_head
 from samtok.mllm.generation import processor_of
 from samtok.mllm.sampling import ResponseLogits, response_log_probs
 from samtok.rl.entropy import entropies
 from samtok.rl.kl import kl_loss, kl_values, sequence_kl
 from samtok.rl.policy import PolicySettings, policy_terms, truncated_importance
+
+
+@dataclass(frozen=True)
+class Micro:
+    """Some responses; what is per response (advantages, weights) or per token is in the order of prompts and
+    responses, in float32."""
+
+    prompts: list[Encoded]  # each once, with its image
+    responses: list[list[np.ndarray]]  # token ids of the responses to each
+    advantages: Tensor
+    weights: Tensor
+    rollout: Tensor  # log-probability of each token when it was sampled, float32
+
+    def without_weight(self) -> "Micro":
+        """Returns the same responses, from which nothing is learnt."""
+        return replace(self, weights=torch.zeros_like(self.weights))
 
 
 class Learner:
@@ -180,10 +198,10 @@ class Learner:
         prompt = micro.prompts[0]
         if not prompt.vision:
             return float("inf")
-        negative = dataclasses.replace(
+        negative = replace(
             prompt, vision={n: -v if v.is_floating_point() else v for n, v in prompt.vision.items()}
         )
-        other = dataclasses.replace(micro, prompts=[negative])
+        other = replace(micro, prompts=[negative])
         return float((self._logits(micro).log_probs - self._logits(other).log_probs).abs().max())
 
     # ---------------------------------------------------------------- weights and state
@@ -243,3 +261,48 @@ def _means(sums: Sequence[Mapping[str, float]], parts: int) -> dict[str, float]:
         "mismatch_max": max(one["mismatch_max"] for one in sums),
         **{name: sum(one[name] for one in sums) / tokens for name in per_token},
     }
+
+
+# ---------------------------------------------------------------- micro-batches
+
+
+def micro_batches(shares: Sequence[Share], most_responses: int) -> list[Micro]:
+    """Cuts shares into micro-batches of at most so many responses, prompts of like length together; raises
+    ValueError if there are no shares, or one without responses."""
+    if not shares or not all(share.responses for share in shares):
+        raise ValueError(f"every learner needs shares with responses, got {len(shares)} shares")
+    pieces = [piece for share in sorted(shares, key=_length) for piece in _pieces(share, most_responses)]
+    batches: list[list[Share]] = []
+    for piece in pieces:
+        if not batches or sum(len(s.responses) for s in batches[-1]) + len(piece.responses) > most_responses:
+            batches.append([])
+        batches[-1].append(piece)
+    return [_micro(batch) for batch in batches]
+
+
+def _length(share: Share) -> int:
+    return len(share.group.input_ids) + max(len(share.group.responses[i]) for i in share.responses)
+
+
+def _pieces(share: Share, most_responses: int) -> Iterator[Share]:
+    for first in range(0, len(share.responses), most_responses):
+        part = slice(first, first + most_responses)
+        yield replace(
+            share,
+            responses=share.responses[part],
+            advantages=share.advantages[part],
+            weights=share.weights[part],
+        )
+
+
+def _micro(shares: Sequence[Share]) -> Micro:
+    sampled = [[share.group.responses[i] for i in share.responses] for share in shares]
+    return Micro(
+        prompts=[share.group.encoded for share in shares],
+        responses=[[response.ids for response in responses] for responses in sampled],
+        advantages=torch.tensor([value for share in shares for value in share.advantages]),
+        weights=torch.tensor([value for share in shares for value in share.weights]),
+        rollout=torch.from_numpy(
+            np.concatenate([one.log_probs for responses in sampled for one in responses])
+        ),
+    )
