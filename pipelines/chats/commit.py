@@ -57,11 +57,8 @@ def compose_shard(plan: Plan, take: Callable[[dict[str, Any], Composed], None], 
 
 
 def check(counts: dict[str, int]) -> None:
-    """Makes sure that items in = out + rejected + filtered + thinned + unused, in all and per task.
-
-    Raises:
-        RuntimeError: If they are not, which is a defect of ours.
-    """
+    """Makes sure that items in = out + rejected + filtered + thinned + unused, in all and per task; raises
+    RuntimeError if they are not, which is a defect of ours."""
     for name in [name for name in counts if name.endswith("items_in")]:
         prefix = name.removesuffix("in")
         found = sum(counts.get(prefix + end, 0) for end in ENDS[1:])

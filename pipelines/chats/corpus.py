@@ -29,17 +29,11 @@ class ChatShard:
 
 @dataclass(frozen=True)
 class ChatCorpus:
-    """A finished chat corpus.
-
-    Attributes:
-        uri: Its folder.
-        manifest: What the job wrote last; ``totals`` has ``samples_out``, and ``gres/samples_out`` and so on.
-        shards: Its files in order.
-    """
+    """A finished chat corpus."""
 
     uri: str
-    manifest: Mapping[str, Any]
-    shards: tuple[ChatShard, ...]
+    manifest: Mapping[str, Any]  # ``totals`` has ``samples_out``, and ``gres/samples_out`` and so on
+    shards: tuple[ChatShard, ...]  # its files in order
 
     @property
     def num_samples(self) -> int:
@@ -154,12 +148,10 @@ def answer_words(row: Mapping[str, Any]) -> list[list[tuple[int, ...]]]:
 class Words:
     """The mask words of something that a flag names."""
 
-    where: str
-    """The flag with its value."""
+    where: str  # the flag with its value
     num_codes: int
     num_levels: int
-    sha256: str | None
-    """Of the weights of their mask tokenizer; None where not known, and then not compared."""
+    sha256: str | None  # of the weights of their mask tokenizer; None where not known, then not compared
 
     @classmethod
     def of_model(cls, where: str, model: "MllmFolder | Adapter") -> "Words":

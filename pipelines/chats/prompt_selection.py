@@ -25,6 +25,8 @@ _THINNING = 0x6E6F6E65
 """First word of the seeds here, so that no other use of the run's seed draws the same numbers."""
 
 _MESSAGES = ("messages.list.element.role", "messages.list.element.mask_ids")
+_Judged = dict[tuple[str, int], bool]
+"""Whether questions, by sample and place of the answer, were answered right."""
 _ANSWERS = ("sample_id", "turn", "truth_codes", "strict.codes", "num_malformed", "problem")
 
 
@@ -59,9 +61,9 @@ def load_prompts(
     weights = tuple(spec.weight for spec in specs)
     check_weights(weights)
     _check_sources(sources, weights, config, flag)
-    failures = None if config.failures is None else _Failures.read(config, sources)
+    judged = _judged(config, sources)
     counts: Counter[str] = Counter()
-    chosen = [_choose(source, config, limit, failures, counts) for source in sources]
+    chosen = [_choose(source, config, limit, judged, counts) for source in sources]
     if config.none_share is not None:
         chosen = _thin(chosen, config.none_share, seed, counts)
     _require_some(sources, chosen, config, flag)
@@ -124,39 +126,31 @@ def _check_sources(
         )
 
 
-@dataclass(frozen=True)
-class _Failures:
-    """Questions of an evaluation, by sample and place of the answer."""
-
-    asked: frozenset[tuple[str, int]]
-    wrong: frozenset[tuple[str, int]]
-
-    @classmethod
-    def read(cls, config: PromptsConfig, sources: Sequence[ChatSource]) -> "_Failures":
-        assert config.failures is not None
-        uri = config.failures
-        manifest = shards.require_manifest(uri, flag="--prompts.failures", job="evaluate_mllm")
-        settings = manifest["fingerprint"]
-        if shards.kind_of(settings) != "predictions" or "tokenizer_sha256" not in settings:
+def _judged(config: PromptsConfig, sources: Sequence[ChatSource]) -> _Judged | None:
+    """Returns which questions of the evaluation ``failures`` were answered right, if one is named."""
+    uri = config.failures
+    if uri is None:
+        return None
+    manifest = shards.require_manifest(uri, flag="--prompts.failures", job="evaluate_mllm")
+    settings = manifest["fingerprint"]
+    if shards.kind_of(settings) != "predictions" or "tokenizer_sha256" not in settings:
+        raise ConfigError(
+            f"--.failures {uri} is no evaluation, expected the --out of jobs/evaluate_mllm.py.",
+            owner=config,
+        )
+    for source in sources:
+        if source.corpus.weights_sha256 not in (None, settings["tokenizer_sha256"]):
             raise ConfigError(
-                f"--.failures {uri} is no evaluation, expected the --out of jobs/evaluate_mllm.py.",
+                f"--.failures {uri} was measured with other words than {source.corpus.uri} has. Evaluate "
+                "on this corpus.",
                 owner=config,
             )
-        for source in sources:
-            if source.corpus.weights_sha256 not in (None, settings["tokenizer_sha256"]):
-                raise ConfigError(
-                    f"--.failures {uri} was measured with other words than {source.corpus.uri} has. Evaluate "
-                    "on this corpus.",
-                    owner=config,
-                )
-        right_of: dict[tuple[str, int], bool] = {}
-        for record in manifest["shards"]:
-            with storage.open_input(storage.join(uri, record["data"]["file"])) as file:
-                rows = pq.ParquetFile(file).read(columns=list(_ANSWERS)).to_pylist()
-            right_of |= {
-                (row["sample_id"], row["turn"]): _is_right(row) for row in rows if row["problem"] is None
-            }
-        return cls(frozenset(right_of), frozenset(key for key, right in right_of.items() if not right))
+    judged: _Judged = {}
+    for record in manifest["shards"]:
+        with storage.open_input(storage.join(uri, record["data"]["file"])) as file:
+            rows = pq.ParquetFile(file).read(columns=list(_ANSWERS)).to_pylist()
+        judged |= {(row["sample_id"], row["turn"]): _is_right(row) for row in rows if row["problem"] is None}
+    return judged
 
 
 def _is_right(row: Mapping[str, Any]) -> bool:
@@ -168,7 +162,7 @@ def _choose(
     source: ChatSource,
     config: PromptsConfig,
     limit: int | None,
-    failures: _Failures | None,
+    judged: _Judged | None,
     counts: Counter[str],
 ) -> _Chosen:
     """Returns what of a corpus fits, and counts the rest by the first thing that speaks against it."""
@@ -180,10 +174,11 @@ def _choose(
             known = np.isin(np.asarray(table["task"].to_pylist(), object), config.tasks)
             fits = _leave_out(fits, ~known, "other_task", counts)
         fits = _leave_out(fits, turn < 0, "no_answer", counts)
-        if failures is not None:
-            keys = list(zip(table["sample_id"].to_pylist(), turn.tolist(), strict=True))
-            for known, why in ((failures.asked, "not_evaluated"), (failures.wrong, "right")):
-                fits = _leave_out(fits, np.array([key not in known for key in keys], bool), why, counts)
+        if judged is not None:
+            keys = zip(table["sample_id"].to_pylist(), turn.tolist(), strict=True)
+            right = [judged.get(key) for key in keys]
+            for verdict, why in ((None, "not_evaluated"), (True, "right")):
+                fits = _leave_out(fits, np.array([one is verdict for one in right], bool), why, counts)
         parts.append(_Chosen(first + np.arange(len(table)), none).only(fits))
         counts["rows"] += len(table)
         first += len(table)

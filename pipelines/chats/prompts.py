@@ -74,19 +74,15 @@ class Prompt:
 class PromptSource:
     """Random access to prompts, and their order. Picklable; what it has read stays behind.
 
-    Attributes:
-        kept: Per corpus, which of its samples are asked, ascending.
-        weights: Of the corpora in the mixture, or None for all of them.
-        seed: Of the order.
-        counts: What became of all samples of the corpora: ``rows``, ``prompts``, of them ``none`` without a
-            target, and the rest by why they are left out.
+    ``counts`` says what became of all samples of the corpora: ``rows``, ``prompts``, of them ``none`` without
+    a target, and the rest by why they are left out.
     """
 
     sources: "tuple[ChatSource, ...]"
-    kept: tuple[np.ndarray, ...]
-    weights: tuple[float | None, ...]
+    kept: tuple[np.ndarray, ...]  # per corpus, which of its samples are asked, ascending
+    weights: tuple[float | None, ...]  # of the corpora in the mixture, or None for all of them
     thinking: bool
-    seed: int
+    seed: int  # of the order
     counts: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -105,11 +105,8 @@ def rejected(row: Row, error: DataError) -> dict[str, Any]:
 
 
 def check_vocabulary(model: "MllmFolder | Adapter", sources: Sequence[ChatSource], uri: str) -> None:
-    """Makes sure that a model to be trained (``uri`` is its) and its corpora have the same words.
-
-    Raises:
-        ConfigError: If numbers of codes or levels, or the tokenizers' weights, differ.
-    """
+    """Makes sure that a model to be trained (``uri`` is its) and its corpora have the same words; raises
+    ConfigError if numbers of codes or levels, or the tokenizers' weights, differ."""
     require_same_words(
         Words.of_model(f"--model {uri}", model),
         *(Words.of_chats(source.corpus.uri, source.corpus) for source in sources),

@@ -8,18 +8,14 @@ from typing import Annotated
 from pipelines.config import PlaceMark, format_pairs, number, parse_pairs
 from samtok.errors import ConfigError
 
-_KEYS = ("uri", "weight", "limit")
-
 
 @dataclass(frozen=True)
 class ChatCorpusSpec:
     """One chat corpus of several."""
 
     uri: str
-    weight: float | None = None
-    """How much of the mixture it is, relative to the others; None: by its size."""
-    limit: int | None = None
-    """Take only its first samples."""
+    weight: float | None = None  # share of the mixture, relative to the others; None: by its size
+    limit: int | None = None  # take only its first samples
 
     @classmethod
     def parse(cls, text: str, *, flag: str) -> "ChatCorpusSpec":
@@ -31,7 +27,7 @@ class ChatCorpusSpec:
         if "=" not in text:
             return cls(text)
         where = f"--{flag} {text}"
-        parts = parse_pairs(text, flag=flag, keys=_KEYS)
+        parts = parse_pairs(text, flag=flag, keys=("uri", "weight", "limit"))
         if "uri" not in parts:
             raise ConfigError(f"{where}: uri=, the folder of a chat corpus, must be given.")
         weight, limit = parts.get("weight"), parts.get("limit")

@@ -33,17 +33,11 @@ MAX_PEEKED = 1000
 
 @dataclass(frozen=True)
 class ColdStart:
-    """A cold start that was checked.
+    """A cold start that was checked."""
 
-    Attributes:
-        config: With absolute places, and the device chosen.
-        source: The chats.
-        model_sha256: Of the teacher model; None for a file of replies.
-    """
-
-    config: ColdStartConfig
-    source: ChatSource
-    model_sha256: str | None
+    config: ColdStartConfig  # with absolute places, and the device chosen
+    source: ChatSource  # the chats
+    model_sha256: str | None  # of the teacher model; None for a file of replies
 
     @property
     def rules(self) -> Rules:
@@ -63,11 +57,8 @@ class ColdStart:
 
     @functools.cached_property
     def places(self) -> Mapping[str, int]:
-        """The samples that are taken: their places in the source, by their ids.
-
-        Raises:
-            DataError: If none is of the tasks.
-        """
+        """The samples that are taken: their places in the source, by their ids; raises DataError if none is
+        of the tasks."""
         places: dict[str, int] = {}
         first, tasks = 0, self.config.tasks
         for table in read_columns(self.source, ("sample_id", "task")):
@@ -82,11 +73,8 @@ class ColdStart:
         return places
 
     def teacher_plan(self) -> Plan:
-        """Returns the plan of what the teacher model is asked: an input per sample, by its place.
-
-        Raises:
-            ConfigError: If an earlier run had other settings.
-        """
+        """Returns the plan of what the teacher model is asked: an input per sample, by its place; raises
+        ConfigError if an earlier run had other settings."""
         return open_plan(
             self.teacher_out,
             self._teacher_fingerprint(),

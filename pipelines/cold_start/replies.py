@@ -17,21 +17,13 @@ from pipelines.ingestion.reader import Input
 
 @dataclass(frozen=True)
 class TeacherReply:
-    """One reply.
+    """One reply."""
 
-    Attributes:
-        sample_id: Of which sample; of a line that cannot be read, its number.
-        reply: The text.
-        index: Place of the sample in its corpus; None if it is not there.
-        reason: Why there is no reply that can be used, None if there is one.
-        message: The same in a sentence.
-    """
-
-    sample_id: str
-    reply: str = ""
-    index: int | None = None
-    reason: str | None = None
-    message: str = ""
+    sample_id: str  # of which sample; of a line that cannot be read, its number
+    reply: str = ""  # the text
+    index: int | None = None  # place of the sample in its corpus; None if it is not there
+    reason: str | None = None  # why there is no reply that can be used, None if there is one
+    message: str = ""  # the same in a sentence
 
 
 def of_file(uri: str) -> Iterator[TeacherReply]:

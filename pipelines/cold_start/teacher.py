@@ -47,11 +47,8 @@ SOLVE = (
 
 
 def turns_for_teacher(row: Row, *, sees_answer: bool, num_codes: int, num_levels: int) -> list[Turn]:
-    """Returns the dialogue that a teacher is shown: that of the sample, its last question with our request.
-
-    Raises:
-        DataError: As ``prompt_of``.
-    """
+    """Returns the dialogue that a teacher is shown: that of the sample, its last question with our request;
+    raises DataError as ``prompt_of``."""
     prompt = prompt_of(row, thinking=False, num_codes=num_codes, num_levels=num_levels)
     request = EXPLAIN.format(answer=prompt.question.text) if sees_answer else SOLVE
     *earlier, last = prompt.turns

@@ -50,7 +50,8 @@ def with_thought(row: Row, reply: str, rules: Rules) -> Row:
     prompt = prompt_of(row, thinking=True, num_codes=rules.num_codes, num_levels=rules.num_levels)
     thought, rest = _parts(reply)
     answer = prompt.question.text if rules.sees_answer else answer_of(rest).strip()
-    _check_thought(thought, row["task"], rules)
+    if row["task"] in _THINKS_IN_WORDS and not _codes(thought, rules):
+        raise DataError(f"the thought of a {row['task']} names no mask", reason="no_word_in_thought")
     if not answer:
         raise DataError("the reply has no answer after its thought", reason="no_own_answer")
     text = f"<think> {thought} </think><answer> {answer} </answer>"
@@ -66,11 +67,6 @@ def _parts(reply: str) -> tuple[str, str]:
     if found is None or not found[1].strip():
         raise DataError(f"the reply has no thought inside <COT> and </COT>: {reply[:80]!r}", reason="no_cot")
     return found[1].strip(), reply[found.end() :]
-
-
-def _check_thought(thought: str, task: str, rules: Rules) -> None:
-    if task in _THINKS_IN_WORDS and not _codes(thought, rules):
-        raise DataError(f"the thought of a {task} names no mask", reason="no_word_in_thought")
 
 
 def _check_target(text: str, thought: str, answer: str, prompt: Prompt, rules: Rules) -> None:

@@ -31,44 +31,35 @@ FIRST_IMAGE = 0
 
 @dataclass(frozen=True)
 class Task:
-    """One kind of question.
-
-    Attributes:
-        find: Lists what could be asked about an image; reads no payload deeper than it must.
-        ask: Makes the messages of one item; raises ``DataError`` for one that cannot be used.
-        annotation_tasks: Of which annotations its items are made.
-        grouped: Whether several items may be turns of one chat (``--turns-per-sample``).
-        rounds: Whether items are arranged so that later ones build on earlier ones.
-    """
+    """One kind of question. ``find`` lists what could be asked about an image, ``ask`` makes the messages of
+    one item, and raises ``DataError`` for one that cannot be used."""
 
     find: Callable[[Scene], list[Item]]
     ask: Callable[[Item, Scene, Voice], list[Message]]
-    annotation_tasks: tuple[str, ...] = ("referring",)
-    grouped: bool = True
-    rounds: bool = False
+    annotation_tasks: tuple[str, ...] = ("referring",)  # of which annotations its items are made
+    grouped: bool = True  # several items may be turns of one chat (``--turns-per-sample``)
+    rounds: bool = False  # later items build on earlier ones
 
 
-def _answered_by(task: str) -> Callable[[Scene], list[Item]]:
-    return lambda scene: scene.items(task)
-
-
-def _asked_by(task: str) -> Callable[[Scene], list[Item]]:
-    return lambda scene: scene.items(task, targets=False)
+def _items(task: str, *, targets: bool = True) -> Callable[[Scene], list[Item]]:
+    return lambda scene: scene.items(task, targets=targets)
 
 
 TASKS: dict[str, Task] = {
     "res": Task(referring.find_single, partial(referring.ask_targets, "res")),
-    "gres": Task(_answered_by("referring"), partial(referring.ask_targets, "gres")),
+    "gres": Task(_items("referring"), partial(referring.ask_targets, "gres")),
     "grounding": Task(referring.find_single, partial(referring.ask_targets, "grounding")),
-    "gcg": Task(_answered_by("grounded_caption"), captions.ask_gcg, ("grounded_caption",), grouped=False),
-    "psg": Task(_answered_by("scene_graph"), captions.ask_psg, ("scene_graph",), grouped=False),
+    "gcg": Task(_items("grounded_caption"), captions.ask_gcg, ("grounded_caption",), grouped=False),
+    "psg": Task(_items("scene_graph"), captions.ask_psg, ("scene_graph",), grouped=False),
     "instances": Task(referring.find_instances, referring.ask_instances, ()),
-    "region_caption": Task(_asked_by("region_caption"), regions.ask_region_caption, ("region_caption",)),
-    "region_qa": Task(_asked_by("region_qa"), regions.ask_region_qa, ("region_qa",)),
+    "region_caption": Task(
+        _items("region_caption", targets=False), regions.ask_region_caption, ("region_caption",)
+    ),
+    "region_qa": Task(_items("region_qa", targets=False), regions.ask_region_qa, ("region_qa",)),
     "multi_round": Task(
         referring.find_rounds, referring.ask_round, ("referring", "scene_graph"), rounds=True
     ),
-    "dialogue": Task(_asked_by("dialogue"), regions.ask_dialogue, ("dialogue",), grouped=False),
+    "dialogue": Task(_items("dialogue", targets=False), regions.ask_dialogue, ("dialogue",), grouped=False),
 }
 
 

@@ -27,11 +27,8 @@ _ROLES = {
 
 
 def to_record(row: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """Returns a chat row as a record of ``ms-swift`` or ``llava``.
-
-    Raises:
-        DataError: ``placeholder`` if a text holds ``<image>``, or images are not shown once and in order.
-    """
+    """Returns a chat row as a record of ``ms-swift`` or ``llava``; raises DataError ``placeholder`` if a text
+    holds ``<image>``, or images are not shown once and in order."""
     break_ = "\n" if kind == "llava" else ""
     texts = [(message["role"], _flat(row["sample_id"], message, break_)) for message in row["messages"]]
     order = [p["image"] for message in row["messages"] for p in message["content"] if p["text"] is None]

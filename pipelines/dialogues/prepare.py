@@ -43,14 +43,10 @@ MAX_PEEKED = 1000
 class Composition:
     """A composition or an import that was checked: what it needs is there and fits together."""
 
-    config: ComposeDialoguesConfig
-    """With absolute places."""
-    fingerprint: Mapping[str, Any]
-    """All that decides the bytes of the shards."""
-    inputs: Callable[[], Iterator[Input]]
-    """Lists what each shard is made of, in order."""
-    take: Callable[[dict[str, Any], Composed], None]
-    """Adds the chats of what an input is made of, as ``compose_shard`` takes it; picklable."""
+    config: ComposeDialoguesConfig  # with absolute places
+    fingerprint: Mapping[str, Any]  # all that decides the bytes of the shards
+    inputs: Callable[[], Iterator[Input]]  # lists what each shard is made of, in order
+    take: Callable[[dict[str, Any], Composed], None]  # as ``compose_shard`` takes it; picklable
 
     def plan(self) -> Plan:
         """Returns the plan of an earlier run of the same job, or makes it; raises as ``open_plan``."""

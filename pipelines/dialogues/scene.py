@@ -1,7 +1,6 @@
 """One image of a corpus of words, as composers see it: masks by id, their order, and what can be asked."""
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,27 +11,16 @@ from samtok.errors import DataError
 
 @dataclass(frozen=True)
 class Item:
-    """What one question is about: an annotation, a class of masks, or a relation.
+    """What one question is about: an annotation, a class of masks, or a relation."""
 
-    Attributes:
-        item_id: Unique in the task and the image.
-        targets: Masks that the answer names.
-        mentions: Masks that the question or an earlier message names.
-        text: Expression, caption or class.
-        payload: What only this task has.
-        tags: Of the annotation.
-        annotation_id: The annotation that it is made of, if any.
-        problem: Why it cannot be used, if that is known before it is composed.
-    """
-
-    item_id: str
-    targets: tuple[str, ...] = ()
-    mentions: tuple[str, ...] = ()
-    text: str | None = None
-    payload: Mapping[str, Any] = field(default_factory=dict)
-    tags: tuple[str, ...] = ()
-    annotation_id: str | None = None
-    problem: DataError | None = None
+    item_id: str  # unique in the task and the image
+    targets: tuple[str, ...] = ()  # masks that the answer names
+    mentions: tuple[str, ...] = ()  # masks that the question or an earlier message names
+    text: str | None = None  # expression, caption or class
+    payload: Mapping[str, Any] = field(default_factory=dict)  # what only this task has
+    tags: tuple[str, ...] = ()  # of the annotation
+    annotation_id: str | None = None  # the annotation that it is made of, if any
+    problem: DataError | None = None  # why it cannot be used, if that is known before it is composed
 
     @property
     def mask_ids(self) -> tuple[str, ...]:
@@ -153,21 +141,18 @@ def triplets_of(
     triplets = payload.get("triplets")
     if not isinstance(triplets, list):
         raise bad_payload(where, "needs a list of triplets")
-    found: Counter[tuple[str, str, str]] = Counter()
+    found: dict[tuple[str, str, str], None] = {}  # a set that keeps its order
     for triplet in triplets:
         if not isinstance(triplet, list) or len(triplet) != 3 or not isinstance(triplet[1], str):
             raise bad_payload(where, f"has the triplet {triplet!r}, expected [index, predicate, index]")
         subject, thing = (_mask_at(index, mask_ids, where) for index in (triplet[0], triplet[2]))
-        found[subject, triplet[1], thing] += 1
+        found[subject, triplet[1], thing] = None
     return list(found)
 
 
 def masks_at(indices: Any, mask_ids: Sequence[str], where: str) -> tuple[str, ...]:
-    """Returns the masks that a payload names by a list of indices.
-
-    Raises:
-        DataError: ``payload`` for anything else.
-    """
+    """Returns the masks that a payload names by a list of indices; raises DataError ``payload`` for anything
+    else."""
     if not isinstance(indices, list):
         raise bad_payload(where, f"has {indices!r}, expected a list of indices of masks")
     return tuple(_mask_at(index, mask_ids, where) for index in indices)

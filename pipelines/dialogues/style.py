@@ -12,31 +12,24 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from pipelines.dialogues import templates
+from pipelines.dialogues.config import Style
 from pipelines.dialogues.pieces import Pieces, Ref, fill, foreign, joined, listed
 
-STYLES = ("words", "sentence", "json", "authors")
+STYLES = get_args(Style)
 
 
 @dataclass(frozen=True)
 class Voice:
-    """The style of one chat, and where its choices come from.
+    """The style of one chat, and where its choices come from."""
 
-    Attributes:
-        style: One of ``STYLES``.
-        rng: Chooses templates; seeded by the sample, so the choice does not depend on other samples.
-        psg: ``categories`` and ``predicates`` that scene graphs may use, by file; empty where none was given.
-        wordings: How many wordings of a question are in use, the first ones; None: all.
-        used: Templates that were chosen, in order, as ``res/3`` or ``res/authors``.
-    """
-
-    style: str
-    rng: random.Random
-    psg: Mapping[str, Any] = field(default_factory=dict)
-    wordings: int | None = None
-    used: list[str] = field(default_factory=list)
+    style: str  # one of ``STYLES``
+    rng: random.Random  # seeded by the sample, so a choice does not depend on other samples
+    psg: Mapping[str, Any] = field(default_factory=dict)  # lists that scene graphs may use; maybe none
+    wordings: int | None = None  # how many wordings of a question are in use, the first ones; None: all
+    used: list[str] = field(default_factory=list)  # chosen templates in order, as res/3 or res/authors
 
     def question(self, task: str, **fields: str | Pieces) -> Pieces:
         """Asks a question of a task in this style."""
@@ -60,7 +53,7 @@ class Voice:
             return self._sentence(mask_ids)
         if not mask_ids:
             return (templates.NO_TARGET,)
-        return listed(mask_ids) if self.style == "words" else _json(labelled)
+        return listed(mask_ids) if self.style == "words" else fenced([mask_entry(*one) for one in labelled])
 
     @property
     def is_json(self) -> bool:
@@ -91,7 +84,3 @@ def mask_entry(mask_id: str, label: str) -> Pieces:
 def quoted(text: str) -> str:
     """Returns a foreign text as a JSON string."""
     return json.dumps(foreign(text, "a label"), ensure_ascii=False)
-
-
-def _json(labelled: Sequence[tuple[str, str]]) -> Pieces:
-    return fenced([mask_entry(mask_id, label) for mask_id, label in labelled])

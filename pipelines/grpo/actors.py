@@ -45,7 +45,7 @@ class Traced:
     """Can tell where it stands, for a run that hangs."""
 
     def stacks(self) -> str:
-        """Returns where every thread of this process stands."""
+        """As the function."""
         return stacks()
 
 

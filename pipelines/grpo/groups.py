@@ -1,7 +1,7 @@
 """What goes from samplers to rewards and learners: a prompt with its responses, and a learner's share."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -114,7 +114,3 @@ class Share:
     responses: tuple[int, ...]  # indices of the responses that count
     advantages: tuple[float, ...]  # of each of them
     weights: tuple[float, ...]  # what each token of each of them counts in the loss of the whole step
-
-    def fetched(self, get: Callable[[Any], Group]) -> "Share":
-        """Returns the share with the group itself in the place of its reference."""
-        return replace(self, group=get(self.group))

@@ -85,7 +85,6 @@ class Loop:
         self.config: GrpoConfig = team.config
         self.algorithm = self.config.algorithm.resolved
         self.learners: LearnerGroup
-        self._fresh()
         self.restarts = 0
         self._submitted = 0
         self.replay = Replay(self.config, prompts) if self.config.replay is not None else None
@@ -243,11 +242,7 @@ class Loop:
         while pool.in_flight < most:
             number = self._submitted
             indices = self.prompts.draws(number * size, size)
-            pool.submit(
-                RolloutTask(
-                    number, tuple(zip(range(number * size, (number + 1) * size), indices, strict=True))
-                )
-            )
+            pool.submit(RolloutTask(number, tuple(enumerate(indices, start=number * size))))
             self._submitted += 1
 
     def _take(self, batch: _Batch) -> None:
@@ -255,7 +250,7 @@ class Loop:
         sampling, groups = self.team.pool.take(self.state.next_task)
         self.state.next_task += 1
         sampled = time.monotonic()
-        scored = self.team.scorers.score([groups])[0] if groups else []
+        scored = self.team.scorers.score(groups) if groups else []
         batch.outlines += sampling.outlines
         batch.refs += groups
         batch.scored += scored
@@ -264,10 +259,7 @@ class Loop:
         batch.seconds["s_reward"] += time.monotonic() - sampled
         self.state.drawn += self.config.rollout.prompts_per_task
         self.state.rejected += len(sampling.rejects)
-        self._check_age(sampling.version)
-
-    def _check_age(self, version: int) -> None:
-        age, limit = self.state.step - version, self.config.rollout.max_staleness
+        age, limit = self.state.step - sampling.version, self.config.rollout.max_staleness
         if not 0 <= age <= limit:
             raise RuntimeError(
                 f"responses are {age} steps old, the limit is {limit}; this is a defect of samtok"
@@ -295,7 +287,8 @@ class Loop:
             by_learner = [[part[rank] for part in update.parts] for rank in range(config.learner.workers)]
             found = self.learners.learn(step, by_learner, change=self.changes)
             stale = any(one.version != step for one in batch.outlines)
-            learnt |= {_apart(name) if stale else name: value for name, value in found.items()}
+            # with older weights the distance to the samplers is no mismatch
+            learnt |= {n.replace("mismatch", "off_policy") if stale else n: v for n, v in found.items()}
         return update, {**learnt, **drift}, {"s_learn": time.monotonic() - begun}
 
     def _take_turns(self, name: str) -> None:
@@ -325,19 +318,16 @@ class Loop:
         self.progress.step(row)
         every = self.config.trajectories_every
         if every and (row["step"] % every == 0 or row["step"] == self.config.steps - 1):
-            self._write_trajectories(row["step"], batch, update)
+            import ray
+
+            known = zip(batch.scored, update.advantages, update.used, strict=True)
+            rows = [
+                row
+                for group, of_group in zip(ray.get(batch.refs), known, strict=True)
+                for row in trajectory_rows(group, *of_group, row["step"])
+            ]
+            write_trajectories(self.config.out, row["step"], rows)
         self._check_alarms(row)
-
-    def _write_trajectories(self, step: int, batch: _Batch, update: Update) -> None:
-        import ray
-
-        groups = ray.get(batch.refs)
-        rows = [
-            row
-            for n, group in enumerate(groups)
-            for row in trajectory_rows(group, batch.scored[n], update.advantages[n], update.used[n], step)
-        ]
-        write_trajectories(self.config.out, step, rows)
 
     def _check_alarms(self, row: Mapping[str, Any]) -> None:
         """Judges the metrics, and ends the run on a fatal alarm."""
@@ -364,8 +354,3 @@ class Loop:
             storage.delete_folder(storage.join(self.config.out, f"best-{old}"))
         self.progress.validation(row, best=verdict.keep)
         self._check_alarms(row)
-
-
-def _apart(name: str) -> str:
-    """Names the distance to the samplers by what it is when their weights were older: no mismatch."""
-    return name.replace("mismatch", "off_policy")

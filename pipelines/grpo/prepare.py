@@ -67,7 +67,12 @@ def prepare(config: GrpoConfig) -> PreparedGrpo:
     Raises:
         SamtokError: For flags, weights, corpora or storage that cannot work together.
     """
-    config = _filled_in(config)
+    learner, rollout = config.learner, config.rollout
+    config = dataclasses.replace(
+        config,
+        learner=dataclasses.replace(learner, worker=with_device(learner.worker)),
+        rollout=dataclasses.replace(rollout, worker=with_device(rollout.worker)),
+    )
     is_whole = not config.dry_run or has_begun(config.out)
     peek = None if is_whole else PEEKED
     prompts = load_prompts(config.chats, config.prompts, seed=config.seed, limit=config.limit, peek=peek)
@@ -101,16 +106,6 @@ def prepare(config: GrpoConfig) -> PreparedGrpo:
     )
 
 
-def _filled_in(config: GrpoConfig) -> GrpoConfig:
-    """Fills in how many GPUs processes hold, where it was left to the machine."""
-    learner, rollout = config.learner, config.rollout
-    return dataclasses.replace(
-        config,
-        learner=dataclasses.replace(learner, worker=with_device(learner.worker)),
-        rollout=dataclasses.replace(rollout, worker=with_device(rollout.worker)),
-    )
-
-
 def _held_out(config: GrpoConfig, peek: int | None) -> PromptSource | None:
     if not config.validation.chats:
         return None
@@ -123,16 +118,12 @@ def _held_out(config: GrpoConfig, peek: int | None) -> PromptSource | None:
 
 
 def _check_model(config: GrpoConfig, prompts: PromptSource, held_out: PromptSource | None) -> None:
-    """Makes sure that model and prompts have the same words."""
+    """Makes sure that model, mask tokenizer and prompts have the same words."""
     stated = read_model_folder(config.model, owner=config)
     sources = [*prompts.sources, *(held_out.sources if held_out is not None else ())]
     check_vocabulary(stated, sources, config.model)
-    if config.reward.iou or config.validation.chats:
-        _check_tokenizer(config, prompts)
-
-
-def _check_tokenizer(config: GrpoConfig, prompts: PromptSource) -> None:
-    """Makes sure that the mask tokenizer made these words."""
+    if not (config.reward.iou or config.validation.chats):
+        return
     corpus = prompts.sources[0].corpus
     found = folders.read_config(config.tokenizer, read=storage.read_bytes).quantizer
     if (found.num_codes, found.num_levels) != (corpus.num_codes, corpus.num_levels):

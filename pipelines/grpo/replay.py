@@ -62,7 +62,7 @@ class Replay:
             DataError: A prompt cannot be read any more.
         """
         kept = self.files[number]
-        rows = read_trajectory_file(self.uri) if kept is None else read_trajectories(self.uri, kept, kept)
+        rows = read_trajectory_file(self.uri) if kept is None else read_trajectories(self.uri, kept)
         return [self._group(group) for group in by_prompt(rows)]
 
     def _group(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Group, list[Scored]]:

@@ -130,9 +130,9 @@ class ScorerPool:
         gpus = self.config.reward.gpus_per_worker
         return actors.start_actor(Scorer, self.config, "cuda" if gpus else "cpu", cpus=0, gpus=gpus)
 
-    def score(self, tasks: Sequence[Sequence[Any]]) -> list[list[list[Scored]]]:
-        """Scores the groups of some tasks."""
-        return self._each(lambda actor, groups: actor.score.remote(*groups), tasks, "scoring")
+    def score(self, groups: Sequence[Any]) -> list[list[Scored]]:
+        """Scores the groups of a task."""
+        return self._each(lambda actor, task: actor.score.remote(*task), [groups], "scoring")[0]
 
     def validate(self, parts: Sequence[tuple[Any, Any]]) -> list[list[ValidationRow]]:
         """Scores what held-out prompts were answered."""

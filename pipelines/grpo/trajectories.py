@@ -101,15 +101,10 @@ def trajectory_rows(
             "weight_version": group.version,
             "staleness": step - group.version,
             "reward": worth.total,
-            "components": components_column(worth.components),
+            "components": [{"name": name, "value": float(value)} for name, value in worth.components.items()],
             "advantage": float(advantages[number]),
             "used": bool(used[number]),
         }
-
-
-def components_column(components: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Returns named components as the column ``components`` holds them."""
-    return [{"name": name, "value": float(value)} for name, value in components.items()]
 
 
 def components_of(row: Mapping[str, Any]) -> dict[str, float]:
@@ -128,18 +123,11 @@ def steps_of(out: str) -> list[int]:
     return sorted(_files(out))
 
 
-def read_trajectories(out: str, first: int = 0, last: int | None = None) -> Iterator[dict[str, Any]]:
-    """Yields the responses of steps ``first`` to ``last``, both included, one file in memory at a time.
-
-    Args:
-        first: Steps that were not kept are passed over.
-
-    Raises:
-        DataError: If a file was written with another version of the schema.
-        StorageError: If one cannot be read.
-    """
-    for step, uri in sorted(_files(out).items()):
-        if step >= first and (last is None or step <= last):
+def read_trajectories(out: str, step: int | None = None) -> Iterator[dict[str, Any]]:
+    """Yields the responses of a step, none if it was not kept, or of all steps; raises as
+    ``read_trajectory_file``."""
+    for number, uri in sorted(_files(out).items()):
+        if step in (None, number):
             yield from read_trajectory_file(uri)
 
 

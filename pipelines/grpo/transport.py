@@ -85,7 +85,13 @@ class WeightTransport:
         state: dict[str, Tensor] = {}
         for number, piece in enumerate(weights.pieces):
             data = self.get(piece.ref)
-            if wrong := _damage(piece, data):
+            expected = sum(_size_bytes(kind, shape) for _, kind, shape in piece.entries)
+            wrong = None
+            if data.nbytes != expected:
+                wrong = f"it has {data.nbytes} bytes, expected {expected}"
+            elif piece.sha256 is not None and piece.sha256 != _sha256(data):
+                wrong = f"the checksum of its {data.nbytes} bytes differs"
+            if wrong:
                 raise CheckpointError(
                     f"piece {number} of {len(weights.pieces)} of weights version {weights.version} is not "
                     f"what was published: {wrong}. The sampler keeps its old weights; if it happens again, "
@@ -106,22 +112,8 @@ def _bytes(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
-def _damage(piece: Piece, data: np.ndarray) -> str | None:
-    """Returns in what way bytes are not those of a piece."""
-    expected = sum(_size_bytes(kind, shape) for _, kind, shape in piece.entries)
-    if data.nbytes != expected:
-        return f"it has {data.nbytes} bytes, expected {expected}"
-    if piece.sha256 is not None and _sha256(data) != piece.sha256:
-        return f"the checksum of its {data.nbytes} bytes differs"
-    return None
-
-
 def _size_bytes(kind: str, shape: tuple[int, ...]) -> int:
-    return math.prod(shape) * _dtype(kind).itemsize
-
-
-def _dtype(kind: str) -> torch.dtype:
-    return getattr(torch, kind)
+    return math.prod(shape) * getattr(torch, kind).itemsize
 
 
 def _tensors(piece: Piece, data: np.ndarray) -> Iterator[tuple[str, Tensor]]:
@@ -129,7 +121,7 @@ def _tensors(piece: Piece, data: np.ndarray) -> Iterator[tuple[str, Tensor]]:
     own = torch.from_numpy(data.copy())
     first = 0
     for name, kind, shape in piece.entries:
-        dtype, size = _dtype(kind), _size_bytes(kind, shape)
+        dtype, size = getattr(torch, kind), _size_bytes(kind, shape)
         part = own[first : first + size]
         if first % dtype.itemsize:  # a view needs its alignment
             part = part.clone()

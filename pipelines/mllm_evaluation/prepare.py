@@ -37,13 +37,10 @@ Beside = Mapping[str, Mapping[str, Any]]
 class Evaluation:
     """An evaluation that was checked: everything it needs is there and fits."""
 
-    config: EvaluateMllmConfig
-    """With absolute places, and the device chosen."""
+    config: EvaluateMllmConfig  # with absolute places, and the device chosen
     corpus: ChatCorpus
-    fingerprint: Mapping[str, Any]
-    """All that decides the rows; a run with another one is refused."""
-    readings: Mapping[Mode, Reading]
-    """How texts become masks in each mode of scoring."""
+    fingerprint: Mapping[str, Any]  # all that decides the rows; a run with another one is refused
+    readings: Mapping[Mode, Reading]  # how texts become masks in each mode of scoring
     beside: Beside
 
     def plan(self) -> shards.Plan:

@@ -69,11 +69,8 @@ ANSWER_ROW = pa.schema(
 
 
 def inputs_of(rows: Iterable[Mapping[str, Any]], *, tasks: Iterable[str], turns: Turns) -> list[Input]:
-    """Returns the questions of chat rows by image, in the order in which images first appear.
-
-    Raises:
-        DataError: ``no_rle`` if a true mask has no RLE, so nothing can be scored against it.
-    """
+    """Returns the questions of chat rows by image, in the order in which images first appear; raises
+    DataError ``no_rle`` if a true mask has no RLE, so nothing can be scored against it."""
     wanted = frozenset(tasks)
     groups: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
     for row in rows:

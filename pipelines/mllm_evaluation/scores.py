@@ -24,11 +24,8 @@ _LEFT_OUT = ("truth_rle", "image_uri", "question", "truth")
 
 
 def read_answers(out: str, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Reads the answers of a finished evaluation, without masks and texts.
-
-    Raises:
-        RuntimeError: If questions are unaccounted for, which is a defect of ours.
-    """
+    """Reads the answers of a finished evaluation, without masks and texts; raises RuntimeError if questions
+    are unaccounted for, which is a defect of ours."""
     columns = [name for name in ANSWER_ROW.names if name not in (*_LEFT_OUT, "strict", "official")]
     columns += [f"{mode}.{name}" for mode in referring.MODES for name in _of_prediction()]
     rows: list[dict[str, Any]] = []

@@ -28,12 +28,8 @@ def tokenizations_of(config: EvaluateTokenizerConfig) -> dict[str, Tokenization]
 
 
 def specs_of(config: EvaluateTokenizerConfig) -> list[CorpusSpec]:
-    """Reads ``--corpora``.
-
-    Raises:
-        ConfigError: If one is malformed, has a name that cannot be a folder's, or the name
-            of another one.
-    """
+    """Reads ``--corpora``; raises ConfigError if one is malformed, has a name that cannot be a folder's, or
+    the name of another one."""
     specs = [CorpusSpec.parse(text, flag="corpora") for text in config.corpora]
     for spec in specs:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", spec.name) or spec.name in _TAKEN:

@@ -25,21 +25,13 @@ _COLUMNS = ["dataset", "split", "image_id", *(f"masks.list.element.{name}" for n
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus whose masks were all reconstructed.
+    """A corpus whose masks were all reconstructed."""
 
-    Attributes:
-        name: Of the dataset.
-        out: Folder of its code rows.
-        manifest: Of that folder.
-        masks: ``schema.MASK_ROW``, in the order of the code rows.
-        rows: Of each mask, the place of its code row in the corpus.
-    """
-
-    name: str
-    out: str
-    manifest: Mapping[str, Any]
-    masks: pa.Table
-    rows: np.ndarray
+    name: str  # of the dataset
+    out: str  # folder of its code rows
+    manifest: Mapping[str, Any]  # of that folder
+    masks: pa.Table  # ``schema.MASK_ROW``, in the order of the code rows
+    rows: np.ndarray  # of each mask, the place of its code row in the corpus
 
     @property
     def counts(self) -> dict[str, int]:

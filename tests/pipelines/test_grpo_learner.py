@@ -150,14 +150,14 @@ def test_the_distance_grows_and_pulls_back(world, groups):
 def test_the_distance_for_the_reward_is_summed_over_each_response(world, groups):
     algorithm = AlgorithmConfig(kl=KlConfig(weight=0.1, kind="k1", place="reward"))
     learner = learner_of(world.config(algorithm=algorithm))
-    zero = learner.drift(groups)
+    zero = learner.drift(*groups)
     assert [len(one) for one in zero] == [4] * len(groups)
     np.testing.assert_allclose(zero, 0, atol=1e-6)
     before = [_totals(learner, group) for group in groups]
     found = learnt(learner, groups, steps=3)
     after = [_totals(learner, group) for group in groups]
-    np.testing.assert_allclose(learner.drift(groups), np.subtract(after, before), atol=1e-4)
-    assert np.abs(learner.drift(groups)).max() > 0.01 and found["metrics"][-1]["kl"] > 0
+    np.testing.assert_allclose(learner.drift(*groups), np.subtract(after, before), atol=1e-4)
+    assert np.abs(learner.drift(*groups)).max() > 0.01 and found["metrics"][-1]["kl"] > 0
     in_loss = AlgorithmConfig(kl=KlConfig(weight=1e-9))
     same = learnt(learner_of(world.config(algorithm=in_loss)), groups, steps=3)
     assert largest_difference(same["weights"], found["weights"]) < 1e-5  # the loss itself has none of it
@@ -168,7 +168,7 @@ def _totals(learner: Learner, group: Group) -> list[float]:
     found = []
     for said in group.responses:
         silent = Sampled(said.ids, np.zeros(len(said), np.float32), said.complete)
-        parity = learner.parity([dataclasses.replace(group, responses=(silent,))])
+        parity = learner.parity(dataclasses.replace(group, responses=(silent,)))
         found.append(-parity["mean"] * parity["tokens"])
     return found
 
@@ -208,11 +208,11 @@ def test_replies_that_samplers_found_half_as_likely_count_twice_up_to_the_cap(wo
 
 def test_samplers_and_learners_agree_until_weights_differ(world, groups):
     learner = learner_of(world.config())
-    parity = learner.parity(groups)
+    parity = learner.parity(*groups)
     tokens = sum(len(said) for group in groups for said in group.responses)
     assert parity["max"] < 1e-5 and parity["mean"] <= parity["max"] and parity["tokens"] == tokens
     learnt(learner, groups)
-    assert learner.parity(groups)["mean"] > 1e-4
+    assert learner.parity(*groups)["mean"] > 1e-4
 
 
 def test_an_image_has_an_effect_unless_the_model_is_blind(world, groups, tmp_path):

@@ -12,7 +12,6 @@ from PIL import Image
 from pipelines.grpo.observe import trajectory_page as page
 from pipelines.grpo.trajectories import (
     TRAJECTORY_ROW,
-    components_column,
     components_of,
     read_trajectories,
     steps_of,
@@ -57,7 +56,7 @@ def trajectory(draw, reply, reward, text, **changes):
         "weight_version": 4,
         "staleness": 0,
         "reward": reward,
-        "components": components_column({"mask": reward, "format": 1}),
+        "components": [{"name": "mask", "value": reward}, {"name": "format", "value": 1.0}],
         "advantage": reward - 0.5,
         "used": True,
         **changes,
@@ -94,8 +93,8 @@ def test_a_range_of_steps_is_read_with_both_ends(tmp_path):
         write_trajectories(str(tmp_path), step, [trajectory(step, 0, 0.5, say(A))])
     (tmp_path / "trajectories" / "step-x.parquet").write_bytes(b"not ours")
     assert steps_of(str(tmp_path)) == [0, 5, 10, 123456789]
-    assert [row["step"] for row in read_trajectories(str(tmp_path), 5, 10)] == [5, 10]
-    assert [row["step"] for row in read_trajectories(str(tmp_path), 6)] == [10, 123456789]
+    assert [row["step"] for row in read_trajectories(str(tmp_path), 10)] == [10]
+    assert [row["step"] for row in read_trajectories(str(tmp_path), 6)] == []
     assert list(read_trajectories(str(tmp_path / "none"))) == []
 
 

@@ -95,7 +95,7 @@ def test_a_changed_parameter_changes_digest_version_and_what_is_said(world):
     assert sampler.sync(second) == (1, second.digest) and sampler.version == 1
     groups = rolled(sampler, 2)
     assert ids_of(groups) != before and {group.version for group in groups} == {1}
-    assert learner.parity(groups)["max"] < 1e-5
+    assert learner.parity(*groups)["max"] < 1e-5
     assert sampler.sync(first)[0] == 0 and ids_of(rolled(sampler, 2)) == before
 
 

@@ -169,7 +169,7 @@ class Learner:
         )  # one wait for the device
 
     @torch.no_grad()
-    def drift(self, groups: Sequence[Group]) -> list[list[float]]:
+    def drift(self, *groups: Group) -> list[list[float]]:
         """Returns the distance of each response to the reference, summed over its tokens, for the reward."""
         kind = self.config.algorithm.kl.kind
         assert kind != "k3_straight"  # checked by the config
@@ -184,7 +184,7 @@ class Learner:
     # ---------------------------------------------------------------- checks
 
     @torch.no_grad()
-    def parity(self, groups: Sequence[Group]) -> dict[str, float]:
+    def parity(self, *groups: Group) -> dict[str, float]:
         """Compares log-probabilities with those that the samplers recorded; returns mean and maximum."""
         micros = [_all_of(group) for group in groups]
         apart = [(self._logits(micro).log_probs.cpu() - micro.rollout).abs() for micro in micros]

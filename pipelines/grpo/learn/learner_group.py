@@ -7,6 +7,7 @@ anew and go back to the last checkpoint.
 import datetime
 import socket
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from pipelines.training.prepare import Prepared
 
 
 class LearnerActor(Learner, actors.Traced):
-    """One learner; references in what it is given are resolved here."""
+    """One learner; Ray resolves references to groups among its arguments, ``learn`` those in shares."""
 
     def __init__(self) -> None:
         """Leaves the rest to ``start``, since the learners have to meet first."""
@@ -52,20 +53,8 @@ class LearnerActor(Learner, actors.Traced):
         """Fetches the groups of its shares and learns from them."""
         import ray
 
-        fetched = [[share.fetched(ray.get) for share in part] for part in parts]
+        fetched = [[replace(share, group=ray.get(share.group)) for share in part] for part in parts]
         return super().learn(step, fetched, change=change)
-
-    def drift(self, groups: Sequence[Any]) -> list[list[float]]:
-        """As ``Learner.drift``, for references."""
-        import ray
-
-        return super().drift(ray.get(list(groups)))
-
-    def parity(self, groups: Sequence[Any]) -> dict[str, float]:
-        """As ``Learner.parity``, for references."""
-        import ray
-
-        return super().parity(ray.get(list(groups)))
 
 
 class LearnerGroup:
@@ -125,13 +114,13 @@ class LearnerGroup:
     def drift(self, refs: Sequence[Any]) -> list[list[float]]:
         """Returns for each group the distance of its responses to the reference."""
         size = len(self.actors)
-        calls = [actor.drift.remote(list(refs[rank::size])) for rank, actor in enumerate(self.actors)]
+        calls = [actor.drift.remote(*refs[rank::size]) for rank, actor in enumerate(self.actors)]
         found = self._wait(calls, "measuring the distance to the reference")
         return [found[i % size][i // size] for i in range(len(refs))]
 
     def parity(self, refs: Sequence[Any]) -> dict[str, float]:
         """Compares the learners' log-probabilities with the samplers'; all learners have equal weights."""
-        return self._all("parity", list(refs), doing="comparing")
+        return self._all("parity", *refs, doing="comparing")
 
     def image_effect(self, ref: Any) -> float:
         """Returns how much an image matters."""

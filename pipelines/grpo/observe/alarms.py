@@ -8,6 +8,7 @@ compute the probabilities that the rollout sampled from.
 Pure: numbers in, alarms out. Whoever calls logs them, and ends the run on a fatal one.
 """
 
+import copy
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -100,11 +101,7 @@ class Alarms:
 
     def __init__(self, config: AlarmsConfig) -> None:
         self.config = config
-        self._early: defaultdict[str, list[float]] = defaultdict(list)
-        self._late: defaultdict[str, list[float]] = defaultdict(list)
-        self._raised: dict[str, int] = {}
-        self._without_signal = 0
-        self._skipped: list[int] = []
+        self.restore({"early": {}, "late": {}, "raised": {}, "without_signal": 0, "skipped": []})
 
     def take(self, metrics: Mapping[str, Any]) -> list[Alarm]:
         """Takes in one step's metrics, or one validation's, and returns the alarms that they raise.
@@ -125,22 +122,17 @@ class Alarms:
 
     def state(self) -> dict[str, Any]:
         """Returns what a checkpoint keeps; plain JSON."""
-        return {
-            "early": {name: list(values) for name, values in self._early.items()},
-            "late": {name: list(values) for name, values in self._late.items()},
-            "raised": dict(self._raised),
-            "without_signal": self._without_signal,
-            "skipped": list(self._skipped),
-        }
+        names = ("early", "late", "raised", "without_signal", "skipped")
+        return copy.deepcopy({name: getattr(self, f"_{name}") for name in names})
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes back to what a checkpoint kept."""
-        for kept, values in ((self._early, state["early"]), (self._late, state["late"])):
-            kept.clear()
-            kept.update({name: list(numbers) for name, numbers in values.items()})
-        self._raised = dict(state["raised"])
-        self._without_signal = state["without_signal"]
-        self._skipped = list(state["skipped"])
+        kept = copy.deepcopy(dict(state))
+        self._early: defaultdict[str, list[float]] = defaultdict(list, kept["early"])
+        self._late: defaultdict[str, list[float]] = defaultdict(list, kept["late"])
+        self._raised: dict[str, int] = kept["raised"]
+        self._without_signal: int = kept["without_signal"]
+        self._skipped: list[int] = kept["skipped"]
 
     def _judge(self, step: int, numbers: Mapping[str, float]) -> Iterator[tuple[str, str]]:
         """Yields every alarm as name and sentence, raised before or not."""

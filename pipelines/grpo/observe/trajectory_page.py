@@ -38,16 +38,11 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Shown:
-    """One prompt with the responses that are shown.
-
-    Attributes:
-        responses: The best, a middle and the worst one by reward, each with what it is.
-        pictures: JPEG files: under ``truth`` the true masks, under ``reply-3`` those of response 3.
-    """
+    """One prompt with the responses that are shown."""
 
     group: Sequence[Row]  # all responses to the prompt, in their order
-    responses: Sequence[tuple[str, Row]]
-    pictures: Mapping[str, bytes] = field(default_factory=dict)
+    responses: Sequence[tuple[str, Row]]  # best, middle and worst by reward, each with what it is
+    pictures: Mapping[str, bytes] = field(default_factory=dict)  # JPEGs: ``truth``, and as ``reply-3``
     problem: str | None = None  # why there are no pictures
 
 
@@ -71,7 +66,7 @@ def write_page(
     )
     blocks = [html.paragraph(html.faint(introduction))]
     for step in steps:
-        groups = by_prompt(read_trajectories(out, step, step))
+        groups = by_prompt(read_trajectories(out, step))
         if not groups:
             raise DataError(f"{out} keeps no trajectories of step {step}. {_kept(out)}")
         cards = []
@@ -249,7 +244,19 @@ def _overlays(
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
-    flags = _parser().parse_args(argv)
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.grpo.observe.trajectory_page",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", metavar="RUN", help="folder of the run: a local path or s3://bucket/prefix")
+    parser.add_argument(
+        "--steps", help="steps to show, as 0,50; by default the first, a middle and the last kept"
+    )
+    parser.add_argument("--num", type=int, default=24, help="prompts to draw of each step (default 24)")
+    parser.add_argument("--seed", type=int, default=0, help="decides which prompts are drawn")
+    parser.add_argument("--tokenizer", metavar="URI", help="decodes the words; by default that of the run")
+    flags = parser.parse_args(argv)
     return runs.guard(lambda: _main(flags))
 
 
@@ -272,22 +279,6 @@ def _numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise ConfigError(f"--steps must be numbers with commas between them, got {text!r}.") from error
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.grpo.observe.trajectory_page",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", metavar="RUN", help="folder of the run: a local path or s3://bucket/prefix")
-    parser.add_argument(
-        "--steps", help="steps to show, as 0,50; by default the first, a middle and the last kept"
-    )
-    parser.add_argument("--num", type=int, default=24, help="prompts to draw of each step (default 24)")
-    parser.add_argument("--seed", type=int, default=0, help="decides which prompts are drawn")
-    parser.add_argument("--tokenizer", metavar="URI", help="decodes the words; by default that of the run")
-    return parser
 
 
 if __name__ == "__main__":

@@ -174,10 +174,17 @@ def score(
     beside = [{}] * len(responses) if extra is None else extra
     scored = []
     for number, (question, response, known) in enumerate(zip(questions, responses, beside, strict=True)):
-        where = _where(question, number)
+        sample = question.record.get("sample_id")
+        where = f"response {number}" + ("" if sample is None else f", to the sample {sample!r}")
         components = _checked("extra components", known, where)
         for name, reward in rewards.items():
-            _join(components, _call(name, reward, question, response, where), name, where)
+            more = _call(name, reward, question, response, where)
+            if twice := [key for key in more if key in components]:
+                raise ConfigError(
+                    f"{name} gives the component {twice[0]!r} on {where}, which another reward gives too; "
+                    "rename it."
+                )
+            components |= more
         scored.append(Scored(components, combine(components, weights)))
     return scored
 
@@ -218,11 +225,6 @@ def _import_failed(name: str, module: str, error: Exception) -> str:
     return f"the reward {name!r}: importing {module} fails with {type(error).__name__}: {error}."
 
 
-def _where(question: Question, number: int) -> str:
-    sample = question.record.get("sample_id")
-    return f"response {number}" if sample is None else f"response {number}, to the sample {sample!r}"
-
-
 def _call(name: str, reward: Reward, question: Question, response: Response, where: str) -> dict[str, float]:
     try:
         found = reward(question, response)
@@ -243,12 +245,3 @@ def _checked(name: str, found: Any, where: str) -> dict[str, float]:
                 f"{name} gives {key!r}: {value!r} on {where}, expected a name with a finite number."
             )
     return {key: float(value) for key, value in found.items()}
-
-
-def _join(components: dict[str, float], more: Mapping[str, float], name: str, where: str) -> None:
-    twice = [key for key in more if key in components]
-    if twice:
-        raise ConfigError(
-            f"{name} gives the component {twice[0]!r} on {where}, which another reward gives too; rename it."
-        )
-    components.update(more)

@@ -21,12 +21,8 @@ from samtok.rewards.iou import NAME, IouReward
 
 @dataclass(frozen=True)
 class ValidationRow:
-    """One held-out prompt.
-
-    Attributes:
-        intersection_px, predicted_px, target_px: Of the unions of the likeliest response's masks and the
-            true ones; ``target_px`` is 0 where there is no target.
-    """
+    """One held-out prompt. Pixels are those of the unions of the likeliest response's masks and of the true
+    ones; ``target_px`` is 0 where there is no target."""
 
     targets: int  # true masks
     greedy: Scored  # components and total of the likeliest response

@@ -202,7 +202,7 @@ class RolloutPool:
 
     def turn(self, name: str) -> None:
         """Sends all samplers to sleep, or wakes them."""
-        self._each(lambda actor, _: getattr(actor, name).remote(), [None] * len(self.actors), name)
+        self._each(lambda actor, _: actor.turn.remote(name), [None] * len(self.actors), name)
 
     def _each(self, call: Callable[[Any, Any], Any], parts: Sequence[Any], doing: str) -> list[Any]:
         """Spreads calls over the samplers, all with the newest weights."""
@@ -258,10 +258,6 @@ class SamplerActor(actors.Traced):
         """As ``Sampler.validate``."""
         return self.sampler.validate(indices)
 
-    def sleep(self) -> None:
-        """As ``Sampler.sleep``."""
-        self.sampler.sleep()
-
-    def wake(self) -> None:
-        """As ``Sampler.wake``."""
-        self.sampler.wake()
+    def turn(self, name: str) -> None:
+        """Has the engine ``sleep``, to give the accelerator to the learners, or ``wake``."""
+        getattr(self.sampler.engine, name)()

@@ -124,14 +124,6 @@ class Sampler:
         texts = [self.engine.adapter.text_of(one.ids.tolist()) for one in responses]
         return group_of(draw, index, prompt, encoded, responses, texts=texts, version=self.version)
 
-    def sleep(self) -> None:
-        """Gives the accelerator to the learners."""
-        self.engine.sleep()
-
-    def wake(self) -> None:
-        """Takes the accelerator back."""
-        self.engine.wake()
-
 
 def _shown(encoded: Encoded, prompt: Prompt) -> Shown:
     images = load_images(prompt.row)
