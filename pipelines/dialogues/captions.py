@@ -1,8 +1,5 @@
 """Tasks whose answer is text with masks in it: grounded captions (GCG) and scene graphs (PSG)."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from pipelines.chats.tokens import OBJECT_END, OBJECT_START
 from pipelines.dialogues import templates
 from pipelines.dialogues.pieces import Message, Pieces, Ref, fill, foreign, joined, listed, phrase_of
@@ -36,7 +33,9 @@ def _spans(item: Item, text: str) -> list[tuple[int, int, tuple[str, ...]]]:
     if not isinstance(spans, list):
         raise bad_payload(item.item_id, "needs a list of spans")
     for span in spans:
-        start, end = _offsets(span, item)
+        if not isinstance(span, dict) or not all(type(span.get(end)) is int for end in ("start", "end")):
+            raise bad_payload(item.item_id, f"has the span {span!r}, expected whole numbers start and end")
+        start, end = span["start"], span["end"]
         if not position <= start < end <= len(text):
             raise bad_payload(
                 item.item_id,
@@ -49,12 +48,6 @@ def _spans(item: Item, text: str) -> list[tuple[int, int, tuple[str, ...]]]:
     return found
 
 
-def _offsets(span: Any, item: Item) -> tuple[int, int]:
-    if not isinstance(span, dict) or type(span.get("start")) is not int or type(span.get("end")) is not int:
-        raise bad_payload(item.item_id, f"has the span {span!r}, expected whole numbers start and end")
-    return span["start"], span["end"]
-
-
 def ask_psg(item: Item, scene: Scene, voice: Voice) -> list[Message]:
     """Asks for the triplets of a scene graph: fenced JSON, or in other styles one triplet per line.
 
@@ -64,8 +57,11 @@ def ask_psg(item: Item, scene: Scene, voice: Voice) -> list[Message]:
     if not triplets:
         raise bad_payload(item.item_id, "has no triplets")
     entries = [_triplet(triplet, scene, voice) for triplet in triplets]
-    answer = fenced(entries) if voice.is_json else _lines(entries)
-    question = voice.question("psg", candidates=_candidates(voice.psg))
+    lines = [piece for n, entry in enumerate(entries) for piece in ("\n" if n else "", *entry)]
+    answer = fenced(entries) if voice.is_json else joined(lines)
+    lists = {name: ", ".join(texts) for name, texts in voice.psg.items()}
+    candidates = fill(templates.PSG_CANDIDATES, **lists) if lists else ()
+    question = voice.question("psg", candidates=candidates)
     return [Message("user", question), Message("assistant", answer)]
 
 
@@ -89,16 +85,3 @@ def _class_of(scene: Scene, mask_id: str) -> str:
     if not label:
         raise DataError(f"mask {mask_id!r} of a scene graph has no class", reason="no_label")
     return label
-
-
-def _lines(entries: Sequence[Pieces]) -> Pieces:
-    return joined(
-        [piece for number, entry in enumerate(entries) for piece in ("\n" if number else "", *entry)]
-    )
-
-
-def _candidates(psg: Mapping[str, Any]) -> Pieces:
-    if not psg:
-        return ()
-    lists = {name: ", ".join(psg[name]) for name in ("categories", "predicates")}
-    return fill(templates.PSG_CANDIDATES, **lists)

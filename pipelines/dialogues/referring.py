@@ -67,16 +67,8 @@ def _relations(annotation: dict) -> list[Item]:
     for subject, predicate, thing in triplets:
         groups.setdefault((predicate, thing), []).append(subject)
     return [
-        Item(
-            f"{name}:{number}",
-            tuple(subjects),
-            (thing,),
-            predicate,
-            {"object": thing, "predicate": predicate},
-            tags,
-            name,
-        )
-        for number, ((predicate, thing), subjects) in enumerate(groups.items())
+        Item(f"{name}:{n}", tuple(subjects), (thing,), word, {"object": thing, "predicate": word}, tags, name)
+        for n, ((word, thing), subjects) in enumerate(groups.items())
     ]
 
 

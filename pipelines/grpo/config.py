@@ -206,15 +206,6 @@ class GrpoConfig(RunConfig):
                 "--.placement colocated lets samplers and learners take turns on a GPU, so "
                 f"--.rollout.max-staleness must be 0, got {self.rollout.max_staleness}."
             )
-        self._check_shares()
-        if self.slots < self.rollout.workers:
-            raise ConfigError(
-                f"--.rollout.workers {self.rollout.workers} cannot all work: {self.slots} batches of prompts "
-                f"are in flight at most ({self.tasks_per_step} per step, --.rollout.max-staleness "
-                f"{self.rollout.max_staleness}); lower --.rollout.prompts-per-task, or take fewer workers."
-            )
-
-    def _check_shares(self) -> None:
         prompts, task = self.prompts_per_step, self.rollout.prompts_per_task
         if prompts % task:
             share = max(size for size in range(1, task + 1) if prompts % size == 0)
@@ -226,6 +217,12 @@ class GrpoConfig(RunConfig):
             raise ConfigError(
                 f"--.prompts-per-step {prompts} are too few for --.learner.workers {self.learner.workers} x "
                 f"--.algorithm.inner-steps {self.algorithm.inner_steps}."
+            )
+        if self.slots < self.rollout.workers:
+            raise ConfigError(
+                f"--.rollout.workers {self.rollout.workers} cannot all work: {self.slots} batches of prompts "
+                f"are in flight at most ({self.tasks_per_step} per step, --.rollout.max-staleness "
+                f"{self.rollout.max_staleness}); lower --.rollout.prompts-per-task, or take fewer workers."
             )
 
     @property

@@ -85,19 +85,22 @@ class Outline:
     """What the driver knows of a group; the group itself stays in the object store."""
 
     draw: int
-    index: int
     version: int
     targets: int
     lengths: tuple[int, ...]  # tokens of each response
     complete: tuple[bool, ...]  # whether each response ended by itself
     prompt_tokens: int  # tokens of the prompt
 
+    @property
+    def cost(self) -> int:
+        """Tokens that a learner reads of it."""
+        return self.prompt_tokens * len(self.lengths) + sum(self.lengths)
+
 
 def outline(group: Group) -> Outline:
     """Returns what the driver has to know."""
     return Outline(
         draw=group.draw,
-        index=group.index,
         version=group.version,
         targets=len(group.question.truth),
         lengths=tuple(map(len, group.responses)),

@@ -322,9 +322,9 @@ class Loop:
 
             known = zip(batch.scored, update.advantages, update.used, strict=True)
             rows = [
-                row
+                entry
                 for group, of_group in zip(ray.get(batch.refs), known, strict=True)
-                for row in trajectory_rows(group, *of_group, row["step"])
+                for entry in trajectory_rows(group, *of_group, row["step"])
             ]
             write_trajectories(self.config.out, row["step"], rows)
         self._check_alarms(row)

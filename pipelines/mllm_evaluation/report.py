@@ -76,6 +76,7 @@ def render(
 ) -> str:
     """Returns the page as HTML."""
     legend = html.legend()
+    counts = [(name.replace("_", " "), number) for name, number in metrics["counts"].items()]
     return html.page(
         f"{metrics['benchmark'].upper()}: masks answered in words",
         job.config.out,
@@ -91,7 +92,7 @@ def render(
             if answers
         ),
         *([html.section("Not asked", words_page.rejects_table(rejects))] if rejects else []),
-        html.section("Counts", html.beside(_counts(metrics), _measured_with(job))),
+        html.section("Counts", html.beside(html.card(html.settings(counts)), _measured_with(job))),
     )
 
 
@@ -119,10 +120,6 @@ def _metrics(metrics: Mapping[str, Any], beside: Beside, mode: str, read: Mappin
 def _grid(table: Sequence[Sequence[str]], note: str = "") -> html.Block:
     head, *lines = table
     return html.card(html.grid(head, lines, numbers=range(1, len(head))), note=note)
-
-
-def _counts(metrics: Mapping[str, Any]) -> html.Block:
-    return html.card(html.settings((name.replace("_", " "), n) for name, n in metrics["counts"].items()))
 
 
 def _measured_with(job: Evaluation) -> html.Block:

@@ -27,7 +27,9 @@ def read_answers(out: str, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Reads the answers of a finished evaluation, without masks and texts; raises RuntimeError if questions
     are unaccounted for, which is a defect of ours."""
     columns = [name for name in ANSWER_ROW.names if name not in (*_LEFT_OUT, "strict", "official")]
-    columns += [f"{mode}.{name}" for mode in referring.MODES for name in _of_prediction()]
+    fields: pa.StructType = ANSWER_ROW.field("strict").type
+    of_prediction = [name for name in (field.name for field in fields) if name != "rle"]
+    columns += [f"{mode}.{name}" for mode in referring.MODES for name in of_prediction]
     rows: list[dict[str, Any]] = []
     for record in manifest["shards"]:
         with storage.open_input(storage.join(out, record["data"]["file"])) as file:
@@ -36,11 +38,6 @@ def read_answers(out: str, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     if not len(rows) == totals["samples_in"] == totals["samples_out"] + totals["samples_rejected"]:
         raise RuntimeError(f"{len(rows)} answers for {totals}; this is a defect of samtok")
     return rows
-
-
-def _of_prediction() -> list[str]:
-    fields: pa.StructType = ANSWER_ROW.field("strict").type
-    return [fields.field(i).name for i in range(fields.num_fields) if fields.field(i).name != "rle"]
 
 
 def samples_of(rows: Sequence[Mapping[str, Any]], mode: Mode) -> Samples:

@@ -43,9 +43,6 @@ class _Question:
     prompt: Encoded | None = None
     ids: list[int] = field(default_factory=list)
 
-    def reject(self, reason: str) -> None:
-        self.row["problem"] = reason
-
 
 @dataclass
 class _Group:
@@ -135,7 +132,7 @@ class AnswerQuestions:
             lost = len(group.questions)
             rejects.append(schema.reject(STAGE, dataset, image_id, error.reason, str(error), num_masks=lost))
             for question in group.questions:
-                question.reject(error.reason)
+                question.row["problem"] = error.reason
             return
         group.square = images.resize_square(image, self.tokenizer.config.image_size)
         for question in group.questions:
@@ -143,7 +140,7 @@ class AnswerQuestions:
                 seen = [_read(one, known) for one in question.body["images"]]
                 question.prompt = self.adapter.encode_prompt(turns_of(question.body), seen)
             except DataError as error:
-                question.reject(error.reason)
+                question.row["problem"] = error.reason
                 name = f"{question.body['sample_id']}#{question.body['turn']}"
                 entry = schema.reject(
                     STAGE, dataset, image_id, error.reason, str(error), mask_id=name, num_masks=1

@@ -21,7 +21,6 @@ def scored(total: float, **components: float) -> Scored:
 def outline_of(targets: int, lengths: tuple[int, int], complete: tuple[bool, bool], version: int) -> Outline:
     return Outline(
         draw=0,
-        index=0,
         version=version,
         targets=targets,
         lengths=lengths,

@@ -20,7 +20,6 @@ def outline_of(
 ) -> Outline:
     return Outline(
         draw=draw,
-        index=draw,
         version=0,
         targets=1,
         lengths=tuple(lengths),

@@ -77,25 +77,17 @@ class LearnerGroup:
             for strategy in strategies
         ]
         try:
-            self._meet()
+            address = self._wait([self.actors[0].address.remote()], "starting")[0]
+            size = len(self.actors)
+            calls = [actor.start.remote(task, rank, size, address) for rank, actor in enumerate(self.actors)]
+            self._wait(calls, "loading the model")
         except BaseException:  # those that live would keep the places of the next ones
             self.end()
             raise
 
-    def _meet(self) -> None:
-        address = self._wait([self.actors[0].address.remote()], "starting")[0]
-        size = len(self.actors)
-        calls = [actor.start.remote(self.task, rank, size, address) for rank, actor in enumerate(self.actors)]
-        self._wait(calls, "loading the model")
-
     def _wait(self, refs: Sequence[Any], doing: str) -> list[Any]:
-        return actors.wait_all(
-            refs,
-            self.actors[: len(refs)],
-            timeout_s=self.config.timeout_s,
-            doing=doing,
-            out=self.task.config.out,
-        )
+        asked, out = self.actors[: len(refs)], self.task.config.out
+        return actors.wait_all(refs, asked, timeout_s=self.config.timeout_s, doing=doing, out=out)
 
     def _all(self, name: str, *arguments: Any, doing: str) -> Any:
         """Has all learners do the same; returns what the first one returns."""

@@ -62,7 +62,7 @@ def plan_update(
         shares = [
             _share(refs[n], used[n], found.values[n], weight) for n, weight in zip(own, weights, strict=True)
         ]
-        parts.append(_spread(shares, [_cost(outlines[n]) for n in own], learners))
+        parts.append(_spread(shares, [outlines[n].cost for n in own], learners))
     return Update(found.values, used, parts)
 
 
@@ -74,10 +74,6 @@ def _share(ref: Any, used: np.ndarray, values: np.ndarray, weights: Sequence[flo
         advantages=tuple(float(values[i]) for i in responses),
         weights=tuple(float(weights[i]) for i in responses),
     )
-
-
-def _cost(outline: Outline) -> int:
-    return outline.prompt_tokens * len(outline.lengths) + sum(outline.lengths)
 
 
 def _spread(shares: Sequence[Share], costs: Sequence[int], learners: int) -> list[list[Share]]:

@@ -154,7 +154,8 @@ def _metrics(history: Sequence[Row]) -> html.Block:
     for name in names_of(history, ""):
         if name != "step":
             values = column(history, name)
-            ends = [_number(_mean(part)) for part in (values[:tenth], values[-tenth:])]
+            means = _mean(values[:tenth]), _mean(values[-tenth:])
+            ends = ["-" if mean is None else f"{mean:.4g}" for mean in means]
             rows.append([name, *ends, meaning(name)])
     over = f"mean of {tenth} step{'s' if tenth > 1 else ''}"
     heads = ["metric", f"first, {over}", f"last, {over}", "what it is"]
@@ -164,7 +165,3 @@ def _metrics(history: Sequence[Row]) -> html.Block:
 def _mean(values: np.ndarray) -> float | None:
     known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else None
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"

@@ -91,7 +91,12 @@ def pictures_of(
     if history:
         events = Events(skipped=skipped_steps(history))
         pictures["curves.png"] = curves_plot(step_panels(history, weighted), events, title="Steps")
-        pictures["times.png"] = _times(history)
+        parts = {label: np.nan_to_num(column(history, name)) for name, label in _PARTS.items()}
+        whole, known = np.nan_to_num(column(history, "s_step")), np.sum(list(parts.values()), axis=0)
+        parts["other"] = np.maximum(whole - known, 0.0)  # 0 where parts overlap
+        pictures["times.png"] = parts_plot(
+            column(history, "step"), parts, title="Where the time of a step goes", y_label="seconds"
+        )
     if validations:
         title = "Held-out prompts"
         pictures["validation.png"] = curves_plot(
@@ -159,11 +164,3 @@ def _validation_panels(rows: Sequence[Row]) -> list[CurvePanel]:
             "exact words on targets", [curve("exact_targets", "all"), curve("exact_single", "one target")]
         ),
     ]
-
-
-def _times(history: Sequence[Row]) -> bytes:
-    steps = column(history, "step")
-    parts = {label: np.nan_to_num(column(history, name)) for name, label in _PARTS.items()}
-    whole = np.nan_to_num(column(history, "s_step"))
-    parts["other"] = np.maximum(whole - np.sum(list(parts.values()), axis=0), 0.0)  # 0 where parts overlap
-    return parts_plot(steps, parts, title="Where the time of a step goes", y_label="seconds")

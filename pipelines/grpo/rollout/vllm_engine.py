@@ -20,6 +20,7 @@ pycocotools, s3fs, safetensors, scipy and tyro. It needs neither sam2 nor DeepSp
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,8 @@ class VllmEngine(RolloutEngine):
             for place in range(len(prompts))
         ]
         outputs = self._generate(prompts, params)
-        return [
-            [read_response(one, self.adapter, self._bias) for one in _in_order(output)] for output in outputs
-        ]
+        ordered = [sorted(output.outputs, key=attrgetter("index")) for output in outputs]
+        return [[read_response(one, self.adapter, self._bias) for one in group] for group in ordered]
 
     def greedy(self, prompts: Sequence[Encoded]) -> list[list[int]]:
         """As ``sample``, the likeliest response."""
@@ -249,7 +249,3 @@ def read_response(completion: Any, adapter: Adapter, bias: Mapping[int, float]) 
             "--rollout.engine hf."
         )
     return Sampled(np.array(ids, np.int32), log_probs, complete=bool(ids) and ids[-1] in adapter.stop_ids)
-
-
-def _in_order(output: Any) -> list[Any]:
-    return sorted(output.outputs, key=lambda completion: completion.index)
