@@ -8,6 +8,8 @@ from typing import Any
 from samtok import words
 from samtok.errors import DataError
 
+_NOWHERE = [float("inf"), float("inf")]
+
 
 @dataclass(frozen=True)
 class Item:
@@ -66,7 +68,8 @@ class Scene:
 
         An answer that names several masks has them in this order, so there is one right answer.
         """
-        return tuple(sorted(dict.fromkeys(mask_ids), key=lambda mask_id: _corner(self.masks[mask_id])))
+        boxes = {mask_id: self.masks[mask_id]["box_xyxy"] for mask_id in mask_ids}
+        return tuple(sorted(boxes, key=lambda mask_id: (boxes[mask_id] or _NOWHERE)[:2]))
 
     def label(self, mask_id: str) -> str | None:
         """Returns the name of a mask's class, if it has one."""
@@ -162,8 +165,3 @@ def _mask_at(index: Any, mask_ids: Sequence[str], where: str) -> str:
     if type(index) is not int or not 0 <= index < len(mask_ids):
         raise bad_payload(where, f"names mask {index!r}, the annotation has {len(mask_ids)}")
     return mask_ids[index]
-
-
-def _corner(mask: Mapping[str, Any]) -> tuple[float, float]:
-    box = mask["box_xyxy"]
-    return (box[0], box[1]) if box else (float("inf"), float("inf"))

@@ -45,8 +45,13 @@ class Traced:
     """Can tell where it stands, for a run that hangs."""
 
     def stacks(self) -> str:
-        """As the function."""
-        return stacks()
+        """Returns where every thread of this process stands."""
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        frames = sys._current_frames().items()
+        return "\n".join(
+            f"thread {names.get(ident, ident)}\n{''.join(traceback.format_stack(frame))}"
+            for ident, frame in frames
+        )
 
 
 def start_actor(kind: type[Traced], *arguments: Any, cpus: float, gpus: float = 0, **options: Any) -> Any:
@@ -160,16 +165,6 @@ def hung(actors: Sequence[Any], *, timeout_s: float, doing: str, out: str) -> Hu
         f"{len(actors)} processes are still {doing} after {timeout_s:.0f} s. Where each of their threads "
         f"stands is in {uri}. If they are only slow, raise --rollout.timeout-s or --learner.timeout-s; the "
         "same command goes on from the last checkpoint."
-    )
-
-
-def stacks() -> str:
-    """Returns where every thread of this process stands."""
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
-    frames = sys._current_frames().items()
-    return "\n".join(
-        f"thread {names.get(ident, ident)}\n{''.join(traceback.format_stack(frame))}"
-        for ident, frame in frames
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipelines.chats.prompts import PromptsConfig, encode_prompt
-from pipelines.grpo.actors import stacks
+from pipelines.grpo.actors import Traced
 from pipelines.grpo.config import GrpoConfig, PromptValidationConfig, RolloutConfig
 from pipelines.grpo.groups import Group, RolloutTask
 from pipelines.grpo.rollout.sampler import Sampler
@@ -158,4 +158,4 @@ def test_bfloat16_weights_sample_and_grammar_says_whole_words(world):
 
 
 def test_stacks_name_this_function():
-    assert "test_stacks_name_this_function" in stacks()
+    assert "test_stacks_name_this_function" in Traced().stacks()
