@@ -270,7 +270,7 @@ class Loop:
         config, begun = self.config, time.monotonic()
         totals, drift = batch.totals, {}
         if config.algorithm.kl.weight and config.algorithm.kl.place == "reward":
-            sums = np.array(self.learners.drift(batch.refs))
+            sums = np.array(self.learners.drift(*batch.refs))
             totals, drift = totals - config.algorithm.kl.weight * sums, {"kl_reward": float(sums.mean())}
         update = plan_update(
             batch.outlines,

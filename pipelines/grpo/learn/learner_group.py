@@ -103,14 +103,14 @@ class LearnerGroup:
         ]
         return self._wait(calls, "learning")[0]
 
-    def drift(self, refs: Sequence[Any]) -> list[list[float]]:
+    def drift(self, *refs: Any) -> list[list[float]]:
         """Returns for each group the distance of its responses to the reference."""
         size = len(self.actors)
         calls = [actor.drift.remote(*refs[rank::size]) for rank, actor in enumerate(self.actors)]
         found = self._wait(calls, "measuring the distance to the reference")
         return [found[i % size][i // size] for i in range(len(refs))]
 
-    def parity(self, refs: Sequence[Any]) -> dict[str, float]:
+    def parity(self, *refs: Any) -> dict[str, float]:
         """Compares the learners' log-probabilities with the samplers'; all learners have equal weights."""
         return self._all("parity", *refs, doing="comparing")
 

@@ -48,7 +48,7 @@ class Checks:
         return self.team.pool.probe(RolloutTask(_PROBE + step, tuple(enumerate(indices))))
 
     def _compare(self, refs: list[Any], step: int) -> None:
-        found = self.learners.parity(refs)
+        found = self.learners.parity(*refs)
         limit = self.config.checks.parity_limit
         log.info(
             "parity at step %d: samplers and learners differ by %.2g on average and %.2g at most in the "
