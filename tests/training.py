@@ -13,10 +13,10 @@ from torch.multiprocessing.spawn import spawn
 from pipelines import storage
 from pipelines.job import resolved
 from pipelines.tokenizer_training.config import SamplingConfig, TrainTokenizerConfig, ValidationConfig
-from pipelines.tokenizer_training.prepare import prepare
+from pipelines.tokenizer_training.prepare import PreparedTokenizer, prepare
 from pipelines.tokenizer_training.presets import PRESETS
 from pipelines.tokenizer_training.run import task_of
-from pipelines.tokenizer_training.worker import TokenizerTask, train_worker
+from pipelines.tokenizer_training.worker import train_worker
 from pipelines.training.checkpoints import load_history
 from pipelines.training.config import CheckpointsConfig, OptimizerConfig
 
@@ -41,7 +41,7 @@ def short(
     return dataclasses.replace(PRESETS["micro"], **(base | changes))
 
 
-def task_for(config: TrainTokenizerConfig) -> TokenizerTask:
+def task_for(config: TrainTokenizerConfig) -> PreparedTokenizer:
     """Checks a run as the job does, and returns what workers are given."""
     ready = prepare(resolved(config))
     ready.check_folder()
@@ -70,7 +70,7 @@ def train_all(configs: Sequence[TrainTokenizerConfig], *, rendezvous: Path) -> N
     spawn(_work, (tasks, str(rendezvous)), nprocs=configs[0].workers)
 
 
-def _work(rank: int, tasks: Sequence[TokenizerTask], rendezvous: str) -> None:
+def _work(rank: int, tasks: Sequence[PreparedTokenizer], rendezvous: str) -> None:
     world = tasks[0].config.workers
     distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
     try:

@@ -4,10 +4,10 @@ OUT/generations/     the model's answers to held-out questions, as JSON and as p
 and what every training job writes, see ``training.job``
 """
 
+from functools import partial
 from typing import Any
 
 from pipelines import job
-from pipelines.job import Inputs
 from pipelines.sft.config import TrainMllmConfig
 from pipelines.sft.prepare import PreparedMllm, prepare
 from pipelines.training.job import TrainingJob
@@ -29,6 +29,4 @@ class TrainMllm(TrainingJob[TrainMllmConfig]):
         return run
 
 
-def train_mllm(config: TrainMllmConfig, *, inputs: Inputs | None = None) -> int:
-    """Runs the job; returns its exit code."""
-    return job.run(TrainMllm, config, inputs=inputs)
+train_mllm = partial(job.run, TrainMllm)

@@ -13,7 +13,7 @@ from ray.tune import Callback
 from pipelines import storage
 from pipelines.sweeps.children import Children
 from pipelines.sweeps.config import STOPPED_FILE
-from pipelines.tokenizer_training.worker import TokenizerTask
+from pipelines.tokenizer_training.prepare import PreparedTokenizer
 from pipelines.training.resume import is_complete
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 class TrialCallback(Callback):
     """Follows every trial of those that are left to run, by name."""
 
-    def __init__(self, children: Children, tasks: Mapping[str, TokenizerTask]) -> None:
+    def __init__(self, children: Children, tasks: Mapping[str, PreparedTokenizer]) -> None:
         self.children, self.tasks = children, tasks
         self.ended = 0
 

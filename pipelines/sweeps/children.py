@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from pipelines import provenance, storage
 from pipelines.sweeps.config import EXPERIMENT
-from pipelines.tokenizer_training.worker import TokenizerTask
+from pipelines.tokenizer_training.prepare import PreparedTokenizer
 from pipelines.tracking import Tracker
 from pipelines.training.checkpoints import load_history
 from pipelines.training.resume import RECORD_FILE, is_complete
@@ -21,7 +21,7 @@ CLOSED_FILE = "mlflow_closed.json"
 class Children:
     """Opens the run of a trial, below that of the sweep, when it is first asked for, and closes it once."""
 
-    def __init__(self, tracking: str, parent: str | None, tasks: Mapping[str, TokenizerTask]) -> None:
+    def __init__(self, tracking: str, parent: str | None, tasks: Mapping[str, PreparedTokenizer]) -> None:
         self.tracking, self.parent, self.tasks = tracking, parent, tasks
         self._open: dict[str, Tracker] = {}
 

@@ -5,8 +5,10 @@ OUT/trials/NAME/             a training run each, see ``training.job``
 OUT/results.json, report/    the table, and the page
 """
 
+from functools import partial
+
 from pipelines import job
-from pipelines.job import Closing, Inputs, Job, Run
+from pipelines.job import Closing, Job, Run
 from pipelines.sweeps.config import EXPERIMENT, SweepConfig
 from pipelines.sweeps.trial_flags import in_trials
 from pipelines.tokenizer_training.architecture import architecture_of, check_quantize_from
@@ -42,6 +44,4 @@ class SweepCodebook(Job[SweepConfig]):
         return sweep(self.config, run)
 
 
-def sweep_codebook(config: SweepConfig, *, inputs: Inputs | None = None) -> int:
-    """Runs the job; returns its exit code."""
-    return job.run(SweepCodebook, config, inputs=inputs)
+sweep_codebook = partial(job.run, SweepCodebook)

@@ -22,9 +22,9 @@ from pipelines.sweeps.children import Children
 from pipelines.sweeps.config import STOPPED_FILE, SweepConfig
 from pipelines.sweeps.trial_flags import in_trials, of_trials
 from pipelines.tokenizer_training.architecture import architecture_of
-from pipelines.tokenizer_training.prepare import prepare
+from pipelines.tokenizer_training.prepare import PreparedTokenizer, prepare
 from pipelines.tokenizer_training.run import task_of, train_on_ray
-from pipelines.tokenizer_training.worker import TokenizerTask, train_worker
+from pipelines.tokenizer_training.worker import train_worker
 from pipelines.tracking import Tracker
 from pipelines.training.job import items_of
 from pipelines.training.resume import RECORD_FILE, is_complete
@@ -69,12 +69,12 @@ def sweep(config: SweepConfig, run: Run[SweepConfig]) -> Closing:
     )
 
 
-def _task(config: Any) -> TokenizerTask:
+def _task(config: Any) -> PreparedTokenizer:
     with in_trials():
         return task_of(prepare(config))
 
 
-def _train_base(task: TokenizerTask) -> str:
+def _train_base(task: PreparedTokenizer) -> str:
     """Trains the steps that all trials share, unless that was done before; returns the tokenizer."""
     if not is_complete(task.config.out):
         log.info("training the %d steps that all trials share", task.config.steps)
@@ -83,7 +83,7 @@ def _train_base(task: TokenizerTask) -> str:
     return storage.join(task.config.out, "final")
 
 
-def _together(tasks: Iterable[TokenizerTask]) -> dict[str, Any]:
+def _together(tasks: Iterable[PreparedTokenizer]) -> dict[str, Any]:
     """Returns what all trials drew, as one record has it."""
     items: dict[str, Counter[str]] = defaultdict(Counter)
     rejects = Counter[str]()
@@ -94,7 +94,7 @@ def _together(tasks: Iterable[TokenizerTask]) -> dict[str, Any]:
     return {"items": items, "rejects": rejects}
 
 
-def _outcome(task: TokenizerTask) -> dict[str, Any] | None:
+def _outcome(task: PreparedTokenizer) -> dict[str, Any] | None:
     """Returns how a trial ended; None if it did not.
 
     A trial may have been ended with other settings before its first checkpoint, which does not count.
@@ -111,7 +111,7 @@ def _outcome(task: TokenizerTask) -> dict[str, Any] | None:
 # ---------------------------------------------------------------- Ray Tune
 
 
-def _tune(config: SweepConfig, todo: Mapping[str, TokenizerTask], children: Children) -> dict[str, str]:
+def _tune(config: SweepConfig, todo: Mapping[str, PreparedTokenizer], children: Children) -> dict[str, str]:
     """Runs the trials that are left; returns what went wrong, by trial."""
     scheduler, worker = config.scheduler, next(iter(todo.values())).config.worker
     cpus = scheduler.concurrent * worker.cpus
@@ -161,7 +161,7 @@ def _scheduler(config: SweepConfig) -> Any:
     )
 
 
-def _trial(params: dict[str, Any], tasks: Mapping[str, TokenizerTask]) -> None:
+def _trial(params: dict[str, Any], tasks: Mapping[str, PreparedTokenizer]) -> None:
     """Runs in a trial's process: trains, and reports every validation.
 
     The last one is reported after the record is written, since Tune ends a trial that reports its last step.
@@ -187,7 +187,7 @@ def _last_line(error: BaseException | None) -> str:
 # ---------------------------------------------------------------- afterwards
 
 
-def _row(task: TokenizerTask, error: str | None) -> dict[str, Any]:
+def _row(task: PreparedTokenizer, error: str | None) -> dict[str, Any]:
     """Returns a trial's line of the table."""
     quantizer = architecture_of(task.config).quantizer
     row = {

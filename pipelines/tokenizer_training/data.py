@@ -110,7 +110,7 @@ def mask_keys(seed: int, draw: int, count: int) -> Int[np.ndarray, " mask"]:
 
 def step_loader(
     sources: Sequence[Source],
-    mixture: Mixture,
+    weights: Sequence[float | None],
     config: TrainTokenizerConfig,
     model: MaskTokenizerConfig,
     *,
@@ -125,4 +125,5 @@ def step_loader(
         "lower --sampling.min-area-px, shorten --sampling.skip, ",
     )
     preparer = _Preparer(corpora, model, config.sampling.masks_per_image, config.seed)
+    mixture = Mixture(list(map(len, sources)), weights, config.seed)
     return StepLoader(preparer, mixture, config, rank=rank, per_call=config.micro)

@@ -4,10 +4,10 @@ OUT/train/, validation/     corpora as they were listed, see ``corpus``
 and what every training job writes, see ``training.job``
 """
 
+from functools import partial
 from typing import Any
 
 from pipelines import job
-from pipelines.job import Inputs
 from pipelines.tokenizer_training.config import TrainTokenizerConfig
 from pipelines.tokenizer_training.prepare import PreparedTokenizer, prepare
 from pipelines.training.job import TrainingJob
@@ -29,6 +29,4 @@ class TrainTokenizer(TrainingJob[TrainTokenizerConfig]):
         return run
 
 
-def train_tokenizer(config: TrainTokenizerConfig, *, inputs: Inputs | None = None) -> int:
-    """Runs the job; returns its exit code."""
-    return job.run(TrainTokenizer, config, inputs=inputs)
+train_tokenizer = partial(job.run, TrainTokenizer)

@@ -12,7 +12,7 @@ from pipelines.ingestion.corpora import CorpusSpec, require_source
 from pipelines.ingestion.reader import Input
 from pipelines.tokenizer_training.architecture import architecture_of, check_quantize_from, freezes
 from pipelines.tokenizer_training.config import TrainTokenizerConfig
-from pipelines.tokenizer_training.corpus import digest_of
+from pipelines.tokenizer_training.corpus import Index, digest_of
 from pipelines.training.deepspeed_file import deepspeed_of
 from pipelines.training.mixture import check_weights
 from pipelines.training.prepare import Prepared, lineage_of, settings_of
@@ -30,10 +30,12 @@ MAX_PEEKED = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedTokenizer(Prepared[TrainTokenizerConfig]):
-    """A tokenizer training that was checked."""
+    """A tokenizer training that was checked; workers get the corpora as they were listed, if any."""
 
-    corpora: tuple[CorpusSpec, ...]  # to train on; none for synthetic scenes
-    held_out: tuple[CorpusSpec, ...]  # to measure on
+    corpora: tuple[CorpusSpec, ...] = ()  # to train on; none for synthetic scenes
+    held_out: tuple[CorpusSpec, ...] = ()  # to measure on
+    training_index: Index | None = None
+    validation_index: Index | None = None
 
     def size(self) -> str:
         """Returns the size of the run in a few lines; lists at most ``MAX_PEEKED`` images of a corpus."""

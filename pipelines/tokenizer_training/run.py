@@ -1,5 +1,6 @@
 """Lists the corpora of a tokenizer training, runs its workers on Ray Train, and writes what came out."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from pipelines.tokenizer_training.config import TrainTokenizerConfig
 from pipelines.tokenizer_training.corpus import build_index, load_index
 from pipelines.tokenizer_training.data import held_out_samples, validation_sources
 from pipelines.tokenizer_training.prepare import PreparedTokenizer
-from pipelines.tokenizer_training.worker import TokenizerTask, train_worker
+from pipelines.tokenizer_training.worker import train_worker
 from pipelines.tracking import Tracker
 from pipelines.training.fit import fit_on_ray
 from pipelines.training.progress import Progress
@@ -22,13 +23,9 @@ SHEET_IMAGES = 8
 _HIDDEN = ("images", "codes_restarted")
 
 
-def task_of(ready: PreparedTokenizer) -> TokenizerTask:
-    """Lists the corpora, and returns what workers are given.
-
-    Raises:
-        ConfigError: If --out holds a run with other settings.
-        DataError: If more of a listing is rejected than --max-reject-rate allows.
-    """
+def task_of(ready: PreparedTokenizer) -> PreparedTokenizer:
+    """Lists the corpora, and returns what workers are given; raises ConfigError if --out holds a run with
+    other settings, DataError if more of a listing is rejected than --max-reject-rate allows."""
     config = ready.config
     claim(config.out, ready.fingerprint)
     training, validation = (
@@ -44,14 +41,7 @@ def task_of(ready: PreparedTokenizer) -> TokenizerTask:
                 f"--max-reject-rate allows {limit:.1%}. "
                 f"{storage.join(training.uri, 'rejects.parquet')} has the reasons."
             )
-    return TokenizerTask(
-        config=config,
-        fingerprint=ready.fingerprint,
-        lineage=ready.lineage,
-        training_index=training,
-        validation_index=validation,
-        deepspeed=ready.deepspeed,
-    )
+    return dataclasses.replace(ready, training_index=training, validation_index=validation)
 
 
 def train(ready: PreparedTokenizer, tracker: Tracker) -> None:
@@ -59,7 +49,7 @@ def train(ready: PreparedTokenizer, tracker: Tracker) -> None:
     train_on_ray(task_of(ready), tracker)
 
 
-def train_on_ray(task: TokenizerTask, tracker: Tracker) -> None:
+def train_on_ray(task: PreparedTokenizer, tracker: Tracker) -> None:
     """Trains on the workers of the config; returns when the run is complete. Raises as ``fit_on_ray``."""
     fit_on_ray(train_worker, task, task.config, callback=progress_of(task.config, tracker).handle)
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor, distributed
 from pipelines import storage
 from pipelines.tokenizer_training.batch import MicroBatch
 from pipelines.tokenizer_training.config import TrainTokenizerConfig
-from pipelines.tokenizer_training.corpus import Index
 from pipelines.tokenizer_training.data import (
     held_out_samples,
     step_loader,
@@ -21,27 +19,18 @@ from pipelines.tokenizer_training.data import (
 )
 from pipelines.tokenizer_training.evaluate import validate
 from pipelines.tokenizer_training.loop import Trainer
+from pipelines.tokenizer_training.prepare import PreparedTokenizer
 from pipelines.tokenizer_training.trainee import build_trainee
 from pipelines.training import world
 from pipelines.training.checkpoints import Checkpoint
 from pipelines.training.engine import engine_of
 from pipelines.training.fit import Notify
-from pipelines.training.mixture import Mixture
-from pipelines.training.prepare import Prepared
 from pipelines.training.worker import TrainWorker
 from samtok.folders import WEIGHTS_FILE
 from samtok.model.state import files_of
 
 
-@dataclass(frozen=True, kw_only=True)
-class TokenizerTask(Prepared[TrainTokenizerConfig]):
-    """What a worker is given; without an index it makes synthetic scenes."""
-
-    training_index: Index | None = None
-    validation_index: Index | None = None
-
-
-def train_worker(task: TokenizerTask, notify: Notify, device: torch.device | str = "cpu") -> None:
+def train_worker(task: PreparedTokenizer, notify: Notify, device: torch.device | str = "cpu") -> None:
     """Trains from the last checkpoint, or from the start, to the end; raises SamtokError for data, weights,
     storage or a divergence that a user can do something about."""
     torch.set_num_threads(task.config.worker.threads)
@@ -53,7 +42,7 @@ class TokenizerWorker(TrainWorker[TrainTokenizerConfig, MicroBatch]):
 
     unit, items, score = "masks", "images", "iou"
 
-    def __init__(self, task: TokenizerTask, notify: Notify, device: torch.device) -> None:
+    def __init__(self, task: PreparedTokenizer, notify: Notify, device: torch.device) -> None:
         config = task.config
         self.trainee = build_trainee(config).to(device)
         self.tokenizer = self.trainee.tokenizer
@@ -77,9 +66,8 @@ class TokenizerWorker(TrainWorker[TrainTokenizerConfig, MicroBatch]):
         return self.tokenizer.device
 
     def parts(self, start: int) -> Iterator[list[MicroBatch]]:
-        mixture = Mixture([len(source) for source in self.sources], self.weights, self.config.seed)
-        loader = step_loader(self.sources, mixture, self.config, self.tokenizer.config, rank=self.rank)
-        return loader.steps(start)
+        model = self.tokenizer.config
+        return step_loader(self.sources, self.weights, self.config, model, rank=self.rank).steps(start)
 
     def take_step(self, parts: Sequence[MicroBatch]) -> dict[str, float]:
         metrics = self.loop.take_step([micro.batch for micro in parts])

@@ -7,9 +7,10 @@ workers.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -33,9 +34,31 @@ class OptimizerState:
     moments: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
-class Engine(Protocol):
-    """What a training loop drives, with the module's own methods in between. All calls are collective."""
+class Engine(ABC):
+    """What a training loop drives, with the module's own methods in between. All calls are collective.
 
+    Args:
+        module: What is trained, on its device; parameters that need no gradient are left alone.
+        config: Of AdamW; the rate comes with every step.
+        row_rates: Rows that learn at another rate, by parameter name; ValueError if there are no such rows.
+    """
+
+    def __init__(
+        self, module: nn.Module, config: OptimizerConfig, row_rates: Mapping[str, RowRate] | None
+    ) -> None:
+        self.module, self.clip_norm, self.row_rates = module, config.clip_norm, row_rates or {}
+        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
+        check_row_rates(self.row_rates, self.shapes)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(),
+            lr=config.lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+
+    @abstractmethod
     def backward(self, loss: Float[Tensor, ""]) -> None:
         """Adds the gradients of one micro-batch.
 
@@ -43,38 +66,33 @@ class Engine(Protocol):
         divided by what the whole step counts. Workers make the same number of calls, any number of them, with
         losses of the same graph.
         """
-        ...
 
+    @abstractmethod
     def step(self, rate: float) -> float:
         """Clips, moves the weights and forgets the gradients; returns their norm before clipping.
 
         If the norm is not finite, on any worker, weights and optimizer state stay as they were.
         """
-        ...
 
     def model_state(self) -> dict[str, Tensor]:
-        """Gathers the whole state of the module on every worker; tied weights are under all their names."""
-        ...
+        """Gathers the whole state of the module on every worker, not always as a copy; tied weights are under
+        all their names."""
+        return self.module.state_dict()
 
     def load_model_state(self, state: Mapping[str, Tensor]) -> None:
-        """Loads weights and buffers into the module; what the state does not name stays as it is.
+        """Loads weights and buffers into the module; what the state does not name stays as it is. Raises
+        CheckpointError if a name is unknown or a shape differs."""
+        check_state(state, {name: value.shape for name, value in self.module.state_dict().items()})
+        self.module.load_state_dict(state, strict=False)
 
-        Raises:
-            CheckpointError: If a name is unknown or a shape differs.
-        """
-        ...
-
+    @abstractmethod
     def optimizer_state(self) -> OptimizerState:
         """Gathers the whole state on every worker."""
-        ...
 
+    @abstractmethod
     def load_optimizer_state(self, state: OptimizerState) -> None:
-        """Takes in a whole state, also an empty one. Call it after the weights were loaded.
-
-        Raises:
-            CheckpointError: If names or shapes are not those of the trained parameters.
-        """
-        ...
+        """Takes in a whole state, also an empty one. Call it after the weights were loaded. Raises
+        CheckpointError if names or shapes are not those of the trained parameters."""
 
 
 def engine_of(
@@ -104,35 +122,13 @@ def same_parts_needed(deepspeed: Mapping[str, Any] | None) -> bool:
 
 
 class PlainEngine(Engine):
-    """AdamW on every worker, gradients summed over workers.
-
-    Args:
-        module: What is trained; parameters that need no gradient are left alone.
-        config: Of AdamW; the rate comes with every step.
-        row_rates: Rows that learn at another rate, by parameter name.
-
-    Raises:
-        ValueError: If there are no such rows.
-    """
+    """AdamW on every worker, gradients summed over workers."""
 
     def __init__(
         self, module: nn.Module, config: OptimizerConfig, *, row_rates: Mapping[str, RowRate] | None = None
     ) -> None:
-        self.module = module
-        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self.clip_norm = config.clip_norm
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(),
-            lr=config.lr,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-        check_row_rates(row_rates or {}, self._shapes())
-        RowPace(self.optimizer, rows_of(self.parameters, row_rates or {}))
-
-    def _shapes(self) -> dict[str, torch.Size]:
-        return {name: parameter.shape for name, parameter in self.parameters.items()}
+        super().__init__(module, config, row_rates)
+        RowPace(self.optimizer, rows_of(self.parameters, self.row_rates))
 
     def backward(self, loss: Float[Tensor, ""]) -> None:
         loss.backward()
@@ -161,14 +157,6 @@ class PlainEngine(Engine):
             for gradient, part in zip(bucket, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
 
-    def model_state(self) -> dict[str, Tensor]:
-        """As ``Engine.model_state``; not a copy."""
-        return self.module.state_dict()
-
-    def load_model_state(self, state: Mapping[str, Tensor]) -> None:
-        check_state(state, {name: value.shape for name, value in self.module.state_dict().items()})
-        self.module.load_state_dict(state, strict=False)
-
     def optimizer_state(self) -> OptimizerState:
         found, steps = {}, 0
         for name, parameter in self.parameters.items():
@@ -179,7 +167,7 @@ class PlainEngine(Engine):
         return OptimizerState(steps, found)
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
-        check_moments(state, self._shapes())
+        check_moments(state, self.shapes)
         self.optimizer.state.clear()
         for name, (first, second) in state.moments.items():
             parameter = self.parameters[name]
@@ -222,10 +210,7 @@ def check_state(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -
 
 def check_moments(state: OptimizerState, shapes: Mapping[str, torch.Size]) -> None:
     """Makes sure that a state belongs to parameters of these shapes; one before the first step fits all.
-
-    Raises:
-        CheckpointError: Names the first that differs.
-    """
+    Raises CheckpointError, which names the first that differs."""
     if not state.moments:
         return
     if odd := sorted(set(state.moments) ^ set(shapes)):

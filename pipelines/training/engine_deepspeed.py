@@ -32,7 +32,7 @@ from torch import Tensor, distributed, nn
 from pipelines import env
 from pipelines.training.config import OptimizerConfig
 from pipelines.training.engine import Engine, OptimizerState, check_moments
-from pipelines.training.row_rates import RowPace, RowRate, check_row_rates
+from pipelines.training.row_rates import RowPace, RowRate
 from pipelines.training.zero_parts import MOMENTS, CutParts, SharedParts
 from samtok.errors import ConfigError
 
@@ -42,14 +42,8 @@ class DeepSpeedEngine(Engine):
 
     DeepSpeed copies the weights of worker 0 to all, and moves parameters into flat pieces of memory: load
     weights by ``load_model_state``, and do not put other parameters in their place. Under ZeRO-3 call the
-    module itself for the loss, not one of its methods or parts.
-
-    Args:
-        module: What is trained, on its device; parameters that need no gradient are left alone.
-
-    Raises:
-        ValueError: If there are no such rows.
-        ConfigError: If DeepSpeed was made to use another kind of device than the module's.
+    module itself for the loss, not one of its methods or parts. Raises ConfigError if DeepSpeed was made to
+    use another kind of device than the module's.
     """
 
     def __init__(
@@ -61,26 +55,20 @@ class DeepSpeedEngine(Engine):
         row_rates: Mapping[str, RowRate] | None = None,
     ) -> None:
         assert distributed.is_initialized(), "DeepSpeed would look for MPI where there is no process group"
-        self.module = module
-        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
-        check_row_rates(row_rates or {}, shapes)
+        super().__init__(module, config, row_rates)
         weights = list(self.parameters.values())
         deepspeed = _import_deepspeed(weights[0].device)
-        self._adam = torch.optim.AdamW(
-            weights, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
-        )
         self._engine, self._zero, *_ = deepspeed.initialize(
             args=SimpleNamespace(device_rank=weights[0].device.index or 0),
             model=module,
-            optimizer=self._adam,
+            optimizer=self.optimizer,
             config=_filled_in(body, config),
         )
         self._stage: int = body["zero_optimization"]["stage"]
         self._order = _ArrivalOrder(weights) if self._stage > 1 else None
         kind = SharedParts if self._stage == 3 else CutParts
-        self._parts = kind(module, self.parameters, shapes, self._adam, self._zero)
-        RowPace(self._adam, self._parts.rows(row_rates or {}))
+        self._parts = kind(module, self.parameters, self.shapes, self.optimizer, self._zero)
+        RowPace(self.optimizer, self._parts.rows(self.row_rates))
 
     def backward(self, loss: Float[Tensor, ""]) -> None:
         if self._stage == 3:
@@ -108,15 +96,19 @@ class DeepSpeedEngine(Engine):
 
     def model_state(self) -> dict[str, Tensor]:
         """As ``Engine.model_state``; a copy, on the CPU, only under ZeRO-3."""
-        return self._parts.model_state()
+        return self._parts.model_state() if isinstance(self._parts, SharedParts) else super().model_state()
 
     def load_model_state(self, state: Mapping[str, Tensor]) -> None:
         """As ``Engine.load_model_state``; under ZeRO-3 takes those that the first worker gives."""
-        self._parts.load_model_state(state)
+        if isinstance(self._parts, SharedParts):
+            self._parts.load_model_state(state)
+        else:
+            super().load_model_state(state)
+        self._parts.follow_weights()
 
     def optimizer_state(self) -> OptimizerState:
         """As ``Engine.optimizer_state``; before the first step there is none."""
-        steps = int(self._adam.state[self._parts.flats[0]]["step"])
+        steps = int(self.optimizer.state[self._parts.flats[0]]["step"])
         if steps == 0:
             return OptimizerState()
         first, second = MOMENTS
@@ -125,15 +117,14 @@ class DeepSpeedEngine(Engine):
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
         """As ``Engine.load_optimizer_state``; takes in the weights that the module has now as well."""
-        shapes = self._parts.shapes
-        check_moments(state, shapes)
+        check_moments(state, self.shapes)
         self._parts.follow_weights()
-        for name, shape in shapes.items():
+        for name, shape in self.shapes.items():
             moments = state.moments.get(name) or (torch.zeros(shape),) * 2
             for key, moment in zip(MOMENTS, moments, strict=True):
                 self._parts.put_moment(name, key, moment)
         for flat in self._parts.flats:
-            self._adam.state[flat]["step"].fill_(float(state.steps))
+            self.optimizer.state[flat]["step"].fill_(float(state.steps))
 
 
 class _ArrivalOrder:

@@ -84,16 +84,6 @@ class CutParts(Parts):
         for parameter in self.parameters.values():
             safe_set_full_fp32_param(parameter, parameter.detach())
 
-    def model_state(self) -> dict[str, Tensor]:
-        """Returns the state of the module, which every worker has whole; not a copy."""
-        return self.module.state_dict()
-
-    def load_model_state(self, state: Mapping[str, Tensor]) -> None:
-        """Loads weights and buffers into the module."""
-        check_state(state, {name: value.shape for name, value in self.module.state_dict().items()})
-        self.module.load_state_dict(state, strict=False)
-        self.follow_weights()
-
     def rows(self, rates: Mapping[str, RowRate]) -> Iterator[tuple[Tensor, float]]:
         """Yields this worker's part of rows, as views into the flat tensors, each with its factor."""
         for name, rate in rates.items():
@@ -144,7 +134,6 @@ class SharedParts(Parts):
         for name in sorted(state):  # the order of a file that was read differs from worker to worker
             with GatheredParameters([own[name]], modifier_rank=0), torch.no_grad():
                 own[name].copy_(state[name])
-        self.follow_weights()
 
     def rows(self, rates: Mapping[str, RowRate]) -> Iterator[tuple[Tensor, float]]:
         """Yields this worker's part of rows, as views into the flat tensors, each with its factor."""

@@ -13,7 +13,7 @@ from pipelines.sweeps.job import sweep_codebook
 from pipelines.sweeps.run import _row
 from pipelines.tokenizer_training.architecture import architecture_of, check_quantize_from
 from pipelines.tokenizer_training.config import QuantizerFlags, StartConfig
-from pipelines.tokenizer_training.worker import TokenizerTask
+from pipelines.tokenizer_training.prepare import PreparedTokenizer
 from pipelines.training.config import EngineConfig
 from samtok.errors import ConfigError
 from tests.corpora import save_micro_tokenizer
@@ -179,13 +179,13 @@ def test_a_dry_run_prints_all_trials_and_writes_nothing(tmp_path, capsys, monkey
 # ---------------------------------------------------------------- what became of a trial
 
 
-def trial_task(folder, name: str = "fsq-8x8") -> TokenizerTask:
+def trial_task(folder, name: str = "fsq-8x8") -> PreparedTokenizer:
     sweep = dataclasses.replace(SMOKE, out=str(folder), train=short(folder, steps=4))
-    return TokenizerTask(config=sweep.trial(name, None), fingerprint={}, lineage={})
+    return PreparedTokenizer(config=sweep.trial(name, None), fingerprint={}, lineage={})
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> TokenizerTask:
+def finished(tmp_path_factory) -> PreparedTokenizer:
     """A trial that ran to its end."""
     task = trial_task(tmp_path_factory.mktemp("sweep"))
     train(task.config)

@@ -31,7 +31,6 @@ from pipelines.tokenizer_training.sources import Sample
 from pipelines.training.config import TrainWorkerConfig
 from pipelines.training.draws import Unusable
 from pipelines.training.loader import StepLoader
-from pipelines.training.mixture import Mixture
 from samtok.config import PRESETS
 from samtok.errors import ClusterError, ConfigError, DataError, SamtokError, StorageError
 from samtok.shapes import WorldConfig, make_scene
@@ -58,8 +57,7 @@ def config_of(
 
 def loader_of(config: TrainTokenizerConfig, rank: int = 0, sources: tuple = ()) -> StepLoader:
     sources = sources or training_sources(config, None)
-    mixture = Mixture([len(source) for source in sources], [None] * len(sources), config.seed)
-    return step_loader(sources, mixture, config, MODEL, rank=rank)
+    return step_loader(sources, [None] * len(sources), config, MODEL, rank=rank)
 
 
 def whole_steps(config: TrainTokenizerConfig, *, start: int = 0, sources: tuple = ()) -> list[MicroBatch]:
