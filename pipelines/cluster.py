@@ -129,6 +129,20 @@ def session(*, num_cpus: int | None = None, at_least_cpus: float = 0) -> Iterato
         _disconnect(ray)
 
 
+@contextlib.contextmanager
+def pool_session(
+    workers: int, worker: WorkerConfig, *, num_cpus: int | None = None, spare_cpus: int = 0
+) -> Iterator[ClusterInfo]:
+    """Opens a session in which that many processes fit at the same time; raises ClusterError if they do not.
+
+    A local Ray counts ``spare_cpus`` more than they need.
+    """
+    cpus = workers * worker.cpus
+    with session(num_cpus=num_cpus, at_least_cpus=cpus + spare_cpus) as cluster:
+        cluster.require(cpus=cpus, gpus=workers * (worker.gpus or 0))
+        yield cluster
+
+
 def _disconnect(ray: Any) -> None:
     global _local_folder
     ray.shutdown()

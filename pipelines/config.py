@@ -14,7 +14,6 @@ import operator
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_type_hints
 
 import annotated_types as bounds
@@ -22,8 +21,8 @@ import pydantic
 import tyro
 from annotated_types import Ge, Gt, Interval, MinLen
 
-import samtok
 from samtok.errors import ConfigError
+from samtok.folders import is_shipped
 
 T = TypeVar("T")
 
@@ -34,7 +33,6 @@ NotNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Interval(ge=0, le=1)]
 NotEmpty = MinLen(1)
 
-SHIPPED = Path(samtok.__file__).parent / "weights"
 Precision = Literal["float32", "bfloat16"]
 
 _checks_later = contextvars.ContextVar("_checks_later", default=False)
@@ -227,11 +225,6 @@ def _placed(value: Any, mark: PlaceMark, absolute: Callable[[str], str]) -> Any:
     if not isinstance(value, str) or not value or (mark.shipped and is_shipped(value)):
         return value
     return mark.rewrite(value, absolute) if mark.rewrite else absolute(value)
-
-
-def is_shipped(name: str) -> bool:
-    """Returns whether a name is that of weights that ship with the package, such as ``tiny``."""
-    return "/" not in name and (SHIPPED / name).is_dir()
 
 
 @functools.cache

@@ -20,7 +20,6 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from pipelines import config as configs
 from pipelines import env, storage
-from pipelines import log as logs
 from pipelines.config import RunConfig
 from pipelines.provenance import as_json, config_json, versions
 from pipelines.tracking import Tracker
@@ -259,7 +258,7 @@ def tracking_of(config: RunConfig) -> str:
 
 def guard(work: Callable[[], int], config: Any = None) -> int:
     """Runs a job and returns its exit code; errors of our family become one clear line."""
-    logs.setup()
+    _log_to_stderr()
     try:
         return work()
     except KeyboardInterrupt:
@@ -275,6 +274,16 @@ def guard(work: Callable[[], int], config: Any = None) -> int:
             ours = configs.located(ours, config)
         log.error("%s: %s", type(ours).__name__, ours)
         return ours.exit_code
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+    for name in ("pipelines", "samtok"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        logger.handlers[:] = [handler]
 
 
 def known_cause(error: BaseException | None) -> SamtokError | None:

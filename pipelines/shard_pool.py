@@ -4,13 +4,12 @@ Ray restarts actors and repeats tasks that died, a bounded number of times: with
 kills its workers would never end.
 """
 
-import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pipelines import shards
-from pipelines.cluster import ClusterInfo, session
+from pipelines.cluster import pool_session
 from pipelines.config import WorkerConfig
 from pipelines.job import last_line
 from pipelines.shards import Plan
@@ -26,19 +25,6 @@ IN_FLIGHT = 2
 
 WAIT_S = 60.0
 """Seconds without a finished shard after which a line says that the job still waits."""
-
-
-@contextlib.contextmanager
-def pool_session(workers: int, worker: WorkerConfig, *, num_cpus: int | None = None) -> Iterator[ClusterInfo]:
-    """Opens a Ray session in which that many processes fit at the same time.
-
-    Raises:
-        ClusterError: If the cluster is too small.
-    """
-    cpus = workers * worker.cpus
-    with session(num_cpus=num_cpus, at_least_cpus=cpus) as cluster:
-        cluster.require(cpus=cpus, gpus=workers * (worker.gpus or 0))
-        yield cluster
 
 
 class ShardWorker:

@@ -24,7 +24,6 @@ KERNEL = (
         "help",
         "inputs",
         "job",
-        "log",
         "provenance",
         "renamed_flags",
         "schema",

@@ -12,13 +12,14 @@ from typing import Any
 from pipelines import storage
 from pipelines.chats.commit import compose_shard
 from pipelines.chats.corpus import load_chat_corpus, rows_of_shard
+from pipelines.cluster import pool_session
 from pipelines.config import WorkerConfig
 from pipelines.dialogues.config import ComposeDialoguesConfig
 from pipelines.dialogues.exchange import to_record
 from pipelines.dialogues.job import ITEMS
 from pipelines.dialogues.prepare import Composition
 from pipelines.shard_job import Work, do_shards
-from pipelines.shard_pool import pool_session, through_tasks
+from pipelines.shard_pool import through_tasks
 from pipelines.shards import Plan
 from pipelines.tracking import Tracker
 from samtok.errors import ConfigError

@@ -3,6 +3,7 @@
 Loads torch only with a model.
 """
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 from pipelines import shards, storage
@@ -15,6 +16,8 @@ from samtok.mllm import folder as mllm_folder
 from samtok.mllm.folder import MllmFolder
 
 if TYPE_CHECKING:
+    import torch
+
     from samtok.mllm.family import Adapter
 
 _WEIGHTS = (".safetensors", ".bin")
@@ -23,14 +26,14 @@ _ASIDE = ("lineage.json", "record.json")
 """Files that say where a model comes from; they change nothing about what it answers."""
 
 
-def read_folder(uri: str, *, flag: str) -> MllmFolder:
-    """Returns what a checkpoint that a flag (as it is written) names states of its family and words.
+def read_folder(uri: str, *, flag: str, owner: object = None) -> MllmFolder:
+    """Returns what a checkpoint that a flag (of the config object ``owner``) names states.
 
     Raises:
         ConfigError: If there is no checkpoint; names the command that makes one.
         CheckpointError: If it has no mask words, or its family is not known.
     """
-    require_model(uri, flag=flag)
+    require_model(uri, flag=flag, owner=owner)
     return mllm_folder.read_folder(folders.resolve(uri), read=storage.read_bytes)
 
 
@@ -53,6 +56,24 @@ def sha256_of(uri: str) -> str:
     return shards.digest({name: storage.file_sha256(storage.join(uri, name)) for name in files_of(uri)})
 
 
+def weights_digest(uri: str) -> str:
+    """Returns a hash of the weight files and the config of a model that is trained, wherever it lies."""
+    found = {
+        file.uri.rpartition("/")[2]: file.uri
+        for file in storage.list_files(folders.resolve(uri))
+        if file.uri.endswith((".safetensors", ".safetensors.index.json", "/config.json"))
+    }
+    if not any(name.endswith(".safetensors") for name in found):
+        raise CheckpointError(
+            f"{uri} has no *.safetensors, so it is no model folder that can be trained. Make one with "
+            "jobs/extend_mllm.py from a Hugging Face checkpoint."
+        )
+    digest = hashlib.sha256()
+    for name in sorted(found):
+        digest.update(name.encode() + bytes.fromhex(storage.file_sha256(found[name])))
+    return digest.hexdigest()
+
+
 def require_same(uri: str, planned: str | None, now: str | None) -> None:
     """Makes sure that weights are still those of the plan; None takes any.
 
@@ -67,9 +88,14 @@ def require_same(uri: str, planned: str | None, now: str | None) -> None:
 
 
 def load(
-    uri: str, *, device: str, precision: Precision, attention: Attention, sha256: str | None = None
+    uri: str,
+    *,
+    device: "torch.device | str",
+    precision: Precision,
+    attention: Attention,
+    sha256: str | None = None,
 ) -> "tuple[Adapter, Any]":
-    """Loads a model for generation; returns its adapter, and the model ready to be asked.
+    """Loads a model; returns its adapter, and the model on its device, ready to be asked.
 
     ``sha256`` is what ``sha256_of`` returned when the run was planned; None takes any weights.
 

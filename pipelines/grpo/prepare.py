@@ -9,10 +9,10 @@ from pipelines.chats.prompt_selection import load_prompts
 from pipelines.chats.prompts import PromptsConfig, PromptSource
 from pipelines.chats.source import check_vocabulary
 from pipelines.cluster import with_device
+from pipelines.generation.models import read_folder, weights_digest
 from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.reward.components import check_rewards, rewards_of
 from pipelines.training.deepspeed_file import deepspeed_of
-from pipelines.training.mllm_folder import read_model_folder, weights_digest
 from pipelines.training.prepare import Prepared, lineage_of, settings_of
 from pipelines.training.resume import has_begun
 from samtok import folders
@@ -82,7 +82,7 @@ def prepare(config: GrpoConfig) -> PreparedGrpo:
     fingerprint: dict[str, Any] = {}
     lineage: dict[str, Any] = {}
     if is_whole:
-        digest = weights_digest(folders.resolve(config.model))
+        digest = weights_digest(config.model)
         fingerprint = {
             **settings_of(config, without=_FREE),
             "model": digest,
@@ -119,7 +119,7 @@ def _held_out(config: GrpoConfig, peek: int | None) -> PromptSource | None:
 
 def _check_model(config: GrpoConfig, prompts: PromptSource, held_out: PromptSource | None) -> None:
     """Makes sure that model, mask tokenizer and prompts have the same words."""
-    stated = read_model_folder(config.model, owner=config)
+    stated = read_folder(config.model, flag="--.model", owner=config)
     sources = [*prompts.sources, *(held_out.sources if held_out is not None else ())]
     check_vocabulary(stated, sources, config.model)
     if not (config.reward.iou or config.validation.chats):

@@ -8,11 +8,11 @@ from pipelines.chats.corpus import load_chat_corpus
 from pipelines.chats.source import ChatSource, check_vocabulary
 from pipelines.chats.spec import ChatCorpusSpec
 from pipelines.cluster import with_device
+from pipelines.generation.models import read_folder, weights_digest
 from pipelines.inputs import require_tokenizer
 from pipelines.sft.config import TrainMllmConfig
 from pipelines.training.deepspeed_file import deepspeed_of
 from pipelines.training.mixture import check_weights
-from pipelines.training.mllm_folder import read_model_folder, weights_digest
 from pipelines.training.prepare import Prepared, lineage_of, settings_of
 from samtok.errors import ConfigError, DataError
 from samtok.mllm.folder import MROPE_FAMILIES
@@ -50,7 +50,7 @@ def prepare(config: TrainMllmConfig) -> PreparedMllm:
     config = dataclasses.replace(config, worker=with_device(config.worker))
     deepspeed = deepspeed_of(config.engine, (1, 2, 3))
     require_tokenizer(config.tokenizer)
-    folder = read_model_folder(config.model, owner=config)
+    folder = read_folder(config.model, flag="--.model", owner=config)
     if config.engine.packing and folder.family not in MROPE_FAMILIES:
         raise ConfigError(
             f"--.packing: no call is known that keeps packed chats of {folder.family} apart; leave the flag "

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pipelines import storage
+from pipelines.generation import models
 from pipelines.sft.config import TrainMllmConfig
 from pipelines.sft.data import PreparedChat, step_loader
 from pipelines.sft.evaluate import Validator
@@ -32,7 +33,8 @@ def train_worker(task: PreparedMllm, notify: Notify, device: torch.device | str 
     """Trains from the last checkpoint, or from the start, to the end; raises SamtokError for data, weights,
     storage or a divergence that a user can do something about."""
     torch.set_num_threads(task.config.worker.threads)
-    adapter, model = mllm.load(task.config.model, attention=task.config.engine.attention, device=device)
+    attention = task.config.engine.attention
+    adapter, model = models.load(task.config.model, device=device, precision="float32", attention=attention)
     MllmWorker(task, notify, model, adapter).run()
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from ray.tune import Callback
 
 from pipelines import storage
-from pipelines.sweeps.children import Children
 from pipelines.sweeps.config import STOPPED_FILE
+from pipelines.sweeps.run import Children
 from pipelines.tokenizer_training.prepare import PreparedTokenizer
 from pipelines.training.resume import is_complete
 

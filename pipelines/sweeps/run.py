@@ -14,23 +14,26 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipelines import job as runs
-from pipelines import storage
-from pipelines.cluster import session
+from pipelines import provenance, storage
+from pipelines.cluster import pool_session
 from pipelines.job import Closing, Run
 from pipelines.sweeps import report
-from pipelines.sweeps.children import Children
-from pipelines.sweeps.config import STOPPED_FILE, SweepConfig
+from pipelines.sweeps.config import EXPERIMENT, STOPPED_FILE, SweepConfig
 from pipelines.sweeps.trial_flags import in_trials, of_trials
 from pipelines.tokenizer_training.architecture import architecture_of
 from pipelines.tokenizer_training.prepare import PreparedTokenizer, prepare
 from pipelines.tokenizer_training.run import task_of, train_on_ray
 from pipelines.tokenizer_training.worker import train_worker
 from pipelines.tracking import Tracker
+from pipelines.training.checkpoints import load_history
 from pipelines.training.job import items_of
 from pipelines.training.resume import RECORD_FILE, is_complete
 from samtok.errors import ClusterError
 
 log = logging.getLogger(__name__)
+
+CLOSED_FILE = "mlflow_closed.json"
+"""Says that all of a trial is in MLflow, so that its curve is not logged twice."""
 
 
 def sweep(config: SweepConfig, run: Run[SweepConfig]) -> Closing:
@@ -108,15 +111,65 @@ def _outcome(task: PreparedTokenizer) -> dict[str, Any] | None:
     return None
 
 
+# ---------------------------------------------------------------- MLflow
+
+
+class Children:
+    """The MLflow runs of trials, below that of the sweep: opened when first asked for, and closed once.
+
+    The driver keeps them: a trial that the scheduler ends could not close its own. A driver that is killed
+    right after a trial ended leaves that trial's run open; the next driver closes it.
+    """
+
+    def __init__(self, tracking: str, parent: str | None, tasks: Mapping[str, PreparedTokenizer]) -> None:
+        self.tracking, self.parent, self.tasks = tracking, parent, tasks
+        self._open: dict[str, Tracker] = {}
+
+    def of(self, name: str) -> Tracker:
+        """Returns the run of a trial; a resumed trial has the one it had."""
+        if name not in self._open:
+            task = self.tasks[name]
+            tracker = Tracker(
+                self.tracking, experiment=EXPERIMENT, home=task.config.out, name=name, parent=self.parent
+            )
+            tracker.params({"trial": name, **provenance.as_json(task.config)})
+            tracker.tags({"fingerprint": task.digest})
+            self._open[name] = tracker
+        return self._open[name]
+
+    def close(self, name: str) -> None:
+        """Logs what became of a trial that has ended, and closes its run, unless that was done before."""
+        task = self.tasks[name]
+        where = storage.join(task.config.out, CLOSED_FILE)
+        body = {"tracking_uri": self.tracking, "fingerprint": task.digest}
+        if storage.exists(where) and storage.read_json(where) == body:
+            return
+        tracker, record = self.of(name), None
+        if is_complete(task.config.out):
+            record = storage.read_json(storage.join(task.config.out, RECORD_FILE))
+            rows = load_history(task.config.out, record["history"])
+            tracker.history(
+                [(int(r["step"]) + 1, {f"train/{k}": v for k, v in r.items() if k != "step"}) for r in rows]
+            )
+            final = {f"final/{key}": float(value) for key, value in record["final"].items()}
+            tracker.metrics(final, step=record["steps"])
+        tracker.tags({"status": "ended by the scheduler" if record is None else "finished"})
+        tracker.end()
+        if tracker.run_id is not None:
+            storage.write_bytes(where, json.dumps(body).encode())
+
+    def fail(self, name: str) -> None:
+        """Closes the run of a trial as failed; it is opened again when the trial is tried again."""
+        self.of(name).end("FAILED")
+
+
 # ---------------------------------------------------------------- Ray Tune
 
 
 def _tune(config: SweepConfig, todo: Mapping[str, PreparedTokenizer], children: Children) -> dict[str, str]:
     """Runs the trials that are left; returns what went wrong, by trial."""
     scheduler, worker = config.scheduler, next(iter(todo.values())).config.worker
-    cpus = scheduler.concurrent * worker.cpus
-    with session(num_cpus=config.train.num_cpus, at_least_cpus=cpus + 1) as cluster:
-        cluster.require(cpus=cpus, gpus=scheduler.concurrent * (worker.gpus or 0))
+    with pool_session(scheduler.concurrent, worker, num_cpus=config.train.num_cpus, spare_cpus=1):
         from ray import tune
 
         from pipelines.sweeps.callback import TrialCallback

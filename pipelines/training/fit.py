@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from pipelines import job as runs
 from pipelines import storage
-from pipelines.cluster import session
+from pipelines.cluster import pool_session
 from pipelines.training.config import TrainingConfig
 from samtok.errors import ClusterError, SamtokError
 
@@ -73,9 +73,7 @@ def fit_on_ray(work: Work, task: Any, config: TrainingConfig, *, callback: Callb
         SamtokError: What a worker raised.
     """
     count, worker = config.workers, config.worker
-    cpus = count * worker.cpus
-    with session(num_cpus=config.num_cpus, at_least_cpus=cpus + 1) as cluster:
-        cluster.require(cpus=cpus, gpus=count * (worker.gpus or 0))
+    with pool_session(count, worker, num_cpus=config.num_cpus, spare_cpus=1):
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

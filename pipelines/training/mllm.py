@@ -11,25 +11,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipelines import storage
+from pipelines.generation.models import weights_digest
 from pipelines.training.engine import Engine
-from pipelines.training.mllm_folder import weights_digest
 from samtok.errors import CheckpointError
-from samtok.folders import resolve
 from samtok.mllm.adapters import load_adapter, save_pretrained
 from samtok.mllm.family import Adapter
 from samtok.mllm.folder import SAMTOK_FILE
 
 LINEAGE_FILE = "lineage.json"
-
-
-def load(
-    uri: str, *, attention: str, device: torch.device | str, dtype: torch.dtype = torch.float32
-) -> tuple[Adapter, Any]:
-    """Loads a model from a folder or a shipped name; returns its adapter and the model on a device."""
-    with storage.local_folder(resolve(uri)) as folder:
-        adapter = load_adapter(folder)
-        model: Any = adapter.load_model(folder, dtype=dtype, attn=attention)
-    return adapter, model.to(torch.device(device))
 
 
 def keep_fewer_activations(model: Any) -> None:

@@ -7,10 +7,9 @@ import sqlite3
 import pytest
 
 from pipelines import cli, provenance
-from pipelines.sweeps.children import Children
 from pipelines.sweeps.config import PRESETS, STOPPED_FILE, SchedulerConfig, SweepConfig, flags_of
 from pipelines.sweeps.job import sweep_codebook
-from pipelines.sweeps.run import _row
+from pipelines.sweeps.run import Children, _row
 from pipelines.tokenizer_training.architecture import architecture_of, check_quantize_from
 from pipelines.tokenizer_training.config import QuantizerFlags, StartConfig
 from pipelines.tokenizer_training.prepare import PreparedTokenizer

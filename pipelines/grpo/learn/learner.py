@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pipelines import storage
+from pipelines.generation import models
 from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.groups import Group, Share
 from pipelines.grpo.learn.algorithms import AlgorithmConfig
@@ -61,7 +62,9 @@ class Learner:
         torch.set_num_threads(config.learner.worker.threads)
         self.task, self.config, self.transport, self.rank = task, config, transport, world.rank()
         attention = config.learner.attention
-        self.adapter, self.model = mllm.load(config.model, attention=attention, device=device)
+        self.adapter, self.model = models.load(
+            config.model, device=device, precision="float32", attention=attention
+        )
         self.adapter.freeze(self.model, **dataclasses.asdict(config.train))
         use_float32_head(self.model)
         self.trained = names_of_trained(self.model)

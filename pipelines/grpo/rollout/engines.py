@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines.generation import models
 from pipelines.grpo.config import RolloutConfig
-from pipelines.training import mllm
 from pipelines.training.engine import check_state
 from samtok.mllm.chat import Encoded
 from samtok.mllm.family import Adapter
@@ -60,9 +60,9 @@ class HfEngine(RolloutEngine):
     wants_images = False
 
     def __init__(self, model: str, config: RolloutConfig, device: torch.device | str) -> None:
-        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.precision]
-        self.adapter, self.model = mllm.load(model, attention=config.attention, device=device, dtype=dtype)
-        self.model.eval()
+        self.adapter, self.model = models.load(
+            model, device=device, precision=config.precision, attention=config.attention
+        )
         use_float32_head(self.model)
         self.config, self.device = config, torch.device(device)
 
