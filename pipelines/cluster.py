@@ -56,11 +56,8 @@ class ClusterInfo:
     """Memory that tasks may reserve."""
 
     def require(self, *, cpus: float = 0, gpus: float = 0, memory_bytes: int = 0) -> None:
-        """Makes sure that what a job wants to hold at the same time is there: Ray would wait for ever.
-
-        Raises:
-            ClusterError: the cluster is too small.
-        """
+        """Makes sure that what a job wants to hold at the same time is there: Ray would wait for ever. Raises
+        ClusterError if the cluster is too small."""
         gib = 2**30
         wanted = (
             (cpus, self.num_cpus, "CPUs"),

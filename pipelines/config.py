@@ -291,11 +291,8 @@ class RunConfig:
 
 
 def parse_pairs(text: str, *, flag: str, keys: Sequence[str] | None = None) -> dict[str, str]:
-    """Reads ``a=1,b=2``. A value with a comma stands in quotes: ``source="a,b.json"``.
-
-    Raises:
-        ConfigError: Names ``flag`` (without its dashes), the bad part, and ``keys`` unless any may be there.
-    """
+    """Reads ``a=1,b=2``. A value with a comma stands in quotes: ``source="a,b.json"``. Raises ConfigError,
+    which names ``flag`` (without its dashes), the bad part, and ``keys`` unless any may be there."""
     pairs: dict[str, str] = {}
     for part in _split(text, flag):
         key, equals, value = (piece.strip() for piece in part.partition("="))

@@ -78,11 +78,8 @@ def home() -> Path:
 
 
 def storage_retry_s() -> float:
-    """Returns how many seconds a failing storage request is repeated; 0 tries once.
-
-    Raises:
-        ConfigError: the variable holds something else than a number of seconds.
-    """
+    """Returns how many seconds a failing storage request is repeated; 0 tries once. Raises ConfigError if the
+    variable holds something else than a number of seconds."""
     text = get(STORAGE_RETRY_S) or "120"
     try:
         seconds = float(text)

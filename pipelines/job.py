@@ -218,10 +218,8 @@ def resolved(config: C) -> C:
     """Returns a config with absolute places and a tracking URI.
 
     Relative places start from the working directory. A job under ``ray job submit`` runs in a copy that Ray
-    deletes, so there they start from ``SAMTOK_HOME``.
-
-    Raises:
-        ConfigError: If there is no place for the database of an output on object storage.
+    deletes, so there they start from ``SAMTOK_HOME``. Raises ConfigError if there is no place for the
+    database of an output on object storage.
     """
     config = configs.with_places(config, absolute)
     return dataclasses.replace(config, tracking=tracking_of(config))
@@ -235,11 +233,8 @@ def absolute(place: str) -> str:
 
 
 def tracking_of(config: RunConfig) -> str:
-    """Returns where a run is tracked: --tracking, MLFLOW_TRACKING_URI, or a database beside --out.
-
-    Raises:
-        ConfigError: For an output on object storage where neither is set.
-    """
+    """Returns where a run is tracked: --tracking, MLFLOW_TRACKING_URI, or a database beside --out. Raises
+    ConfigError for an output on object storage where neither is set."""
     wanted = config.tracking or env.get(env.MLFLOW_TRACKING_URI)
     if wanted is None:
         if storage.is_remote(config.out):

@@ -90,10 +90,7 @@ def open_plan(
     chunk_rows: int | None = None,
 ) -> Plan:
     """Returns the plan of an earlier run of the same job, or makes it; by default a shard is one chunk.
-
-    Raises:
-        ConfigError: If the earlier run had other settings.
-    """
+    Raises ConfigError if the earlier run had other settings."""
     plan = shards.load_plan(out)
     if plan is not None:
         shards.check_fingerprint(plan, fingerprint)
@@ -105,11 +102,8 @@ def open_plan(
 
 
 def left_of(out: str, fingerprint: Mapping[str, Any]) -> str | None:
-    """Returns what is left of a plan in one line; None if there is no plan. For dry runs.
-
-    Raises:
-        ConfigError: If the plan had other settings.
-    """
+    """Returns what is left of a plan in one line; None if there is no plan. For dry runs. Raises ConfigError
+    if the plan had other settings."""
     plan = shards.load_plan(out)
     if plan is None:
         return None

@@ -132,11 +132,8 @@ def load_plan(out: str) -> Plan | None:
 
 
 def check_fingerprint(plan: Plan, wanted: Mapping[str, Any]) -> None:
-    """Refuses to resume a corpus that was planned differently.
-
-    Raises:
-        ConfigError: Naming every entry that differs, with both values.
-    """
+    """Refuses to resume a corpus that was planned differently; raises ConfigError, which names every entry
+    that differs, with both values."""
     if changed := differences(plan.fingerprint, wanted, before="planned"):
         raise ConfigError(
             f"{plan.out} was planned with other settings, so its shards would not fit together. Different: "
@@ -195,11 +192,8 @@ def _only_inputs(inputs: Iterable[Input | dict[str, Any]], rejects: list[dict[st
 
 
 def read_inputs(plan: Plan, chunk: Chunk) -> list[Input]:
-    """Reads the inputs of one chunk from the plan.
-
-    Raises:
-        DataError: If the plan file has another number of them.
-    """
+    """Reads the inputs of one chunk from the plan; raises DataError if the plan file has another number of
+    them."""
     where = storage.join(plan.out, _inputs_file(plan.fingerprint, chunk.shard))
     with storage.open_input(where) as file:
         table = pq.ParquetFile(file).read_row_group(chunk.index)
@@ -242,11 +236,8 @@ def commit(
 
 
 def committed(plan: Plan) -> dict[int, dict[str, Any]]:
-    """Returns the commit records that exist, by shard, without their histograms.
-
-    Raises:
-        DataError: If a record belongs to another fingerprint.
-    """
+    """Returns the commit records that exist, by shard, without their histograms; raises DataError if a record
+    belongs to another fingerprint."""
     return {record["shard"]: slim(record) for record in _records(plan)}
 
 
@@ -267,12 +258,8 @@ def _records(plan: Plan) -> Iterator[dict[str, Any]]:
 
 
 def finish(plan: Plan) -> dict[str, Any]:
-    """Removes orphans, writes the manifest and returns it.
-
-    Raises:
-        StorageError: If a shard has no commit record.
-        DataError: If a shard has another number of images than planned.
-    """
+    """Removes orphans, writes the manifest and returns it; raises StorageError if a shard has no commit
+    record, DataError if a shard has another number of images than planned."""
     manifest = manifest_of(plan)
     found = [record["shard"] for record in manifest["shards"]]
     missing = sorted(set(range(len(plan.shard_rows))) - set(found))
@@ -345,11 +332,7 @@ def totals(plan: Plan, shards: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def load_manifest(out: str) -> dict[str, Any]:
-    """Reads the manifest of a finished corpus.
-
-    Raises:
-        DataError: If the corpus is not finished.
-    """
+    """Reads the manifest of a finished corpus; raises DataError if the corpus is not finished."""
     where = storage.join(out, MANIFEST)
     if not storage.exists(where):
         raise DataError(f"there is no {where}: the corpus is not finished. Run the job that writes it again.")
@@ -357,11 +340,8 @@ def load_manifest(out: str) -> dict[str, Any]:
 
 
 def require_manifest(uri: str, *, flag: str, job: str) -> dict[str, Any]:
-    """Reads the manifest of a corpus that a flag (as it is written) names, before a job runs.
-
-    Raises:
-        ConfigError: If the corpus is not there or not finished; names the job that makes such corpora.
-    """
+    """Reads the manifest of a corpus that a flag (as it is written) names, before a job runs. Raises
+    ConfigError if the corpus is not there or not finished; names the job that makes such corpora."""
     if not storage.exists(storage.join(uri, MANIFEST)):
         raise ConfigError(
             f"{flag} {uri} is no finished corpus: it has no {MANIFEST}. The command that began it goes on "

@@ -50,11 +50,9 @@ class Trainer:
     def take_step(self, samples: Sequence[Encoded]) -> dict[str, float]:
         """Takes one step over this worker's chats; collective. Returns the step's metrics, of all workers.
 
-        A step whose gradient is NaN or infinite is skipped on all workers.
-
-        Raises:
-            TrainingDiverged: If too many steps in a row were skipped.
-            ConfigError: If some micro-batches have images and some none, and the engine cannot take that.
+        A step whose gradient is NaN or infinite is skipped on all workers. Raises TrainingDiverged if too
+        many steps in a row were skipped; ConfigError if some micro-batches have images and some none, and the
+        engine cannot take that.
         """
         step, config = self.steps.done, self.config
         torch.manual_seed(mixed_seed(config.seed, step, world.rank()))  # a model may have dropout

@@ -56,11 +56,8 @@ class FileInfo:
 
 
 def is_remote(uri: str) -> bool:
-    """Whether the URI names an object of a store and not a local file.
-
-    Raises:
-        ConfigError: the scheme is none that we know.
-    """
+    """Whether the URI names an object of a store and not a local file; raises ConfigError if the scheme is
+    none that we know."""
     scheme, separator, _ = uri.partition("://")
     if not separator or scheme == "file":
         return False
@@ -78,9 +75,7 @@ def join(uri: str, *parts: str) -> str:
     """Appends names to a folder URI: ``join("s3://b/run", "data", "x.parquet")``.
 
     A part may hold slashes. Parts may come from datasets, so one that would leave the folder is refused.
-
-    Raises:
-        DataError: a part is absolute, climbs with ``..`` or holds a NUL; its reason is ``path``.
+    Raises DataError if a part is absolute, climbs with ``..`` or holds a NUL; its reason is ``path``.
     """
     names = [name for part in parts for name in part.split("/") if name not in ("", ".")]
     if ".." in names or any(part.startswith("/") or "\0" in part for part in parts):
@@ -153,12 +148,8 @@ def _patiently(what: str, uri: str, call: Callable[[], _T]) -> _T:
 
 
 def read_bytes(uri: str, *, offset: int = 0, size: int | None = None) -> bytes:
-    """Reads a file or object, or ``size`` bytes of it from ``offset``; fewer if it ends before.
-
-    Raises:
-        NotFoundError: it does not exist.
-        StorageError: it cannot be read, after retries.
-    """
+    """Reads a file or object, or ``size`` bytes of it from ``offset``; fewer if it ends before. Raises
+    NotFoundError if it does not exist; StorageError if it cannot be read, after retries."""
     if offset < 0 or (size is not None and size < 0):
         raise ValueError(f"offset and size must be 0 or more, got {offset} and {size}")
     stop = None if size is None else offset + size
@@ -273,11 +264,8 @@ def local_copy(uri: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def local_folder(uri: str) -> Iterator[Path]:
-    """Gives a local folder with the files below ``uri``: itself, or a copy that is deleted at the end.
-
-    Raises:
-        NotFoundError: If there is no file.
-    """
+    """Gives a local folder with the files below ``uri``: itself, or a copy that is deleted at the end. Raises
+    NotFoundError if there is no file."""
     if not is_remote(uri):
         if not local.path_of(uri).is_dir():
             raise NotFoundError(f"there is no folder {uri}; check the path, and that the disk is mounted.")
@@ -317,9 +305,7 @@ def write_bytes(uri: str, data: bytes) -> None:
     """Writes a file or object whole: a reader sees the old content or the new, never a part.
 
     Missing local folders are made. A killed local writer can leave a file ``.tmp-*``, which nothing reads.
-
-    Raises:
-        StorageError: it cannot be written, after retries; what was there before is still there.
+    Raises StorageError if it cannot be written, after retries; what was there before is still there.
     """
     _patiently("write", uri, lambda: _backend(uri).put(uri, data))
 
@@ -353,11 +339,8 @@ def delete_folder(uri: str) -> None:
 
 
 def check(folder_uri: str) -> None:
-    """Makes sure that a run can write, create exclusively, read, list and delete below a folder.
-
-    Raises:
-        StorageError: one of these fails; for a store without exclusive writes too.
-    """
+    """Makes sure that a run can write, create exclusively, read, list and delete below a folder. Raises
+    StorageError if one of these fails; for a store without exclusive writes too."""
     probe = join(folder_uri, f"probe-{uuid.uuid4().hex}")
     try:
         created, again = put_if_absent(probe, b"first"), put_if_absent(probe, b"second")

@@ -33,11 +33,8 @@ _REMEDIES = {
 
 
 def path_of(uri: str) -> Path:
-    """Turns a plain path or a ``file://`` URI into a path.
-
-    Raises:
-        ConfigError: the URI names another host, or is empty.
-    """
+    """Turns a plain path or a ``file://`` URI into a path. Raises ConfigError if the URI names another host,
+    or is empty."""
     if not uri.startswith("file://"):
         if not uri:
             raise ConfigError("A path or URI must not be empty.")

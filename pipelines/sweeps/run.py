@@ -37,11 +37,8 @@ CLOSED_FILE = "mlflow_closed.json"
 
 
 def sweep(config: SweepConfig, run: Run[SweepConfig]) -> Closing:
-    """Runs the trials that are left, and compares all of them.
-
-    Raises:
-        ClusterError: If a trial did not end; the others are in the report.
-    """
+    """Runs the trials that are left, and compares all of them. Raises ClusterError if a trial did not end;
+    the others are in the report."""
     base = _task(config.base()) if config.base_steps else None
     tracker = run.begin(config)
     start = None if base is None else _train_base(base)

@@ -79,11 +79,8 @@ def build_index(specs: Sequence[CorpusSpec], out: str) -> Index:
 
     The readers are run once, here. Memory is that of the readers, and of one index file when it is written.
     An index of other corpora is that of an attempt that trained nothing: what a run was trained on is in its
-    fingerprint.
-
-    Raises:
-        DataError: If a corpus has no image with masks, or another layout than its reader's.
-        StorageError: If a corpus cannot be listed or the index not written.
+    fingerprint. Raises DataError if a corpus has no image with masks, or another layout than its reader's;
+    StorageError if a corpus cannot be listed or the index not written.
     """
     specs = [spec.absolute() for spec in specs]
     sources = [shards.digest(spec.reader().sources()) for spec in specs]
@@ -112,11 +109,8 @@ def digest_of(specs: Sequence[CorpusSpec]) -> str:
 
 
 def load_index(out: str) -> Index | None:
-    """Reads the index of a run; None if there is none yet.
-
-    Raises:
-        ConfigError: If another release of this code made it.
-    """
+    """Reads the index of a run; None if there is none yet. Raises ConfigError if another release of this code
+    made it."""
     uri = storage.join(out, "index")
     where = storage.join(uri, "index.json")
     if not storage.exists(where):

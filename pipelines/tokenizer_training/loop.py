@@ -68,10 +68,8 @@ class Trainer:
     def take_step(self, batches: Sequence[Batch]) -> dict[str, float]:
         """Takes one step over the micro-batches of this worker; collective. Returns the step's metrics.
 
-        A step whose gradient is NaN or infinite is skipped on all workers; weights and codebooks stay.
-
-        Raises:
-            TrainingDiverged: If too many steps in a row were skipped.
+        A step whose gradient is NaN or infinite is skipped on all workers; weights and codebooks stay. Raises
+        TrainingDiverged if too many steps in a row were skipped.
         """
         step, device = self.steps.done, self.trainee.tokenizer.device
         generator = torch.Generator().manual_seed(mixed_seed(self.config.seed, step))

@@ -51,12 +51,8 @@ class Source(Protocol):
         ...
 
     def read(self, index: int, *, most: int, draw: np.random.Generator) -> Sample:
-        """Reads an image and at most ``most`` of its masks, drawn as the run's sampling says.
-
-        Raises:
-            Unusable: If the record, the image or all of its masks cannot be used.
-            StorageError: If the storage fails.
-        """
+        """Reads an image and at most ``most`` of its masks, drawn as the run's sampling says. Raises Unusable
+        if the record, the image or all of its masks cannot be used; StorageError if the storage fails."""
         ...
 
 

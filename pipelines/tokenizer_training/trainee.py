@@ -30,10 +30,8 @@ class Trainee(nn.Module):
 def build_trainee(config: TrainTokenizerConfig) -> Trainee:
     """Builds what a run trains, with the weights it starts from, on the CPU and in training mode.
 
-    Random weights are a function of ``config.seed``.
-
-    Raises:
-        CheckpointError: If the starting weights are missing, broken, or of another architecture.
+    Random weights are a function of ``config.seed``. Raises CheckpointError if the starting weights are
+    missing, broken, or of another architecture.
     """
     torch.manual_seed(config.seed)
     tokenizer = _start(config.start, config.model, architecture_of(config))

@@ -77,10 +77,8 @@ def deepspeed_of(engine: EngineConfig, stages: Sequence[int]) -> Mapping[str, An
 def check_deepspeed_config(body: Any, source: str, *, stages: Sequence[int]) -> None:
     """Lets a DeepSpeed config through if it says nothing but how ZeRO goes about its work.
 
-    Other settings either change what is learnt, or were never tried with this engine.
-
-    Raises:
-        ConfigError: Names ``source``, the key and the remedy.
+    Other settings either change what is learnt, or were never tried with this engine. Raises ConfigError,
+    which names ``source``, the key and the remedy.
     """
     where = f"--.deepspeed {source}"
     if not isinstance(body, Mapping) or not isinstance(body.get("zero_optimization"), Mapping):

@@ -77,11 +77,8 @@ class DeepSpeedEngine(Engine):
         self._engine.backward(loss, scale_wrt_gas=False)
 
     def step(self, rate: float) -> float:
-        """As ``Engine.step``; the norm is infinite when it is not finite.
-
-        Raises:
-            ConfigError: If gradients of different parameters were mixed up, see ``_ArrivalOrder``.
-        """
+        """As ``Engine.step``; the norm is infinite when it is not finite. Raises ConfigError if gradients of
+        different parameters were mixed up, see ``_ArrivalOrder``."""
         if self._order is not None:
             self._order.compare()
         else:

@@ -20,11 +20,7 @@ _MIXING, _WITHIN = 0x6D6978, 0x6F7264
 
 
 def check_weights(weights: Sequence[float | None]) -> None:
-    """Makes sure that all corpora have a weight above 0, or none has one.
-
-    Raises:
-        ConfigError: Otherwise.
-    """
+    """Makes sure that all corpora have a weight above 0, or none has one; raises ConfigError otherwise."""
     given = [weight for weight in weights if weight is not None]
     if given and len(given) < len(weights):
         raise ConfigError(

@@ -34,11 +34,8 @@ def has_begun(out: str) -> bool:
 
 
 def check_same(out: str, fingerprint: Mapping[str, Any]) -> None:
-    """Makes sure that no other run has begun in a folder; writes nothing.
-
-    Raises:
-        ConfigError: Names what differs from the run that is there.
-    """
+    """Makes sure that no other run has begun in a folder; writes nothing. Raises ConfigError, which names
+    what differs from the run that is there."""
     where = storage.join(out, FINGERPRINT_FILE)
     if not has_begun(out) or not storage.exists(where):
         return

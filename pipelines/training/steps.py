@@ -25,10 +25,7 @@ class Steps:
 
     def count(self, norm: float, metrics: Mapping[str, Any], most_bad: int) -> bool:
         """Counts a step by the norm of its gradient; returns whether it was good. Engines skip bad ones.
-
-        Raises:
-            TrainingDiverged: If ``most_bad`` steps in a row were bad.
-        """
+        Raises TrainingDiverged if ``most_bad`` steps in a row were bad."""
         number, self.done = self.done, self.done + 1
         if math.isfinite(norm):  # a NaN loss has a NaN gradient
             self.bad_in_a_row = 0
