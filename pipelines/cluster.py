@@ -99,14 +99,12 @@ def session(*, num_cpus: int | None = None, at_least_cpus: float = 0) -> Iterato
     """Connects this process to Ray for the time of the block, and ends what it began and nothing else.
 
     A cluster that was started is stopped, one that was joined is left, a connection that was there stays.
+    Raises ClusterError if no cluster answers at ``RAY_ADDRESS``, or a local one did not start.
 
     Args:
         num_cpus: CPUs that a local Ray counts, which may be more than there are; None counts the real ones.
         at_least_cpus: A local Ray counts no fewer, unless ``num_cpus`` is given: on a laptop, stages that
             need more workers than it has cores share the cores.
-
-    Raises:
-        ClusterError: no cluster answers at ``RAY_ADDRESS``, or a local one did not start.
     """
     ray = _import_ray()
     if ray.is_initialized():

@@ -170,12 +170,5 @@ def reject(
     num_masks: int = 0,
 ) -> dict[str, Any]:
     """Returns one entry of the reject table."""
-    return {
-        "stage": stage,
-        "dataset": dataset,
-        "row_id": row_id,
-        "mask_id": mask_id,
-        "num_masks": num_masks,
-        "reason": reason,
-        "message": message[:2000],
-    }
+    which = {"stage": stage, "dataset": dataset, "row_id": row_id, "mask_id": mask_id}
+    return {**which, "num_masks": num_masks, "reason": reason, "message": message[:2000]}

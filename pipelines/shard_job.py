@@ -120,15 +120,13 @@ def do_shards(
     max_reject_rate: float = 1.0,
     tracker: Tracker | None = None,
 ) -> tuple[dict[str, Any], Work]:
-    """Does the shards that have no commit record; returns the manifest, and what this call did.
+    """Does the shards that have no commit record; returns the manifest, and what this call did. Raises
+    DataError for too many rejects; what was committed stays.
 
     Args:
         stream: Does and commits shards; yields their commit records in any order. Not called for none.
         units: What is counted; the first one sets the rate of the progress lines.
         max_reject_rate: A run whose rejected inputs are already a larger share of all planned ones ends.
-
-    Raises:
-        DataError: For too many rejects; what was committed stays.
     """
     done = shards.committed(plan)
     todo = [shard for shard in range(len(plan.shard_rows)) if shard not in done]

@@ -54,6 +54,7 @@ def through_actors(
     num_cpus: int | None = None,
 ) -> Iterator[Any]:
     """Commits what actors return for each shard; yields the commit records that hold, as shards are done.
+    Raises ClusterError if the cluster is too small, or an actor died too often.
 
     Args:
         make: Picklable; makes what an actor holds, which is called with a plan and a shard and returns
@@ -61,9 +62,6 @@ def through_actors(
         workers: Actors; no more than shards are started. With 0, this process does all.
         remedy: What to lower if actors die again and again, as flags.
         num_cpus: Logical CPUs of a Ray that is started here.
-
-    Raises:
-        ClusterError: If the cluster is too small, or an actor died too often.
     """
     if not workers:
         stage = make()

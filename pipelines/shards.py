@@ -267,7 +267,13 @@ def finish(plan: Plan) -> dict[str, Any]:
         raise StorageError(
             f"{len(missing)} shards of {plan.out} are not committed, first {missing[0]}. Run again."
         )
-    _check_rows(plan, manifest["shards"])
+    for shard, planned in zip(manifest["shards"], plan.shard_rows, strict=True):
+        rows = shard["counts"].get("inputs_in", shard["counts"]["rows_in"])
+        if rows != planned:
+            raise DataError(
+                f"shard {shard['shard']} of {plan.out} has {rows} inputs, the plan {planned}. "
+                "Remove its commit record and run again."
+            )
     _remove_orphans(plan.out, manifest["shards"])
     storage.write_bytes(storage.join(plan.out, MANIFEST), json.dumps(manifest, sort_keys=True).encode())
     return manifest
@@ -307,17 +313,6 @@ def add_sums(codes: np.ndarray, iou: dict[str, Any], record: Mapping[str, Any]) 
     iou["histogram"] = [a + b for a, b in zip(iou["histogram"] or [0] * len(bins), bins, strict=True)]
     iou["sum"] += record["iou_sum"]
     iou["count"] += record["iou_count"]
-
-
-def _check_rows(plan: Plan, shards: list[dict[str, Any]]) -> None:
-    for shard, planned in zip(shards, plan.shard_rows, strict=True):
-        counts = shard["counts"]
-        found = counts.get("inputs_in", counts["rows_in"])
-        if found != planned:
-            raise DataError(
-                f"shard {shard['shard']} of {plan.out} has {found} inputs, the plan {planned}. "
-                "Remove its commit record and run again."
-            )
 
 
 def totals(plan: Plan, shards: Iterable[Mapping[str, Any]]) -> dict[str, int]:

@@ -68,14 +68,11 @@ class Gallery:
 
 
 def draw(tokenizer: MaskTokenizer, answers: Sequence[Mapping[str, Any]]) -> bytes:
-    """Returns a PNG of questions with true masks, answered masks and the difference, both from their words.
+    """Returns a PNG of questions with true masks, answered masks and the difference, both from their words;
+    raises DataError if an image is no image any more, StorageError if one cannot be read.
 
     Args:
         answers: From ``Validator.answers``.
-
-    Raises:
-        DataError: If an image is no image any more.
-        StorageError: If one cannot be read.
     """
     return sheet_of([_panel(tokenizer, entry) for entry in answers], SIDE, heads=viz.ANSWER)
 

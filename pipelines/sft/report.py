@@ -16,14 +16,12 @@ from samtok.plots.curves import Curve, CurvePanel, Events, curves_plot
 def write_report(
     out: str, *, config: Mapping[str, Any], record: Mapping[str, Any], history: Sequence[Row]
 ) -> dict[str, bytes]:
-    """Writes ``OUT/report`` and returns its pictures by file name.
+    """Writes ``OUT/report`` and returns its pictures by file name; raises StorageError if the folder cannot
+    be written.
 
     Args:
         out: URI of the run's folder; the last picture of ``OUT/generations`` goes into the page.
         history: One row per step, which counts from 0.
-
-    Raises:
-        StorageError: If the folder cannot be written.
     """
     pictures = {"curves.png": _curves(record, history)}
     drawn = sorted(file.uri for file in storage.list_files(storage.join(out, "generations"), suffix=".png"))

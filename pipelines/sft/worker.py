@@ -41,7 +41,7 @@ def train_worker(task: PreparedMllm, notify: Notify, device: torch.device | str 
 class MllmWorker(TrainWorker[TrainMllmConfig, PreparedChat]):
     """One worker of a run; of its notices ``generations`` names a file of answers."""
 
-    unit, items, score = "tokens", "chats", "loss"
+    unit, score = "tokens", "loss"
 
     def __init__(self, task: PreparedMllm, notify: Notify, model: Any, adapter: Adapter) -> None:
         self.model, self.adapter, config = model, adapter, task.config

@@ -37,7 +37,8 @@ Row = Mapping[str, Any]
 
 
 def write_report(out: str, rows: Sequence[Row], *, ceiling: float | None = None) -> dict[str, bytes]:
-    """Writes ``OUT/report`` and returns its pictures by file name.
+    """Writes ``OUT/report`` and returns its pictures by file name; raises StorageError if the folder cannot
+    be written.
 
     Args:
         rows: One per trial: ``name``, ``kind``, ``num_codes``, ``num_levels``, ``shared``, ``grid``,
@@ -45,9 +46,6 @@ def write_report(out: str, rows: Sequence[Row], *, ceiling: float | None = None)
             ``iou_shuffled``, ``used_*`` and ``perplexity_*`` by level, ``distinct``, ``steps``, ``seconds``;
             of failed ones ``error``.
         ceiling: IoU without quantization, of the weights that all trials started from.
-
-    Raises:
-        StorageError: If the folder cannot be written.
     """
     points = [_point(row) for row in rows if _is_number(row.get("iou"))]
     pictures = {"tradeoff.png": tradeoff_plot(points, ceiling=ceiling)}

@@ -68,11 +68,6 @@ class Index:
         """Returns a hash of what the corpora hold and how they are read, wherever they lie."""
         return _digest([corpus.spec for corpus in self.corpora], [corpus.sources for corpus in self.corpora])
 
-    @property
-    def listed_rejects(self) -> int:
-        """What the readers could not use when they listed."""
-        return sum(corpus.rejects for corpus in self.corpora)
-
 
 def build_index(specs: Sequence[CorpusSpec], out: str) -> Index:
     """Lists corpora into ``out/index``, or returns the index that an earlier run with the same ones made.
@@ -83,7 +78,7 @@ def build_index(specs: Sequence[CorpusSpec], out: str) -> Index:
     StorageError if a corpus cannot be listed or the index not written.
     """
     specs = [spec.absolute() for spec in specs]
-    sources = [shards.digest(spec.reader().sources()) for spec in specs]
+    sources = _sources(specs)
     earlier = load_index(out)
     if earlier is not None:
         if earlier.digest == _digest(specs, sources):
@@ -105,7 +100,11 @@ def build_index(specs: Sequence[CorpusSpec], out: str) -> Index:
 
 def digest_of(specs: Sequence[CorpusSpec]) -> str:
     """Returns the ``digest`` of the index that corpora will have, without listing them."""
-    return _digest(specs, [shards.digest(spec.reader().sources()) for spec in specs])
+    return _digest(specs, _sources(specs))
+
+
+def _sources(specs: Sequence[CorpusSpec]) -> list[str]:
+    return [shards.digest(spec.reader().sources()) for spec in specs]
 
 
 def load_index(out: str) -> Index | None:

@@ -27,7 +27,8 @@ from samtok.ranks import gather_rows
 def validate(
     tokenizer: MaskTokenizer, samples: Iterable[Sample], *, quantize: bool, full: bool = False
 ) -> dict[str, Any]:
-    """Measures; collective over workers, each of which has images of its own.
+    """Measures; collective over workers, each of which has images of its own. Raises DataError if no worker
+    had a mask.
 
     Args:
         tokenizer: In evaluation mode or not; it is left as it was.
@@ -39,9 +40,6 @@ def validate(
         with what belongs to masks of another image, NaN where there was only one; ``iou_continuous``, with z
         itself, if it was asked for; and ``below_half``, the share of masks with an IoU under one half. Of the
         codes ``perplexity_0`` and so on, ``used_0``, and ``distinct`` tuples, 0 unless ``quantized``.
-
-    Raises:
-        DataError: If no worker had a mask.
     """
     was_training = tokenizer.training
     tokenizer.eval()

@@ -28,16 +28,14 @@ def write_report(
     history: Sequence[Row],
     sheet: bytes | None,
 ) -> dict[str, bytes]:
-    """Writes ``OUT/report`` and returns its pictures by file name.
+    """Writes ``OUT/report`` and returns its pictures by file name; raises StorageError if the folder cannot
+    be written.
 
     Args:
         record: What became of the run: ``final``, ``best``, ``validations`` (``step`` is the number of steps
             done), ``times``, ``workers``, ``rejects``, ``lineage``.
         history: One row per step, which counts from 0: ``loss``, ``loss_*``, ``iou``, ``perplexity_*``, ...
         sheet: From ``contact_sheet_of``.
-
-    Raises:
-        StorageError: If the folder cannot be written.
     """
     validations = record.get("validations") or []
     pictures = {"curves.png": _curves(record, history, validations)}

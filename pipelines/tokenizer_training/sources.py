@@ -4,7 +4,7 @@ import functools
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -67,7 +67,6 @@ class CorpusSource:
 
     @property
     def name(self) -> str:
-        """Name of the dataset."""
         return self.reader.name
 
     def __len__(self) -> int:
@@ -161,10 +160,7 @@ class SceneSource:
     world: WorldConfig
     policy: SamplingConfig
 
-    @property
-    def name(self) -> str:
-        """Name of the dataset."""
-        return "scenes"
+    name: ClassVar[str] = "scenes"
 
     def __len__(self) -> int:
         return self.count

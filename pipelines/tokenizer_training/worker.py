@@ -40,7 +40,7 @@ def train_worker(task: PreparedTokenizer, notify: Notify, device: torch.device |
 class TokenizerWorker(TrainWorker[TrainTokenizerConfig, MicroBatch]):
     """One worker of a run."""
 
-    unit, items, score = "masks", "images", "iou"
+    unit, score = "masks", "iou"
 
     def __init__(self, task: PreparedTokenizer, notify: Notify, device: torch.device) -> None:
         config = task.config

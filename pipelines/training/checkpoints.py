@@ -24,8 +24,6 @@ from pipelines.training.engine import OptimizerState
 from pipelines.training.resume import STATE_FILE, steps
 from samtok.errors import CheckpointError
 
-__all__ = ["Checkpoint", "drop_old", "load", "load_history", "save", "save_segment", "steps"]
-
 FORMAT_VERSION = 2
 
 

@@ -151,13 +151,11 @@ class TrainingConfig(RunConfig):
         return self.micro_batch or self.per_worker
 
     def check_shares(self, flag: str) -> None:
-        """Makes sure that a step divides among workers, and a worker's share into micro-batches.
+        """Makes sure that a step divides among workers, and a worker's share into micro-batches; raises
+        ConfigError, which names sizes that would.
 
         Args:
             flag: The one that sets ``per_step``, such as ``--.sampling.images-per-step``.
-
-        Raises:
-            ConfigError: Names sizes that would.
         """
         items, workers = self.per_step, self.workers
         if items % workers:

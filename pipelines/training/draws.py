@@ -68,13 +68,11 @@ class Corpora(Generic[S]):
     remedy: str = ""  # half a sentence that ends with a comma, for errors
 
     def read(self, draw: Draw, read: Callable[[S, int, np.random.Generator], R], drawn: Drawn) -> R:
-        """Reads what was drawn, or in its place an item of its corpus that depends on nothing but the draw.
+        """Reads what was drawn, or in its place an item of its corpus that depends on nothing but the draw;
+        raises DataError if ``REPLACEMENTS`` more cannot be used either.
 
         Args:
             read: Gets corpus, index and a generator; raises Unusable.
-
-        Raises:
-            DataError: If ``REPLACEMENTS`` more cannot be used either.
         """
         source, index, last = self.sources[draw.source], draw.index, ""
         for attempt in range(1 + REPLACEMENTS):

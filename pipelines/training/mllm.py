@@ -47,15 +47,13 @@ def export(
 ) -> str:
     """Writes model, processor, vocabulary and lineage; returns a hash of the weights.
 
-    What was written is loaded back and compared bit for bit before it goes to its place.
+    What was written is loaded back and compared bit for bit before it goes to its place. Raises
+    CheckpointError if the files do not hold these weights, or the words were lost; StorageError if the folder
+    cannot be written.
 
     Args:
         model: Has the config and the names; its own weights may be spread over workers.
         lineage: Where model and data come from.
-
-    Raises:
-        CheckpointError: If the files do not hold these weights, or the words were lost.
-        StorageError: If the folder cannot be written.
     """
     with tempfile.TemporaryDirectory(prefix="samtok-") as name:
         folder = Path(name)

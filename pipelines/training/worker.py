@@ -92,8 +92,6 @@ class TrainWorker(ABC, Generic[C, P]):
 
     unit: ClassVar[str]
     """Metric of a step that is summed over the run, such as masks."""
-    items: ClassVar[str]
-    """What is drawn for steps, such as images."""
     score: ClassVar[str]
     """Measure of a validation by which the best one is found."""
 
@@ -194,7 +192,8 @@ class TrainWorker(ABC, Generic[C, P]):
     def _judge_rejects(self) -> None:
         """Ends a run that draws too much that it cannot use, by the draws of all workers and so on all."""
         limit = self.config.max_reject_rate
-        for kind, (total, rejected, _) in item_counts(self.tally.counts).items():
+        for kind, found in item_counts(self.tally.counts).items():
+            total, rejected = found["total"], found["rejected"]
             if total >= MIN_JUDGED and rejected > limit * total:
                 reasons = dict.fromkeys(world.gathered([self.journal.reasons()]))
                 raise DataError(
@@ -275,7 +274,7 @@ class TrainWorker(ABC, Generic[C, P]):
             "best": tally.best,
             "validations": tally.validations,
             **self.journal.state(),
-            "items": self._items(),
+            "items": item_counts(tally.counts),
             "skipped_steps": self.trainer.steps.skipped,
             "workers": world.size(),
             "parameters": self.parameters(),
@@ -289,19 +288,12 @@ class TrainWorker(ABC, Generic[C, P]):
         }
         write_record(self.out, record)
 
-    def _items(self) -> dict[str, dict[str, int]]:
-        names = ("total", "rejected", "filtered")
-        counts = item_counts(self.tally.counts)
-        return {kind: dict(zip(names, found, strict=True)) for kind, found in counts.items()}
 
-
-def item_counts(counts: Mapping[str, int]) -> dict[str, tuple[int, int, int]]:
-    """Returns how many of each kind of item were drawn, rejected and filtered, by ``KIND``."""
+def item_counts(counts: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """Returns how many of each ``KIND`` of item were drawn in all, rejected and filtered."""
     kinds = [name.removesuffix("_in") for name in counts if name.endswith("_in")]
-    return {
-        kind: (counts[f"{kind}_in"], counts.get(f"{kind}_rejected", 0), counts.get(f"{kind}_filtered", 0))
-        for kind in kinds
-    }
+    ends = {"total": "in", "rejected": "rejected", "filtered": "filtered"}
+    return {kind: {name: counts.get(f"{kind}_{end}", 0) for name, end in ends.items()} for kind in kinds}
 
 
 # ---------------------------------------------------------------- state, for workers and learners
