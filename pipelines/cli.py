@@ -29,10 +29,8 @@ T = TypeVar("T")
 def parse(kind: type[T], presets: Mapping[str, T], argv: list[str] | None, *, doc: str | None) -> T:
     """Returns the config that the command line asks for.
 
-    ``argv`` has no program's name; None takes the process's own. ``doc`` is shown by ``--help``.
-
-    Raises:
-        SystemExit: With 0 after ``--help`` or ``--help-all``, with 2 for a wrong flag, preset or config file.
+    ``argv`` has no program's name; None takes the process's own. ``doc`` is shown by ``--help``. Raises
+    SystemExit with 0 after ``--help`` or ``--help-all``, with 2 for a wrong flag, preset or config file.
     """
     arguments = sys.argv[1:] if argv is None else argv
     if not set(arguments) - {"--dry-run"} and "smoke" in presets:

@@ -56,11 +56,8 @@ def config(cls: type[T]) -> type[T]:
 
 
 def check(settings: Any) -> None:
-    """Checks one config object, not those inside it: bounds of its fields, then its own ``check``.
-
-    Raises:
-        ConfigError: With flags relative to the object, and ``owner`` set to it.
-    """
+    """Checks one config object, not those inside it: bounds of its fields, then its own ``check``. Raises
+    ConfigError with flags relative to the object, and ``owner`` set to it."""
     try:
         for name, limits in bounds_of(type(settings)).items():
             _check_field(f"--.{flag_name(name)}", getattr(settings, name), limits)
@@ -140,11 +137,7 @@ def checks_later() -> Iterator[None]:
 
 
 def check_tree(root: Any) -> None:
-    """Checks a job's config with everything inside it.
-
-    Raises:
-        ConfigError: With flags as the command line has them.
-    """
+    """Checks a job's config with everything inside it; ConfigError has flags as the command line has them."""
     for _, part in reversed(list(parts_of(root))):  # inner objects first: outer checks build on them
         try:
             check(part)
@@ -331,11 +324,7 @@ def _split(text: str, flag: str) -> list[str]:
 
 
 def number(text: str, *, where: str, kind: type[int] | type[float] = float) -> float:
-    """Reads a finite number above 0 from a part of a flag.
-
-    Raises:
-        ConfigError: Begins with ``where``.
-    """
+    """Reads a finite number above 0 from a part of a flag; a ConfigError begins with ``where``."""
     try:
         value = kind(text)
     except ValueError:

@@ -8,9 +8,8 @@ from samtok.errors import ConfigError
 def require(place: str, *, flag: str, command: str, file: str | None = None, owner: object = None) -> None:
     """Refuses a place that is neither a file nor a folder with files (or with ``file`` in it).
 
-    Raises:
-        ConfigError: Names the place, its flag, and the command that makes one. ``owner`` is the config object
-            that has the flag, if that begins with ``--.``.
+    ConfigError names the place, its flag, and the command that makes one. ``owner`` is the config object that
+    has the flag, if that begins with ``--.``.
     """
     where = place if file is None else storage.join(place, file)
     if not (storage.exists(where) or (file is None and storage.list_files(place, limit=1))):

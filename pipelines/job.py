@@ -61,11 +61,8 @@ class Items:
         return text + (f"  ({', '.join(f'{count} {reason}' for reason, count in listed)})" if listed else "")
 
     def check(self, limit: float, out: str) -> None:
-        """Compares the share of rejected items with what is allowed.
-
-        Raises:
-            DataError: If none came out of some, or the share is above ``limit``. Results are complete.
-        """
+        """Raises DataError if none came out of some, or a share above ``limit`` was rejected; results are
+        complete."""
         see = f"{self.hint} `python -m pipelines.tools.browse {out}` shows the reasons.".lstrip()
         if self.total and not self.out and self.rejected:
             raise DataError(f"none of the {self.total} {self.unit} could be used. {see}")
@@ -130,11 +127,8 @@ class Job(ABC, Generic[C]):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Checks what can be known before anything runs: inputs are there and fit. Reads little.
-
-        Raises:
-            SamtokError: ConfigError for a missing input names the command that makes it.
-        """
+        """Checks what can be known before anything runs: inputs are there and fit. Reads little. ConfigError
+        for a missing input names the command that makes it."""
 
     @abstractmethod
     def size(self) -> str:

@@ -95,13 +95,9 @@ def through_tasks(
 
     task = ray.remote(
         num_cpus=worker.cpus, num_gpus=worker.gpus or 0, max_retries=MAX_RETRIES, retry_exceptions=False
-    )(_call)
+    )(lambda work, shard: work(shard))
     shared = ray.put(work)
     yield from _stream(range(at_once), lambda _, shard: task.remote(shared, shard), todo, remedy)
-
-
-def _call(work: Callable[[int], Any], shard: int) -> Any:
-    return work(shard)
 
 
 def _stream(

@@ -82,7 +82,6 @@ class TrainMllmConfig(TrainingConfig):
 
     @property
     def per_step(self) -> int:
-        """Chats of a step over all workers."""
         return self.sampling.samples_per_step
 
     @property

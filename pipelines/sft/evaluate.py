@@ -75,12 +75,7 @@ class Validator:
 
     @cached_property
     def _own(self) -> list[Encoded]:
-        """Returns this worker's held-out chats, filled up with chats that do not count to the most of any.
-
-        Raises:
-            DataError: If none can be used.
-            ConfigError: If workers would use different parts of the model, and the engine cannot take that.
-        """
+        """Returns this worker's held-out chats, filled up with chats that do not count to the most of any."""
         unusable: list[str] = []
         share = self.rows[world.rank() :: world.size()]
         own = [s for row in share if (s := self._encode(row, unusable)) is not None]

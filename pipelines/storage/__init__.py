@@ -157,12 +157,7 @@ def read_bytes(uri: str, *, offset: int = 0, size: int | None = None) -> bytes:
 
 
 def read_json(uri: str) -> Any:
-    """Reads a JSON document.
-
-    Raises:
-        DataError: it is not JSON; its reason is ``json``.
-        StorageError: as ``read_bytes``.
-    """
+    """Reads a JSON document; raises DataError (reason ``json``) if it is none, and as ``read_bytes``."""
     try:
         return json.loads(read_bytes(uri))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:

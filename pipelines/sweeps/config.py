@@ -145,14 +145,8 @@ def _flags(name: str, kind: str, sizes: list[int], words: str | None) -> Quantiz
 
 
 TABLES = (
-    "rq-256x2",
-    "rq-512x2",
-    "rq-1024x2",
-    "rq-256x4",
-    "rq-1024x4",
-    "vq-1024",
-    "vq-65536",
-    "fsq-16x16x16x16",
+    *("rq-256x2", "rq-512x2", "rq-1024x2", "rq-256x4", "rq-1024x4"),
+    *("vq-1024", "vq-65536", "fsq-16x16x16x16"),
 )
 """Rows of the paper's Tables 12 and 13; the grid of its FSQ with 65536 codes is not given, so it is ours."""
 

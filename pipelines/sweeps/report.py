@@ -12,17 +12,8 @@ from pipelines.reports import html, training
 from samtok.plots.tradeoff import TradeoffPoint, tradeoff_plot
 
 HEADS = (
-    "quantizer",
-    "words",
-    "bits",
-    "r-Acc",
-    "codes of others",
-    "used, %",
-    "perplexity",
-    "distinct",
-    "steps",
-    "time",
-    "status",
+    *("quantizer", "words", "bits", "r-Acc", "codes of others"),
+    *("used, %", "perplexity", "distinct", "steps", "time", "status"),
 )
 _NUMBERS = range(1, len(HEADS) - 1)
 _LEGEND = (

@@ -11,12 +11,8 @@ from samtok.errors import CheckpointError, ConfigError
 
 
 def architecture_of(config: TrainTokenizerConfig) -> MaskTokenizerConfig:
-    """Returns the architecture that a run trains.
-
-    Raises:
-        ConfigError: If the quantizer's fields do not go together or do not fit the architecture.
-        CheckpointError: If the starting tokenizer is missing or of another architecture.
-    """
+    """Returns the architecture that a run trains; raises ConfigError if the quantizer's fields do not fit,
+    CheckpointError if the starting tokenizer is missing or of another architecture."""
     base = PRESETS[config.model]
     if config.start.tokenizer:
         require_tokenizer(config.start.tokenizer, flag="--.tokenizer", owner=config.start)
@@ -52,12 +48,8 @@ def freezes(config: TrainTokenizerConfig) -> bool:
 
 
 def check_quantize_from(config: TrainTokenizerConfig) -> None:
-    """Makes sure that quantization can begin when the config says.
-
-    Raises:
-        ConfigError: If codebooks are wanted at once but the given ones are of another quantizer, or if
-            k-means would get fewer embeddings than there are codes.
-    """
+    """Makes sure that quantization can begin when the config says; raises ConfigError if the codebooks for an
+    immediate start are of another quantizer, or k-means would get fewer embeddings than there are codes."""
     quantizer = architecture_of(config).quantizer
     if config.quantize_from == 0:
         assert config.start.tokenizer is not None  # the config says so itself
@@ -69,9 +61,9 @@ def check_quantize_from(config: TrainTokenizerConfig) -> None:
                 owner=config,
             )
         return
-    if config.quantization_step == config.steps:
-        return  # it never begins
-    if quantizer.kind != "fsq" and config.kmeans_samples < quantizer.num_codes:
+    if config.quantization_step == config.steps or quantizer.kind == "fsq":
+        return  # it never begins, or needs no k-means
+    if config.kmeans_samples < quantizer.num_codes:
         raise ConfigError(
             f"--.kmeans-samples must be >= {quantizer.num_codes}, the codes of the quantizer, got "
             f"{config.kmeans_samples}.",
@@ -79,7 +71,7 @@ def check_quantize_from(config: TrainTokenizerConfig) -> None:
         )
     least = config.quantization_step * config.sampling.images_per_step  # every image has a mask
     most = least * config.sampling.masks_per_image
-    if quantizer.kind != "fsq" and most < quantizer.num_codes:
+    if most < quantizer.num_codes:
         raise ConfigError(
             f"{quantizer.num_codes} codes need as many embeddings to start from, but the "
             f"{config.quantization_step} steps before quantization give at most {most}. Raise "

@@ -167,7 +167,6 @@ class TrainTokenizerConfig(TrainingConfig):
 
     @property
     def per_step(self) -> int:
-        """Images of a step over all workers."""
         return self.sampling.images_per_step
 
     @property

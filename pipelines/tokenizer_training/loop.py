@@ -32,11 +32,8 @@ MEANS = ("bce", "dice", "box", "commitment", "iou")
 
 @dataclass(frozen=True)
 class Forward:
-    """What one forward pass gives.
-
-    The means over the masks of the micro-batch are losses, unweighted, by the names of ``LossConfig``'s
-    weights, and the IoU at the size of the logits.
-    """
+    """What one forward pass gives. Means over its masks are losses, unweighted, by the names of
+    ``LossConfig``'s weights, and the IoU at the size of the logits."""
 
     means: dict[str, Tensor]
     z: Float[Tensor, "mask dim"]  # embeddings before quantization

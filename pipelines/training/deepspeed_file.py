@@ -41,16 +41,13 @@ _ZERO3_COUNTS = (
 
 
 def deepspeed_of(engine: EngineConfig, stages: Sequence[int]) -> Mapping[str, Any] | None:
-    """Reads and checks the DeepSpeed file of a run, such as ``infra/deepspeed/zero2.json``, if it has one.
+    """Reads and checks the DeepSpeed file of a run, such as ``infra/deepspeed/zero2.json``, if it has one;
+    raises ConfigError if there is none of that name, it is no JSON, or as ``check_deepspeed_config``.
 
     Args:
         engine: Names it; a relative path is looked for in the working directory, then in the project's
             folder, as workers of a cluster run elsewhere.
         stages: ZeRO stages with which this kind of training works.
-
-    Raises:
-        ConfigError: If there is no such file, or it is no JSON, or as ``check_deepspeed_config``.
-        StorageError: If it cannot be read.
     """
     path = engine.deepspeed
     if path is None:

@@ -51,16 +51,12 @@ class StepLoader(Generic[R]):
         self.per_call = per_call
 
     def steps(self, start: int) -> Iterator[list[R]]:
-        """Yields what was prepared for the steps from ``start`` to the last one of the run.
-
-        Raises:
-            DataError: If many draws in a row from a corpus are unusable.
-            StorageError: If the storage fails.
-            ClusterError: If a loader process dies.
-        """
+        """Yields what was prepared for the steps from ``start`` to the last one of the run. Raises DataError
+        if many draws in a row from a corpus are unusable, ClusterError if a loader process dies."""
         calls = self.config.per_worker // self.per_call
         tasks = (task for step in range(start, self.config.steps) for task in self._tasks(step))
-        with closing(prepared(self.prepare, tasks, worker=self.config.worker, ahead=calls)) as made:
+        start_loading = _in_processes if self.config.worker.loaders else _in_thread
+        with closing(start_loading(self.prepare, tasks, self.config.worker, calls)) as made:
             while step := list(islice(made, calls)):
                 yield step
 
@@ -73,26 +69,10 @@ class StepLoader(Generic[R]):
             yield tuple(draws[begin : begin + self.per_call])
 
 
-def prepared(
-    prepare: Callable[[T], R], tasks: Iterable[T], *, worker: TrainWorkerConfig, ahead: int
+def _in_thread(
+    prepare: Callable[[T], R], tasks: Iterable[T], _worker: TrainWorkerConfig, ahead: int
 ) -> Generator[R, None, None]:
-    """Yields ``prepare(task)`` for every task in order; close it to stop early.
-
-    Args:
-        prepare: A picklable callable. What it gives away to a process must travel: tensors, plain data.
-        worker: ``worker.loaders`` processes do it, or a thread if 0.
-        ahead: Tasks that are prepared before they are asked for; processes round it up.
-
-    Raises:
-        SamtokError: What ``prepare`` raised.
-        ClusterError: If a loader process dies.
-    """
-    if worker.loaders:
-        return _in_processes(prepare, tasks, worker, ahead)
-    return _in_thread(prepare, tasks, ahead)
-
-
-def _in_thread(prepare: Callable[[T], R], tasks: Iterable[T], ahead: int) -> Generator[R, None, None]:
+    """Yields ``prepare(task)`` for every task in order, ``ahead`` of them before they are asked for."""
     pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
     waiting: deque[Future[R]] = deque()
     try:
@@ -129,6 +109,7 @@ class _Dataset(Generic[T, R]):
 def _in_processes(
     prepare: Callable[[T], R], tasks: Iterable[T], worker: TrainWorkerConfig, ahead: int
 ) -> Generator[R, None, None]:
+    """As ``_in_thread``, a few more ahead; what ``prepare`` returns travels: tensors, plain data."""
     loader: Any = DataLoader(
         _Dataset(prepare),  # type: ignore[arg-type] what DataLoader needs of a dataset is __getitem__
         batch_size=None,

@@ -9,7 +9,7 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from pipelines.tokenizer_training.config import SamplingConfig
-from pipelines.tokenizer_training.select import draw_masks, pick_masks, why_unusable, without_nested
+from pipelines.tokenizer_training.sources import draw_masks, pick_masks, why_unusable, without_nested
 from pipelines.training.mixture import Mixture
 from samtok import masks
 from samtok.errors import ConfigError
