@@ -149,6 +149,7 @@ def test_bad_corpora_end_with_their_exit_code_and_what_to_do(home, tmp_path, spe
     assert not (tmp_path / "lost/metrics.json").exists()
 
 
+@pytest.mark.long
 def test_rejects_are_counted_and_too_many_of_them_fail_the_job_with_its_numbers(home, tmp_path):
     source, out = write_bad_folder(tmp_path / "data"), tmp_path / "out"
     bad = f"reader=coco,source={source},images={source.parent / 'images'},dataset=bad"

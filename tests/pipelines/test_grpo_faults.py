@@ -171,6 +171,7 @@ def test_samplers_and_learners_that_disagree_end_the_run(world, tmp_path, capsys
     assert not saved(tmp_path)
 
 
+@pytest.mark.long
 def test_only_sampling_changes_nothing(world, tmp_path):
     config = short(world, tmp_path, steps=4, debug="rollout-only", rollout=rollout(workers=1))
     assert grpo_gres(config) == 0
@@ -181,6 +182,7 @@ def test_only_sampling_changes_nothing(world, tmp_path):
     assert (tmp_path / "report" / "index.html").exists()
 
 
+@pytest.mark.long
 def test_a_policy_that_learns_to_say_nothing_ends_by_the_alarm(world, tmp_path, capsys):
     """The model knows its chats by heart and is paid for saying anything but masks."""
     config = short(

@@ -39,6 +39,7 @@ def submitted(world, tmp_path_factory):
     return folder / "whole", output
 
 
+@pytest.mark.long
 def test_a_submitted_job_ends_with_model_curve_and_report(submitted):
     out, output = submitted
     assert_readable(output)
@@ -49,6 +50,7 @@ def test_a_submitted_job_ends_with_model_curve_and_report(submitted):
         assert (out / name).stat().st_size, name
 
 
+@pytest.mark.long
 def test_a_job_that_was_killed_goes_on_as_if_it_had_not_been(world, submitted, tmp_path):
     """Its Ray dies with it; the same command ends with the same model, and MLflow has each step once."""
     from mlflow import MlflowClient

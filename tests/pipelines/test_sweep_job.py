@@ -65,6 +65,7 @@ def resumed(tmp_path_factory) -> tuple[Path, dict, str]:
     return home / "out", before, output
 
 
+@pytest.mark.long
 def test_a_killed_sweep_goes_on_and_leaves_finished_trials_as_they_are(resumed):
     out, before, output = resumed
     after, names = endings(out), set(PRESETS["smoke"].quantizers)
@@ -77,6 +78,7 @@ def test_a_killed_sweep_goes_on_and_leaves_finished_trials_as_they_are(resumed):
     assert not (out / "ray").exists()
 
 
+@pytest.mark.long
 def test_a_resumed_sweep_ends_with_one_table_of_all_trials(resumed):
     out, _, output = resumed
     rows = {row["name"]: row for row in json.loads((out / "results.json").read_text())}
@@ -91,6 +93,7 @@ def test_a_resumed_sweep_ends_with_one_table_of_all_trials(resumed):
     assert (out / "report" / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_a_resumed_sweep_is_one_run_in_mlflow_with_a_closed_run_of_every_trial(resumed):
     out, _, output = resumed
     assert "tracking at" not in output

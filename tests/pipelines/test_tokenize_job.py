@@ -104,6 +104,7 @@ def test_a_driver_killed_twice_is_resumed_to_the_same_bytes(home, whole):
     assert len(list((out / "data").iterdir())) == 15  # the orphan is gone
 
 
+@pytest.mark.long
 def test_a_killed_tokenizer_actor_costs_nothing(home, whole):
     out = home / "actor"
     with job("tokenize_corpus", *flags(home, str(out)), log=home / "actor.log") as running:

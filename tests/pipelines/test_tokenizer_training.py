@@ -41,6 +41,9 @@ from samtok.model.tokenizer import MaskTokenizer
 from tests.training import curve_of, record_of, short, task_for, train, weights_of
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """An uninterrupted run."""
@@ -75,7 +78,6 @@ def test_mean_iou_counts_logits_above_zero_and_targets_from_one_half():
     assert float(mean_iou(logits, targets)) == pytest.approx((1 / 3 + 1) / 2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("micro", [4, 1])
 def test_any_split_into_micro_batches_gives_the_same_losses_and_codebooks(tmp_path, whole, micro):
     train(short(tmp_path / "out", micro=micro))
@@ -132,7 +134,6 @@ def test_quantization_begins_at_its_step_with_codebooks_from_kmeans(whole):
     assert curve[6]["perplexity_0"] > 40  # of 64: k-means spreads them
 
 
-@pytest.mark.slow
 def test_codebooks_move_only_once_quantization_has_begun(tmp_path):
     trainer = trainer_of(short(tmp_path))
     moved = []
@@ -367,7 +368,6 @@ def test_settings_have_the_fingerprint_that_they_had_before_their_flags_were_ren
     assert ready.digest == record["fingerprint"]
 
 
-@pytest.mark.slow
 def test_the_shipped_tokenizer_is_what_the_tiny_preset_makes_and_as_good_as_its_record_says():
     folder = SHIPPED / "tiny"
     record = json.loads((folder / "record.json").read_text(encoding="utf-8"))

@@ -181,6 +181,7 @@ def bandit_steps(settings: PolicySettings, baseline: str, scale: str, mean: str)
         yield float((policy.detach().softmax(1) @ PAYS).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BANDITS)
 def test_a_bandit_finds_the_arm_that_pays(name: str):
     expected = list(bandit_steps(*BANDITS[name]))

@@ -279,6 +279,7 @@ def every_expression(scene):
     return referring_expressions(scene, np.random.default_rng(scene.index), single=50, multi=50, none=50)
 
 
+@pytest.mark.slow
 def test_expressions_are_true_for_strict_and_for_generous_readers():
     count = 0
     for scene in SCENES:
@@ -292,6 +293,7 @@ def test_expressions_are_true_for_strict_and_for_generous_readers():
     assert count > 2000
 
 
+@pytest.mark.slow
 def test_expressions_cover_one_several_and_no_targets_with_distinct_texts():
     drawn = [referring_expressions(scene, np.random.default_rng(0)) for scene in SCENES]
     for expressions in drawn:
