@@ -40,7 +40,6 @@ from samtok.folders import SHIPPED
 from samtok.model.tokenizer import MaskTokenizer
 from tests.training import curve_of, record_of, short, task_for, train, weights_of
 
-
 pytestmark = pytest.mark.slow
 
 
