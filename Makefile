@@ -53,9 +53,10 @@ tour: setup ## words become a language: a tiny MLLM learns to segment what is as
 test: setup ## the fast tests
 	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 --dist loadfile
 
-# Tests of numbers start no Ray and run beside those that mostly wait for Ray's processes to start.
+# Tests of numbers start no Ray and take what CPU is left by those that mostly wait for Ray's processes, which Ray
+# runs at niceness 15.
 test-slow: setup ## the slow tests that CI runs
-	$(BIN)/python -m pytest -q -m "slow and numerics and not long and not gpu" >numerics.log 2>&1 & beside=$$!; \
+	nice -n 19 $(BIN)/python -m pytest -q -o timeout=900 -m "slow and numerics and not long and not gpu" >numerics.log 2>&1 & beside=$$!; \
 	$(BIN)/python -m pytest -q -m "slow and not (numerics or docs or long or gpu)"; \
 	wait $$beside || { cat numerics.log; exit 1; }; tail -n 3 numerics.log
 

@@ -154,7 +154,7 @@ PRESETS: dict[str, SweepConfig] = {
     # Everything once, in about a minute on two cores; the numbers mean nothing.
     "smoke": SweepConfig(
         out="runs/sweep-smoke",
-        quantizers=("rq-64x2", "vq-64", "fsq-8x8"),
+        quantizers=("rq-64x2", "fsq-8x8"),
         train=dataclasses.replace(
             TRAINING["micro"],
             steps=20,
