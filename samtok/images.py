@@ -7,6 +7,7 @@ are read by ``samtok.labelmaps``.
 
 import re
 import struct
+import warnings
 import zlib
 from collections.abc import Sequence
 from io import BytesIO
@@ -78,7 +79,9 @@ def open_image(
             "with gray and go unnoticed; switch it off."
         )
     try:
-        image = Image.open(BytesIO(data), formats=list(formats))
+        with warnings.catch_warnings():  # of many pixels; how many are too many is decided below
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(BytesIO(data), formats=list(formats))
     except Image.DecompressionBombError as error:
         raise DataError(f"{where}: {error}", reason="image_bomb") from error
     except _BROKEN as error:

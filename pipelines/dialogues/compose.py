@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pipelines import schema, storage
 from pipelines.chats.commit import Composed
 from pipelines.dialogues import captions, referring, regions
-from pipelines.dialogues.pieces import Message, Pieces, Ref
+from pipelines.dialogues.pieces import Message, Ref
 from pipelines.dialogues.scene import Item, Scene
 from pipelines.dialogues.style import Voice
 from pipelines.shards import ROW_GROUP_ROWS
@@ -261,15 +261,12 @@ def written(
     first_user = next((place for place, message in enumerate(messages) if message.role == "user"), None)
     for place, message in enumerate(messages):
         mask_ids = [piece.mask_id for piece in message.pieces if isinstance(piece, Ref)]
-        text = {"text": _text(message.pieces, masks), "image": None}
+        parts = (masks[p.mask_id]["words"] if isinstance(p, Ref) else p for p in message.pieces)
+        text = {"text": "".join(parts), "image": None}
         image = [{"text": None, "image": FIRST_IMAGE}] if place == first_user else []
         rows.append({"role": message.role, "content": [*image, text], "mask_ids": mask_ids})
         named |= {mask_id: masks[mask_id] for mask_id in mask_ids if mask_id not in named}
     return {"messages": rows, "masks": [_mask(mask, keep_rle) for mask in named.values()]}
-
-
-def _text(pieces: Pieces, masks: Mapping[str, Mapping[str, Any]]) -> str:
-    return "".join(masks[piece.mask_id]["words"] if isinstance(piece, Ref) else piece for piece in pieces)
 
 
 def _mask(mask: Mapping[str, Any], keep_rle: bool) -> dict[str, Any]:

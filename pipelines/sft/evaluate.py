@@ -5,7 +5,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -91,7 +91,8 @@ class Validator:
                 f"none of the first {len(self.rows)} chats of --validation.chats can be used. Are "
                 "their images in place, and are they within --sampling.max-tokens?"
             )
-        own += [_unlearnt(usable[0])] * missing
+        nothing = torch.full_like(usable[0].labels, IGNORE)  # goes through the model and counts for nothing
+        own += [dataclasses.replace(usable[0], labels=nothing)] * missing
         if self.alike:
             self._require_alike(own)
         return own
@@ -134,7 +135,9 @@ class Validator:
         (texts), and the ``codes`` of both as lists of masks. With weights spread over workers all of them
         must ask the same, so a question that one of them cannot read is left out.
         """
-        asked = [row for row in self.rows if _asks_one_image(row)][: self.config.validation.generations]
+        one = [row for row in self.rows if len(row["images"]) == 1]
+        asked = [row for row in one if row["messages"][-1]["role"] == "assistant"]
+        asked = asked[: self.config.validation.generations]
         own = [self._prompt(row) for row in asked]
         lacking = world.gathered([i for i, prompt in enumerate(own) if prompt is None])
         kept = [row for i, row in enumerate(asked) if i not in lacking]
@@ -165,15 +168,6 @@ class Validator:
             "answer": answer,
             "codes": {"truth": chats.answer_words(row)[-1], "answer": parsed.codes},
         }
-
-
-def _asks_one_image(row: Mapping[str, Any]) -> bool:
-    return len(row["images"]) == 1 and row["messages"][-1]["role"] == "assistant"
-
-
-def _unlearnt(sample: Encoded) -> Encoded:
-    """Returns a sample that goes through the model and counts for nothing."""
-    return dataclasses.replace(sample, labels=torch.full_like(sample.labels, IGNORE))
 
 
 def _question(row: Row) -> list[Turn]:

@@ -85,9 +85,10 @@ def _rows(
         codes = tokenizer.quantizer.encode(z)
         decoded = tokenizer.quantizer.decode(codes) if quantize else z
         unknown = np.full(len(z), np.nan)
+        foreign = None if previous is None else previous[torch.arange(len(z)).to(z.device) % len(previous)]
         columns = [
             _ious(tokenizer, features, sample, decoded),
-            unknown if previous is None else _ious(tokenizer, features, sample, _tiled(previous, len(z))),
+            unknown if foreign is None else _ious(tokenizer, features, sample, foreign),
             _ious(tokenizer, features, sample, z) if full and quantize else unknown,
         ]
         numbers = torch.from_numpy(np.stack(columns, axis=1))
@@ -114,7 +115,3 @@ def _ious(
         logits = tokenizer.decode_embeddings(features.of_masks(owners), embeddings).float()
     decoded = tokenizer.masks_from_logits(logits, sample.image.shape[:2])
     return np.array([iou(a, b) for a, b in zip(sample.masks, decoded, strict=True)])
-
-
-def _tiled(embeddings: Tensor, count: int) -> Tensor:
-    return embeddings[torch.arange(count, device=embeddings.device) % len(embeddings)]

@@ -174,6 +174,14 @@ ORIGINALS = [_file(Image.fromarray(RGB), format) for format in ("PNG", "JPEG", "
 ORIGINALS += [_file(Image.fromarray(RGB), "TIFF", compression="tiff_lzw"), _with_orientation(6, "JPEG")]
 
 
+def test_a_header_of_many_pixels_is_a_bomb_by_our_limit_and_warns_of_nothing():
+    bmp = bytearray(_file(Image.fromarray(RGB), "BMP"))
+    bmp[18:26] = struct.pack("<ii", 9001, 9961)  # 89,658,961 pixels, above which Pillow warns
+    with pytest.raises(DataError, match="9961x9001 pixels, expected at most 10000") as caught:
+        decode_image(bytes(bmp), where="x", max_pixels=10_000)
+    assert caught.value.reason == "image_bomb"
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of damaged metadata beside raising
 @settings(max_examples=150)
 @given(
