@@ -40,7 +40,7 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         "words-refer",
         "tokenize_corpus",
         "--corpus.reader refer --corpus.source shapes-refer/grefs.json --corpus.images shapes-refer/val "
-        f"--corpus.dataset refer --tokenizer tour --reconstruct 1 {QUIET}",
+        f"--corpus.dataset refer --corpus.split val --tokenizer tour --reconstruct 1 {QUIET}",
     ),
     (
         "words-granf",
