@@ -93,9 +93,10 @@ def through_tasks(
     """Yields what ``work`` (picklable) returns for each shard, called in so many Ray tasks at once."""
     import ray
 
-    task = ray.remote(
+    remote: Any = ray.remote(
         num_cpus=worker.cpus, num_gpus=worker.gpus or 0, max_retries=MAX_RETRIES, retry_exceptions=False
-    )(lambda work, shard: work(shard))
+    )
+    task = remote(lambda work, shard: work(shard))
     shared = ray.put(work)
     yield from _stream(range(at_once), lambda _, shard: task.remote(shared, shard), todo, remedy)
 

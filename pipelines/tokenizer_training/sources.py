@@ -12,7 +12,7 @@ import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pyarrow as pa
@@ -173,7 +173,7 @@ class SceneSource:
     world: WorldConfig
     policy: SamplingConfig
 
-    name: ClassVar[str] = "scenes"
+    name: str = "scenes"
 
     def __len__(self) -> int:
         return self.count

@@ -111,7 +111,8 @@ class Alarms:
                 prompt with targets) is passed over; infinite is too much of anything.
         """
         step = int(metrics["step"])
-        numbers = {name: float(value) for name, value in metrics.items() if _is_number(value)}
+        numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, Real)}
+        numbers = {name: value for name, value in numbers.items() if not math.isnan(value)}
         alarms = []
         for name, sentence in self._judge(step, numbers):
             before = self._raised.get(name)
@@ -265,10 +266,6 @@ class Alarms:
                 f"gradient that is no number, expected fewer than {config.skipped} (--alarms.skipped). Lower "
                 "the learning rate, or look for the prompts of these steps among the trajectories.",
             )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not math.isnan(value)
 
 
 def _mean(values: list[float]) -> float:
