@@ -63,7 +63,7 @@ class Items:
     def check(self, limit: float, out: str) -> None:
         """Raises DataError if none came out of some, or a share above ``limit`` was rejected; results are
         complete."""
-        see = f"{self.hint} `python -m pipelines.tools.browse {out}` shows the reasons.".lstrip()
+        see = f"{self.hint} The tables of rejects below {out} name each with its reason.".lstrip()
         if self.total and not self.out and self.rejected:
             raise DataError(f"none of the {self.total} {self.unit} could be used. {see}")
         if self.rejected > limit * self.total:

@@ -161,7 +161,7 @@ def _stop_early(plan: Plan, counts: Counter[str], units: Sequence[Unit], limit: 
         if unit.in_plan and rejected > limit * planned:
             raise DataError(
                 f"{rejected} of {planned} {unit.name} cannot be used already; --max-reject-rate allows "
-                f"{limit:.1%}. {unit.hint} `python -m pipelines.tools.browse {plan.out}` shows the reasons."
+                f"{limit:.1%}. {unit.hint} The tables in {plan.out}/rejects name each with its reason."
             )
 
 
