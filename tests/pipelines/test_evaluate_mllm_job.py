@@ -66,10 +66,9 @@ def killed(world) -> int:
 
 @pytest.fixture(scope="module")
 def resumed(world, killed) -> tuple[Path, str]:
-    """The folder of the same run after it was repeated, and what that printed."""
-    code, output = run_job(
-        "evaluate_mllm", *_flags(world, "--tracking", "off"), log=world.home / "resumed.log"
-    )
+    """The folder of the same run after it was repeated, without Ray, and what that printed."""
+    flags = _flags(world, "--tracking", "off", "--workers", "0")
+    code, output = run_job("evaluate_mllm", *flags, log=world.home / "resumed.log")
     assert code == 0, output[-3000:]
     return world.home / "killed", output
 

@@ -18,6 +18,10 @@ from tests.ray_head import RayHead
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
+HERE = ("--workers", "0")
+"""In the job's own process, without Ray."""
+
+
 def rows(out: Path) -> Iterator[dict]:
     for shard in read_manifest(out)["shards"]:
         yield from pq.read_table(out / shard["data"]["file"]).to_pylist()
@@ -66,7 +70,7 @@ def test_a_finished_corpus_is_left_as_it_is(home, whole):
 
 def test_without_workers_there_is_no_ray_and_the_bytes_are_the_same(home, whole):
     out, nowhere = home / "here", {"RAY_ADDRESS": "127.0.0.1:9"}
-    more = flags(home, str(out), "--workers", "0")
+    more = flags(home, str(out), *HERE)
     code, output = run_job("tokenize_corpus", *more, log=home / "here.log", env=nowhere)
     assert code == 0, output[-3000:]
     assert data_digests(read_manifest(out)) == data_digests(read_manifest(whole))
@@ -88,7 +92,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(home):
 
 
 def test_a_driver_killed_twice_is_resumed_to_the_same_bytes(home, whole):
-    """Early, and later on."""
+    """Early, and later on; the last run does what is left without Ray."""
     out, log = home / "killed", home / "killed.log"
     for stop_at in (random.randint(0, 3), random.randint(6, 11)):
         with job("tokenize_corpus", *flags(home, str(out)), log=log) as running:
@@ -97,7 +101,7 @@ def test_a_driver_killed_twice_is_resumed_to_the_same_bytes(home, whole):
         assert not (out / "_MANIFEST.json").exists()
     done = commits(out)
     (out / "data" / "shard-00003-deadbeef.parquet").write_bytes(b"orphan")  # as a lost race leaves behind
-    code, output = run_job("tokenize_corpus", *flags(home, str(out)), log=home / "resumed.log")
+    code, output = run_job("tokenize_corpus", *flags(home, str(out), *HERE), log=home / "resumed.log")
     assert code == 0, output[-3000:]
     assert f"15 shards, {done} committed" in output
     assert data_digests(read_manifest(out)) == data_digests(read_manifest(whole))
@@ -135,7 +139,9 @@ def bad_flags(source: Path, out: Path, home: Path, *more: str) -> list[str]:
 def test_a_folder_of_bad_files_ends_well_unless_the_reject_rate_is_limited(home, tmp_path):
     source, out = write_bad_folder(tmp_path / "data"), tmp_path / "words"
     code, output = run_job(
-        "tokenize_corpus", *bad_flags(source, out, home, "--max-reject-rate", "1"), log=tmp_path / "bad.log"
+        "tokenize_corpus",
+        *bad_flags(source, out, home, "--max-reject-rate", "1", *HERE),
+        log=tmp_path / "bad.log",
     )
     assert code == 0, output[-3000:]
     assert "images    in 10  out 5  rejected 5" in output
@@ -146,7 +152,7 @@ def test_a_folder_of_bad_files_ends_well_unless_the_reject_rate_is_limited(home,
 
     code, output = run_job(
         "tokenize_corpus",
-        *bad_flags(source, out, home, "--max-reject-rate", "0.1"),
+        *bad_flags(source, out, home, "--max-reject-rate", "0.1", *HERE),
         log=tmp_path / "rate.log",
     )
     assert code == 3
@@ -156,7 +162,9 @@ def test_a_folder_of_bad_files_ends_well_unless_the_reject_rate_is_limited(home,
 def test_a_wrong_image_folder_fails_and_can_be_set_right(home, tmp_path):
     source, out = write_bad_folder(tmp_path / "data"), tmp_path / "words"
     images = str(source.parent / "images")
-    wrong = [flag if flag != images else str(tmp_path / "nothing") for flag in bad_flags(source, out, home)]
+    wrong = [
+        flag if flag != images else str(tmp_path / "nothing") for flag in bad_flags(source, out, home, *HERE)
+    ]
     code, output = run_job("tokenize_corpus", *wrong, log=tmp_path / "wrong.log")
     assert code == 3 and "of 10 images cannot be used" in output and "Is the folder of images right" in output
     code, output = run_job("tokenize_corpus", *bad_flags(source, out, home), log=tmp_path / "right.log")
@@ -173,6 +181,7 @@ def test_a_storage_error_in_a_worker_keeps_its_exit_code(home, tmp_path):
     assert "Traceback" not in output[-1000:]
 
 
+@pytest.mark.long
 def test_under_ray_job_submit_the_bytes_are_the_same_and_mlflow_has_config_pictures_and_lineage(
     home, whole, tmp_path
 ):
