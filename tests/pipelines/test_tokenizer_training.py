@@ -32,7 +32,6 @@ from pipelines.tokenizer_training.trainee import build_trainee
 from pipelines.training import checkpoints
 from pipelines.training.config import OptimizerConfig, TrainWorkerConfig
 from pipelines.training.engine import PlainEngine
-from pipelines.training.mixture import Mixture
 from pipelines.training.prepare import settings_of
 from pipelines.training.steps import TrainingDiverged, learning_rate
 from samtok.errors import CheckpointError, ConfigError
@@ -58,8 +57,7 @@ def trainer_of(config: TrainTokenizerConfig) -> Trainer:
 
 def steps_of(config: TrainTokenizerConfig, start: int = 0):
     sources = training_sources(config, None)
-    mixture = Mixture([len(source) for source in sources], [None], config.seed)
-    loader = step_loader(sources, mixture, config, architecture_of(config), rank=0)
+    loader = step_loader(sources, [None], config, architecture_of(config), rank=0)
     return ([micro.batch for micro in batches] for batches in loader.steps(start))
 
 
