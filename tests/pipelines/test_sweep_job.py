@@ -111,6 +111,7 @@ def test_a_resumed_sweep_is_one_run_in_mlflow_with_a_closed_run_of_every_trial(r
         assert list(told.values()) == pytest.approx([row["loss"] for row in curve_of(out / "trials" / name)])
 
 
+@pytest.mark.long
 def test_what_asha_ends_early_is_measured_marked_and_not_run_again(tmp_path):
     """From trained weights, where one bit a mask is far worse than eight from the first look on."""
     out, database = tmp_path / "out", tmp_path / "mlflow.db"

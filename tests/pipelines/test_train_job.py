@@ -74,7 +74,6 @@ def steps_saved(out: Path | str) -> int:
     return max(checkpoints.steps(str(out)), default=0)
 
 
-@pytest.mark.long
 def test_a_killed_worker_is_replaced_and_the_result_is_the_same(home, whole, tmp_path):
     out = tmp_path / "out"
     with job("train_tokenizer", *flags(home, out, "--workers", "2"), log=tmp_path / "log") as running:
