@@ -34,6 +34,9 @@ class Grpo(TrainingJob[GrpoConfig]):
     def check(self) -> PreparedGrpo:
         return prepare(self.config)
 
+    def size(self) -> str:
+        return self.ready.size()
+
     def work(self, run: Run[GrpoConfig]) -> Closing:
         log.info("%s", self.ready.size())
         return super().work(run)

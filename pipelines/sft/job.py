@@ -23,6 +23,9 @@ class TrainMllm(TrainingJob[TrainMllmConfig]):
     def check(self) -> PreparedMllm:
         return prepare(self.config)
 
+    def size(self) -> str:
+        return self.ready.size()
+
     def stage(self) -> Any:
         from pipelines.sft import run
 

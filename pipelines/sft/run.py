@@ -18,13 +18,7 @@ _HIDDEN = ("learnt_tokens", "samples", "lr")
 def train(ready: PreparedMllm, tracker: Tracker) -> None:
     """Trains on the workers of the config, and draws answers meanwhile. Raises as ``fit_on_ray``."""
     config = ready.config
-    progress = Progress(
-        config,
-        tracker,
-        unit="tokens",
-        hidden=_HIDDEN,
-        validation_line=_validation_line,
-    )
+    progress = Progress(config, tracker, unit="tokens", hidden=_HIDDEN, validation_line=_validation_line)
     with Gallery(config, tracker, progress) as gallery:
         fit_on_ray(train_worker, ready, config, callback=gallery.handle)
 

@@ -23,6 +23,9 @@ class TrainTokenizer(TrainingJob[TrainTokenizerConfig]):
     def check(self) -> PreparedTokenizer:
         return prepare(self.config)
 
+    def size(self) -> str:
+        return self.ready.size()
+
     def stage(self) -> Any:
         from pipelines.tokenizer_training import run
 

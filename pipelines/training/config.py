@@ -1,6 +1,7 @@
 """Options that training jobs have in common: optimizer, engine, workers, validation, checkpoints, shares."""
 
 import math
+from abc import ABC, abstractmethod
 from typing import Literal
 
 from pipelines.config import (
@@ -110,7 +111,7 @@ class CheckpointsConfig:
 
 
 @config
-class TrainingConfig(RunConfig):
+class TrainingConfig(RunConfig, ABC):
     """What a training run on Ray Train has, whatever it trains. The same --out resumes it."""
 
     seed: AtLeast0 = 101
@@ -136,9 +137,9 @@ class TrainingConfig(RunConfig):
     """Seconds between progress lines, each with means over the steps since the last one."""
 
     @property
+    @abstractmethod
     def per_step(self) -> int:
         """Items (images, chats) of a step over all workers."""
-        raise NotImplementedError
 
     @property
     def per_worker(self) -> int:

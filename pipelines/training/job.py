@@ -55,9 +55,6 @@ class TrainingJob(Job[C], Generic[C]):
         """Trains to the end."""
         self.stage().train(self.ready, tracker)
 
-    def size(self) -> str:
-        return self.ready.size()
-
     def prepare(self) -> None:
         self.ready = self.check()
         self.ready.check_folder()

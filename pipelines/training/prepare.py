@@ -34,10 +34,6 @@ class Prepared(Generic[C]):
         """Hash of the fingerprint."""
         return shards.digest(self.fingerprint)
 
-    def size(self) -> str:
-        """Returns how much there is to do, in a few lines."""
-        raise NotImplementedError
-
     def check_folder(self) -> None:
         """Makes sure that no run with other settings is in --out; raises as ``check_same``."""
         check_same(self.config.out, self.fingerprint)
