@@ -14,7 +14,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `test
 from tests.s3_server import S3Server
 
 PROTECTS = {
-    "faults": ("grpo_faults", "tokenize_job", "tokenize_s3", "storage_s3", "train_job", "sft_job"),
+    "faults": (
+        "grpo_faults",
+        "tokenize_job",
+        "tokenize_s3",
+        "storage_s3",
+        "train_job",
+        "sft_job",
+        "tracking",
+    ),
     "cluster": (
         *("cluster", "submit", "doctor", "grpo_job", "sweep_job", "dialogues_job", "cold_start_job"),
         *("evaluate_job", "evaluate_mllm_job", "extend_mllm", "dry_run", "architecture"),

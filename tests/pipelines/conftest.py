@@ -1,9 +1,11 @@
 """Fixtures of tests that run whole jobs."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from pipelines.tracking import Tracker
 from tests import corpora
 from tests.jobs import NUM_IMAGES, flags, run_job
 
@@ -24,3 +26,17 @@ def whole(home: Path) -> Path:
     code, output = run_job("tokenize_corpus", *flags(home, str(out)), log=home / "whole.log")
     assert code == 0, output[-3000:]
     return out
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database of MLflow without runs of tests, which takes seconds to make."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    Tracker(f"sqlite:///{folder}/mlflow.db", experiment="other", home=str(folder)).end()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def database(empty_database: Path, tmp_path: Path) -> Path:
+    """A copy of that database in ``tmp_path``."""
+    return Path(shutil.copy(empty_database, tmp_path / "mlflow.db"))

@@ -225,10 +225,10 @@ def metrics_in(database) -> dict[str, int]:
         return dict(connection.execute("select key, count(*) from metrics group by key").fetchall())
 
 
-def test_a_trial_that_ended_unseen_is_closed_by_the_next_driver_and_only_once(finished, tmp_path):
+def test_a_trial_that_ended_unseen_is_closed_by_the_next_driver_and_only_once(finished, database):
     from mlflow import MlflowClient
 
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = f"sqlite:///{database}"
     tasks = {"fsq-8x8": finished}
     killed = Children(uri, "parent", tasks).of("fsq-8x8")  # a driver that saw it begin
     client = MlflowClient(uri)
@@ -240,7 +240,7 @@ def test_a_trial_that_ended_unseen_is_closed_by_the_next_driver_and_only_once(fi
     assert (run.info.status, run.data.tags["status"]) == ("FINISHED", "finished")
     assert run.data.params["trial"] == "fsq-8x8" and run.data.params["quantizer.kind"] == "fsq"
     assert run.data.metrics["final/iou"] == pytest.approx(_row(finished, None)["iou"])
-    counts = metrics_in(tmp_path / "mlflow.db")
+    counts = metrics_in(database)
     assert counts["train/loss"] == 4 and counts["final/iou"] == 1
     assert len(client.search_runs([run.info.experiment_id])) == 1
 
