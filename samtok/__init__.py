@@ -4,7 +4,7 @@
 
     tokenizer = MaskTokenizer.from_pretrained("tiny")
     codes = tokenizer.encode(image, masks)
-    text = format_words(codes[0].tolist(), num_codes=tokenizer.num_codes)
+    text = format_words(codes[0], num_codes=tokenizer.num_codes)
 
 The package needs neither Ray nor MLflow. Names load on first use, so that ``samtok.words`` stays light.
 """
@@ -32,3 +32,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'samtok' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

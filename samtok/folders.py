@@ -63,6 +63,17 @@ def read_file(uri: str, read: Read | None) -> bytes:
         raise CheckpointError(f"{uri} cannot be read ({type(error).__name__}: {error}).") from error
 
 
+def write_file(uri: str, data: bytes) -> None:
+    """Writes a file with fsspec; CheckpointError if it cannot."""
+    import fsspec  # as in ``_read_with_fsspec``
+
+    try:
+        with fsspec.open(uri, "wb") as file:
+            file.write(data)  # type: ignore[union-attr]
+    except Exception as error:  # as in ``read_file``
+        raise CheckpointError(f"{uri} cannot be written ({type(error).__name__}: {error}).") from error
+
+
 def _read(uri: str, read: Read | None) -> bytes:
     try:
         return read_file(uri, read)

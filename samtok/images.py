@@ -64,7 +64,7 @@ def decode_image(
     image = open_image(data, where=where, max_pixels=max_pixels)
     if expected_hw is not None and (image.height, image.width) != expected_hw:
         image = _turn_upright(image, where, expected_hw)
-    return _to_rgb(image, where)
+    return rgb_of(image, where)
 
 
 def open_image(
@@ -155,7 +155,8 @@ def _turn_upright(image: Image.Image, where: str, expected_hw: tuple[int, int]) 
     )
 
 
-def _to_rgb(image: Image.Image, where: str) -> np.ndarray:
+def rgb_of(image: Image.Image, where: str) -> UInt8[np.ndarray, "height width 3"]:
+    """Returns the pixels of an open image, whose ``info`` may change; converted as ``decode_image`` says."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         return _scale_16_bit(np.asarray(image), where)
     image.info.pop("transparency", None)  # dropped with alpha; Pillow warns of it otherwise

@@ -9,10 +9,11 @@ the name "reference", because published numbers depend on how they repair broken
 Loads neither torch nor numpy, so that rewards and CPU workers start fast.
 """
 
+import operator
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, SupportsIndex
 
 from samtok.errors import DataError
 
@@ -58,8 +59,9 @@ class _Stretch(NamedTuple):
     kind: Literal["well-formed", "complete", "broken", "nothing"]
 
 
-def word_of(level: int, code: int, *, num_codes: int = 256) -> str:
+def word_of(level: int, code: SupportsIndex, *, num_codes: int = 256) -> str:
     """Returns the word of one code: level 1, code 45 is ``<|mt_0301|>`` with 256 codes per level."""
+    code = operator.index(code)  # small integers of NumPy would overflow below
     if level < 0 or not 0 <= code < num_codes:
         raise ValueError(
             f"level {level}, code {code}: expected a level from 0 and a code in [0, {num_codes})."
@@ -77,11 +79,14 @@ def all_words(num_codes: int = 256, num_levels: int = 2) -> list[str]:
     return [START, *codes, END]
 
 
-def format_words(codes: Sequence[int], *, num_codes: int = 256) -> str:
-    """Returns the text of one mask from its code per level; ValueError for no codes or one out of range."""
-    if not codes:
-        raise ValueError("a mask needs at least one code, got none.")
+def format_words(codes: Iterable[SupportsIndex], *, num_codes: int = 256) -> str:
+    """Returns the text of one mask from its code per level; ValueError for no codes or one out of range.
+
+    The codes may be a list, or a row of what ``MaskTokenizer.encode`` returns.
+    """
     words = [word_of(level, code, num_codes=num_codes) for level, code in enumerate(codes)]
+    if not words:
+        raise ValueError("a mask needs at least one code, got none.")
     return "".join([START, *words, END])
 
 

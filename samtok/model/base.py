@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
 
@@ -33,7 +33,7 @@ class Quantizer(Protocol):
         """Returns the code of every level, each in ``[0, num_codes)``."""
         ...
 
-    def decode(self, codes: Int[Tensor, "mask level"]) -> Float[Tensor, "mask dim"]:
+    def decode(self, codes: Integer[Tensor, "mask level"]) -> Float[Tensor, "mask dim"]:
         """Returns the embedding that the mask decoder reads; fewer levels give a coarser one."""
         ...
 
@@ -75,8 +75,10 @@ class Float32Buffers(nn.Module):
         return self
 
 
-def check_codes(codes: Int[Tensor, "mask level"], num_codes: int, num_levels: int) -> None:
-    """Refuses what cannot be decoded.
+def checked_codes(
+    codes: Integer[Tensor, "mask level"], num_codes: int, num_levels: int
+) -> Int[Tensor, "mask level"]:
+    """Returns codes as int64, by which tensors are indexed; bytes would select like a mask.
 
     Raises:
         ValueError: If there are no levels, more than ``num_levels``, or a code out of range.
@@ -86,3 +88,4 @@ def check_codes(codes: Int[Tensor, "mask level"], num_codes: int, num_levels: in
         raise ValueError(f"codes must have 1 to {num_levels} levels, got {levels}.")
     if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= num_codes):
         raise ValueError(f"codes must be in [0, {num_codes}), got {int(codes.min())} to {int(codes.max())}.")
+    return codes.long()

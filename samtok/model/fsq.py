@@ -8,10 +8,10 @@ Mentzer et al. give to grids of even size is left to the projection's bias.
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
-from samtok.model.base import Float32Buffers, Quantized, check_codes
+from samtok.model.base import Float32Buffers, Quantized, checked_codes
 from samtok.ranks import from_first_rank, gather_rows, sum_over_ranks
 
 
@@ -43,13 +43,13 @@ class FiniteScalarQuantizer(Float32Buffers):
         """Returns the code of every word, each in ``[0, num_codes)``."""
         return self.codes_of(self._positions(z).round().long())
 
-    def decode(self, codes: Int[Tensor, "mask level"]) -> Float[Tensor, "mask dim"]:
+    def decode(self, codes: Integer[Tensor, "mask level"]) -> Float[Tensor, "mask dim"]:
         """Returns the embeddings of codes; the scalars of words that are missing are in mid-range.
 
         Raises:
             ValueError: If there are no levels, more than the quantizer has, or a code out of range.
         """
-        check_codes(codes, self.num_codes, self.num_levels)
+        codes = checked_codes(codes, self.num_codes, self.num_levels)
         values = self._values(self.steps_of(codes).to(self.centre.dtype))
         rest = values.new_zeros(len(codes), (self.num_levels - codes.shape[1]) * len(self.grid))
         return self._read_out(torch.cat([values, rest], dim=1))

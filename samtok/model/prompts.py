@@ -23,7 +23,8 @@ def mask_prompts(
     """
     prompts = torch.empty(len(masks), 1, size, size, device=device)
     for i, mask in enumerate(masks):
-        full = torch.as_tensor(mask, device=device).float()[None, None]
+        plain = np.require(mask, requirements=["C", "W"])  # torch takes no flipped and no read-only view
+        full = torch.as_tensor(plain, device=device).float()[None, None]
         prompts[i] = torch.nn.functional.interpolate(
             full, size=(size, size), mode="bilinear", align_corners=False, antialias=True
         )[0]

@@ -6,10 +6,10 @@ Codebooks are buffers: they move by exponential averages in ``update``, never by
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
-from samtok.model.base import Float32Buffers, Quantized, check_codes
+from samtok.model.base import Float32Buffers, Quantized, checked_codes
 from samtok.ranks import from_first_rank, gather_rows, pick_rows, sum_over_ranks
 
 MOST_SPREAD_SEEDS = 4096
@@ -63,13 +63,13 @@ class ResidualQuantizer(Float32Buffers):
             codes.append(code)
         return torch.stack(codes, dim=-1)
 
-    def decode(self, codes: Int[Tensor, "mask level"]) -> Float[Tensor, "mask dim"]:
+    def decode(self, codes: Integer[Tensor, "mask level"]) -> Float[Tensor, "mask dim"]:
         """Returns the sum of the code embeddings.
 
         Raises:
             ValueError: If there are no levels, more than the quantizer has, or a code out of range.
         """
-        check_codes(codes, self.num_codes, self.num_levels)
+        codes = checked_codes(codes, self.num_codes, self.num_levels)
         levels = zip(self._of_levels, codes.T, strict=False)  # codes may have fewer
         return torch.stack([codebook[code] for codebook, code in levels]).sum(dim=0)
 

@@ -11,14 +11,22 @@ from torch import Tensor, nn
 
 from samtok.config import MaskTokenizerConfig
 from samtok.errors import CheckpointError
-from samtok.folders import CONFIG_FILE, WEIGHTS_FILE, Read, read_weights, resolve
+from samtok.folders import CONFIG_FILE, WEIGHTS_FILE, Read, read_weights, resolve, write_file
 
 
-def save_folder(model: nn.Module, config: MaskTokenizerConfig, path: str) -> None:
-    """Writes a local folder; each file appears whole, and the config last."""
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
+def save_folder(model: nn.Module, config: MaskTokenizerConfig, uri: str) -> None:
+    """Writes a folder, local or any that fsspec opens; each local file appears whole, and the config last.
+
+    Raises:
+        CheckpointError: If fsspec cannot write there.
+    """
+    uri = uri.removeprefix("file://")
     for name, data in files_of(model, config).items():
+        if "://" in uri:
+            write_file(f"{uri.rstrip('/')}/{name}", data)
+            continue
+        folder = Path(uri)
+        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as aside:
             whole = Path(aside) / name
             whole.write_bytes(data)

@@ -2,16 +2,16 @@
 
 An image is encoded once for all its masks. Masks are worked on in chunks, so memory does not grow with their
 number. ``embed_images``, ``embed_masks`` and ``decode_embeddings`` are the tensor-level steps that training
-uses too; ``encode``, ``decode`` and ``reconstruct`` take and give NumPy arrays.
+uses too; ``encode``, ``decode`` and ``reconstruct`` take what ``inputs`` lists and give NumPy arrays.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from samtok import images
@@ -22,11 +22,11 @@ from samtok.masks import iou
 from samtok.model import decoder
 from samtok.model.backbone import ImageFeatures, build_image_encoder, normalize
 from samtok.model.encoder import MaskEncoder
+from samtok.model.inputs import CodesLike, ImageLike, MasksLike, bool_masks, code_rows, rgb_image
 from samtok.model.prompts import BOX_LABELS, mask_prompts, normalized_boxes
 from samtok.model.quantizer import build_quantizer
 from samtok.model.state import fill, read_state, save_folder
 
-Image = UInt8[np.ndarray, "height width 3"]
 MaskList = Sequence[np.ndarray]
 
 
@@ -52,7 +52,7 @@ class MaskTokenizer(nn.Module):
         self.no_mem_embed = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.quantizer = build_quantizer(config.quantizer, config.dim)
         self.autocast_dtype: torch.dtype | None = None
-        self.max_masks = 64
+        self.max_masks, self.max_images = 64, 4
         self.weights_sha256: str | None = None
         """Of the file that the weights were loaded from; None if they were not."""
 
@@ -71,6 +71,7 @@ class MaskTokenizer(nn.Module):
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
         max_masks: int = 64,
+        max_images: int = 4,
         compile: bool = False,
         read: Read | None = None,
     ) -> "MaskTokenizer":
@@ -82,6 +83,7 @@ class MaskTokenizer(nn.Module):
             dtype: Runs the networks under autocast in this type (``torch.bfloat16`` on GPUs); embeddings are
                 quantized and logits returned in float32 all the same.
             max_masks: Masks per forward pass; bounds the memory (about 40 MB each at 1024 px in float32).
+            max_images: Images per forward pass of ``encode_batch``; bounds the memory too.
             compile: Compiles the image encoder; the first image is slow, the following ones are faster.
             read: Reads a file by its URI, in the place of fsspec.
 
@@ -93,14 +95,15 @@ class MaskTokenizer(nn.Module):
         fill(model, weights, where=f"{resolve(uri)}/{WEIGHTS_FILE}")
         model.to(device).eval().requires_grad_(False)
         model.weights_sha256 = sha256
-        model.autocast_dtype, model.max_masks = dtype, max_masks
+        model.autocast_dtype, model.max_masks, model.max_images = dtype, max_masks, max_images
         if compile:
             model.image_encoder.compile()  # in place: the names of the weights stay
         return model
 
-    def save_pretrained(self, path: str) -> None:
-        """Writes ``config.json`` and ``model.safetensors`` to a local folder, the config last."""
-        save_folder(self, self.config, path)
+    def save_pretrained(self, uri: str) -> None:
+        """Writes ``model.safetensors`` and then ``config.json`` to a folder, whose URI is as in
+        ``from_pretrained``; CheckpointError if it cannot be written."""
+        save_folder(self, self.config, uri)
 
     @property
     def num_codes(self) -> int:
@@ -116,6 +119,14 @@ class MaskTokenizer(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.no_mem_embed.device
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MaskTokenizer":
+        if fn(torch.zeros(0, device=self.device)).dtype != torch.float32:
+            raise ValueError(
+                "the weights of a mask tokenizer stay in float32. For faster arithmetic give "
+                "dtype=torch.bfloat16 to from_pretrained, or set autocast_dtype."
+            )
+        return super()._apply(fn, recurse)
 
     # Tensor level: shared by inference and training.
 
@@ -217,12 +228,12 @@ class MaskTokenizer(nn.Module):
                 logits = self.decode_embeddings(of_masks, embeddings)
             yield logits.float()
 
-    def encode(self, image: Image, masks: MaskList) -> Int[np.ndarray, "mask level"]:
+    def encode(self, image: ImageLike, masks: MasksLike) -> Int[np.ndarray, "mask level"]:
         """Returns the codes of the masks of one image, each in ``[0, num_codes)``.
 
         Args:
-            image: RGB, uint8.
-            masks: Bool arrays at the image's size; an empty list gives a 0 x levels array.
+            image: RGB, uint8; or what else ``inputs.ImageLike`` lists.
+            masks: Bool arrays at the image's size, or ``inputs.MasksLike``; no masks give a 0 x levels array.
 
         Raises:
             ValueError: If a mask is empty or has another size than the image.
@@ -230,47 +241,64 @@ class MaskTokenizer(nn.Module):
         return self.encode_batch([image], [masks])[0]
 
     def encode_batch(
-        self, batch: Sequence[np.ndarray], masks: Sequence[MaskList]
+        self, batch: Sequence[ImageLike] | np.ndarray | Tensor, masks: Sequence[MasksLike]
     ) -> list[Int[np.ndarray, "mask level"]]:
-        """Like ``encode`` for several images of any sizes, with any number of masks each."""
-        _check_sizes(batch, masks)
-        flat = [mask for of_image in masks for mask in of_image]
-        if not flat:
-            return [np.empty((0, self.num_levels), dtype=np.int64) for _ in batch]
-        owners = [i for i, of_image in enumerate(masks) for _ in of_image]
-        codes = self.codes_of(self.features_of(batch), flat, owners)
-        return np.split(codes, np.cumsum([len(of_image) for of_image in masks])[:-1])
+        """Like ``encode`` for several images of any sizes, with any number of masks each.
+
+        Of ``max_images`` at once the pixels and features are held; images without masks are not encoded.
+        """
+        if len(batch) != len(masks):
+            raise ValueError(f"got {len(batch)} images but masks for {len(masks)}.")
+        codes = []
+        for start in range(0, len(batch), self.max_images):
+            group = range(start, min(start + self.max_images, len(batch)))
+            pairs = [_checked(batch[i], masks[i], f"image {i}") for i in group]
+            used = [(image, wanted) for image, wanted in pairs if wanted]
+            flat = [mask for _, wanted in used for mask in wanted]
+            owners = [number for number, (_, wanted) in enumerate(used) for _ in wanted]
+            found = np.empty((0, self.num_levels), dtype=np.int64)
+            if used:
+                found = self.codes_of(self.features_of([image for image, _ in used]), flat, owners)
+            codes += np.split(found, np.cumsum([len(wanted) for _, wanted in pairs])[:-1])
+        return codes
 
     def decode(
-        self, image: Image, codes: Int[np.ndarray, "mask level"], *, threshold: float = 0.0
+        self, image: ImageLike, codes: CodesLike, *, threshold: float = 0.0
     ) -> Bool[np.ndarray, "mask height width"]:
         """Returns the masks of codes, at the image's size.
 
         Args:
-            image: RGB, uint8.
-            codes: One row per mask; fewer levels than the tokenizer has give coarser masks.
+            image: As in ``encode``; without codes it is not encoded.
+            codes: Whole numbers, one row per mask; fewer levels than the tokenizer has give coarser masks.
             threshold: On the logits. 0 is probability one half; the authors' evaluators use 0.5.
+
+        Raises:
+            ValueError: If codes are out of range, or of too many levels.
         """
-        return self._masks(self.features_of([image]), codes, image.shape[:2], threshold)
+        pixels, rows = rgb_image(image, where="the image"), code_rows(codes, self.num_levels)
+        if not len(rows):
+            return np.empty((0, *pixels.shape[:2]), dtype=bool)
+        return self._masks(self.features_of([pixels]), rows, pixels.shape[:2], threshold)
 
-    def decode_logits(
-        self, image: Image, codes: Int[np.ndarray, "mask level"]
-    ) -> Float[np.ndarray, "mask size size"]:
+    def decode_logits(self, image: ImageLike, codes: CodesLike) -> Float[np.ndarray, "mask size size"]:
         """Returns the logits of codes at ``config.mask_size``, before they are resized to the image."""
-        chunks = list(self.logits_of(self.features_of([image]), codes, [0] * len(codes)))
-        size = self.config.mask_size
-        return torch.cat(chunks).cpu().numpy() if chunks else np.empty((0, size, size), dtype=np.float32)
+        pixels, rows = rgb_image(image, where="the image"), code_rows(codes, self.num_levels)
+        if not len(rows):
+            return np.empty((0, self.config.mask_size, self.config.mask_size), dtype=np.float32)
+        return (
+            torch.cat(list(self.logits_of(self.features_of([pixels]), rows, [0] * len(rows)))).cpu().numpy()
+        )
 
-    def reconstruct(self, image: Image, masks: MaskList, *, threshold: float = 0.0) -> Reconstruction:
+    def reconstruct(self, image: ImageLike, masks: MasksLike, *, threshold: float = 0.0) -> Reconstruction:
         """Encodes and decodes the masks of one image, which is encoded once for both directions."""
-        _check_sizes([image], [masks])
-        if not len(masks):
-            codes, decoded = self.encode(image, masks), np.empty((0, *image.shape[:2]), dtype=bool)
-            return Reconstruction(codes, decoded, np.empty(0))
-        features = self.features_of([image])
-        codes = self.codes_of(features, masks, [0] * len(masks))
-        decoded = self._masks(features, codes, image.shape[:2], threshold)
-        ious = [iou(a, b) for a, b in zip(masks, decoded, strict=True)]
+        pixels, wanted = _checked(image, masks, "image 0")
+        if not wanted:
+            decoded = np.empty((0, *pixels.shape[:2]), dtype=bool)
+            return Reconstruction(code_rows([], self.num_levels), decoded, np.empty(0))
+        features = self.features_of([pixels])
+        codes = self.codes_of(features, wanted, [0] * len(wanted))
+        decoded = self._masks(features, codes, pixels.shape[:2], threshold)
+        ious = [iou(a, b) for a, b in zip(wanted, decoded, strict=True)]
         return Reconstruction(codes, decoded, np.array(ious))
 
     @torch.inference_mode()
@@ -291,11 +319,8 @@ class MaskTokenizer(nn.Module):
         size_hw: tuple[int, int],
         threshold: float,
     ) -> Bool[np.ndarray, "mask height width"]:
-        chunks = [
-            self.masks_from_logits(logits, size_hw, threshold)
-            for logits in self.logits_of(features, codes, [0] * len(codes))
-        ]
-        return np.concatenate(chunks) if chunks else np.empty((0, *size_hw), dtype=bool)
+        chunks = self.logits_of(features, codes, [0] * len(codes))
+        return np.concatenate([self.masks_from_logits(logits, size_hw, threshold) for logits in chunks])
 
     def _chunks(self, count: int) -> Iterator[slice]:
         return (slice(start, start + self.max_masks) for start in range(0, count, self.max_masks))
@@ -305,18 +330,7 @@ class MaskTokenizer(nn.Module):
         return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
 
-def _check_sizes(batch: Sequence[np.ndarray], masks: Sequence[MaskList]) -> None:
-    if len(batch) != len(masks):
-        raise ValueError(f"got {len(batch)} images but masks for {len(masks)}.")
-    for i, (image, of_image) in enumerate(zip(batch, masks, strict=True)):
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(
-                f"image {i} must be RGB uint8 of height x width x 3, got {image.dtype} {image.shape}."
-            )
-        for j, mask in enumerate(of_image):
-            if mask.dtype != bool:
-                raise ValueError(
-                    f"mask {j} of image {i} is {mask.dtype}, expected bool; use mask > 0 for 0/255 pictures."
-                )
-            if mask.shape != image.shape[:2]:
-                raise ValueError(f"mask {j} of image {i} is {mask.shape}, its image {image.shape[:2]}.")
+def _checked(image: ImageLike, masks: MasksLike, where: str) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Returns the pixels of an image and its masks; raises ValueError with what is expected."""
+    pixels = rgb_image(image, where=where)
+    return pixels, bool_masks(masks, (pixels.shape[0], pixels.shape[1]), where=where)

@@ -41,6 +41,17 @@ def test_a_tokenizer_loads_from_any_uri_that_fsspec_opens(saved: Path):
     assert MaskTokenizer.from_pretrained("memory://tokenizers/micro").num_codes == 64
 
 
+def test_a_tokenizer_is_saved_to_any_uri_that_fsspec_opens(saved: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tokenizer = MaskTokenizer.from_pretrained(str(saved))
+    for uri in ("memory://saved/micro/", f"file://{tmp_path}/by-uri"):
+        tokenizer.save_pretrained(uri)
+        assert MaskTokenizer.from_pretrained(uri).weights_sha256 == tokenizer.weights_sha256
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["by-uri", "micro"]
+    with pytest.raises(CheckpointError, match="nowhere://x/model.safetensors cannot be written"):
+        tokenizer.save_pretrained("nowhere://x")
+
+
 def test_architecture_and_hash_are_read_without_the_model(saved: Path):
     loaded = MaskTokenizer.from_pretrained(str(saved))
     assert folders.read_config(str(saved)) == loaded.config

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from samtok.config import PRESETS
 from samtok.errors import CheckpointError
+from samtok.masks import encode as encode_mask
 from samtok.model.prompts import mask_prompts, normalized_boxes
 from samtok.model.tokenizer import MaskTokenizer
 
@@ -85,13 +87,110 @@ def test_reconstruction_reports_the_iou_of_each_mask(tokenizer):
 
 def test_an_empty_mask_is_refused_by_name(tokenizer):
     masks = [*rectangles(1), np.zeros((48, 80), dtype=bool)]
-    with pytest.raises(ValueError, match="mask 1 of 2 is empty"):
+    with pytest.raises(ValueError, match="mask 1 of image 0 is empty"):
         tokenizer.encode(picture(), masks)
 
 
 def test_a_mask_of_another_size_is_refused(tokenizer):
     with pytest.raises(ValueError, match=r"mask 0 of image 0 is \(64, 64\)"):
         tokenizer.encode(picture(), rectangles(1, 64, 64))
+
+
+def test_images_and_masks_in_other_forms_give_the_same_codes(tokenizer, tmp_path):
+    image, masks = picture(), rectangles(2)
+    wanted = tokenizer.encode(image, masks)
+    path = tmp_path / "image.png"
+    Image.fromarray(image).save(path)
+    rgba = Image.fromarray(np.dstack([image, image[..., :1]]), mode="RGBA")
+    for given in (torch.from_numpy(image), Image.fromarray(image), rgba, path, str(path)):
+        np.testing.assert_array_equal(tokenizer.encode(given, masks), wanted)
+        np.testing.assert_array_equal(tokenizer.decode(given, wanted), tokenizer.decode(image, wanted))
+    rles = [{"size": [48, 80], "counts": encode_mask(mask)} for mask in masks]
+    for given in (np.stack(masks), torch.from_numpy(np.stack(masks)), map(Image.fromarray, masks), rles):
+        given = list(given) if isinstance(given, map) else given
+        np.testing.assert_array_equal(tokenizer.encode(image, given), wanted)
+    for given in (masks[0], torch.from_numpy(masks[0]), Image.fromarray(masks[0]), rles[0]):
+        np.testing.assert_array_equal(tokenizer.encode(image, given), wanted[:1])
+
+
+def test_flipped_and_read_only_views_are_masks_and_images_like_others(tokenizer):
+    image, masks = picture(), rectangles(2)
+    wanted = tokenizer.encode(image[:, ::-1].copy(), [mask[:, ::-1].copy() for mask in masks])
+    flipped = [mask[:, ::-1] for mask in masks]
+    for view in flipped:
+        view.flags.writeable = False
+    np.testing.assert_array_equal(tokenizer.encode(image[:, ::-1], flipped), wanted)
+
+
+def test_gray_pictures_are_converted_and_gray_arrays_are_not(tokenizer):
+    gray, masks = picture()[..., 0], rectangles(1)
+    wanted = tokenizer.encode(np.repeat(gray[..., None], 3, axis=2), masks)
+    np.testing.assert_array_equal(tokenizer.encode(Image.fromarray(gray), masks), wanted)
+    for array in (gray, np.dstack([gray] * 4), picture() / 255, picture().transpose(2, 0, 1), picture()[:0]):
+        with pytest.raises(ValueError, match="image 1 must be RGB uint8 .* a PIL image of another mode"):
+            tokenizer.encode_batch([picture(), array], [masks, masks])
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ({"size": [48, 80]}, "mask 0 of image 1: .*counts"),
+        ({"size": [80, 48], "counts": [3840]}, "mask 0 of image 1: .*80"),
+        ({"size": [48, 80], "counts": [3840]}, "mask 0 of image 1 is empty"),
+        (np.ones((48, 80, 1), bool), r"mask 0 of image 1 is \(48, 80, 1\), its image \(48, 80\)"),
+        (torch.ones(48, 80, dtype=torch.bfloat16), "mask 0 of image 1 is float32, expected bool"),
+        ("mask.png", "mask 0 of image 1 is <U8, expected bool"),
+    ],
+)
+def test_masks_of_other_forms_are_refused_with_the_number_of_their_image(tokenizer, mask, message):
+    with pytest.raises(ValueError, match=message):
+        tokenizer.encode_batch([picture(), picture()], [rectangles(1), [mask]])
+
+
+@pytest.mark.parametrize(
+    "kind", ["int8", "uint8", "int16", "uint16", ">i4", "uint64", "list", "tensor", "column"]
+)
+def test_codes_of_any_whole_numbers_decode_alike(tokenizer, kind):
+    image, codes = picture(), tokenizer.encode(picture(), rectangles(3))
+    given = {
+        "list": codes.tolist(),
+        "tensor": torch.from_numpy(codes).to(torch.uint8),
+        "column": np.array([*[row.astype(np.int16) for row in codes], None], dtype=object)[:-1],
+    }.get(kind)
+    given = codes.astype(kind) if given is None else given
+    np.testing.assert_array_equal(
+        tokenizer.decode_logits(image, given), tokenizer.decode_logits(image, codes)
+    )
+    with torch.inference_mode():
+        few = torch.from_numpy(codes)
+        for dtype in (torch.uint8, torch.int16):
+            assert torch.equal(tokenizer.quantizer.decode(few.to(dtype)), tokenizer.quantizer.decode(few))
+
+
+@pytest.mark.parametrize("codes", [[1, 2], [[1.0, 2.0]], [[True, False]], [[1], [1, 2]], [[[1]]], ["ab"]])
+def test_what_is_no_row_of_codes_is_refused(tokenizer, codes):
+    with pytest.raises(ValueError, match="codes must be whole numbers, a row of levels for each mask"):
+        tokenizer.decode(picture(), codes)
+
+
+def test_a_batch_is_bounded_in_images_and_what_has_no_masks_or_codes_is_not_encoded(tokenizer):
+    sizes = []
+    hook = tokenizer.image_encoder.register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))
+    found = tokenizer.encode_batch([picture()] * 11, [rectangles(1)] * 5 + [[]] * 5 + [rectangles(2)])
+    assert sizes == [4, 1, 1] and [len(codes) for codes in found] == [1] * 5 + [0] * 5 + [2]
+    for none in ([], np.empty((0, 2), np.int64), np.empty((0, 0))):
+        assert tokenizer.decode(picture(), none).shape == (0, 48, 80)
+        assert tokenizer.decode_logits(picture(), none).shape == (0, 16, 16)
+    hook.remove()
+    assert sizes == [4, 1, 1]
+    assert tokenizer.encode_batch([], []) == []
+
+
+@pytest.mark.parametrize("cast", [lambda m: m.to(torch.bfloat16), lambda m: m.half(), lambda m: m.double()])
+def test_weights_of_another_type_are_refused(tokenizer, cast):
+    with pytest.raises(ValueError, match="stay in float32. .* dtype=torch.bfloat16 to from_pretrained"):
+        cast(tokenizer)
+    assert tokenizer.to("cpu").float().no_mem_embed.dtype == torch.float32
 
 
 def test_a_picture_of_0_and_255_is_not_taken_for_a_mask(tokenizer):
@@ -105,11 +204,6 @@ def test_damaged_weights_do_not_pass_for_codes():
     broken.mask_encoder.mask_tokens.weight.fill_(float("nan"))
     with pytest.raises(CheckpointError, match="not finite"):
         broken.encode(picture(), rectangles(1))
-
-
-def test_an_image_that_is_not_rgb_is_refused(tokenizer):
-    with pytest.raises(ValueError, match="must be RGB uint8"):
-        tokenizer.encode_batch([np.zeros((4, 4), np.uint8)], [[]])
 
 
 @pytest.mark.parametrize("codes", [[[64, 0]], [[-1, 0]]])

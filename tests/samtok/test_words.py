@@ -3,10 +3,13 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import samtok
 from samtok.errors import DataError
 from samtok.words import (
     END,
@@ -43,6 +46,20 @@ def test_second_level_counts_from_the_codebook_size():
     assert format_words([1, 1, 1], num_codes=16) == _word(1, 17, 33)
     assert format_words((7,)) == _word(7)
     assert word_of(1, 45) == "<|mt_0301|>"
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int8", "int16", "int64"])
+def test_a_row_of_an_array_is_formatted_like_a_list(kind):
+    assert format_words(np.array([12, 45], kind)) == format_words([12, 45])
+    assert format_words(torch.tensor([12, 45])) == format_words([12, 45])
+    with pytest.raises(ValueError, match="needs at least one code"):
+        format_words(np.array([], kind))
+    with pytest.raises(TypeError):
+        format_words(np.array([1.0, 2.0]))
+
+
+def test_the_package_lists_what_it_loads_later():
+    assert set(samtok.__all__) <= set(dir(samtok))
 
 
 def test_numbers_grow_beyond_four_digits_when_the_books_need_it():
