@@ -55,7 +55,7 @@ _IMAGE_FIELDS = [
 
 _CODE_MASK_FIELDS = [
     *_MASK_FIELDS,
-    pa.field("codes", pa.list_(pa.int16()), nullable=False),  # one per level, each in [0, codebook size)
+    pa.field("codes", pa.list_(pa.int32()), nullable=False),  # one per level, each in [0, codebook size)
     pa.field("words", pa.string(), nullable=False),
     pa.field("area_px", pa.int64(), nullable=False),
     pa.field("iou", pa.float32()),  # of the reconstruction; null where it was not asked for
@@ -103,7 +103,7 @@ _MESSAGE_FIELDS = [
 _CHAT_MASK_FIELDS = [
     pa.field("mask_id", pa.string(), nullable=False),
     pa.field("image", pa.int32(), nullable=False),  # index of the sample's images
-    pa.field("codes", pa.list_(pa.int16()), nullable=False),
+    pa.field("codes", pa.list_(pa.int32()), nullable=False),
     pa.field("words", pa.string(), nullable=False),
     pa.field("label", pa.string()),
     pa.field("iou", pa.float32()),
@@ -134,7 +134,7 @@ MASK_ROW = pa.schema(
         pa.field("area_px", pa.int64(), nullable=False),
         pa.field("iou", pa.float32(), nullable=False),
         pa.field("boundary_iou", pa.float32(), nullable=False),
-        pa.field("codes", pa.list_(pa.int16()), nullable=False),
+        pa.field("codes", pa.list_(pa.int32()), nullable=False),
     ],
     metadata=_METADATA,
 )

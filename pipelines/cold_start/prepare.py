@@ -21,7 +21,7 @@ from pipelines.shard_job import left_of, open_plan
 from pipelines.shards import Plan
 from samtok.errors import ConfigError, DataError
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Raised with every change of the code that changes samples (tests/pipelines/test_fingerprints.py)."""
 
 TEACHER = "teacher"

@@ -18,7 +18,7 @@ from pipelines.shard_job import left_of, open_plan
 from pipelines.shards import ROW_GROUP_ROWS, Plan
 from samtok.errors import ConfigError, DataError
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Raised with every change of the code that changes chats (tests/pipelines/test_fingerprints.py)."""
 
 AGREED = ("weights_sha256", "num_codes", "num_levels")

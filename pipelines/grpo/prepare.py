@@ -19,7 +19,7 @@ from samtok import folders
 from samtok.errors import ConfigError
 from samtok.rewards.iou import NAME as IOU
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 """Raised with every change of the code that changes what is learnt or what this fingerprint holds."""
 
 PEEKED = 1000

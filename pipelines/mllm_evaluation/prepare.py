@@ -21,7 +21,7 @@ from samtok.errors import ConfigError, DataError
 from samtok.metrics.referring import MODES, Mode
 from samtok.metrics.text_masks import Reading
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Raised with every change of the code that changes answers or scores (test_fingerprints.py)."""
 
 METRICS = "metrics.json"

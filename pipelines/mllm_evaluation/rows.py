@@ -24,7 +24,7 @@ STAGE = "answer"
 COUNTS = shards.COUNTS["predictions"]
 """What is counted per shard: images, and questions about them; in = out + rejected, always."""
 
-_CODES = pa.list_(pa.list_(pa.int16()))
+_CODES = pa.list_(pa.list_(pa.int32()))
 
 _PREDICTION = pa.struct(  # of one mode of scoring
     [

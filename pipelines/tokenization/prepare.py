@@ -19,7 +19,7 @@ from samtok import folders
 from samtok.config import MaskTokenizerConfig
 from samtok.errors import ConfigError
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 """Raised with every change of the code that changes words or rows (tests/pipelines/test_fingerprints.py)."""
 
 MAX_CHUNK_BYTES = 2**30

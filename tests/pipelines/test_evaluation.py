@@ -6,19 +6,26 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from pipelines import cli, schema, shards
+from pipelines.grpo.trajectories import TRAJECTORY_ROW
 from pipelines.job import aligned
+from pipelines.mllm_evaluation.rows import ANSWER_ROW
 from pipelines.tokenization.config import TokenizerOptions
 from pipelines.tokenization.stage import TokenizeMasks
 from pipelines.tokenizer_evaluation import outcome, prepare, report, summary
 from pipelines.tokenizer_evaluation.config import PRESETS, EvaluateTokenizerConfig
 from samtok import images, masks
+from samtok.config import PRESETS as MODELS
+from samtok.config import QuantizerConfig
 from samtok.errors import ConfigError, DataError
 from samtok.metrics import regions
 from samtok.model.tokenizer import MaskTokenizer
+from samtok.words import format_words
 from tests import corpora
 
 POLICY = {"reconstruct": 1.0, "boundary_iou": True}
@@ -79,6 +86,40 @@ def test_scores_are_those_of_the_bare_tokenizer_over_masks(measured, tokenizer):
         assert section["boundary_iou"] == pytest.approx(np.mean([b for _, b, _ in scores]), abs=1e-6)
         assert section["share_below_half"] == np.mean([iou < 0.5 for iou, _, _ in scores])
         assert section["codes"]["distinct_tuples"] == len({tuple(codes) for _, _, codes in scores})
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        QuantizerConfig(kind="vq", num_codes=65_536, num_levels=1),
+        QuantizerConfig(kind="fsq", num_codes=65_536, num_levels=1, grid=(16, 16, 16, 16)),
+    ],
+)
+def test_codebooks_of_65536_codes_are_tokenized_measured_and_made_chats_of(quantizer, tmp_path):
+    torch.manual_seed(0)
+    tokenizer = MaskTokenizer(dataclasses.replace(MODELS["micro"], quantizer=quantizer))
+    if quantizer.kind == "vq":  # z falls into the last codes alone
+        tokenizer.quantizer.codebooks[:, :65_500] += 1000
+    else:
+        tokenizer.quantizer.centre.fill_(-10.0)
+        tokenizer.quantizer.basis_in.fill_(1.0)
+    tokenizer.save_pretrained(str(tmp_path / "tokenizer"))
+    reader, uri = corpora.write_shapes(tmp_path / "shapes", num_images=3), str(tmp_path / "tokenizer")
+    out = corpora.make_corpus(
+        str(tmp_path / "out"), reader, uri, policy=POLICY, num_codes=65_536, num_levels=1
+    )
+    corpus = summary.read_corpus("big", out, shards.load_manifest(out))
+    assert summary.codes_of(corpus.masks).max() > 32_767
+    assert summary.metrics_of([corpus])["overall"]["masks"] > 0
+    code = int(summary.codes_of(corpus.masks).max())
+    mask = {"mask_id": "a", "image": 0, "codes": [code], "words": format_words([code], num_codes=65_536)}
+    chat = dict.fromkeys(schema.CHAT_ROW.names, "") | {key: [] for key in ("tags", "images", "messages")}
+    assert schema.table([chat | {"masks": [mask]}], schema.CHAT_ROW)["masks"].to_pylist()[0][0]["codes"] == [
+        code
+    ]
+    for other in (ANSWER_ROW, TRAJECTORY_ROW):
+        kind = other.field("truth_codes").type
+        assert pa.array([[[code]]], kind).to_pylist() == [[[code]]]
 
 
 def bucket_of(area_px: int) -> str:

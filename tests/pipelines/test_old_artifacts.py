@@ -28,7 +28,7 @@ from samtok.errors import ConfigError
 from samtok.mllm.adapters import load_adapter
 from samtok.model.tokenizer import MaskTokenizer
 from tests import printed
-from tests.jobs import data_digests, read_manifest
+from tests.jobs import read_manifest
 
 ARCHIVE = Path(__file__).parent.parent / "golden/artifacts-0.1.tar.xz"
 
@@ -79,9 +79,10 @@ def test_words_become_the_same_chats(old: Path, tmp_path: Path):
     config = cli.parse(kind, presets, flags, doc="")
     assert compose_dialogues(config) == 0
     before, now = read_manifest(old / "chats"), read_manifest(tmp_path / "chats")
-    assert [digest for _, digest in data_digests(now)] == [digest for _, digest in data_digests(before)]
+    for kind in ("data", "rejects"):
+        assert rows(tmp_path / "chats", now, kind) == rows(old / "chats", before, kind)
     assert now["fingerprint"] == before["fingerprint"] | {
-        name: now["fingerprint"][name] for name in ("words",) if name in before["fingerprint"]
+        name: now["fingerprint"][name] for name in ("words", "code_version") if name in before["fingerprint"]
     }
 
 
@@ -107,12 +108,12 @@ def dry_run(job: Callable[[Any], int], name: str, *flags: str) -> int:
 ANSWERS = ("--benchmark", "gres", "--shard-rows", "2", "--generation.max-new-tokens", "12")
 
 
-@pytest.mark.parametrize("out", ["mllm-evaluation", "new"])
-def test_an_evaluation_goes_on_and_stands_beside_a_new_one(out: str, old: Path, capsys):
+def test_an_evaluation_stands_beside_a_new_one_and_does_not_go_on_with_other_code(old: Path, capsys):
     flags = ["--model", str(old / "sft/final"), "--chats", str(old / "chats-val"), *ANSWERS]
     flags += ["--tokenizer", str(old / "tokenizer"), "--beside", f"old={old / 'mllm-evaluation'}"]
-    assert dry_run(evaluate_mllm, "evaluate_mllm", *flags, "--out", str(old / out)) == 0
-    assert ("2 shards, 0 left" in capsys.readouterr().out) == (out == "mllm-evaluation")
+    assert dry_run(evaluate_mllm, "evaluate_mllm", *flags, "--out", str(old / "new")) == 0
+    assert dry_run(evaluate_mllm, "evaluate_mllm", *flags, "--out", str(old / "mllm-evaluation")) == 2
+    assert "Different: code_version: planned 1, now" in capsys.readouterr().err
 
 
 def test_replies_become_the_same_thoughts(old: Path, tmp_path: Path):
@@ -122,15 +123,17 @@ def test_replies_become_the_same_thoughts(old: Path, tmp_path: Path):
     flags += ["--max-reject-rate", "0.5"]
     assert cold_start(cli.parse(kind, presets, flags, doc="")) == 0
     before, now = read_manifest(old / "thoughts"), read_manifest(tmp_path / "thoughts")
-    assert data_digests(now)[0] == data_digests(before)[0]
-    assert rejects(tmp_path / "thoughts", now) == rejects(old / "thoughts", before)
-    assert now["fingerprint"] == before["fingerprint"]
+    for kind in ("data", "rejects"):
+        assert rows(tmp_path / "thoughts", now, kind) == rows(old / "thoughts", before, kind)
+    assert now["fingerprint"] == before["fingerprint"] | {"code_version": now["fingerprint"]["code_version"]}
 
 
-def rejects(out: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """Reads the reject tables of a corpus without messages, whose wording may change."""
-    files = [out / shard["rejects"]["file"] for shard in manifest["shards"]]
-    return [row | {"message": ""} for file in files for row in pq.read_table(file).to_pylist()]
+def rows(out: Path, manifest: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    """Reads data or rejects of a corpus; rejects without messages, whose wording may change."""
+    found = [
+        row for shard in manifest["shards"] for row in pq.read_table(out / shard[kind]["file"]).to_pylist()
+    ]
+    return [row | {"message": ""} for row in found] if kind == "rejects" else found
 
 
 def test_a_teacher_without_thoughts_left_its_replies(old: Path):

@@ -315,7 +315,7 @@ def test_browse_prints_a_table_and_writes_the_page(finished, capsys):
     assert re.search(r"images    11 in = 9 out \+ 2 rejected\n", out)
     assert re.search(r"masks     \d+ in = \d+ out \+ \d+ rejected \+ \d+ filtered\n", out)
     assert "1  decode/image_format" in out
-    assert "    codes: list of int16" in out
+    assert "    codes: list of int32" in out
     assert f"page      {finished}/report/index.html" in out
 
 
