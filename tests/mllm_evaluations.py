@@ -88,6 +88,15 @@ def chat_row(
     }
 
 
+def strip_row(folder: Path, codes: Sequence[int], *, image_id: str = "strip") -> dict[str, Any]:
+    """Returns a chat about an image of 2300 x 10 pixels, which no processor of Qwen's takes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (10, 2300), "red").save(folder / "strip.png")
+    found = {"red": np.ones((2300, 10), bool)}
+    row = chat_row(str(folder / "strip.png"), found, {"red": codes}, ["red"], image_id=image_id)
+    return {**row, "images": [{"uri": str(folder / "strip.png"), "height": 2300, "width": 10}]}
+
+
 def toy_rows(folder: Path, tokenizer: MaskTokenizer, num_images: int) -> list[dict[str, Any]]:
     """Returns four chats per image: one target, several, none, and two turns."""
     rows = []

@@ -34,6 +34,7 @@ OBJECT_TOKENS = ("<|object_ref_start|>", "<|object_ref_end|>")
 """Around a phrase that has masks, in Qwen's vocabulary. They are content, like other text."""
 
 _PROBE = "A question."
+_PLAIN = np.full((56, 56, 3), 128, np.uint8)
 
 
 class Adapter(ABC):
@@ -131,7 +132,8 @@ class Adapter(ABC):
         Raises:
             DataError: ``too_long``; ``media_token`` or ``control_token`` for text that holds a token of the
                 chat format; ``object_token`` for one of ``OBJECT_TOKENS`` where the family has none;
-                ``malformed_words``; ``image`` or ``image_index`` for one that cannot be used.
+                ``malformed_words``; ``text`` that is not Unicode; ``image``, ``image_index`` or ``processor``
+                for an image that cannot be used.
         """
         pieces, order = self._pieces(turns, len(images))
         if turns[-1].role == "assistant":
@@ -189,6 +191,10 @@ class Adapter(ABC):
         return self.image_text()
 
     def _check_text(self, text: str) -> None:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{text[:60]!r} has half a character; remove it.", reason="text") from error
         found = self._refused.search(text)
         if found and found[0] in OBJECT_TOKENS:
             raise DataError(
@@ -208,7 +214,7 @@ class Adapter(ABC):
     def _encoded(
         self, pieces: list[tuple[str, bool]], images: Sequence[Picture], max_tokens: int | None
     ) -> Encoded:
-        vision, runs = self.vision_tensors([_pixels(image) for image in images]) if images else ({}, [])
+        vision, runs = self._seen([_pixels(image) for image in images]) if images else ({}, [])
         sizes = iter(runs)
         ids: list[int] = []
         labels: list[int] = []
@@ -230,6 +236,22 @@ class Adapter(ABC):
             mm_token_type_ids=(token_ids == self._image_id).long(),
             vision=vision,
         )
+
+    def _seen(self, images: Sequence[np.ndarray]) -> tuple[dict[str, Tensor], list[int]]:
+        """Returns ``vision_tensors``; DataError ``processor`` where the checkpoint's processor takes no such
+        image, which shows in that it takes a plain one. Lack of memory is no fault of an image."""
+        try:
+            return self.vision_tensors(images)
+        except Exception as error:
+            if isinstance(error, MemoryError) or "memory" in str(error):
+                raise
+            self.vision_tensors([_PLAIN])  # fails too if the fault is not in these images
+            sizes = ", ".join(f"{image.shape[0]} x {image.shape[1]}" for image in images)
+            raise DataError(
+                f"the image processor of {self.family} does not take images of {sizes} pixels (height x "
+                f"width): {str(error)[:300].rstrip('.')}. Leave them out, or pad them.",
+                reason="processor",
+            ) from error
 
     def collate(
         self, samples: Sequence[Encoded], *, side: Literal["right", "left"] = "right"

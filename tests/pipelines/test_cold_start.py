@@ -30,7 +30,7 @@ from samtok.mllm.loss import answer_loss
 from samtok.mllm.thinking import split_thinking
 from samtok.words import format_words, parse_words
 from tests.jobs import data_digests, read_manifest
-from tests.mllm_evaluations import NUM_CODES, NUM_LEVELS, World, chat_row, write_chats
+from tests.mllm_evaluations import NUM_CODES, NUM_LEVELS, World, chat_row, strip_row, write_chats
 from tests.sft import short
 
 RULES = Rules(num_codes=NUM_CODES, num_levels=NUM_LEVELS, sees_answer=True, min_reward=1.0)
@@ -356,6 +356,7 @@ def test_a_teacher_sees_the_image_the_question_and_the_answer_only_if_it_may(wor
 def test_a_teacher_writes_what_the_model_generates_and_says_what_it_cannot_see(world, tmp_path):
     gone = tmp_path / "gone.png"
     rows = [dict(row) for row in world.rows[:5]]
+    rows[2] = strip_row(tmp_path, (1, 2))
     rows[4] = {**rows[4], "images": [{**rows[4]["images"][0], "uri": str(gone)}]}
     chats = write_chats(tmp_path / "chats", rows, weights_sha256=world.sha256)
     job, plan = taught(world, tmp_path / "out")
@@ -364,6 +365,7 @@ def test_a_teacher_writes_what_the_model_generates_and_says_what_it_cannot_see(w
     found = [row for one in done for row in one["rows"].to_pylist()]
     assert [row["sample_id"] for row in found] == [row["sample_id"] for row in rows]
     assert found[4]["reply"] is None and found[4]["reason"] == "image_missing"
+    assert found[2]["reply"] is None and found[2]["reason"] == "processor"
     assert done[1]["summary"]["counts"]["samples_rejected"] == 1 and done[0]["rows"].schema == REPLY_ROW
     adapter = load_adapter(world.model)
     turns = turns_for_teacher(rows[3], sees_answer=True, num_codes=NUM_CODES, num_levels=NUM_LEVELS)

@@ -22,7 +22,7 @@ from pipelines.shard_pool import ShardWorker
 from samtok import masks
 from samtok.errors import CheckpointError, ConfigError, DataError
 from samtok.metrics.text_masks import Reading
-from tests.mllm_evaluations import SIDE, World, write_chats
+from tests.mllm_evaluations import SIDE, World, strip_row, write_chats
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +135,16 @@ def test_an_image_that_cannot_be_read_is_rejected_and_its_questions_stay(world, 
         ("0", 4), ("9", 1),
     ]  # fmt: skip
     assert (counts["rows_rejected"], counts["samples_rejected"], counts["samples_in"]) == (2, 5, 9)
+
+
+def test_an_image_that_the_processor_refuses_is_a_wrong_answer(world, stage, tmp_path):
+    rows = [strip_row(tmp_path, (1, 2)), *world.rows[:3]]
+    table, rejects, counts = stage.answer(inputs_of(rows, tasks=["gres"], turns="last"))
+    assert [one["problem"] for one in table.to_pylist()] == ["processor", None, None, None]
+    (entry,) = rejects.to_pylist()
+    assert entry["reason"] == "processor" and "2300 x 10 pixels" in entry["message"]
+    assert (counts["samples_in"], counts["samples_rejected"]) == (4, 1)
+    assert _metrics(table.to_pylist())["modes"]["strict"]["model"]["words"]["exact_match"] == 0.75
 
 
 def test_a_question_that_cannot_be_asked_does_not_take_the_others_along(world, stage):

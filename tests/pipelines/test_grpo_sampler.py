@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.chats.corpus import load_chat_corpus, rows_of
 from pipelines.chats.prompts import PromptsConfig, encode_prompt
 from pipelines.grpo.actors import Traced
 from pipelines.grpo.config import GrpoConfig, PromptValidationConfig, RolloutConfig
 from pipelines.grpo.groups import Group, RolloutTask
 from pipelines.grpo.rollout.sampler import Sampler
 from pipelines.training.steps import mixed_seed
-from tests.grpo import CPU, MAX_TOKENS, World, rolled
+from tests.grpo import CODES, CPU, MAX_TOKENS, World, rolled
+from tests.mllm_evaluations import strip_row, write_chats
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +110,16 @@ def test_a_prompt_whose_image_cannot_be_read_is_named_and_the_others_are_sampled
         assert "001.png" in reject["message"]
     alone, nothing = sampler.roll(RolloutTask(0, tuple((n, n) for n in lost)))
     assert nothing == [] and alone.outlines == () and len(alone.rejects) == 3
+
+
+def test_a_prompt_whose_image_the_processor_refuses_is_rejected(tmp_path, world):
+    rows = [strip_row(tmp_path, CODES["red"]), *rows_of(load_chat_corpus(world.chat))]
+    chats = write_chats(tmp_path / "chats", rows, weights_sha256="a" * 64)
+    sampler = world.sampler(world.config(chats=(chats,)))
+    sampling, groups = sampler.roll(RolloutTask(0, ((0, 0), (1, 1))))
+    assert [group.index for group in groups] == [1]
+    assert [(one["reason"], one["row_id"]) for one in sampling.rejects] == [("processor", "strip/red")]
+    assert len(sampler.validate([0, 1])[0]) == 1
 
 
 def test_a_prompt_that_is_too_long_is_rejected_and_never_cut(world):

@@ -11,19 +11,19 @@ import torch
 
 from pipelines.chats.source import ChatSource
 from pipelines.chats.spec import ChatCorpusSpec
-from pipelines.sft.config import EngineConfig, SamplingConfig
+from pipelines.sft.config import EngineConfig, SamplingConfig, TrainMllmConfig
 from pipelines.sft.data import PreparedChat, micro_batches, step_loader
 from pipelines.sft.job import train_mllm
 from pipelines.sft.loop import Trainer
 from pipelines.sft.presets import PRESETS
 from pipelines.sft.worker import build_trainer
 from pipelines.training import checkpoints
-from pipelines.training.config import OptimizerConfig, TrainedConfig, TrainWorkerConfig
+from pipelines.training.config import CheckpointsConfig, OptimizerConfig, TrainedConfig, TrainWorkerConfig
 from pipelines.training.loader import StepLoader
 from pipelines.training.steps import TrainingDiverged
 from samtok.errors import CheckpointError, ConfigError, DataError
 from samtok.mllm.adapters import load_adapter
-from tests.mllm_evaluations import World, write_chats
+from tests.mllm_evaluations import World, strip_row, write_chats
 from tests.sft import EPOCH, ready, short, train, validation, weights_of
 from tests.training import curve_of, record_of
 
@@ -157,9 +157,9 @@ class Killed(BaseException):
     """Ends a run where it stands; nothing of ours catches it."""
 
 
-@pytest.mark.parametrize("step", [4, EPOCH + 2, 12])
-def test_a_run_that_ends_at_a_checkpoint_goes_on_bit_for_bit(world, tmp_path, whole, step, monkeypatch):
-    config, saved = short(world, tmp_path / "out"), checkpoints.save
+def kill_after(step: int, config: TrainMllmConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trains, and ends the run as soon as the checkpoint of a step is written."""
+    saved = checkpoints.save
 
     def save_and_die(out, checkpoint):
         saved(out, checkpoint)
@@ -170,6 +170,12 @@ def test_a_run_that_ends_at_a_checkpoint_goes_on_bit_for_bit(world, tmp_path, wh
         patch.setattr(checkpoints, "save", save_and_die)  # a kill at this very moment cannot be timed
         with pytest.raises(Killed):
             train(config)
+
+
+@pytest.mark.parametrize("step", [4, EPOCH + 2, 12])
+def test_a_run_that_ends_at_a_checkpoint_goes_on_bit_for_bit(world, tmp_path, whole, step, monkeypatch):
+    config = short(world, tmp_path / "out")
+    kill_after(step, config, monkeypatch)
     told = train(config)
     assert ("resumed", step) in [(kind, body["step"]) for kind, body in told]
     assert curve_of(tmp_path / "out") == curve_of(whole)
@@ -252,6 +258,23 @@ def test_a_chat_that_cannot_be_used_is_replaced_and_listed(world, tmp_path, reas
     ]
     assert len(rows) == record["rejects"][reason] >= 12
     assert all(row["stage"] == "load" and row["message"] for row in rows)
+
+
+def test_an_image_that_the_processor_refuses_is_replaced_and_a_run_goes_on_behind_it(
+    world, tmp_path, monkeypatch
+):
+    rows = [*world.rows[:6], *(strip_row(tmp_path, (1, 2), image_id=str(n)) for n in range(2))]
+    corpus = write_chats(tmp_path / "chats", rows, weights_sha256=world.sha256)
+    changes = {"chats": (corpus,), "steps": 4, "max_reject_rate": 0.5, "validation": validation(corpus)}
+    changes["checkpoints"] = CheckpointsConfig(every=2)
+    whole, cut = (short(world, tmp_path / name, **changes) for name in ("whole", "cut"))
+    train(whole)
+    kill_after(2, cut, monkeypatch)
+    assert ("resumed", 2) in [(kind, body["step"]) for kind, body in train(cut)]
+    for name in ("rejects", "tokens", "validations"):
+        assert record_of(tmp_path / "cut")[name] == record_of(tmp_path / "whole")[name]
+    assert record_of(tmp_path / "cut")["rejects"].keys() == {"processor"}
+    assert curve_of(tmp_path / "cut") == curve_of(tmp_path / "whole")
 
 
 def test_a_chat_that_is_too_long_is_left_out_and_never_cut(world, tmp_path):

@@ -230,6 +230,40 @@ def test_wrong_images_are_refused(qwen):
         assert caught.value.reason == reason
 
 
+@pytest.mark.parametrize("size_hw", [(2300, 10), (10, 2300), (1, 5000), (7, 4000)])
+def test_an_image_that_a_processor_refuses_is_a_fault_of_the_sample(qwen, size_hw):
+    with pytest.raises(DataError, match=rf"{size_hw[0]} x {size_hw[1]} pixels.*aspect ratio") as caught:
+        qwen.encode(chat(), [picture(0, size_hw)])
+    assert caught.value.reason == "processor"
+    with pytest.raises(DataError, match="56 x 56, "):
+        qwen.encode_prompt([Turn("user", (0, 1, "Which?"))], [picture(), picture(0, size_hw)])
+
+
+@settings(max_examples=30, deadline=None)
+@given(height=st.integers(1, 900), width=st.integers(1, 900))
+def test_an_image_of_any_size_is_read_or_a_fault_of_the_sample(adapter, height, width):
+    try:
+        assert adapter.encode(chat(), [np.zeros((height, width, 3), np.uint8)]).vision
+    except DataError as error:
+        assert error.reason == "processor"
+
+
+def test_a_processor_that_takes_no_image_and_lack_of_memory_are_no_faults_of_a_sample(tmp_path):
+    adapter = loaded(build(tmp_path))
+    endless = np.lib.stride_tricks.as_strided(np.zeros((1, 1, 3), np.uint8), (2 * 10**6, 10**6, 3), (0, 0, 1))
+    with pytest.raises(RuntimeError, match="memory"):
+        adapter.encode(chat(), [endless])
+    adapter.processor.image_processor.patch_size = 0  # as a mistake in our code or in the folder
+    with pytest.raises(ZeroDivisionError):
+        adapter.encode(chat(), [picture()])
+
+
+def test_half_a_character_is_a_fault_of_the_text(qwen):
+    with pytest.raises(DataError, match="half a character") as caught:
+        qwen.encode(chat(answer="a\ud800b"), [picture()])
+    assert caught.value.reason == "text"
+
+
 def test_an_answer_in_a_prompt_and_an_empty_dialogue_are_refused(qwen):
     with pytest.raises(ValueError, match="must end before the assistant"):
         qwen.encode_prompt(chat(), [picture()])
