@@ -7,7 +7,13 @@ from samtok.errors import DataError
 OBJECT_START, OBJECT_END = "<|object_ref_start|>", "<|object_ref_end|>"
 """Around a phrase that has masks, as the authors mark it."""
 
+_OURS = re.compile(rf"{re.escape(OBJECT_START)}|{re.escape(OBJECT_END)}|<\|mt_(?:start|end|[0-9]{{4,9}})\|>")
 _CONTROL = re.compile(r"<\||</?(?:s|image|video|img|vid)>|<image \d+>", re.IGNORECASE)
+
+
+def without_ours(text: str) -> str:
+    """Returns a text without mask words and the tokens around phrases, which may be in it."""
+    return _OURS.sub("", text)
 
 
 def refuse_control_tokens(text: str, what: str) -> None:

@@ -27,7 +27,8 @@ class TeacherConfig(GenerationConfig):
     model: ShippedPlace | None = None
     """Checkpoint folder, local or s3://, of an MLLM that knows the mask words."""
     replies: Place | None = None
-    """JSONL, local or s3://, with {"sample_id": ..., "reply": ...} per line, of any model."""
+    """JSONL, local or s3://, with {"sample_id": ..., "reply": ...} per line, of any model. Replies of over
+    100,000 characters are rejected."""
     sees_answer: bool = True
     """The teacher sees the right answer and explains it, and that answer is kept. Otherwise it answers by
     itself after its thought, and that answer is kept if its reward is high enough."""

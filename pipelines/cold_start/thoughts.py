@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.chats.prompts import Prompt, Row, ask_to_think, last_answer, prompt_of
-from pipelines.chats.tokens import OBJECT_END, OBJECT_START, refuse_control_tokens
+from pipelines.chats.tokens import refuse_control_tokens, without_ours
 from samtok import words
 from samtok.errors import DataError
-from samtok.mllm.thinking import answer_of
+from samtok.mllm.thinking import answer_of, between
 from samtok.rewards import DEFAULT, Codes, Response
 
-THOUGHT = re.compile(r"<COT>(.*?)</COT>", re.DOTALL)
+MAX_REPLY_CHARS = 100_000
+"""Longest reply that is read; a longer one is no thought but a teacher that repeats itself."""
+
 _TAGS = re.compile(r"</?(?:think|answer|COT)>")
 _TOOL_CALL = re.compile(r"</?tool_call\b")
 _THINKS_IN_WORDS = ("gcg",)
@@ -43,9 +45,10 @@ def with_thought(row: Row, reply: str, rules: Rules) -> Row:
     last answer are left out.
 
     Raises:
-        DataError: ``no_cot`` without a thought, ``tool_call``, ``no_word_in_thought`` for a caption's thought
-            that names no mask, ``no_own_answer`` where one was asked for, ``tags`` for a thought with tags of
-            the format in it, ``low_reward``, ``malformed_words``, ``control_token``; or as ``prompt_of``.
+        DataError: ``reply_too_long``, ``no_cot`` without a thought, ``tool_call``, ``no_word_in_thought`` for
+            a caption's thought that names no mask, ``no_own_answer`` where one was asked for, ``tags`` for a
+            thought with tags of the format in it, ``low_reward``, ``malformed_words``, ``control_token``; or
+            as ``prompt_of``.
     """
     prompt = prompt_of(row, thinking=True, num_codes=rules.num_codes, num_levels=rules.num_levels)
     thought, rest = _parts(reply)
@@ -61,12 +64,17 @@ def with_thought(row: Row, reply: str, rules: Rules) -> Row:
 
 def _parts(reply: str) -> tuple[str, str]:
     """Returns the thought, and what follows it."""
+    if len(reply) > MAX_REPLY_CHARS:
+        raise DataError(
+            f"the reply has {len(reply)} characters, expected at most {MAX_REPLY_CHARS}",
+            reason="reply_too_long",
+        )
     if _TOOL_CALL.search(reply):
         raise DataError("the reply calls a tool", reason="tool_call")
-    found = THOUGHT.search(reply)
-    if found is None or not found[1].strip():
+    found = between(reply, "<COT>", "</COT>")
+    if found is None or not found[0].strip():
         raise DataError(f"the reply has no thought inside <COT> and </COT>: {reply[:80]!r}", reason="no_cot")
-    return found[1].strip(), reply[found.end() :]
+    return found[0].strip(), found[1]
 
 
 def _check_target(text: str, thought: str, answer: str, prompt: Prompt, rules: Rules) -> None:
@@ -80,10 +88,8 @@ def _check_target(text: str, thought: str, answer: str, prompt: Prompt, rules: R
             f"the answer {answer[:80]!r} has reward {reward:.3g}, --min-reward is {rules.min_reward:g}",
             reason="low_reward",
         )
-    plain = text
-    for piece in (OBJECT_START, OBJECT_END, *(_word(codes, rules) for codes in _codes(text, rules))):
-        plain = plain.replace(piece, "")
-    refuse_control_tokens(plain, "the reply")
+    _codes(text, rules)  # raises for a broken word, which would be taken for a control token below
+    refuse_control_tokens(without_ours(text), "the reply")
 
 
 def _assembled(row: Row, text: str, thought: str, answer: str, rules: Rules) -> Row:

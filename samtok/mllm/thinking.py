@@ -3,8 +3,6 @@
 import re
 from typing import NamedTuple
 
-_THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _TAGS = re.compile(r"</?(?:think|answer)>")
 
 
@@ -15,15 +13,23 @@ class Thought(NamedTuple):
     answer: str | None
 
 
+def between(text: str, start: str, end: str) -> tuple[str, str] | None:
+    """Returns what stands between the first ``start`` and the ``end`` that follows it, and what comes after;
+    None without them. Linear, while a pattern ``start(.*?)end`` takes the square of the text's length."""
+    _, opened, rest = text.partition(start)
+    inside, closed, after = rest.partition(end)
+    return (inside, after) if opened and closed else None
+
+
 def split_thinking(text: str) -> Thought:
     """Splits a text that should be ``<think> ... </think><answer> ... </answer>``.
 
     The first pair of each counts. If one of the two pairs is missing, what comes after ``<answer>`` is the
     answer, else what comes after ``</think>``, and what comes before is the thought; tags are left out.
     """
-    think, answer = _THINK.search(text), _ANSWER.search(text)
+    think, answer = between(text, "<think>", "</think>"), between(text, "<answer>", "</answer>")
     if think and answer:
-        return Thought(think[1], answer[1])
+        return Thought(think[0], answer[0])
     for tag in ("<answer>", "</think>"):
         head, found, tail = text.partition(tag)
         if found:

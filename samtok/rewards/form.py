@@ -9,9 +9,9 @@ from samtok.rewards.response import Question, Response
 MOST_REPEATS = 3
 """A mask word may occur this often (the follow-up's rule for grounded captions), and so may a sentence."""
 
-_THINKING = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
 _TAG = re.compile(r"</?(?:think|answer)>")
-_END_OF_TURN = re.compile(r"(?:\s*<\|(?:im_end|endoftext|eot_id|eom_id|end_of_text)\|>)+\s*\Z")
+_TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
+_END_OF_TURN = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>")
 _SENTENCE_END = re.compile(r"[.!?\n]+")
 
 
@@ -22,11 +22,12 @@ def format_reward(question: Question, response: Response) -> float:
     and the end of the turn (the pattern of EasyR1's ``r1v``), with every tag once: of two answers only the
     first would be scored. Any other prompt allows none of the four tags.
     """
-    text = _END_OF_TURN.sub("", response.text).strip()
-    tags = len(_TAG.findall(text))
+    text = _without_end(response.text)
+    tags = _TAG.findall(text)
     if not question.thinking:
-        return float(tags == 0)
-    return float(tags == 4 and _THINKING.fullmatch(text) is not None)
+        return float(not tags)
+    whole = text.startswith("<think>") and text.endswith("</answer>")
+    return float(tags == _TAGS and whole and text.partition("</think>")[2].lstrip().startswith("<answer>"))
 
 
 def no_repeat_reward(question: Question, response: Response) -> float:
@@ -40,3 +41,15 @@ def no_repeat_reward(question: Question, response: Response) -> float:
     sentences = (" ".join(part.casefold().split()) for part in _SENTENCE_END.split(response.text))
     counts = Counter(found.codes).values(), Counter(filter(None, sentences)).values()
     return float(all(count <= MOST_REPEATS for of_kind in counts for count in of_kind))
+
+
+def _without_end(text: str) -> str:
+    """Returns a text without the ends of its turn, and without space around it; linear, unlike a pattern."""
+    end = len(text)
+    while True:
+        while end and text[end - 1].isspace():
+            end -= 1
+        token = next((token for token in _END_OF_TURN if text.endswith(token, 0, end)), None)
+        if token is None:
+            return text[:end].lstrip()
+        end -= len(token)

@@ -2,8 +2,10 @@
 
 import math
 import pickle
+import re
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -300,6 +302,34 @@ def test_any_text_gets_named_finite_values(text, true, reward, thinking):
 def test_a_thinking_response_has_one_thought_and_one_answer(response, value):
     assert format_reward(asked(A, thinking=True), Response(text=response)) == value
     assert format_reward(asked(A), Response(text=response)) == float(response in ("b", ""))
+
+
+TAGS = ("<think>", "</think>", "<answer>", "</answer>", "<|im_end|>", " ", "\n", "a")
+THINKING = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
+ENDS = re.compile(r"(?:\s*<\|(?:im_end|endoftext|eot_id|eom_id|end_of_text)\|>)+\s*\Z")
+
+
+@given(
+    pieces=st.lists(st.sampled_from(TAGS), max_size=4),
+    places=st.lists(st.integers(0, 8), min_size=4, max_size=4),
+)
+def test_the_form_is_that_of_the_patterns(pieces, places):
+    whole = list(th("a", " b"))
+    for piece, place in zip(pieces, places, strict=False):
+        whole.insert(place * len(whole) // 8, piece)
+    for text in ("".join(whole), "".join(pieces)):
+        plain = ENDS.sub("", text).strip()
+        once = all(plain.count(tag) == 1 for tag in TAGS[:4])
+        expected = float(once and THINKING.fullmatch(plain) is not None)
+        assert format_reward(asked(A, thinking=True), Response(text=text)) == expected
+
+
+@pytest.mark.parametrize("piece", [" ", "a. ", "<think>", "<answer>", " <|im_end|>x"])
+def test_a_response_of_a_million_characters_is_scored_in_linear_time(piece):
+    text = piece * (1_000_000 // len(piece)) + "x"
+    before = time.process_time()
+    DEFAULT(asked(A, thinking=True), Response(text=text))
+    assert time.process_time() - before < 10
 
 
 @pytest.mark.parametrize(
