@@ -114,7 +114,7 @@ def _from_file(kind: type[T], path: str) -> T:
         _fail(f"{where}: {'; '.join(_faults(error, body, known))}.")
     except ConfigError as error:
         _fail(f"{where}: {error}")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         _fail(f"{where} cannot be used: {error}.")
 
 

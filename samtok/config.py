@@ -153,11 +153,11 @@ class MaskTokenizerConfig:
         return json.dumps(body, indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, *, where: str = "config.json") -> "MaskTokenizerConfig":
+    def from_json(cls, text: str | bytes, *, where: str = "config.json") -> "MaskTokenizerConfig":
         """Reads ``config.json``; unknown or missing fields are named in a ``CheckpointError``."""
         try:
             body = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{where} is not JSON: {error}.") from error
         if not isinstance(body, dict) or body.pop("format", None) != FORMAT:
             raise CheckpointError(f'{where} is not a mask tokenizer: "format" must be "{FORMAT}".')

@@ -35,7 +35,7 @@ def read_config(uri: str, *, read: Read | None = None) -> MaskTokenizerConfig:
         CheckpointError: If it is missing, or not the config of a mask tokenizer.
     """
     where = f"{resolve(uri)}/{CONFIG_FILE}"
-    return MaskTokenizerConfig.from_json(_read(where, read).decode("utf-8"), where=where)
+    return MaskTokenizerConfig.from_json(_read(where, read), where=where)
 
 
 def read_weights(uri: str, *, read: Read | None = None) -> bytes:

@@ -12,7 +12,10 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipelines import storage
+from pipelines.ingestion.json_lines import Line, parse_line, read_lines
 from pipelines.ingestion.reader import Input
+from pipelines.ingestion.records import is_utf8
+from samtok.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -27,25 +30,25 @@ class TeacherReply:
 
 
 def of_file(uri: str) -> Iterator[TeacherReply]:
-    """Yields the lines of a file of replies; empty ones are no lines."""
-    with storage.open_input(uri) as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield _of_line(number, line)
+    """Yields the lines of a file of replies; raises ConfigError if it is something else."""
+    for line in read_lines(uri, flag="--teacher.replies"):
+        yield _of_line(line)
 
 
-def _of_line(number: int, line: bytes) -> TeacherReply:
+def _of_line(line: Line) -> TeacherReply:
+    where = f"line {line.number}"
     try:
-        body = json.loads(line)
-        sample_id, reply = body["sample_id"], body["reply"]
-        (sample_id + reply).encode()  # JSON's escapes can write half a character
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        return TeacherReply(
-            f"line-{number:08d}",
-            reason="record",
-            message=f'line {number} is no object with the texts "sample_id" and "reply" ({error!r}): '
-            f"{line[:80]!r}",
+        body = parse_line(line.raw, where)
+        sample_id, reply = (
+            (body.get(name) for name in ("sample_id", "reply")) if isinstance(body, dict) else (0, 0)
         )
+        if not all(isinstance(text, str) and is_utf8(text) for text in (sample_id, reply)):
+            raise DataError(
+                f'{where} is no object with the texts "sample_id" and "reply": {line.raw[:80]!r}',
+                reason="record",
+            )
+    except DataError as error:
+        return TeacherReply(f"line-{line.number:08d}", reason=error.reason, message=str(error))
     return TeacherReply(sample_id, reply)
 
 

@@ -160,7 +160,7 @@ def read_json(uri: str) -> Any:
     """Reads a JSON document; raises DataError (reason ``json``) if it is none, and as ``read_bytes``."""
     try:
         return json.loads(read_bytes(uri))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         message = f"{uri} must be a JSON document: {error}. Restore it, or run the step that wrote it again."
         raise DataError(message, reason="json") from error
 

@@ -13,7 +13,6 @@ A reward of one's own is a function in a file of the working directory:
 Prints a row per line with all components and the total, their means, and counts. Token ids are empty here.
 """
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, pstdev
@@ -21,12 +20,13 @@ from typing import Any
 
 import tyro
 
-from pipelines import cli, storage
+from pipelines import cli
 from pipelines import job as runs
 from pipelines.chats.corpus import ChatCorpus, load_chat_corpus, rows_of
 from pipelines.chats.prompts import prompt_of
 from pipelines.config import AtLeast1, config
 from pipelines.grpo.reward.components import Scored, ScoringConfig, rewards_of, score
+from pipelines.ingestion import json_lines
 from samtok.errors import DataError
 from samtok.rewards import Question, Response
 from samtok.words import parse_words
@@ -62,7 +62,7 @@ def reward_check(config: RewardCheckConfig) -> int:
         DataError: For a line that cannot, with its file and number.
     """
     rewards = rewards_of(config)
-    lines = list(read_lines(config.responses))
+    lines = list(responses_of(config.responses))
     if not lines:
         raise DataError(f"{config.responses} has no responses.", reason="empty")
     questions = questions_of(lines, config)
@@ -72,16 +72,15 @@ def reward_check(config: RewardCheckConfig) -> int:
     return 0
 
 
-def read_lines(uri: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields the lines of a file of responses that are not blank, each with its number.
+def responses_of(uri: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the lines of a file of responses, each with its number.
 
     Raises:
-        DataError: ``json`` or ``response`` for a line that is no object with the text ``response``.
+        ConfigError: For a file that is no JSON lines.
+        DataError: For a line that is no object with the text ``response``.
     """
-    with storage.open_input(uri) as file:
-        for number, raw in enumerate(file, start=1):
-            if raw.strip():
-                yield number, _body(raw, f"{uri}, line {number}")
+    for line in json_lines.read_lines(uri, flag="--responses"):
+        yield line.number, _body(line.raw, f"{uri}, line {line.number}")
 
 
 def questions_of(lines: Sequence[tuple[int, dict[str, Any]]], config: RewardCheckConfig) -> list[Question]:
@@ -129,10 +128,7 @@ def _row(first: str, names: Sequence[str], values: Mapping[str, float]) -> str:
 
 
 def _body(raw: bytes, where: str) -> dict[str, Any]:
-    try:
-        body = json.loads(raw)
-    except ValueError as error:
-        raise DataError(f"{where} is no JSON: {error}.", reason="json") from error
+    body = json_lines.parse_line(raw, where)
     if isinstance(body, dict) and "reply" in body:  # the key of earlier versions
         body = {"response": body["reply"], **body}
     if not isinstance(body, dict) or not isinstance(body.get("response"), str):

@@ -103,7 +103,7 @@ def _read_json(folder: str | Path, name: str, read: Read | None) -> dict[str, An
         body = json.loads(read_file(where, read))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where} is not JSON: {error}.") from error
     if not isinstance(body, dict):
         raise CheckpointError(f"{where} must hold a JSON object, got {type(body).__name__}.")

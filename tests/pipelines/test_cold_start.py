@@ -1,7 +1,9 @@
 """Thoughts for chats: which replies become samples, why others do not, and what is learnt from them."""
 
+import contextlib
 import dataclasses
 import json
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from pipelines.cold_start.job import cold_start
 from pipelines.cold_start.prepare import ColdStart, prepare
 from pipelines.cold_start.run import write_thoughts
 from pipelines.cold_start.teacher import REPLY_ROW, TeachSamples, turns_for_teacher
-from pipelines.cold_start.thoughts import Rules, with_thought
+from pipelines.cold_start.thoughts import MAX_REPLY_CHARS, Rules, with_thought
 from pipelines.sft.prepare import prepare as prepare_training
 from samtok.errors import CheckpointError, ConfigError, DataError
 from samtok.mllm.adapters import load_adapter
@@ -142,6 +144,19 @@ def test_a_reply_that_cannot_be_used_has_a_reason(reply, rules, reason):
     assert error.value.reason == reason
 
 
+@pytest.mark.parametrize("piece", [" ", "<COT>", "<answer>", RED])
+def test_a_reply_of_the_longest_kind_is_read_in_linear_time_and_a_longer_one_is_refused(piece):
+    text = f"<COT>{piece * ((MAX_REPLY_CHARS - 100) // len(piece))}"
+    before = time.process_time()
+    for reply in (text, f"{text}</COT><answer>{RED}</answer>"):
+        with contextlib.suppress(DataError):
+            with_thought(sample("red"), reply, OWN)
+    assert time.process_time() - before < 5
+    with pytest.raises(DataError, match="100001 characters, expected at most 100000") as caught:
+        with_thought(sample("red"), "a" * (MAX_REPLY_CHARS + 1), RULES)
+    assert caught.value.reason == "reply_too_long"
+
+
 def test_the_thought_of_a_caption_names_a_mask():
     with pytest.raises(DataError) as error:
         with_thought(sample("red", task="gcg"), f"<COT>a</COT>{RED}", RULES)
@@ -218,10 +233,10 @@ def test_every_reply_is_a_sample_or_a_reject_with_a_reason(world, thoughts):
     assert totals["samples_out"] == totals["gres/samples_out"] == 8
     assert totals["gres/items_in"] == 10 and totals["gres/items_rejected"] == 2
     entries = rejects_of(thoughts)
-    counted = {"duplicate": 1, "unknown_sample": 1, "no_cot": 1, "record": 4}
+    counted = {"duplicate": 1, "unknown_sample": 1, "no_cot": 1, "json": 1, "record": 3}
     assert Counter(entry["reason"] for entry in entries) == counted
     assert {entry["stage"] for entry in entries} == {"think"}
-    lines = [entry["row_id"] for entry in entries if entry["reason"] == "record"]
+    lines = [entry["row_id"] for entry in entries if entry["reason"] in ("json", "record")]
     assert lines == ["line-00000013", "line-00000014", "line-00000015", "line-00000016"]
 
 

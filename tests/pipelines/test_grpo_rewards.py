@@ -229,7 +229,7 @@ def test_the_paper_preset_counts_as_the_paper_does(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "responses.jsonl, line 2 is no JSON"),
+        ("{", "responses.jsonl, line 2 is not JSON"),
         ([1], 'responses.jsonl, line 2: expected an object with the text "response"'),
         ({"truth": A, "response": 3}, 'line 2: expected an object with the text "response"'),
         ({"response": A}, 'line 2: expected the text "truth"'),

@@ -1,0 +1,159 @@
+"""Files of JSON lines that other people wrote: what is none is refused, and a bad line costs itself alone."""
+
+import codecs
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.compose_dialogues import main as compose
+from pipelines import shards, storage
+from pipelines.cold_start.replies import of_file
+from pipelines.ingestion.json_lines import MAX_LINE_BYTES, parse_line, read_lines
+from pipelines.tools.reward_check import main as check
+from pipelines.tools.reward_check import responses_of
+from samtok import folders
+from samtok.errors import CheckpointError, ConfigError, DataError
+from samtok.mllm.folder import read_folder
+from tests.jobs import read_manifest
+
+CHAT = {"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Yes."}]}
+GOOD = json.dumps(CHAT).encode()
+DEEP = 100_000
+BAD: dict[str, bytes] = {
+    "nested lists": b'{"messages": ' + b"[" * DEEP + b"]" * DEEP + b"}",
+    "nested objects": b'{"a":' * DEEP + b"1" + b"}" * DEEP,
+    "nested less": GOOD[:-1] + b', "id": ' + b"[" * 500 + b"]" * 500 + b"}",
+    "a role that is deep": json.dumps({"messages": [{"role": [[[[{}]]]], "content": "x"}]}).encode(),
+    "latin-1": '{"messages": "é"}'.encode("latin-1"),
+    "cut character": GOOD[:-3] + "é".encode()[:1],
+    "nul": GOOD[:20] + b"\0" + GOOD[20:],
+    "nuls": b"\0" * 30,
+    "UTF-16": json.dumps(CHAT).encode("utf-16-le"),
+    "half a character": GOOD.replace(b"Hi", b"\\ud800"),
+    "half a character in a name": GOOD.replace(b"Hi", b"<image>Hi")[:-1] + b', "images": ["\\ud800.png"]}',
+    "a long number": b'{"messages": ' + b"1" * 5000 + b"}",
+    "cut": GOOD[:-5],
+    "two": GOOD + GOOD,
+    "a text": b'"x"',
+    "nothing": b"null",
+    "not a number": b"NaN",
+}
+LIKE_GOOD = {"a mark": codecs.BOM_UTF8 + GOOD, "a return": GOOD + b"\r", "spaces": b"  " + GOOD}
+
+
+def imported(folder: Path, data: bytes, *flags: str) -> tuple[int, dict[str, int], list[str]]:
+    """Imports a file of chats; returns the exit code, the totals and the reasons of rejects."""
+    (source := folder / "chats.jsonl").write_bytes(data)
+    out = folder / "out"
+    end = ("--out", str(out), "--tracking", "off", "--report-samples", "0", "--max-reject-rate", "1")
+    code = compose(["--jsonl.source", str(source), *end, *flags])
+    if not (out / shards.MANIFEST).exists():
+        return code, {}, []
+    manifest = read_manifest(out)
+    found = [reason for shard in manifest["shards"] for reason in shard["reject_reasons"]]
+    return code, manifest["totals"], found
+
+
+def test_every_bad_line_is_a_reject_and_the_others_are_chats(tmp_path):
+    lines = [GOOD, *BAD.values(), b"", b"  ", *LIKE_GOOD.values(), GOOD]
+    code, totals, reasons = imported(tmp_path, codecs.BOM_UTF8 + b"\n".join(lines))
+    assert code == 0
+    assert (totals["items_in"], totals["samples_out"]) == (len(BAD) + 5, 5)
+    assert totals["items_rejected"] == len(BAD)
+    assert set(reasons) == {
+        f"compose/{reason}" for reason in ("json", "record", "role", "text_encoding", "image_path")
+    }
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    lines=st.lists(
+        st.sampled_from([GOOD, b"", *LIKE_GOOD.values(), *BAD.values()]) | st.binary(max_size=30), max_size=6
+    ),
+    end=st.sampled_from([b"", b"\n", b"\r\n"]),
+)
+def test_any_mix_of_lines_ends_with_a_code_and_everything_accounted_for(lines, end):
+    with tempfile.TemporaryDirectory() as folder:
+        code, totals, _ = imported(Path(folder), b"\n".join(lines) + end)
+    assert code in (0, 2, 3)
+    if totals:
+        assert totals["items_in"] == totals["samples_out"] + totals["items_rejected"]
+
+
+OTHER_FILES = {
+    "UTF-16 with a mark": (json.dumps(CHAT) + "\n").encode("utf-16"),
+    "UTF-16": (json.dumps(CHAT) + "\n").encode("utf-16-be"),
+    "pretty": json.dumps(CHAT, indent=2).encode(),
+    "pretty, one after the other": b"\n".join([json.dumps(CHAT, indent=1).encode()] * 3),
+    "half pretty": GOOD.replace(b'{"role": "user"', b'\n{"role": "user"'),
+    "a list": json.dumps([CHAT, CHAT]).encode(),
+    "a marked list": codecs.BOM_UTF8 + b" \n[\n" + GOOD + b"\n]",
+}
+WORDS = {
+    "UTF-16 with a mark": "no UTF-8",
+    "UTF-16": "no UTF-8",
+    "a list": "JSON list",
+    "a marked list": "JSON list",
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_FILES)
+def test_a_file_of_another_kind_is_refused_by_every_reader_with_the_way_out(tmp_path, kind, capsys):
+    (path := tmp_path / "file").write_bytes(OTHER_FILES[kind])
+    expected = WORDS.get(kind, "objects of several lines each")
+    readers = {
+        "--teacher.replies": lambda: list(of_file(str(path))),
+        "--responses": lambda: list(responses_of(str(path))),
+    }
+    for flag, read in readers.items():
+        with pytest.raises(ConfigError, match=rf"{flag} .*{expected}.*FILE > NEW"):
+            read()
+    assert check(["--responses", str(path)]) == 2
+    assert imported(tmp_path, OTHER_FILES[kind])[0] == 2
+    assert f"--jsonl.source {tmp_path / 'chats.jsonl'} " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_line_is_a_reject_of_cold_start_and_an_error_of_reward_check(tmp_path, kind):
+    (path := tmp_path / "file").write_bytes(b'{"sample_id": "a", "reply": "b"}\n' + BAD[kind] + b"\n")
+    first, second = of_file(str(path))
+    assert (first.reply, first.reason) == ("b", None) and second.reason in ("json", "record")
+    assert second.sample_id == "line-00000002" and second.message.startswith("line 2")
+    with pytest.raises(DataError, match="line 2"):
+        list(responses_of(str(path)))
+
+
+def test_a_line_that_is_too_long_is_never_held_and_costs_itself_alone(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match=f"over {MAX_LINE_BYTES} bytes") as caught:
+        parse_line(b" " * (MAX_LINE_BYTES + 1), "line 1")
+    assert caught.value.reason == "line_too_long"
+    with (tmp_path / "chats.jsonl").open("wb") as file:
+        file.write(GOOD + b"\n" + b'"')
+        file.seek(3 * MAX_LINE_BYTES, 1)  # a hole, which costs no disk
+        file.write(b'"\n' + GOOD)
+    lines = list(read_lines(str(tmp_path / "chats.jsonl"), flag="--x"))
+    assert [line.number for line in lines] == [1, 2, 3] and len(lines[1].raw) == MAX_LINE_BYTES + 1
+    assert lines[2].offset == lines[1].offset + lines[1].size and lines[2].raw == GOOD
+    code, totals, reasons = imported(tmp_path, (tmp_path / "chats.jsonl").read_bytes())
+    assert (code, totals["samples_out"], reasons) == (0, 2, ["compose/line_too_long"])
+
+
+TEXTS = {"deep": b"[" * DEEP, "latin-1": "é".encode("latin-1"), "a long number": b"1" * 5000, "nul": b"\0{}"}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_json_files_of_any_bytes_are_errors_of_ours(tmp_path, text, capsys):
+    (tmp_path / "config.json").write_bytes(TEXTS[text])
+    uri = str(tmp_path / "config.json")
+    with pytest.raises(DataError, match="must be a JSON document"):
+        storage.read_json(uri)
+    for read in (folders.read_config, read_folder):
+        with pytest.raises(CheckpointError, match="not JSON"):
+            read(str(tmp_path))
+    with pytest.raises(SystemExit) as end:
+        compose(["--config", uri])
+    assert end.value.code == 2 and "cannot be used" in capsys.readouterr().err
