@@ -121,7 +121,7 @@ CHAT_ROW = pa.schema(
         pa.field("images", pa.list_(pa.struct(_CHAT_IMAGE_FIELDS)), nullable=False),
         pa.field("messages", pa.list_(pa.struct(_MESSAGE_FIELDS)), nullable=False),
         pa.field("masks", pa.list_(pa.struct(_CHAT_MASK_FIELDS)), nullable=False),  # all that messages name
-        pa.field("meta", pa.string()),  # JSON: expression, style, template
+        pa.field("meta", pa.string()),  # JSON: expression, style, template; unlearnt: places of messages
     ],
     metadata=_METADATA,
 )

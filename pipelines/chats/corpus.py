@@ -3,6 +3,7 @@
 for row in rows_of(load_chat_corpus("runs/chats")): turns_of(row), answer_words(row)
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -110,13 +111,20 @@ def turns_of(row: Mapping[str, Any]) -> "list[Turn]":
     """Returns the messages of a chat row as a dialogue in memory."""
     from samtok.mllm.chat import Turn  # loads torch
 
+    unlearnt = unlearnt_of(row)
     return [
         Turn(
             message["role"],
             tuple(part["text"] if part["text"] is not None else part["image"] for part in message["content"]),
+            learnt=place not in unlearnt,
         )
-        for message in row["messages"]
+        for place, message in enumerate(row["messages"])
     ]
+
+
+def unlearnt_of(row: Mapping[str, Any]) -> frozenset[int]:
+    """Returns the places of answers that only stand before later ones (``unlearnt`` of a row's meta)."""
+    return frozenset(json.loads(row.get("meta") or "{}").get("unlearnt", ()))
 
 
 def text_of(message: Mapping[str, Any]) -> str:

@@ -40,6 +40,9 @@ class JsonlConfig:
     """Codes per level of the mask words in the texts."""
     num_levels: AtLeast1 = 2
     """Codes of a mask word."""
+    ignore: tuple[str, ...] = ("source", "data_source", "dataset", "split")
+    """Fields of a line that may be left unread. A line with another field that is not known, such as label,
+    tools or videos, is rejected, since what is learnt would not be what was meant."""
 
     def check(self) -> None:
         """Refuses a task that chats do not have."""

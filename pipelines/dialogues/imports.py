@@ -3,21 +3,29 @@
 import functools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any
 
 from pipelines import schema, storage
 from pipelines.chats.commit import Composed
 from pipelines.dialogues.config import JsonlConfig
 from pipelines.dialogues.exchange import from_record
-from pipelines.ingestion.image_source import read_size_hw
+from pipelines.ingestion.image_source import image_name, read_size_hw
+from pipelines.ingestion.json_lines import MAX_LINE_BYTES, parse_line, read_lines
 from pipelines.ingestion.reader import Input
 from samtok.errors import ConfigError, DataError
+
+_PART_BYTES = 64 * 2**20
+"""A part that has as many is not filled further, since a shard is made of it in memory."""
 
 
 @dataclass(frozen=True)
 class Lines:
-    """``count`` lines of a JSONL file in ``size`` bytes from ``offset``; ``first`` lines are before them."""
+    """``count`` lines of a JSONL file in ``size`` bytes from ``offset``; ``first`` lines are before them.
+
+    Blank lines are not counted but in ``first``. A line that is too long is a part of its own, cut off.
+    """
 
     offset: int
     size: int
@@ -29,24 +37,22 @@ def inputs_of(uri: str, *, lines_per_shard: int, limit: int | None) -> Iterator[
     """Cuts a JSONL file into parts, one input each; reads it once, line by line.
 
     Raises:
-        ConfigError: If it is one JSON list instead of lines.
+        ConfigError: If it is something else than JSON lines.
     """
-    offset = size = first = count = number = 0
-    with storage.open_input(uri) as file:
-        for line in file:
-            if not number and line.lstrip().startswith(b"["):
-                raise ConfigError(
-                    f"--jsonl.source {uri} is a JSON list, expected one object per line. "
-                    "`jq -c '.[]' FILE` writes such a file."
-                )
-            if number == limit:
-                break
-            number, size, count = number + 1, size + len(line), count + 1
-            if count == lines_per_shard:
-                yield _input(Lines(offset, size, first, count))
-                offset, size, first, count = offset + size, 0, number, 0
-    if count:
-        yield _input(Lines(offset, size, first, count))
+    part: Lines | None = None
+    for line in islice(read_lines(uri, flag="--jsonl.source"), limit):
+        alone = line.size > MAX_LINE_BYTES
+        if part and (alone or part.count == lines_per_shard or part.size > _PART_BYTES):
+            yield _input(part)
+            part = None
+        if alone:
+            yield _input(Lines(line.offset, MAX_LINE_BYTES + 1, line.number - 1, 1))
+        elif part is None:
+            part = Lines(line.offset, line.size, line.number - 1, 1)
+        else:
+            part = replace(part, size=line.offset + line.size - part.offset, count=part.count + 1)
+    if part:
+        yield _input(part)
 
 
 def _input(part: Lines) -> Input:
@@ -58,13 +64,14 @@ def take_lines(jsonl: JsonlConfig, payload: dict[str, Any], done: Composed) -> N
     part = Lines(**payload)
     assert jsonl.source is not None
     data = storage.read_bytes(jsonl.source, offset=part.offset, size=part.size)
-    lines = data.removesuffix(b"\n").split(b"\n")
+    numbered = enumerate(data.removesuffix(b"\n").split(b"\n"), start=part.first + 1)
+    lines = [(number, line) for number, line in numbered if line.strip()]
     if len(lines) != part.count:
         raise DataError(
             f"{jsonl.source} has changed: {len(lines)} lines instead of {part.count} at byte "
             f"{part.offset}. Restore it, or choose another --out."
         )
-    for number, line in enumerate(lines, start=part.first + 1):
+    for number, line in lines:
         _take_line(jsonl, f"line-{number:08d}", line, done)
 
 
@@ -81,11 +88,16 @@ def _take_line(jsonl: JsonlConfig, row_id: str, line: bytes, done: Composed) -> 
 
 
 def _row(jsonl: JsonlConfig, row_id: str, line: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"the line is no JSON: {error}", reason="json") from error
-    chat = from_record(record, num_codes=jsonl.num_codes, num_levels=jsonl.num_levels)
+    record = parse_line(line, "the line")
+    chat = from_record(
+        record,
+        num_codes=jsonl.num_codes,
+        num_levels=jsonl.num_levels,
+        size_hw=lambda name: _size_hw(_uri(jsonl.images, name)),
+        ignore=jsonl.ignore,
+    )
+    unlearnt = chat.pop("unlearnt")
+    meta = {"id": str(record["id"])} if "id" in record else {}
     return {
         "dataset": jsonl.dataset,
         "split": jsonl.split,
@@ -95,19 +107,30 @@ def _row(jsonl: JsonlConfig, row_id: str, line: bytes) -> dict[str, Any]:
         "tags": [],
         **chat,
         "images": [_image(jsonl.images, name) for name in chat["images"]],
-        "meta": json.dumps({"id": str(record["id"])} if "id" in record else {}),
+        "meta": json.dumps(meta | ({"unlearnt": unlearnt} if unlearnt else {})),
     }
 
 
 def _image(folder: str, name: str) -> Mapping[str, Any]:
-    if not folder and not storage.is_anchored(name):
-        raise DataError(
-            f"the image {name!r} is relative; name the folder that it is in by --jsonl.images",
-            reason="path",
-        )
-    uri = storage.join(folder, name) if folder else name
+    uri = _uri(folder, name)
     height, width = _size_hw(uri)
     return {"uri": uri, "height": height, "width": width}
+
+
+def _uri(folder: str, name: str) -> str:
+    image_name(name, "the name of an image")
+    if folder:
+        return storage.join(folder, name)
+    try:
+        anchored = storage.is_anchored(name)
+    except ConfigError as error:  # a scheme that is none of ours
+        raise DataError(str(error), reason="path") from error
+    if not anchored:
+        raise DataError(
+            f"the image {name!r:.200} is relative; name the folder that it is in by --jsonl.images",
+            reason="path",
+        )
+    return name
 
 
 _size_hw = functools.lru_cache(maxsize=1024)(read_size_hw)

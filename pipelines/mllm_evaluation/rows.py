@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from pipelines import schema, shards
-from pipelines.chats.corpus import text_of
+from pipelines.chats.corpus import text_of, unlearnt_of
 from pipelines.ingestion.reader import Input
 from samtok import masks
 from samtok.errors import DataError
@@ -89,7 +89,8 @@ def _input(number: int, key: tuple[str, ...], questions: list[dict[str, Any]]) -
 
 
 def _questions_of(row: Mapping[str, Any], turns: Turns) -> Iterator[dict[str, Any]]:
-    places = [n for n, message in enumerate(row["messages"]) if message["role"] == "assistant" and n]
+    answers = [n for n, message in enumerate(row["messages"]) if message["role"] == "assistant" and n]
+    places = [n for n in answers if n not in unlearnt_of(row)]
     chosen = {"last": places[-1:], "first": places[:1], "all": places}[turns]
     expressions = json.loads(row["meta"] or "{}").get("expressions") or []
     for number, place in enumerate(places):

@@ -20,10 +20,14 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class Turn:
-    """One message: texts, and images as their number in the dialogue's list of images."""
+    """One message: texts, and images as their number in the dialogue's list of images.
+
+    ``learnt`` is about the assistant's: one that is not learnt only stands before later ones.
+    """
 
     role: Role
     parts: tuple[str | int, ...]
+    learnt: bool = True
 
     @property
     def text(self) -> str:

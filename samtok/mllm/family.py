@@ -171,7 +171,7 @@ class Adapter(ABC):
             prefix += self.header(turn.role)
             content = "".join(self._part(part, turn, num_images, order) for part in _joined(turn.parts))
             if turn.role == "assistant":
-                pieces += [(prefix, False), (content + self.end_of_turn, True)]
+                pieces += [(prefix, False), (content + self.end_of_turn, turn.learnt)]
                 prefix = self.after_turn()
             else:
                 prefix += content + self.end_of_turn + self.after_turn()

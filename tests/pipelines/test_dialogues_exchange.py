@@ -12,16 +12,20 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jobs.compose_dialogues import main
-from pipelines.chats.corpus import load_chat_corpus, rows_of, text_of
+from pipelines.chats.corpus import load_chat_corpus, rows_of, text_of, turns_of
 from pipelines.dialogues.compose import TASKS, Settings, compose_row
 from pipelines.dialogues.exchange import FORMATS, from_record, to_record
 from pipelines.dialogues.style import STYLES
+from pipelines.mllm_evaluation.rows import inputs_of
 from samtok.errors import DataError
+from samtok.mllm.chat import IGNORE
 from samtok.words import format_words
 from tests.code_rows import NUM_CODES, NUM_LEVELS, random_row, write_words
 from tests.jobs import read_manifest
+from tests.tiny_mllm import build, loaded
 
 SIZE = {"num_codes": NUM_CODES, "num_levels": NUM_LEVELS}
+READ = {**SIZE, "size_hw": lambda name: (200, 100)}
 WORD, OTHER = (format_words(codes, num_codes=NUM_CODES) for codes in ((1, 2), (3, 4)))
 
 
@@ -49,7 +53,7 @@ def test_a_chat_survives_the_way_out_and_back(made, kind, turns):
     settings = Settings(**SIZE, tasks=dict.fromkeys(TASKS, 1.0), styles=STYLES, turns_per_sample=turns)
     for sample in compose_row(row, settings).samples:
         line = json.dumps(to_record(sample, kind))
-        back = from_record(json.loads(line), **SIZE)
+        back = from_record(json.loads(line), **READ)
         assert back["images"] == [image["uri"] for image in sample["images"]]
         assert spoken(back) == spoken(sample)
 
@@ -75,7 +79,7 @@ def test_any_text_around_images_survives_or_is_refused(parts, answer, kind):
         with pytest.raises(DataError, match="would be read as an image"):
             to_record(row, kind)
         return
-    back = from_record(to_record(row, kind), **SIZE)
+    back = from_record(to_record(row, kind), **READ)
     assert [message["content"] for message in back["messages"]] == [m["content"] for m in row["messages"]]
 
 
@@ -87,7 +91,7 @@ def test_a_word_belongs_to_the_image_that_was_shown_last():
             {"from": "gpt", "value": f"A cat, {WORD} beside {OTHER}."},
         ],
     }
-    back = from_record(record, **SIZE)
+    back = from_record(record, **READ)
     assert [(mask["image"], mask["codes"]) for mask in back["masks"]] == [
         (0, [1, 2]),
         (1, [1, 2]),
@@ -117,12 +121,138 @@ def swift(*said: tuple[str, object], **more: object) -> dict:
         (swift(("user", "<image>hi"), ("assistant", WORD[:-10])), "malformed_words"),
         (swift(("user", "<image>hi"), ("assistant", "<|mt_start|><|mt_9999|><|mt_end|>")), "malformed_words"),
         (swift(("user", "<image>hi<|im_end|>"), ("assistant", "x")), "control_token"),
+        (swift(("user", "<image>hi<audio>"), ("assistant", "x")), "placeholder"),
+        (swift(("user", "<image>Find the <ref-object>"), ("assistant", "<bbox>")), "placeholder"),
+        (swift(("user", "<image>hi"), ("assistant", "x"), image="b.png"), "record"),
+        (swift(("user", "<image>hi"), ("assistant", "x"), images=[{"path": "a.png"}]), "record"),
+        (swift(("user", "<image>hi"), ("assistant", "x"), system=["Be brief."]), "record"),
+        (swift(("system", "a"), ("user", "<image>hi"), ("assistant", "x"), system="b"), "role"),
+        (swift(("user", "<image>hi"), ("tool_call", "{}"), ("assistant", "x")), "role"),
     ],
 )
 def test_records_of_another_shape_are_refused_with_a_reason(record, reason):
     with pytest.raises(DataError) as caught:
-        from_record(record, **SIZE)
+        from_record(record, **READ)
     assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"label": False},
+        {"rejected_response": "No."},
+        {"rejected_messages": [{"role": "assistant", "content": "No."}]},
+        {"videos": ["v.mp4"]},
+        {"audios": ["v.wav"]},
+        {"tools": "[]"},
+        {"history": [["a", "b"]]},
+        {"a_field_of_tomorrow": 0},
+    ],
+    ids=lambda field: next(iter(field)),
+)
+def test_a_field_that_would_be_left_unread_is_refused_by_its_name(field):
+    (name,) = field
+    record = swift(("user", "<image>hi"), ("assistant", "x"), **field)
+    with pytest.raises(DataError, match=f"the field '{name}' of the record .*--jsonl.ignore") as caught:
+        from_record(record, **READ)
+    assert caught.value.reason == "field"
+    from_record(record, **READ, ignore=(name,))
+    from_record({**record, name: []}, **READ)  # says nothing
+    del record[name]
+    record["messages"][1] |= field
+    with pytest.raises(DataError, match=f"the field '{name}' of a message"):
+        from_record(record, **READ, ignore=(name,))
+
+
+def test_images_may_have_either_name_and_a_system_stands_first():
+    said = {"conversations": [{"from": "human", "value": "<image>Who?"}, {"from": "gpt", "value": "Two."}]}
+    for more in ({"image": "a.png"}, {"images": ["a.png"]}, {"image": ["a.png"], "images": []}):
+        back = from_record({**said, **more, "system": "Answer in French."}, **READ)
+        assert back["images"] == ["a.png"]
+        assert [message["role"] for message in back["messages"]] == ["system", "user", "assistant"]
+        assert text_of(back["messages"][0]) == "Answer in French."
+    record = swift(("user", "<image>Who?"), ("assistant", "x"), image="a.png", images=None)
+    assert from_record(record, **READ)["images"] == ["a.png"]
+
+
+def test_an_answer_without_a_loss_is_read_and_not_learnt(tmp_path):
+    said = [("user", "One?"), ("assistant", "A draft."), ("user", "Two?"), ("assistant", "Good.")]
+    record = swift(*said, images=[], system="Be brief.")
+    record["messages"][1]["loss"] = False
+    record["messages"][3]["loss"] = True
+    (source := tmp_path / "one.jsonl").write_text(json.dumps(record))
+    assert run("--jsonl.source", str(source), "--out", str(tmp_path / "chats")) == 0
+    (row,) = rows_of(load_chat_corpus(str(tmp_path / "chats")))
+    assert [turn.learnt for turn in turns_of(row)] == [True, True, False, True, True]
+    adapter = loaded(build(tmp_path / "tiny"))
+    labels = adapter.encode(turns_of(row), []).labels
+    assert adapter.text_of(labels[labels != IGNORE].tolist()) == "Good."
+    again = from_record(to_record(row, "ms-swift"), **READ)
+    assert again["unlearnt"] == [2] and again["messages"] == row["messages"]
+    with pytest.raises(DataError, match="cannot say"):
+        to_record(row, "llava")
+    asked = evaluated({**row, "dataset": "d", "images": [{"uri": "a.png", "height": 2, "width": 2}]})
+    assert [question["turn"] for question in asked] == [4]
+    for place, loss in ((0, True), (1, 0), (1, "false"), (3, False)):
+        wrong = json.loads(json.dumps(record))
+        wrong["messages"][place]["loss"] = loss
+        with pytest.raises(DataError) as caught:
+            from_record(wrong, **READ)
+        assert caught.value.reason == "loss"
+
+
+def evaluated(row: dict) -> list[dict]:
+    """Returns the questions that an evaluation asks of a chat."""
+    (item,) = inputs_of([row], tasks=[row["task"]], turns="all")
+    return json.loads(item.payload)["questions"]
+
+
+def grounded(objects: object, text: str = "<ref-object> at <bbox>, <bbox>") -> dict:
+    """A chat with objects; its images have 200 x 100 pixels."""
+    return swift(("user", "<image>Find the <ref-object>."), ("assistant", text), objects=objects)
+
+
+def test_objects_stand_in_the_text_as_ms_swift_writes_them():
+    objects = {"ref": ["sheep", "One"], "bbox": [[10, 20, 99.5, 200], [50, 100]]}
+    for found in (objects, {**objects, "bbox_type": "real", "image_id": [0, 0]}):
+        back = from_record(grounded(found), **READ)
+        assert text_of(back["messages"][0]) == "Find the sheep."
+        assert text_of(back["messages"][1]) == "One at [(100,100),(995,1000)], [(500,500)]"
+    norm = {**objects, "bbox": [[0.1, 0.1, 0.995, 1], [0.5, 0.5]], "bbox_type": "norm1"}
+    assert text_of(from_record(grounded(norm), **READ)["messages"][1]) == text_of(back["messages"][1])
+
+
+@pytest.mark.parametrize(
+    "objects",
+    [
+        '[{"caption": "sheep", "bbox": [1, 2, 3, 4]}]',
+        [1],
+        {"ref": ["a"], "bbox": [[1, 2], [3, 4]]},
+        {"ref": ["a", "b", "c"], "bbox": [[1, 2], [3, 4]]},
+        {"ref": ["a", "b"], "bbox": [[1, 2]]},
+        {"ref": ["a", 1], "bbox": [[1, 2], [3, 4]]},
+        {"ref": ["a", "<image>"], "bbox": [[1, 2], [3, 4]]},
+        {"ref": ["a", "b"], "bbox": [[1, 2], [3, 4]], "image_id": [0, 1]},
+        {"ref": ["a", "b"], "bbox": [[1, 2], [3, 4]], "image_id": [0]},
+        {"ref": ["a", "b"], "bbox": [[1, 2], [3, 4, 5]]},
+        {"ref": ["a", "b"], "bbox": [[1, 2], [3, "4"]]},
+        {"ref": ["a", "b"], "bbox": [[1, 2], [3, float("nan")]]},
+        {"ref": ["a", "b"], "bbox": [[1, 2], [101, 4]]},
+        {"ref": ["a", "b"], "bbox": [[1, 2], [3, 4]], "bbox_type": "norm1"},
+        {"ref": ["a", "b"], "bbox": [[1, 2], [3, 4]], "bbox_type": "norm_1000"},
+        {"ref": ["a", "b"], "bbox": [[1, 2], [3, 4]], "label": ["x", "y"]},
+    ],
+)
+def test_objects_of_another_shape_are_refused(objects):
+    with pytest.raises(DataError, match="the field objects cannot be read") as caught:
+        from_record(grounded(objects), **READ)
+    assert caught.value.reason == "objects"
+
+
+def test_a_phrase_that_holds_a_placeholder_is_refused():
+    with pytest.raises(DataError) as caught:
+        from_record(grounded({"ref": ["a", "<bbox>"], "bbox": [[1, 2], [3, 4]]}), **READ)
+    assert caught.value.reason == "placeholder"
 
 
 @pytest.fixture
@@ -159,6 +289,7 @@ def test_lines_that_cannot_be_imported_are_listed_and_the_others_kept(tmp_path, 
         "{",
         json.dumps({**good, "images": ["gone.png"]}),
         json.dumps({**good, "images": ["../i1.png"]}),
+        json.dumps({**good, "label": True}),
         json.dumps(swift(("user", "hi"), ("assistant", "x"), images=[])),
     ]
     (source := tmp_path / "some.jsonl").write_text("\n".join(lines))
@@ -174,6 +305,7 @@ def test_lines_that_cannot_be_imported_are_listed_and_the_others_kept(tmp_path, 
         ("line-00000002", "json"),
         ("line-00000003", "image_missing"),
         ("line-00000004", "path"),
+        ("line-00000005", "field"),
     ]
 
 
