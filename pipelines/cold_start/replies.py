@@ -39,17 +39,15 @@ def _of_line(line: Line) -> TeacherReply:
     where = f"line {line.number}"
     try:
         body = parse_line(line.raw, where)
-        sample_id, reply = (
-            (body.get(name) for name in ("sample_id", "reply")) if isinstance(body, dict) else (0, 0)
-        )
-        if not all(isinstance(text, str) and is_utf8(text) for text in (sample_id, reply)):
+        texts = [body.get(name) for name in ("sample_id", "reply")] if isinstance(body, dict) else [None]
+        if not all(isinstance(text, str) and is_utf8(text) for text in texts):
             raise DataError(
                 f'{where} is no object with the texts "sample_id" and "reply": {line.raw[:80]!r}',
                 reason="record",
             )
     except DataError as error:
         return TeacherReply(f"line-{line.number:08d}", reason=error.reason, message=str(error))
-    return TeacherReply(sample_id, reply)
+    return TeacherReply(*texts)
 
 
 def of_shards(out: str, manifest: Mapping[str, Any]) -> Iterator[TeacherReply]:

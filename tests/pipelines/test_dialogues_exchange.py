@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -24,7 +25,7 @@ from tests.code_rows import NUM_CODES, NUM_LEVELS, random_row, write_words
 from tests.jobs import read_manifest
 from tests.tiny_mllm import build, loaded
 
-SIZE = {"num_codes": NUM_CODES, "num_levels": NUM_LEVELS}
+SIZE: dict[str, Any] = {"num_codes": NUM_CODES, "num_levels": NUM_LEVELS}
 READ = {**SIZE, "size_hw": lambda name: (200, 100)}
 WORD, OTHER = (format_words(codes, num_codes=NUM_CODES) for codes in ((1, 2), (3, 4)))
 
