@@ -14,14 +14,15 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from pipelines import config as configs
-from pipelines import env, storage
+from pipelines import env, rejects, storage
 from pipelines.config import RunConfig
 from pipelines.provenance import as_json, config_json, versions
+from pipelines.rejects import Reason
 from pipelines.tracking import Tracker
 from samtok.errors import ClusterError, ConfigError, DataError, SamtokError
 
@@ -40,8 +41,9 @@ class Items:
         unit: What they are, in the plural.
         rejected: Items that could not be used.
         filtered: Items that were left out on purpose; they do not count as rejected.
-        reasons: Rejected items by reason.
+        by_settings: Those of ``filtered`` that settings left out which a user may not know of; None: all.
         hint: What to look at if none came out.
+        remedy: What lets filtered items through, as flags.
     """
 
     unit: str
@@ -49,37 +51,55 @@ class Items:
     out: int
     rejected: int
     filtered: int = 0
-    reasons: Mapping[str, int] = field(default_factory=dict)
+    by_settings: int | None = None
     hint: str = ""
+    remedy: str = ""
 
     def line(self) -> str:
         """Returns the counts on one line."""
         text = f"in {self.total}  out {self.out}  rejected {self.rejected}"
-        if self.filtered:
-            text += f"  filtered {self.filtered}"
-        listed = sorted(self.reasons.items(), key=lambda pair: (-pair[1], pair[0]))
-        return text + (f"  ({', '.join(f'{count} {reason}' for reason, count in listed)})" if listed else "")
+        return text + (f"  filtered {self.filtered}" if self.filtered else "")
 
-    def check(self, limit: float, out: str) -> None:
-        """Raises DataError if none came out of some, or a share above ``limit`` was rejected; results are
-        complete."""
-        see = f"{self.hint} The tables of rejects below {out} name each with its reason.".lstrip()
-        if self.total and not self.out and self.rejected:
-            raise DataError(f"none of the {self.total} {self.unit} could be used. {see}")
+    def warning(self, reasons: Sequence[Reason]) -> str | None:
+        """Returns a line if settings left out more than half, though not all; None otherwise."""
+        left_out = self.filtered if self.by_settings is None else self.by_settings
+        if not self.out or 2 * left_out <= self.total:
+            return None
+        because = rejects.summary([reason for reason in reasons if reason.filtered])
+        remedy = f" {self.remedy}" if self.remedy else ""
+        text = f"{left_out} of {self.total} {self.unit} were filtered, more than half"
+        return f"{text}{because and '; '}{because.rstrip('.')}.{remedy}"
+
+    def check(self, limit: float, out: str, reasons: Sequence[Reason] = ()) -> None:
+        """Raises DataError if none came out, or a share above ``limit`` was rejected; results are complete.
+
+        ``reasons`` are those of all kinds of items of the run.
+        """
+        because = rejects.summary(reasons).rstrip(".")
+        hints = [self.hint, self.remedy if self.filtered else ""]
+        hints.append(f"The tables of rejects below {out} name each with its reason." if reasons else "")
+        see = " ".join(hint for hint in hints if hint)
+        if not self.out:
+            lost = f"{self.rejected} were rejected, {self.filtered} filtered"
+            text = f"none of the {self.total} {self.unit} could be used: {lost}"
+            text = text if self.total else f"there are no {self.unit}"
+            raise DataError(f"{text}{because and '; '}{because}. {see}".rstrip())
         if self.rejected > limit * self.total:
             raise DataError(
                 f"{self.rejected / self.total:.1%} of the {self.unit} cannot be used; --max-reject-rate "
-                f"allows {limit:.1%}. {see}"
+                f"allows {limit:.1%}{because and '; '}{because}. {see}".rstrip()
             )
 
 
 @dataclass(frozen=True)
 class Closing:
-    """What a job prints at its end: tables (a head and lines of as many cells), names with texts, counts."""
+    """What a job prints at its end: tables (a head and lines of as many cells), names with texts, counts, and
+    the commonest reasons."""
 
     rows: Sequence[tuple[str, str]] = ()
     items: Sequence[Items] = ()
     tables: Sequence[Sequence[Sequence[str]]] = ()
+    reasons: Sequence[Reason] = ()
 
 
 class Run(Generic[C]):
@@ -169,9 +189,12 @@ def _work(job: Job[Any]) -> int:
         for table in closing.tables:
             sys.stdout.write("".join(f"{line}\n" for line in (*aligned(table), "")))
         _print([*closing.rows, *((items.unit, items.line()) for items in closing.items)])
+        _print(rejects.table_of(closing.reasons))
         _print([("time", f"{run.seconds:.0f} s"), ("mlflow", run.tracker.link), ("out", config.out)])
         for items in closing.items:
-            items.check(config.max_reject_rate, config.out)
+            items.check(config.max_reject_rate, config.out, closing.reasons)
+            if (line := items.warning(closing.reasons)) is not None:
+                log.warning("%s", line)
     except BaseException:
         run.tracker.end("FAILED")
         raise

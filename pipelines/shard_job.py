@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines import shards
+from pipelines import rejects, shards
 from pipelines.ingestion.reader import Input, Reject
 from pipelines.job import Items
 from pipelines.shards import Plan
@@ -20,6 +20,9 @@ from samtok.errors import DataError
 
 log = logging.getLogger(__name__)
 
+ENOUGH = 5000
+"""Items of which a share of rejects above the limit ends a run, however many are planned."""
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -27,9 +30,10 @@ class Unit:
 
     Attributes:
         name: Plural, for messages.
-        filtered: Counts of what was left out on purpose.
+        filtered: Counts of what was left out on purpose; the first by settings that say what is unfit.
         in_plan: Whether an input of the plan is one, so that too many rejects end the run early.
         hint: What to look at if none came out.
+        remedy: What lets filtered ones through, as flags.
     """
 
     name: str
@@ -39,8 +43,9 @@ class Unit:
     filtered: tuple[str, ...] = ()
     in_plan: bool = False
     hint: str = ""
+    remedy: str = ""
 
-    def items(self, totals: Mapping[str, int], reasons: Mapping[str, int] | None = None) -> Items:
+    def items(self, totals: Mapping[str, int]) -> Items:
         """Returns what became of them all."""
         return Items(
             self.name,
@@ -48,8 +53,9 @@ class Unit:
             out=totals.get(self.out, 0),
             rejected=totals.get(self.rejected, 0),
             filtered=sum(totals.get(name, 0) for name in self.filtered),
-            reasons=reasons or {},
+            by_settings=totals.get(self.filtered[0], 0) if self.filtered else 0,
             hint=self.hint,
+            remedy=self.remedy,
         )
 
 
@@ -126,7 +132,8 @@ def do_shards(
     Args:
         stream: Does and commits shards; yields their commit records in any order. Not called for none.
         units: What is counted; the first one sets the rate of the progress lines.
-        max_reject_rate: A run whose rejected inputs are already a larger share of all planned ones ends.
+        max_reject_rate: A run ends whose rejected inputs are already a larger share of all planned ones,
+            or whose rejected items are a larger share of those that were done, ``ENOUGH`` at least.
     """
     done = shards.committed(plan)
     todo = [shard for shard in range(len(plan.shard_rows)) if shard not in done]
@@ -134,6 +141,8 @@ def do_shards(
     work = Work()
     counts = Counter(shards.totals(plan, done.values()))
     started = time.monotonic()
+    if todo:
+        _stop_early(plan, counts, units, max_reject_rate)
     for record in stream(todo) if todo else ():
         work.add(record["counts"], time.monotonic() - started)
         counts.update(record["counts"])
@@ -157,18 +166,12 @@ def _progress(plan: Plan, todo: int, work: Work, unit: Unit, tracker: Tracker | 
 def _stop_early(plan: Plan, counts: Counter[str], units: Sequence[Unit], limit: float) -> None:
     planned = plan.num_inputs + (plan.rejects or {}).get("rows", 0)
     for unit in units:
-        rejected = counts[unit.rejected]
-        if unit.in_plan and rejected > limit * planned:
+        rejected, done = counts[unit.rejected], counts[unit.total]
+        certain = unit.in_plan and rejected > limit * planned
+        if certain or (done >= ENOUGH and rejected > limit * done):
+            because = rejects.summary(rejects.of_corpus(plan.out, shards.manifest_of(plan))).rstrip(".")
             raise DataError(
-                f"{rejected} of {planned} {unit.name} cannot be used already; --max-reject-rate allows "
-                f"{limit:.1%}. {unit.hint} The tables in {plan.out}/rejects name each with its reason."
+                f"{rejected} of {planned if certain else f'the first {done}'} {unit.name} cannot be used "
+                f"already; --max-reject-rate allows {limit:.1%}, and more lets the same command go on; "
+                f"{because}. {unit.hint} The tables in {plan.out}/rejects name each with its reason."
             )
-
-
-def reasons_of(manifest: Mapping[str, Any]) -> dict[str, int]:
-    """Returns the rejects of a corpus by reason, most frequent first; those of the listing are not known."""
-    found: Counter[str] = Counter()
-    for record in manifest["shards"]:
-        for reason, count in record.get("reject_reasons", {}).items():
-            found[reason.rpartition("/")[2]] += count
-    return dict(sorted(found.items(), key=lambda pair: (-pair[1], pair[0])))

@@ -28,7 +28,7 @@ KERNEL = (
         "renamed_flags",
         "schema",
     ),
-    *("shard_job", "shard_pool", "shards", "tracking"),
+    *("rejects", "shard_job", "shard_pool", "shards", "tracking"),
 )
 SHARED = ("storage", "chats", "ingestion", "training", "reports", "generation")
 ABOVE = ("embedded", "tools")

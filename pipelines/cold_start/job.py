@@ -8,11 +8,11 @@ OUT/_MANIFEST.json             written last; the corpus is one of chats
 OUT/report/index.html          counts, reasons, samples
 """
 
-from pipelines import job
+from pipelines import job, rejects
 from pipelines.cold_start.config import ColdStartConfig
 from pipelines.cold_start.prepare import prepare
 from pipelines.job import Closing, Inputs, Job, Run
-from pipelines.shard_job import Unit, reasons_of
+from pipelines.shard_job import Unit
 from samtok.errors import DataError
 
 REPLIES = Unit("replies", "items_in", "items_out", "items_rejected")
@@ -47,8 +47,8 @@ class ColdStartJob(Job[ColdStartConfig]):
         if not totals[REPLIES.total]:
             raise DataError(f"there are no replies in {config.teacher.replies}.")
         rows = outcome.rows_of(config.out, manifest, samples=config.report_samples)
-        replies = REPLIES.items(totals, reasons_of(manifest))
-        return Closing(rows, (replies,), (outcome.table_of(totals),))
+        reasons = rejects.of_corpus(config.out, manifest)
+        return Closing(rows, (REPLIES.items(totals),), (outcome.table_of(totals),), reasons)
 
 
 def cold_start(config: ColdStartConfig, *, inputs: Inputs | None = None) -> int:

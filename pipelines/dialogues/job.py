@@ -5,11 +5,11 @@ OUT/export/NAME/        the chats as JSONL of another project, if asked for
 OUT/report/index.html   counts, rejects, chats drawn at random
 """
 
-from pipelines import job, shards
+from pipelines import job, rejects, shards
 from pipelines.dialogues.config import ComposeDialoguesConfig
 from pipelines.dialogues.prepare import prepare
 from pipelines.job import Closing, Inputs, Job, Run
-from pipelines.shard_job import Unit, reasons_of
+from pipelines.shard_job import Unit
 
 ITEMS = Unit(
     "items", "items_in", "items_out", "items_rejected", ("items_filtered", "items_thinned", "items_unused")
@@ -45,8 +45,8 @@ class ComposeDialogues(Job[ComposeDialoguesConfig]):
             ("notes", f"{totals['annotations_in']}, {totals['annotations_unused']} of them for other tasks"),
             *outcome.rows_of(self.config.out, manifest, samples=self.config.report_samples),
         ]
-        items = ITEMS.items(totals, reasons_of(manifest))
-        return Closing(rows, (items,), (outcome.table_of(totals),))
+        reasons = rejects.of_corpus(self.config.out, manifest)
+        return Closing(rows, (ITEMS.items(totals),), (outcome.table_of(totals),), reasons)
 
 
 def compose_dialogues(config: ComposeDialoguesConfig, *, inputs: Inputs | None = None) -> int:

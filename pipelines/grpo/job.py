@@ -53,7 +53,7 @@ class Grpo(TrainingJob[GrpoConfig]):
 
     def items(self, record: Mapping[str, Any]) -> Sequence[Items]:
         drawn, rejected = record["prompts_drawn"], record["prompts_rejected"]
-        return [Items("prompts", drawn, drawn - rejected, rejected, reasons=record["rejects"])]
+        return [Items("prompts", drawn, drawn - rejected, rejected)]
 
 
 class GrpoGres(Grpo):

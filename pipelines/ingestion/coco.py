@@ -27,6 +27,10 @@ from samtok.errors import ConfigError, DataError
 MASK_KEYS = ("segmentation", "sam_mask")
 
 _IMAGE_FIELDS = ("coco_url", "file_name", "height", "width")
+_OTHER_KINDS = {
+    "segments_info": "of panoptic maps, whose masks are in PNG files",
+    "caption": "of captions, which have no masks",
+}
 _NO_OWNER = "?"  # row id of annotations that do not say whose they are
 
 
@@ -72,7 +76,8 @@ class CocoReader(FileReader, CocoOptions):
                 left out; rejects that name no image of the file stay.
 
         Raises:
-            DataError: If the file is not JSON, or its lists are missing or of another type.
+            DataError: If the file is not JSON, its lists are missing or of another type, or its annotations
+                are of another kind.
             ConfigError: If no annotation has ``mask_key``, though it was named or another known key is there.
         """
         corpus = self._load()
@@ -80,19 +85,20 @@ class CocoReader(FileReader, CocoOptions):
         self._check_mask_key(corpus["annotations"])
         images, image_rejects = self._images(corpus["images"])
         annotations, mask_rejects = records.identify(
-            self.name, corpus["annotations"], lambda entry: records.id_of(entry, "image_id") or _NO_OWNER
+            self.name,
+            corpus["annotations"],
+            lambda entry: records.id_of(entry, "image_id") or _NO_OWNER,
+            lambda entry: self._reduced(entry, labels),
         )
         by_image: dict[str, list[Record]] = defaultdict(list)
-        for mask_id, annotation in annotations.items():
-            owner = records.id_of(annotation, "image_id")
-            if owner is not None and owner in images:
-                by_image[owner].append(self._reduced(mask_id, annotation, labels))
+        for (owner, mask_id), annotation in annotations.items():
+            if owner in images:
+                by_image[owner].append({"mask_id": mask_id, **self._reduced(annotation, labels)})
             else:
                 message = (
                     f"annotation {mask_id} is of image {owner}, which has no record here or differing ones"
                 )
-                row_id = owner or _NO_OWNER
-                mask_rejects.append(records.mask_reject(self.name, row_id, mask_id, "unknown_image", message))
+                mask_rejects.append(records.mask_reject(self.name, owner, mask_id, "unknown_image", message))
 
         for entry in (*sorted(image_rejects, key=_reject_order), *sorted(mask_rejects, key=_reject_order)):
             if only is None or entry["row_id"] in only or entry["row_id"] not in images:
@@ -100,8 +106,7 @@ class CocoReader(FileReader, CocoOptions):
         for image_id in sorted(images):
             if only is None or image_id in only:
                 own = sorted(by_image[image_id], key=lambda entry: records.id_order(entry["mask_id"]))
-                fields = {key: images[image_id][key] for key in _IMAGE_FIELDS if key in images[image_id]}
-                yield Listed(image_id, {"image": fields, "annotations": own})
+                yield Listed(image_id, {"image": _of_image(images[image_id]), "annotations": own})
 
     def read(self, item: Input) -> ReadResult:
         """Reads one image's record; ``num_masks_in`` of the result equals ``item.num_masks``."""
@@ -123,14 +128,14 @@ class CocoReader(FileReader, CocoOptions):
 
     def _load(self) -> dict[str, Any]:
         corpus = records.parse_json(storage.read_bytes(self.source), self.source)
-        if not isinstance(corpus, dict) or "images" not in corpus:
+        if not isinstance(corpus, dict) or not {"images", "annotations"} <= corpus.keys():
             keys = f" with {sorted(corpus)[:8]}" if isinstance(corpus, dict) else ""
             expected = 'an object with the lists "images" and "annotations"'
             raise _layout_error(self.source, f"a {type(corpus).__name__}{keys}", expected)
         lists = {key: corpus.get(key) for key in ("images", "annotations", "categories")}
         for key, entries in lists.items():
-            if entries is None and key != "images":
-                lists[key] = entries = []  # image_info files have no annotations, some sets no categories
+            if entries is None and key == "categories":
+                lists[key] = entries = []  # some sets have none
             if not isinstance(entries, list):
                 raise _layout_error(self.source, f'"{key}" as a {type(entries).__name__}', "a list")
         return lists
@@ -146,9 +151,12 @@ class CocoReader(FileReader, CocoOptions):
                 f"no annotation of {self.source} has the mask key {self.mask_key!r}; of the known "
                 f"keys it has {others or 'none'}. Set the reader option mask_key accordingly."
             )
+        kinds = [kind for key, kind in _OTHER_KINDS.items() if any(key in entry for entry in objects)]
+        if kinds and not any("bbox" in entry for entry in objects):
+            raise _layout_error(self.source, f"annotations {kinds[0]}", f'annotations with "{self.mask_key}"')
 
     def _images(self, entries: list[Any]) -> tuple[dict[str, Record], list[Reject]]:
-        found = records.by_id((records.id_of(entry), entry) for entry in entries)
+        found = records.by_id(((records.id_of(entry), entry) for entry in entries), _of_image)
         rejects: list[Reject] = []
         for index, entry in found.nameless:
             message = f"image at index {index} is {entry!r:.200}, expected an object with an id"
@@ -157,12 +165,14 @@ class CocoReader(FileReader, CocoOptions):
             rejects.append(self.reject(image_id, "duplicate_image_id", f"image id {image_id} {end}"))
         return found.kept, rejects
 
-    def _reduced(self, mask_id: str, annotation: Record, labels: dict[str, str]) -> Record:
+    def _reduced(self, annotation: Record, labels: dict[str, str]) -> Record:
         """Keeps the fields that ``records.make_row`` uses; the box only where it stands in for the mask."""
-        reduced: Record = {"mask_id": mask_id}
-        label = labels.get(records.id_text(annotation.get("category_id")) or "")
-        if label is not None:
-            reduced["label"] = label
+        reduced: Record = {}
+        category = records.id_text(annotation.get("category_id"))
+        if category in labels:
+            reduced["label"] = labels[category]
+        elif labels and category is not None:
+            reduced["unknown_category"] = category
         if annotation.get("iscrowd") is not None:
             reduced["iscrowd"] = annotation["iscrowd"]
         if self.mask_key in annotation:
@@ -170,6 +180,10 @@ class CocoReader(FileReader, CocoOptions):
         elif annotation.get("bbox") is not None:
             reduced["bbox"] = annotation["bbox"]
         return reduced
+
+
+def _of_image(image: Record) -> Record:
+    return records.picked(image, _IMAGE_FIELDS)
 
 
 def _labels(categories: list[Any], where: str) -> dict[str, str]:

@@ -111,7 +111,10 @@ def _refcocog_caption(image_id: str, body: Record) -> Captioned:
 
 
 def _coco_captions(images: list[Any], marks: list[Any]) -> Iterator[Captioned]:
-    kept, nameless, repeated = records.by_id((records.id_of(entry), entry) for entry in images)
+    kept, nameless, repeated = records.by_id(
+        ((records.id_of(entry), entry) for entry in images),
+        lambda image: (_flickr_image(image), image.get("caption")),
+    )
     for index, entry in nameless:
         fault = DataError(f"image at index {index} is {entry!r:.200}, expected an id", reason="image_id")
         yield Captioned(f"#{index}", {}, _record(None, []), fault)

@@ -72,7 +72,10 @@ class PsgReader(FileReader, PsgOptions):
         corpus = self._load()
         labels = _names(corpus, "thing_classes") + _names(corpus, "stuff_classes")
         predicates = _names(corpus, "predicate_classes")
-        kept, nameless, repeated = records.by_id((_image_of(entry), entry) for entry in corpus["data"])
+        kept, nameless, repeated = records.by_id(
+            ((_image_of(entry), entry) for entry in corpus["data"]),
+            lambda entry: _reduced(entry, labels, predicates),
+        )
         for index, entry in nameless:
             segments = entry.get("segments_info") if isinstance(entry, dict) else None
             num_masks = len(segments) if isinstance(segments, list) else 0

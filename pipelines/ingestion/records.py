@@ -1,20 +1,24 @@
 """Checks of dataset records that all readers share. Records are untrusted JSON.
 
 ``make_row`` builds a row from annotations in one common shape, a dict with ``mask_id`` and, where the dataset
-has them, ``label``, ``iscrowd``, ``ignore`` (a void), ``bbox`` (x, y, width, height in pixels) and
-``segmentation`` in any form that ``samtok.masks.to_counts`` reads.
+has them, ``label`` or ``unknown_category``, ``iscrowd``, ``ignore`` (a void), ``bbox`` (x, y, width, height
+in pixels) and ``segmentation`` in any form that ``samtok.masks.to_counts`` reads.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from pipelines import schema, storage
+from pipelines.ingestion import polygons
 from pipelines.ingestion.reader import STAGE, Reader, ReadResult, Reject
 from samtok import masks
 from samtok.errors import DataError
+
+MASK_FIELDS = ("segmentation", "bbox", "iscrowd", "ignore")
+"""Of an annotation in the common shape, what datasets write under the same names."""
 
 _CHUNK_BYTES = 2**24
 _MAX_COORDINATE_PX = 2**24  # beyond this float32, in which rows keep boxes, misses whole pixels
@@ -85,6 +89,11 @@ def id_of(entry: object, key: str = "id") -> str | None:
     return id_text(entry.get(key)) if isinstance(entry, dict) else None
 
 
+def picked(entry: Record, names: Iterable[str]) -> Record:
+    """Returns the fields of these names that a record has."""
+    return {name: entry[name] for name in names if name in entry}
+
+
 def id_order(text: str) -> tuple[int, str]:
     """Sorts ids by length, then as text: numbers ascend, and any other ids have a fixed order too."""
     return len(text), text
@@ -107,26 +116,31 @@ def size_hw(record: Mapping[str, Any], where: str) -> tuple[int, int]:
     return height, width
 
 
-class ById(NamedTuple):
+K = TypeVar("K", str, tuple[str, str])
+
+
+class ById(NamedTuple, Generic[K]):
     """The entries of a file, each in one of three parts."""
 
-    kept: dict[str, Record]
+    kept: dict[K, Record]
     nameless: list[tuple[int, Any]]
     """Those without an id, with their index."""
-    repeated: list[tuple[str, Record, str]]
+    repeated: list[tuple[K, Record, str]]
     """Those whose id others have, with the id, and how the sentence that begins with it ends."""
 
 
-def by_id(entries: Iterable[tuple[str | None, Any]]) -> ById:
+def by_id(
+    entries: Iterable[tuple[K | None, Any]], content: Callable[[Any], Any] = lambda entry: entry
+) -> ById[K]:
     """Separates entries whose id is theirs alone from those that have none or repeat one.
 
-    Of equal entries one is kept. Where entries with the same id differ, what points at the id is ambiguous:
-    none is kept. Which one came first never matters.
+    Of entries with the same ``content``, which is what is read of them, one is kept. Where it differs, what
+    points at the id is ambiguous: none is kept. Which one came first never matters.
     """
-    kept: dict[str, Record] = {}
+    kept: dict[K, Record] = {}
     nameless: list[tuple[int, Any]] = []
-    repeated: list[tuple[str, Record]] = []
-    conflicting: set[str] = set()
+    repeated: list[tuple[K, Record]] = []
+    conflicting: set[K] = set()
     for index, (identity, entry) in enumerate(entries):
         if identity is None:
             nameless.append((index, entry))
@@ -134,7 +148,7 @@ def by_id(entries: Iterable[tuple[str | None, Any]]) -> ById:
         first = kept.setdefault(identity, entry)
         if first is not entry:
             repeated.append((identity, entry))
-            if first != entry:
+            if content(first) != content(entry):
                 conflicting.add(identity)
     repeated += [(identity, kept.pop(identity)) for identity in sorted(conflicting)]
     ends = {True: "is repeated; one equal is kept", False: "is repeated; none is kept"}
@@ -142,32 +156,44 @@ def by_id(entries: Iterable[tuple[str | None, Any]]) -> ById:
 
 
 def identify(
-    dataset: str, entries: Sequence[Any], row_id: Callable[[Any], str]
-) -> tuple[dict[str, Record], list[Reject]]:
+    dataset: str,
+    entries: Sequence[Any],
+    row_id: Callable[[Any], str],
+    content: Callable[[Any], Any] = lambda entry: entry,
+) -> tuple[dict[tuple[str, str], Record], list[Reject]]:
     """Gives annotations their ids: each entry is either among the records or one mask reject.
 
-    Where no annotation has an id (V3Det), they are numbered from 1 in file order. Otherwise those without
-    one and those that repeat one (``by_id``) are rejected.
+    An id is one of its image: several tools count from 1 in every image. Where no annotation has an id
+    (V3Det), they are numbered from 1 in file order. Otherwise those without one and those that repeat one
+    (``by_id``) are rejected.
 
     Args:
         dataset: Dataset name of the rejects.
         entries: The annotations as they are in the file.
         row_id: Gives the image id of an entry, which can be any JSON value.
+        content: Gives what is read of an entry, an object.
 
     Returns:
-        Usable annotations by id, and the rejects.
+        Usable annotations by image id and their own, and the rejects.
     """
     numbered = not any(isinstance(entry, dict) and "id" in entry for entry in entries)
     numbers = [str(n) if isinstance(entry, dict) else None for n, entry in enumerate(entries, start=1)]
-    found = by_id(zip(numbers if numbered else map(id_of, entries), entries, strict=True))
+    names = numbers if numbered else map(id_of, entries)
+    found = by_id(
+        (
+            (None if name is None else (row_id(entry), name), entry)
+            for name, entry in zip(names, entries, strict=True)
+        ),
+        content,
+    )
     rejects: list[Reject] = []
     for index, entry in found.nameless:
         reason = "annotation_id" if isinstance(entry, dict) else "annotation_type"
         message = f"annotation at index {index} is {entry!r:.200}, expected an object with an id"
         rejects.append(mask_reject(dataset, row_id(entry), f"#{index}", reason, message))
-    for mask_id, entry, end in found.repeated:
+    for (owner, mask_id), _, end in found.repeated:
         message = f"annotation id {mask_id} {end}"
-        rejects.append(mask_reject(dataset, row_id(entry), mask_id, "duplicate_annotation_id", message))
+        rejects.append(mask_reject(dataset, owner, mask_id, "duplicate_annotation_id", message))
     return found.kept, rejects
 
 
@@ -186,18 +212,23 @@ def make_row(
 ) -> ReadResult:
     """Builds the row of an image from its annotations; each is a mask of the row or one reject.
 
-    Masks are sorted by id. A mask that cannot be decoded leaves the others as they are. Rejects that the
-    caller has already made for this image, of one mask each, go along.
+    Masks are sorted by id. A mask that cannot be decoded leaves the others as they are; what cannot be used
+    of a mask that stays is a reject of no mask. Rejects that the caller has already made for this image, of
+    one mask each, go along.
     """
     kept: list[Record] = []
     lost = list(rejects)
     for annotation in sorted(annotations, key=lambda entry: id_order(entry["mask_id"])):
         mask_id = annotation["mask_id"]
+        which = f"annotation {mask_id} of image {image_id}"
         try:
             kept.append(_mask(annotation, *image_hw))
         except DataError as error:
-            message = f"annotation {mask_id} of image {image_id}: {error}"
-            lost.append(mask_reject(reader.name, image_id, mask_id, error.reason, message))
+            lost.append(mask_reject(reader.name, image_id, mask_id, error.reason, f"{which}: {error}"))
+            continue
+        for reason, message in _notes(annotation):
+            place = STAGE, reader.name, image_id
+            lost.append(schema.reject(*place, reason, f"{which}: {message}", mask_id=mask_id))
     row = {
         "dataset": reader.name,
         "split": reader.split,
@@ -208,13 +239,27 @@ def make_row(
         "masks": kept,
         "annotations": [],
     }
-    return ReadResult(row=row, rejects=lost, num_masks_in=len(kept) + len(lost))
+    num_lost = sum(entry["num_masks"] for entry in lost)
+    return ReadResult(row=row, rejects=lost, num_masks_in=len(kept) + num_lost)
+
+
+def _notes(annotation: Record) -> Iterator[tuple[str, str]]:
+    """Yields reason and message of what cannot be used of a mask that is there."""
+    if "unknown_category" in annotation:
+        message = f"category_id is {annotation['unknown_category']}, which no category of the file has"
+        yield "unknown_category", message
+    if polygons.is_polygons(annotation.get("segmentation")):
+        yield from (("polygon_part", message) for message in polygons.lost_parts(annotation["segmentation"]))
 
 
 def _mask(annotation: Record, height: int, width: int) -> Record:
-    counts = masks.to_counts(annotation.get("segmentation"), height=height, width=width)
-    if counts is not None and masks.area(counts, height=height, width=width) == 0:
-        counts = None
+    segmentation = annotation.get("segmentation")
+    counts = masks.to_counts(segmentation, height=height, width=width)
+    if counts is not None:
+        area_px = masks.area(counts, height=height, width=width)
+        if area_px <= 1 and segmentation is not None and polygons.is_polygons(segmentation):
+            polygons.check_visible(segmentation, area_px=area_px, height=height, width=width)
+        counts = counts if area_px else None
     has_box_only = "segmentation" not in annotation and annotation.get("bbox") is not None
     box_xyxy = _box_xyxy(annotation["bbox"]) if has_box_only else None
     crowd = annotation.get("iscrowd")

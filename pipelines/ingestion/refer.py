@@ -29,6 +29,7 @@ from samtok.errors import ConfigError, DataError
 MAX_REFS_BYTES = 2**29
 """Largest file of refs that is read. The largest published one has under 100 MB."""
 
+_REF_FIELDS = ("ref_id", "sent_id", "image_id", "ann_id", "no_target", "tags", "split")
 _NO_IMAGE = "?"  # row id of refs that do not say whose they are
 
 
@@ -172,7 +173,7 @@ class ReferReader(FileReader, ReferOptions):
     def _identified(
         self, key: str, entries: list[Any], image_of: Callable[[Any], str], prefix: str
     ) -> tuple[dict[str, Record], list[Reject]]:
-        found = records.by_id((records.id_of(entry, key), entry) for entry in entries)
+        found = records.by_id(((records.id_of(entry, key), entry) for entry in entries), self._read_of)
         rejects: list[Reject] = []
         for index, entry in found.nameless:
             error = DataError(f"it is {entry!r:.200}, expected a {key}", reason="annotation_id")
@@ -181,6 +182,13 @@ class ReferReader(FileReader, ReferOptions):
             error = DataError(f"{key} {identity} {end}", reason="duplicate_annotation_id")
             rejects.append(self._reject(image_of(entry), f"{prefix}{identity}", error))
         return found.kept, rejects
+
+    def _read_of(self, entry: Record) -> Record:
+        """Returns what is read of a ref or a sentence."""
+        read = records.picked(entry, (*_REF_FIELDS, self.sentence))
+        listed = entry.get("sentences")
+        parts = [self._read_of(one) if isinstance(one, dict) else one for one in listed or []]
+        return {**read, "sentences": parts} if isinstance(listed, list) else read
 
     def _reject(self, image_id: str | None, name: str, error: DataError) -> Reject:
         return annotations.annotation_reject(self.name, image_id or _NO_IMAGE, name, error)

@@ -9,11 +9,13 @@ for ``image_uri``.
 rejects of a row each, with no masks counted, since none was read. The listing is held in memory, about a
 kilobyte per image. The headers of an archive lie between its images, so listing archives in an object store
 reads most of their bytes once; on a disk it only seeks. Archives are untrusted: only regular members count,
-their names may not leave the folder they would be unpacked to, and one without its end mark is refused.
+their names may not leave the folder they would be unpacked to, and of one without its end mark nothing is
+taken.
 """
 
 import hashlib
 import json
+import logging
 import posixpath
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -30,10 +32,14 @@ from pipelines.ingestion.reader import MAX_NAMES, STAGE, Head, Input, ReadResult
 from samtok.errors import DataError
 from samtok.images import safe_join
 
+log = logging.getLogger(__name__)
+
 MAX_SIDECAR_BYTES = 256 * 2**20
 """Largest side-car that is parsed. SA-1B's have under 1 MB; an upper bound against giant files."""
 
 _ANNOTATION, _IMAGE = ".json", ".jpg"
+_KINDS = {".json": _ANNOTATION, ".jpg": _IMAGE, ".jpeg": _IMAGE}
+"""Suffixes, in whatever case, of the two files of a pair."""
 _INCOMPLETE = ("missing_image", "missing_annotation")
 _HEAD_MEMBERS = 64  # names of a head: between them lie the images, which an object store reads too
 _ARCHIVES_AT_ONCE = 16  # threads: finding the headers of an archive is waiting for the storage
@@ -88,8 +94,8 @@ class Sa1bReader:
         """Yields images and rejects, sorted by stem.
 
         Raises:
-            DataError: If there are neither side-cars nor archives, or both, or an archive is compressed or
-                cut off.
+            DataError: If there are neither side-cars nor archives, or both, an archive is compressed, or all
+                are cut off; of some, those are rejected.
             StorageError: If the source cannot be listed.
         """
         yield from self._inputs(self._files(self._either(self._found())))
@@ -137,13 +143,15 @@ class Sa1bReader:
             image_uri = self._uri(located["image"])
         except DataError as error:
             return ReadResult.refused(self.name, item.key, error, num_masks=num_masks)
-        annotations, rejects = records.identify(self.name, record["annotations"], lambda _: item.key)
+        annotations, rejects = records.identify(
+            self.name, record["annotations"], lambda _: item.key, _fields_of
+        )
         return records.make_row(
             self,
             item.key,
             image_uri,
             image_hw,
-            [{**entry, "mask_id": mask_id, "label": None} for mask_id, entry in annotations.items()],
+            [{**_fields_of(entry), "mask_id": mask_id} for (_, mask_id), entry in annotations.items()],
             rejects,
         )
 
@@ -159,7 +167,7 @@ class Sa1bReader:
         for file in files:
             check_uncompressed(file.name)
         archives = [file for file in files if file.name.endswith(".tar")]
-        loose = [file for file in files if file.name.endswith((_ANNOTATION, _IMAGE))]
+        loose = [file for file in files if _kind_of(file.name)]
         if bool(archives) == bool(loose):
             raise DataError(
                 f"{self.source} has {len(archives)} .tar archives and {len(loose)} {_ANNOTATION} and "
@@ -179,12 +187,12 @@ class Sa1bReader:
             if isinstance(file, dict):
                 rejects.append(file)
                 continue
-            path, suffix = posixpath.splitext(file.name)
+            path, kind = posixpath.splitext(file.name)[0], _kind_of(file.name)
             pair = pairs.setdefault((posixpath.basename(path), file.archive or "", path), {})
-            if suffix in pair:  # unpacking the archive would leave the later one
-                message = f"{file.name} is replaced later in {file.archive}"
-                rejects.append(self._row_reject(file.name, "duplicate_member", message))
-            pair[suffix] = file
+            if (earlier := pair.get(kind)) is not None:  # unpacking the archive would leave the later one
+                message = f"{earlier.name} is replaced later by {file.name} in {file.archive or 'the folder'}"
+                rejects.append(self._row_reject(earlier.name, "duplicate_member", message))
+            pair[kind] = file
         return pairs, rejects
 
     def _files(self, listing: list[_File]) -> Iterator[_File | Reject]:
@@ -193,13 +201,28 @@ class Sa1bReader:
                 fault = name_fault(file.name)
                 yield self._unsafe(file.name, fault) if fault else file
             return
+        bad: list[DataError] = []
         with ThreadPoolExecutor(_ARCHIVES_AT_ONCE) as pool:
-            found = pool.map(lambda archive: list(self._members(archive)), listing)
-            for archive, members in zip(listing, found, strict=True):
-                yield from self._in_archive(archive, members)
+            for archive, members in zip(listing, pool.map(self._members_or_fault, listing), strict=True):
+                if isinstance(members, DataError):
+                    bad.append(members)
+                    yield self._row_reject(archive.name, members.reason, str(members))
+                else:
+                    yield from self._in_archive(archive, members)
+        if bad:
+            text = "; ".join(map(str, bad))
+            if len(bad) == len(listing):
+                raise DataError(text, reason=bad[0].reason)
+            log.warning("%d of %d archives are left out: %s", len(bad), len(listing), text)
 
     def _members(self, archive: _File) -> Iterator[Member]:
-        return list_members(self._archive_uri(archive.name), (_ANNOTATION, _IMAGE))
+        return list_members(self._archive_uri(archive.name), tuple(_KINDS))
+
+    def _members_or_fault(self, archive: _File) -> list[Member] | DataError:
+        try:
+            return list(self._members(archive))
+        except DataError as error:
+            return error
 
     def _in_archive(self, archive: _File, members: list[Member]) -> Iterator[_File | Reject]:
         for member in members:
@@ -237,6 +260,14 @@ class Sa1bReader:
         return raw
 
 
+def _kind_of(name: str) -> str:
+    return _KINDS.get(posixpath.splitext(name)[1].lower(), "")
+
+
+def _fields_of(annotation: dict[str, Any]) -> dict[str, Any]:
+    return records.picked(annotation, records.MASK_FIELDS)
+
+
 def _parse_sidecar(raw: bytes, stem: str) -> dict[str, Any]:
     record = records.parse_json(raw, f"side-car {stem}{_ANNOTATION}")
     fields = record if isinstance(record, dict) else {}
@@ -251,7 +282,8 @@ def _parse_sidecar(raw: bytes, stem: str) -> dict[str, Any]:
 
 def _checked_size(image: dict[str, Any], stem: str) -> tuple[int, int]:
     """The name in the JSON is compared and never used: a side-car beside the wrong image would go unseen."""
-    if image.get("file_name") != stem + _IMAGE:
+    name = image.get("file_name")
+    if not isinstance(name, str) or posixpath.splitext(name)[0] != stem or _kind_of(name) != _IMAGE:
         raise DataError(
             f"side-car {stem}{_ANNOTATION} names {image.get('file_name')!r:.200}, expected {stem}{_IMAGE}",
             reason="file_name",
@@ -275,7 +307,8 @@ def check_uncompressed(uri: str) -> None:
 
 
 def list_members(archive_uri: str, suffixes: tuple[str, ...]) -> Iterator[Member]:
-    """Yields members whose names end in one of the suffixes, in archive order. Reads headers, no contents.
+    """Yields members whose names end in one of the suffixes, which are in lower case, in archive order. Reads
+    headers, no contents.
 
     Raises:
         DataError: ``compressed_archive`` if it is compressed, ``archive`` if it is no tar or was cut off.
@@ -287,7 +320,7 @@ def list_members(archive_uri: str, suffixes: tuple[str, ...]) -> Iterator[Member
             with tarfile.open(fileobj=stream, mode="r:") as archive:
                 for info in archive:
                     name = info.name.removeprefix("./")
-                    if name.endswith(suffixes) and not info.isdir():
+                    if name.lower().endswith(suffixes) and not info.isdir():
                         yield Member(name, info.offset_data, info.size, _fault(info, name))
                 end = archive.offset
         except (tarfile.TarError, ValueError, OverflowError) as error:  # ValueError: extended headers

@@ -9,11 +9,11 @@ OUT/metrics.json               the numbers, in every mode, beside the baseline
 OUT/report/index.html          tables, and questions with truth and prediction
 """
 
-from pipelines import job, storage
+from pipelines import job, rejects, storage
 from pipelines.job import Closing, Inputs, Job, Run
 from pipelines.mllm_evaluation.config import EvaluateMllmConfig
 from pipelines.mllm_evaluation.prepare import METRICS, prepare
-from pipelines.shard_job import Unit, reasons_of
+from pipelines.shard_job import Unit
 
 QUESTIONS = Unit("questions", "samples_in", "samples_out", "samples_rejected")
 
@@ -51,7 +51,8 @@ class EvaluateMllm(Job[EvaluateMllmConfig]):
         if self.config.report_pictures:
             rows.append(("report", storage.join(self.config.out, "report/index.html")))
         tables = [table_of(metrics, self.checked.beside, mode) for mode in metrics["modes"]]
-        return Closing(rows, (QUESTIONS.items(manifest["totals"], reasons_of(manifest)),), tables)
+        reasons = rejects.of_corpus(self.config.out, manifest)
+        return Closing(rows, (QUESTIONS.items(manifest["totals"]),), tables, reasons)
 
 
 def evaluate_mllm(config: EvaluateMllmConfig, *, inputs: Inputs | None = None) -> int:

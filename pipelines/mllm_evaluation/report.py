@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from pipelines import rejects
 from pipelines.mllm_evaluation.config import BASELINE
 from pipelines.mllm_evaluation.prepare import Beside, Evaluation
 from pipelines.mllm_evaluation.scores import headlines, percent, table_of, tag_table
+from pipelines.rejects import Reason
 from pipelines.reports import html, training, words_page
 from pipelines.reports import pictures as report_pictures
-from pipelines.reports import words as corpus_reports
 from pipelines.reports.pictures import compared, image_of, sheet_of
 from samtok import masks
 from samtok.errors import DataError, StorageError
@@ -64,15 +65,15 @@ def write_report(
     for kind, answers in drawn.items():
         if panels := [one.panel for one in answers if one.panel is not None]:
             pictures[f"{kind}.png"] = sheet_of(panels, SIDE, heads=viz.ANSWER)
-    rejects = corpus_reports.rejects(corpus_reports.Corpus(out, manifest, (), None))
-    training.write_page(out, render(job, metrics, drawn, rejects), pictures)
+    reasons = rejects.of_corpus(out, manifest)
+    training.write_page(out, render(job, metrics, drawn, reasons), pictures)
 
 
 def render(
     job: Evaluation,
     metrics: Mapping[str, Any],
     drawn: Mapping[str, Sequence[Drawn]],
-    rejects: Sequence[words_page.RejectLine],
+    reasons: Sequence[Reason],
 ) -> str:
     """Returns the page as HTML."""
     legend = html.legend()
@@ -91,7 +92,7 @@ def render(
             for kind, answers in drawn.items()
             if answers
         ),
-        *([html.section("Not asked", words_page.rejects_table(rejects))] if rejects else []),
+        *([html.section("Not asked", words_page.rejects_table(reasons))] if reasons else []),
         html.section("Counts", html.beside(html.card(html.settings(counts)), _measured_with(job))),
     )
 

@@ -2,18 +2,17 @@
 
 import itertools
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipelines import storage
+from pipelines import rejects, storage
 from pipelines.chats.commit import ENDS
 from pipelines.chats.corpus import ChatCorpus
 from pipelines.chats.source import ChatSource
-from pipelines.reports import html
+from pipelines.reports import html, words_page
 from pipelines.reports.pictures import image_of
 from samtok import masks
 from samtok.errors import DataError, StorageError
@@ -26,10 +25,6 @@ SIDE = 384
 def make_page(corpus: ChatCorpus, *, max_samples: int, seed: int) -> str:
     """Returns the report as one HTML page; images that cannot be read say so."""
     totals = corpus.manifest["totals"]
-    reasons: Counter[str] = Counter()
-    for record in corpus.manifest["shards"]:
-        reasons.update(record["reject_reasons"])
-    lost = [(reason, f"{count:,}") for reason, count in reasons.most_common()]
     tiles = [
         (f"{totals['samples_out']:,}", "chats"),
         (f"{totals['rows_out']:,}", f"of {totals['rows_in']:,} images with chats"),
@@ -37,13 +32,13 @@ def make_page(corpus: ChatCorpus, *, max_samples: int, seed: int) -> str:
     ]
     heads = ["task", "chats", *(f"items {end}" for end in ENDS)]
     tasks = html.grid(heads, by_task(totals), numbers=range(1, 8))
-    rejects = html.grid(["stage/reason", "entries"], lost, numbers=[1], kind="narrow")
+    lost = words_page.rejects_table(rejects.of_corpus(corpus.uri, corpus.manifest))
     return html.page(
         "Chats",
         corpus.uri,
         html.tiles(tiles),
         html.section("Tasks", html.card(tasks)),
-        html.section("Rejected and filtered", html.card(rejects)),
+        html.section("Rejected and filtered", lost),
         html.section("Chats", html.beside(*map(_card, drawn_at_random(corpus, max_samples, seed)))),
         html.section("Settings", html.card(html.settings(corpus.manifest["fingerprint"].items()))),
     )

@@ -4,6 +4,7 @@ Only the row groups that hold a drawn image are read. An image whose file is gon
 words and says why it has no picture.
 """
 
+import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,7 @@ MAX_WORST = 8
 IOU_TOLERANCE = 0.02
 """Recorded and redrawn IoUs may differ by this much: bfloat16 on a GPU against float32 on a CPU."""
 _ALPHA = 0.35
+_SCORES = ["masks.list.element.mask_id", "masks.list.element.iou"]
 _COLUMNS = ["dataset", "image_id", "image_uri", "height", "width", "masks"]
 
 
@@ -119,6 +121,39 @@ def rows_at(
     return rows
 
 
+def rows_of_masks(
+    out: str, records: Iterable[Mapping[str, Any]], wanted: Mapping[int, set[str]]
+) -> list[dict[str, Any]]:
+    """Reads the rows at some places of the corpus, each with its wanted masks alone, named by their ids."""
+    places = np.array(sorted(wanted), np.int64)
+    rows = rows_at(out, records, places)
+    return [
+        {**row, "masks": [mask for mask in row["masks"] if mask["mask_id"] in wanted[place]]}
+        for place, row in zip(places.tolist(), rows, strict=True)
+    ]
+
+
+def rows_of_worst(out: str, records: Iterable[Mapping[str, Any]], count: int) -> list[dict[str, Any]]:
+    """Reads the rows of the masks with the lowest recorded IoUs of the whole corpus, without other masks.
+
+    Of all shards that have some the IoUs are read, and no other columns.
+    """
+    records, first = list(records), 0
+    lowest: list[tuple[float, int, str]] = []
+    for record in records:
+        if record.get("iou_count", 1):
+            with storage.open_input(storage.join(out, record["data"]["file"])) as stream:
+                table = pq.ParquetFile(stream).read(columns=_SCORES)
+            for place, masks_of in enumerate(table["masks"].to_pylist(), start=first):
+                scored = ((one["iou"], place, one["mask_id"]) for one in masks_of if one["iou"] is not None)
+                lowest = heapq.nsmallest(count, [*lowest, *scored])
+        first += record["counts"]["rows_out"]
+    wanted: dict[int, set[str]] = {}
+    for _, place, mask_id in lowest:
+        wanted.setdefault(place, set()).add(mask_id)
+    return rows_of_masks(out, records, wanted)
+
+
 def _by_part(sizes: Sequence[int], places: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Yields the parts of a whole that have some of the places, each with its places within it."""
     ends = np.cumsum([0, *sizes])
@@ -203,7 +238,7 @@ def _add_picture(
     for line, mask, other in zip(lines, wanted or (), decoded or (), strict=False):
         assert line.iou is not None
         worst = [close_up.line.iou or 0.0 for close_up in gallery.worst]
-        if len(worst) == gallery.max_worst and line.iou >= min(worst, default=0.0):
+        if len(worst) == gallery.max_worst and line.iou >= max(worst, default=0.0):
             continue
         view = _view(mask | other)
         first, second = (_fitted([np.ascontiguousarray(part[view])], CLOSE_UP_SIDE) for part in (mask, other))

@@ -5,8 +5,7 @@ come from the records.
 """
 
 import dataclasses
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines import schema, shards, storage
+from pipelines import rejects, schema, shards, storage
 from samtok.errors import DataError
 from samtok.metrics import codebook
 
 FOLDER = "report"
-MAX_EXAMPLES = 40
-"""Reject reasons that get an example message; each may cost reading one reject file."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +44,6 @@ class Corpus:
     def fingerprint(self) -> Mapping[str, Any]:
         """All that decided the content of the corpus."""
         return self.manifest["fingerprint"]
-
-
-@dataclass(frozen=True)
-class RejectLine:
-    """Entries of the reject table with one stage and reason."""
-
-    stage: str
-    reason: str
-    count: int
-    example: str
 
 
 def load_corpus(out: str) -> Corpus:
@@ -101,7 +88,7 @@ def summary(manifest: Mapping[str, Any]) -> dict[str, float]:
     metrics["corpus/size_bytes"] = sum(record["data"]["bytes"] for record in records)
     for level, use in enumerate(codebook.usage(code_counts(manifest))):
         metrics |= {f"codes/level{level}_{name}": value for name, value in dataclasses.asdict(use).items()}
-    metrics |= {f"rejects/{reason}": count for reason, count in reject_counts(records).items()}
+    metrics |= {f"rejects/{reason}": count for reason, count in rejects.counts_of(records).items()}
     if manifest["plan_rejects"]:
         metrics["rejects/plan"] = manifest["plan_rejects"]["entries"]
     return metrics | _iou_metrics(manifest["iou"])
@@ -126,38 +113,6 @@ def _iou_metrics(iou: Mapping[str, Any]) -> dict[str, float]:
 def code_counts(manifest: Mapping[str, Any]) -> np.ndarray:
     """Returns how often each code occurs in the corpus: int64 counts of level x num_codes."""
     return np.array(manifest["code_histogram"], np.int64)
-
-
-def reject_counts(records: Iterable[Mapping[str, Any]]) -> Counter[str]:
-    """Adds up the entries of the reject tables by ``stage/reason``."""
-    counts: Counter[str] = Counter()
-    for record in records:
-        counts.update(record["reject_reasons"])
-    return Counter(dict(sorted(counts.items())))
-
-
-def rejects(corpus: Corpus) -> list[RejectLine]:
-    """Returns all reasons, the most frequent first, each with its count and the first message in the corpus.
-
-    Reads the reject files of as few shards as show every reason once, and the plan's own rejects.
-    """
-    counts, examples = reject_counts(corpus.records), {}
-    for record in corpus.records:
-        if len(examples) < MAX_EXAMPLES and record["reject_reasons"].keys() - examples.keys():
-            for reason, message in _entries(corpus.out, record["rejects"]["file"]):
-                examples.setdefault(reason, message)
-    if corpus.manifest["plan_rejects"]:
-        for reason, message in _entries(corpus.out, corpus.manifest["plan_rejects"]["file"]):
-            counts[reason] += 1
-            examples.setdefault(reason, message)
-    named = [(name, *name.partition("/"), count) for name, count in counts.most_common()]
-    return [RejectLine(stage, reason, n, examples.get(name, "")) for name, stage, _, reason, n in named]
-
-
-def _entries(out: str, name: str) -> Iterator[tuple[str, str]]:
-    with storage.open_input(storage.join(out, name)) as stream:
-        rows = pq.ParquetFile(stream).read(columns=["stage", "reason", "message"]).to_pylist()
-    return ((f"{row['stage']}/{row['reason']}", row["message"]) for row in rows)
 
 
 def row_schema(corpus: Corpus) -> pa.Schema:

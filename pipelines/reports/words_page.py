@@ -5,8 +5,8 @@
     OUT/report/iou_histogram.png   if reconstructions were compared
     OUT/report/code_usage.png
 
-Of the shards only the row groups of drawn images are read. The same corpus, tokenizer and seed give the same
-page.
+Of the shards only the row groups of drawn images are read, and all IoUs. The same corpus, tokenizer and seed
+give the same page.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,11 +14,12 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from pipelines import storage
+from pipelines import rejects, storage
+from pipelines.rejects import Reason
 from pipelines.reports import gallery, html, words
-from pipelines.reports.pictures import MAX_WORST, draw_rows, make_gallery
+from pipelines.reports.pictures import MAX_WORST, draw_rows, make_gallery, rows_of_worst
 from pipelines.reports.training import write_page
-from pipelines.reports.words import Corpus, RejectLine
+from pipelines.reports.words import Corpus
 from samtok.errors import ConfigError
 from samtok.metrics import codebook
 from samtok.metrics.codebook import LevelUsage
@@ -61,7 +62,11 @@ def make_report(
         )
     rng = np.random.default_rng(seed)
     rows = draw_rows(corpus.out, corpus.records, max_images, rng)
-    shown = make_gallery(rows, tokenizer, threshold=float(fingerprint.get("threshold", 0.0)), rng=rng)
+    threshold = float(fingerprint.get("threshold", 0.0))
+    lowest = rows_of_worst(corpus.out, corpus.records, MAX_WORST) if max_images and tokenizer else []
+    most = 0 if lowest else MAX_WORST
+    shown = make_gallery(rows, tokenizer, threshold=threshold, rng=rng, max_worst=most)
+    of_corpus = make_gallery(lowest, tokenizer, threshold=threshold, rng=rng)
     counts, metrics = words.code_counts(manifest), words.summary(manifest)
     usage = codebook.usage(counts)
     pictures = {"code_usage.png": code_usage_plot(counts)}
@@ -81,11 +86,10 @@ def make_report(
         for depth, name, kind, nullable in flat_schema(words.row_schema(corpus))
     ]
     worst = []
-    if shown.worst:
-        note = html.join(
-            f"The lowest IoUs among the images below, at most {MAX_WORST}, cropped.", html.legend()
-        )
-        worst.append(html.section("Worst masks", gallery.close_ups(shown.worst), note=note))
+    if found := of_corpus.worst or shown.worst:
+        where = "of all that were compared" if lowest else "among the images below"
+        note = html.join(f"The lowest IoUs {where}, at most {MAX_WORST}, cropped.", html.legend())
+        worst.append(html.section("Worst masks", gallery.close_ups(found, numbered=not lowest), note=note))
     kind = html.legend() if tokenizer is not None else " Without a tokenizer, only original masks are shown."
     page = html.page(
         f"{fingerprint.get('dataset', 'corpus')} {fingerprint.get('split', '')} in mask words",
@@ -97,7 +101,7 @@ def make_report(
             _reconstruction(metrics, pictures.get("iou_histogram.png")),
             codebooks(usage, fingerprint["num_codes"], pictures["code_usage.png"]),
         ),
-        html.section("Rejects", rejects_table(words.rejects(corpus))),
+        html.section("Rejects", rejects_table(rejects.of_corpus(corpus.out, corpus.manifest))),
         *worst,
         html.section(
             "Images",
@@ -184,11 +188,11 @@ def codebooks(usage: Sequence[LevelUsage], num_codes: int, plot: bytes) -> html.
     )
 
 
-def rejects_table(rejects: Iterable[RejectLine]) -> html.Block:
+def rejects_table(reasons: Iterable[Reason]) -> html.Block:
     """Returns a card of what got no words, and why."""
     rows = [
         [line.stage, html.code(line.reason), f"{line.count:,}", html.shortened(line.example)]
-        for line in rejects
+        for line in reasons
     ]
     return html.card(html.grid(["stage", "reason", "entries", "example"], rows, numbers=[2], kind="whole"))
 

@@ -17,7 +17,6 @@ class TrainMllm(TrainingJob[TrainMllmConfig]):
     """See the module."""
 
     name = "train_mllm"
-    rejecting = "chats"
     ready: PreparedMllm
 
     def check(self) -> PreparedMllm:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipelines import job as runs
-from pipelines import provenance, storage
+from pipelines import provenance, rejects, storage
 from pipelines.cluster import pool_session
 from pipelines.job import Closing, Run
 from pipelines.sweeps import report
@@ -65,7 +65,12 @@ def sweep(config: SweepConfig, run: Run[SweepConfig]) -> Closing:
             ("trials", f"{len(tasks)}, {len(todo)} of them now"),
             ("report", storage.join(config.out, "report/index.html")),
         ],
-        items_of(_together(tasks.values()), "images"),
+        items_of(_together(tasks.values())),
+        reasons=rejects.together(
+            rejects.of_run(task.config.out, outcome)
+            for task in tasks.values()
+            if (outcome := _outcome(task)) is not None
+        ),
     )
 
 
@@ -86,12 +91,10 @@ def _train_base(task: PreparedTokenizer) -> str:
 def _together(tasks: Iterable[PreparedTokenizer]) -> dict[str, Any]:
     """Returns what all trials drew, as one record has it."""
     items: dict[str, Counter[str]] = defaultdict(Counter)
-    rejects = Counter[str]()
     for outcome in filter(None, map(_outcome, tasks)):
         for kind, counts in outcome.get("items", {}).items():
             items[kind].update(counts)
-        rejects.update(outcome.get("rejects", {}))
-    return {"items": items, "rejects": rejects}
+    return {"items": items}
 
 
 def _outcome(task: PreparedTokenizer) -> dict[str, Any] | None:

@@ -4,9 +4,9 @@ OUT/config.json, plan.json, plan/, data/, rejects/, commits/, _MANIFEST.json   s
 OUT/report/index.html   counts, IoU, use of the codebooks, rejects, pictures
 """
 
-from pipelines import job, shards, storage
+from pipelines import job, rejects, shards, storage
 from pipelines.job import Closing, Inputs, Job, Run
-from pipelines.shard_job import Unit, reasons_of
+from pipelines.shard_job import Unit
 from pipelines.tokenization.config import TokenizeCorpusConfig
 from pipelines.tokenization.prepare import prepare
 
@@ -18,7 +18,14 @@ IMAGES = Unit(
     in_plan=True,
     hint="Is the folder of images right, and mounted?",
 )
-MASKS = Unit("masks", "masks_in", "masks_out", "masks_rejected", filtered=("masks_filtered",))
+MASKS = Unit(
+    "masks",
+    "masks_in",
+    "masks_out",
+    "masks_rejected",
+    filtered=("masks_filtered",),
+    remedy="--skip and --min-area-px say what is left out.",
+)
 
 
 class TokenizeCorpus(Job[TokenizeCorpusConfig]):
@@ -47,7 +54,8 @@ class TokenizeCorpus(Job[TokenizeCorpusConfig]):
         if self.config.report_images:
             rows.append(("report", storage.join(plan.out, "report/index.html")))
         totals = manifest["totals"]
-        return Closing(rows, (IMAGES.items(totals), MASKS.items(totals, reasons_of(manifest))))
+        reasons = rejects.of_corpus(plan.out, manifest)
+        return Closing(rows, (IMAGES.items(totals), MASKS.items(totals)), reasons=reasons)
 
 
 def tokenize_corpus(config: TokenizeCorpusConfig, *, inputs: Inputs | None = None) -> int:

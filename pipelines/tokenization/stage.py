@@ -18,6 +18,7 @@ import torch
 from pipelines import schema, shards, storage
 from pipelines.ingestion.image_source import read_image
 from pipelines.ingestion.reader import Reader
+from pipelines.rejects import FILTER
 from pipelines.tokenization.config import TokenizeCorpusConfig
 from samtok import images, masks, words
 from samtok.errors import CheckpointError, DataError
@@ -28,6 +29,14 @@ DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
 MAX_DENSE_PIXELS = 2**28
 """Pixels, and bytes, of the masks that are held at full size at once."""
+
+WHY_FILTERED = {
+    "crowd": "is marked iscrowd 1, as CVAT marks brush masks; without crowd in --skip it gets words",
+    "void": "is marked as ignored; without void in --skip it gets words",
+    "empty": "has no pixels",
+    "box_only": "is a box without a mask",
+    "min_area": "has fewer pixels than --min-area-px",
+}
 
 COUNTS = shards.COUNTS["words"]
 """What is counted per chunk, shard and corpus; in = out + rejected (+ filtered), always."""
@@ -96,8 +105,8 @@ class ReadImages:
             if reason is None:
                 kept.append(mask)
             else:
-                message = f"mask has no words by policy: {reason}"
-                name = ("filter", row["dataset"], row["image_id"], reason, message)
+                message = f"mask {mask['mask_id']} of image {row['image_id']} {WHY_FILTERED[reason]}"
+                name = (FILTER, row["dataset"], row["image_id"], reason, message)
                 rejects.append(schema.reject(*name, mask_id=mask["mask_id"], num_masks=1))
         return {**row, "masks": kept}
 
@@ -235,7 +244,7 @@ def _groups(
 
 
 def _outcome(rows: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> dict[str, int]:
-    faults = [entry for entry in rejects if entry["stage"] != "filter"]
+    faults = [entry for entry in rejects if entry["stage"] != FILTER]
     return {
         "rows_out": len(rows),
         "rows_rejected": sum(entry["mask_id"] is None for entry in faults),

@@ -8,7 +8,7 @@ OUT/metrics.json               the numbers
 OUT/report/index.html          tables, plots, the worst masks, images drawn at random
 """
 
-from pipelines import job, storage
+from pipelines import job, rejects, storage
 from pipelines.job import Closing, Inputs, Items, Job, Run
 from pipelines.tokenizer_evaluation.config import EvaluateTokenizerConfig
 from pipelines.tokenizer_evaluation.prepare import METRICS, resolved, tokenizations_of
@@ -48,7 +48,8 @@ class EvaluateTokenizer(Job[EvaluateTokenizerConfig]):
             Items("images", images, images - counts["images_rejected"], counts["images_rejected"]),
             Items("masks", *(counts[f"masks_{end}"] for end in ("in", "measured", "rejected", "filtered"))),
         ]
-        return Closing(rows, items, (table_of(metrics),))
+        reasons = rejects.together(rejects.of_corpus(one.out, one.manifest) for one in corpora)
+        return Closing(rows, items, (table_of(metrics),), reasons)
 
 
 def evaluate_tokenizer(config: EvaluateTokenizerConfig, *, inputs: Inputs | None = None) -> int:

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from pipelines import rejects
 from pipelines.reports import gallery, html, training, words_page
 from pipelines.reports import pictures as report_pictures
-from pipelines.reports import words as corpus_reports
 from pipelines.reports.pictures import Gallery
 from pipelines.tokenizer_evaluation.summary import Corpus, codes_of, column, table_of
 from samtok.metrics import codebook, regions
@@ -55,8 +55,7 @@ def write_report(
     plots = _plots(corpora, metrics, counts)
     overall = metrics["overall"]
     usage, num_codes = codebook.usage(counts), overall["codes"]["num_codes"]
-    listed = {one.name: corpus_reports.Corpus(one.out, one.manifest, (), None) for one in corpora}
-    rejects = {name: corpus_reports.rejects(corpus) for name, corpus in listed.items()}
+    reasons = {one.name: rejects.of_corpus(one.out, one.manifest) for one in corpora}
     drawn = f"{len(shown.cards)} images drawn at random, seed {seed}."
     lowest = "The lowest IoUs of all masks in each area bucket, cropped."
     page = html.page(
@@ -79,7 +78,7 @@ def write_report(
         html.section("Counts", _counts(metrics)),
         *(
             html.section(f"Without words in {name}", words_page.rejects_table(lines))
-            for name, lines in rejects.items()
+            for name, lines in reasons.items()
             if lines
         ),
         html.section("Worst masks", *_worst(worst), note=html.join(lowest, html.legend())),
@@ -144,12 +143,7 @@ def _only(corpus: Corpus, masks: np.ndarray) -> list[dict[str, Any]]:
         corpus.rows[masks].tolist(), corpus.masks["mask_id"].take(masks).to_pylist(), strict=True
     ):
         wanted.setdefault(row, set()).add(mask_id)
-    chosen = np.array(sorted(wanted), np.int64)
-    found = report_pictures.rows_at(corpus.out, corpus.manifest["shards"], chosen)
-    return [
-        {**row, "masks": [mask for mask in row["masks"] if mask["mask_id"] in wanted[place]]}
-        for place, row in zip(chosen.tolist(), found, strict=True)
-    ]
+    return report_pictures.rows_of_masks(corpus.out, corpus.manifest["shards"], wanted)
 
 
 def _plots(

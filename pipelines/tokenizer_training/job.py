@@ -17,7 +17,6 @@ class TrainTokenizer(TrainingJob[TrainTokenizerConfig]):
     """See the module."""
 
     name = "train_tokenizer"
-    rejecting = "images"
     ready: PreparedTokenizer
 
     def check(self) -> PreparedTokenizer:

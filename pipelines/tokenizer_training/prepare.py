@@ -21,7 +21,7 @@ from samtok.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Raised with every change of the code that changes what is learnt (tests/pipelines/test_fingerprints.py)."""
 
 MAX_PEEKED = 1000

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from pipelines import job as runs
-from pipelines import storage
+from pipelines import rejects, storage
 from pipelines.reports import html, words, words_page
 from samtok.errors import CheckpointError, ConfigError
 from samtok.metrics import codebook
@@ -82,19 +82,14 @@ def lines_of(corpus: words.Corpus) -> Iterator[str]:
             f"IoU       mean {metrics['iou/mean']:.3f}, median about {metrics['iou/median']:.3f}, "
             f"{metrics['iou/share_below_half']:.1%} below 0.5, of {metrics['iou/count']:.0f} masks"
         )
-    lines = words.rejects(corpus)
+    lines = rejects.of_corpus(corpus.out, corpus.manifest)
     yield "\nrejects" if lines else "\nrejects   none"
     for line in lines:
-        example = _printable(html.shortened(" ".join(line.example.split()), 90))
+        example = rejects.printable(html.shortened(" ".join(line.example.split()), 90))
         yield f"  {line.count:>8}  {line.stage + '/' + line.reason:<28} {example}"
     yield "\nschema"
     for depth, name, kind, nullable in words_page.flat_schema(words.row_schema(corpus)):
         yield f"  {'  ' * depth}{name}: {kind}{' or null' if nullable else ''}"
-
-
-def _printable(text: str) -> str:
-    """Replaces control characters: messages quote dataset text, and a terminal would obey them."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _tokenizer(corpus: words.Corpus, uri: str | None) -> MaskTokenizer | None:

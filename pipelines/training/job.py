@@ -17,7 +17,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
-from pipelines import provenance, storage
+from pipelines import provenance, rejects, storage
 from pipelines.config import RunConfig
 from pipelines.job import Closing, Items, Job, Run
 from pipelines.tracking import Tracker
@@ -32,8 +32,6 @@ C = TypeVar("C", bound=RunConfig)
 class TrainingJob(Job[C], Generic[C]):
     """What is its own of a training job. Its config says ``num_cpus`` as ``TrainingConfig`` does."""
 
-    rejecting: ClassVar[str] = ""
-    """The items whose rejects are listed by reason in the closing table."""
     verb: ClassVar[str] = "train"
     """What a complete run has nothing left to do of."""
     ready: Prepared[C]
@@ -72,11 +70,12 @@ class TrainingJob(Job[C], Generic[C]):
             self.train(tracker)
         record = self._record()
         rows = self._publish(record, tracker)
-        return Closing([*rows, ("report", storage.join(out, "report/index.html"))], self.items(record))
+        rows.append(("report", storage.join(out, "report/index.html")))
+        return Closing(rows, self.items(record), reasons=rejects.of_run(out, record))
 
     def items(self, record: Mapping[str, Any]) -> Sequence[Items]:
         """Returns what became of all that a run drew."""
-        return items_of(record, self.rejecting)
+        return items_of(record)
 
     def _publish(self, record: Mapping[str, Any], tracker: Tracker) -> list[tuple[str, str]]:
         from pipelines.training.checkpoints import load_history  # loads torch
@@ -100,7 +99,7 @@ class TrainingJob(Job[C], Generic[C]):
         return record
 
 
-def items_of(record: Mapping[str, Any], rejecting: str) -> Sequence[Items]:
+def items_of(record: Mapping[str, Any]) -> Sequence[Items]:
     """Returns what became of all that a run drew; of a run before they were counted, nothing is known."""
     return [
         Items(
@@ -109,7 +108,6 @@ def items_of(record: Mapping[str, Any], rejecting: str) -> Sequence[Items]:
             out=counts["total"] - counts["rejected"] - counts["filtered"],
             rejected=counts["rejected"],
             filtered=counts["filtered"],
-            reasons=record["rejects"] if kind == rejecting else {},
         )
         for kind, counts in record.get("items", {}).items()
     ]

@@ -152,8 +152,8 @@ def test_an_output_on_object_storage_needs_a_place_to_be_tracked(monkeypatch):
     ("total", "out", "rejected", "limit", "message"),
     [
         (10, 9, 1, 0.1, None),
-        (0, 0, 0, 0.1, None),
-        (10, 0, 0, 0.0, None),  # all filtered
+        (0, 0, 0, 0.1, "there are no images"),
+        (10, 0, 0, 0.0, "none of the 10 images could be used: 0 were rejected, 10 filtered"),
         (10, 8, 2, 0.1, "20.0% of the images cannot be used; --max-reject-rate allows 10.0%"),
         (10, 0, 10, 1.0, "none of the 10 images could be used"),
     ],
@@ -167,9 +167,8 @@ def test_rejects_are_compared_with_the_limit(total, out, rejected, limit, messag
             items.check(limit, "OUT")
 
 
-def test_counts_and_reasons_stand_on_one_line():
-    items = job.Items("masks", 12, 5, 6, 1, {"rle_sum": 2, "image_missing": 4})
-    assert items.line() == "in 12  out 5  rejected 6  filtered 1  (4 image_missing, 2 rle_sum)"
+def test_counts_stand_on_one_line():
+    assert job.Items("masks", 12, 5, 6, 1).line() == "in 12  out 5  rejected 6  filtered 1"
 
 
 def test_an_error_of_an_inner_config_is_given_the_place_of_that_config():

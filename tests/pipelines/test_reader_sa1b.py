@@ -317,6 +317,38 @@ def test_an_archive_cut_anywhere_before_its_end_mark_is_refused(tmp_path, cut):
         list(reader_of(path).inputs())
 
 
+def test_of_several_archives_those_that_are_cut_are_rejected_by_name(tmp_path, lines):
+    for number in (1, 2, 3):
+        path = write_tar(tmp_path / f"{number}.tar", pairs(f"sa_{number}"))
+        if number > 1:
+            path.write_bytes(path.read_bytes()[:700])
+    rows, rejects = read_all(reader_of(tmp_path))
+
+    assert [row["image_id"] for row in rows] == ["sa_1"]
+    assert [(entry["row_id"], entry["reason"]) for entry in rejects] == [
+        ("2.tar", "archive"),
+        ("3.tar", "archive"),
+    ]
+    assert "2 of 3 archives are left out: " in lines[-1] and "2.tar" in lines[-1] and "3.tar" in lines[-1]
+    (tmp_path / "1.tar").unlink()
+    with pytest.raises(DataError, match=r"2\.tar .*; .*3\.tar"):
+        list(reader_of(tmp_path).inputs())
+
+
+@pytest.mark.parametrize(("image", "sidecar"), [(".JPG", ".JSON"), (".jpeg", ".json"), (".Jpeg", ".Json")])
+def test_suffixes_of_other_cases_and_lengths_are_read(tmp_path, image, sidecar):
+    named = sidecar_of("sa_1", file_name=f"sa_1{image}")
+    files = {f"sa_1{image}": image_of("sa_1"), f"sa_1{sidecar}": named}
+    for source in (write_folder(tmp_path / "folder", files), write_tar(tmp_path / "sa.tar", files)):
+        rows, rejects = read_all(reader_of(source))
+        assert rejects == [] and rows[0]["image_uri"].endswith(f"sa_1{image}")
+
+
+def test_of_two_images_of_one_name_the_first_is_named(tmp_path):
+    files = {**pairs("sa_1"), "sa_1.jpeg": image_of("sa_1")}
+    assert rejected(reader_of(write_folder(tmp_path, files)))[0][2] == "duplicate_member"
+
+
 def test_a_source_without_pairs_or_with_both_kinds_is_refused(tmp_path):
     write_folder(tmp_path / "none", {"readme.txt": b"x"})
     write_folder(tmp_path / "both", pairs("sa_1"))

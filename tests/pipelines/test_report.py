@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines import schema, shards
+from pipelines import rejects, schema, shards
 from pipelines.reports import pictures as report_pictures
 from pipelines.reports import words as report
 from pipelines.reports import words_page
@@ -86,6 +86,21 @@ def test_texts_of_the_dataset_are_shown_and_never_obeyed(page):
     assert "<script>alert('x')</script> & \"<img src=//evil>\"" in page.text
     assert f"broken side-car {HOSTILE}" in page.text
     assert all("evil" not in value for name, value in page.attributes)
+
+
+def test_the_worst_masks_are_those_of_the_whole_corpus(finished, tokenizer):
+    """One image is drawn; the lowest IoUs are those of all images, as they are recorded."""
+    corpus = report.load_corpus(finished)
+    rows = rows_of(finished)
+    scored = sorted((mask["iou"], row["image_id"], mask["mask_id"]) for row in rows for mask in row["masks"])
+    lowest = report_pictures.rows_of_worst(finished, corpus.records, 8)
+    found = [(mask["iou"], row["image_id"], mask["mask_id"]) for row in lowest for mask in row["masks"]]
+    assert sorted(found) == scored[:8] and len({image for _, image, _ in found}) > 1
+
+    page = Page(words_page.make_report(corpus, tokenizer=tokenizer, max_images=1)[0])
+    assert "The lowest IoUs of all that were compared" in page.text
+    shown = re.findall(r"IoU (\d\.\d\d) ", page.text)[:8]
+    assert [float(iou) for iou in shown] == [pytest.approx(iou, abs=0.006) for iou, _, _ in scored[:8]]
 
 
 def test_the_report_folder_holds_page_and_pictures(finished, page):
@@ -202,7 +217,8 @@ def test_a_corpus_without_comparisons_has_no_iou_metrics():
 
 
 def test_rejects_are_counted_by_reason_with_an_example(finished):
-    lines = {f"{line.stage}/{line.reason}": line for line in report.rejects(report.load_corpus(finished))}
+    found = rejects.of_corpus(finished, shards.load_manifest(finished))
+    lines = {f"{line.stage}/{line.reason}": line for line in found}
     assert lines["decode/image_format"].count == 1
     assert "000000000003.png" in lines["decode/image_format"].example
     assert lines["read/bad_json"].example.startswith("broken side-car")

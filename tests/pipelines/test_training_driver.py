@@ -153,7 +153,7 @@ def test_too_many_images_that_cannot_be_read_end_a_training_with_their_count(tmp
 def train_and_judge(config) -> None:
     """Trains, and compares the counts of the record as the end of the job does."""
     train(config)
-    for items in items_of(record_of(config.out), "images"):
+    for items in items_of(record_of(config.out)):
         assert items.total > 0
         items.check(config.max_reject_rate, config.out)
 
@@ -162,6 +162,6 @@ def test_masks_that_are_filtered_are_counted_and_no_reject(tmp_path):
     sampling = SamplingConfig(images_per_step=8, min_area_px=300)
     config = short(tmp_path / "out", steps=4, quantize_from=1.0, sampling=sampling)
     train(config)
-    images, masks = items_of(record_of(config.out), "images")
+    images, masks = items_of(record_of(config.out))
     assert images.rejected == masks.rejected == 0 and masks.filtered > 0
     assert masks.total > masks.filtered and images.total >= 4 * 8
