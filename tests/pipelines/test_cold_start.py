@@ -258,7 +258,7 @@ def test_the_corpus_is_one_of_the_same_tokenizer_and_can_be_looked_at(world, tho
     assert (corpus.num_codes, corpus.num_levels) == (NUM_CODES, NUM_LEVELS)
     assert corpus.weights_sha256 == world.sha256
     page = (thoughts / "report/index.html").read_text()
-    assert "think/duplicate" in page and page.count("data:image/jpeg") == 3
+    assert "<code>duplicate</code>" in page and page.count("data:image/jpeg") == 3
     config = json.loads((thoughts / "config.json").read_text())
     assert config["chats"] == world.chat
 
