@@ -32,9 +32,10 @@ $(STAMP): requirements.lock pyproject.toml
 	touch $(STAMP)
 
 quickstart: setup ## a synthetic corpus becomes mask words and a report with pictures
-	rm -rf runs/embedded/shapes runs/words
-	$(BIN)/python jobs/tokenize_corpus.py --preset smoke
-	@echo "open runs/words/report/index.html, or: $(BIN)/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db"
+	rm -rf runs/quickstart
+	$(BIN)/python jobs/tokenize_corpus.py --preset smoke --out runs/quickstart/words
+	@echo "open runs/quickstart/words/report/index.html, or:" \
+		"$(BIN)/mlflow ui --backend-store-uri sqlite:///runs/quickstart/mlflow.db"
 
 tour: setup ## words become a language: a tiny MLLM learns to segment what is asked for; 13 minutes
 	rm -rf runs/tour
@@ -83,5 +84,5 @@ check: setup ## ruff, format, types
 doctor: setup ## what works on this machine, with a remedy for what does not
 	$(BIN)/python -m pipelines.tools.doctor
 
-clean: ## remove what the targets made
-	rm -rf .venv .venv-s3 runs numerics.log mlruns mlflow.db .pytest_cache .ruff_cache .hypothesis build *.egg-info
+clean: ## remove what the targets made; results of your own stay
+	rm -rf .venv .venv-s3 runs/quickstart runs/tour numerics.log .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,0 +1,34 @@
+"""Targets of the Makefile leave alone what they have not made. Its Python does nothing here."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+OWN = (
+    "runs/words/_MANIFEST.json",
+    "runs/embedded/notes.txt",
+    "runs/mlflow.db",
+    "mlflow.db",
+    "mlruns/0/meta.yaml",
+)
+
+
+@pytest.mark.parametrize("targets", [["quickstart"], ["tour"], ["clean"]], ids=" ".join)
+def test_a_target_removes_nothing_of_a_user(targets, tmp_path: Path):
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in (*OWN, ".venv/bin/python", ".venv/.installed"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("#!/bin/sh\n")
+    (tmp_path / ".venv/bin/python").chmod(0o755)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(
+        ["make", *targets], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert [name for name in OWN if not (tmp_path / name).exists()] == []
+    assert (tmp_path / ".venv").exists() == (targets != ["clean"])
