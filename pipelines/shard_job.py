@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines import rejects, shards
+from pipelines import rejects, shards, storage
 from pipelines.ingestion.reader import Input, Reject
 from pipelines.job import Items
 from pipelines.shards import Plan
-from pipelines.tracking import Tracker
+from pipelines.tracking import RUN_FILE, Tracker
 from samtok.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -96,11 +96,16 @@ def open_plan(
     chunk_rows: int | None = None,
 ) -> Plan:
     """Returns the plan of an earlier run of the same job, or makes it; by default a shard is one chunk.
-    Raises ConfigError if the earlier run had other settings."""
+
+    A plan with other settings from which nothing came is replaced; raises ConfigError for another one.
+    """
     plan = shards.load_plan(out)
     if plan is not None:
-        shards.check_fingerprint(plan, fingerprint)
-        return plan
+        if not shards.may_replace(plan, fingerprint):
+            return plan
+        log.info("the earlier run in %s had other settings and gave nothing; it is replaced", out)
+        storage.delete(storage.join(out, RUN_FILE))
+        shards.remove(plan)
     log.info("planning %s", out)
     return shards.make_plan(
         out, fingerprint, inputs(), shard_rows=shard_rows, chunk_rows=chunk_rows or shard_rows
@@ -108,12 +113,11 @@ def open_plan(
 
 
 def left_of(out: str, fingerprint: Mapping[str, Any]) -> str | None:
-    """Returns what is left of a plan in one line; None if there is no plan. For dry runs. Raises ConfigError
-    if the plan had other settings."""
+    """Returns what is left of a plan in one line; None if there is none, or one that may be replaced. For dry
+    runs. Raises ConfigError if the plan had other settings."""
     plan = shards.load_plan(out)
-    if plan is None:
+    if plan is None or shards.may_replace(plan, fingerprint):
         return None
-    shards.check_fingerprint(plan, fingerprint)
     left = len(plan.shard_rows) - len(shards.committed(plan))
     return f"{plan.num_inputs} inputs in {len(plan.shard_rows)} shards, {left} left"
 

@@ -141,6 +141,25 @@ def check_fingerprint(plan: Plan, wanted: Mapping[str, Any]) -> None:
         )
 
 
+def may_replace(plan: Plan, wanted: Mapping[str, Any]) -> bool:
+    """Returns whether a plan has other settings and nothing came of it, neither words nor chats; raises as
+    ``check_fingerprint`` if it has other settings and something did."""
+    if not differences(plan.fingerprint, wanted):
+        return False
+    if any(record["counts"].get(name) for record in _records(plan) for name in ("masks_out", "samples_out")):
+        check_fingerprint(plan, wanted)
+    return True
+
+
+def remove(plan: Plan) -> None:
+    """Deletes a plan and all that was made of it; what proves results goes first, the plan last."""
+    storage.delete_folder(storage.join(plan.out, "commits"))
+    storage.delete(storage.join(plan.out, MANIFEST))
+    for folder in ("data", "rejects", "plan"):
+        storage.delete_folder(storage.join(plan.out, folder))
+    storage.delete(storage.join(plan.out, PLAN))
+
+
 def make_plan(
     out: str,
     fingerprint: Mapping[str, Any],

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from samtok.errors import CheckpointError
 
 FORMAT, FORMAT_VERSION = "samtok.mask_tokenizer", 1
+SYNTHETIC = "synthetic shapes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +119,8 @@ class MaskTokenizerConfig:
     """Whether the decoder has SAM2.1's object score head (it never suppresses a mask here)."""
     backbone: BackboneConfig
     quantizer: QuantizerConfig = QuantizerConfig()
+    trained_on: str = ""
+    """What it has seen, where that is no corpus of images: ``SYNTHETIC``. No part of the architecture."""
 
     def __post_init__(self) -> None:
         if self.image_size % self.stride:
@@ -144,12 +147,19 @@ class MaskTokenizerConfig:
         """Side of mask prompts and of decoded logits, in pixels (256 at 1024 px, as in SAM)."""
         return 4 * self.feature_size
 
+    @property
+    def architecture(self) -> "MaskTokenizerConfig":
+        """The same without what it has seen; its text decides fingerprints."""
+        return dataclasses.replace(self, trained_on="")
+
     def to_json(self) -> str:
         """Returns the text of ``config.json``."""
         body = {"format": FORMAT, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
         for later in ("shared", "grid"):  # left out where unset: the text of older configs stays as it was
             if not body["quantizer"][later]:
                 del body["quantizer"][later]
+        if not self.trained_on:
+            del body["trained_on"]
         return json.dumps(body, indent=2) + "\n"
 
     @classmethod

@@ -34,7 +34,7 @@ class ExtendMllmConfig(RunConfig):
     vision: Literal["random", "tiny"] = "random"
     """First weights of a --tiny Qwen2.5-VL's vision encoder: tiny is the one that ships, which knows shapes
     (pipelines.extension.pretrain_vision)."""
-    tokenizer: ShippedPlace = "tiny"
+    tokenizer: ShippedPlace
     """Mask tokenizer that makes the words: a shipped name, or a folder, local or s3://."""
     pad_to_multiple_of: AtLeast1 | None = None
     """Round the rows of the embeddings up to a multiple of this, if there are too few for the words."""
@@ -59,7 +59,9 @@ class ExtendMllmConfig(RunConfig):
 
 PRESETS: dict[str, ExtendMllmConfig] = {
     # The tiny model that learns shapes with the shipped tokenizer; seconds, 1.4 MB.
-    "smoke": ExtendMllmConfig(tiny="qwen2_5_vl", vision="tiny", rows="codebooks", out="runs/mllm"),
+    "smoke": ExtendMllmConfig(
+        tiny="qwen2_5_vl", vision="tiny", rows="codebooks", tokenizer="tiny", out="runs/mllm"
+    ),
     # The same, whose text tokenizer knows the sentences of `make tour`.
     "tour": ExtendMllmConfig(
         tiny="qwen2_5_vl",

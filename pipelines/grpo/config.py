@@ -157,7 +157,7 @@ class GrpoConfig(RunConfig):
     """Seed of order and sampling."""
     model: ShippedPlace
     """Fine-tuned model (jobs/train_mllm.py): a folder, local or s3://, or ``tour-mllm``, which ships."""
-    tokenizer: ShippedPlace = "tiny"
+    tokenizer: ShippedPlace
     """Mask tokenizer of the words, for pictures, validation and --reward.iou: a shipped name or a folder."""
     chats: Annotated[tuple[ChatCorpusText, ...], NotEmpty]
     """Chat corpora (jobs/compose_dialogues.py): FOLDER, or uri=FOLDER,weight=2,limit=1000. The last answer of

@@ -11,6 +11,9 @@ from pipelines.config import AtLeast0, AtLeast1, NotEmpty, Place, Share, config
 from samtok.errors import ConfigError
 from samtok.shapes import FAMILIES, TOUR_WORLD, WORLD_VERSION, Family, WorldConfig
 
+STARTED, COMPLETE = "shapes.started", "shapes.complete"
+"""Files in the folder of a synthetic corpus, the first and the last that are written."""
+
 Format = Literal["coco", "sa1b", "refer", "granf", "psg", "dam"]
 
 

@@ -23,6 +23,7 @@ from pipelines.config import (
     places_of,
     with_places,
 )
+from pipelines.ingestion import config as shapes
 from pipelines.ingestion.coco import CocoOptions, CocoReader
 from pipelines.ingestion.grounded import GroundedReader
 from pipelines.ingestion.osprey import OspreyReader
@@ -147,6 +148,14 @@ def require_source(corpus: CorpusConfig) -> None:
     layout = "coco" if corpus.reader == "osprey" else corpus.reader  # which make_shapes does not write
     command = f"python jobs/make_shapes.py --format {layout} --out runs/shapes"
     require(corpus.source, flag=f"source of the corpus {corpus.dataset or corpus.reader}", command=command)
+
+
+def is_of_shapes(corpus: CorpusConfig) -> bool:
+    """Returns whether ``jobs/make_shapes.py`` wrote a corpus: it leaves a mark in its folder, which is the
+    source or at most two levels above."""
+    above = [corpus.source.rstrip("/").rsplit("/", levels)[0] for levels in range(3)]
+    folders = [folder for folder in above if folder and not folder.endswith((":", "/"))]
+    return any(storage.exists(storage.join(folder, shapes.COMPLETE)) for folder in folders)
 
 
 # ---------------------------------------------------------------- one corpus of several

@@ -1,14 +1,19 @@
-"""A bounded look at a corpus, for dry runs: its first images, of which a few are read. Writes nothing."""
+"""A bounded look at a corpus before anything runs: its first images, of which a few are opened."""
 
+import random
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 
-from pipelines import storage
-from pipelines.ingestion.image_source import parse_image_uri
-from pipelines.ingestion.reader import MAX_NAMES, Input, Reader
+from pipelines.ingestion.image_source import read_image
+from pipelines.ingestion.reader import MAX_NAMES, Input, Reader, Reject
+from samtok.errors import DataError
 
 MAX_ITEMS = 8
-"""Images that are read."""
+"""Images that are opened."""
+
+_MISSING = {"image_missing", "missing_image"}
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,7 @@ class Peek:
         masks: Masks that the records of the counted images claim; None where only reading shows it.
         rejects: What listing could not use.
         more: The corpus may have more than was counted.
-        faults: What reading could not use, and images that are not there: message -> how often.
+        faults: What could not be used of those that were opened: message -> how often.
     """
 
     images: int
@@ -38,28 +43,67 @@ class Peek:
 
 
 def peek(reader: Reader, limit: int = MAX_NAMES) -> Peek:
-    """Lists at most ``limit`` images and reads at most ``MAX_ITEMS`` of them.
+    """Lists at most ``limit`` images and opens at most ``MAX_ITEMS`` of them.
 
     Raises:
-        DataError: If the dataset as a whole has another layout than the reader expects.
+        DataError: If the dataset as a whole has another layout than the reader expects, or as ``opened``.
         StorageError: If it cannot be listed or read.
     """
     head = reader.head(limit)
     inputs = [item for item in head.items if isinstance(item, Input)]
     claimed = [item.num_masks for item in inputs]
     masks = None if head.unlisted or None in claimed else sum(count or 0 for count in claimed)
-    faults = Counter[str]()
-    for item in inputs[:MAX_ITEMS]:
-        result = reader.read(item)
-        faults.update(entry["message"] for entry in result.rejects)
-        image = parse_image_uri(result.row["image_uri"]).uri if result.row else None
-        if image is not None and not storage.exists(image):
-            faults[f"{image} does not exist"] += 1
+    tried = _some(inputs)
+    faults = _faults_of(reader, tried)
     return Peek(
         images=len(inputs) + head.unlisted,
         masks=masks,
         rejects=len(head.items) - len(inputs),
         more=head.more,
-        read=len(inputs[:MAX_ITEMS]),
+        read=len(tried),
         faults=dict(faults),
     )
+
+
+def opened(reader: Reader, items: Iterable[Input | Reject]) -> Iterator[Input | Reject]:
+    """Yields what a corpus lists once a few of its first images have been opened; the others as they come.
+
+    Raises:
+        DataError: If none of these images is there, as where the folder of images is mistyped.
+        StorageError: If the storage fails.
+    """
+    rest = iter(items)
+    first = list(islice(rest, MAX_NAMES))
+    _faults_of(reader, _some([item for item in first if isinstance(item, Input)]))
+    yield from chain(first, rest)
+
+
+def _some(inputs: list[Input]) -> list[Input]:
+    """Returns the first, the last, and others at random, always the same."""
+    if len(inputs) <= MAX_ITEMS:
+        return inputs
+    inner = random.Random(0).sample(range(1, len(inputs) - 1), MAX_ITEMS - 2)
+    return [inputs[index] for index in (0, *sorted(inner), -1)]
+
+
+def _faults_of(reader: Reader, inputs: list[Input]) -> Counter[str]:
+    """Opens images; returns what speaks against them. Raises DataError if none is there."""
+    faults, missing = Counter[str](), 0
+    for item in inputs:
+        result = reader.read(item)
+        found = [(entry["reason"], entry["message"]) for entry in result.rejects]
+        row = result.row
+        if row is not None:
+            try:
+                read_image(row["image_uri"], expected_hw=(row["height"], row["width"]))
+            except DataError as error:
+                found.append((error.reason, str(error)))
+        faults.update(message for _, message in found)
+        missing += bool(_MISSING & {reason.rpartition("/")[2] for reason, _ in found})
+    if inputs and missing == len(inputs):
+        raise DataError(
+            f"none of the {missing} images of {reader.name} that were tried is there, such as: "
+            f"{next(iter(faults)).rstrip('.')}. Is the folder of images right, and mounted?",
+            reason="image_missing",
+        )
+    return faults

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipelines import storage
-from pipelines.ingestion.config import Format, ShapesConfig
+from pipelines.ingestion.config import COMPLETE, STARTED, Format, ShapesConfig
 from pipelines.ingestion.shapes_coco import coco_files
 from pipelines.ingestion.shapes_layouts import dam_files, granf_files, psg_files, refer_files
 from pipelines.ingestion.shapes_sa1b import sa1b_files
@@ -28,8 +28,6 @@ from pipelines.job import config_json
 from samtok.errors import ConfigError
 
 log = logging.getLogger(__name__)
-
-STARTED, COMPLETE = "shapes.started", "shapes.complete"
 
 
 def make_shapes(config: ShapesConfig) -> int:

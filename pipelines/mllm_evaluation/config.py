@@ -47,7 +47,7 @@ class EvaluateMllmConfig(RunConfig):
     """MLLM whose vocabulary has the mask words: a checkpoint folder, local or s3://, or tour-mllm."""
     chats: Place
     """Corpus of chats, as written by jobs/compose_dialogues.py with masks kept."""
-    tokenizer: ShippedPlace = "tiny"
+    tokenizer: ShippedPlace
     """Mask tokenizer that decodes the words: a shipped name (tiny, tour), or a folder, local or s3://."""
     precision: Precision = "float32"
     """Type of the model's weights and arithmetic."""

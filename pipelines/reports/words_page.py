@@ -27,7 +27,9 @@ from samtok.model.tokenizer import MaskTokenizer
 from samtok.plots.base import code_usage_plot, histogram_plot
 
 
-def write_report(out: str, *, tokenizer: MaskTokenizer | None, max_images: int = 24, seed: int = 0) -> str:
+def write_report(
+    out: str, *, tokenizer: MaskTokenizer | None, max_images: int = 24, seed: int = 0, caveat: str = ""
+) -> str:
     """Writes the report of a corpus to ``OUT/report`` and returns the URI of its page.
 
     Raises:
@@ -36,17 +38,18 @@ def write_report(out: str, *, tokenizer: MaskTokenizer | None, max_images: int =
         StorageError: If something cannot be read or written.
     """
     corpus = words.load_corpus(out)
-    page, pictures = make_report(corpus, tokenizer=tokenizer, max_images=max_images, seed=seed)
+    page, pictures = make_report(corpus, tokenizer=tokenizer, max_images=max_images, seed=seed, caveat=caveat)
     write_page(out, page, pictures)
     return storage.join(out, words.FOLDER, "index.html")
 
 
 def make_report(
-    corpus: Corpus, *, tokenizer: MaskTokenizer | None, max_images: int = 24, seed: int = 0
+    corpus: Corpus, *, tokenizer: MaskTokenizer | None, max_images: int = 24, seed: int = 0, caveat: str = ""
 ) -> tuple[str, dict[str, bytes]]:
     """Returns the page and its pictures by file name, and writes nothing.
 
-    The tokenizer decodes the words of the drawn images; None shows the original masks alone.
+    The tokenizer decodes the words of the drawn images; None shows the original masks alone. ``caveat`` is
+    what speaks against it.
 
     Raises:
         ConfigError: If the tokenizer cannot have made these words.
@@ -95,6 +98,7 @@ def make_report(
         f"{fingerprint.get('dataset', 'corpus')} {fingerprint.get('split', '')} in mask words",
         corpus.out,
         *_unfinished(corpus),
+        *caveats([caveat]),
         html.tiles(_tiles(corpus, metrics, usage)),
         html.section("Counts", _counts(corpus)),
         html.beside(
@@ -112,6 +116,11 @@ def make_report(
         html.section("Schema", html.card(html.grid(["column", "type", ""], columns))),
     )
     return page, pictures
+
+
+def caveats(texts: Iterable[str]) -> list[html.Block]:
+    """Returns a banner for each text that is not empty."""
+    return [html.banner(text, "Careful:") for text in dict.fromkeys(texts) if text]
 
 
 def _unfinished(corpus: Corpus) -> list[html.Block]:

@@ -60,7 +60,7 @@ class TrainMllmConfig(TrainingConfig):
     """A model that knows the mask words: a folder (jobs/extend_mllm.py) or a shipped name."""
     chats: Annotated[tuple[ChatCorpusText, ...], MinLen(1)]
     """Chat corpora to train on (jobs/compose_dialogues.py): FOLDER, or uri=FOLDER,weight=2,limit=1000."""
-    tokenizer: ShippedPlace = "tiny"
+    tokenizer: ShippedPlace
     """Mask tokenizer of the corpora's words, which draws the model's answers: a shipped name or a folder."""
     train: TrainedConfig = TrainedConfig()
     sampling: SamplingConfig = SamplingConfig()

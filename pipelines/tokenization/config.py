@@ -37,7 +37,7 @@ class TokenizerOptions:
 class TokenizationConfig(RunConfig):
     """What tokenizing and measuring a tokenizer have in common."""
 
-    tokenizer: ShippedPlace = "tiny"
+    tokenizer: ShippedPlace
     """Mask tokenizer: a shipped name (tiny, tour), or a folder written by save_pretrained, local or s3://."""
     tokenizer_options: TokenizerOptions = TokenizerOptions()
     precision: Precision = "float32"
@@ -108,6 +108,7 @@ PRESETS: dict[str, TokenizeCorpusConfig] = {
             split="val",
         ),
         out="runs/words",
+        tokenizer="tiny",
         reconstruct=1.0,
         shard_rows=64,
     ),

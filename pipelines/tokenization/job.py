@@ -44,9 +44,9 @@ class TokenizeCorpus(Job[TokenizeCorpusConfig]):
         from pipelines.tokenization.run import make_words, publish  # loads torch
 
         plan = self.checked.plan()
-        tracker = run.begin(self.config, tags={"fingerprint": shards.digest(plan.fingerprint)})
+        tracker = run.begin(self.config, tags=self.checked.tags)
         manifest, done = make_words(self.checked, plan, tracker)
-        publish(self.config, manifest, done, tracker)
+        publish(self.checked, manifest, done, tracker)
         rows = [
             ("rate", f"{done.rate('masks_out'):.1f} masks/s over {done.seconds:.0f} s"),
             ("words", storage.join(plan.out, shards.MANIFEST)),

@@ -3,21 +3,24 @@
 import dataclasses
 import functools
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines import schema, shards, storage
 from pipelines.cluster import with_device
-from pipelines.ingestion.corpora import reader_of, require_source
-from pipelines.ingestion.peek import peek
+from pipelines.ingestion.corpora import is_of_shapes, reader_of, require_source
+from pipelines.ingestion.peek import opened, peek
 from pipelines.ingestion.reader import MAX_NAMES, Input, Reader, Reject
 from pipelines.inputs import require_tokenizer
 from pipelines.shard_job import left_of, open_plan
 from pipelines.tokenization.config import TokenizeCorpusConfig
 from samtok import folders
-from samtok.config import MaskTokenizerConfig
+from samtok.config import SYNTHETIC, MaskTokenizerConfig
 from samtok.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 CODE_VERSION = 3
 """Raised with every change of the code that changes words or rows (tests/pipelines/test_fingerprints.py)."""
@@ -52,7 +55,7 @@ class Tokenization:
             "sources": shards.digest(reader.sources()),
             "tokenizer": config.tokenizer,
             "weights_sha256": folders.weights_sha256(config.tokenizer, read=storage.read_bytes),
-            "architecture": hashlib.sha256(architecture.to_json().encode()).hexdigest(),
+            "architecture": hashlib.sha256(architecture.architecture.to_json().encode()).hexdigest(),
             "num_codes": architecture.quantizer.num_codes,
             "num_levels": architecture.quantizer.num_levels,
             "dtype": config.precision,
@@ -76,6 +79,22 @@ class Tokenization:
             "code_version": CODE_VERSION,
         }
 
+    @property
+    def caveat(self) -> str:
+        """What speaks against using this tokenizer on this corpus; empty if nothing is known to."""
+        if self.architecture.trained_on != SYNTHETIC or is_of_shapes(self.config.corpus):
+            return ""
+        return (
+            f"the tokenizer {self.config.tokenizer} was trained on {SYNTHETIC}, which {self.reader.name} has "
+            "not: its words say little about these masks. Give --tokenizer one that knows photographs."
+        )
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What an MLflow run is found by."""
+        caveat = {"caveat": self.caveat} if self.caveat else {}
+        return {"fingerprint": shards.digest(self.fingerprint), **caveat}
+
     def inputs(self) -> Iterator[Input | Reject]:
         """Yields the rejects of the listing and the first ``limit`` images."""
         taken, limit = 0, self.config.limit
@@ -87,11 +106,12 @@ class Tokenization:
             yield item
 
     def plan(self) -> shards.Plan:
-        """Returns the plan of an earlier run with the same settings, or makes it; raises as ``open_plan``."""
+        """Returns the plan of an earlier run with the same settings, or makes it; raises as ``open_plan`` and
+        ``opened``."""
         return open_plan(
             self.config.out,
             self.fingerprint,
-            self.inputs,
+            lambda: opened(self.reader, self.inputs()),
             shard_rows=self.config.shard_rows,
             chunk_rows=self.fingerprint["chunk_rows"],
         )
@@ -132,6 +152,8 @@ def prepare(config: TokenizeCorpusConfig) -> Tokenization:
     config = dataclasses.replace(config, chunk_rows=rows, worker=with_device(config.worker))
     reader = reader_of(config.corpus)
     tokenization = Tokenization(config, reader, architecture)
+    if tokenization.caveat:
+        log.warning("%s", tokenization.caveat)
     if not config.dry_run:
         _ = tokenization.fingerprint  # fails here if a file is missing
     return tokenization

@@ -25,7 +25,7 @@ from pipelines.reports import words, words_page
 from pipelines.shard_job import Work, do_shards
 from pipelines.shards import Plan
 from pipelines.tokenization.assemble import Assembler, commit_shard
-from pipelines.tokenization.config import TokenizationConfig, TokenizeCorpusConfig
+from pipelines.tokenization.config import TokenizationConfig
 from pipelines.tokenization.job import IMAGES, MASKS
 from pipelines.tokenization.prepare import Tokenization
 from pipelines.tokenization.stage import ReadImages, TokenizeMasks
@@ -170,12 +170,12 @@ def _commit_all(plan: Plan, chunks: Iterator[dict[str, Any]]) -> Iterator[dict[s
         raise ClusterError(f"{assembler.in_flight} shards lack chunks although Ray Data ended. Run again.")
 
 
-def publish(config: TokenizeCorpusConfig, manifest: dict[str, Any], work: Work, tracker: Tracker) -> None:
+def publish(job: Tokenization, manifest: dict[str, Any], work: Work, tracker: Tracker) -> None:
     """Writes rate and report beside the shards, and metrics, lineage and pictures to MLflow.
 
     ``last_run.json`` is how fast the last call of the job that had work to do was.
     """
-    metrics = words.summary(manifest)
+    config, metrics = job.config, words.summary(manifest)
     if work.counts.get("masks_out"):
         speed = {
             "images": work.counts["rows_out"],
@@ -193,7 +193,11 @@ def publish(config: TokenizeCorpusConfig, manifest: dict[str, Any], work: Work, 
         return
     tokenizer = tokenizer_of_reports(config)
     words_page.write_report(
-        config.out, tokenizer=tokenizer, max_images=config.report_images, seed=config.seed
+        config.out,
+        tokenizer=tokenizer,
+        max_images=config.report_images,
+        seed=config.seed,
+        caveat=job.caveat,
     )
     tracker.folder(storage.join(config.out, words.FOLDER), "report")
 

@@ -26,6 +26,7 @@ PRESETS: dict[str, EvaluateTokenizerConfig] = {
             "images=runs/embedded/shapes/val,dataset=shapes,split=val",
         ),
         out="runs/tokenizer-evaluation",
+        tokenizer="tiny",
         shard_rows=64,
         limit=150,
     ),

@@ -34,7 +34,7 @@ class EvaluateTokenizer(Job[EvaluateTokenizerConfig]):
         plans = {name: tokenization.plan() for name, tokenization in self.checked.items()}
         tracker = run.begin(self.config, tags=outcome.tags_of(self.checked))
         corpora, works = measure(self.config, self.checked, plans)
-        metrics = outcome.publish(self.config, corpora, works, tracker)
+        metrics = outcome.publish(self.config, self.checked, corpora, works, tracker)
         counts, codes = metrics["overall"]["counts"], metrics["overall"]["codes"]
         images = counts["images_in"]
         used = " / ".join(str(level["used"]) for level in codes["levels"])

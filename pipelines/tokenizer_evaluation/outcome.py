@@ -37,12 +37,14 @@ def lineage_of(corpora: Sequence[Corpus]) -> dict[str, Any]:
 def tags_of(tokenizations: Mapping[str, Tokenization]) -> dict[str, str]:
     """Returns what an MLflow run is found by: weights, fingerprint of all corpora."""
     prints = {name: dict(one.fingerprint) for name, one in tokenizations.items()}
+    tags = {name: value for one in tokenizations.values() for name, value in one.tags.items()}
     weights = next(iter(prints.values()))["weights_sha256"]
-    return {"weights_sha256": weights, "fingerprint": shards.digest(prints)}
+    return {**tags, "weights_sha256": weights, "fingerprint": shards.digest(prints)}
 
 
 def publish(
     config: EvaluateTokenizerConfig,
+    checked: Mapping[str, Tokenization],
     corpora: Sequence[Corpus],
     works: Mapping[str, Work],
     tracker: Tracker,
@@ -62,6 +64,7 @@ def publish(
             tokenizer=tokenizer_of_reports(config),
             max_images=config.report_images,
             seed=config.seed,
+            caveats=[one.caveat for one in checked.values()],
         )
         tracker.folder(storage.join(config.out, "report"), "report")
     return metrics

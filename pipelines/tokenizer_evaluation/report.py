@@ -8,7 +8,7 @@
 Only the row groups of drawn images are read, and only their images are encoded again.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ def write_report(
     tokenizer: MaskTokenizer,
     max_images: int,
     seed: int,
+    caveats: Iterable[str] = (),
 ) -> None:
     """Writes ``OUT/report``.
 
@@ -45,6 +46,7 @@ def write_report(
         tokenizer: The one that was measured; decodes the words of what is drawn.
         max_images: Images to draw at random; a third of this many worst masks are drawn of each area bucket.
         seed: Decides which.
+        caveats: What speaks against this tokenizer on a corpus.
     """
     rng = np.random.default_rng(seed)
     rows = draw_rows(corpora, max_images, rng)
@@ -61,6 +63,7 @@ def write_report(
     page = html.page(
         "Reconstruction of masks from words",
         out,
+        *words_page.caveats(caveats),
         html.tiles(_tiles(overall)),
         html.section("Datasets", _datasets(metrics)),
         html.section("By area", _by_area(overall)),

@@ -25,7 +25,7 @@ def architecture_of(config: TrainTokenizerConfig) -> MaskTokenizerConfig:
 
 def _like(uri: str, model: str) -> MaskTokenizerConfig:
     """Returns the architecture of a tokenizer, which but for its quantizer must be the one asked for."""
-    found, wanted = folders.read_config(uri, read=storage.read_bytes), PRESETS[model]
+    found, wanted = folders.read_config(uri, read=storage.read_bytes).architecture, PRESETS[model]
     if _fits(found, wanted):
         return found
     fields = [f.name for f in dataclasses.fields(found) if f.name != "quantizer"]

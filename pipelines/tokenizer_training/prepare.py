@@ -9,6 +9,7 @@ from itertools import islice
 from pipelines import shards, storage
 from pipelines.cluster import with_device
 from pipelines.ingestion.corpora import CorpusSpec, require_source
+from pipelines.ingestion.peek import opened
 from pipelines.ingestion.reader import Input
 from pipelines.tokenizer_training.architecture import architecture_of, check_quantize_from, freezes
 from pipelines.tokenizer_training.config import TrainTokenizerConfig
@@ -57,9 +58,9 @@ class PreparedTokenizer(Prepared[TrainTokenizerConfig]):
 
 def _count(specs: tuple[CorpusSpec, ...]) -> tuple[int, bool]:
     """Counts the images of corpora, and whether there may be more."""
-    listed = [
-        list(islice(spec.reader().inputs(), min(MAX_PEEKED, spec.limit or MAX_PEEKED) + 1)) for spec in specs
-    ]
+    inputs = [opened(reader, reader.inputs()) for reader in (spec.reader() for spec in specs)]
+    most = [min(MAX_PEEKED, spec.limit or MAX_PEEKED) + 1 for spec in specs]
+    listed = [list(islice(items, count)) for items, count in zip(inputs, most, strict=True)]
     usable = [sum(isinstance(item, Input) and item.num_masks != 0 for item in items) for items in listed]
     capped = [min(count, spec.limit or MAX_PEEKED) for count, spec in zip(usable, specs, strict=True)]
     return sum(capped), any(len(items) > MAX_PEEKED for items in listed)
@@ -77,7 +78,7 @@ def prepare(config: TrainTokenizerConfig) -> PreparedTokenizer:
     fingerprint = {
         **settings_of(config, without=("corpora", "validation.corpora", "start")),
         "freeze": freezes(config),
-        "architecture": shards.digest(architecture.to_json()),
+        "architecture": shards.digest(architecture.architecture.to_json()),
         "start": start.get("sha256", "random"),
         "train": digest_of(specs) if specs else "scenes",
         "held_out": digest_of(held_out) if held_out else "scenes",

@@ -1,5 +1,6 @@
 """A worker that trains a tokenizer: what ``training.worker`` leaves open. Knows no Ray."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, distributed
 
 from pipelines import storage
+from pipelines.ingestion.corpora import is_of_shapes
 from pipelines.tokenizer_training.batch import MicroBatch
 from pipelines.tokenizer_training.config import TrainTokenizerConfig
 from pipelines.tokenizer_training.data import (
@@ -26,6 +28,7 @@ from pipelines.training.checkpoints import Checkpoint
 from pipelines.training.engine import engine_of
 from pipelines.training.fit import Notify
 from pipelines.training.worker import TrainWorker
+from samtok.config import SYNTHETIC
 from samtok.folders import WEIGHTS_FILE
 from samtok.model.state import files_of
 
@@ -56,6 +59,7 @@ class TokenizerWorker(TrainWorker[TrainTokenizerConfig, MicroBatch]):
         super().__init__(task, notify, self.loop, config.validation)
         self.sources = training_sources(config, task.training_index)
         self.held_out = validation_sources(config, task.validation_index)
+        self.corpora = [spec.corpus for spec in task.corpora]
         index = task.training_index
         self.weights = (
             [None] * len(self.sources) if index is None else [entry.spec.weight for entry in index.corpora]
@@ -98,7 +102,8 @@ class TokenizerWorker(TrainWorker[TrainTokenizerConfig, MicroBatch]):
     def export(self, uri: str, lineage: Mapping[str, Any]) -> None:
         if self.rank != 0:
             return
-        files = files_of(self.tokenizer, self.tokenizer.config)
+        seen = SYNTHETIC if all(map(is_of_shapes, self.corpora)) else ""
+        files = files_of(self.tokenizer, dataclasses.replace(self.tokenizer.config, trained_on=seen))
         digest = hashlib.sha256(files[WEIGHTS_FILE]).hexdigest()
         body = json.dumps({**lineage, "weights_sha256": digest}, indent=2) + "\n"
         for name, data in {"lineage.json": body.encode(), **files}.items():  # the config is the last of them

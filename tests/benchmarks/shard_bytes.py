@@ -33,8 +33,9 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     (
         "words-coco",
         "tokenize_corpus",
-        "--corpus.reader coco --corpus.source shapes-coco/annotations/instances_val.json --corpus.images "
-        f"shapes-coco/val --shard-rows 10 --chunk-rows 4 --reconstruct 1 --boundary-iou {QUIET}",
+        "--corpus.reader coco --corpus.source shapes-coco/annotations/instances_val.json --tokenizer tiny "
+        f"--corpus.images shapes-coco/val --shard-rows 10 --chunk-rows 4 --reconstruct 1 "
+        f"--boundary-iou {QUIET}",
     ),
     (
         "words-refer",
@@ -48,7 +49,11 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         "--corpus.reader granf --corpus.source shapes-granf/granf.json --corpus.images shapes-granf/val "
         f"--corpus.dataset granf --tokenizer tour --reconstruct 1 {QUIET}",
     ),
-    ("words-sa1b", "tokenize_corpus", f"--corpus.reader sa1b --corpus.source shapes-sa1b {QUIET}"),
+    (
+        "words-sa1b",
+        "tokenize_corpus",
+        f"--corpus.reader sa1b --corpus.source shapes-sa1b --tokenizer tiny {QUIET}",
+    ),
     (
         "chats",
         "compose_dialogues",

@@ -304,7 +304,7 @@ def test_an_image_that_is_gone_is_told_where_its_masks_are_missing(home, tokeniz
 
 
 def config(*texts: str, **changed) -> EvaluateTokenizerConfig:
-    return EvaluateTokenizerConfig(corpora=texts, **{"out": "out", **changed})
+    return EvaluateTokenizerConfig(corpora=texts, **{"out": "out", "tokenizer": "tiny", **changed})
 
 
 COCO = "reader=coco,source=a.json,images=b"

@@ -50,7 +50,7 @@ def test_a_plain_checkpoint_is_extended_and_can_be_trained(tmp_path, family):
     source = build(tmp_path / "hub", family, words=False, padded_rows=10)
     out = tmp_path / "out"
     before = content(source)
-    assert main(["--model", str(source), "--out", str(out)]) == 0
+    assert main(["--tokenizer", "tiny", "--model", str(source), "--out", str(out)]) == 0
     assert content(source) == before
     adapter = load_adapter(out)
     assert adapter.vocabulary == MaskVocabulary(256, 2)
@@ -73,7 +73,7 @@ def test_the_type_of_weights_is_kept(tmp_path):
     source = build(tmp_path / "hub", words=False)
     model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.bfloat16)
     model.save_pretrained(source)
-    assert main(["--model", str(source), "--out", str(tmp_path / "out")]) == 0
+    assert main(["--tokenizer", "tiny", "--model", str(source), "--out", str(tmp_path / "out")]) == 0
     again = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype="auto")
     assert again.get_input_embeddings().weight.dtype == torch.bfloat16
 
@@ -111,8 +111,8 @@ def test_rows_from_codebooks_have_their_geometry_and_the_lineage_says_so(tmp_pat
     source = build(tmp_path / "hub", words=False)
     for name, flags in {
         "tiny": ["--preset", "smoke"],
-        "hub": ["--model", str(source), "--rows", "codebooks"],
-        "noise": ["--model", str(source)],
+        "hub": ["--tokenizer", "tiny", "--model", str(source), "--rows", "codebooks"],
+        "noise": ["--tokenizer", "tiny", "--model", str(source)],
     }.items():
         out = tmp_path / f"{name}-out"
         assert main([*flags, "--out", str(out)]) == 0
@@ -136,11 +136,17 @@ def test_the_run_is_tracked_with_its_lineage(tmp_path):
 
 def test_rows_that_are_there_already_cannot_be_had_from_codebooks(tmp_path, capfd):
     first = str(tmp_path / "first")
-    assert main(["--model", str(build(tmp_path / "hub", words=False)), "--out", first]) == 0
-    assert main(["--model", first, "--rows", "codebooks", "--out", str(tmp_path / "out")]) == 2
+    assert (
+        main(["--tokenizer", "tiny", "--model", str(build(tmp_path / "hub", words=False)), "--out", first])
+        == 0
+    )
+    assert (
+        main(["--tokenizer", "tiny", "--model", first, "--rows", "codebooks", "--out", str(tmp_path / "out")])
+        == 2
+    )
     assert "has mask words already and keeps their rows" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
-    assert main(["--model", first, "--out", str(tmp_path / "again")]) == 0
+    assert main(["--tokenizer", "tiny", "--model", first, "--out", str(tmp_path / "again")]) == 0
 
 
 def chats(folder: Path, text: str, *, num_codes: int) -> str:
@@ -204,14 +210,14 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
 
 def test_wrong_checkpoints_are_refused_with_the_code_of_their_kind(tmp_path, capfd):
     out = str(tmp_path / "out")
-    assert main(["--model", str(tmp_path / "none"), "--out", out]) == 2
+    assert main(["--tokenizer", "tiny", "--model", str(tmp_path / "none"), "--out", out]) == 2
     (tmp_path / "empty").mkdir()
-    assert main(["--model", str(tmp_path / "empty"), "--out", out]) == 2
+    assert main(["--tokenizer", "tiny", "--model", str(tmp_path / "empty"), "--out", out]) == 2
     text_only = Qwen2Config(
         vocab_size=10, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
     )
     Qwen2ForCausalLM(text_only).save_pretrained(tmp_path / "text")
-    assert main(["--model", str(tmp_path / "text"), "--out", out]) == 6
+    assert main(["--tokenizer", "tiny", "--model", str(tmp_path / "text"), "--out", out]) == 6
     assert main(["--preset", "smoke", "--tokenizer", str(tmp_path / "none"), "--out", out]) == 2
     said = capfd.readouterr().err
     assert "is a qwen2; mask words are known for qwen2_5_vl, qwen3_vl, perception_lm" in said
@@ -220,7 +226,7 @@ def test_wrong_checkpoints_are_refused_with_the_code_of_their_kind(tmp_path, cap
 
 def test_a_checkpoint_with_other_words_is_refused(tmp_path, capfd):
     source = build(tmp_path / "hub")  # 16 codes, the tokenizer that ships has 256
-    assert main(["--model", str(source), "--out", str(tmp_path / "out")]) == 6
+    assert main(["--tokenizer", "tiny", "--model", str(source), "--out", str(tmp_path / "out")]) == 6
     assert "has 34 mask words" in capfd.readouterr().err
 
 
@@ -236,7 +242,7 @@ def test_a_checkpoint_with_other_words_is_refused(tmp_path, capfd):
 )
 def test_flags_that_cannot_work_are_refused(flags, said):
     with pytest.raises(ConfigError, match=said):
-        ExtendMllmConfig(out="out", **flags)
+        ExtendMllmConfig(out="out", tokenizer="tiny", **flags)
 
 
 @pytest.mark.parametrize(
@@ -251,9 +257,9 @@ def test_sizes_that_cannot_work_are_refused(numbers):
 def test_a_bucket_is_as_good_as_a_disk(bucket, tmp_path):
     source = build(tmp_path / "hub", words=False)
     storage.put_folder(source, f"{bucket}/hub")
-    config = ExtendMllmConfig(model=f"{bucket}/hub", out=f"{bucket}/out")
+    config = ExtendMllmConfig(model=f"{bucket}/hub", tokenizer="tiny", out=f"{bucket}/out")
     assert extend_mllm(config) == 0
-    assert extend_mllm(ExtendMllmConfig(model=str(source), out=str(tmp_path / "out"))) == 0
+    assert extend_mllm(ExtendMllmConfig(model=str(source), tokenizer="tiny", out=str(tmp_path / "out"))) == 0
     with storage.local_folder(f"{bucket}/out") as folder:
         remote, local = content(folder), content(tmp_path / "out")
         load_adapter(folder)

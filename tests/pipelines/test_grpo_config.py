@@ -22,7 +22,7 @@ from samtok.errors import ConfigError
 
 
 def config(**changes: Any) -> GrpoConfig:
-    return GrpoConfig(**{"out": "o", "model": "m", "chats": ("chats",), **changes})
+    return GrpoConfig(**{"out": "o", "model": "m", "tokenizer": "t", "chats": ("chats",), **changes})
 
 
 WRONG: list[tuple[type | Any, dict[str, Any], str]] = [

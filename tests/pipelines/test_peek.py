@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from jobs.tokenize_corpus import main as tokenize_corpus
+from jobs.train_tokenizer import main as train_tokenizer
 from pipelines import storage
 from pipelines.ingestion.coco import CocoReader
 from pipelines.ingestion.config import ShapesConfig
@@ -63,7 +66,79 @@ def test_images_that_are_not_there_and_masks_that_cannot_be_read_are_found(tmp_p
     path.write_text(json.dumps(body))
     (tmp_path / "train" / "000000000001.jpg").unlink()
     found = peek(reader)
-    assert len(found.faults) == 2 and any("000000000001.jpg does not exist" in text for text in found.faults)
+    assert len(found.faults) == 2 and any("000000000001.jpg" in text for text in found.faults)
+
+
+def test_the_first_the_last_and_some_between_are_opened(tmp_path):
+    reader = corpus(tmp_path, "coco")
+    for path in (tmp_path / "train").iterdir():
+        path.write_bytes(b"no image")
+    opened = [int(text.partition(".jpg")[0][-12:]) for text in peek(reader).faults]
+    order = sorted(range(1, 21), key=str)  # of keys, which are text
+    places = [order.index(number) for number in opened]
+    assert len(opened) == 8 and places == sorted(places)
+    assert (places[0], places[-1]) == (0, 19) and places[1:-1] != list(range(1, 7))
+
+
+@pytest.mark.parametrize("wrong", ["nothing", "annotations"])
+def test_a_mistyped_folder_of_images_is_an_error_before_anything_is_planned(tmp_path, wrong, capsys):
+    corpus(tmp_path, "coco")
+    right, out = str(tmp_path / "train"), tmp_path / "words"
+    flags = [
+        "--corpus.reader",
+        "coco",
+        "--corpus.source",
+        str(tmp_path / FILES["coco"]),
+        "--tokenizer",
+        "tiny",
+    ]
+    flags += ["--out", str(out), "--workers", "0", "--report-images", "0", "--tracking", "off"]
+    for more in (["--dry-run"], []):
+        code = tokenize_corpus([*flags, "--corpus.images", str(tmp_path / wrong), *more])
+        assert code == 3 and "Is the folder of images right" in capsys.readouterr().err
+        assert not out.exists() or not list(out.iterdir())
+    assert tokenize_corpus([*flags, "--corpus.images", right, "--limit", "2"]) == 0
+
+
+def test_training_a_tokenizer_opens_images_first_too(tmp_path, capsys):
+    corpus(tmp_path, "coco")
+    text = f"reader=coco,source={tmp_path / FILES['coco']},images={tmp_path / 'nothing'}"
+    flags = [
+        "--model",
+        "micro",
+        "--corpora",
+        text,
+        "--validation.corpora",
+        text,
+        "--steps",
+        "40",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert train_tokenizer([*flags, "--tracking", "off", "--dry-run"]) == 3
+    assert "Is the folder of images right" in capsys.readouterr().err
+
+
+def test_a_corpus_in_which_nothing_got_words_is_planned_anew_and_another_is_not(tmp_path, capsys):
+    corpus(tmp_path, "coco")
+    out = tmp_path / "words"
+    flags = [
+        "--corpus.reader",
+        "coco",
+        "--corpus.source",
+        str(tmp_path / FILES["coco"]),
+        "--tokenizer",
+        "tiny",
+    ]
+    flags += ["--corpus.images", str(tmp_path / "train"), "--limit", "2", "--shard-rows", "1"]
+    flags += ["--out", str(out), "--workers", "0", "--report-images", "0", "--tracking", "off"]
+    tokenize_corpus([*flags, "--min-area-px", "9999"])
+    assert list((out / "commits").iterdir())
+    assert tokenize_corpus([*flags, "--dry-run"]) == 0
+    assert tokenize_corpus([*flags, "--limit", "1"]) == 0
+    assert storage.read_json(str(out / "_MANIFEST.json"))["totals"]["masks_out"] > 0
+    assert len(list((out / "commits").iterdir())) == len(list((out / "data").iterdir())) == 1
+    assert tokenize_corpus(flags) == 2 and "limit: planned 1, now 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("layout", ["flat", "tar"])
@@ -111,5 +186,6 @@ def test_osprey_is_listed_too(tmp_path):
     entry = {"file_name": "a.jpg", "height": 8, "width": 8, "annotation": [region]}
     path = tmp_path / "o.json"
     path.write_text(json.dumps([{**entry, "description": "<region1>: a ring"}, 7]))
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
     found = peek(build_reader("osprey", source=str(path), images=str(tmp_path)))
-    assert found.images == found.masks == found.rejects == 1 and "does not exist" in str(found)
+    assert found.images == found.masks == found.rejects == found.read == 1 and not found.faults
