@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.cold_start import main
+from pipelines import shards
 from pipelines.cold_start.config import ColdStartConfig, TeacherConfig
 from pipelines.cold_start.prepare import prepare
 from pipelines.cold_start.teacher import TeachSamples
