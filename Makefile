@@ -70,8 +70,8 @@ test-cluster: setup ## slow tests of whole jobs on real Rays, submitted ones too
 test-docs: setup ## slow tests that run the commands of README and docs
 	$(BIN)/python -m pytest -q -m "docs"
 
-test-compat: setup ## tests with artifacts of earlier releases
-	$(BIN)/python -m pytest -q tests/pipelines/test_old_artifacts.py
+test-compat: setup ## tests with artifacts of earlier releases, and with transformers 4.57
+	$(BIN)/python -m pytest -q tests/pipelines/test_old_artifacts.py tests/samtok/test_older_transformers.py
 
 test-all: setup ## all tests: real Ray clusters, an S3 server, SAM2.1-large
 	$(BIN)/python -m pytest -q

@@ -40,7 +40,7 @@ PROTECTS = {
         ),
     ),
     "docs": ("printed_commands",),
-    "compat": ("old_artifacts",),
+    "compat": ("old_artifacts", "older_transformers"),
 }
 """What slow tests protect, by their files without ``test_``: results after kills and outages, whole jobs on
 real Rays, numbers (no Ray, so they run beside the others), printed commands, earlier releases' artifacts."""

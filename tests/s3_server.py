@@ -240,7 +240,7 @@ def _uv() -> list[str]:
     ):
         return [sys.executable, "-m", "uv"]
     raise RuntimeError(
-        "The S3 server of the slow tests needs `uv` to build its environment, and there is none on PATH "
+        "Slow tests need `uv` to build environments of their own, and there is none on PATH "
         "nor as `python -m uv`. Install it with `pip install uv`, or run only the fast tests."
     )
 
@@ -251,13 +251,13 @@ def _uv_run(*arguments: str) -> None:
     )
     if done.returncode != 0:
         raise RuntimeError(
-            f"The environment of the S3 test server could not be built: `uv {' '.join(arguments)}` "
+            f"An environment of the slow tests could not be built: `uv {' '.join(arguments)}` "
             f"ended with {done.returncode}. Its last words:\n{done.stderr[-2000:]}"
         )
 
 
-def build_environment(folder: Path, requirements: Path) -> Path:
-    """Makes the server's environment unless it is there already; returns its Python.
+def build_environment(folder: Path, requirements: Path, *options: str) -> Path:
+    """Makes an environment unless it is there already; returns its Python. ``options`` are uv's.
 
     Several test runs may ask at once: one builds, the others wait. A changed lock file rebuilds it.
 
@@ -270,16 +270,8 @@ def build_environment(folder: Path, requirements: Path) -> Path:
         digest = hashlib.sha256(lock.read()).hexdigest()
         if not stamp.exists() or stamp.read_text() != digest:
             _uv_run("venv", "--clear", "--python", sys.executable, str(folder))
-            install = [
-                "pip",
-                "install",
-                "--compile-bytecode",
-                "--python",
-                str(python),
-                "-r",
-                str(requirements),
-            ]
-            _uv_run(*install)
+            install = ["pip", "install", "--compile-bytecode", *options, "--python", str(python)]
+            _uv_run(*install, "-r", str(requirements))
             stamp.write_text(digest)
     return python
 

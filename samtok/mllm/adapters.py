@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from samtok.mllm.family import Adapter
 from samtok.mllm.folder import read_folder, unknown_family, write_vocabulary
+from samtok.mllm.older import make_readable
 from samtok.mllm.perception_lm import PerceptionLMAdapter
 from samtok.mllm.pretrained import load_processor
 from samtok.mllm.qwen import Qwen2_5VLAdapter, Qwen3VLAdapter
@@ -50,7 +51,8 @@ def adapter_for(
 def save_pretrained(
     model: PreTrainedModel, adapter: Adapter, folder: str | Path, *, state: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Writes model, processor and, last, ``samtok.json``; ``load_adapter`` and any HF code read the folder.
+    """Writes model, processor and, last, ``samtok.json``; ``load_adapter`` and any HF code read the folder,
+    that of transformers 4.57 too.
 
     ``state`` is the model's whole state, where its own weights are spread over workers.
 
@@ -61,4 +63,5 @@ def save_pretrained(
     check_rows(model, len(adapter.tokenizer))
     model.save_pretrained(folder, state_dict=None if state is None else dict(state))
     adapter.processor.save_pretrained(folder)
+    make_readable(folder)
     write_vocabulary(folder, adapter.vocabulary, adapter.tokenizer_sha256)
