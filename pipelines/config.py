@@ -22,7 +22,7 @@ import tyro
 from annotated_types import Ge, Gt, Interval, MinLen
 
 from samtok.errors import ConfigError
-from samtok.folders import is_shipped
+from samtok.folders import HUB, is_hub_id, is_shipped
 
 T = TypeVar("T")
 
@@ -176,7 +176,8 @@ class PlaceMark:
     """Marks a field that names files or folders, so that a job can make them absolute.
 
     Attributes:
-        shipped: It may also be the name of something that ships with the package, which stays.
+        shipped: It may also be the name of something that ships with the package, which stays, or the id of
+            a model on the Hugging Face hub, which gets ``hf://`` before it.
         rewrite: For texts that hold places besides other things: gets the text and what makes one place
             absolute, returns the text.
     """
@@ -190,7 +191,7 @@ ShippedPlace = Annotated[str, PlaceMark(shipped=True)]
 
 
 def with_places(settings: T, absolute: Callable[[str], str]) -> T:
-    """Returns a config with every place in it made absolute, except names of what ships."""
+    """Returns a config with every place in it made absolute, except names of what ships and hub ids."""
     part: Any = settings
     marks, changed = _marks_of(type(settings)), {}
     for field in dataclasses.fields(part):
@@ -217,6 +218,8 @@ def _placed(value: Any, mark: PlaceMark, absolute: Callable[[str], str]) -> Any:
         return tuple(_placed(item, mark, absolute) for item in value)
     if not isinstance(value, str) or not value or (mark.shipped and is_shipped(value)):
         return value
+    if mark.shipped and is_hub_id(value, path=absolute(value)):
+        return HUB + value.removeprefix(HUB)
     return mark.rewrite(value, absolute) if mark.rewrite else absolute(value)
 
 

@@ -1,8 +1,10 @@
 """Inputs of a job that are not there are refused before it begins, with the command that makes them."""
 
+from typing import Literal
+
 from pipelines import storage
 from samtok import folders
-from samtok.errors import ConfigError
+from samtok.errors import CheckpointError, ConfigError
 
 
 def require(place: str, *, flag: str, command: str, file: str | None = None, owner: object = None) -> None:
@@ -19,14 +21,28 @@ def require(place: str, *, flag: str, command: str, file: str | None = None, own
 
 
 def require_tokenizer(uri: str, *, flag: str = "--tokenizer", owner: object = None) -> None:
-    """Refuses a tokenizer that neither ships with the package nor is there; raises as ``require``."""
-    if not folders.is_shipped(uri):
-        command = "python jobs/train_tokenizer.py --preset micro"  # in OUT/final
-        require(uri, flag=flag, command=command, file=folders.CONFIG_FILE, owner=owner)
+    """Refuses a tokenizer that does not ship with the package, is not there and not on the Hugging Face hub;
+    raises as ``require``, with what may be given."""
+    command = "python jobs/train_tokenizer.py --preset micro"  # in OUT/final
+    _require_folder(uri, "tokenizer", flag=flag, command=command, owner=owner)
 
 
 def require_model(uri: str, *, flag: str = "--model", owner: object = None) -> None:
-    """Refuses an MLLM that neither ships with the package nor is there; raises as ``require``."""
-    if not folders.is_shipped(uri):
-        command = f"python jobs/extend_mllm.py --preset smoke --out {uri}"
-        require(uri, flag=flag, command=command, file=folders.CONFIG_FILE, owner=owner)
+    """Refuses an MLLM as ``require_tokenizer`` does a tokenizer."""
+    command = f"python jobs/extend_mllm.py --preset smoke --out {uri}"
+    _require_folder(uri, "mllm", flag=flag, command=command, owner=owner)
+
+
+def _require_folder(
+    uri: str, kind: Literal["tokenizer", "mllm"], *, flag: str, command: str, owner: object
+) -> None:
+    if folders.is_shipped(uri):
+        if uri not in folders.shipped_names(kind):
+            what = "a mask tokenizer" if kind == "tokenizer" else "an MLLM"
+            raise ConfigError(f"{flag}: {uri} is not {what}. {folders.what_fits(kind)}", owner=owner)
+        return
+    try:
+        require(folders.resolve(uri), flag=flag, command=command, file=folders.CONFIG_FILE, owner=owner)
+    except (ConfigError, CheckpointError) as error:
+        said = error.message if isinstance(error, ConfigError) else f"{flag}: {error}"
+        raise ConfigError(f"{said} {folders.what_fits(kind)}", owner=owner) from error

@@ -229,7 +229,9 @@ def _ignored(path: Path, patterns: list[str]) -> bool:
     return any(inside == p or Path(path.name).match(p) or inside.startswith(f"{p}/") for p in patterns if p)
 
 
-@pytest.mark.parametrize("lock", ["requirements.lock", "tests/s3_requirements.lock"])
+@pytest.mark.parametrize(
+    "lock", ["requirements.lock", *(f"tests/{name}_requirements.lock" for name in ("s3", "older"))]
+)
 def test_lock_files_pin_every_package_and_name_no_host(lock: str):
     lines = [line for line in (ROOT / lock).read_text().splitlines() if line and not line.startswith("#")]
     assert len(lines) >= 2

@@ -18,8 +18,9 @@ class ExtendMllmConfig(RunConfig):
 
     tracking: str | None = "off"
     """MLflow tracking URI, or off."""
-    model: Place | None = None
-    """Checkpoint folder of Hugging Face's (Qwen2.5-VL, Qwen3-VL, PerceptionLM), local or s3://."""
+    model: ShippedPlace | None = None
+    """Checkpoint of Hugging Face's (Qwen2.5-VL, Qwen3-VL, PerceptionLM): a folder, local or s3://, or its hub
+    id, owner/name."""
     tiny: Literal["qwen2_5_vl", "qwen3_vl", "perception_lm"] | None = None
     """Instead of --model: build a tiny random one of this family."""
     numbers: TinyConfig = TinyConfig()
@@ -35,7 +36,7 @@ class ExtendMllmConfig(RunConfig):
     """First weights of a --tiny Qwen2.5-VL's vision encoder: tiny is the one that ships, which knows shapes
     (pipelines.extension.pretrain_vision)."""
     tokenizer: ShippedPlace
-    """Mask tokenizer that makes the words: a shipped name, or a folder, local or s3://."""
+    """Mask tokenizer that makes the words: a shipped name, a folder (local or s3://) or a hub id."""
     pad_to_multiple_of: AtLeast1 | None = None
     """Round the rows of the embeddings up to a multiple of this, if there are too few for the words."""
 

@@ -158,7 +158,8 @@ class GrpoConfig(RunConfig):
     model: ShippedPlace
     """Fine-tuned model (jobs/train_mllm.py): a folder, local or s3://, or ``tour-mllm``, which ships."""
     tokenizer: ShippedPlace
-    """Mask tokenizer of the words, for pictures, validation and --reward.iou: a shipped name or a folder."""
+    """Mask tokenizer of the words, for pictures, validation and --reward.iou: a shipped name, a
+    folder or a hub id."""
     chats: Annotated[tuple[ChatCorpusText, ...], NotEmpty]
     """Chat corpora (jobs/compose_dialogues.py): FOLDER, or uri=FOLDER,weight=2,limit=1000. The last answer of
     a chat is asked for; what comes before is given."""

@@ -48,7 +48,8 @@ class EvaluateMllmConfig(RunConfig):
     chats: Place
     """Corpus of chats, as written by jobs/compose_dialogues.py with masks kept."""
     tokenizer: ShippedPlace
-    """Mask tokenizer that decodes the words: a shipped name (tiny, tour), or a folder, local or s3://."""
+    """Mask tokenizer that decodes the words: a shipped name (tiny, tour), a folder (local or s3://) or
+    a hub id."""
     precision: Precision = "float32"
     """Type of the model's weights and arithmetic."""
     tasks: tuple[str, ...] = ()

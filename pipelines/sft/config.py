@@ -57,11 +57,12 @@ class TrainMllmConfig(TrainingConfig):
     """An MLLM is fine-tuned on chats with mask words."""
 
     model: ShippedPlace
-    """A model that knows the mask words: a folder (jobs/extend_mllm.py) or a shipped name."""
+    """A model that knows the mask words: a folder (jobs/extend_mllm.py), a shipped name or a hub id."""
     chats: Annotated[tuple[ChatCorpusText, ...], MinLen(1)]
     """Chat corpora to train on (jobs/compose_dialogues.py): FOLDER, or uri=FOLDER,weight=2,limit=1000."""
     tokenizer: ShippedPlace
-    """Mask tokenizer of the corpora's words, which draws the model's answers: a shipped name or a folder."""
+    """Mask tokenizer of the corpora's words, which draws the model's answers: a shipped name, a
+    folder or a hub id."""
     train: TrainedConfig = TrainedConfig()
     sampling: SamplingConfig = SamplingConfig()
     epochs: Positive | None = None

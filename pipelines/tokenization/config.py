@@ -38,7 +38,8 @@ class TokenizationConfig(RunConfig):
     """What tokenizing and measuring a tokenizer have in common."""
 
     tokenizer: ShippedPlace
-    """Mask tokenizer: a shipped name (tiny, tour), or a folder written by save_pretrained, local or s3://."""
+    """Mask tokenizer: a shipped name (tiny, tour), a folder written by save_pretrained (local or s3://) or
+    a hub id."""
     tokenizer_options: TokenizerOptions = TokenizerOptions()
     precision: Precision = "float32"
     """Type of the networks' arithmetic."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
-from pipelines.config import AtLeast0, AtLeast1, NotNegative, Place, Share, ShippedPlace, config
+from pipelines.config import AtLeast0, AtLeast1, NotNegative, Share, ShippedPlace, config
 from pipelines.ingestion.corpora import CorpusText
 from pipelines.training.config import EngineConfig, TrainingConfig
 from pipelines.training.config import ValidationConfig as BaseValidationConfig
@@ -70,10 +70,11 @@ class QuantizerFlags:
 class StartConfig:
     """Which weights training starts from; without any they are random."""
 
-    sam2: Place | None = None
-    """SAM2.1 file (sam2.1_hiera_*.pt, local or s3://) of the size that --model names."""
+    sam2: ShippedPlace | None = None
+    """SAM2.1 of the size that --model names: sam2.1_hiera_*.pt, or transformers' folder of it, local or s3://,
+    or a hub id such as facebook/sam2.1-hiera-large."""
     tokenizer: ShippedPlace | None = None
-    """A tokenizer: a shipped name or a folder. Another quantizer than its own is set up anew."""
+    """A tokenizer: a shipped name, a folder or a hub id. Another quantizer than its own is set up anew."""
 
     def check(self) -> None:
         """Training starts from one of them at most."""

@@ -1,7 +1,6 @@
 """Checks a tokenizer training before anything runs: corpora, weights, fingerprint. Loads no torch."""
 
 import dataclasses
-import hashlib
 import logging
 from dataclasses import dataclass
 from itertools import islice
@@ -18,7 +17,7 @@ from pipelines.training.deepspeed_file import deepspeed_of
 from pipelines.training.mixture import check_weights
 from pipelines.training.prepare import Prepared, lineage_of, settings_of
 from samtok import folders
-from samtok.errors import ConfigError
+from samtok.errors import CheckpointError, ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -130,12 +129,17 @@ def _start(config: TrainTokenizerConfig) -> dict[str, str]:
         digest = folders.weights_sha256(start.tokenizer, read=storage.read_bytes)
         return {"tokenizer": start.tokenizer, "sha256": digest}
     if start.sam2:
-        if not storage.exists(start.sam2):
+        try:
+            weights = folders.sam2_weights(start.sam2)
+        except CheckpointError as error:
+            raise ConfigError(f"--.sam2: {error}", owner=start) from error
+        if not storage.exists(weights):
             raise ConfigError(
-                f"--.sam2: there is no {start.sam2}. Download sam2.1_hiera_*.pt as facebookresearch/sam2 "
-                "says; or start from none: `python jobs/train_tokenizer.py --preset micro` does.",
+                f"--.sam2: there is no {weights}. Download sam2.1_hiera_*.pt as facebookresearch/sam2 says; "
+                "or give a folder with transformers' model.safetensors or its hub id, "
+                "facebook/sam2.1-hiera-large; or start from none: "
+                "`python jobs/train_tokenizer.py --preset micro` does.",
                 owner=start,
             )
-        with storage.local_copy(start.sam2) as path, path.open("rb") as file:
-            return {"sam2": start.sam2, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return {"sam2": start.sam2, "sha256": storage.file_sha256(weights)}
     return {"random": f"seed {config.seed}"}

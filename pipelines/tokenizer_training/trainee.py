@@ -1,7 +1,5 @@
 """What is trained: a tokenizer from random or given weights, and a head that only training needs."""
 
-from pathlib import Path
-
 import torch
 from torch import nn
 
@@ -50,8 +48,7 @@ def freeze(tokenizer: MaskTokenizer) -> None:
 
 def _start(start: StartConfig, model: str, architecture: MaskTokenizerConfig) -> MaskTokenizer:
     if start.sam2:
-        with storage.local_copy(start.sam2) as path:
-            return _from_sam2(path, start.sam2, model, architecture)
+        return _from_sam2(start.sam2, model, architecture)
     tokenizer = MaskTokenizer(architecture)
     if start.tokenizer:
         given = MaskTokenizer.from_pretrained(start.tokenizer, read=storage.read_bytes)
@@ -64,7 +61,7 @@ def _start(start: StartConfig, model: str, architecture: MaskTokenizerConfig) ->
     return tokenizer
 
 
-def _from_sam2(path: Path, uri: str, model: str, architecture: MaskTokenizerConfig) -> MaskTokenizer:
+def _from_sam2(uri: str, model: str, architecture: MaskTokenizerConfig) -> MaskTokenizer:
     if not model.startswith("sam2.1-"):
         known = [name for name in PRESETS if name.startswith("sam2.1-")]
         raise CheckpointError(
@@ -72,7 +69,7 @@ def _from_sam2(path: Path, uri: str, model: str, architecture: MaskTokenizerConf
             f"one of {', '.join(known)}."
         )
     try:
-        return checkpoint.from_sam2(str(path), model, quantizer=architecture.quantizer)
+        return checkpoint.from_sam2(uri, model, quantizer=architecture.quantizer, read=storage.read_bytes)
     except CheckpointError as error:
         raise CheckpointError(
             f"--start.sam2 {uri}: {error} Check that --model {model} is its size."

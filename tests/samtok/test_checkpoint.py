@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import Sam2Config, Sam2Model, Sam2VideoConfig, Sam2VideoModel
 
-from samtok import folders
+from samtok import folders, sam2_folder
 from samtok.checkpoint import from_authors, from_sam2
+from samtok.config import PRESETS
 from samtok.errors import CheckpointError
 from samtok.model.tokenizer import MaskTokenizer
 
@@ -159,3 +161,104 @@ def test_codes_are_equal_after_a_round_trip(saved: Path):
     first = loaded.encode(image, [mask])
     loaded.save_pretrained(str(saved))
     np.testing.assert_array_equal(first, MaskTokenizer.from_pretrained(str(saved)).encode(image, [mask]))
+
+
+@pytest.fixture(scope="module")
+def transformers_sam2(tmp_path_factory) -> tuple[Sam2Model, str]:
+    """A tiny SAM2.1 of transformers with random weights, and its folder."""
+    trunk = {
+        **{"model_type": "sam2_hiera_det_model", "hidden_size": 16, "num_attention_heads": 1},
+        "image_size": [256, 256],
+        **{"blocks_per_stage": [1, 2, 2, 1], "embed_dim_per_stage": [16, 32, 64, 128]},
+        **{"num_attention_heads_per_stage": [1, 2, 4, 8], "global_attention_blocks": [4]},
+        **{"window_size_per_stage": [8, 4, 8, 4], "window_positional_embedding_background_size": [4, 4]},
+    }
+    config = Sam2Config(
+        vision_config={
+            **{"backbone_config": trunk, "backbone_channel_list": [128, 64, 32, 16], "fpn_hidden_size": 32},
+            "backbone_feature_sizes": [[64, 64], [32, 32], [16, 16]],
+        },
+        prompt_encoder_config={"hidden_size": 32, "image_size": 256},
+        mask_decoder_config={
+            "hidden_size": 32,
+            "mlp_dim": 64,
+            "num_attention_heads": 4,
+            "iou_head_hidden_dim": 32,
+        },
+    )
+    torch.manual_seed(0)
+    model = Sam2Model(config).eval().requires_grad_(False)
+    for parameter in model.parameters():  # some begin at zero, where a wrong name would go unnoticed
+        parameter += 0.05 * torch.randn_like(parameter)
+    model.prompt_encoder.shared_embedding.positional_embedding.copy_(
+        model.shared_image_embedding.positional_embedding
+    )
+    folder = str(tmp_path_factory.mktemp("sam2") / "hf")
+    model.save_pretrained(folder)
+    return model, folder
+
+
+@torch.inference_mode()
+def test_sam2_of_transformers_gives_equal_features_and_logits(transformers_sam2):
+    theirs, folder = transformers_sam2
+    ours = from_sam2(folder).eval()
+    assert ours.config.image_size == 256 and ours.config.backbone.stages == (1, 2, 2, 1)
+    pixels = torch.randn(2, 3, 256, 256)
+    features = ours.embed_images(pixels)
+    fine, middle, coarse = theirs.get_image_embeddings(pixels)
+    for mine, other in ((features.fine, fine), (features.middle, middle), (features.coarse, coarse)):
+        torch.testing.assert_close(mine, other, atol=1e-4, rtol=1e-4)
+    points = torch.tensor([[[[30.0, 60.0], [200.0, 180.0]]], [[[99.0, 5.0], [12.0, 240.0]]]])
+    masks = torch.randn(2, 1, 64, 64)
+    asked = {"input_points": points, "input_labels": torch.tensor([[[1, 0]], [[2, 3]]]), "input_masks": masks}
+    found = theirs(image_embeddings=[fine, middle, coarse], multimask_output=True, **asked)
+    sparse, dense = ours.prompt_encoder(
+        points=(points[:, 0], asked["input_labels"][:, 0]), boxes=None, masks=masks
+    )
+    logits, iou, _, score = ours.mask_decoder(
+        image_embeddings=features.coarse,
+        image_pe=ours.prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        multimask_output=True,
+        repeat_image=False,
+        high_res_features=[features.fine, features.middle],
+    )
+    torch.testing.assert_close(logits, found.pred_masks[:, 0], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(iou, found.iou_scores[:, 0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(score, found.object_score_logits[:, 0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_folder_of_sam2_says_its_size_and_what_it_lacks(transformers_sam2, tmp_path: Path, saved: Path):
+    with pytest.raises(CheckpointError, match="is not sam2.1-tiny; it is of no known size"):
+        from_sam2(transformers_sam2[1], "sam2.1-tiny")
+    with pytest.raises(CheckpointError, match="there is no .*config.json. SAM2.1 is a file"):
+        from_sam2(str(tmp_path / "none"))
+    with pytest.raises(CheckpointError, match="is not the config of a SAM2.1 of transformers"):
+        from_sam2(str(saved))
+
+
+@pytest.mark.parametrize("kind", [Sam2Model, Sam2VideoModel])
+def test_published_sizes_have_all_names_of_transformers(kind):
+    config = {Sam2Model: Sam2Config, Sam2VideoModel: Sam2VideoConfig}[kind]()
+    with torch.device("meta"):
+        names = sam2_folder.renamed(kind(config).state_dict())
+    assert sam2_folder.architecture(config.to_json_string(), where="test") == PRESETS["sam2.1-tiny"]
+    ours = MaskTokenizer.from_preset("sam2.1-tiny").state_dict()
+    ours = {
+        name: value for name, value in ours.items() if not name.startswith(("mask_encoder.", "quantizer."))
+    }
+    assert {name: value.shape for name, value in names.items()} == {n: v.shape for n, v in ours.items()}
+
+
+def test_weight_files_are_read_by_uri(tmp_path: Path):
+    import fsspec
+
+    path = write(tmp_path, {"weights": {}})
+    fsspec.filesystem("memory").pipe_file("/weights/sam2.pt", Path(path).read_bytes())
+    with pytest.raises(CheckpointError, match='memory://weights/sam2.pt has no "model" entry'):
+        from_sam2("memory://weights/sam2.pt", "sam2.1-tiny")
+    with pytest.raises(CheckpointError, match="memory://weights/sam2.pt is not an authors' mask tokenizer"):
+        from_authors("memory://weights/sam2.pt")
+    with pytest.raises(CheckpointError, match="there is no file memory://weights/none.pt"):
+        from_sam2("memory://weights/none.pt", "sam2.1-tiny")
