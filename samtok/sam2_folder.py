@@ -74,9 +74,9 @@ def architecture(text: str, *, where: str) -> MaskTokenizerConfig:
             raise ValueError(f"its model_type is {body['model_type']!r}")
         vision: Any = Sam2VisionConfig(**body.get("vision_config", {}))
         decoder: Any = Sam2MaskDecoderConfig(**body.get("mask_decoder_config", {}))
-        trunk = vision.backbone_config
-        if not isinstance(trunk, Sam2HieraDetConfig):
-            raise ValueError(f"its backbone is a {type(trunk).__name__}")
+        trunk: Any = vision.backbone_config
+        if trunk.model_type != Sam2HieraDetConfig.model_type:
+            raise ValueError(f"its backbone is a {trunk.model_type}")
         backbone = BackboneConfig(
             kind="hiera",
             embed_dim=trunk.hidden_size,
