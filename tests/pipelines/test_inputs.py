@@ -47,7 +47,7 @@ def test_a_hub_id_stays_and_a_path_is_made_absolute(tmp_path: Path, monkeypatch)
     (tmp_path / "mine").mkdir()
 
     def placed(model: str) -> str | None:
-        config = ExtendMllmConfig(model=model, out="out")
+        config = ExtendMllmConfig(model=model, tokenizer="tiny", out="out")
         return with_places(config, lambda place: str(tmp_path / place)).model
 
     hub = "hf://Qwen/Qwen2.5-VL-3B-Instruct"
