@@ -6,6 +6,7 @@ flag, or with ``--dry-run`` alone, a job takes its preset ``smoke``.
 """
 
 import argparse
+import atexit
 import contextlib
 import io
 import json
@@ -50,6 +51,16 @@ def parse(kind: type[T], presets: Mapping[str, T], argv: list[str] | None, *, do
     except ConfigError as error:
         _fail(str(error))
     return config
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process of a job. Threads of Ray, Arrow and torch that still run would make Python's own end
+    abort (exit code 134) after all is done."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # the reader of a pipe has gone
+            stream.flush()
+    os._exit(code)
 
 
 def _with_flags(kind: type[T], base: Any, flags: list[str], doc: str | None) -> T:

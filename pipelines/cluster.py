@@ -6,7 +6,8 @@ Ray is imported inside the functions, because it reads its variables when it is 
   saves one in the home folder, but never for a cluster joined by its address; so what worked on a fresh
   machine fails after the first local run. A local Ray listens on all network interfaces, so ours gets a token
   of its own, which lives in the variables of this process and its children only.
-- Every local Ray has a folder of its own, since several on one host mislead each other through a shared one.
+- Every local Ray has a folder of its own, since several on one host mislead each other through a shared one;
+  others on this host cannot enter it.
 - Ray gives a node 30 s to start, which a busy machine exceeds, and leaves processes behind that make the
   next try fail too. So a start is tried three times, and the processes of a failed one are killed, no others.
 """
@@ -39,7 +40,9 @@ W = TypeVar("W", bound=WorkerConfig)
 _STARTS = 3
 _KNOCK_TIMEOUT_S = 10.0
 _SOCKET_LIMIT = 107  # bytes of a Unix socket's path
-_SOCKET_NAME = len("/ray-12345678/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
+_OWN = "r"
+"""Ray's folder inside ours: Ray lets everybody read and write in it."""
+_SOCKET_NAME = len("/ray-12345678/r/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 
 
 @dataclass(frozen=True)
@@ -236,10 +239,10 @@ def _start(ray: Any, options: dict[str, Any]) -> None:
     global _local_folder
     base = _base_folder()
     for left in reversed(range(_STARTS)):
-        folder = Path(tempfile.mkdtemp(prefix="ray-", dir=base))
+        folder = Path(tempfile.mkdtemp(prefix="ray-", dir=base))  # nobody else may enter it
         try:
             with env.hidden(env.PYTHONDONTWRITEBYTECODE):
-                ray.init(address="local", include_dashboard=False, _temp_dir=str(folder), **options)
+                ray.init(address="local", include_dashboard=False, _temp_dir=str(folder / _OWN), **options)
         except Exception as error:  # Ray raises no narrower one when a node is too slow
             ray.shutdown()
             kill_processes_of(folder)

@@ -23,7 +23,6 @@ import pydantic
 
 from pipelines import schema, shards, storage
 from pipelines.ingestion.corpora import CorpusSpec
-from pipelines.ingestion.peek import opened
 from pipelines.ingestion.reader import Input, Reject
 from pipelines.tokenizer_training.config import SamplingConfig
 from pipelines.tokenizer_training.sources import CorpusSource, Source
@@ -154,8 +153,7 @@ def _list_corpus(spec: CorpusSpec, sources: str, uri: str, number: int) -> tuple
 
 def _usable(spec: CorpusSpec, counts: Counter[str], rejects: list[Reject]) -> Iterator[Input]:
     """Yields the images that may have masks, ``limit`` at most, and keeps account of the others."""
-    reader = spec.reader()
-    for item in opened(reader, reader.inputs()):
+    for item in spec.reader().inputs():
         if not isinstance(item, Input):
             rejects.append(item)
         elif item.num_masks == 0:

@@ -8,7 +8,7 @@ from itertools import islice
 from pipelines import shards, storage
 from pipelines.cluster import with_device
 from pipelines.ingestion.corpora import CorpusSpec, require_source
-from pipelines.ingestion.peek import opened
+from pipelines.ingestion.peek import peek
 from pipelines.ingestion.reader import Input
 from pipelines.tokenizer_training.architecture import architecture_of, check_quantize_from, freezes
 from pipelines.tokenizer_training.config import TrainTokenizerConfig
@@ -16,13 +16,19 @@ from pipelines.tokenizer_training.corpus import Index, digest_of
 from pipelines.training.deepspeed_file import deepspeed_of
 from pipelines.training.mixture import check_weights
 from pipelines.training.prepare import Prepared, lineage_of, settings_of
+from pipelines.training.resume import has_begun
 from samtok import folders
+from samtok.config import QuantizerConfig
 from samtok.errors import CheckpointError, ConfigError
+from samtok.shapes import make_scene
 
 log = logging.getLogger(__name__)
 
 CODE_VERSION = 2
 """Raised with every change of the code that changes what is learnt (tests/pipelines/test_fingerprints.py)."""
+
+_SCENES = 64
+"""Synthetic scenes whose masks are counted."""
 
 MAX_PEEKED = 1000
 """Images of a corpus that a dry run lists."""
@@ -57,9 +63,9 @@ class PreparedTokenizer(Prepared[TrainTokenizerConfig]):
 
 def _count(specs: tuple[CorpusSpec, ...]) -> tuple[int, bool]:
     """Counts the images of corpora, and whether there may be more."""
-    inputs = [opened(reader, reader.inputs()) for reader in (spec.reader() for spec in specs)]
-    most = [min(MAX_PEEKED, spec.limit or MAX_PEEKED) + 1 for spec in specs]
-    listed = [list(islice(items, count)) for items, count in zip(inputs, most, strict=True)]
+    listed = [
+        list(islice(spec.reader().inputs(), min(MAX_PEEKED, spec.limit or MAX_PEEKED) + 1)) for spec in specs
+    ]
     usable = [sum(isinstance(item, Input) and item.num_masks != 0 for item in items) for items in listed]
     capped = [min(count, spec.limit or MAX_PEEKED) for count, spec in zip(usable, specs, strict=True)]
     return sum(capped), any(len(items) > MAX_PEEKED for items in listed)
@@ -72,6 +78,7 @@ def prepare(config: TrainTokenizerConfig) -> PreparedTokenizer:
     specs, held_out = _specs(config)
     architecture = architecture_of(config)
     check_quantize_from(config)
+    _check_embeddings(config, specs, architecture.quantizer)
     deepspeed = deepspeed_of(config.engine, (1, 2))
     start = _start(config)
     fingerprint = {
@@ -94,6 +101,41 @@ def prepare(config: TrainTokenizerConfig) -> PreparedTokenizer:
     )
 
 
+def _check_embeddings(
+    config: TrainTokenizerConfig, specs: tuple[CorpusSpec, ...], quantizer: QuantizerConfig
+) -> None:
+    """Makes sure that k-means will have an embedding for every code, by the masks of the first images; raises
+    ConfigError."""
+    images = config.quantization_step * config.sampling.images_per_step
+    if (
+        quantizer.kind == "fsq"
+        or config.quantization_step in (0, config.steps)
+        or images >= quantizer.num_codes
+    ):
+        return  # no k-means, or enough at one mask an image
+    expected = images * _masks_per_image(config, specs)
+    if expected < quantizer.num_codes:
+        raise ConfigError(
+            f"{quantizer.num_codes} codes need as many embeddings to start from, but the {images} images "
+            f"before quantization give about {expected:.0f}. Raise --.steps, --.quantize-from or "
+            "--.sampling.images-per-step, or take fewer --.quantizer.num-codes.",
+            owner=config,
+        )
+
+
+def _masks_per_image(config: TrainTokenizerConfig, specs: tuple[CorpusSpec, ...]) -> float:
+    """Returns how many masks of an image a step trains on, on average over the first images."""
+    most, least_px = config.sampling.masks_per_image, config.sampling.min_area_px
+    if specs:
+        items = [item for spec in specs for item in spec.reader().head().items if isinstance(item, Input)]
+        counts = [item.num_masks for item in items if item.num_masks != 0]
+    else:
+        scenes = [make_scene(config.seed, index, config.world) for index in range(_SCENES)]
+        counts = [sum(int(one.mask.sum()) >= least_px for one in scene.objects) for scene in scenes]
+    known = [most if count is None else min(count, most) for count in counts]
+    return sum(known) / len(known) if known else most
+
+
 def _specs(config: TrainTokenizerConfig) -> tuple[tuple[CorpusSpec, ...], tuple[CorpusSpec, ...]]:
     """Returns the corpora to train and to measure on; raises ConfigError if one is misspelt or not there,
     only some have weights, or one to measure on has."""
@@ -108,6 +150,8 @@ def _specs(config: TrainTokenizerConfig) -> tuple[tuple[CorpusSpec, ...], tuple[
         )
     for spec in (*specs, *held_out):
         require_source(spec.corpus)
+        if not has_begun(config.out):
+            peek(spec.reader())
     trained = [spec.corpus for spec in specs]
     for spec in held_out:
         if spec.corpus in trained:

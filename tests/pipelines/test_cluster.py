@@ -149,7 +149,9 @@ with cluster.session(at_least_cpus=2.5) as started:
     refused = subprocess.run(joiner, env=environment, timeout=120, capture_output=True, text=True)
     print("stranger", "Could not join the Ray cluster" in refused.stderr, "joined" in refused.stdout)
     print("still works", ray.get(ray.remote(lambda: 1).remote()))
-    folder = Path(ray._private.worker._global_node.get_temp_dir_path())
+    own = Path(ray._private.worker._global_node.get_temp_dir_path())
+    folder = own.parent
+    print("modes", oct(own.stat().st_mode & 0o777), oct(folder.stat().st_mode & 0o777))
     print("variable", os.environ["PYTHONDONTWRITEBYTECODE"])
 
 print("ended", ray.is_initialized(), folder.exists())
@@ -178,6 +180,7 @@ def test_a_local_ray_starts_works_is_joined_only_with_its_token_and_ends(tmp_pat
         "joined 3.0 42",
         "stranger True False",
         "still works 1",
+        "modes 0o777 0o700",
         "variable 1",
         "ended False False",
         "token saved False",

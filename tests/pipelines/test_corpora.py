@@ -179,7 +179,7 @@ def test_every_option_of_every_reader_is_in_the_list_above():
 def test_an_option_reaches_its_reader_from_the_command_line(reader, name, value):
     given = {**place(reader), name.replace("_", "-"): value}
     flags = [part for key, text in given.items() for part in (f"--corpus.{key}", *listed(text))]
-    config = cli.parse(TokenizeCorpusConfig, {}, [*flags, "--out", "/out"], doc="")
+    config = cli.parse(TokenizeCorpusConfig, {}, [*flags, "--out", "/out", "--tokenizer", "tiny"], doc="")
     assert getattr(reader_of(config.corpus), name) == value
     in_fingerprint = {} if name in ("instances", "panoptic") else {name: value}
     expected = CorpusConfig(**place(reader)).identity() | in_fingerprint
@@ -200,7 +200,7 @@ def test_an_option_of_another_reader_is_refused_with_the_readers_own(reader, nam
         if name not in option_names(other):
             with pytest.raises(ConfigError, match=f"no option of --reader {other}, whose options are"):
                 CorpusConfig(**place(other), **{name: value})
-    flags = ["--corpus.reader", "sa1b", "--corpus.source", "a", "--out", "o"]
+    flags = ["--corpus.reader", "sa1b", "--corpus.source", "a", "--out", "o", "--tokenizer", "tiny"]
     flags += [f"--corpus.{name.replace('_', '-')}", *listed(value)]
     with pytest.raises(SystemExit):
         cli.parse(TokenizeCorpusConfig, {}, flags, doc="")
