@@ -235,3 +235,22 @@ def test_a_name_that_the_job_still_has_is_no_old_one():
 
 def test_renamed_flags_differ_from_their_successors():
     assert all(old != new and not old.startswith("--") for old, new in RENAMED)
+
+
+def test_a_process_ends_with_its_code_though_a_thread_still_runs():
+    """As threads of Arrow and torch do, whose end Python would abort."""
+    text = (
+        "import atexit, threading, time; from pipelines import cli\n"
+        "atexit.register(print, 'left')\n"
+        "threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "print('done'); cli.leave(3)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", text], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert (done.returncode, done.stdout.split(), done.stderr) == (3, ["done", "left"], "")
+
+
+def test_every_job_ends_that_way():
+    for path in sorted((ROOT / "jobs").glob("*.py")):
+        assert path.read_text().endswith("    cli.leave(main())\n"), path

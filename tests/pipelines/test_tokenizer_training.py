@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from jobs.train_tokenizer import main as train_tokenizer
 from pipelines import storage
 from pipelines.job import resolved
 from pipelines.tokenizer_training.architecture import architecture_of, check_quantize_from
@@ -37,6 +38,7 @@ from pipelines.training.steps import TrainingDiverged, learning_rate
 from samtok.errors import CheckpointError, ConfigError
 from samtok.folders import SHIPPED
 from samtok.model.tokenizer import MaskTokenizer
+from tests.corpora import write_shapes
 from tests.training import curve_of, record_of, short, task_for, train, weights_of
 
 pytestmark = pytest.mark.slow
@@ -380,3 +382,17 @@ def test_the_shipped_tokenizer_is_what_the_tiny_preset_makes_and_as_good_as_its_
     result = validate(MaskTokenizer.from_pretrained("tiny"), samples, quantize=True)
     assert result["iou"] == pytest.approx(record["final"]["iou"], abs=0.03)
     assert result["iou_shuffled"] < 0.2
+
+
+@pytest.mark.parametrize("corpus", [False, True])
+def test_masks_too_few_for_the_codes_are_told_before_training_begins(tmp_path, corpus, capsys):
+    flags = ["--model", "tiny", "--start.tokenizer", "tiny", "--steps", "6", "--out", str(tmp_path / "out")]
+    if corpus:
+        write_shapes(tmp_path / "shapes", num_images=8)
+        source = tmp_path / "shapes/annotations/instances_train.json"
+        text = f"reader=coco,source={source},images={tmp_path / 'shapes/train'}"
+        flags += ["--corpora", text, "--validation.corpora", text]
+    assert train_tokenizer([*flags, "--tracking", "off", "--dry-run"]) == 2
+    assert "256 codes need as many embeddings" in (said := capsys.readouterr().err)
+    assert "the 32 images before quantization give about" in said
+    assert train_tokenizer([*flags, "--steps", "60", "--tracking", "off", "--dry-run"]) == 0
