@@ -63,11 +63,13 @@ def of_corpus(out: str, manifest: Mapping[str, Any]) -> list[Reason]:
 
 
 def of_run(out: str, record: Mapping[str, Any]) -> list[Reason]:
-    """Returns all reasons of a training, the most frequent first: those of its tables, and those that are
-    only counted, such as of masks that were filtered."""
+    """Returns all reasons of a training, the most frequent first: those of its listing and its tables, and
+    those that are only counted, such as of masks that were filtered."""
     counts = Counter({f"{FILTER}/{name}": count for name, count in record.get("filtered", {}).items()})
-    left = dict(record.get("rejects", {}))
-    examples = _with_examples(out, record.get("reject_files", ()), left, {})
+    listed = record.get("listed", {})
+    left = Counter(record.get("rejects", {})) + Counter(listed.get("rejects", {}))
+    tables = [*([listed["table"]] if listed.get("rejects") else []), *record.get("reject_files", ())]
+    examples = _with_examples(out, tables, left, {})
     for name in examples:
         counts[name] = left.pop(name.rpartition("/")[2], 0)
     counts.update({f"/{name}": count for name, count in left.items()})

@@ -15,8 +15,9 @@ import logging
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pydantic
@@ -31,6 +32,7 @@ from samtok.errors import ConfigError, DataError
 log = logging.getLogger(__name__)
 
 INDEX_VERSION = 1
+REJECTS = "rejects.parquet"
 BATCH_ROWS, BATCH_CHARS = 4096, 2**24
 """Most rows and payload of a record batch, which bounds the memory of writing."""
 
@@ -49,6 +51,9 @@ class IndexedCorpus:
     images: int
     without_masks: int  # images left out because their records claim no mask
     rejects: int  # entries of the reject table that listing made
+    reasons: dict[str, int] = field(default_factory=dict)  # those entries by reason
+    images_rejected: int = 0  # those that are of whole images
+    masks_rejected: int = 0  # masks that went with all of them
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,15 @@ class Index:
     def digest(self) -> str:
         """Returns a hash of what the corpora hold and how they are read, wherever they lie."""
         return _digest([corpus.spec for corpus in self.corpora], [corpus.sources for corpus in self.corpora])
+
+
+def listed(index: Index | None) -> dict[str, Any]:
+    """Returns what a record says of the listing of what is trained on; see ``TrainWorker.listed``."""
+    if index is None:
+        return {}
+    masks = sum(corpus.masks_rejected for corpus in index.corpora)
+    reasons: Counter[str] = sum((Counter(corpus.reasons) for corpus in index.corpora), Counter())
+    return {"masks_rejected": masks, "rejects": dict(reasons), "table": f"train/index/{REJECTS}"}
 
 
 def build_index(specs: Sequence[CorpusSpec], out: str) -> Index:
@@ -91,7 +105,7 @@ def build_index(specs: Sequence[CorpusSpec], out: str) -> Index:
         listed.append(corpus)
         rejects += lost
     table = schema.table(rejects, schema.REJECT_ROW)
-    storage.write_bytes(storage.join(uri, "rejects.parquet"), shards.parquet_bytes(table))
+    storage.write_bytes(storage.join(uri, REJECTS), shards.parquet_bytes(table))
     index = Index(uri, tuple(listed))
     body = {"version": INDEX_VERSION, "corpora": [dataclasses.asdict(corpus) for corpus in listed]}
     storage.write_bytes(storage.join(uri, "index.json"), json.dumps(body, indent=1).encode())
@@ -143,7 +157,10 @@ def _list_corpus(spec: CorpusSpec, sources: str, uri: str, number: int) -> tuple
         data = path.read_bytes()
     file = f"{number:02d}-{hashlib.sha256(data).hexdigest()[:8]}.arrow"
     storage.write_bytes(storage.join(uri, file), data)
-    corpus = IndexedCorpus(spec, sources, file, counts["images"], counts["without_masks"], len(rejects))
+    reasons = dict(Counter(entry["reason"] for entry in rejects))
+    lost = sum(entry["mask_id"] is None for entry in rejects), sum(entry["num_masks"] for entry in rejects)
+    sizes = counts["images"], counts["without_masks"], len(rejects)
+    corpus = IndexedCorpus(spec, sources, file, *sizes, reasons, *lost)
     log.info(
         "corpus %s (%s): %d images, %d without masks left out, %d rejects when listing",
         *(spec.name, spec.corpus.source, corpus.images, corpus.without_masks, corpus.rejects),

@@ -90,8 +90,11 @@ class _Preparer:
         """Reads and prepares one image after the other, so that one at a time is held at full size."""
         parts, names, drawn = [], [], Drawn()
         for draw in draws:
+            images = drawn.counts["images_in"]
             sample = self.corpora.read(draw, self._read, drawn)
-            drawn.counts.update(sample.counts)
+            if not draw.before and drawn.counts["images_in"] == images + 1:  # itself, and not a replacement
+                drawn.counts.update(sample.counts)
+                drawn.rejects += sample.rejects
             keys = mask_keys(self.seed, draw.number, len(sample.masks))
             owners = [0] * len(sample.masks)
             parts.append(build_batch([sample.image], sample.masks, owners, self.model, keys=keys))

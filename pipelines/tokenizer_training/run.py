@@ -33,7 +33,8 @@ def task_of(ready: PreparedTokenizer) -> PreparedTokenizer:
         for specs, name in ((ready.corpora, "train"), (ready.held_out, "validation"))
     )
     if training is not None:
-        rejected, limit = sum(corpus.rejects for corpus in training.corpora), config.max_reject_rate
+        rejected = sum(corpus.images_rejected for corpus in training.corpora)
+        limit = config.max_reject_rate
         total = training.num_images + rejected
         if rejected > limit * total:
             raise DataError(

@@ -22,6 +22,7 @@ from pycocotools import mask as coco
 from pipelines import schema, storage
 from pipelines.ingestion.image_source import read_image_bytes
 from pipelines.ingestion.reader import Input, Reader, ReadResult
+from pipelines.rejects import FILTER
 from pipelines.tokenizer_training.config import SamplingConfig
 from pipelines.training.draws import Unusable
 from samtok import images, masks
@@ -42,13 +43,14 @@ class Sample:
     """An image and the masks of it that are trained on or measured, never without masks.
 
     ``counts`` has ``masks_in`` of the image, and how many of them were ``masks_rejected`` or
-    ``masks_filtered``.
+    ``masks_filtered``, these by reason too: ``masks_filtered/crowd``.
     """
 
     name: str  # ``dataset/image id``
     image: UInt8[np.ndarray, "height width 3"]  # RGB
     masks: list[np.ndarray]  # bool arrays at the image's size, none of them empty
     counts: Mapping[str, int] = field(default_factory=dict)
+    rejects: Sequence[dict[str, Any]] = ()  # entries of the reject table for its other masks
 
 
 class Source(Protocol):
@@ -88,19 +90,21 @@ class CorpusSource:
     def read(self, index: int, *, most: int, draw: np.random.Generator) -> Sample:
         """As ``Source.read``; an image is only decoded if it has usable masks."""
         item = self._item(index)
+        lost = Counter[str]()
         try:
             result = self.reader.read(item)
             rles, counts = self._picked(item, result, most, draw)
+            lost = Counter(masks_in=result.num_masks_in, masks_rejected=result.num_masks_in)
             row = result.row
             assert row is not None  # or nothing had been picked
             where, height, width = row["image_uri"], row["height"], row["width"]
             image = images.decode_image(read_image_bytes(where), where=where, expected_hw=(height, width))
             dense = [masks.decode(rle, height=height, width=width) for rle in rles]
         except DataError as error:
-            raise Unusable(self._reject(item, error.reason, str(error))) from error
+            raise Unusable(self._reject(item, error.reason, str(error)), counts=lost) from error
         except storage.NotFoundError as error:
-            raise Unusable(self._reject(item, "image_missing", str(error))) from error
-        return Sample(f"{self.name}/{item.key}", image, dense, counts)
+            raise Unusable(self._reject(item, "image_missing", str(error)), counts=lost) from error
+        return Sample(f"{self.name}/{item.key}", image, dense, counts, result.rejects)
 
     def _picked(
         self, item: Input, result: ReadResult, most: int, draw: np.random.Generator
@@ -121,16 +125,18 @@ class CorpusSource:
             else:
                 rles.append(mask["rle"])
                 areas.append(area)
-        counts["masks_filtered"] = lost.total()
+        counts += _filtered(lost)
         if not rles:
-            lost.update(entry["reason"] for entry in result.rejects)
+            lost.update(entry["reason"] for entry in result.rejects if entry["num_masks"])
             because = ", ".join(f"{count} {reason}" for reason, count in sorted(lost.items()))
             message = (
                 f"none of the {result.num_masks_in} masks can be trained on ({because or 'there are none'})."
             )
-            raise Unusable(
-                self._reject(item, "no_masks", message), filtered=not result.rejects, counts=counts
-            )
+            filtered = not any(entry["num_masks"] for entry in result.rejects)
+            reject = self._reject(item, "no_masks", message)
+            if filtered:
+                reject |= {"stage": FILTER, "reason": "all_filtered"}
+            raise Unusable(reject, filtered=filtered, counts=counts)
         picked = pick_masks(rles, areas, size_hw=size_hw, most=most, policy=self.policy, draw=draw)
         return [rles[i] for i in picked], counts
 
@@ -183,15 +189,21 @@ class SceneSource:
         scene = make_scene(self.seed, self.first_index + index, self.world)
         found = [(shape.mask, int(shape.mask.sum())) for shape in scene.objects]
         usable = [(mask, area) for mask, area in found if area >= self.policy.min_area_px]
-        counts = {"masks_in": len(found), "masks_filtered": len(found) - len(usable)}
+        counts = Counter(masks_in=len(found)) + _filtered(Counter(min_area=len(found) - len(usable)))
         if not usable:
             message = f"none of the {len(found)} masks of a scene can be trained on ({len(found)} min_area)."
             reject = schema.reject(
-                STAGE, self.name, str(scene.index), "no_masks", message, num_masks=len(found)
+                FILTER, self.name, str(scene.index), "all_filtered", message, num_masks=len(found)
             )
             raise Unusable(reject, filtered=True, counts=counts)
         picked = draw_masks([area for _, area in usable], most=most, policy=self.policy, draw=draw)
         return Sample(f"{self.name}/{scene.index}", scene.image, [usable[i][0] for i in picked], counts)
+
+
+def _filtered(reasons: Counter[str]) -> Counter[str]:
+    """Returns the counts of masks that settings leave out, together and by reason."""
+    by_reason = {f"masks_filtered/{reason}": count for reason, count in reasons.items()}
+    return +Counter({"masks_filtered": reasons.total(), **by_reason})
 
 
 # ---------------------------------------------------------------- which masks

@@ -13,6 +13,7 @@ from pipelines import storage
 from pipelines.ingestion.corpora import is_of_shapes
 from pipelines.tokenizer_training.batch import MicroBatch
 from pipelines.tokenizer_training.config import TrainTokenizerConfig
+from pipelines.tokenizer_training.corpus import listed
 from pipelines.tokenizer_training.data import (
     held_out_samples,
     step_loader,
@@ -60,7 +61,7 @@ class TokenizerWorker(TrainWorker[TrainTokenizerConfig, MicroBatch]):
         self.sources = training_sources(config, task.training_index)
         self.held_out = validation_sources(config, task.validation_index)
         self.corpora = [spec.corpus for spec in task.corpora]
-        index = task.training_index
+        self.index = index = task.training_index
         self.weights = (
             [None] * len(self.sources) if index is None else [entry.spec.weight for entry in index.corpora]
         )
@@ -118,6 +119,9 @@ class TokenizerWorker(TrainWorker[TrainTokenizerConfig, MicroBatch]):
     def load_extra(self, saved: Checkpoint) -> None:
         recent = [saved.extra[name] for name in sorted(saved.extra)]
         self.loop.restore_recent(list(zip(recent, saved.body["recent_counts"], strict=True)))
+
+    def listed(self) -> dict[str, Any]:
+        return listed(self.index)
 
     def parameters(self) -> int:
         return sum(p.numel() for p in self.tokenizer.parameters())

@@ -20,11 +20,13 @@ REPLACEMENTS = 16
 
 
 class Draw(NamedTuple):
-    """One item of a run: its number over all epochs, its corpus, its place in it."""
+    """One item of a run: its number over all epochs, its corpus, its place in it, and how often it was drawn
+    before."""
 
     number: int
     source: int
     index: int
+    before: int = 0
 
 
 def in_turn(sources: Sequence[S]) -> Iterator[tuple[S, int]]:
@@ -39,7 +41,8 @@ class Unusable(Exception):
     Args:
         reject: Its entry of the reject table.
         filtered: Whether the user's settings leave it out, so that nothing is wrong with it.
-        counts: What it adds to the counts of smaller items, such as ``masks_in`` and ``masks_rejected``.
+        counts: What it adds to the counts of smaller items, such as ``masks_in`` and ``masks_rejected``,
+            when it is first drawn.
     """
 
     def __init__(
@@ -85,7 +88,8 @@ class Corpora(Generic[S]):
             except Unusable as error:
                 drawn.rejects.append(error.reject)
                 drawn.counts[f"{self.kind}_{'filtered' if error.filtered else 'rejected'}"] += 1
-                drawn.counts.update(error.counts)
+                if not attempt and not draw.before:
+                    drawn.counts.update(error.counts)
                 last = f"{error.reject['dataset']}/{error.reject['row_id']}: {error.reject['message']}"
         raise DataError(
             f"none of {1 + REPLACEMENTS} {self.kind} drawn from {self.names[draw.source]} can be used; the "

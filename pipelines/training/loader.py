@@ -63,8 +63,7 @@ class StepLoader(Generic[R]):
     def _tasks(self, step: int) -> Iterator[tuple[Draw, ...]]:
         share = self.config.per_worker
         first = step * self.config.per_step + self.rank * share
-        drawn = self.mixture.draws(first, share)
-        draws = [Draw(first + i, source, index) for i, (source, index) in enumerate(drawn)]
+        draws = [Draw(first + i, *drawn) for i, drawn in enumerate(self.mixture.turns(first, share))]
         for begin in range(0, share, self.per_call):
             yield tuple(draws[begin : begin + self.per_call])
 

@@ -63,13 +63,19 @@ class Mixture:
 
     def draws(self, start: int, count: int) -> list[tuple[int, int]]:
         """Returns (corpus, image of it) for the draws ``start`` to ``start + count - 1``."""
-        found: list[tuple[int, int]] = []
+        return [(source, index) for source, index, _ in self.turns(start, count)]
+
+    def turns(self, start: int, count: int) -> list[tuple[int, int, int]]:
+        """Returns the same, each with how often its image was drawn before."""
+        sizes, quotas = np.asarray(self.sizes), np.asarray(self.quotas)
+        found: list[tuple[int, int, int]] = []
         while len(found) < count:
             epoch, first = divmod(start + len(found), self.epoch_draws)
             self._go_to(epoch)
             entries = self._order[first : first + count - len(found)]
             sources = np.searchsorted(self._starts, entries, side="right") - 1
-            found += zip(sources.tolist(), self._indices[entries].tolist(), strict=True)
+            before = (epoch * quotas[sources] + entries - self._starts[sources]) // sizes[sources]
+            found += zip(sources.tolist(), self._indices[entries].tolist(), before.tolist(), strict=True)
         return found
 
     def _go_to(self, epoch: int) -> None:

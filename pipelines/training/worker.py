@@ -142,6 +142,11 @@ class TrainWorker(ABC, Generic[C, P]):
     def load_extra(self, saved: Checkpoint) -> None:
         """Takes them back."""
 
+    def listed(self) -> dict[str, Any]:
+        """Returns what listing the corpora could not use: ``masks_rejected``, ``rejects`` by reason, and the
+        ``table`` they are in."""
+        return {}
+
     @abstractmethod
     def parameters(self) -> int:
         """Returns how many numbers the model has."""
@@ -266,7 +271,9 @@ class TrainWorker(ABC, Generic[C, P]):
 
     def _finish(self) -> None:
         """Writes the record of the run, which says that it is complete."""
-        tally = self.tally
+        tally, listed = self.tally, self.listed()
+        lost = listed.get("masks_rejected", 0)
+        counts = Counter(tally.counts) + Counter({"masks_in": lost, "masks_rejected": lost})
         record = {
             "fingerprint": self.task.digest,
             "steps": self.config.steps,
@@ -274,7 +281,9 @@ class TrainWorker(ABC, Generic[C, P]):
             "best": tally.best,
             "validations": tally.validations,
             **self.journal.state(),
-            "items": item_counts(tally.counts),
+            "items": item_counts(counts),
+            "filtered": filtered_by_reason(counts),
+            "listed": listed,
             "skipped_steps": self.trainer.steps.skipped,
             "workers": world.size(),
             "parameters": self.parameters(),
@@ -294,6 +303,11 @@ def item_counts(counts: Mapping[str, int]) -> dict[str, dict[str, int]]:
     kinds = [name.removesuffix("_in") for name in counts if name.endswith("_in")]
     ends = {"total": "in", "rejected": "rejected", "filtered": "filtered"}
     return {kind: {name: counts.get(f"{kind}_{end}", 0) for name, end in ends.items()} for kind in kinds}
+
+
+def filtered_by_reason(counts: Mapping[str, int]) -> dict[str, int]:
+    """Returns what ``KIND_filtered/REASON`` counts, by reason."""
+    return {name.partition("/")[2]: count for name, count in counts.items() if "_filtered/" in name}
 
 
 # ---------------------------------------------------------------- state, for workers and learners

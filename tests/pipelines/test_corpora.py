@@ -374,7 +374,7 @@ def test_flags_and_small_areas_are_left_out(shapes, tmp_path):
     assert 0 < sum(len(sample.masks) for sample in without_crowds) < total
     assert sum(len(s.masks) for s in large) == sum(m.sum() >= 200 for s in every for m in s.masks) < total
     assert len(without_crowds) + len(lost) == len(large) + len(lost_small) == 12
-    assert {entry["reason"] for entry in lost_small} <= {"no_masks"}
+    assert {entry["reason"] for entry in lost_small} <= {"all_filtered"}
 
 
 def test_an_image_without_usable_masks_is_unusable_with_the_reasons(shapes, tmp_path):
@@ -382,7 +382,7 @@ def test_an_image_without_usable_masks_is_unusable_with_the_reasons(shapes, tmp_
     assert len(rejects) == 12
     assert schema.table(rejects, schema.REJECT_ROW).num_rows == 12
     assert {(entry["stage"], entry["dataset"], entry["reason"]) for entry in rejects} == {
-        ("train", "shapes", "no_masks")
+        ("filter", "shapes", "all_filtered")
     }
     assert all("none of the" in entry["message"] and "min_area" in entry["message"] for entry in rejects)
 
@@ -406,7 +406,7 @@ def test_an_image_is_not_opened_for_masks_that_are_not_trained_on(shapes, tmp_pa
     copy = tmp_path / "copy"
     shutil.copytree(shapes / "annotations", copy / "annotations")  # without its pictures
     _, rejects = read_all(copy, tmp_path / "run", SamplingConfig(min_area_px=10**6))
-    assert {entry["reason"] for entry in rejects} == {"no_masks"}
+    assert {entry["reason"] for entry in rejects} == {"all_filtered"}
     _, rejects = read_all(copy, tmp_path / "run", SamplingConfig(skip=(), min_area_px=1))
     assert {entry["reason"] for entry in rejects} == {"image_missing"}
 

@@ -1,7 +1,10 @@
 """What the driver does around training: checks, a dry run, progress lines. No Ray."""
 
+import json
+
 import pytest
 
+from pipelines import rejects
 from pipelines.tokenizer_training.config import SamplingConfig, ValidationConfig
 from pipelines.tokenizer_training.job import train_tokenizer
 from pipelines.tokenizer_training.run import progress_of as build_progress
@@ -156,6 +159,32 @@ def train_and_judge(config) -> None:
     for items in items_of(record_of(config.out)):
         assert items.total > 0
         items.check(config.max_reject_rate, config.out)
+
+
+def test_masks_are_counted_once_per_image_with_the_reasons(tmp_path):
+    """Every image is drawn four times. Annotations of the first are spoilt, one more only listing can see."""
+    corpora.write_shapes(tmp_path / "shapes", num_images=8)
+    source = tmp_path / "shapes" / "annotations" / "instances_train.json"
+    body = json.loads(source.read_text())
+    marks = body["annotations"]
+    own = [mark for mark in marks if mark["image_id"] == marks[0]["image_id"]]
+    own[0]["iscrowd"] = 1
+    marks += [{**own[1], "id": 9001, "segmentation": [[1, 2]]}, {**own[1], "id": 9002, "image_id": 77}]
+    source.write_text(json.dumps(body))
+    spec = f"reader=coco,source={source},images={tmp_path}/shapes/train"
+    sampling = SamplingConfig(images_per_step=8, min_area_px=1, masks_per_image=2)
+    held_out = ValidationConfig(corpora=(spec,), every=4, images=2, final_images=2)
+    options = {"validation": held_out, "steps": 4, "quantize_from": 1.0, "sampling": sampling}
+    config = short(tmp_path / "out", corpora=(spec,), **options)
+    train(config)
+    record = record_of(config.out)
+    assert record["items"]["images"]["total"] == 4 * 8
+    assert record["items"]["masks"] == {"total": len(marks), "rejected": 2, "filtered": 1}
+    assert record["rejects"] == {"polygon_invalid": 1} and record["filtered"] == {"crowd": 1}
+    assert record["listed"]["rejects"] == {"unknown_image": 1}
+    told = {one.reason: one for one in rejects.of_run(config.out, record)}
+    assert set(told) == {"polygon_invalid", "unknown_image", "crowd"} and told["crowd"].filtered
+    assert "annotation 9001 of image" in told["polygon_invalid"].example
 
 
 def test_masks_that_are_filtered_are_counted_and_no_reject(tmp_path):
