@@ -187,7 +187,7 @@ def _work(job: Job[Any]) -> int:
     try:
         closing = job.work(run)
         for table in closing.tables:
-            sys.stdout.write("".join(f"{line}\n" for line in (*aligned(table), "")))
+            sys.stdout.write(rejects.printable("".join(f"{line}\n" for line in (*aligned(table), ""))))
         _print([*closing.rows, *((items.unit, items.line()) for items in closing.items)])
         _print(rejects.table_of(closing.reasons))
         _print([("time", f"{run.seconds:.0f} s"), ("mlflow", run.tracker.link), ("out", config.out)])
@@ -215,7 +215,7 @@ def _dry_run(job: Job[Any], missing: Sequence[str]) -> int:
 
 def _print(rows: Sequence[tuple[str, str]]) -> None:
     for name, text in rows:
-        sys.stdout.write(f"{name:<9} {text}\n")
+        sys.stdout.write(rejects.printable(f"{name:<9} {text}\n"))
     sys.stdout.flush()
 
 
@@ -288,9 +288,16 @@ def guard(work: Callable[[], int], config: Any = None) -> int:
         return ours.exit_code
 
 
+class _Printable(logging.Formatter):
+    """Messages quote data of others, and a terminal obeys control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return rejects.printable(super().format(record))
+
+
 def _log_to_stderr() -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(_Printable("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
     for name in ("pipelines", "samtok"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)

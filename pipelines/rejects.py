@@ -3,6 +3,7 @@
 Messages quote data of others, so whatever shows them makes them ``printable``.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -140,6 +141,10 @@ def _example(reason: Reason) -> str:
     return text if len(text) <= _EXAMPLE_CHARS else text[: _EXAMPLE_CHARS - 3] + "..."
 
 
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but tab and line feed; marks that turn the direction of text; lone surrogates."""
+
+
 def printable(text: str) -> str:
     """Replaces control characters, which a terminal would obey and a page cannot show."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    return _CONTROL.sub("?", text)

@@ -44,8 +44,8 @@ def decode_image(
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Decodes an image file to RGB, values 0 to 255, in a new writable array.
 
-    Gray, CMYK and palette images are converted, 16-bit gray is scaled to 8 bits, alpha is dropped (as the
-    reference does), of several frames the first is taken.
+    Gray, CMYK and palette images are converted, 16-bit gray is scaled to 8 bits by its own range, alpha is
+    dropped (as the reference does), of several frames the first is taken.
 
     The EXIF orientation is ignored where the stored size is the expected one or none is expected, because
     masks were drawn on the stored pixels; it is applied only if that makes the sizes agree. (The
@@ -172,13 +172,15 @@ def rgb_of(image: Image.Image, where: str) -> UInt8[np.ndarray, "height width 3"
 
 
 def _scale_16_bit(values: np.ndarray, where: str) -> np.ndarray:
-    """Pillow would clip at 255, which turns a 16-bit image white."""
+    """Scales by the range of the fewest bits, of 8, 10, 12, 14 and 16, that hold all values: cameras and
+    scanners put 12 bits into 16. Pillow would clip at 255, which turns such an image white."""
     if values.min() < 0 or values.max() > 65535:
         raise DataError(
             f"{where}: gray values from {values.min()} to {values.max()} do not fit 16 bits.",
             reason="image_format",
         )
-    gray = ((values.astype(np.int32) + 128) // 257).astype(np.uint8)  # 65535 / 257 is 255
+    top = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if values.max() < 2**bits)
+    gray = ((values.astype(np.int32) * 255 + top // 2) // top).astype(np.uint8)
     return np.repeat(gray[:, :, None], 3, axis=2)
 
 

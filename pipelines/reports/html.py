@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipelines import rejects
 from samtok.plots import pictures as viz
 
 Block = Markup
@@ -31,7 +32,8 @@ def page(title: str, where: str, *blocks: str, pictures_beside: bool = False) ->
     """Returns a whole page about the data at ``where``; its pictures may be files beside it, not in it."""
     policy = _POLICY.format(_BESIDE if pictures_beside else _INSIDE)
     template = _templates().get_template("page.html.j2")
-    return template.render(title=title, where=where, policy=policy, blocks=blocks) + "\n"
+    text = template.render(title=title, where=where, policy=policy, blocks=blocks)
+    return rejects.printable(text) + "\n"
 
 
 @functools.cache

@@ -46,7 +46,7 @@ def browse(flags: argparse.Namespace) -> int:
     if flags.images < 0 or flags.seed < 0:
         raise ConfigError(f"--images and --seed must be >= 0, got {flags.images} and {flags.seed}.")
     corpus = words.load_corpus(flags.uri.rstrip("/"))
-    sys.stdout.write("\n".join(lines_of(corpus)) + "\n")
+    sys.stdout.write(rejects.printable("\n".join(lines_of(corpus)) + "\n"))
     sys.stdout.flush()  # the table is there while the tokenizer still loads
     tokenizer = _tokenizer(corpus, flags.tokenizer) if flags.images else None
     options: dict[str, Any] = {"tokenizer": tokenizer, "max_images": flags.images, "seed": flags.seed}
@@ -85,7 +85,7 @@ def lines_of(corpus: words.Corpus) -> Iterator[str]:
     lines = rejects.of_corpus(corpus.out, corpus.manifest)
     yield "\nrejects" if lines else "\nrejects   none"
     for line in lines:
-        example = rejects.printable(html.shortened(" ".join(line.example.split()), 90))
+        example = html.shortened(" ".join(line.example.split()), 90)
         yield f"  {line.count:>8}  {line.stage + '/' + line.reason:<28} {example}"
     yield "\nschema"
     for depth, name, kind, nullable in words_page.flat_schema(words.row_schema(corpus)):

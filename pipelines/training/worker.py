@@ -30,7 +30,7 @@ from samtok.errors import CheckpointError, DataError
 from samtok.ranks import sum_over_ranks
 
 MIN_JUDGED = 100
-"""Items that must have been drawn before a share of rejects ends a run; its end judges fewer too."""
+"""Items of each kind that must have been drawn before a share of rejects ends a run; its end judges fewer."""
 
 C = TypeVar("C", bound=TrainingConfig)
 
@@ -196,10 +196,12 @@ class TrainWorker(ABC, Generic[C, P]):
 
     def _judge_rejects(self) -> None:
         """Ends a run that draws too much that it cannot use, by the draws of all workers and so on all."""
-        limit = self.config.max_reject_rate
-        for kind, found in item_counts(self.tally.counts).items():
+        limit, items = self.config.max_reject_rate, item_counts(self.tally.counts)
+        if min((found["total"] for found in items.values()), default=0) < MIN_JUDGED:
+            return  # a hundred masks may be those of one image
+        for kind, found in items.items():
             total, rejected = found["total"], found["rejected"]
-            if total >= MIN_JUDGED and rejected > limit * total:
+            if rejected > limit * total:
                 reasons = dict.fromkeys(world.gathered([self.journal.reasons()]))
                 raise DataError(
                     f"{rejected / total:.1%} of {total} {kind} that were drawn cannot be used; "

@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from pipelines import cli, job
+from pipelines import cli, job, rejects
 from pipelines.config import located
 from pipelines.provenance import config_json
+from pipelines.rejects import Reason
+from pipelines.reports import html
 from pipelines.tokenization.config import PRESETS, TokenizeCorpusConfig
 from samtok.errors import CheckpointError, ConfigError, DataError, StorageError
 
@@ -169,6 +172,21 @@ def test_rejects_are_compared_with_the_limit(total, out, rejected, limit, messag
 
 def test_counts_stand_on_one_line():
     assert job.Items("masks", 12, 5, 6, 1).line() == "in 12  out 5  rejected 6  filtered 1"
+
+
+HOSTILE = "a\x1b[2J\x07\rb\u202ec\x9bd"
+
+
+def test_control_characters_of_data_reach_neither_terminal_nor_page(capsys):
+    reason = Reason("read", "json", 1, HOSTILE)
+
+    assert job.guard(raising(DataError(f"{HOSTILE} cannot be read."))) == 3
+    job._print([*rejects.table_of([reason]), ("plan", HOSTILE)])
+    printed = "".join(capsys.readouterr())
+    page = html.page("t", HOSTILE, html.paragraph(HOSTILE), html.join(HOSTILE, html.code(HOSTILE)))
+    for text in (printed, page):
+        assert "a?[2J??b?c?d" in text
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", text)
 
 
 def test_an_error_of_an_inner_config_is_given_the_place_of_that_config():

@@ -288,49 +288,6 @@ def test_values_that_need_a_class_are_refused_by_its_name(value, name):
         safe_pickle.load_plain(pickle.dumps([value], 2), "x")
 
 
-def unfolding():
-    value = []
-    for _ in range(60):
-        value = [value, value]
-    return value
-
-
-def endless():
-    value = []
-    value.append(value)
-    return value
-
-
-def deep():
-    value = []
-    for _ in range(200):
-        value = [value]
-    return value
-
-
-@pytest.mark.parametrize("make", [unfolding, endless, deep])
-def test_pickles_that_unfold_without_end_are_refused(make):
-    with pytest.raises(DataError, match="unfolds to more entries, or nests deeper than 32"):
-        safe_pickle.load_plain(pickle.dumps(make()), "x")
-
-
-@pytest.mark.parametrize("raw", [b"]r\xff\xff\xff\x7f.", b"(lp2147483647\n.", b"(]r\xff\xff\xff\x7f."])
-def test_a_pickle_that_only_asks_for_memory_is_refused(raw):
-    with pytest.raises(DataError, match="memo slot 2147483647|of protocol 1 in a file of protocol 0"):
-        safe_pickle.load_plain(raw, "x")
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.integers(0, 400), st.integers(0, 255), st.binary(max_size=30), st.sampled_from((0, 2, 4)))
-def test_a_broken_pickle_is_a_data_error_or_plain_data(cut, byte, raw, protocol):
-    whole = pickle.dumps([ref()], protocol)
-    for broken in (whole[:cut], whole[:cut] + bytes([byte]) + whole[cut + 1 :], raw):
-        try:
-            safe_pickle.load_plain(broken, "x")
-        except DataError as error:
-            assert error.reason in ("pickle", "pickle_global")
-
-
 # --- files ------------------------------------------------------------------------------------------------
 
 

@@ -87,6 +87,13 @@ def test_16_bit_gray_is_scaled_and_not_clipped(format, dtype):
     np.testing.assert_array_equal(pixels, np.repeat(expected[:, :, None], 3, axis=2))
 
 
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_gray_of_fewer_bits_in_16_is_scaled_by_its_own_range(bits):
+    values = np.array([[0, 2 ** (bits - 1), 2**bits - 1]], dtype=np.uint16)
+    pixels = decode_image(_file(Image.fromarray(values), "PNG"), where="x")
+    assert pixels[0, :, 0].tolist() == [0, 128, 255]
+
+
 @pytest.mark.parametrize(
     "values", [np.array([[70000]], np.int32), np.array([[-1]], np.int32), np.ones((2, 2), "f")]
 )
