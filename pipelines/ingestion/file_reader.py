@@ -70,12 +70,14 @@ class FileReader(ABC):
         lost = {"mask_id": mask_id, "num_masks": num_masks}
         return schema.reject(STAGE, self.name, row_id, reason, message, **lost)
 
-    def image_uri(self, name: str) -> str:
-        """Returns where the image of that name is; raises as ``image_source.find_image``."""
+    def image_uri(self, name: str, *others: str) -> str:
+        """Returns where the image of that name is, or of another name that datasets have for it; raises as
+        ``image_source.find_image``."""
         folders = self.image_folders if isinstance(self, ImageFolders) else ()
-        if not folders:
+        if not folders and not others:
             return image_source.below_root(self.images, name)
-        return image_source.find_image(self.images, [name, *(f"{folder}/{name}" for folder in folders)])
+        inside = [f"{folder}/{one}" for one in (name, *others) for folder in folders]
+        return image_source.find_image(self.images, name, [*others, *inside])
 
 
 def first_of(items: Iterator[Input | Reject], limit: int) -> Head:

@@ -67,7 +67,8 @@ class GroundedReader(FileReader, ImageFolders):
         body = json.loads(item.payload)
         try:
             name = image_source.image_name(body["image"]["file_name"], f"file name of image {item.key}")
-            image_uri = self.image_uri(name)
+            short = body["image"].get("short_name")
+            image_uri = self.image_uri(name, *([short] if short else []))
             if body["image"]["height"] is None and body["image"]["width"] is None:
                 image_hw = image_source.read_size_hw(image_uri)
             else:

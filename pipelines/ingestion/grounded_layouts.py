@@ -136,10 +136,11 @@ def _coco_captions(images: list[Any], marks: list[Any]) -> Iterator[Captioned]:
 
 
 def _flickr_image(image: Record) -> Record:
-    """Returns the image's fields; its name is the part after the last underscore."""
+    """Returns the image's fields; its file may be named by the part after the last underscore alone."""
     name = image.get("file_name")
     sizes = {key: image.get(key, 0) for key in ("height", "width")}
-    return {"file_name": name.rpartition("_")[2] if isinstance(name, str) else name, **sizes}
+    short = name.rpartition("_")[2] if isinstance(name, str) else ""
+    return {"file_name": name, **({"short_name": short} if short not in ("", name) else {}), **sizes}
 
 
 def _flickr_part(mark: Any) -> tuple[Any, Any, list[Record]]:

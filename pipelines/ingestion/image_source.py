@@ -104,18 +104,20 @@ def below_root(root: str, name: str) -> str:
     return uri
 
 
-def find_image(root: str, names: Sequence[str]) -> str:
-    """Returns the URI of the one image that exists under the given names.
+def find_image(root: str, name: str, others: Sequence[str]) -> str:
+    """Returns the URI of the image of that name if there is one, else of the one under the other names.
 
     Raises:
         DataError: ``missing_image`` or ``ambiguous_image`` with what was tried, ``unsafe_path``.
         StorageError: If it cannot be looked up.
     """
-    tried = [below_root(root, name) for name in names]
+    exact, *tried = [below_root(root, one) for one in (name, *others)]
+    if storage.exists(exact):
+        return exact
     found = [uri for uri in tried if storage.exists(uri)]
     if len(found) != 1:
         raise DataError(
-            f"{len(found)} images for the name {names[0]!r:.200}, expected one; tried {tried}",
+            f"{len(found)} images for the name {name!r:.200}, expected one; tried {[exact, *tried]}",
             reason="ambiguous_image" if found else "missing_image",
         )
     return found[0]

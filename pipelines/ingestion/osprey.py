@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines import storage
-from pipelines.ingestion import annotations, image_source, records
+from pipelines.ingestion import annotations, records
 from pipelines.ingestion.annotations import Annotation
 from pipelines.ingestion.file_reader import FileReader
 from pipelines.ingestion.reader import Input, ReadResult, Reject
@@ -25,6 +25,7 @@ _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "ass
 _REGION = re.compile(r"<region(\d{1,6})>")
 _DESCRIPTION = re.compile(r"\s*<region(\d{1,6})>\s*:\s*(.*)", re.DOTALL)
 _IMAGE_MARK = re.compile(r"<image>\s*")  # the image is a part of the dialogue, not a word of its text
+_COCO_NAME = re.compile(r"COCO_[a-z]+\d{4}_\d+\.\w+")
 _TAKEN = re.compile(r"<mask \d+>")
 
 
@@ -32,7 +33,8 @@ _TAKEN = re.compile(r"<mask \d+>")
 class OspreyReader(FileReader):
     """Reads one file of Osprey.
 
-    A name of an image with a prefix such as ``COCO_train2014_`` is also searched without it.
+    A name of an image with a prefix such as ``COCO_train2014_`` is also searched without it; the exact name
+    wins.
     """
 
     def inputs(self) -> Iterator[Input | Reject]:
@@ -75,7 +77,7 @@ class OspreyReader(FileReader):
         found = json.loads(item.payload)
         try:
             image_hw = records.size_hw(found[0]["image"], f"image {item.key}")
-            image_uri = self.image_uri(item.key)
+            image_uri, told = self._image_uri(item.key)
         except DataError as error:
             return ReadResult.refused(self.name, item.key, error, num_masks=item.num_masks or 0)
         result = records.make_row(
@@ -90,7 +92,7 @@ class OspreyReader(FileReader):
             ],
         )
         made: list[Annotation] = []
-        rejects: list[Reject] = []
+        rejects = told
         for number, record in enumerate(found, start=1):
             for name, text in _texts(record):
                 try:
@@ -100,13 +102,21 @@ class OspreyReader(FileReader):
                     rejects.append(lost)
         return annotations.attach(result, made, rejects)
 
-    def image_uri(self, name: str) -> str:
-        """Returns where the image of that name is; raises as ``image_source.find_image``."""
+    def _image_uri(self, name: str) -> tuple[str, list[Reject]]:
+        """Returns where the image of that name is; raises as ``image_source.find_image``.
+
+        That a name without its prefix is taken goes without saying only for COCO's, where the number is the
+        image's; any other is told.
+        """
         folder, slash, base = name.rpartition("/")
-        short = folder + slash + base.rpartition("_")[2]
-        if short == name or not base.rpartition("_")[2]:
-            return super().image_uri(name)
-        return image_source.find_image(self.images, [name, short])
+        short = base.rpartition("_")[2]
+        if short in (base, ""):
+            return self.image_uri(name), []
+        uri = self.image_uri(name, folder + slash + short)
+        if uri.endswith(f"/{base}") or _COCO_NAME.fullmatch(base):
+            return uri, []
+        message = f"there is no image {name}, and {uri} is taken for it"
+        return uri, [self.reject(name, "image_fallback", message, mask_id="image")]
 
 
 def _reduced(entry: Record) -> Record:

@@ -163,8 +163,9 @@ def _check_extent(loaded: Any, most: int, where: str) -> None:
         chars += sum(len(part) for part in parts if isinstance(part, str | bytes))
         if entries > most or depth > MAX_DEPTH or chars > MAX_UNFOLDED * most:
             raise DataError(
-                f"{where} is a pickle of {most} bytes that unfolds to more entries or {MAX_UNFOLDED} times as "
-                f"many characters, or nests deeper than {MAX_DEPTH}; no published file does, so it is refused",
+                f"{where} is a pickle of {most} bytes that unfolds to more entries or {MAX_UNFOLDED} times "
+                f"as many characters, or nests deeper than {MAX_DEPTH}; no published file does, so it is "
+                "refused",
                 reason="pickle",
             )
         waiting.extend((part, depth + 1) for part in parts if isinstance(part, _CONTAINERS))

@@ -233,7 +233,7 @@ def test_coco_url_gives_the_folder_and_the_name(tmp_path):
 def test_image_folders_are_searched_for_the_one_that_has_the_picture(tmp_path):
     images = [{**IMAGE, "id": number, "file_name": f"{number}.jpg"} for number in (1, 2, 3)]
     reader = reader_of(tmp_path, [], images=images, image_folders=("part_1", "part_2"))
-    for name in ("part_2/1.jpg", "part_1/2.jpg", "2.jpg"):
+    for name in ("part_2/1.jpg", "part_1/2.jpg", "part_2/2.jpg"):
         (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "images" / name).touch()
     rows, rejects, _ = read_all(reader)

@@ -158,6 +158,14 @@ def test_records_that_cannot_be_used_lose_all_their_masks(tmp_path):
     ]
 
 
+def test_an_exact_name_wins_over_folders(tmp_path):
+    for folder in ("", "train2017", "val2017"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "sa_7.jpg").write_bytes(b"x")
+    rows, rejects = read_all(reader_of(tmp_path, [granf()], image_folders=("train2017", "val2017")))
+    assert [row["image_uri"] for row in rows] == [f"{tmp_path}/sa_7.jpg"] and not rejects
+
+
 def test_images_may_be_in_one_of_several_folders(tmp_path):
     (tmp_path / "val2017").mkdir()
     (tmp_path / "val2017" / "sa_7.jpg").write_bytes(b"x")
@@ -194,6 +202,7 @@ def test_layout_b_finds_phrases_in_the_caption_and_the_size_in_the_picture(tmp_p
 
 
 def test_layout_c_joins_the_masks_of_a_place_and_flags_what_is_ignored(tmp_path):
+    (tmp_path / "77.jpg").write_bytes(b"x")
     image = {"id": 3, "file_name": "flickr_30k_77.jpg", "caption": CAPTION, "height": HEIGHT, "width": WIDTH}
     marks = [
         {"id": 1, "image_id": 3, "tokens_positive": [[0, 10]], "sam_mask": rle(0), "bbox": [0, 0, 1, 1]},

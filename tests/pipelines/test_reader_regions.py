@@ -271,6 +271,16 @@ def test_pictures_of_osprey_may_lack_the_prefix_of_their_name(tmp_path):
     assert [one["reason"] for one in rejects] == ["missing_image"]
 
 
+def test_an_exact_name_wins_and_another_number_is_told(tmp_path):
+    for name in ("1.jpg", "a_1.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    rows, rejects = read_all(osprey_reader(tmp_path, [osprey("a_1.jpg"), osprey("b_1.jpg")]))
+    assert [row["image_uri"] for row in rows] == [f"{tmp_path}/a_1.jpg", f"{tmp_path}/1.jpg"]
+    (told,) = rejects
+    assert (told["reason"], told["row_id"], told["num_masks"]) == ("image_fallback", "b_1.jpg", 0)
+    assert told["message"] == f"there is no image b_1.jpg, and {tmp_path}/1.jpg is taken for it"
+
+
 def test_osprey_files_give_the_same_in_any_order_and_others_are_refused(tmp_path):
     corpus = [
         osprey(name, conversations=talk("<region1>?", text)) for name in ("a.jpg", "b.jpg") for text in "xyz"
