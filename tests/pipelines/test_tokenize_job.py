@@ -145,7 +145,7 @@ def test_a_folder_of_bad_files_ends_well_unless_the_reject_rate_is_limited(home,
     )
     assert code == 0, output[-3000:]
     assert "images    in 10  out 5  rejected 5" in output
-    assert "masks     in 12  out 5  rejected 7  (" in output
+    assert "masks     in 12  out 5  rejected 7\nrejected  " in output
     (shard,) = read_manifest(out)["shards"]
     rejects = pq.read_table(out / shard["rejects"]["file"]).to_pylist()
     assert sorted(r["reason"] for r in rejects) == sorted([*IMAGE_REASONS.values(), *MASK_REASONS.values()])
