@@ -69,7 +69,9 @@ def run_generate(
 ) -> Int[Tensor, "batch new"]:
     """Runs transformers' generation on a batch padded on the left; returns the new tokens, padded.
 
-    The mode of the model and the state of random generators are as before afterwards.
+    Of the checkpoint's own ``generation_config.json`` nothing holds: any of its three dozen settings changes
+    what is drawn, behind the recorder of log-probabilities. It is back in place afterwards, as are the mode
+    of the model and the state of random generators.
     """
     inputs = {
         name: value.to(model.device) if isinstance(value, Tensor) else value
@@ -77,8 +79,9 @@ def run_generate(
         if name != "labels"
     }
     devices = [model.device] if model.device.type == "cuda" else []
-    training = model.training
+    training, theirs = model.training, model.generation_config
     model.eval()
+    model.generation_config = GenerationConfig()  # a checkpoint's fills in what settings leave out
     try:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
@@ -87,6 +90,7 @@ def run_generate(
             )
     finally:
         model.train(training)
+        model.generation_config = theirs
     return rows[:, inputs["input_ids"].shape[1] :]
 
 
@@ -99,7 +103,7 @@ def processor_of(adapter: Adapter, *, grammar: bool) -> SuppressTokens:
 
 
 def settings_of(adapter: Adapter, max_new_tokens: int, temperature: float) -> GenerationConfig:
-    """States every filter, since a checkpoint's ``generation_config.json`` fills in what is left out."""
+    """States every filter that transformers would set by default."""
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
