@@ -23,7 +23,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from samtok import words
 from samtok.errors import CheckpointError, ConfigError, DataError
 from samtok.mllm.chat import IGNORE, Encoded, Turn, joined_vision
-from samtok.mllm.pretrained import read_model
+from samtok.mllm.chat_template import rendered
+from samtok.mllm.pretrained import lacks_memory, read_model
 from samtok.mllm.rows import check_rows
 from samtok.mllm.vocab import MaskVocabulary
 
@@ -243,7 +244,7 @@ class Adapter(ABC):
         try:
             return self.vision_tensors(images)
         except Exception as error:
-            if isinstance(error, MemoryError) or "memory" in str(error):
+            if lacks_memory(error):
                 raise
             self.vision_tensors([_PLAIN])  # fails too if the fault is not in these images
             sizes = ", ".join(f"{image.shape[0]} x {image.shape[1]}" for image in images)
@@ -333,8 +334,11 @@ class Adapter(ABC):
 
     def _read_preface(self) -> str:
         """Returns what the checkpoint's template writes before a first user, once it agrees with ours."""
-        turns = [{"role": "user", "content": [{"type": "text", "text": _PROBE}]}]
-        given = str(self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        turns: list[dict[str, object]] = [{"role": "user", "content": [{"type": "text", "text": _PROBE}]}]
+        template = getattr(self.processor, "chat_template", None)
+        if not isinstance(template, str):
+            raise CheckpointError("this checkpoint has no chat template. Give it that of the released ones.")
+        given = rendered(template, turns, self.tokenizer.special_tokens_map)
         ours = f"{self.header('user')}{_PROBE}{self.end_of_turn}{self.after_turn()}{self.header('assistant')}"
         if not given.endswith(ours):
             raise CheckpointError(

@@ -69,7 +69,7 @@ class VllmEngine(RolloutEngine):
         folder = self._kept.enter_context(storage.local_folder(folders.resolve(model)))
         self.adapter = load_adapter(folder)
         self.shapes = parameter_shapes(folder)
-        rows = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
+        rows = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config().vocab_size
         self._bias = never_sampled(self.adapter, rows)
         self.llm = LLM(**engine_arguments(folder, config))
         self._asleep: tuple[str, ...] = ()
@@ -155,7 +155,9 @@ def load_into(worker: Any, weights: list[tuple[str, Tensor]]) -> int:
 def parameter_shapes(folder: str | Path) -> dict[str, torch.Size]:
     """Returns the shapes of a checkpoint's weights under transformers' names, without reading them."""
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder))
+        model = AutoModelForImageTextToText.from_config(
+            AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        )
     return {name: value.shape for name, value in model.state_dict().items()}
 
 
@@ -173,6 +175,7 @@ def engine_arguments(folder: str | Path, config: RolloutConfig) -> dict[str, Any
     """Returns the arguments of ``vllm.LLM``."""
     arguments: dict[str, Any] = {
         "model": str(folder),
+        "trust_remote_code": False,
         "dtype": config.precision,
         "tensor_parallel_size": 1,
         "gpu_memory_utilization": _GPU_SHARE,
