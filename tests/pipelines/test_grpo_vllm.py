@@ -62,6 +62,7 @@ class LLM:
         enable_sleep_mode: bool,
         logprobs_mode: str,
         generation_config: str,
+        trust_remote_code: bool,
         logits_processors: Sequence[str] | None = None,
         async_scheduling: bool | None = None,
     ) -> None:
