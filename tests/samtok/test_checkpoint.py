@@ -54,6 +54,12 @@ def test_a_tokenizer_is_saved_to_any_uri_that_fsspec_opens(saved: Path, tmp_path
         tokenizer.save_pretrained("nowhere://x")
 
 
+@pytest.mark.slow
+def test_a_tokenizer_is_saved_to_a_bucket(saved: Path, bucket: str):
+    MaskTokenizer.from_pretrained(str(saved)).save_pretrained(f"{bucket}/tokenizer")
+    assert MaskTokenizer.from_pretrained(f"{bucket}/tokenizer").num_codes == 64
+
+
 def test_architecture_and_hash_are_read_without_the_model(saved: Path):
     loaded = MaskTokenizer.from_pretrained(str(saved))
     assert folders.read_config(str(saved)) == loaded.config
