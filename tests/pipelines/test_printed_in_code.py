@@ -15,12 +15,14 @@ import pytest
 from tests.printed import JOBS, ROOT
 
 _COMMAND = re.compile(r"python (?:jobs/\w+\.py|-m [\w.]+)[^`\n|;)]*|`make [a-z-]+`")
+_PLACE = "PLACE"
+"""Stands for what is filled in later."""
 _PROSE = re.compile(r" (makes|does|for|See|from|was|were|goes|in)\b.*")
 """Where a command ends that is not set between marks."""
 
 
 def _texts(path: Path) -> set[str]:
-    """Returns the texts of a module; what is filled in later is PLACE."""
+    """Returns the texts of a module; ``_PLACE`` is in them for the rest."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     joined = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
     parts = {id(part) for node in joined for part in node.values}
@@ -30,7 +32,7 @@ def _texts(path: Path) -> set[str]:
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in parts
     }
     for node in joined:
-        texts = [str(part.value) if isinstance(part, ast.Constant) else "PLACE" for part in node.values]
+        texts = [str(part.value) if isinstance(part, ast.Constant) else _PLACE for part in node.values]
         found.add("".join(texts))
     return found
 
@@ -48,8 +50,9 @@ def _commands() -> list[str]:
 
 def _filled(command: str) -> list[list[str]]:
     """Returns the words of a command; a name of a job that is filled in becomes that of each job."""
-    names = JOBS if "jobs/PLACE.py" in command else [""]
-    return [shlex.split(command.replace("jobs/PLACE.py", f"jobs/{name}.py")) for name in names]
+    script = f"jobs/{_PLACE}.py"
+    names = JOBS if script in command else [""]
+    return [shlex.split(command.replace(script, f"jobs/{name}.py")) for name in names]
 
 
 WORDS = [words for command in _commands() for words in _filled(command)]
@@ -64,7 +67,7 @@ def test_commands_are_found():
 def test_a_job_that_a_text_names_runs_dry(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     filled = {"--format": "coco"}
-    flags = [word.replace("PLACE", filled.get(before, "place")) for before, word in pairwise(words[1:])]
+    flags = [word.replace(_PLACE, filled.get(before, "place")) for before, word in pairwise(words[1:])]
     main = runpy.run_path(str(ROOT / words[1]))["main"]
     assert main([*flags, "--dry-run"]) == 0, capsys.readouterr().err
     assert not list(tmp_path.iterdir())
