@@ -41,7 +41,7 @@ def check_visible(polygons: Sequence[Sequence[float]], *, area_px: int, height: 
     (x0, y0), (x1, y1) = corners.min(axis=0), corners.max(axis=0)
     if x0 >= 0 and y0 >= 0 and x1 <= 1 and y1 <= 1 and area_px <= 1 and (corners % 1).any():
         raise DataError(
-            f"all {len(corners)} corners of the polygons lie in 0..1: shares of the image's sides? Expected "
+            f"all {len(corners)} corners of the polygons lie in 0..1, as shares of the image's sides do; expected "
             f"pixels of an image of {height}x{width}, so x times {width} and y times {height}",
             reason="polygon_normalised",
         )
@@ -50,7 +50,7 @@ def check_visible(polygons: Sequence[Sequence[float]], *, area_px: int, height: 
     if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
         raise DataError(
             f"the polygons lie outside the image of {height}x{width}: x from {x0:g} to {x1:g}, y from "
-            f"{y0:g} to {y1:g}. Are they of another size of the image?",
+            f"{y0:g} to {y1:g}; they may be of another size of the image",
             reason="polygon_outside",
         )
     if all(_area(_corners([polygon])) == 0 for polygon in drawn):
