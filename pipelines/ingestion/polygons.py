@@ -41,8 +41,8 @@ def check_visible(polygons: Sequence[Sequence[float]], *, area_px: int, height: 
     (x0, y0), (x1, y1) = corners.min(axis=0), corners.max(axis=0)
     if x0 >= 0 and y0 >= 0 and x1 <= 1 and y1 <= 1 and area_px <= 1 and (corners % 1).any():
         raise DataError(
-            f"all {len(corners)} corners of the polygons lie in 0..1, as shares of the image's sides do; expected "
-            f"pixels of an image of {height}x{width}, so x times {width} and y times {height}",
+            f"all {len(corners)} corners of the polygons lie in 0..1, as shares of the image's sides do; "
+            f"expected pixels of an image of {height}x{width}, so x times {width} and y times {height}",
             reason="polygon_normalised",
         )
     if area_px:
