@@ -15,13 +15,8 @@ from tests.s3_server import S3Server
 
 PROTECTS = {
     "faults": (
-        "grpo_faults",
-        "tokenize_job",
-        "tokenize_s3",
-        "storage_s3",
-        "train_job",
-        "sft_job",
-        "tracking",
+        *("grpo_faults", "tokenize_job", "tokenize_s3", "storage_s3", "storage_faults", "train_job"),
+        *("sft_job", "tracking", "any_mix", "crashes"),
     ),
     "cluster": (
         *("cluster", "submit", "doctor", "grpo_job", "sweep_job", "dialogues_job", "cold_start_job"),

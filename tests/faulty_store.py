@@ -20,6 +20,7 @@ class FaultyStore(ThreadingHTTPServer):
             ``reset`` (the connection is reset before the request is done), ``lost`` (done, then reset without
             an answer), ``cut`` (half of the body of an answer), ``ok``.
         requests: Method and path of each request so far.
+        refused: Paths that are answered with 403 AccessDenied, always.
         ignores_conditions: Overwrites although the writer said not to, as some stores do.
     """
 
@@ -29,6 +30,7 @@ class FaultyStore(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.faults: list[str] = []
         self.requests: list[str] = []
+        self.refused: set[str] = set()
         self.objects: dict[str, tuple[bytes, str]] = {}  # path -> content, writer
         self.ignores_conditions = False
         self.lock = threading.Lock()
@@ -52,6 +54,8 @@ class _Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.requests.append(f"{self.command} {self.path}")
             fault = self.server.faults.pop(0) if self.server.faults else "ok"
+            if self.path in self.server.refused:
+                fault = "403"
         return fault, body
 
     def _reset(self) -> None:

@@ -3,8 +3,8 @@
 A URI is a local path (plain or ``file://``) or ``s3://bucket/key``. Writes are atomic: a reader sees the
 old bytes or the new ones, whoever is killed in between. Faults that pass (no connection, timeouts, 5xx,
 throttling) are waited out for ``SAMTOK_STORAGE_RETRY_S`` seconds, so a run survives a restart of the store;
-faults that stay (no permission, no bucket, disk full) fail at once. All functions may be used from
-several threads and processes, forked ones too.
+faults that stay fail at once, those of one file or object apart from those of the store (``faults``). All
+functions may be used from several threads and processes, forked ones too.
 
 Single operations are in ``local`` and ``s3``, two modules with the same functions; variables are in ``env``.
 """
@@ -21,12 +21,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO, TypeVar, cast
 
 from pipelines import env
 from pipelines.storage import local
+from pipelines.storage.faults import MISSING
 from samtok.errors import ConfigError, DataError, StorageError
 
 log = logging.getLogger(__name__)
@@ -34,13 +36,26 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _COPY_CHUNK = 64 << 20  # bytes per request of a local copy: what one broken connection costs
 _READ_BUFFER = 1 << 20  # bytes fetched at least by ``open_input``
+_READS = ("read", "open", "look up")  # what one object can be at fault for
+_SHOWN_CHARS = 500  # of a URI in messages
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 
 _down: dict[str, float] = {}
 """Places that do not answer, and since when; so that an outage is told once, not by every thread."""
 
 
-class NotFoundError(StorageError, FileNotFoundError):
+class ObjectError(StorageError):
+    """One file or object that cannot be read, though the store works. ``reason`` is one of ``faults``."""
+
+    def __init__(self, message: str, *, reason: str = MISSING) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple:  # keeps the reason when Ray pickles the error
+        return partial(type(self), reason=self.reason), (str(self),)
+
+
+class NotFoundError(ObjectError, FileNotFoundError):
     """The file or object does not exist."""
 
 
@@ -103,15 +118,17 @@ def _backend(uri: str) -> ModuleType:
 
 
 def _failed(what: str, uri: str, error: Exception, tried_s: float | None = None) -> StorageError:
-    backend = _backend(uri)
-    if backend.is_missing(error) and what not in ("write", "create"):  # a missing file does not explain these
-        return NotFoundError(
-            f"Cannot {what} {uri}: it does not exist. Check the URI, and the step that writes it."
-        )
+    backend, shown = _backend(uri), uri if len(uri) <= _SHOWN_CHARS else f"{uri[:_SHOWN_CHARS]}..."
     said = backend.describe(error)
     if tried_s is not None:
         said = f"still failing after {tried_s:.0f} s of retries ({env.STORAGE_RETRY_S}); last: {said}"
-    return StorageError(f"Cannot {what} {uri}: {said}. {backend.remedy(error)}")
+    reason = backend.fault_of(error) if what in _READS else None
+    if reason == MISSING:
+        return NotFoundError(
+            f"Cannot {what} {shown}: it does not exist. Check the URI, and the step that writes it ({said})."
+        )
+    text = f"Cannot {what} {shown}: {said}. {backend.remedy(error)}"
+    return StorageError(text) if reason is None else ObjectError(text, reason=reason)
 
 
 def _patiently(what: str, uri: str, call: Callable[[], _T]) -> _T:
@@ -149,7 +166,8 @@ def _patiently(what: str, uri: str, call: Callable[[], _T]) -> _T:
 
 def read_bytes(uri: str, *, offset: int = 0, size: int | None = None) -> bytes:
     """Reads a file or object, or ``size`` bytes of it from ``offset``; fewer if it ends before. Raises
-    NotFoundError if it does not exist; StorageError if it cannot be read, after retries."""
+    NotFoundError if it does not exist, ObjectError if only this one cannot be read; StorageError if the store
+    fails, after retries."""
     if offset < 0 or (size is not None and size < 0):
         raise ValueError(f"offset and size must be 0 or more, got {offset} and {size}")
     stop = None if size is None else offset + size
@@ -234,7 +252,7 @@ def open_input(uri: str) -> BinaryIO:
     An object is read in ranges, each with retries; one that is replaced meanwhile gives an error, not a mix.
     """
     if not is_remote(uri):
-        return _patiently("open", uri, lambda: local.path_of(uri).open("rb"))
+        return _patiently("open", uri, lambda: local.open_file(uri))
     return cast(BinaryIO, io.BufferedReader(_ObjectFile(uri), _READ_BUFFER))
 
 

@@ -4,18 +4,19 @@ import contextlib
 import errno
 import itertools
 import os
+import stat
 import urllib.parse
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from pipelines.storage.faults import MISSING, OBJECT_ON_DISK, PASSING_ON_DISK
 from samtok.errors import ConfigError
 
 FAULTS: tuple[type[Exception], ...] = (OSError,)
 
 _TEMPORARY = ".tmp-"  # start of the names of files that are being written
-_TRANSIENT = {errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO}  # network file systems
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 _REMEDIES = {
     errno.ENOSPC: "Free space on that disk or write elsewhere.",
@@ -25,7 +26,7 @@ _REMEDIES = {
     errno.EACCES: "Check the permissions of the file and its folders.",
     errno.EPERM: "Check the permissions of the file and its folders.",
     errno.EMFILE: "Raise the limit of open files: `ulimit -n 65536`.",
-    errno.EISDIR: "That is a folder; name a file.",
+    errno.ENXIO: "Name a regular file.",
     **dict.fromkeys(
         (errno.EEXIST, errno.ENOTDIR), "A file stands where a folder is needed; correct the URI."
     ),
@@ -52,9 +53,26 @@ def named(uri: str, *names: str) -> str:
     return "/".join([uri.rstrip("/"), *names])
 
 
+def open_file(uri: str) -> BinaryIO:
+    """Opens a regular file; never waits, as opening a pipe would."""
+    try:
+        descriptor = os.open(path_of(uri), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except ConfigError:
+        raise
+    except ValueError as error:  # a NUL, or half a surrogate pair
+        raise FileNotFoundError(errno.ENOENT, str(error)) from error
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        raise OSError(errno.ENXIO, "it is a pipe, a socket or a device")
+    return os.fdopen(descriptor, "rb")
+
+
 def get(uri: str, *, start: int = 0, stop: int | None = None) -> bytes:
     """Reads bytes ``[start, stop)`` of a file; what lies behind its end is left out."""
-    with path_of(uri).open("rb") as file:
+    with open_file(uri) as file:
         file.seek(start)
         return file.read(-1 if stop is None else stop - start)
 
@@ -100,7 +118,12 @@ def create_without_links(path: Path, data: bytes) -> bool:
 
 
 def exists(uri: str) -> bool:
-    return path_of(uri).is_file()
+    try:
+        return path_of(uri).is_file()
+    except OSError as error:
+        if fault_of(error) == MISSING:
+            return False
+        raise
 
 
 def delete(uri: str) -> None:
@@ -164,17 +187,17 @@ def place(uri: str) -> str:
 
 def is_transient(error: OSError) -> bool:
     """Whether the same operation may succeed later."""
-    return error.errno in _TRANSIENT
+    return error.errno in PASSING_ON_DISK
 
 
-def is_missing(error: OSError) -> bool:
-    """Whether the file does not exist."""
-    return isinstance(error, FileNotFoundError)
+def fault_of(error: OSError) -> str | None:
+    """Returns what is wrong with this one file, as in ``faults``; None if it is the disk."""
+    return OBJECT_ON_DISK.get(error.errno)
 
 
 def describe(error: OSError) -> str:
-    """Says in one line what happened."""
-    return str(error)
+    """Says in one line what happened; the name of the file is said besides."""
+    return error.strerror or str(error)
 
 
 def remedy(error: OSError) -> str:

@@ -17,6 +17,7 @@ from botocore.exceptions import (
     HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
+    ParamValidationError,
     PartialCredentialsError,
 )
 from botocore.exceptions import ConnectionError as NoConnectionError
@@ -25,6 +26,7 @@ from fsspec.asyn import sync
 from s3fs import S3FileSystem
 
 from pipelines import env
+from pipelines.storage.faults import MISSING, OBJECT_ON_HTTP, OBJECT_ON_S3, PASSING_ON_S3
 from samtok.errors import ConfigError
 
 FAULTS: tuple[type[Exception], ...] = (
@@ -33,6 +35,7 @@ FAULTS: tuple[type[Exception], ...] = (
     ClientError,
     ResponseParserError,
     aiohttp.ClientError,
+    UnicodeEncodeError,
 )
 """All that a request can raise, whether the store refused it or could not be reached."""
 
@@ -45,17 +48,6 @@ _TRANSIENT = (
     aiohttp.ClientError,
     TimeoutError,
 )
-_TRANSIENT_CODES = {
-    "BadDigest",  # the body was damaged on its way
-    "ConditionalRequestConflict",  # a racing writer of the same key has not finished
-    "IncompleteBody",
-    "OperationAborted",
-    "RequestTimeout",
-    "SlowDown",
-    "Throttling",
-    "ThrottlingException",
-    "XAmzContentSHA256Mismatch",
-}
 _WRITER = "samtok-writer"  # metadata that tells whose write created an object
 
 
@@ -169,9 +161,9 @@ def head(uri: str) -> ObjectInfo:
     try:
         answer = _call("head_object", Bucket=bucket, Key=key)
     except FAULTS as error:
-        if status(error) != 404:
+        if status(error) not in (403, 404):
             raise
-        get(uri, stop=1)  # HEAD has no body to say whether the key or the bucket is missing; GET raises it
+        get(uri, stop=1)  # HEAD has no body to say what is missing or why it is refused; GET raises it
         answer = _call("head_object", Bucket=bucket, Key=key)
     return ObjectInfo(answer["ContentLength"], answer["ETag"], answer.get("Metadata", {}).get(_WRITER))
 
@@ -181,7 +173,7 @@ def exists(uri: str) -> bool:
     try:
         head(uri)
     except FAULTS as error:
-        if is_missing(error):
+        if fault_of(error) == MISSING:
             return False
         raise
     return True
@@ -235,12 +227,14 @@ def is_transient(error: BaseException) -> bool:
     number = status(error)
     if number is None:
         return isinstance(error, _TRANSIENT)
-    return (number >= 500 and number != 501) or number in (408, 429) or code(error) in _TRANSIENT_CODES
+    return (number >= 500 and number != 501) or number in (408, 429) or code(error) in PASSING_ON_S3
 
 
-def is_missing(error: BaseException) -> bool:
-    """Whether the bucket is there and the object is not."""
-    return status(error) == 404 and code(error) != "NoSuchBucket"
+def fault_of(error: BaseException) -> str | None:
+    """Returns what is wrong with this one object, as in ``faults``; None if it is the store."""
+    if isinstance(error, (ParamValidationError, UnicodeEncodeError)):
+        return MISSING  # no object can have that name
+    return OBJECT_ON_S3.get(code(error)) or OBJECT_ON_HTTP.get(status(error))
 
 
 def describe(error: BaseException) -> str:

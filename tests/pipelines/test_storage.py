@@ -140,7 +140,7 @@ def test_a_folder_that_does_not_exist_has_no_files(tmp_path: Path):
 
 def test_a_folder_is_not_a_file_and_cannot_be_read(tmp_path: Path):
     assert not storage.exists(str(tmp_path))
-    with pytest.raises(StorageError, match="That is a folder; name a file"):
+    with pytest.raises(StorageError, match=r"does not exist.*\(Is a directory\)"):
         storage.read_bytes(str(tmp_path))
 
 
