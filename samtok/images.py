@@ -6,9 +6,7 @@ are read by ``samtok.labelmaps``.
 """
 
 import re
-import struct
 import warnings
-import zlib
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -19,22 +17,10 @@ from PIL import Image, ImageFile, ImageOps
 
 from samtok.errors import ConfigError, DataError
 from samtok.masks import MAX_PIXELS
+from samtok.mending import mended
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 
-_BROKEN = (  # what Pillow's readers raise on damaged bytes
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    EOFError,
-    OverflowError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-)
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap height and width
 _DRIVE = re.compile(r"[A-Za-z]:")
 
@@ -70,7 +56,10 @@ def decode_image(
 def open_image(
     data: bytes, *, where: str, formats: Sequence[str] = FORMATS, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
-    """Opens and decodes an image without changing its pixels; the errors are those of ``decode_image``."""
+    """Opens and decodes an image without changing its pixels; the errors are those of ``decode_image``.
+
+    A file that is damaged only besides its pixels is mended (``samtok.mending``).
+    """
     if not data:
         raise DataError(f"{where}: the image file is empty.", reason="image_empty")
     if ImageFile.LOAD_TRUNCATED_IMAGES:
@@ -78,13 +67,28 @@ def open_image(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on in this process, so cut-off images would be filled "
             "with gray and go unnoticed; switch it off."
         )
+    # Pillow warns of what is decided here (too many pixels) or changes no pixel (odd tags); not thread by
+    # thread, since a block that restores the filters would restore them for other threads too.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        with warnings.catch_warnings():  # of many pixels; how many are too many is decided below
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(BytesIO(data), formats=list(formats))
+        return _loaded(data, where, formats, max_pixels)
+    except DataError as error:
+        damaged = error.reason in ("image_format", "image_truncated")
+        try:
+            whole = mended(data, max_pixels=max_pixels) if damaged else None
+        except Exception:  # whatever Pillow says of the attempt: the first error is the one to report
+            whole = None
+        if whole is None:
+            raise
+        return _loaded(whole, where, formats, max_pixels)
+
+
+def _loaded(data: bytes, where: str, formats: Sequence[str], max_pixels: int) -> Image.Image:
+    try:
+        image = Image.open(BytesIO(data), formats=list(formats))
     except Image.DecompressionBombError as error:
         raise DataError(f"{where}: {error}", reason="image_bomb") from error
-    except _BROKEN as error:
+    except Exception as error:  # Pillow's readers raise errors of all kinds on damaged bytes
         raise DataError(
             f"{where}: {len(data)} bytes that start with {data[:8]!r} are not a readable image, expected one "
             f"of {', '.join(formats)}.",  # Pillow's own words hold a memory address, which would differ
@@ -97,7 +101,7 @@ def open_image(
         )
     try:
         image.load()
-    except _BROKEN as error:
+    except Exception as error:
         raise DataError(
             f"{where}: the {image.format} image of {len(data)} bytes is cut off or damaged: {error}.",
             reason="image_truncated",
@@ -146,7 +150,7 @@ def _turn_upright(image: Image.Image, where: str, expected_hw: tuple[int, int]) 
         orientation = image.getexif().get(_ORIENTATION, 1)
         if orientation in (5, 6, 7, 8) and (image.width, image.height) == expected_hw:
             return ImageOps.exif_transpose(image)
-    except _BROKEN as error:
+    except Exception as error:
         raise DataError(f"{where}: the EXIF data cannot be read: {error}.", reason="image_size") from error
     raise DataError(
         f"{where}: the image has {image.height}x{image.width} pixels (EXIF orientation {orientation}), the "
@@ -163,7 +167,7 @@ def rgb_of(image: Image.Image, where: str) -> UInt8[np.ndarray, "height width 3"
     try:
         if image.mode == "F":  # Pillow would clip at 255, but the range of such pixels is not known
             raise ValueError("floating-point pixels")
-        return np.array(image.convert("RGB"))
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except ValueError as error:
         raise DataError(
             f"{where}: pixels of mode {image.mode} have no meaning as RGB: {error}; convert it to 8 bits.",
