@@ -129,16 +129,29 @@ def session(*, num_cpus: int | None = None, at_least_cpus: float = 0) -> Iterato
 
 @contextlib.contextmanager
 def pool_session(
-    workers: int, worker: WorkerConfig, *, num_cpus: int | None = None, spare_cpus: int = 0
+    workers: int,
+    worker: WorkerConfig,
+    *,
+    num_cpus: int | None = None,
+    spare_cpus: int = 0,
+    memory_bytes: int = 0,
 ) -> Iterator[ClusterInfo]:
     """Opens a session in which that many processes fit at the same time; raises ClusterError if they do not.
 
-    A local Ray counts ``spare_cpus`` more than they need.
+    A local Ray counts ``spare_cpus`` more than they need; ``memory_bytes`` are of each.
     """
     cpus = workers * worker.cpus
     with session(num_cpus=num_cpus, at_least_cpus=cpus + spare_cpus) as cluster:
-        cluster.require(cpus=cpus, gpus=workers * (worker.gpus or 0))
+        cluster.require(cpus=cpus, gpus=workers * (worker.gpus or 0), memory_bytes=workers * memory_bytes)
         yield cluster
+
+
+def deaths() -> int:
+    """Returns how many times the Ray task that this process does was begun before, so its worker died."""
+    from ray._private.worker import global_worker  # no public name in Ray 2.60 (pyproject.toml)
+
+    worker: Any = global_worker
+    return worker.core_worker.get_current_task_attempt_number()
 
 
 def _disconnect(ray: Any) -> None:

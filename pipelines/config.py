@@ -23,6 +23,7 @@ from annotated_types import Ge, Gt, Interval, MinLen
 
 from samtok.errors import ConfigError
 from samtok.folders import HUB, is_hub_id, is_shipped
+from samtok.masks import MAX_PIXELS
 
 T = TypeVar("T")
 
@@ -254,6 +255,15 @@ class WorkerConfig:
         """Refuses one and a half GPUs, which Ray cannot give."""
         if (self.gpus or 0) > 1 and self.gpus != int(self.gpus or 0):
             raise ConfigError(f"--.gpus above 1 must be whole, got {self.gpus:g}.")
+
+
+@config
+class ImageLimit:
+    """How large the images are that a job decodes."""
+
+    max_image_pixels: Annotated[int, Interval(ge=1, le=MAX_PIXELS)] = 2**26
+    """Images with more pixels than this are rejected before they are decoded. The memory that each process
+    which decodes reserves in Ray follows from it."""
 
 
 @config

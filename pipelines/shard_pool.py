@@ -1,16 +1,19 @@
 """Has Ray's actors or tasks do shards, a few at a time; yields what they return as it comes.
 
 Ray restarts actors and repeats tasks that died, a bounded number of times: without a bound, a shard that
-kills its workers would never end.
+kills its workers would never end. After ``CAREFUL_AFTER`` deaths its records and images are read one by one
+in a process apart, so the one that kills stands alone and becomes a reject (``pipelines.ingestion.apart``).
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pipelines import shards
-from pipelines.cluster import pool_session
+from pipelines.cluster import deaths, pool_session
 from pipelines.config import WorkerConfig
+from pipelines.ingestion import apart
 from pipelines.job import last_line
 from pipelines.shards import Plan
 from samtok.errors import ClusterError
@@ -20,11 +23,26 @@ log = logging.getLogger(__name__)
 MAX_RETRIES = 4
 """Times a shard is repeated after its process died."""
 
+CAREFUL_AFTER = 2
+"""Deaths of workers over one shard or chunk after which it is read carefully; one may be bad luck."""
+
 IN_FLIGHT = 2
 """Shards that a process has at a time: the one it works on, and the next."""
 
 WAIT_S = 60.0
 """Seconds without a finished shard after which a line says that the job still waits."""
+
+
+@contextlib.contextmanager
+def careful() -> Iterator[None]:
+    """Within a Ray task: reads records and images apart if the task killed its workers before."""
+    with apart.in_own_process() if deaths() >= CAREFUL_AFTER else contextlib.nullcontext():
+        yield
+
+
+def _carefully(work: Callable[[int], Any], shard: int) -> Any:
+    with careful():
+        return work(shard)
 
 
 class ShardWorker:
@@ -40,7 +58,8 @@ class ShardWorker:
         """Returns what the stage returns for a shard."""
         if self._stage is None:
             self._stage = self._make()
-        return self._stage(plan, shard)
+        with careful():
+            return self._stage(plan, shard)
 
 
 def through_actors(
@@ -52,6 +71,7 @@ def through_actors(
     worker: WorkerConfig,
     remedy: str,
     num_cpus: int | None = None,
+    memory_bytes: int = 0,
 ) -> Iterator[Any]:
     """Commits what actors return for each shard; yields the commit records that hold, as shards are done.
     Raises ClusterError if the cluster is too small, or an actor died too often.
@@ -62,17 +82,19 @@ def through_actors(
         workers: Actors; no more than shards are started. With 0, this process does all.
         remedy: What to lower if actors die again and again, as flags.
         num_cpus: Logical CPUs of a Ray that is started here.
+        memory_bytes: Memory that each actor reserves.
     """
     if not workers:
         stage = make()
         yield from (shards.commit(plan, **stage(plan, shard)) for shard in todo)
         return
-    with pool_session(workers, worker, num_cpus=num_cpus):
+    with pool_session(workers, worker, num_cpus=num_cpus, memory_bytes=memory_bytes):
         import ray
 
         kind = ray.remote(ShardWorker).options(
             num_cpus=worker.cpus,
             num_gpus=worker.gpus or 0,
+            memory=memory_bytes or None,
             max_restarts=MAX_RETRIES,
             max_task_retries=MAX_RETRIES,
         )
@@ -96,7 +118,7 @@ def through_tasks(
     remote: Any = ray.remote(
         num_cpus=worker.cpus, num_gpus=worker.gpus or 0, max_retries=MAX_RETRIES, retry_exceptions=False
     )
-    task = remote(lambda work, shard: work(shard))
+    task = remote(_carefully)
     shared = ray.put(work)
     yield from _stream(range(at_once), lambda _, shard: task.remote(shared, shard), todo, remedy)
 

@@ -5,6 +5,7 @@ in which an image can be broken becomes a ``DataError`` with a reason. Label map
 are read by ``samtok.labelmaps``.
 """
 
+import contextlib
 import re
 import warnings
 from collections.abc import Sequence
@@ -20,6 +21,9 @@ from samtok.masks import MAX_PIXELS
 from samtok.mending import mended
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+
+DECODE_BYTES_PER_PIXEL = 20
+"""Memory that decoding and shrinking an image takes at most; measured for every mode of ``FORMATS``."""
 
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap height and width
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -73,14 +77,13 @@ def open_image(
     try:
         return _loaded(data, where, formats, max_pixels)
     except DataError as error:
-        damaged = error.reason in ("image_format", "image_truncated")
-        try:
-            whole = mended(data, max_pixels=max_pixels) if damaged else None
-        except Exception:  # whatever Pillow says of the attempt: the first error is the one to report
-            whole = None
+        whole = None
+        if error.reason in ("image_format", "image_truncated"):
+            with contextlib.suppress(Exception):  # whatever Pillow says of this attempt, that one counts
+                whole = mended(data, max_pixels=max_pixels)
         if whole is None:
             raise
-        return _loaded(whole, where, formats, max_pixels)
+    return _loaded(whole, where, formats, max_pixels)
 
 
 def _loaded(data: bytes, where: str, formats: Sequence[str], max_pixels: int) -> Image.Image:
@@ -116,33 +119,49 @@ def resize_square(
     return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
 
 
-def safe_join(root: str, name: str) -> str:
+def safe_join(root: str, name: str, *, link_roots: Sequence[str] = ()) -> str:
     """Joins a file name from a dataset to its root, so that the result cannot lie outside.
 
     Args:
         root: A local folder or an ``s3://`` URI.
-        name: A relative name with forward slashes, as annotation files state it.
+        name: A name with forward slashes, as annotation files state it: relative, or absolute and below the
+            root. Parts that are empty or ``.`` are left out.
+        link_roots: Local folders besides the root that links below it may lead into.
 
     Raises:
-        DataError: ``unsafe_path`` for a name that is empty or absolute or has ``..``, a drive letter, a
-            backslash or NUL, and for a local name that leads outside through a link.
+        DataError: ``unsafe_path`` for a name that is empty or names no file, is absolute elsewhere or a URI,
+            has ``..``, a drive letter, a backslash or NUL, and for a local name that leads outside through a
+            link.
         ValueError: For a root of another kind.
     """
+    given, name = name, _below(root, name)
     fault = _fault_of_name(name)
     if fault:
-        raise _unsafe(root, name, fault)
+        raise _unsafe(root, given, fault)
+    name = "/".join(part for part in name.split("/") if part not in ("", "."))
     if root.startswith("s3://"):
         return f"{root.rstrip('/')}/{name}"
     if "://" in root:
         raise ValueError(f"the root of a dataset must be a local folder or an s3:// URI, got {root!r}")
     path = Path(root) / name
     try:
-        inside = path.resolve().is_relative_to(Path(root).resolve())
-    except (OSError, RuntimeError) as error:  # a link that leads to itself
-        raise _unsafe(root, name, f"it cannot be resolved: {error}") from error
+        end = path.resolve()
+        inside = any(end.is_relative_to(Path(one).resolve()) for one in (root, *link_roots))
+    except (OSError, RuntimeError, ValueError) as error:  # a link that leads to itself, half a character
+        raise _unsafe(root, given, f"it cannot be resolved: {error}") from error
     if not inside:
-        raise _unsafe(root, name, "a link leads outside")
+        fault = f"a link leads outside, to {end}; --corpus.link-root {end.parent} allows that"
+        raise _unsafe(root, given, fault)
     return str(path)
+
+
+def _below(root: str, name: str) -> str:
+    """Returns a name relative to the root, where it is absolute and below it."""
+    starts = [root] if "://" in root or not name.startswith("/") else [root, str(Path(root).resolve())]
+    for start in starts:
+        if name.startswith(start.rstrip("/") + "/"):
+            return name[len(start.rstrip("/")) :].lstrip("/")
+    return name
 
 
 def _turn_upright(image: Image.Image, where: str, expected_hw: tuple[int, int]) -> Image.Image:
@@ -195,15 +214,17 @@ def _fault_of_name(name: str) -> str | None:
         return "it has a NUL character or a backslash"
     if name.startswith("/") or _DRIVE.match(name):
         return "it is absolute"
-    if "://" in name:
+    if "://" in name or name.startswith("data:"):
         return "it is a URI"
     if ".." in name.split("/"):
         return "it has a part '..'"
+    if all(part in ("", ".") for part in name.split("/")):
+        return "it names a folder"
     return None
 
 
 def _unsafe(root: str, name: str, fault: str) -> DataError:
     return DataError(
-        f"the file name {name!r:.200} may lead outside {root}: {fault}; expected a name below the root.",
+        f"the file name {name!r:.200} may lead outside {root}: {fault}; expected a name below it.",
         reason="unsafe_path",
     )

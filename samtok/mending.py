@@ -2,8 +2,8 @@
 
 A PNG may end in the middle of a chunk of text, a JPEG without its end mark: such files are mended, so that
 strict decoders take them. Where pixels are missing or damaged nothing is: the checksum of a PNG's pixels must
-hold, and of a JPEG every bit of them must be there. Sources: the PNG specification (third edition), section 5;
-ITU-T T.81, annex B.
+hold, and of a JPEG every bit of them must be there. Sources: the PNG specification (third edition), section
+5; ITU-T T.81, annex B.
 """
 
 import zlib
@@ -42,7 +42,11 @@ def _mended_png(data: bytes, max_pixels: int) -> bytes | None:
         place = end
     header = before[1] if len(before) > 1 else b""
     width, height = int.from_bytes(header[8:12]), int.from_bytes(header[12:16])
-    if header[4:8] != b"IHDR" or width * height > max_pixels or not _inflates(pixels, 9 * height * (width + 8)):
+    if (
+        header[4:8] != b"IHDR"
+        or width * height > max_pixels
+        or not _inflates(pixels, 9 * height * (width + 8))
+    ):
         return None
     return b"".join([*before, _chunk(b"IDAT", pixels), _chunk(b"IEND", b"")])
 

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines import schema, storage
+from pipelines import schema
 from pipelines.chats import corpus as chats
 from pipelines.chats.corpus import ChatCorpus, Words, require_same_words
-from pipelines.ingestion.image_source import read_image_bytes
+from pipelines.ingestion.image_source import read_image
 from pipelines.shards import ROW_GROUP_ROWS
-from samtok import images
 from samtok.errors import DataError
 
 if TYPE_CHECKING:
@@ -76,15 +75,9 @@ def load_images(row: Row) -> list[np.ndarray]:
         DataError: If one is missing, cannot be read, or has another size than in the row.
         StorageError: If the storage fails.
     """
-    found = []
-    for entry in row["images"]:
-        try:
-            raw = read_image_bytes(entry["uri"])
-        except storage.NotFoundError as error:
-            raise DataError(f"there is no image {entry['uri']}", reason="image_missing") from error
-        size = entry["height"], entry["width"]
-        found.append(images.decode_image(raw, where=entry["uri"], expected_hw=size))
-    return found
+    return [
+        read_image(entry["uri"], expected_hw=(entry["height"], entry["width"])) for entry in row["images"]
+    ]
 
 
 def encode_row(adapter: "Adapter", row: Row, *, max_tokens: int) -> "Encoded":

@@ -45,7 +45,11 @@ class JsonlConfig:
     tools or videos, is rejected, since what is learnt would not be what was meant."""
 
     def check(self) -> None:
-        """Refuses a task that chats do not have."""
+        """Refuses a task that chats do not have, and a folder that names cannot be joined to."""
+        if self.images.startswith("file://"):
+            raise ConfigError(
+                f"--.images must be a local path without file://, or an s3:// URI, got {self.images}."
+            )
         if self.task not in CHAT_TASKS:
             raise ConfigError(f"--.task must be one of {', '.join(CHAT_TASKS)}, got {self.task}.")
 

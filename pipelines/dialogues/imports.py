@@ -11,10 +11,10 @@ from pipelines import schema, storage
 from pipelines.chats.commit import Composed
 from pipelines.dialogues.config import JsonlConfig
 from pipelines.dialogues.exchange import from_record
-from pipelines.ingestion.image_source import image_name, read_size_hw
+from pipelines.ingestion.image_source import below_root, image_name, read_size_hw
 from pipelines.ingestion.json_lines import MAX_LINE_BYTES, parse_line, read_lines
 from pipelines.ingestion.reader import Input
-from samtok.errors import ConfigError, DataError
+from samtok.errors import DataError
 
 _PART_BYTES = 64 * 2**20
 """A part that has as many is not filled further, since a shard is made of it in memory."""
@@ -120,14 +120,11 @@ def _image(folder: str, name: str) -> Mapping[str, Any]:
 def _uri(folder: str, name: str) -> str:
     image_name(name, "the name of an image")
     if folder:
-        return storage.join(folder, name)
-    try:
-        anchored = storage.is_anchored(name)
-    except ConfigError as error:  # a scheme that is none of ours
-        raise DataError(str(error), reason="path") from error
-    if not anchored:
+        return below_root(folder, name, link_roots=("/",))  # without a folder they may lie anywhere, too
+    if not name.startswith(("/", "s3://", "file:///")):
         raise DataError(
-            f"the image {name!r:.200} is relative; name the folder that it is in by --jsonl.images",
+            f"the image {name!r:.200} is no absolute path or s3:// URI; name the folder that relative ones "
+            "are in by --jsonl.images",
             reason="path",
         )
     return name

@@ -62,6 +62,9 @@ class CorpusConfig(CocoOptions, ReferOptions, PsgOptions):
     """URI of the annotation file, or of the folder or archive (sa1b)."""
     images: Place | None = None
     """URI of the folder that the names of images are relative to; none for sa1b."""
+    link_root: tuple[Place, ...] = ()
+    """Folders that links below --.images (sa1b: --.source) may lead into, such as the blobs of a Hugging Face
+    cache. By default links must stay below it."""
     dataset: str | None = None
     """Name of the dataset in every row; by default the name of the reader."""
     split: str = "train"
@@ -92,8 +95,9 @@ class CorpusConfig(CocoOptions, ReferOptions, PsgOptions):
             raise ConfigError(
                 f"--.reader {self.reader} finds images beside the side-cars in --.source; drop --.images."
             )
-        for flag, place in places_of(self).items():
-            _check_place(f"--.{flag}", place)
+        for flag, places in places_of(self).items():
+            for place in places if isinstance(places, tuple) else (places,):
+                _check_place(f"--.{flag}", place)
 
     def identity(self) -> dict[str, Any]:
         """Returns how the corpus is read, for fingerprints: not where it lies, and plain JSON values.
@@ -107,7 +111,7 @@ class CorpusConfig(CocoOptions, ReferOptions, PsgOptions):
             later = self._sets(field) and flag_name(name) not in places
             if name in OPTION_KEYS and (name in _FIRST_OPTIONS or later):
                 found[name] = list(value) if isinstance(value, tuple) else value
-        return found
+        return found | ({"link_root": list(self.link_root)} if self.link_root else {})
 
     def _sets(self, field: dataclasses.Field) -> bool:
         return getattr(self, field.name) != field.default
@@ -134,6 +138,7 @@ def reader_of(corpus: CorpusConfig) -> Reader:
         name=corpus.dataset or corpus.reader,
         split=corpus.split,
         source=corpus.source,
+        link_root=corpus.link_root,
         **images,
         **{name: getattr(corpus, name) for name in option_names(corpus.reader)},
     )
@@ -165,7 +170,7 @@ _FIRST_OPTIONS = ("mask_key", "image_path", "sentence")
 
 OPTION_KEYS = tuple(dict.fromkeys(name for reader in READERS for name in option_names(reader)))
 """Options that not all readers have."""
-CORPUS_KEYS = ("reader", "source", "images", "dataset", "split", *OPTION_KEYS)
+CORPUS_KEYS = ("reader", "source", "images", "link_root", "dataset", "split", *OPTION_KEYS)
 SPEC_KEYS = (*CORPUS_KEYS, "weight", "limit")
 """Keys of a corpus in one flag."""
 

@@ -39,6 +39,7 @@ class FileReader(ABC):
         max_head_bytes: Largest file that ``head`` parses.
         source: URI of the annotation file.
         images: Folder or prefix that the names of images are relative to and may not leave.
+        link_root: Folders besides it that links below it may lead into.
     """
 
     options: ClassVar[type] = NoOptions
@@ -48,6 +49,7 @@ class FileReader(ABC):
     split: str
     source: str
     images: str
+    link_root: tuple[str, ...] = ()
 
     @abstractmethod
     def inputs(self) -> Iterator[Input | Reject]:
@@ -75,9 +77,13 @@ class FileReader(ABC):
         ``image_source.find_image``."""
         folders = self.image_folders if isinstance(self, ImageFolders) else ()
         if not folders and not others:
-            return image_source.below_root(self.images, name)
+            return self.below(self.images, name)
         inside = [f"{folder}/{one}" for one in (name, *others) for folder in folders]
-        return image_source.find_image(self.images, name, [*others, *inside])
+        return image_source.find_image(self.images, name, [*others, *inside], link_roots=self.link_root)
+
+    def below(self, root: str, name: str) -> str:
+        """Returns where a file below a folder of the dataset is; raises as ``image_source.below_root``."""
+        return image_source.below_root(root, name, link_roots=self.link_root)
 
 
 def first_of(items: Iterator[Input | Reject], limit: int) -> Head:

@@ -8,13 +8,17 @@ of an archive is one ranged read, and no index is needed. Decoding the bytes is 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+from jaxtyping import UInt8
 
 from pipelines import storage
+from pipelines.ingestion import apart
 from pipelines.ingestion.records import is_utf8
 from samtok.errors import DataError
 from samtok.images import decode_image, open_image, safe_join
+from samtok.masks import MAX_PIXELS
 
 MAX_IMAGE_BYTES = 256 * 2**20
 """Largest encoded image that is read, a bound against giant files. SA-1B has about 0.5 MB per image."""
@@ -54,14 +58,18 @@ def read_image_bytes(image_uri: str, *, max_bytes: int = MAX_IMAGE_BYTES) -> byt
 
     Raises:
         DataError: ``image_too_large`` beyond ``max_bytes``, ``image_cut`` if an archive ends inside the
-            member, ``image_empty`` if there are no bytes.
-        StorageError: If it cannot be read; ``storage.NotFoundError`` if there is no such file.
+            member, ``image_empty`` if there are no bytes; ``image_missing``, ``image_refused``,
+            ``image_kind`` or ``image_bucket`` for what ``storage.faults`` lists as faults of one file.
+        StorageError: If the storage fails.
     """
     location = parse_image_uri(image_uri)
     if (location.size_bytes or 0) > max_bytes:
         raise _too_large(image_uri, f"{location.size_bytes} bytes", max_bytes)
     size = max_bytes + 1 if location.size_bytes is None else location.size_bytes
-    content = storage.read_bytes(location.uri, offset=location.offset, size=size)
+    try:
+        content = storage.read_bytes(location.uri, offset=location.offset, size=size)
+    except storage.ObjectError as error:
+        raise DataError(str(error), reason=f"image_{error.reason}") from error
     if len(content) > max_bytes:
         raise _too_large(image_uri, f"over {max_bytes} bytes", max_bytes)
     if location.size_bytes is not None and len(content) != location.size_bytes:
@@ -75,14 +83,18 @@ def read_image_bytes(image_uri: str, *, max_bytes: int = MAX_IMAGE_BYTES) -> byt
     return content
 
 
-def read_image(image_uri: str, *, expected_hw: tuple[int, int]) -> np.ndarray:
-    """Reads and decodes an image; raises as ``samtok.images.decode_image`` and ``read_image_bytes``.
+def read_image(
+    image_uri: str, *, expected_hw: tuple[int, int], max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Reads and decodes an image.
 
     Raises:
-        DataError: ``image_missing`` if there is no such file.
-        StorageError: If it cannot be read.
+        DataError: As ``read_image_bytes``, ``samtok.images.decode_image`` and ``apart.isolated``.
+        StorageError: If the storage fails.
     """
-    return decode_image(_bytes_of(image_uri), where=image_uri, expected_hw=expected_hw)
+    data = read_image_bytes(image_uri)
+    decode = partial(decode_image, data, where=image_uri, expected_hw=expected_hw, max_pixels=max_pixels)
+    return apart.isolated(decode, image_uri)
 
 
 def image_name(value: object, what: str) -> str:
@@ -96,25 +108,26 @@ def image_name(value: object, what: str) -> str:
     return value
 
 
-def below_root(root: str, name: str) -> str:
+def below_root(root: str, name: str, *, link_roots: Sequence[str] = ()) -> str:
     """Returns the URI of an image that a dataset names; DataError ``unsafe_path`` if it may lie elsewhere."""
-    uri = str(safe_join(root, name))
+    uri = safe_join(root, name, link_roots=link_roots)
     if parse_image_uri(uri).member is not None:  # would be read from inside an archive, past safe_join
         raise DataError(f"image name {name!r:.200} has the form of a tar member", reason="unsafe_path")
     return uri
 
 
-def find_image(root: str, name: str, others: Sequence[str]) -> str:
+def find_image(root: str, name: str, others: Sequence[str], *, link_roots: Sequence[str] = ()) -> str:
     """Returns the URI of the image of that name if there is one, else of the one under the other names.
 
     Raises:
-        DataError: ``missing_image`` or ``ambiguous_image`` with what was tried, ``unsafe_path``.
-        StorageError: If it cannot be looked up.
+        DataError: ``missing_image`` or ``ambiguous_image`` with what was tried, ``unsafe_path``, and as
+            ``read_image_bytes`` for one that may not be looked up.
+        StorageError: If the storage fails.
     """
-    exact, *tried = [below_root(root, one) for one in (name, *others)]
-    if storage.exists(exact):
+    exact, *tried = [below_root(root, one, link_roots=link_roots) for one in (name, *others)]
+    if _exists(exact):
         return exact
-    found = [uri for uri in tried if storage.exists(uri)]
+    found = [uri for uri in tried if _exists(uri)]
     if len(found) != 1:
         raise DataError(
             f"{len(found)} images for the name {name!r:.200}, expected one; tried {[exact, *tried]}",
@@ -123,22 +136,22 @@ def find_image(root: str, name: str, others: Sequence[str]) -> str:
     return found[0]
 
 
-def read_size_hw(image_uri: str) -> tuple[int, int]:
-    """Returns height and width of an image in pixels, by opening it: for records that do not say.
-
-    Raises:
-        DataError: ``image_missing``, or the reasons of ``read_image_bytes`` and ``samtok.images.open_image``.
-        StorageError: If it cannot be read.
-    """
-    image = open_image(_bytes_of(image_uri), where=image_uri)
-    return image.height, image.width
-
-
-def _bytes_of(image_uri: str) -> bytes:
+def _exists(uri: str) -> bool:
     try:
-        return read_image_bytes(image_uri)
-    except storage.NotFoundError as error:
-        raise DataError(str(error), reason="image_missing") from error
+        return storage.exists(uri)
+    except storage.ObjectError as error:
+        raise DataError(str(error), reason=f"image_{error.reason}") from error
+
+
+def read_size_hw(image_uri: str) -> tuple[int, int]:
+    """Returns height and width of an image in pixels, by opening it: for records that do not say; raises as
+    ``read_image``."""
+    return apart.isolated(partial(_size_hw, read_image_bytes(image_uri), image_uri), image_uri)
+
+
+def _size_hw(data: bytes, image_uri: str) -> tuple[int, int]:
+    image = open_image(data, where=image_uri)
+    return image.height, image.width
 
 
 def _too_large(image_uri: str, got: str, max_bytes: int) -> DataError:

@@ -1,13 +1,15 @@
 """A bounded look at a corpus before anything runs: its first images, of which a few are opened."""
 
+import contextlib
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 
+from pipelines.ingestion import apart
 from pipelines.ingestion.image_source import read_image
-from pipelines.ingestion.reader import MAX_NAMES, Input, Reader, Reject
+from pipelines.ingestion.reader import MAX_NAMES, Input, Reader, Reject, read_record
 from samtok.errors import DataError
 
 MAX_ITEMS = 8
@@ -65,8 +67,11 @@ def peek(reader: Reader, limit: int = MAX_NAMES) -> Peek:
     )
 
 
-def opened(reader: Reader, items: Iterable[Input | Reject]) -> Iterator[Input | Reject]:
+def opened(
+    reader: Reader, items: Iterable[Input | Reject], *, careful: bool = False
+) -> Iterator[Input | Reject]:
     """Yields what a corpus lists once a few of its first images have been opened; the others as they come.
+    With ``careful`` that is done in a process apart, which an image may kill.
 
     Raises:
         DataError: If none of these images is there, as where the folder of images is mistyped.
@@ -74,7 +79,8 @@ def opened(reader: Reader, items: Iterable[Input | Reject]) -> Iterator[Input | 
     """
     rest = iter(items)
     first = list(islice(rest, MAX_NAMES))
-    _faults_of(reader, _some([item for item in first if isinstance(item, Input)]))
+    with apart.in_own_process() if careful else contextlib.nullcontext():
+        _faults_of(reader, _some([item for item in first if isinstance(item, Input)]))
     yield from chain(first, rest)
 
 
@@ -90,7 +96,7 @@ def _faults_of(reader: Reader, inputs: list[Input]) -> Counter[str]:
     """Opens images; returns what speaks against them. Raises DataError if none is there."""
     faults, missing = Counter[str](), 0
     for item in inputs:
-        result = reader.read(item)
+        result = read_record(reader, item)
         found = [(entry["reason"], entry["message"]) for entry in result.rejects]
         row = result.row
         if row is not None:

@@ -134,16 +134,15 @@ class PsgReader(FileReader, PsgOptions):
         return (image_id in tested) == (self.split != "train")
 
     def _uri(self, root: str, image: Record, field: str, image_id: str) -> str:
-        return image_source.below_root(
-            root, image_source.image_name(image.get(field), f"{field} of image {image_id}")
-        )
+        return self.below(root, image_source.image_name(image.get(field), f"{field} of image {image_id}"))
 
     def _counts(self, image: Record, image_hw: tuple[int, int], image_id: str) -> dict[int, str]:
         uri = self._uri(self._label_maps, image, "pan_seg_file_name", image_id)
         try:
-            labels = read_label_map(image_source.read_image_bytes(uri), where=uri)
-        except storage.NotFoundError as error:
-            raise DataError(str(error), reason="label_map_missing") from error
+            data = image_source.read_image_bytes(uri)
+        except DataError as error:
+            raise DataError(str(error), reason=error.reason.replace("image", "label_map", 1)) from error
+        labels = read_label_map(data, where=uri)
         if labels.shape != image_hw:
             raise DataError(
                 f"{uri} has (height, width) {labels.shape}, its image {image_hw}: is it of another image?",

@@ -15,9 +15,11 @@ Readers never decide policy: crowds, boxes without masks and empty masks are fla
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from pipelines import schema
+from pipelines import schema, storage
+from pipelines.ingestion import apart
 from samtok.errors import DataError
 
 STAGE = "read"
@@ -111,3 +113,18 @@ class Reader(Protocol):
     def read(self, item: Input) -> ReadResult:
         """Reads one image's record. Bad records and masks become rejects; only ``StorageError`` is raised."""
         ...
+
+
+def read_record(reader: Reader, item: Input) -> ReadResult:
+    """Reads one image's record as ``Reader.read``; one that cannot be read at all is a reject too.
+
+    That is a file of it that ``storage.faults`` lists, such as a side-car without permission, and whatever
+    ``apart.isolated`` finds. Raises StorageError if the storage fails.
+    """
+    try:
+        return apart.isolated(partial(reader.read, item), f"record {item.key} of {reader.name}")
+    except storage.ObjectError as error:
+        fault = DataError(str(error), reason=f"record_{error.reason}")
+    except DataError as error:
+        fault = error
+    return ReadResult.refused(reader.name, item.key, fault, num_masks=item.num_masks or 0)

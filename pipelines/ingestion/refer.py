@@ -93,9 +93,8 @@ class ReferReader(FileReader, ReferOptions):
 
     def _objects(self) -> CocoReader:
         beside = posixpath.join(posixpath.dirname(self.source), "instances.json")
-        return CocoReader(
-            name=self.name, split=self.split, source=self.instances or beside, images=self.images
-        )
+        own = {field: getattr(self, field) for field in ("name", "split", "images", "link_root")}
+        return CocoReader(**own, source=self.instances or beside)
 
     def _expressions(self) -> tuple[dict[str, list[Annotation]], list[Reject]]:
         """Returns expressions of the split by image, in the order of their ids, and what cannot be one."""

@@ -71,6 +71,7 @@ class Sa1bReader:
     Attributes:
         split: Of the rows; SA-1B itself has none.
         source: A folder or prefix with side-cars, a folder or prefix with ``.tar`` archives, or one archive.
+        link_root: Folders besides the source that links below it may lead into.
         max_sidecar_bytes: Largest side-car that is parsed.
     """
 
@@ -79,6 +80,7 @@ class Sa1bReader:
     name: str
     split: str
     source: str
+    link_root: tuple[str, ...] = ()
     max_sidecar_bytes: int = MAX_SIDECAR_BYTES
 
     def sources(self) -> dict[str, str]:
@@ -239,11 +241,14 @@ class Sa1bReader:
         return schema.reject(STAGE, self.name, row_id, reason, f"{message} ({self.source})")
 
     def _archive_uri(self, archive: str) -> str:
-        return self.source if self.source.endswith(".tar") else str(safe_join(self.source, archive))
+        return self.source if self.source.endswith(".tar") else self._below(archive)
+
+    def _below(self, name: str) -> str:
+        return safe_join(self.source, name, link_roots=self.link_root)
 
     def _uri(self, file: _File) -> str:
         if file.archive is None:
-            return str(safe_join(self.source, file.name))
+            return self._below(file.name)
         return member_uri(self._archive_uri(file.archive), file.offset, file.size_bytes, file.name)
 
     def _sidecar_bytes(self, file: _File) -> bytes:

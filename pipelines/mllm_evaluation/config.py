@@ -8,6 +8,7 @@ import tyro
 from pipelines.config import (
     AtLeast0,
     AtLeast1,
+    ImageLimit,
     Place,
     PlaceMark,
     Precision,
@@ -36,7 +37,7 @@ def _rewrite(text: str, absolute: Callable[[str], str]) -> str:
 
 
 @config
-class EvaluateMllmConfig(RunConfig):
+class EvaluateMllmConfig(ImageLimit, RunConfig):
     """An MLLM answers the questions of a chat corpus in mask words and is scored."""
 
     MAIN = ("benchmark", "model", "chats", "tokenizer", "out", "beside", "workers", "limit", "precision")

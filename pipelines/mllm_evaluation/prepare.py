@@ -138,6 +138,7 @@ def _fingerprint(
         "num_levels": architecture.quantizer.num_levels,
         "grammar": config.grammar,
         "broken_words": config.broken_words,
+        "max_image_pixels": config.max_image_pixels,
         "scored_part": config.scored_part,
         "device": config.worker.device,
         "threads_per_actor": config.worker.threads,

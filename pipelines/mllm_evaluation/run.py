@@ -11,6 +11,7 @@ from pipelines.shard_job import Work, do_shards
 from pipelines.shard_pool import through_actors
 from pipelines.shards import Plan
 from pipelines.tracking import Tracker
+from samtok.images import DECODE_BYTES_PER_PIXEL
 
 
 def answer_all(job: Evaluation, plan: Plan, tracker: Tracker | None = None) -> tuple[dict[str, Any], Work]:
@@ -32,6 +33,7 @@ def answer_all(job: Evaluation, plan: Plan, tracker: Tracker | None = None) -> t
             worker=config.worker,
             remedy="--workers or --generation.batch-size",
             num_cpus=config.num_cpus,
+            memory_bytes=config.max_image_pixels * DECODE_BYTES_PER_PIXEL,
         )
 
     return do_shards(plan, stream, units=(QUESTIONS,), tracker=tracker)

@@ -127,7 +127,7 @@ class AnswerQuestions:
         known: dict[str, np.ndarray] = {}
         dataset, image_id = group.row["dataset"], group.row["image_id"]
         try:
-            image = _read(group.row["image"], known)
+            image = self._image(group.row["image"], known)
         except DataError as error:
             lost = len(group.questions)
             rejects.append(schema.reject(STAGE, dataset, image_id, error.reason, str(error), num_masks=lost))
@@ -137,7 +137,7 @@ class AnswerQuestions:
         group.square = images.resize_square(image, self.tokenizer.config.image_size)
         for question in group.questions:
             try:
-                seen = [_read(one, known) for one in question.body["images"]]
+                seen = [self._image(one, known) for one in question.body["images"]]
                 question.prompt = self.adapter.encode_prompt(turns_of(question.body), seen)
             except DataError as error:
                 question.row["problem"] = error.reason
@@ -146,6 +146,13 @@ class AnswerQuestions:
                     STAGE, dataset, image_id, error.reason, str(error), mask_id=name, num_masks=1
                 )
                 rejects.append(entry)
+
+    def _image(self, image: Mapping[str, Any], known: dict[str, np.ndarray]) -> np.ndarray:
+        """Reads an image that is not known yet."""
+        uri, size_hw = image["uri"], (image["height"], image["width"])
+        if uri not in known:
+            known[uri] = read_image(uri, expected_hw=size_hw, max_pixels=self.config.max_image_pixels)
+        return known[uri]
 
     # ------------------------------------------------------------ asking
 
@@ -216,14 +223,6 @@ def _windows(groups: Sequence[_Group], size: int) -> Iterator[list[_Group]]:
             window = []
     if window:
         yield window
-
-
-def _read(image: Mapping[str, Any], known: dict[str, np.ndarray]) -> np.ndarray:
-    """Reads an image that is not known yet."""
-    uri = image["uri"]
-    if uri not in known:
-        known[uri] = read_image(uri, expected_hw=(image["height"], image["width"]))
-    return known[uri]
 
 
 def _compare(union: np.ndarray, truth_rle: str | None) -> dict[str, Any]:

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from jaxtyping import Int
 
 from pipelines import storage
-from pipelines.ingestion.image_source import read_image_bytes
-from samtok import images, masks
+from pipelines.ingestion.image_source import read_image
+from samtok import masks
 from samtok.errors import DataError, StorageError
 from samtok.model.tokenizer import MaskTokenizer
 from samtok.plots import pictures as viz
@@ -169,7 +169,7 @@ def image_of(uri: str, height: int, width: int) -> np.ndarray:
         DataError: If it is no image by now, or of another size.
         StorageError: If it cannot be read.
     """
-    return images.decode_image(read_image_bytes(uri), where=uri, expected_hw=(height, width))
+    return read_image(uri, expected_hw=(height, width))
 
 
 def make_gallery(

@@ -17,7 +17,7 @@ from pipelines.training.prepare import Prepared, lineage_of, settings_of
 from samtok.errors import ConfigError, DataError
 from samtok.mllm.folder import MROPE_FAMILIES
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Raised with every change of the code that changes what is learnt (tests/pipelines/test_fingerprints.py)."""
 
 

@@ -7,6 +7,7 @@ import tyro
 from pipelines.config import (
     AtLeast0,
     AtLeast1,
+    ImageLimit,
     Precision,
     RunConfig,
     Share,
@@ -34,7 +35,7 @@ class TokenizerOptions:
 
 
 @config
-class TokenizationConfig(RunConfig):
+class TokenizationConfig(ImageLimit, RunConfig):
     """What tokenizing and measuring a tokenizer have in common."""
 
     tokenizer: ShippedPlace

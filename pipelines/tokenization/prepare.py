@@ -73,6 +73,7 @@ class Tokenization:
             "keep_rle": config.keep_rle,
             "skip": sorted(config.skip),
             "min_area_px": config.min_area_px,
+            "max_image_pixels": config.max_image_pixels,
             "limit": config.limit,
             "seed": config.seed,
             "schema_version": schema.SCHEMA_VERSION,
@@ -111,7 +112,7 @@ class Tokenization:
         return open_plan(
             self.config.out,
             self.fingerprint,
-            lambda: opened(self.reader, self.inputs()),
+            lambda: opened(self.reader, self.inputs(), careful=self.config.workers > 0),
             shard_rows=self.config.shard_rows,
             chunk_rows=self.fingerprint["chunk_rows"],
         )

@@ -23,6 +23,7 @@ from pipelines.cluster import session
 from pipelines.job import CONFIG_FILE
 from pipelines.reports import words, words_page
 from pipelines.shard_job import Work, do_shards
+from pipelines.shard_pool import careful
 from pipelines.shards import Plan
 from pipelines.tokenization.assemble import Assembler, commit_shard
 from pipelines.tokenization.config import TokenizationConfig
@@ -31,12 +32,13 @@ from pipelines.tokenization.prepare import Tokenization
 from pipelines.tokenization.stage import ReadImages, TokenizeMasks
 from pipelines.tracking import Tracker
 from samtok.errors import ClusterError
+from samtok.images import DECODE_BYTES_PER_PIXEL
 from samtok.model.tokenizer import MaskTokenizer
 
 log = logging.getLogger(__name__)
 
-DECODER_MEMORY_BYTES = 512 * 2**20
-"""Memory that Ray reserves for a decoding task: one full-size image and a chunk of shrunken ones."""
+DECODER_BYTES = 256 * 2**20
+"""Memory of a decoding task besides its image and chunk."""
 
 MAX_RETRIES = 8
 """Times a chunk is repeated after its worker died; without a bound, one that kills workers never ends."""
@@ -69,7 +71,7 @@ def make_words(job: Tokenization, plan: Plan, tracker: Tracker | None = None) ->
         if not config.workers:
             yield from _commit_all(plan, _here(job, read, blocks))
             return
-        memory = config.decoders * DECODER_MEMORY_BYTES
+        memory = config.decoders * _decoder_memory(job)
         with ray_for(config) as cluster:
             cluster.require(
                 cpus=_cpus(config), gpus=config.workers * (config.worker.gpus or 0), memory_bytes=memory
@@ -79,6 +81,13 @@ def make_words(job: Tokenization, plan: Plan, tracker: Tracker | None = None) ->
     return do_shards(
         plan, stream, units=(MASKS, IMAGES), max_reject_rate=config.max_reject_rate, tracker=tracker
     )
+
+
+def _decoder_memory(job: Tokenization) -> int:
+    """Returns the bytes that a decoding task needs: for one full-size image, and for a chunk of shrunken ones
+    thrice, as arrays, joined and in Arrow."""
+    chunk = job.fingerprint["chunk_rows"] * 3 * job.architecture.image_size**2
+    return DECODER_BYTES + 3 * chunk + job.config.max_image_pixels * DECODE_BYTES_PER_PIXEL
 
 
 def ray_for(config: TokenizationConfig) -> AbstractContextManager[Any]:
@@ -112,15 +121,20 @@ def _through_ray(job: Tokenization, read: ReadImages, blocks: list[pa.Table]) ->
     config = job.config
     # Ray 2.60 has no other way to bound retries, and will have one before it removes this (pyproject.toml).
     warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")
+
+    def read_carefully(chunk: pa.Table) -> pa.Table:
+        with careful():
+            return read(chunk)
+
     dataset = ray.data.from_arrow(blocks)
     dataset = dataset.map_batches(
-        read.__call__,
+        read_carefully,
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.TaskPoolStrategy(size=config.decoders),
         num_cpus=1,
         ray_remote_args_fn=lambda: {"max_retries": MAX_RETRIES},
-        memory=DECODER_MEMORY_BYTES,  # also keeps Ray Data from fusing this stage into the tokenizer actors
+        memory=_decoder_memory(job),  # also keeps Ray Data from fusing this stage into the tokenizer actors
     )
     dataset = dataset.map_batches(
         TokenizeMasks,
@@ -137,10 +151,8 @@ def _through_ray(job: Tokenization, read: ReadImages, blocks: list[pa.Table]) ->
             yield from cast(pa.Table, table).to_pylist()
     except (WorkerCrashedError, ActorDiedError, ActorUnavailableError, OutOfMemoryError) as error:
         raise ClusterError(
-            f"Workers died {MAX_RETRIES + 1} times on the same chunk ({type(error).__name__}). Either memory "
-            "is short: lower --chunk-rows, --tokenizer-options.images-per-batch or --workers. Or an image "
-            "crashes the decoder: with --shard-rows 1 and another --out, the plan file of the last shard "
-            "names it."
+            f"Workers died {MAX_RETRIES + 1} times on the same chunk ({type(error).__name__}). Usually "
+            "memory is short: lower --chunk-rows, --tokenizer-options.images-per-batch or --workers."
         ) from error
 
 

@@ -17,7 +17,7 @@ import torch
 
 from pipelines import schema, shards, storage
 from pipelines.ingestion.image_source import read_image
-from pipelines.ingestion.reader import Reader
+from pipelines.ingestion.reader import Reader, read_record
 from pipelines.rejects import FILTER
 from pipelines.tokenization.config import TokenizeCorpusConfig
 from samtok import images, masks, words
@@ -70,7 +70,7 @@ class ReadImages:
         chunk = shards.Chunk(**batch.to_pylist()[0])
         rows, pixels, rejects, counts = [], [], [], dict.fromkeys(COUNTS, 0)
         for item in shards.read_inputs(self.plan, chunk):
-            result = self.reader.read(item)
+            result = read_record(self.reader, item)
             rejects += result.rejects
             counts["rows_in"] += 1
             counts["masks_in"] += result.num_masks_in
@@ -91,7 +91,8 @@ class ReadImages:
     def _picture(self, row: dict[str, Any], rejects: list[dict[str, Any]]) -> np.ndarray | None:
         """Returns the image at the tokenizer's size; None, and a reject, if it cannot be used."""
         try:
-            picture = read_image(row["image_uri"], expected_hw=(row["height"], row["width"]))
+            size_hw, most = (row["height"], row["width"]), self.config.max_image_pixels
+            picture = read_image(row["image_uri"], expected_hw=size_hw, max_pixels=most)
             return images.resize_square(picture, self.image_size)
         except DataError as error:
             name = ("decode", row["dataset"], row["image_id"], error.reason, str(error))

@@ -20,12 +20,12 @@ from jaxtyping import UInt8
 from pycocotools import mask as coco
 
 from pipelines import schema, storage
-from pipelines.ingestion.image_source import read_image_bytes
-from pipelines.ingestion.reader import Input, Reader, ReadResult
+from pipelines.ingestion.image_source import read_image
+from pipelines.ingestion.reader import Input, Reader, ReadResult, read_record
 from pipelines.rejects import FILTER
 from pipelines.tokenizer_training.config import SamplingConfig
 from pipelines.training.draws import Unusable
-from samtok import images, masks
+from samtok import masks
 from samtok.errors import DataError, StorageError
 from samtok.shapes import WorldConfig, make_scene
 
@@ -92,18 +92,16 @@ class CorpusSource:
         item = self._item(index)
         lost = Counter[str]()
         try:
-            result = self.reader.read(item)
+            result = read_record(self.reader, item)
             rles, counts = self._picked(item, result, most, draw)
             lost = Counter(masks_in=result.num_masks_in, masks_rejected=result.num_masks_in)
             row = result.row
             assert row is not None  # or nothing had been picked
             where, height, width = row["image_uri"], row["height"], row["width"]
-            image = images.decode_image(read_image_bytes(where), where=where, expected_hw=(height, width))
+            image = read_image(where, expected_hw=(height, width))
             dense = [masks.decode(rle, height=height, width=width) for rle in rles]
         except DataError as error:
             raise Unusable(self._reject(item, error.reason, str(error)), counts=lost) from error
-        except storage.NotFoundError as error:
-            raise Unusable(self._reject(item, "image_missing", str(error)), counts=lost) from error
         return Sample(f"{self.name}/{item.key}", image, dense, counts, result.rejects)
 
     def _picked(

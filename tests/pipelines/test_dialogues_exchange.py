@@ -305,7 +305,7 @@ def test_lines_that_cannot_be_imported_are_listed_and_the_others_kept(tmp_path, 
     assert [(entry["row_id"], entry["reason"]) for entry in rejects] == [
         ("line-00000002", "json"),
         ("line-00000003", "image_missing"),
-        ("line-00000004", "path"),
+        ("line-00000004", "unsafe_path"),
         ("line-00000005", "field"),
     ]
 

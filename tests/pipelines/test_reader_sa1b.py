@@ -16,7 +16,7 @@ from pipelines.ingestion.image_source import ImageLocation, member_uri, parse_im
 from pipelines.ingestion.reader import Input
 from pipelines.ingestion.sidecar import Sa1bReader
 from samtok import masks
-from samtok.errors import DataError, StorageError
+from samtok.errors import DataError
 from tests.readers import build_reader
 
 HEIGHT, WIDTH = 6, 8
@@ -397,7 +397,7 @@ def test_images_beyond_the_limit_cut_or_empty_are_refused(tmp_path):
         read_image_bytes(member_uri(str(path), 512, 100_000, "sa_1.jpg"))
     with pytest.raises(DataError, match="is empty"):
         read_image_bytes(str(tmp_path / "empty.jpg"))
-    with pytest.raises(StorageError):
+    with pytest.raises(DataError, match="does not exist"):
         read_image_bytes(str(tmp_path / "absent.jpg"))
 
 

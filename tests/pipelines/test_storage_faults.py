@@ -120,7 +120,9 @@ def test_a_fault_of_the_store_is_retried_and_then_no_fault_of_the_object(store: 
 
 
 @pytest.mark.timeout(20)
-def test_a_pipe_a_socket_or_a_device_is_refused_without_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_pipe_a_socket_or_a_device_is_refused_without_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     os.mkfifo(tmp_path / "pipe.jpg")
     with socket.socket(socket.AF_UNIX) as listening:
         monkeypatch.chdir(tmp_path)  # the path of a socket is short

@@ -170,13 +170,18 @@ def test_a_wrong_image_folder_fails_and_can_be_set_right(home, tmp_path):
     assert "Is the folder of images right" in output and not list(out.iterdir())
 
 
-def test_a_storage_error_in_a_worker_keeps_its_exit_code(home, tmp_path):
+def test_a_store_of_images_that_does_not_answer_is_no_fault_of_the_records(home, tmp_path):
     source = write_bad_folder(tmp_path / "data")
-    (tmp_path / "data/images/missing.jpg").mkdir()  # reading a folder is no fault of the record
-    flags = bad_flags(source, tmp_path / "words", home)
-    code, output = run_job("tokenize_corpus", *flags, log=tmp_path / "worker.log")
+    images = str(source.parent / "images")
+    flags = [
+        "s3://b/images" if flag == images else flag
+        for flag in bad_flags(source, tmp_path / "words", home, *HERE)
+    ]
+    nowhere = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "SAMTOK_STORAGE_RETRY_S": "1"}
+    nowhere |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+    code, output = run_job("tokenize_corpus", *flags, log=tmp_path / "worker.log", env=nowhere)
     assert code == 4, output[-3000:]
-    assert "StorageError: " in output and "missing.jpg" in output
+    assert "StorageError: " in output and "still failing after" in output
     assert "Traceback" not in output[-1000:]
 
 

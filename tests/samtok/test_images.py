@@ -215,10 +215,24 @@ def test_resizing_is_bicubic_and_ignores_the_aspect_ratio():
     assert resized.shape == (12, 12, 3) and resized.flags.writeable
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "train/a b.jpg", "a..b/c.jpg", "./a.jpg", "é/ü.png", "..."])
+@pytest.mark.parametrize("name", ["a.jpg", "train/a b.jpg", "a..b/c.jpg", "é/ü.png", "...", "data/x:1.jpg"])
 def test_relative_names_are_joined_to_local_and_remote_roots(tmp_path, name):
-    assert safe_join("s3://bucket/coco/", name) == f"s3://bucket/coco/{name}"
-    assert safe_join(str(tmp_path), name) == str(tmp_path / name)
+    for written in (name, f"./{name}", name.replace("/", "//"), f"{name}/."):
+        assert safe_join("s3://bucket/coco/", written) == f"s3://bucket/coco/{name}"
+        assert safe_join(str(tmp_path), written) == str(tmp_path / name)
+
+
+def test_an_absolute_name_below_the_root_is_inside_it(tmp_path):
+    (tmp_path / "entrance").symlink_to(tmp_path)
+    for root in (str(tmp_path), f"{tmp_path}/", str(tmp_path / "entrance")):
+        for name in (f"{root}/train/a.jpg", f"{tmp_path}/train/a.jpg"):
+            assert safe_join(root, name) == f"{root.rstrip('/')}/train/a.jpg"
+    assert safe_join("s3://b/coco", "s3://b/coco/train/a.jpg") == "s3://b/coco/train/a.jpg"
+    for root, name in ((str(tmp_path), f"{tmp_path}2/a.jpg"), ("s3://b/coco", "s3://b/coco2/a.jpg")):
+        with pytest.raises(DataError, match="it is absolute|it is a URI"):
+            safe_join(root, name)
+    with pytest.raises(DataError, match="has a part"):
+        safe_join(str(tmp_path), f"{tmp_path}/../a.jpg")
 
 
 @pytest.mark.parametrize(
@@ -235,6 +249,10 @@ def test_relative_names_are_joined_to_local_and_remote_roots(tmp_path, name):
         ("a\\b", "backslash"),
         ("a.jpg\0.txt", "NUL"),
         ("s3://other/a.jpg", "it is a URI"),
+        ("https://host/a.jpg", "it is a URI"),
+        ("data:image/png;base64,iVBORw0KGgo=", "it is a URI"),
+        (".", "it names a folder"),
+        (".//./", "it names a folder"),
     ],
 )
 @pytest.mark.parametrize("root", ["data", "s3://bucket/coco"])
@@ -257,6 +275,12 @@ def test_links_may_point_inside_the_root_only(tmp_path):
     for name in ("bad/a.jpg", "bad", "loop/a.jpg"):
         with pytest.raises(DataError, match=r"a link leads outside|cannot be resolved"):
             safe_join(str(root), name)
+    with pytest.raises(DataError, match=rf"--corpus.link-root {tmp_path}/root-secret allows that"):
+        safe_join(str(root), "bad/a.jpg")
+    named = (str(tmp_path / "other"), str(tmp_path / "root-secret"))
+    assert safe_join(str(root), "bad/a.jpg", link_roots=named) == str(root / "bad/a.jpg")
+    with pytest.raises(DataError, match="a link leads outside"):
+        safe_join(str(root), "bad/a.jpg", link_roots=named[:1])
 
 
 def test_a_root_of_another_kind_is_a_programming_error():

@@ -82,7 +82,10 @@ def test_a_png_that_says_more_pixels_than_are_allowed_is_not_inflated():
     header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
     parts = [(b"IHDR", header), (b"tEXt", b"bad"), (b"IDAT", zlib.compress(bytes(10**7)))]
     data = b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body) * (kind != b"tEXt"))
+        struct.pack(">I", len(body))
+        + kind
+        + body
+        + struct.pack(">I", zlib.crc32(kind + body) * (kind != b"tEXt"))
         for kind, body in parts
     )
     with pytest.raises(DataError):

@@ -1,0 +1,139 @@
+"""A record whose reading raises anything, or kills its process, is one reject and ends no run."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pipelines.ingestion import apart
+from pipelines.ingestion.image_source import read_image
+from pipelines.ingestion.reader import Input, read_record
+from samtok.errors import DataError
+from tests.bad_folder import HEIGHT, WIDTH, write_bad_folder
+from tests.corpora import save_micro_tokenizer
+from tests.jobs import read_manifest, run_job
+from tests.readers import build_reader
+
+MARK = b"kills its decoder"
+KILLER = f"""
+import os, signal
+try:
+    from PIL import Image
+except ImportError:
+    Image = None
+
+def open_or_die(file, *args, _open=Image and Image.open, **options):
+    if {MARK!r} in file.getvalue():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return _open(file, *args, **options)
+
+if Image is not None:
+    Image.open = open_or_die
+"""
+"""Stands for a decoder that a file crashes: no such file is known of the Pillow that is installed."""
+
+
+def test_in_its_own_process_work_dies_alone_and_what_follows_is_done():
+    with apart.in_own_process():
+        with pytest.raises(DataError, match="x.png: reading it killed its process") as caught:
+            apart.isolated(os.abort, "x.png")
+        assert caught.value.reason == apart.CRASHED
+        assert apart.isolated(partial(divmod, 7, 4), "y.png") == (1, 3)
+        with pytest.raises(DataError, match="z.png: an unforeseen ZeroDivisionError"):
+            apart.isolated(partial(divmod, 7, 0), "z.png")
+
+
+def test_an_unforeseen_error_of_a_reader_is_a_reject_of_its_record(tmp_path: Path):
+    """A payload that no reader of ours writes: reading it raises KeyError."""
+    source = write_bad_folder(tmp_path)
+    reader = build_reader("coco", source=str(source), images=str(tmp_path / "images"))
+    found = read_record(reader, Input("7", json.dumps({"image": {}}), 3))
+    assert found.row is None and found.num_masks_in == 3
+    assert [entry["reason"] for entry in found.rejects] == [apart.CRASHED]
+
+
+def test_an_image_of_more_pixels_than_allowed_is_rejected_before_it_is_decoded(tmp_path: Path):
+    write_bad_folder(tmp_path)
+    good = str(tmp_path / "images" / "good.png")
+    read_image(good, expected_hw=(HEIGHT, WIDTH), max_pixels=HEIGHT * WIDTH)
+    with pytest.raises(DataError, match=f"expected at most {HEIGHT * WIDTH - 1}") as caught:
+        read_image(good, expected_hw=(HEIGHT, WIDTH), max_pixels=HEIGHT * WIDTH - 1)
+    assert caught.value.reason == "image_bomb"
+
+
+# ---------------------------------------------------------------- with Ray
+
+
+@pytest.fixture
+def killer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Has every Python that starts crash over images with the mark in them."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(KILLER)
+    path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
+    monkeypatch.setenv("PYTHONPATH", path)
+    return path
+
+
+IN_POOLS = """
+import sys
+from functools import partial
+
+from pipelines import cluster, shard_pool
+from pipelines.config import WorkerConfig
+from pipelines.ingestion.image_source import read_image
+from samtok.errors import DataError
+
+def verdict(folder, shard):
+    try:
+        return str(read_image(f"{folder}/{shard}.png", expected_hw=(40, 56)).shape)
+    except DataError as error:
+        return error.reason
+
+if __name__ == "__main__":
+    worker, work = WorkerConfig(gpus=0), partial(verdict, sys.argv[1])
+    with cluster.pool_session(2, worker):
+        import ray
+        print(*sorted(shard_pool.through_tasks(work, [0, 1], at_once=1, worker=worker, remedy="--workers")))
+        lasting = {"max_restarts": shard_pool.MAX_RETRIES, "max_task_retries": shard_pool.MAX_RETRIES}
+        actor = ray.remote(shard_pool.ShardWorker).options(**lasting).remote(lambda: verdict)
+        print(*ray.get([actor.do.remote(sys.argv[1], shard) for shard in (0, 1)]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_an_image_that_kills_its_decoder_is_a_reject_in_every_pool(tmp_path: Path, killer: str):
+    write_bad_folder(tmp_path)
+    good = (tmp_path / "images" / "good.png").read_bytes()
+    (tmp_path / "0.png").write_bytes(good)
+    (tmp_path / "1.png").write_bytes(good + MARK)
+    (tmp_path / "pools.py").write_text(IN_POOLS)
+    command = [sys.executable, "pools.py", str(tmp_path)]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    lines = [line for line in said.stdout.splitlines() if line.endswith(apart.CRASHED)]
+    assert lines == [f"(40, 56, 3) {apart.CRASHED}"] * 2, said.stdout + said.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_images_that_kill_their_decoders_cost_themselves_and_not_the_run(tmp_path: Path, killer: str):
+    source = write_bad_folder(tmp_path / "data")
+    for name in ("good.png", "gray.png"):
+        with (tmp_path / "data/images" / name).open("ab") as file:
+            file.write(MARK)
+    out, tokenizer = tmp_path / "words", save_micro_tokenizer(tmp_path / "micro")
+    code, output = run_job(
+        *("tokenize_corpus", "--corpus.reader", "coco", "--corpus.source", str(source)),
+        *("--corpus.images", str(source.parent / "images"), "--out", str(out), "--tokenizer", tokenizer),
+        *("--tracking", "off", "--report-images", "0", "--max-reject-rate", "0.9"),
+        log=tmp_path / "log",
+        env={"PYTHONPATH": killer},
+    )
+    assert code == 0, output[-3000:]
+    assert "2 crashed_worker" in output
+    assert read_manifest(out)["totals"]["rows_out"] == 3
