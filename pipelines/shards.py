@@ -142,11 +142,12 @@ def check_fingerprint(plan: Plan, wanted: Mapping[str, Any]) -> None:
 
 
 def may_replace(plan: Plan, wanted: Mapping[str, Any]) -> bool:
-    """Returns whether a plan has other settings and nothing came of it, neither words nor chats; raises as
-    ``check_fingerprint`` if it has other settings and something did."""
+    """Returns whether a plan has other settings and its committed shards, at least one, have neither words nor
+    chats; raises as ``check_fingerprint`` if it has other settings and may still become something."""
     if not differences(plan.fingerprint, wanted):
         return False
-    if any(record["counts"].get(name) for record in _records(plan) for name in ("masks_out", "samples_out")):
+    counts = [record["counts"] for record in _records(plan)]
+    if not counts or any(one.get(name) for one in counts for name in ("masks_out", "samples_out")):
         check_fingerprint(plan, wanted)
     return True
 

@@ -76,7 +76,7 @@ def missing_flags(config: Any, prefix: str = "") -> Iterator[str]:
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), prefix + field.name.replace("_", "-")
         if value is tyro.MISSING:
-            yield from (f"--{name}", GIVEN.get(name.removeprefix("train."), f"none/{field.name}"))
+            yield from (f"--{name}", GIVEN.get(name.removeprefix("train."), f"none/at/{field.name}"))
         elif dataclasses.is_dataclass(value):
             yield from missing_flags(value, f"{name}.")
 

@@ -58,6 +58,7 @@ class World:
             "out": str(self.home / "run"),
             "model": self.model,
             "chats": (self.chat,),
+            "tokenizer": "tour",
             "prompts_per_step": 4,
             "steps": 8,
             "rollout": RolloutConfig(group_size=4, max_new_tokens=MAX_TOKENS, prompts_per_task=4, worker=CPU),
