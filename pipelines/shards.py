@@ -142,8 +142,8 @@ def check_fingerprint(plan: Plan, wanted: Mapping[str, Any]) -> None:
 
 
 def may_replace(plan: Plan, wanted: Mapping[str, Any]) -> bool:
-    """Returns whether a plan has other settings and its committed shards, at least one, have neither words nor
-    chats; raises as ``check_fingerprint`` if it has other settings and may still become something."""
+    """Returns whether a plan has other settings and its committed shards, at least one, hold nothing; raises
+    as ``check_fingerprint`` if it has other settings and may still become something."""
     if not differences(plan.fingerprint, wanted):
         return False
     counts = [record["counts"] for record in _records(plan)]

@@ -93,8 +93,9 @@ def _some(inputs: list[Input]) -> list[Input]:
 
 
 def _faults_of(reader: Reader, inputs: list[Input]) -> Counter[str]:
-    """Opens images; returns what speaks against them. Raises DataError if none is there."""
-    faults, missing = Counter[str](), 0
+    """Opens images; returns what speaks against them. Raises DataError if none is there of those that may be
+    looked for."""
+    faults, missing, tried = Counter[str](), 0, 0
     for item in inputs:
         result = read_record(reader, item)
         found = [(entry["reason"], entry["message"]) for entry in result.rejects]
@@ -105,8 +106,9 @@ def _faults_of(reader: Reader, inputs: list[Input]) -> Counter[str]:
             except DataError as error:
                 found.append((error.reason, str(error)))
         faults.update(message for _, message in found)
-        missing += bool(_MISSING & {reason.rpartition("/")[2] for reason, _ in found})
-    if inputs and missing == len(inputs):
+        gone = bool(_MISSING & {reason.rpartition("/")[2] for reason, _ in found})
+        missing, tried = missing + gone, tried + (gone or row is not None)
+    if tried and missing == tried:
         raise DataError(
             f"none of the {missing} images of {reader.name} that were tried is there, such as: "
             f"{next(iter(faults)).rstrip('.')}. Is the folder of images right, and mounted?",

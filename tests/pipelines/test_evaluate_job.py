@@ -144,7 +144,7 @@ def test_bad_corpora_end_with_their_exit_code_and_what_to_do(home, tmp_path, spe
     code, output = run_job(
         "evaluate_tokenizer", *flags(home, tmp_path / "lost", lost), log=tmp_path / "lost.log"
     )
-    assert code == 3 and "6 of 6 images cannot be used already" in output, output[-2000:]
+    assert code == 3 and "none of the 6 images of coco that were tried is there" in output, output[-2000:]
     assert "Is the folder of images right" in output
     assert not (tmp_path / "lost/metrics.json").exists()
 
