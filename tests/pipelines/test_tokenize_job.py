@@ -105,7 +105,7 @@ def test_a_driver_killed_twice_is_resumed_to_the_same_bytes(home, whole):
     assert code == 0, output[-3000:]
     assert f"15 shards, {done} committed" in output
     assert data_digests(read_manifest(out)) == data_digests(read_manifest(whole))
-    assert len(list((out / "data").iterdir())) == 15  # the orphan is gone
+    assert len(list((out / "data").glob("shard-*"))) == 15  # the orphan is gone; `.tmp-` may stay
 
 
 @pytest.mark.long
