@@ -47,7 +47,7 @@ def _of_line(line: Line) -> TeacherReply:
             )
     except DataError as error:
         return TeacherReply(f"line-{line.number:08d}", reason=error.reason, message=str(error))
-    return TeacherReply(*map(str, texts))
+    return TeacherReply(str(texts[0]), str(texts[1]))
 
 
 def of_shards(out: str, manifest: Mapping[str, Any]) -> Iterator[TeacherReply]:
