@@ -9,16 +9,14 @@ Markdown per run, with what the terminal says last, and fails if one breaks the 
 """
 
 import argparse
-import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
-LIMIT_S = 600
+from tests.jobs import run_job
+
 SMALL = ("--tracking", "off", "--max-reject-rate", "0.5")
 
 
@@ -31,7 +29,8 @@ def main() -> int:
     good = True
     with tempfile.TemporaryDirectory(prefix="samtok-faults-") as work:
         for name, job, arguments in _runs(folder, Path(work)):
-            code, output = _run(job, arguments, Path(work))
+            log = Path(work) / f"{name.replace('/', '-')}-{job}.log"
+            code, output = run_job(job, *arguments, *SMALL, log=log)
             fault = _fault(code, output)
             good &= fault is None
             said = fault or _said(output)
@@ -58,21 +57,6 @@ def _runs(folder: Path, work: Path) -> Iterator[tuple[str, str, list[str]]]:
         used = ["--preset", "smoke", "--chats", str(out)]
         yield name, "train_mllm", [*used, "--out", f"{out}-trained"]
         yield name, "evaluate_mllm", [*used, "--out", f"{out}-asked", "--workers", "0"]
-
-
-def _run(job: str, arguments: list[str], work: Path) -> tuple[int, str]:
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / f"jobs/{job}.py"), *arguments, *SMALL],
-        cwd=work,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
-    return done.returncode, done.stdout
 
 
 def _fault(code: int, output: str) -> str | None:

@@ -80,19 +80,17 @@ def test_the_first_the_last_and_some_between_are_opened(tmp_path):
     assert (places[0], places[-1]) == (0, 19) and places[1:-1] != list(range(1, 7))
 
 
+def words_flags(root: Path, out: Path) -> list[str]:
+    """Flags that tokenize the COCO corpus below ``root`` in this process; --corpus.images is left out."""
+    flags = ["--corpus.reader", "coco", "--corpus.source", str(root / FILES["coco"]), "--tokenizer", "tiny"]
+    return [*flags, "--out", str(out), "--workers", "0", "--report-images", "0", "--tracking", "off"]
+
+
 @pytest.mark.parametrize("wrong", ["nothing", "annotations"])
 def test_a_mistyped_folder_of_images_is_an_error_before_anything_is_planned(tmp_path, wrong, capsys):
     corpus(tmp_path, "coco")
     right, out = str(tmp_path / "train"), tmp_path / "words"
-    flags = [
-        "--corpus.reader",
-        "coco",
-        "--corpus.source",
-        str(tmp_path / FILES["coco"]),
-        "--tokenizer",
-        "tiny",
-    ]
-    flags += ["--out", str(out), "--workers", "0", "--report-images", "0", "--tracking", "off"]
+    flags = words_flags(tmp_path, out)
     for more in (["--dry-run"], []):
         code = tokenize_corpus([*flags, "--corpus.images", str(tmp_path / wrong), *more])
         assert code == 3 and "Is the folder of images right" in capsys.readouterr().err
@@ -122,16 +120,8 @@ def test_training_a_tokenizer_opens_images_first_too(tmp_path, capsys):
 def test_a_corpus_in_which_nothing_got_words_is_planned_anew_and_another_is_not(tmp_path, capsys):
     corpus(tmp_path, "coco")
     out = tmp_path / "words"
-    flags = [
-        "--corpus.reader",
-        "coco",
-        "--corpus.source",
-        str(tmp_path / FILES["coco"]),
-        "--tokenizer",
-        "tiny",
-    ]
+    flags = words_flags(tmp_path, out)
     flags += ["--corpus.images", str(tmp_path / "train"), "--limit", "2", "--shard-rows", "1"]
-    flags += ["--out", str(out), "--workers", "0", "--report-images", "0", "--tracking", "off"]
     tokenize_corpus([*flags, "--min-area-px", "9999"])
     assert list((out / "commits").iterdir())
     assert tokenize_corpus([*flags, "--dry-run"]) == 0
