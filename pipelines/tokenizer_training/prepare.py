@@ -148,9 +148,10 @@ def _specs(config: TrainTokenizerConfig) -> tuple[tuple[CorpusSpec, ...], tuple[
             "weight=.",
             owner=config.validation,
         )
+    fresh = not has_begun(config.out)
     for spec in (*specs, *held_out):
         require_source(spec.corpus)
-        if not has_begun(config.out):
+        if fresh:
             peek(spec.reader())
     trained = [spec.corpus for spec in specs]
     for spec in held_out:
