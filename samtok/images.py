@@ -150,7 +150,8 @@ def safe_join(root: str, name: str, *, link_roots: Sequence[str] = ()) -> str:
     except (OSError, RuntimeError, ValueError) as error:  # a link that leads to itself, half a character
         raise _unsafe(root, given, f"it cannot be resolved: {error}") from error
     if not inside:
-        fault = f"a link leads outside, to {end}; --corpus.link-root {end.parent} allows that"
+        allow = "--corpus.link-root, or link_root= in --corpora"  # the jobs' names for ``link_roots``
+        fault = f"a link leads outside, to {end}; {end.parent} as {allow} allows that"
         raise _unsafe(root, given, fault)
     return str(path)
 

@@ -69,7 +69,7 @@ class _Room:
             self.close()
             raise DataError(
                 f"{what}: reading it killed its process (exit code {process.exitcode}). If memory is short, "
-                "lower --max-image-pixels; else the file is one that crashes its decoder.",
+                "lower --workers; else the file is one that crashes its decoder.",
                 reason=CRASHED,
             ) from error
         if isinstance(answer, Exception):

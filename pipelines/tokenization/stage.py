@@ -31,11 +31,12 @@ MAX_DENSE_PIXELS = 2**28
 """Pixels, and bytes, of the masks that are held at full size at once."""
 
 WHY_FILTERED = {
-    "crowd": "is marked iscrowd 1, as CVAT marks brush masks; without crowd in --skip it gets words",
-    "void": "is marked as ignored; without void in --skip it gets words",
+    "crowd": "is marked iscrowd 1, as CVAT marks brush masks; tokenize_corpus gives it words without crowd in"
+    " --skip",
+    "void": "is marked as ignored; tokenize_corpus gives it words without void in --skip",
     "empty": "has no pixels",
     "box_only": "is a box without a mask",
-    "min_area": "has fewer pixels than --min-area-px",
+    "min_area": "has fewer pixels than --min-area-px of tokenize_corpus",
 }
 
 COUNTS = shards.COUNTS["words"]
