@@ -3,9 +3,9 @@
     python -m tests.benchmarks.fault_samples FOLDER
 
 Every folder in it that has an ``ann.json`` and a folder ``img`` is tokenized as a COCO corpus; every
-``*.jsonl`` is imported as chats, which are then learnt from and asked. Of all runs must be true: exit code 0
-or 3 (2 for a file that is no such input at all), no traceback, and counts that add up. Prints a line of
-Markdown per run, with what the terminal says last, and fails if one breaks the rule.
+``*.jsonl`` is imported as chats, which are then learnt from, by examples and by rewards. Of all runs must be
+true: exit code 0 or 3 (2 for a file that is no such input at all), no traceback, and counts that add up.
+Prints a line of Markdown per run, with what the terminal says last, and fails if one breaks the rule.
 """
 
 import argparse
@@ -51,13 +51,13 @@ def _runs(folder: Path, work: Path) -> Iterator[tuple[str, str, list[str]]]:
     for chats in sorted(folder.glob("*/*.jsonl")):
         name, out = f"{chats.parent.name}/{chats.name}", work / f"{chats.parent.name}-{chats.stem}"
         imported = ["--jsonl.source", str(chats), "--jsonl.images", str(chats.parent / "img")]
-        imported += ["--jsonl.num-codes", "8"]  # those of the models that ship
+        imported += ["--jsonl.task", "gres", "--jsonl.num-codes", "8"]  # those of the models that ship
         yield name, "compose_dialogues", [*imported, "--out", str(out)]
         if not (out / "_MANIFEST.json").exists():
             continue
         used = ["--preset", "smoke", "--chats", str(out)]
         yield name, "train_mllm", [*used, "--out", f"{out}-trained"]
-        yield name, "evaluate_mllm", [*used, "--out", f"{out}-asked", "--workers", "0"]
+        yield name, "grpo_gres", [*used, "--out", f"{out}-learnt", "--prompts.tasks", "gres"]
 
 
 def _fault(code: int, output: str) -> str | None:
