@@ -1,12 +1,15 @@
 """Fixtures of tests that run whole jobs."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from pipelines import env
 from pipelines.tracking import Tracker
 from tests import corpora
+from tests.faulty_store import FaultyStore, faulty_store
 from tests.jobs import NUM_IMAGES, flags, run_job
 
 
@@ -40,3 +43,15 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def database(empty_database: Path, tmp_path: Path) -> Path:
     """A copy of that database in ``tmp_path``."""
     return Path(shutil.copy(empty_database, tmp_path / "mlflow.db"))
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyStore]:
+    """A store that misbehaves as told, and the variables by which this process finds it."""
+    with faulty_store() as store:
+        monkeypatch.setenv(env.AWS_ENDPOINT_URL, store.endpoint)
+        monkeypatch.setenv(env.AWS_ACCESS_KEY_ID, "test")
+        monkeypatch.setenv(env.AWS_SECRET_ACCESS_KEY, "secret-of-the-test")
+        monkeypatch.setenv(env.AWS_REGION, "us-east-1")
+        monkeypatch.setenv(env.STORAGE_RETRY_S, "20")
+        yield store

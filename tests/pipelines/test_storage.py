@@ -19,7 +19,7 @@ import pytest
 from pipelines import env, storage
 from pipelines.storage import local
 from samtok.errors import ConfigError, DataError, StorageError
-from tests.faulty_store import FaultyStore, faulty_store
+from tests.faulty_store import FaultyStore
 
 
 def run_child(code: str, *arguments: str) -> subprocess.Popen:
@@ -315,17 +315,6 @@ def test_a_folder_that_can_be_used_passes_the_check_and_stays_clean(tmp_path: Pa
 
 
 # ---------------------------------------------------------------- faults of a store
-
-
-@pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyStore]:
-    with faulty_store() as store:
-        monkeypatch.setenv(env.AWS_ENDPOINT_URL, store.endpoint)
-        monkeypatch.setenv(env.AWS_ACCESS_KEY_ID, "test")
-        monkeypatch.setenv(env.AWS_SECRET_ACCESS_KEY, "secret-of-the-test")
-        monkeypatch.setenv(env.AWS_REGION, "us-east-1")
-        monkeypatch.setenv(env.STORAGE_RETRY_S, "20")
-        yield store
 
 
 @pytest.mark.parametrize("fault", ["503", "slow", "reset"])

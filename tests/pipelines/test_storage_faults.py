@@ -5,14 +5,13 @@ import pickle
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipelines import env, storage
 from samtok.errors import StorageError
-from tests.faulty_store import FaultyStore, faulty_store
+from tests.faulty_store import FaultyStore
 
 NAMES = {
     "folder": "folder",
@@ -69,13 +68,9 @@ def test_a_bucket_that_is_not_there_is_the_fault_of_what_names_it(bucket: str):
 
 
 @pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyStore]:
-    with faulty_store() as store:
-        monkeypatch.setenv(env.AWS_ENDPOINT_URL, store.endpoint)
-        monkeypatch.setenv(env.AWS_ACCESS_KEY_ID, "key")
-        monkeypatch.setenv(env.AWS_SECRET_ACCESS_KEY, "secret")
-        monkeypatch.setenv(env.STORAGE_RETRY_S, "0.3")
-        yield store
+def store(store: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> FaultyStore:
+    monkeypatch.setenv(env.STORAGE_RETRY_S, "0.3")
+    return store
 
 
 REFUSED = """
