@@ -107,6 +107,8 @@ def distances_alike(out: Path) -> list[float]:
     return [float(torch.corrcoef(both)[0, 1]) for both in apart]
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_rows_from_codebooks_have_their_geometry_and_the_lineage_says_so(tmp_path):
     source = build(tmp_path / "hub", words=False)
     for name, flags in {
@@ -123,6 +125,8 @@ def test_rows_from_codebooks_have_their_geometry_and_the_lineage_says_so(tmp_pat
         assert lineage["tokenizer_sha256"] == weights_sha256("tiny")
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_the_run_is_tracked_with_its_lineage(tmp_path):
     out, tracking = tmp_path / "out", f"sqlite:///{tmp_path}/runs.db"
     assert main(["--preset", "smoke", "--rows", "noise", "--out", str(out), "--tracking", tracking]) == 0

@@ -63,6 +63,8 @@ def steps_of(world: World, **changes) -> tuple[Trainer, list[dict[str, float]]]:
 # ---------------------------------------------------------------- learning
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_the_loss_falls_and_the_model_comes_out_as_a_folder_of_hugging_faces(world, whole):
     assert losses(whole)[-1] < 0.7 * losses(whole)[0]
     folder = whole / "final"
@@ -173,6 +175,8 @@ def kill_after(step: int, config: TrainMllmConfig, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("step", [4, EPOCH + 2, 12])
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_a_run_that_ends_at_a_checkpoint_goes_on_bit_for_bit(world, tmp_path, whole, step, monkeypatch):
     config = short(world, tmp_path / "out")
     kill_after(step, config, monkeypatch)
@@ -185,6 +189,8 @@ def test_a_run_that_ends_at_a_checkpoint_goes_on_bit_for_bit(world, tmp_path, wh
         assert record_of(tmp_path / "out")[name] == record_of(whole)[name], name
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_a_run_goes_on_after_the_border_of_an_epoch(world, tmp_path, whole):
     cut = short(
         world, tmp_path / "out", checkpoints=dataclasses.replace(short(world, "x").checkpoints, every=6)
@@ -245,6 +251,8 @@ def spoilt(world: World, out: Path, change) -> str:
         ("malformed_words", lambda row: row["messages"][1]["content"][0].update(text="<|mt_start|>")),
     ],
 )
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_a_chat_that_cannot_be_used_is_replaced_and_listed(world, tmp_path, reason, change):
     corpus = spoilt(world, tmp_path / "chats", change)
     config = short(world, tmp_path / "out", chats=(corpus,), steps=EPOCH, max_reject_rate=0.5)
@@ -260,6 +268,8 @@ def test_a_chat_that_cannot_be_used_is_replaced_and_listed(world, tmp_path, reas
     assert all(row["stage"] == "load" and row["message"] for row in rows)
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_an_image_that_the_processor_refuses_is_replaced_and_a_run_goes_on_behind_it(
     world, tmp_path, monkeypatch
 ):
@@ -277,6 +287,8 @@ def test_an_image_that_the_processor_refuses_is_replaced_and_a_run_goes_on_behin
     assert curve_of(tmp_path / "cut") == curve_of(tmp_path / "whole")
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_a_chat_that_is_too_long_is_left_out_and_never_cut(world, tmp_path):
     lengths = [len(p.sample) for step in loader(world).steps(0) for p in step]
     limit = int(np.median(lengths))

@@ -225,6 +225,8 @@ def metrics_in(database) -> dict[str, int]:
         return dict(connection.execute("select key, count(*) from metrics group by key").fetchall())
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_a_trial_that_ended_unseen_is_closed_by_the_next_driver_and_only_once(finished, database):
     from mlflow import MlflowClient
 

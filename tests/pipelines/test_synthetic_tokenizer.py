@@ -55,6 +55,8 @@ def tokenized(places: dict[str, Path], name: str, out: Path, tracking: str) -> s
     return (out / "report/index.html").read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_words_of_photographs_by_a_synthetic_tokenizer_carry_a_warning(places, database, tmp_path, capsys):
     from mlflow import MlflowClient
 

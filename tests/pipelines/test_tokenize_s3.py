@@ -31,6 +31,7 @@ def test_a_killed_driver_is_resumed_to_the_same_bytes_on_s3(home: Path, whole: P
     assert stored == {shard["data"]["file"].removeprefix("data/") for shard in read_manifest(out)["shards"]}
 
 
+@pytest.mark.long
 def test_a_run_survives_a_killed_actor_and_a_restart_of_the_s3_server(
     home: Path, whole: Path, bucket: str, s3: S3Server
 ):

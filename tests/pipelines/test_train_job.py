@@ -141,6 +141,7 @@ def test_the_job_runs_under_ray_job_submit_and_tracks_in_mlflow(home, tmp_path):
     assert json.loads((out / "final" / "lineage.json").read_text())["mlflow_run"] == run.info.run_id
 
 
+@pytest.mark.long
 def test_a_corpus_without_usable_masks_is_refused_before_workers_start(home, tmp_path):
     command = flags(home, tmp_path / "out", "--sampling.min-area-px", "100000")
     code, output = run_job("train_tokenizer", *command, log=tmp_path / "log")

@@ -144,6 +144,8 @@ TEMPLATES = {
 
 
 @pytest.mark.parametrize("kind", TEMPLATES)
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_a_template_that_escapes_or_fills_memory_is_refused(folder, kind):
     template, message = TEMPLATES[kind]
     (folder / "chat_template.jinja").write_text(template)
@@ -151,6 +153,8 @@ def test_a_template_that_escapes_or_fills_memory_is_refused(folder, kind):
         load_adapter(folder)
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_a_template_that_loops_is_ended(monkeypatch):
     monkeypatch.setattr(chat_template, "MAX_CPU_S", 4)
     endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"

@@ -91,6 +91,8 @@ def plain(speaker) -> tuple[list[list[int]], list[np.ndarray], list[list[int]]]:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_a_setting_of_the_checkpoint_changes_nothing_that_is_said(speaker, plain, name):
     theirs = speaker.model.generation_config = GenerationConfig(**{"do_sample": True, name: SETTINGS[name]})
     ids, log_probs, answers = speaker.said()

@@ -48,6 +48,8 @@ def prompts_of(adapter: Adapter, count: int) -> list[Encoded]:
     return [adapter.encode_prompt([Turn("user", (text,))], []) for text in texts * -(-count // 3)][:count]
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_two_thousand_answers_of_an_untrained_model_hold_no_malformed_word_and_without_it_they_do(
     folder: str, adapter: Adapter
 ):

@@ -52,6 +52,8 @@ def as_messages(turns: list[Turn]) -> list[dict]:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("system", ["", SYSTEM])
 @pytest.mark.parametrize("answered", [True, False])
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_ids_and_pixels_are_those_of_the_checkpoints_own_processor(tmp_path, family, system, answered):
     adapter = loaded(build(tmp_path, family, system=system))
     processor = load_processor(tmp_path)
@@ -178,6 +180,8 @@ def speaker(request, tmp_path_factory) -> Adapter:
 
 @settings(max_examples=40, deadline=None)
 @given(made=st.integers(0, 10**9), style=st.sampled_from(STYLES), turns=st.integers(1, 3))
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_composed_answers_of_all_tasks_and_styles_come_back(speaker, made, style, turns):
     asked = dict.fromkeys(TASKS, 1.0)
     if not speaker.object_tokens and style in ("json", "authors"):
