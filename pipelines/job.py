@@ -191,6 +191,8 @@ def _work(job: Job[Any]) -> int:
         _print([*closing.rows, *((items.unit, items.line()) for items in closing.items)])
         _print(rejects.table_of(closing.reasons))
         _print([("time", f"{run.seconds:.0f} s"), ("mlflow", run.tracker.link), ("out", config.out)])
+        for line in rejects.warnings(closing.reasons):
+            log.warning("%s", line)
         for items in closing.items:
             items.check(config.max_reject_rate, config.out, closing.reasons)
             if (line := items.warning(closing.reasons)) is not None:

@@ -23,6 +23,9 @@ MAX_TABLES = 40
 COMMONEST = 3
 """Reasons that are printed of what was rejected, and of what was filtered."""
 
+ASK_FOR_A_FLAG = ("masks_turned",)
+"""Reasons by which nothing is lost, though results are likely wrong: what they name is a warning."""
+
 _EXAMPLE_CHARS = 240
 
 
@@ -125,6 +128,12 @@ def table_of(reasons: Sequence[Reason]) -> list[tuple[str, str]]:
             texts.append(f"{sum(one.count for one in others)} for {len(others)} other reasons")
         lines += [("" if number else head, text) for number, text in enumerate(texts)]
     return lines
+
+
+def warnings(reasons: Sequence[Reason]) -> list[str]:
+    """Returns a sentence for each of ``ASK_FOR_A_FLAG`` that is among the reasons."""
+    asking = [one for one in reasons if one.reason in ASK_FOR_A_FLAG]
+    return [f"{one.count} {one.reason}; for example: {_example(one)}." for one in asking]
 
 
 def summary(reasons: Sequence[Reason]) -> str:

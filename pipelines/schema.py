@@ -48,7 +48,7 @@ _IMAGE_FIELDS = [
     pa.field("dataset", pa.string(), nullable=False),
     pa.field("split", pa.string(), nullable=False),
     pa.field("image_id", pa.string(), nullable=False),  # unique in the dataset
-    pa.field("image_uri", pa.string(), nullable=False),  # file, s3 object, or ``archive.tar#member``
+    pa.field("image_uri", pa.string(), nullable=False),  # ``pipelines.ingestion.image_source``
     pa.field("height", pa.int32(), nullable=False),
     pa.field("width", pa.int32(), nullable=False),
 ]

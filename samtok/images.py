@@ -52,9 +52,7 @@ def decode_image(
             ``image_size``.
     """
     image = open_image(data, where=where, max_pixels=max_pixels)
-    if expected_hw is not None and (image.height, image.width) != expected_hw:
-        image = _turn_upright(image, where, expected_hw)
-    return rgb_of(image, where)
+    return rgb_of(framed(image, where, expected_hw), where)
 
 
 def open_image(
@@ -87,6 +85,18 @@ def open_image(
 
 
 def _loaded(data: bytes, where: str, formats: Sequence[str], max_pixels: int) -> Image.Image:
+    image = _opened(data, where, formats, max_pixels)
+    try:
+        image.load()
+    except Exception as error:
+        raise DataError(
+            f"{where}: the {image.format} image of {len(data)} bytes is cut off or damaged: {error}.",
+            reason="image_truncated",
+        ) from error
+    return image
+
+
+def _opened(data: bytes, where: str, formats: Sequence[str], max_pixels: int) -> Image.Image:
     try:
         image = Image.open(BytesIO(data), formats=list(formats))
     except Image.DecompressionBombError as error:
@@ -102,13 +112,50 @@ def _loaded(data: bytes, where: str, formats: Sequence[str], max_pixels: int) ->
             f"{where}: the image has {image.height}x{image.width} pixels, expected at most {max_pixels}.",
             reason="image_bomb",
         )
+    return image
+
+
+def read_header(data: bytes, *, where: str) -> tuple[tuple[int, int], int]:
+    """Returns height and width of an image as it is stored, and its EXIF orientation, without decoding it: a
+    PNG may have one behind its pixels too, which counts as none. The errors are those of ``open_image``."""
+    image = _opened(data, where, FORMATS, MAX_PIXELS)
+    known = image.format != "PNG" or "exif" in image.info
+    return (image.height, image.width), orientation_of(image) if known else 1
+
+
+def orientation_of(image: Image.Image) -> int:
+    """Returns the EXIF orientation of an open image, 1 to 8; 1, as stored, where none can be read, and for
+    TIFF."""
     try:
-        image.load()
-    except Exception as error:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # noqa: BLE001 EXIF data is anybody's, and no part of the pixels
+        return 1
+    return orientation if orientation in range(1, 9) and image.format != "TIFF" else 1
+
+
+def framed(
+    image: Image.Image, where: str, expected_hw: tuple[int, int] | None = None, *, upright: bool = False
+) -> Image.Image:
+    """Returns an open image as its masks were drawn: as it is stored, or turned as its EXIF orientation says
+    if ``upright`` asks for that, or else if only that gives the expected size.
+
+    Raises:
+        DataError: ``image_size`` for another size than ``expected_hw``.
+    """
+    orientation, stored_hw = orientation_of(image), (image.height, image.width)
+    only_upright = orientation >= 5 and stored_hw != expected_hw == stored_hw[::-1]
+    if orientation > 1 and (upright or only_upright):
+        try:
+            image = ImageOps.exif_transpose(image)
+        except Exception as error:
+            fault = f"{where}: the EXIF data cannot be read: {error}."
+            raise DataError(fault, reason="image_size") from error
+    if expected_hw is not None and (image.height, image.width) != expected_hw:
         raise DataError(
-            f"{where}: the {image.format} image of {len(data)} bytes is cut off or damaged: {error}.",
-            reason="image_truncated",
-        ) from error
+            f"{where}: the image has {image.height}x{image.width} pixels (EXIF orientation {orientation}), "
+            f"the annotation states {expected_hw[0]}x{expected_hw[1]}; is it another version of the image?",
+            reason="image_size",
+        )
     return image
 
 
@@ -163,20 +210,6 @@ def _below(root: str, name: str) -> str:
         if name.startswith(start.rstrip("/") + "/"):
             return name[len(start.rstrip("/")) :].lstrip("/")
     return name
-
-
-def _turn_upright(image: Image.Image, where: str, expected_hw: tuple[int, int]) -> Image.Image:
-    try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
-        if orientation in (5, 6, 7, 8) and (image.width, image.height) == expected_hw:
-            return ImageOps.exif_transpose(image)
-    except Exception as error:
-        raise DataError(f"{where}: the EXIF data cannot be read: {error}.", reason="image_size") from error
-    raise DataError(
-        f"{where}: the image has {image.height}x{image.width} pixels (EXIF orientation {orientation}), the "
-        f"annotation states {expected_hw[0]}x{expected_hw[1]}; is it another version of the image?",
-        reason="image_size",
-    )
 
 
 def rgb_of(image: Image.Image, where: str) -> UInt8[np.ndarray, "height width 3"]:

@@ -11,9 +11,10 @@ from pipelines import schema, storage
 from pipelines.chats.commit import Composed
 from pipelines.dialogues.config import JsonlConfig
 from pipelines.dialogues.exchange import from_record
-from pipelines.ingestion.image_source import below_root, image_name, read_size_hw
+from pipelines.ingestion.image_source import below_root, read_size_hw
 from pipelines.ingestion.json_lines import MAX_LINE_BYTES, parse_line, read_lines
 from pipelines.ingestion.reader import Input
+from pipelines.ingestion.records import image_name
 from samtok.errors import DataError
 
 _PART_BYTES = 64 * 2**20

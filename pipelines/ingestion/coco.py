@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from pipelines import storage
-from pipelines.ingestion import image_source, records
+from pipelines.ingestion import records
 from pipelines.ingestion.file_reader import FileReader, ImageFolders
 from pipelines.ingestion.reader import Input, ReadResult, Reject
 from pipelines.ingestion.records import Record
@@ -118,7 +118,7 @@ class CocoReader(FileReader, CocoOptions):
         try:
             image_hw = records.size_hw(image, f"image {image_id}")
             what = f"{self.image_path} of image {image_id} (the option image_path names the field)"
-            name = image_source.image_name(image.get(self.image_path), what)
+            name = records.image_name(image.get(self.image_path), what)
             if self.image_path == "coco_url":
                 name = "/".join(name.partition("?")[0].split("/")[-2:])
             image_uri = self.image_uri(name)

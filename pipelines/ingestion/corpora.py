@@ -26,6 +26,7 @@ from pipelines.config import (
 from pipelines.ingestion import config as shapes
 from pipelines.ingestion.coco import CocoOptions, CocoReader
 from pipelines.ingestion.grounded import GroundedReader
+from pipelines.ingestion.orientation import Orientation
 from pipelines.ingestion.osprey import OspreyReader
 from pipelines.ingestion.psg import PsgOptions, PsgReader
 from pipelines.ingestion.reader import Reader
@@ -65,6 +66,11 @@ class CorpusConfig(CocoOptions, ReferOptions, PsgOptions):
     link_root: tuple[Place, ...] = ()
     """Folders that links below --.images (sa1b: --.source) may lead into, such as the blobs of a Hugging Face
     cache. By default links must stay below it."""
+    orientation: Orientation = "stored"
+    """Which way up images with an EXIF orientation are read. ``stored``: as they are stored, upright where
+    only that has the size in the annotations. ``upright``: upright; a size in the annotations that is the
+    stored one is exchanged. ``auto``: as ``stored``, and upright where the masks fit only that. With the last
+    two the size of RLEs decides."""
     dataset: str | None = None
     """Name of the dataset in every row; by default the name of the reader."""
     split: str = "train"
@@ -111,7 +117,8 @@ class CorpusConfig(CocoOptions, ReferOptions, PsgOptions):
             later = self._sets(field) and flag_name(name) not in places
             if name in OPTION_KEYS and (name in _FIRST_OPTIONS or later):
                 found[name] = list(value) if isinstance(value, tuple) else value
-        return found | ({"link_root": list(self.link_root)} if self.link_root else {})
+        found |= {"link_root": list(self.link_root)} if self.link_root else {}
+        return found | ({"orientation": self.orientation} if self.orientation != "stored" else {})
 
     def _sets(self, field: dataclasses.Field) -> bool:
         return getattr(self, field.name) != field.default
@@ -139,6 +146,7 @@ def reader_of(corpus: CorpusConfig) -> Reader:
         split=corpus.split,
         source=corpus.source,
         link_root=corpus.link_root,
+        orientation=corpus.orientation,
         **images,
         **{name: getattr(corpus, name) for name in option_names(corpus.reader)},
     )
@@ -170,7 +178,7 @@ _FIRST_OPTIONS = ("mask_key", "image_path", "sentence")
 
 OPTION_KEYS = tuple(dict.fromkeys(name for reader in READERS for name in option_names(reader)))
 """Options that not all readers have."""
-CORPUS_KEYS = ("reader", "source", "images", "link_root", "dataset", "split", *OPTION_KEYS)
+CORPUS_KEYS = ("reader", "source", "images", "link_root", "orientation", "dataset", "split", *OPTION_KEYS)
 SPEC_KEYS = (*CORPUS_KEYS, "weight", "limit")
 """Keys of a corpus in one flag."""
 

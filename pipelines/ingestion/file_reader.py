@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from pipelines import schema, storage
 from pipelines.ingestion import image_source, records
+from pipelines.ingestion.orientation import Orientation
 from pipelines.ingestion.reader import MAX_NAMES, STAGE, Head, Input, Reject
 
 _COUNTED_BYTES = 4 * 2**20
@@ -40,6 +41,7 @@ class FileReader(ABC):
         source: URI of the annotation file.
         images: Folder or prefix that the names of images are relative to and may not leave.
         link_root: Folders besides it that links below it may lead into.
+        orientation: Which way up images are read.
     """
 
     options: ClassVar[type] = NoOptions
@@ -50,6 +52,7 @@ class FileReader(ABC):
     source: str
     images: str
     link_root: tuple[str, ...] = ()
+    orientation: Orientation = "stored"
 
     @abstractmethod
     def inputs(self) -> Iterator[Input | Reject]:

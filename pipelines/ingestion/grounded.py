@@ -66,7 +66,7 @@ class GroundedReader(FileReader, ImageFolders):
         """Reads one image's captions; ``num_masks_in`` of the result equals ``item.num_masks``."""
         body = json.loads(item.payload)
         try:
-            name = image_source.image_name(body["image"]["file_name"], f"file name of image {item.key}")
+            name = records.image_name(body["image"]["file_name"], f"file name of image {item.key}")
             short = body["image"].get("short_name")
             image_uri = self.image_uri(name, *([short] if short else []))
             if body["image"]["height"] is None and body["image"]["width"] is None:

@@ -3,25 +3,31 @@
 A member is written ``archive.tar#offset:size:name``: where its bytes start in the archive, how many there
 are, and its name there, as in ``s3://bucket/sa_000020.tar#1536:204800:sa_223750.jpg``. So reading one image
 of an archive is one ranged read, and no index is needed. Decoding the bytes is ``samtok.images``.
+
+An image that is read upright although its size does not say so (``pipelines.ingestion.orientation``) has the
+end ``#upright``, which travels with it to whatever reads its pixels.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 
 from pipelines import storage
 from pipelines.ingestion import apart
-from pipelines.ingestion.records import is_utf8
 from samtok.errors import DataError
-from samtok.images import decode_image, open_image, safe_join
+from samtok.images import framed, open_image, orientation_of, read_header, rgb_of, safe_join
 from samtok.masks import MAX_PIXELS
 
 MAX_IMAGE_BYTES = 256 * 2**20
 """Largest encoded image that is read, a bound against giant files. SA-1B has about 0.5 MB per image."""
+
+UPRIGHT = "#upright"
+"""End of the URI of an image that is turned as its EXIF orientation says."""
 
 _MEMBER = re.compile(r"(?P<archive>.+?\.tar)#(?P<offset>\d{1,18}):(?P<size>\d{1,18}):(?P<name>.+)", re.DOTALL)
 
@@ -38,6 +44,18 @@ class ImageLocation:
     """Length of the member; None for a file of its own."""
     member: str | None = None
     """Name of the member in the archive; None for a file of its own."""
+    upright: bool = False
+    """Whether its pixels are turned as its EXIF orientation says."""
+
+
+class Picture(NamedTuple):
+    """An image as it was read."""
+
+    pixels: UInt8[np.ndarray, "height width 3"]
+    orientation: int
+    """EXIF orientation of the file, 1 to 8."""
+    turned: bool
+    """Whether the pixels were turned as it says."""
 
 
 def member_uri(archive_uri: str, offset: int, size_bytes: int, name: str) -> str:
@@ -47,10 +65,11 @@ def member_uri(archive_uri: str, offset: int, size_bytes: int, name: str) -> str
 
 def parse_image_uri(image_uri: str) -> ImageLocation:
     """Splits an ``image_uri``; whatever is not ``archive.tar#offset:size:name`` is a file of its own."""
-    match = _MEMBER.fullmatch(image_uri)
+    place, upright = image_uri.removesuffix(UPRIGHT), image_uri.endswith(UPRIGHT)
+    match = _MEMBER.fullmatch(place)
     if match is None:
-        return ImageLocation(image_uri)
-    return ImageLocation(match["archive"], int(match["offset"]), int(match["size"]), match["name"])
+        return ImageLocation(place, upright=upright)
+    return ImageLocation(match["archive"], int(match["offset"]), int(match["size"]), match["name"], upright)
 
 
 def read_image_bytes(image_uri: str, *, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
@@ -86,33 +105,33 @@ def read_image_bytes(image_uri: str, *, max_bytes: int = MAX_IMAGE_BYTES) -> byt
 def read_image(
     image_uri: str, *, expected_hw: tuple[int, int], max_pixels: int = MAX_PIXELS
 ) -> UInt8[np.ndarray, "height width 3"]:
+    """Reads and decodes an image; raises as ``read_picture``."""
+    return read_picture(image_uri, expected_hw=expected_hw, max_pixels=max_pixels).pixels
+
+
+def read_picture(image_uri: str, *, expected_hw: tuple[int, int], max_pixels: int = MAX_PIXELS) -> Picture:
     """Reads and decodes an image.
 
     Raises:
         DataError: As ``read_image_bytes``, ``samtok.images.decode_image`` and ``apart.isolated``.
         StorageError: If the storage fails.
     """
-    data = read_image_bytes(image_uri)
-    decode = partial(decode_image, data, where=image_uri, expected_hw=expected_hw, max_pixels=max_pixels)
+    decode = partial(_decoded, read_image_bytes(image_uri), image_uri, expected_hw, max_pixels)
     return apart.isolated(decode, image_uri)
 
 
-def image_name(value: object, what: str) -> str:
-    """Returns the name of an image as a record has it.
-
-    Raises:
-        DataError: ``image_path`` if it is no text, empty or not UTF-8.
-    """
-    if not isinstance(value, str) or not value or not is_utf8(value):
-        raise DataError(f"{what} is {value!r:.200}, expected the image's place", reason="image_path")
-    return value
+def _decoded(data: bytes, image_uri: str, expected_hw: tuple[int, int] | None, max_pixels: int) -> Picture:
+    stored = open_image(data, where=image_uri, max_pixels=max_pixels)
+    image = framed(stored, image_uri, expected_hw, upright=parse_image_uri(image_uri).upright)
+    return Picture(rgb_of(image, image_uri), orientation_of(stored), image is not stored)
 
 
 def below_root(root: str, name: str, *, link_roots: Sequence[str] = ()) -> str:
     """Returns the URI of an image that a dataset names; DataError ``unsafe_path`` if it may lie elsewhere."""
     uri = safe_join(root, name, link_roots=link_roots)
-    if parse_image_uri(uri).member is not None:  # would be read from inside an archive, past safe_join
-        raise DataError(f"image name {name!r:.200} has the form of a tar member", reason="unsafe_path")
+    if parse_image_uri(uri) != ImageLocation(uri):  # would be read from inside an archive, past safe_join
+        fault = f"image name {name!r:.200} has the form of a tar member, or ends in {UPRIGHT}"
+        raise DataError(fault, reason="unsafe_path")
     return uri
 
 
@@ -151,7 +170,14 @@ def read_size_hw(image_uri: str) -> tuple[int, int]:
 
 def _size_hw(data: bytes, image_uri: str) -> tuple[int, int]:
     image = open_image(data, where=image_uri)
+    image = framed(image, image_uri, upright=parse_image_uri(image_uri).upright)
     return image.height, image.width
+
+
+def stored_frame(image_uri: str) -> tuple[tuple[int, int], int]:
+    """Returns height and width of an image as it is stored, and its EXIF orientation, from its header; raises
+    as ``read_image``."""
+    return apart.isolated(partial(read_header, read_image_bytes(image_uri), where=image_uri), image_uri)
 
 
 def _too_large(image_uri: str, got: str, max_bytes: int) -> DataError:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from itertools import chain, islice
 
 from pipelines.ingestion import apart
-from pipelines.ingestion.image_source import read_image
+from pipelines.ingestion.image_source import read_picture
+from pipelines.ingestion.orientation import note
 from pipelines.ingestion.reader import MAX_NAMES, Input, Reader, Reject, read_record
 from samtok.errors import DataError
 
@@ -102,9 +103,11 @@ def _faults_of(reader: Reader, inputs: list[Input]) -> Counter[str]:
         row = result.row
         if row is not None:
             try:
-                read_image(row["image_uri"], expected_hw=(row["height"], row["width"]))
+                picture = read_picture(row["image_uri"], expected_hw=(row["height"], row["width"]))
             except DataError as error:
                 found.append((error.reason, str(error)))
+            else:
+                found += [(entry["reason"], entry["message"]) for entry in note("decode", row, picture)]
         faults.update(message for _, message in found)
         gone = bool(_MISSING & {reason.rpartition("/")[2] for reason, _ in found})
         missing, tried = missing + gone, tried + (gone or row is not None)

@@ -3,6 +3,7 @@
 Drawing them is ``samtok.masks``, which has refused by then what are no polygons at all.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ def check_visible(polygons: Sequence[Sequence[float]], *, area_px: int, height: 
         DataError: ``polygon_normalised`` for shares of the image's sides, ``polygon_outside`` if no part is
             in the image, ``polygon_collinear`` if there is no area to begin with.
     """
-    drawn = [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
+    drawn = _drawn(polygons)
     corners = _corners(drawn)
     (x0, y0), (x1, y1) = corners.min(axis=0), corners.max(axis=0)
     if x0 >= 0 and y0 >= 0 and x1 <= 1 and y1 <= 1 and area_px <= 1 and (corners % 1).any():
@@ -55,6 +56,19 @@ def check_visible(polygons: Sequence[Sequence[float]], *, area_px: int, height: 
         )
     if all(_area(_corners([polygon])) == 0 for polygon in drawn):
         raise DataError("the corners of the polygons lie on one line", reason="polygon_collinear")
+
+
+def corners_of(segmentation: Any) -> Corners:
+    """Returns the corners of polygons that are drawn; none of a mask of another form, or one that is none."""
+    if is_polygons(segmentation):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            corners = _corners(_drawn(segmentation))
+            return corners[np.isfinite(corners).all(axis=1)]
+    return np.empty((0, 2))
+
+
+def _drawn(polygons: Sequence[Sequence[float]]) -> list[Sequence[float]]:
+    return [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
 
 
 def _corners(polygons: Sequence[Sequence[float]]) -> Corners:

@@ -103,10 +103,10 @@ class PsgReader(FileReader, PsgOptions):
         try:
             image_hw = records.size_hw(record["image"], f"image {item.key}")
             image_uri = self._uri(self.images, record["image"], "file_name", item.key)
-            counts = self._counts(record["image"], image_hw, item.key)
+            counts, masks_hw = self._counts(record["image"], image_hw, item.key)
         except DataError as error:
             return ReadResult.refused(self.name, item.key, error, num_masks=len(record["segments"]))
-        usable, rejects, mask_ids = self._segments(record["segments"], counts, image_hw, item.key)
+        usable, rejects, mask_ids = self._segments(record["segments"], counts, masks_hw, item.key)
         result = records.make_row(self, item.key, image_uri, image_hw, usable, rejects)
         triplets, lost = self._triplets(record["relations"], len(mask_ids), item.key)
         payload = {"triplets": triplets}
@@ -134,21 +134,26 @@ class PsgReader(FileReader, PsgOptions):
         return (image_id in tested) == (self.split != "train")
 
     def _uri(self, root: str, image: Record, field: str, image_id: str) -> str:
-        return self.below(root, image_source.image_name(image.get(field), f"{field} of image {image_id}"))
+        return self.below(root, records.image_name(image.get(field), f"{field} of image {image_id}"))
 
-    def _counts(self, image: Record, image_hw: tuple[int, int], image_id: str) -> dict[int, str]:
+    def _counts(
+        self, image: Record, image_hw: tuple[int, int], image_id: str
+    ) -> tuple[dict[int, str], tuple[int, int]]:
+        """Returns the masks of a label map by their ids, and its size, which the image may have upright."""
         uri = self._uri(self._label_maps, image, "pan_seg_file_name", image_id)
         try:
             data = image_source.read_image_bytes(uri)
         except DataError as error:
             raise DataError(str(error), reason=error.reason.replace("image", "label_map", 1)) from error
         labels = read_label_map(data, where=uri)
-        if labels.shape != image_hw:
+        height, width = labels.shape
+        turned_hw = image_hw if self.orientation == "stored" else image_hw[::-1]
+        if (height, width) not in (image_hw, turned_hw):
             raise DataError(
                 f"{uri} has (height, width) {labels.shape}, its image {image_hw}: is it of another image?",
                 reason="label_map_size",
             )
-        return dict(split_labels(labels))
+        return dict(split_labels(labels)), (height, width)
 
     def _segments(
         self, segments: list[Record], counts: dict[int, str], image_hw: tuple[int, int], image_id: str

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pipelines import schema, storage
 from pipelines.ingestion import apart
+from pipelines.ingestion.orientation import Orientation
 from samtok.errors import DataError
 
 STAGE = "read"
@@ -88,6 +89,11 @@ class Reader(Protocol):
     @property
     def split(self) -> str:
         """Name of the split, as in the column ``split``."""
+        ...
+
+    @property
+    def orientation(self) -> Orientation:
+        """Which way up images are read."""
         ...
 
     def sources(self) -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from pipelines import schema, storage
 from pipelines.ingestion import polygons
+from pipelines.ingestion.orientation import TURNED, frame_of
 from pipelines.ingestion.reader import STAGE, Reader, ReadResult, Reject
 from samtok import masks
 from samtok.errors import DataError
@@ -82,6 +83,17 @@ def id_text(value: object) -> str | None:
     if number is not None:
         return str(number)
     return value if isinstance(value, str) and value and is_utf8(value) else None
+
+
+def image_name(value: object, what: str) -> str:
+    """Returns the name of an image as a record has it.
+
+    Raises:
+        DataError: ``image_path`` if it is no text, empty or not UTF-8.
+    """
+    if not isinstance(value, str) or not value or not is_utf8(value):
+        raise DataError(f"{what} is {value!r:.200}, expected the image's place", reason="image_path")
+    return value
 
 
 def id_of(entry: object, key: str = "id") -> str | None:
@@ -214,11 +226,17 @@ def make_row(
 
     Masks are sorted by id. A mask that cannot be decoded leaves the others as they are; what cannot be used
     of a mask that stays is a reject of no mask. Rejects that the caller has already made for this image, of
-    one mask each, go along.
+    one mask each, go along. Which way up the image is read, and so its size, is decided here (``frame_of``).
     """
     kept: list[Record] = []
     lost = list(rejects)
-    for annotation in sorted(annotations, key=lambda entry: id_order(entry["mask_id"])):
+    ordered = sorted(annotations, key=lambda entry: id_order(entry["mask_id"]))
+    segmentations = [annotation.get("segmentation") for annotation in ordered]
+    image_uri, image_hw, told = frame_of(reader.orientation, image_uri, image_hw, segmentations)
+    if told:
+        message = f"image {image_id}: {told}"
+        lost.append(schema.reject(STAGE, reader.name, image_id, TURNED, message, mask_id="image"))
+    for annotation in ordered:
         mask_id = annotation["mask_id"]
         which = f"annotation {mask_id} of image {image_id}"
         try:

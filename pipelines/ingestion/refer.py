@@ -93,7 +93,9 @@ class ReferReader(FileReader, ReferOptions):
 
     def _objects(self) -> CocoReader:
         beside = posixpath.join(posixpath.dirname(self.source), "instances.json")
-        own = {field: getattr(self, field) for field in ("name", "split", "images", "link_root")}
+        own = {
+            field: getattr(self, field) for field in ("name", "split", "images", "link_root", "orientation")
+        }
         return CocoReader(**own, source=self.instances or beside)
 
     def _expressions(self) -> tuple[dict[str, list[Annotation]], list[Reject]]:

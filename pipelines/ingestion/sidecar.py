@@ -28,6 +28,7 @@ from pipelines import schema, storage
 from pipelines.ingestion import records
 from pipelines.ingestion.file_reader import NoOptions, size_bytes
 from pipelines.ingestion.image_source import member_uri
+from pipelines.ingestion.orientation import Orientation
 from pipelines.ingestion.reader import MAX_NAMES, STAGE, Head, Input, ReadResult, Reject
 from samtok.errors import DataError
 from samtok.images import safe_join
@@ -72,6 +73,7 @@ class Sa1bReader:
         split: Of the rows; SA-1B itself has none.
         source: A folder or prefix with side-cars, a folder or prefix with ``.tar`` archives, or one archive.
         link_root: Folders besides the source that links below it may lead into.
+        orientation: Which way up images are read.
         max_sidecar_bytes: Largest side-car that is parsed.
     """
 
@@ -81,6 +83,7 @@ class Sa1bReader:
     split: str
     source: str
     link_root: tuple[str, ...] = ()
+    orientation: Orientation = "stored"
     max_sidecar_bytes: int = MAX_SIDECAR_BYTES
 
     def sources(self) -> dict[str, str]:

@@ -22,7 +22,7 @@ from samtok.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-CODE_VERSION = 3
+CODE_VERSION = 4
 """Raised with every change of the code that changes words or rows (tests/pipelines/test_fingerprints.py)."""
 
 MAX_CHUNK_BYTES = 2**30

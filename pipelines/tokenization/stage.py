@@ -16,7 +16,8 @@ import pyarrow as pa
 import torch
 
 from pipelines import schema, shards, storage
-from pipelines.ingestion.image_source import read_image
+from pipelines.ingestion import orientation
+from pipelines.ingestion.image_source import read_picture
 from pipelines.ingestion.reader import Reader, read_record
 from pipelines.rejects import FILTER
 from pipelines.tokenization.config import TokenizeCorpusConfig
@@ -93,8 +94,9 @@ class ReadImages:
         """Returns the image at the tokenizer's size; None, and a reject, if it cannot be used."""
         try:
             size_hw, most = (row["height"], row["width"]), self.config.max_image_pixels
-            picture = read_image(row["image_uri"], expected_hw=size_hw, max_pixels=most)
-            return images.resize_square(picture, self.image_size)
+            picture = read_picture(row["image_uri"], expected_hw=size_hw, max_pixels=most)
+            rejects += orientation.note("decode", row, picture)
+            return images.resize_square(picture.pixels, self.image_size)
         except DataError as error:
             name = ("decode", row["dataset"], row["image_id"], error.reason, str(error))
             rejects.append(schema.reject(*name, num_masks=len(row["masks"])))

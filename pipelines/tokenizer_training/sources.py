@@ -20,7 +20,8 @@ from jaxtyping import UInt8
 from pycocotools import mask as coco
 
 from pipelines import schema, storage
-from pipelines.ingestion.image_source import read_image
+from pipelines.ingestion import orientation
+from pipelines.ingestion.image_source import read_picture
 from pipelines.ingestion.reader import Input, Reader, ReadResult, read_record
 from pipelines.rejects import FILTER
 from pipelines.tokenizer_training.config import SamplingConfig
@@ -98,11 +99,12 @@ class CorpusSource:
             row = result.row
             assert row is not None  # or nothing had been picked
             where, height, width = row["image_uri"], row["height"], row["width"]
-            image = read_image(where, expected_hw=(height, width))
+            picture = read_picture(where, expected_hw=(height, width))
             dense = [masks.decode(rle, height=height, width=width) for rle in rles]
         except DataError as error:
             raise Unusable(self._reject(item, error.reason, str(error)), counts=lost) from error
-        return Sample(f"{self.name}/{item.key}", image, dense, counts, result.rejects)
+        rejects = [*result.rejects, *orientation.note(STAGE, row, picture)]
+        return Sample(f"{self.name}/{item.key}", picture.pixels, dense, counts, rejects)
 
     def _picked(
         self, item: Input, result: ReadResult, most: int, draw: np.random.Generator
