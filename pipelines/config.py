@@ -262,8 +262,8 @@ class ImageLimit:
     """How large the images are that a job decodes."""
 
     max_image_pixels: Annotated[int, Interval(ge=1, le=MAX_PIXELS)] = 2**26
-    """Images with more pixels than this are rejected before they are decoded. The memory that each process
-    which decodes reserves in Ray follows from it."""
+    """Images with more pixels than this are rejected before they are decoded. The memory follows from it that
+    processes which do nothing but decode reserve in Ray."""
 
 
 @config

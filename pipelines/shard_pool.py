@@ -23,9 +23,6 @@ log = logging.getLogger(__name__)
 MAX_RETRIES = 4
 """Times a shard is repeated after its process died."""
 
-CAREFUL_AFTER = 2
-"""Deaths of workers over one shard or chunk after which it is read carefully; one may be bad luck."""
-
 IN_FLIGHT = 2
 """Shards that a process has at a time: the one it works on, and the next."""
 
@@ -36,7 +33,7 @@ WAIT_S = 60.0
 @contextlib.contextmanager
 def careful() -> Iterator[None]:
     """Within a Ray task: reads records and images apart if the task killed its workers before."""
-    with apart.in_own_process() if deaths() >= CAREFUL_AFTER else contextlib.nullcontext():
+    with apart.in_own_process() if deaths() >= apart.CAREFUL_AFTER else contextlib.nullcontext():
         yield
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pipelines import shards, storage
 from pipelines.chats.corpus import load_chat_corpus
 from pipelines.chats.prompts import PromptsConfig, PromptSource
-from pipelines.chats.source import ChatSource
+from pipelines.chats.source import ChatSource, require_images
 from pipelines.chats.spec import ChatCorpusSpec
 from pipelines.training.mixture import check_weights
 from samtok.errors import ConfigError, DataError
@@ -52,7 +52,7 @@ def load_prompts(
     Raises:
         ConfigError: A corpus or evaluation is not finished, corpora are of different words, weights cannot
             work, or failures are of other words.
-        DataError: Nothing is left of a corpus.
+        DataError: Nothing is left of a corpus, or its images are not there.
     """
     specs = [ChatCorpusSpec.parse(text, flag=flag) for text in chats]
     corpora = [load_chat_corpus(spec.uri, flag=f"--{flag}") for spec in specs]
@@ -61,6 +61,8 @@ def load_prompts(
     weights = tuple(spec.weight for spec in specs)
     check_weights(weights)
     _check_sources(sources, weights, config, flag)
+    for source in sources:
+        require_images(source)
     judged = _judged(config, sources)
     counts: Counter[str] = Counter()
     chosen = [_choose(source, config, limit, judged, counts) for source in sources]

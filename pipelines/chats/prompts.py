@@ -19,6 +19,7 @@ from pipelines.config import AtLeast1, Place, config
 from pipelines.schema import CHAT_TASKS
 from pipelines.training.mixture import Mixture
 from samtok.errors import ConfigError, DataError
+from samtok.masks import MAX_PIXELS
 from samtok.mllm.thinking import split_thinking
 from samtok.rewards.response import Question
 
@@ -180,7 +181,9 @@ def ask_to_think(messages: Sequence[Mapping[str, Any]]) -> list[Row]:
     return [*earlier, {**last, "content": [*parts, {"text": text, "image": None}]}]
 
 
-def encode_prompt(adapter: "Adapter", prompt: Prompt, max_prompt_tokens: int) -> "Encoded":
+def encode_prompt(
+    adapter: "Adapter", prompt: Prompt, max_prompt_tokens: int, max_pixels: int = MAX_PIXELS
+) -> "Encoded":
     """Reads the images of a prompt and encodes it up to where the answer begins.
 
     Raises:
@@ -190,7 +193,7 @@ def encode_prompt(adapter: "Adapter", prompt: Prompt, max_prompt_tokens: int) ->
     """
     from pipelines.chats.source import load_images  # loads torch
 
-    encoded = adapter.encode_prompt(prompt.turns, load_images(prompt.row))
+    encoded = adapter.encode_prompt(prompt.turns, load_images(prompt.row, max_pixels))
     if len(encoded) > max_prompt_tokens:
         raise DataError(
             f"the prompt has {len(encoded)} tokens and at most {max_prompt_tokens} are taken "

@@ -14,9 +14,11 @@ import pyarrow as pa
 from pipelines import schema
 from pipelines.chats import corpus as chats
 from pipelines.chats.corpus import ChatCorpus, Words, require_same_words
-from pipelines.ingestion.image_source import read_image
+from pipelines.ingestion import peek
+from pipelines.ingestion.image_source import read_image, read_size_hw
 from pipelines.shards import ROW_GROUP_ROWS
 from samtok.errors import DataError
+from samtok.masks import MAX_PIXELS
 
 if TYPE_CHECKING:
     from samtok.mllm.chat import Encoded
@@ -68,26 +70,47 @@ class ChatSource:
         return self._groups[key]
 
 
-def load_images(row: Row) -> list[np.ndarray]:
+def require_images(source: ChatSource) -> None:
+    """Looks at the images of a few chats, so that a folder which is not mounted is an error at the start.
+
+    Raises:
+        DataError: None of them is there.
+        StorageError: If the storage fails.
+    """
+    rows = [source.row(index) for index in peek.some(range(len(source)))]
+    uris = dict.fromkeys(entry["uri"] for row in rows for entry in row["images"])
+    peek.require_some(f"the chats in {source.corpus.uri}", map(_against, uris))
+
+
+def _against(uri: str) -> list[tuple[str, str]]:
+    try:
+        read_size_hw(uri)
+    except DataError as error:
+        return [(error.reason, str(error))]
+    return []
+
+
+def load_images(row: Row, max_pixels: int = MAX_PIXELS) -> list[np.ndarray]:
     """Reads the images of a sample.
 
     Raises:
-        DataError: If one is missing, cannot be read, or has another size than in the row.
+        DataError: If one is missing, cannot be read, has another size than in the row or too many pixels.
         StorageError: If the storage fails.
     """
     return [
-        read_image(entry["uri"], expected_hw=(entry["height"], entry["width"])) for entry in row["images"]
+        read_image(entry["uri"], expected_hw=(entry["height"], entry["width"]), max_pixels=max_pixels)
+        for entry in row["images"]
     ]
 
 
-def encode_row(adapter: "Adapter", row: Row, *, max_tokens: int) -> "Encoded":
+def encode_row(adapter: "Adapter", row: Row, *, max_tokens: int, max_pixels: int = MAX_PIXELS) -> "Encoded":
     """Reads and encodes a sample.
 
     Raises:
         DataError: With a reason, if an image or the text cannot be used or it is too long.
     """
     chats.answer_words(row)  # a message may name a mask that is not there
-    return adapter.encode(chats.turns_of(row), load_images(row), max_tokens=max_tokens)
+    return adapter.encode(chats.turns_of(row), load_images(row, max_pixels), max_tokens=max_tokens)
 
 
 def rejected(row: Row, error: DataError) -> dict[str, Any]:

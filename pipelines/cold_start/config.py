@@ -5,6 +5,7 @@ import tyro
 from pipelines.config import (
     AtLeast0,
     AtLeast1,
+    ImageLimit,
     NotNegative,
     Place,
     Precision,
@@ -43,7 +44,7 @@ class TeacherConfig(GenerationConfig):
 
 
 @config
-class ColdStartConfig(RunConfig):
+class ColdStartConfig(ImageLimit, RunConfig):
     """A corpus of chats becomes one whose answers have a thought before them."""
 
     MAIN = ("chats", "teacher.model", "teacher.replies", "out", "tasks", "min_reward", "workers", "limit")

@@ -10,7 +10,7 @@ from typing import Any
 from pipelines import schema, shards, storage
 from pipelines.chats.corpus import Words, load_chat_corpus, require_same_words
 from pipelines.chats.prompt_selection import read_columns
-from pipelines.chats.source import ChatSource
+from pipelines.chats.source import ChatSource, require_images
 from pipelines.cluster import with_device
 from pipelines.cold_start import replies
 from pipelines.cold_start.config import ColdStartConfig
@@ -160,7 +160,7 @@ def prepare(config: ColdStartConfig) -> ColdStart:
         ConfigError: No teacher or two, a missing input, chats that have thoughts already, or a teacher of
             other words.
         CheckpointError: The teacher is no model with mask words.
-        DataError: The corpus is none of chats.
+        DataError: The corpus is none of chats, or the images that the teacher needs are not there.
     """
     teacher = config.teacher
     if (teacher.model is None) == (teacher.replies is None):
@@ -182,5 +182,8 @@ def prepare(config: ColdStartConfig) -> ColdStart:
             remedy="Give a teacher that was trained on these words, or another model's replies as a file.",
         )
         model_sha256 = models.sha256_of(teacher.model)
+    source = ChatSource(corpus, config.limit)
+    if teacher.model is not None:
+        require_images(source)
     config = dataclasses.replace(config, worker=with_device(config.worker))
-    return ColdStart(config, ChatSource(corpus, config.limit), model_sha256)
+    return ColdStart(config, source, model_sha256)

@@ -77,6 +77,7 @@ class TeachSamples:
         assert config.teacher.model is not None
         torch.set_num_threads(config.worker.threads)
         self.source, self.config, self.seed = source, config.teacher, config.seed
+        self.max_pixels = config.max_image_pixels
         self.adapter, self.model = models.load(
             config.teacher.model,
             device=config.worker.device,
@@ -115,7 +116,7 @@ class TeachSamples:
                 num_codes=corpus.num_codes,
                 num_levels=corpus.num_levels,
             )
-            return _Asked(body, self.adapter.encode_prompt(turns, load_images(row)))
+            return _Asked(body, self.adapter.encode_prompt(turns, load_images(row, self.max_pixels)))
         except DataError as error:
             return _Asked(body | {"reason": error.reason, "message": str(error)})
 

@@ -9,6 +9,7 @@ from pipelines.chats.spec import ChatCorpusText
 from pipelines.config import (
     AtLeast0,
     AtLeast1,
+    ImageLimit,
     NotEmpty,
     NotNegative,
     Place,
@@ -143,7 +144,7 @@ class PromptValidationConfig(ValidationConfig):
 
 
 @config
-class GrpoConfig(RunConfig):
+class GrpoConfig(ImageLimit, RunConfig):
     """One run of reinforcement learning. The same --out resumes it."""
 
     MAIN = (

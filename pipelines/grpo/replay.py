@@ -75,7 +75,9 @@ class Replay:
                 f"{prompt.row['sample_id']!r} here. Give --chats, --prompts and --seed of that run "
                 "(its config.json)."
             )
-        encoded = encode_prompt(self.adapter, prompt, self.config.prompts.max_prompt_tokens)
+        encoded = encode_prompt(
+            self.adapter, prompt, self.config.prompts.max_prompt_tokens, self.config.max_image_pixels
+        )
         group = group_of(
             *(draw, index, prompt, encoded, [_sampled(row) for row in rows]),
             texts=[row["text"] for row in rows],

@@ -42,12 +42,12 @@ class Team:
         self._learner_spots = [self._spot(i) for i in range(learners)]
         device = "cuda" if config.rollout.worker.gpus else "cpu"
 
-        def sampler(number: int) -> Any:
+        def sampler(number: int, careful: bool) -> Any:
             python = config.rollout.python
             options = {} if python is None else {"runtime_env": {"py_executable": python}}
             return actors.start_actor(
                 SamplerActor,
-                *(task, prompts, held_out, device),
+                *(task, prompts, held_out, device, careful),
                 cpus=config.rollout.worker.cpus,
                 gpus=(config.rollout.worker.gpus or 0) * (0.5 if colocated else 1.0),
                 scheduling_strategy=self._spot(number if colocated else learners + number),

@@ -7,6 +7,7 @@ own (``in_own_process``), which may die alone. Both are a ``DataError`` with the
 import contextlib
 import logging
 import multiprocessing
+import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -21,19 +22,23 @@ T = TypeVar("T")
 CRASHED = "crashed_worker"
 """Reason of records that nothing can be done with, by a defect of ours or of a library."""
 
+CAREFUL_AFTER = 2
+"""Deaths of processes over the same work after which it is done in a process apart; one may be bad luck."""
+
 _rooms: list["_Room"] = []
 """Of the innermost ``in_own_process``, where there is one."""
 
 
-def isolated(work: Callable[[], T], what: str) -> T:
-    """Does work on a record, picklable within ``in_own_process``; raises errors of our family as they come.
+def isolated(work: Callable[[], T], what: str, *, mortal: tuple[type[Exception], ...] = ()) -> T:
+    """Does work on a record, picklable within ``in_own_process``; raises errors of our family as they come,
+    and those that are ``mortal``: faults of the machine.
 
     Raises:
         DataError: ``crashed_worker`` for any other exception, or if its process died; names ``what``.
     """
     try:
         return _rooms[-1].do(work, what) if _rooms else work()
-    except SamtokError:
+    except (SamtokError, *mortal):
         raise
     except Exception as error:
         log.warning("%s cannot be used: an unforeseen %s", what, type(error).__name__, exc_info=True)
@@ -43,9 +48,15 @@ def isolated(work: Callable[[], T], what: str) -> T:
         ) from error
 
 
+def is_careful() -> bool:
+    """Returns whether ``isolated`` works in a child process here."""
+    return bool(_rooms)
+
+
 @contextlib.contextmanager
 def in_own_process() -> Iterator[None]:
-    """Within the block ``isolated`` works in a child process, which is replaced if it dies."""
+    """Within the block ``isolated`` works in a child process, which is replaced if it dies; all threads share
+    it. Not for daemonic processes, which may have no children."""
     _rooms.append(_Room())
     try:
         yield
@@ -58,8 +69,13 @@ class _Room:
 
     def __init__(self) -> None:
         self._child: tuple[BaseProcess, Connection] | None = None
+        self._lock = threading.Lock()
 
     def do(self, work: Callable[[], T], what: str) -> T:
+        with self._lock:
+            return self._do(work, what)
+
+    def _do(self, work: Callable[[], T], what: str) -> T:
         process, pipe = self._child = self._child or _start()
         try:
             pipe.send(work)

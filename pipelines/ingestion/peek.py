@@ -3,15 +3,18 @@
 import contextlib
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from typing import TypeVar
 
 from pipelines.ingestion import apart
 from pipelines.ingestion.image_source import read_picture
 from pipelines.ingestion.orientation import note
 from pipelines.ingestion.reader import MAX_NAMES, Input, Reader, Reject, read_record
 from samtok.errors import DataError
+
+T = TypeVar("T")
 
 MAX_ITEMS = 8
 """Images that are opened."""
@@ -45,8 +48,8 @@ class Peek:
         return f"{found}; {self.read} read{faults}"
 
 
-def peek(reader: Reader, limit: int = MAX_NAMES) -> Peek:
-    """Lists at most ``limit`` images and opens at most ``MAX_ITEMS`` of them.
+def peek(reader: Reader, limit: int = MAX_NAMES, *, careful: bool = False) -> Peek:
+    """Lists at most ``limit`` images and opens at most ``MAX_ITEMS`` of them; ``careful`` as in ``opened``.
 
     Raises:
         DataError: If the dataset as a whole has another layout than the reader expects, or as ``opened``.
@@ -56,8 +59,8 @@ def peek(reader: Reader, limit: int = MAX_NAMES) -> Peek:
     inputs = [item for item in head.items if isinstance(item, Input)]
     claimed = [item.num_masks for item in inputs]
     masks = None if head.unlisted or None in claimed else sum(count or 0 for count in claimed)
-    tried = _some(inputs)
-    faults = _faults_of(reader, tried)
+    tried = some(inputs)
+    faults = _faults_of(reader, tried, careful)
     return Peek(
         images=len(inputs) + head.unlisted,
         masks=masks,
@@ -80,23 +83,52 @@ def opened(
     """
     rest = iter(items)
     first = list(islice(rest, MAX_NAMES))
-    with apart.in_own_process() if careful else contextlib.nullcontext():
-        _faults_of(reader, _some([item for item in first if isinstance(item, Input)]))
+    _faults_of(reader, some([item for item in first if isinstance(item, Input)]), careful)
     yield from chain(first, rest)
 
 
-def _some(inputs: list[Input]) -> list[Input]:
-    """Returns the first, the last, and others at random, always the same."""
-    if len(inputs) <= MAX_ITEMS:
-        return inputs
-    inner = random.Random(0).sample(range(1, len(inputs) - 1), MAX_ITEMS - 2)
-    return [inputs[index] for index in (0, *sorted(inner), -1)]
+def some(items: Sequence[T]) -> Sequence[T]:
+    """Returns the first, the last, and others at random, always the same; ``MAX_ITEMS`` at most."""
+    if len(items) <= MAX_ITEMS:
+        return items
+    inner = random.Random(0).sample(range(1, len(items) - 1), MAX_ITEMS - 2)
+    return [items[index] for index in (0, *sorted(inner), -1)]
 
 
-def _faults_of(reader: Reader, inputs: list[Input]) -> Counter[str]:
-    """Opens images; returns what speaks against them. Raises DataError if none is there of those that may be
-    looked for."""
+def require_some(name: str, found: Iterable[Sequence[tuple[str, str]]]) -> Counter[str]:
+    """Returns the messages of what speaks against images that were tried.
+
+    Args:
+        name: Of what has these images.
+        found: Reasons and messages against each of them.
+
+    Raises:
+        DataError: None of them is there.
+    """
     faults, missing, tried = Counter[str](), 0, 0
+    for one in found:
+        faults.update(message for _, message in one)
+        missing += bool(_MISSING & {reason.rpartition("/")[2] for reason, _ in one})
+        tried += 1
+    if tried and missing == tried:
+        raise DataError(
+            f"none of the {missing} images of {name} that were tried is there, such as: "
+            f"{next(iter(faults)).rstrip('.')}. Is the folder of images right, and mounted?",
+            reason="image_missing",
+        )
+    return faults
+
+
+def _faults_of(reader: Reader, inputs: Sequence[Input], careful: bool) -> Counter[str]:
+    """Opens images; returns what speaks against them. Raises as ``require_some``."""
+    others = Counter[str]()
+    with apart.in_own_process() if careful else contextlib.nullcontext():
+        faults = require_some(reader.name, _tried(reader, inputs, others))
+    return faults + others
+
+
+def _tried(reader: Reader, inputs: Sequence[Input], others: Counter[str]) -> Iterator[list[tuple[str, str]]]:
+    """Yields what speaks against each image that could be looked for; others get that of other records."""
     for item in inputs:
         result = read_record(reader, item)
         found = [(entry["reason"], entry["message"]) for entry in result.rejects]
@@ -108,13 +140,7 @@ def _faults_of(reader: Reader, inputs: list[Input]) -> Counter[str]:
                 found.append((error.reason, str(error)))
             else:
                 found += [(entry["reason"], entry["message"]) for entry in note("decode", row, picture)]
-        faults.update(message for _, message in found)
-        gone = bool(_MISSING & {reason.rpartition("/")[2] for reason, _ in found})
-        missing, tried = missing + gone, tried + (gone or row is not None)
-    if tried and missing == tried:
-        raise DataError(
-            f"none of the {missing} images of {reader.name} that were tried is there, such as: "
-            f"{next(iter(faults)).rstrip('.')}. Is the folder of images right, and mounted?",
-            reason="image_missing",
-        )
-    return faults
+        if row is not None or _MISSING & {reason.rpartition("/")[2] for reason, _ in found}:
+            yield found
+        else:
+            others.update(message for _, message in found)

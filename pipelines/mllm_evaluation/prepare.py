@@ -8,6 +8,7 @@ from typing import Any
 
 from pipelines import schema, shards, storage
 from pipelines.chats.corpus import ChatCorpus, Words, load_chat_corpus, require_same_words, rows_of
+from pipelines.chats.source import ChatSource, require_images
 from pipelines.cluster import with_device
 from pipelines.generation import models
 from pipelines.ingestion.reader import Input
@@ -89,10 +90,11 @@ def prepare(config: EvaluateMllmConfig) -> Evaluation:
     Raises:
         ConfigError: If model, tokenizer, chats or a run beside this one are missing or do not fit together.
         CheckpointError: If model or tokenizer cannot be read.
-        DataError: If the corpus is none of chats.
+        DataError: If the corpus is none of chats, or its images are not there.
     """
     config = dataclasses.replace(config, worker=with_device(config.worker))
     corpus = load_chat_corpus(config.chats, flag="--chats")
+    require_images(ChatSource(corpus))
     require_tokenizer(config.tokenizer)
     architecture = folders.read_config(config.tokenizer, read=storage.read_bytes)
     tokenizer_sha256 = folders.weights_sha256(config.tokenizer, read=storage.read_bytes)

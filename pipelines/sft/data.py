@@ -35,6 +35,7 @@ class _Preparer:
     corpora: Corpora[ChatSource]
     adapter: Adapter
     max_tokens: int
+    max_pixels: int
 
     def __call__(self, draws: Sequence[Draw]) -> PreparedChat:
         drawn = Drawn()
@@ -44,7 +45,8 @@ class _Preparer:
     def _read(self, source: ChatSource, index: int, rng: np.random.Generator) -> Encoded:
         row = source.row(index)
         try:
-            return encode_row(self.adapter, row, max_tokens=self.max_tokens)
+            limits = {"max_tokens": self.max_tokens, "max_pixels": self.max_pixels}
+            return encode_row(self.adapter, row, **limits)
         except DataError as error:
             raise Unusable(rejected(row, error)) from error
 
@@ -60,7 +62,7 @@ def step_loader(
     """Returns what reads and encodes a worker's share of every step; weights as ``Mixture`` takes them."""
     names = tuple(source.corpus.uri for source in sources)
     corpora = Corpora("chats", tuple(sources), names, (config.seed, _READS))
-    preparer = _Preparer(corpora, adapter, config.sampling.max_tokens)
+    preparer = _Preparer(corpora, adapter, config.sampling.max_tokens, config.max_image_pixels)
     mixture = Mixture(list(map(len, sources)), weights, config.seed)
     return StepLoader(preparer, mixture, config, rank=rank)
 

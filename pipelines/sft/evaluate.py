@@ -109,7 +109,8 @@ class Validator:
     def _encode(self, row: Row, unusable: list[str]) -> Encoded | None:
         """Encodes a sample, or says in the list why that is not possible."""
         try:
-            return encode_row(self.adapter, row, max_tokens=self.config.sampling.max_tokens)
+            most = self.config.sampling.max_tokens
+            return encode_row(self.adapter, row, max_tokens=most, max_pixels=self.config.max_image_pixels)
         except DataError as error:
             unusable.append(f"{row['sample_id']}: {error}")
             return None
@@ -152,7 +153,7 @@ class Validator:
 
     def _prompt(self, row: Row) -> Encoded | None:
         try:
-            return self.adapter.encode_prompt(_question(row), load_images(row))
+            return self.adapter.encode_prompt(_question(row), load_images(row, self.config.max_image_pixels))
         except DataError:
             return None
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelines.chats.corpus import load_chat_corpus
-from pipelines.chats.source import ChatSource, check_vocabulary
+from pipelines.chats.source import ChatSource, check_vocabulary, require_images
 from pipelines.chats.spec import ChatCorpusSpec
 from pipelines.cluster import with_device
 from pipelines.generation.models import read_folder, weights_digest
@@ -106,6 +106,7 @@ def _sources(
         source = ChatSource(load_chat_corpus(spec.uri, flag=f"--{flag}"), min(limits, default=None))
         if len(source) == 0:
             raise DataError(f"--{flag} {spec.uri} has no samples; look at its rejects.")
+        require_images(source)
         sources.append(source)
         weights.append(spec.weight)
     return sources, weights

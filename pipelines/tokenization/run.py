@@ -137,7 +137,7 @@ def _through_ray(job: Tokenization, read: ReadImages, blocks: list[pa.Table]) ->
         memory=_decoder_memory(job),  # also keeps Ray Data from fusing this stage into the tokenizer actors
     )
     dataset = dataset.map_batches(
-        TokenizeMasks,
+        TokenizeCarefully,
         fn_constructor_args=(config, job.fingerprint["weights_sha256"]),
         batch_size=1,
         batch_format="pyarrow",
@@ -154,6 +154,14 @@ def _through_ray(job: Tokenization, read: ReadImages, blocks: list[pa.Table]) ->
             f"Workers died {MAX_RETRIES + 1} times on the same chunk ({type(error).__name__}). Usually "
             "memory is short: lower --chunk-rows, --tokenizer-options.images-per-batch or --workers."
         ) from error
+
+
+class TokenizeCarefully(TokenizeMasks):
+    """As ``TokenizeMasks``, in a process apart if the chunk killed its actors before."""
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        with careful():
+            return super().__call__(batch)
 
 
 def _blocks(plan: Plan, todo: Sequence[int]) -> list[pa.Table]:

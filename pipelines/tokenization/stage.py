@@ -5,9 +5,11 @@ are the same in every run and the codes do not depend on scheduling.
 """
 
 import dataclasses
+import functools
 import json
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -16,7 +18,7 @@ import pyarrow as pa
 import torch
 
 from pipelines import schema, shards, storage
-from pipelines.ingestion import orientation
+from pipelines.ingestion import apart, orientation
 from pipelines.ingestion.image_source import read_picture
 from pipelines.ingestion.reader import Reader, read_record
 from pipelines.rejects import FILTER
@@ -27,6 +29,12 @@ from samtok.metrics import regions
 from samtok.model.tokenizer import MaskTokenizer
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
+
+STAGE = "tokenize"
+"""Stage of rejects of images that were read and cannot be made words of."""
+
+_EXHAUSTED = (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
+"""Faults of the machine, which no record is to blame for."""
 
 MAX_DENSE_PIXELS = 2**28
 """Pixels, and bytes, of the masks that are held at full size at once."""
@@ -159,13 +167,13 @@ class TokenizeMasks:
         body = batch.drop_columns("pixels").to_pylist()[0]
         rows = read_ipc(body["rows"]).to_pylist()
         done: list[dict[str, Any]] = []
+        rejects = read_ipc(body["rejects"]).to_pylist()
         size = self.options.images_per_batch
         for start in range(0, len(rows), size):
             part = slice(start, start + size)
-            done += self._code_rows(rows[part], pixels[part])
+            done += self._usable(rows[part], pixels[part], rejects)
         counts = json.loads(body["counts"])
-        rejects = read_ipc(body["rejects"])
-        counts |= _outcome(done, rejects.to_pylist())
+        counts |= _outcome(done, rejects)
         rows_found = counts["rows_out"] + counts["rows_rejected"]
         masks_found = counts["masks_out"] + counts["masks_rejected"] + counts["masks_filtered"]
         if counts["rows_in"] != rows_found or counts["masks_in"] != masks_found:
@@ -173,9 +181,31 @@ class TokenizeMasks:
                 f"shard {body['shard']}: {counts['rows_in']} rows and {counts['masks_in']} masks went in, "
                 f"{rows_found} and {masks_found} are accounted for; this is a defect of samtok"
             )
-        kept = {name: [body[name]] for name in ("shard", "index", "num_chunks", "num_inputs", "rejects")}
-        codes = _ipc(schema.table(done, schema.CODE_ROW))
-        return pa.table({**kept, "rows": [codes], "counts": [json.dumps(counts)]})
+        kept = {name: [body[name]] for name in ("shard", "index", "num_chunks", "num_inputs")}
+        codes, lost = schema.table(done, schema.CODE_ROW), schema.table(rejects, schema.REJECT_ROW)
+        return pa.table(
+            {**kept, "rejects": [_ipc(lost)], "rows": [_ipc(codes)], "counts": [json.dumps(counts)]}
+        )
+
+    def _usable(
+        self, rows: list[dict[str, Any]], pixels: np.ndarray, rejects: list[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Returns code rows. If the batch fails for no reason that is known, or kills its process, its images
+        are tried one by one, and those that fail alone are rejected."""
+        name = f"image {rows[0]['image_id']}" if len(rows) == 1 else f"a batch of {len(rows)} images"
+        work = partial(_in_child, type(self), self.config, rows, pixels) if apart.is_careful() else None
+        try:
+            return apart.isolated(work or partial(self._code_rows, rows, pixels), name, mortal=_EXHAUSTED)
+        except DataError as error:
+            if len(rows) > 1:
+                return [
+                    done
+                    for i, row in enumerate(rows)
+                    for done in self._usable([row], pixels[i : i + 1], rejects)
+                ]
+            lost = (rows[0]["dataset"], rows[0]["image_id"], error.reason, str(error))
+            rejects.append(schema.reject(STAGE, *lost, num_masks=len(rows[0]["masks"])))
+            return []
 
     def _code_rows(self, rows: list[dict[str, Any]], pixels: np.ndarray) -> list[dict[str, Any]]:
         features = self.tokenizer.features_of(list(pixels))
@@ -217,6 +247,18 @@ class TokenizeMasks:
             "iou": score.iou,
             "boundary_iou": score.boundary_iou,
         }
+
+
+@functools.cache
+def _stage_of_child(kind: type[TokenizeMasks], config: TokenizeCorpusConfig) -> TokenizeMasks:
+    return kind(config)
+
+
+def _in_child(
+    kind: type[TokenizeMasks], config: TokenizeCorpusConfig, rows: list[dict[str, Any]], pixels: np.ndarray
+) -> list[dict[str, Any]]:
+    """Does a batch in a process apart, which has a tokenizer of its own."""
+    return _stage_of_child(kind, config)._code_rows(rows, pixels)
 
 
 def read_ipc(data: bytes) -> pa.Table:

@@ -28,6 +28,7 @@ from pipelines.ingestion.reader import Input, Reject
 from pipelines.tokenizer_training.config import SamplingConfig
 from pipelines.tokenizer_training.sources import CorpusSource, Source
 from samtok.errors import ConfigError, DataError
+from samtok.masks import MAX_PIXELS
 
 log = logging.getLogger(__name__)
 
@@ -210,9 +211,11 @@ def _check_any(spec: CorpusSpec, counts: Counter[str], rejects: list[Reject]) ->
     )
 
 
-def open_sources(index: Index, sampling: SamplingConfig) -> tuple[Source, ...]:
+def open_sources(index: Index, sampling: SamplingConfig, max_pixels: int = MAX_PIXELS) -> tuple[Source, ...]:
     """Returns the corpora of an index, in its order, without touching the storage."""
     return tuple(
-        CorpusSource(corpus.spec.reader(), storage.join(index.uri, corpus.file), corpus.images, sampling)
+        CorpusSource(
+            corpus.spec.reader(), storage.join(index.uri, corpus.file), corpus.images, sampling, max_pixels
+        )
         for corpus in index.corpora
     )

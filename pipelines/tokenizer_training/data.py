@@ -32,7 +32,7 @@ _KEYS, _READS, _HELD_OUT = 0x6B6579, 0x72656164, 0x6C6F6F6B
 def training_sources(config: TrainTokenizerConfig, index: Index | None) -> tuple[Source, ...]:
     """Returns what a run trains on: the corpora of an index, or without one synthetic scenes."""
     if index is not None:
-        return open_sources(index, config.sampling)
+        return open_sources(index, config.sampling, config.max_image_pixels)
     return (SceneSource(config.seed, config.scenes_needed, 0, config.world, config.sampling),)
 
 
@@ -40,7 +40,7 @@ def validation_sources(config: TrainTokenizerConfig, index: Index | None) -> tup
     """Returns what a run is measured on, of which all usable masks count alike, however training picks."""
     policy = replace(config.sampling, pick="uniform", drop_nested=False)
     if index is not None:
-        return open_sources(index, policy)
+        return open_sources(index, policy, config.max_image_pixels)
     validation = config.validation
     count = max(validation.images, validation.final_images)
     return (SceneSource(validation.seed, count, HELD_OUT_START, config.world, policy),)

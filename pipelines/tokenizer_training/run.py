@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipelines import provenance, storage
+from pipelines.ingestion import apart
 from pipelines.tokenizer_training import report
 from pipelines.tokenizer_training.config import TrainTokenizerConfig
 from pipelines.tokenizer_training.corpus import build_index, load_index
@@ -98,12 +99,14 @@ def publish(
         rank=0,
         world=1,
     )
+    with apart.in_own_process():  # one of them may be what killed workers
+        drawn = list(samples)
     pictures = report.write_report(
         config.out,
         config=provenance.as_json(config),
         record=record,
         history=history,
-        sheet=report.contact_sheet_of(tokenizer, list(samples)),
+        sheet=report.contact_sheet_of(tokenizer, drawn),
     )
     final, times = record["final"], record["times"]
     continuous = f", {final['iou_continuous']:.4f} without codes" if "iou_continuous" in final else ""

@@ -80,6 +80,7 @@ class CorpusSource:
     uri: str
     count: int
     policy: SamplingConfig
+    max_pixels: int = masks.MAX_PIXELS
 
     @property
     def name(self) -> str:
@@ -99,7 +100,7 @@ class CorpusSource:
             row = result.row
             assert row is not None  # or nothing had been picked
             where, height, width = row["image_uri"], row["height"], row["width"]
-            picture = read_picture(where, expected_hw=(height, width))
+            picture = read_picture(where, expected_hw=(height, width), max_pixels=self.max_pixels)
             dense = [masks.decode(rle, height=height, width=width) for rle in rles]
         except DataError as error:
             raise Unusable(self._reject(item, error.reason, str(error)), counts=lost) from error

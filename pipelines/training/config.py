@@ -7,6 +7,7 @@ from typing import Literal
 from pipelines.config import (
     AtLeast0,
     AtLeast1,
+    ImageLimit,
     NotNegative,
     Positive,
     Precision,
@@ -111,7 +112,7 @@ class CheckpointsConfig:
 
 
 @config
-class TrainingConfig(RunConfig, ABC):
+class TrainingConfig(ImageLimit, RunConfig, ABC):
     """What a training run on Ray Train has, whatever it trains. The same --out resumes it."""
 
     seed: AtLeast0 = 101

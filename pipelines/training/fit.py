@@ -16,6 +16,8 @@ from typing import Any, cast
 from pipelines import job as runs
 from pipelines import storage
 from pipelines.cluster import pool_session
+from pipelines.ingestion import apart
+from pipelines.training import world
 from pipelines.training.config import TrainingConfig
 from samtok.errors import ClusterError, SamtokError
 
@@ -42,6 +44,7 @@ class Board:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.error: SamtokError | None = None
+        self.starts = 0
 
     def post(self, kind: str, body: Mapping[str, Any]) -> None:
         """Adds an event."""
@@ -51,6 +54,11 @@ class Board:
         """Hands over the events since the last time."""
         events, self.events = self.events, []
         return events
+
+    def begin(self) -> int:
+        """Counts a start of a worker; returns how many there were before."""
+        self.starts += 1
+        return self.starts - 1
 
     def fail(self, error: SamtokError) -> None:
         """Keeps the first error that no restart can mend."""
@@ -133,8 +141,11 @@ def _on_worker(given: dict[str, Any]) -> None:
     if ray.get(board.failure.remote(), timeout=60) is not None:
         return
     device = ray.train.torch.get_device() if given["use_gpu"] else "cpu"
+    deaths = cast(int, ray.get(board.begin.remote(), timeout=60)) // world.size()
+    careful = deaths >= apart.CAREFUL_AFTER  # an image may be what kills workers
     try:
-        given["work"](given["task"], lambda kind, body: board.post.remote(kind, dict(body)), device)
+        with apart.in_own_process() if careful else contextlib.nullcontext():
+            given["work"](given["task"], lambda kind, body: board.post.remote(kind, dict(body)), device)
     except ClusterError:
         raise  # a lost process, say: another start may do better
     except SamtokError as error:

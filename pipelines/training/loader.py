@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.utils.data import DataLoader
 
+from pipelines.ingestion import apart
 from pipelines.training import world
 from pipelines.training.config import TrainingConfig, TrainWorkerConfig
 from pipelines.training.draws import Draw
@@ -55,7 +56,8 @@ class StepLoader(Generic[R]):
         if many draws in a row from a corpus are unusable, ClusterError if a loader process dies."""
         calls = self.config.per_worker // self.per_call
         tasks = (task for step in range(start, self.config.steps) for task in self._tasks(step))
-        start_loading = _in_processes if self.config.worker.loaders else _in_thread
+        processes = self.config.worker.loaders and not apart.is_careful()  # which may have no children
+        start_loading = _in_processes if processes else _in_thread
         with closing(start_loading(self.prepare, tasks, self.config.worker, calls)) as made:
             while step := list(islice(made, calls)):
                 yield step

@@ -232,7 +232,7 @@ def memory_part(options: argparse.Namespace) -> dict:
     return found
 
 
-ROLES = {"driver": "jobs/tokenize_corpus.py", "decoding": "ReadImages", "tokenizing": "TokenizeMasks"}
+ROLES = {"driver": "jobs/tokenize_corpus.py", "decoding": "ReadImages", "tokenizing": "TokenizeCarefully"}
 
 
 def _watch(pid: int) -> dict[str, float]:

@@ -1,20 +1,26 @@
 """A record whose reading raises anything, or kills its process, is one reject and ends no run."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from pipelines.ingestion import apart
 from pipelines.ingestion.image_source import read_image
 from pipelines.ingestion.reader import Input, read_record
+from pipelines.tokenization.stage import TokenizeMasks
+from pipelines.training.fit import Board
 from samtok.errors import DataError
 from tests.bad_folder import HEIGHT, WIDTH, write_bad_folder
-from tests.corpora import save_micro_tokenizer
+from tests.corpora import save_micro_tokenizer, tokenization
 from tests.jobs import read_manifest, run_job
 from tests.readers import build_reader
 
@@ -63,6 +69,46 @@ def test_an_image_of_more_pixels_than_allowed_is_rejected_before_it_is_decoded(t
     with pytest.raises(DataError, match=f"expected at most {HEIGHT * WIDTH - 1}") as caught:
         read_image(good, expected_hw=(HEIGHT, WIDTH), max_pixels=HEIGHT * WIDTH - 1)
     assert caught.value.reason == "image_bomb"
+
+
+class Fragile(TokenizeMasks):
+    """Ends its process, or raises, over a batch with an image of one colour: 1 or 2."""
+
+    def _code_rows(self, rows: list[dict[str, Any]], pixels: np.ndarray) -> list[dict[str, Any]]:
+        colours = {int(one[0, 0, 0]) for one in pixels}
+        if 1 in colours:
+            os.abort()
+        if 2 in colours:
+            raise RuntimeError("a defect")
+        return [{**row, "masks": []} for row in rows]
+
+
+@pytest.mark.parametrize("colour", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_an_image_over_which_the_tokenizer_crashes_is_a_reject(tmp_path: Path, colour: int):
+    """Its actor died twice over the chunk, or it raises something that nobody foresaw."""
+    stage = Fragile(tokenization(save_micro_tokenizer(tmp_path / "micro")))
+    rows = [{"dataset": "d", "image_id": str(n), "masks": [{}] * 3} for n in range(4)]
+    pixels, lost = np.zeros((4, 64, 64, 3), np.uint8), []
+    pixels[2] = colour
+    with apart.in_own_process() if colour == 1 else contextlib.nullcontext():
+        kept = stage._usable(rows, pixels, lost)
+    assert [row["image_id"] for row in kept] == ["0", "1", "3"]
+    (reject,) = lost
+    assert (reject["row_id"], reject["reason"], reject["num_masks"]) == ("2", apart.CRASHED, 3)
+
+
+def test_lack_of_memory_is_no_fault_of_an_image():
+    def exhausted() -> None:
+        raise torch.OutOfMemoryError("on the device")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        apart.isolated(exhausted, "x.png", mortal=(torch.OutOfMemoryError,))
+
+
+def test_workers_that_were_started_twice_before_read_apart():
+    """A loader that may have no children reads in the training process then."""
+    board = Board()
+    assert [board.begin() // 2 >= apart.CAREFUL_AFTER for _ in range(6)] == [False] * 4 + [True] * 2
 
 
 # ---------------------------------------------------------------- with Ray
@@ -137,3 +183,28 @@ def test_images_that_kill_their_decoders_cost_themselves_and_not_the_run(tmp_pat
     assert code == 0, output[-3000:]
     assert "2 crashed_worker" in output
     assert read_manifest(out)["totals"]["rows_out"] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("loaders", ["0", "1"])
+def test_an_image_that_kills_training_workers_is_replaced_from_the_third_start_on(
+    tmp_path: Path, killer: str, loaders: str
+):
+    source = write_bad_folder(tmp_path / "data")
+    with (tmp_path / "data/images/gray.png").open("ab") as file:
+        file.write(MARK)
+    corpus = f"reader=coco,source={source},images={source.parent / 'images'}"
+    code, output = run_job(
+        *("train_tokenizer", "--preset", "micro", "--corpora", corpus, "--out", str(tmp_path / "out")),
+        *("--steps", "24", "--kmeans-samples", "80", "--sampling.images-per-step", "8", "--workers", "1"),
+        *("--worker.loaders", loaders, "--checkpoints.every", "4", "--validation.every", "6"),
+        *("--validation.corpora", corpus, "--validation.images", "4", "--tracking", "off"),
+        *("--max-reject-rate", "1"),
+        log=tmp_path / "log",
+        env={"PYTHONPATH": killer},
+    )
+    assert code == 0, output[-3000:]
+    record = json.loads((tmp_path / "out" / "record.json").read_text())
+    assert record["rejects"][apart.CRASHED] >= 1

@@ -1,12 +1,17 @@
 """A bounded look at a corpus of every layout, as dry runs take it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from jobs.cold_start import main as cold_start
+from jobs.evaluate_mllm import main as evaluate_mllm
+from jobs.grpo_gres import main as grpo_gres
 from jobs.tokenize_corpus import main as tokenize_corpus
+from jobs.train_mllm import main as train_mllm
 from jobs.train_tokenizer import main as train_tokenizer
 from pipelines import storage
 from pipelines.ingestion.coco import CocoReader
@@ -16,6 +21,7 @@ from pipelines.ingestion.reader import Input, Reader
 from pipelines.ingestion.refer import ReferReader
 from pipelines.ingestion.shapes_corpus import make_shapes
 from samtok.shapes import WorldConfig
+from tests.mllm_evaluations import World, write_chats
 from tests.readers import build_reader
 
 FILES = {
@@ -179,3 +185,43 @@ def test_osprey_is_listed_too(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
     found = peek(build_reader("osprey", source=str(path), images=str(tmp_path)))
     assert found.images == found.masks == found.rejects == found.read == 1 and not found.faults
+
+
+@pytest.mark.parametrize(
+    ("main", "more"),
+    [
+        (train_mllm, ("--model", "{model}")),
+        (evaluate_mllm, ("--model", "{model}", "--benchmark", "gres")),
+        (grpo_gres, ("--model", "{model}")),
+        (cold_start, ("--teacher.model", "{model}", "--min-iou", "0")),
+    ],
+)
+def test_chats_whose_images_are_all_gone_are_an_error_of_every_job_before_it_starts(
+    world, tmp_path, capsys, main: Callable[[list[str]], int], more: tuple[str, ...]
+):
+    rows = [{**row, "images": [{**row["images"][0], "uri": "/nowhere/x.png"}]} for row in world.rows]
+    flags = [
+        *(text.format(model=world.model) for text in more),
+        *(
+            "--tokenizer",
+            world.tokenizer_uri,
+            "--tracking",
+            "off",
+            "--dry-run",
+            "--out",
+            str(tmp_path / "out"),
+        ),
+    ]
+    if main is cold_start:
+        flags = flags[:2] + flags[6:]
+    for number, spoilt in enumerate((rows, rows[:-1])):
+        chats = [*spoilt, *world.rows[len(spoilt) :]]
+        corpus = write_chats(tmp_path / str(number), chats, weights_sha256=world.sha256)
+        assert main([*flags, "--chats", corpus]) == (0 if number else 3)
+        said = capsys.readouterr().err
+        assert ("images of the chats in" in said) == (not number), said
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> World:
+    return World(tmp_path_factory.mktemp("world") / "world", 4)

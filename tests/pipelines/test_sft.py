@@ -311,10 +311,15 @@ def test_a_corpus_of_bad_chats_ends_the_run_with_its_reasons(world, tmp_path):
     config = short(world, tmp_path / "out", chats=(corpus,), steps=40, validation=validation())
     with pytest.raises(DataError, match=r"--max-reject-rate.*image_missing"):
         train(config)
-    rows = [dict(row, images=[dict(row["images"][0], uri="/nowhere/x.png")]) for row in world.rows]
+    rows = [dict(row, images=[dict(row["images"][0], height=1)]) for row in world.rows]
     empty = write_chats(tmp_path / "none", rows, weights_sha256=world.sha256)
     with pytest.raises(DataError, match="none of 17 chats drawn from"):
         train(short(world, tmp_path / "other", chats=(empty,), validation=validation()))
+
+
+def test_images_of_more_pixels_than_allowed_are_rejected_before_they_are_decoded(world, tmp_path):
+    with pytest.raises(DataError, match="expected at most 99"):
+        train(short(world, tmp_path / "out", max_image_pixels=99, validation=validation()))
 
 
 def test_words_of_another_tokenizer_and_of_another_size_are_refused(world, tmp_path):

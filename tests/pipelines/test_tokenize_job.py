@@ -114,7 +114,7 @@ def test_a_killed_tokenizer_actor_costs_nothing(home, whole):
     with job("tokenize_corpus", *flags(home, str(out)), log=home / "actor.log") as running:
         for kill_at in (1, 6):
             running.until(lambda at=kill_at: commits(out) >= at)
-            actors = running.processes("TokenizeMasks")
+            actors = running.processes("TokenizeCarefully")
             assert actors, [p.cmdline() for p in running.processes("ray::")]
             actors[0].kill()
         assert running.wait() == 0, running.output()[-3000:]

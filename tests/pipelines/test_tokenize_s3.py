@@ -38,7 +38,7 @@ def test_a_run_survives_a_killed_actor_and_a_restart_of_the_s3_server(
     out = f"{bucket}/outage"
     with job("tokenize_corpus", *flags(home, out), log=home / "outage.log") as running:
         running.until(lambda: storage.exists(f"{out}/plan.json") and commits(out) >= 3)
-        actors = running.processes("TokenizeMasks")
+        actors = running.processes("TokenizeCarefully")
         assert actors
         actors[0].kill()
         s3.kill()

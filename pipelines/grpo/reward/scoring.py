@@ -50,7 +50,7 @@ class Scorer(Traced):
         questions = [group.question] * len(responses)
         extra = None
         if self.config.reward.iou:
-            image = load_images(dict(group.question.record))[0]
+            image = load_images(dict(group.question.record), self.config.max_image_pixels)[0]
             extra = [{NAME: value} for value in self._decoder.score(image, questions, responses)]
         return score(questions, responses, rewards=self.rewards, weights=self.weights, extra=extra)
 
@@ -78,7 +78,7 @@ class Scorer(Traced):
     def _masks(self, group: Group) -> tuple[np.ndarray, np.ndarray]:
         """Returns the unions of the likeliest response's masks and of the true ones."""
         record = dict(group.question.record)
-        image = load_images(record)[0]
+        image = load_images(record, self.config.max_image_pixels)[0]
         tokenizer = self._decoder.tokenizer
         words = read(group.question, group.answers[0]).words
         size_hw = (image.shape[0], image.shape[1])

@@ -8,6 +8,7 @@ A sampler that dies is replaced, gets the newest weights, and its task is done a
 the responses were never used, so each prompt is used exactly once.
 """
 
+import contextlib
 import logging
 import time
 from collections import deque
@@ -22,6 +23,7 @@ from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.groups import RolloutTask
 from pipelines.grpo.rollout.sampler import Sampler, Sampling
 from pipelines.grpo.transport import Weights, object_store
+from pipelines.ingestion import apart
 from samtok.errors import CheckpointError, ClusterError
 
 log = logging.getLogger(__name__)
@@ -35,16 +37,17 @@ class _Running:
 
 
 class RolloutPool:
-    """Samplers on Ray: ``start`` starts number ``i``, also in the place of one that died.
+    """Samplers on Ray: ``start`` starts number ``i``, also in the place of one that died; gets whether it
+    should read images in a process apart, since so many died.
 
     A run that learns from kept responses has none.
     """
 
-    def __init__(self, start: Callable[[int], Any], config: GrpoConfig) -> None:
+    def __init__(self, start: Callable[[int, bool], Any], config: GrpoConfig) -> None:
         rollout = config.rollout
         self.start, self.out, self.prompts_per_task = start, config.out, rollout.prompts_per_task
         self.timeout_s, self.max_failures = rollout.timeout_s, rollout.max_failures
-        self.actors = [start(number) for number in range(0 if config.replay else rollout.workers)]
+        self.actors = [start(number, False) for number in range(0 if config.replay else rollout.workers)]
         self.failures = 0
         self.weights: Weights | None = None
         self._waiting: deque[RolloutTask] = deque()
@@ -112,9 +115,12 @@ class RolloutPool:
         lost = self._running.pop(number, None)
         if lost is not None:
             self._waiting.appendleft(lost.task)
-        self.actors[number] = self.start(number)
+        self.actors[number] = self._start(number)
         if self.weights is not None:
             self._syncing[number] = self.actors[number].sync.remote(self.weights)
+
+    def _start(self, number: int) -> Any:
+        return self.start(number, self.failures >= apart.CAREFUL_AFTER)
 
     # ---------------------------------------------------------------- tasks
 
@@ -220,7 +226,7 @@ class RolloutPool:
         for number, running in list(self._running.items()):
             del self._running[number]
             actors.kill([self.actors[number]])
-            self.actors[number] = self.start(number)
+            self.actors[number] = self._start(number)
             log.info("task %d is dropped", running.task.number)
         self._waiting.clear()
         self._done.clear()
@@ -241,7 +247,10 @@ class SamplerActor(actors.Traced):
     @cached_property
     def sampler(self) -> Sampler:
         """Made by the first call, whose error reaches the driver as it is."""
-        task, prompts, held_out, device = self.arguments
+        task, prompts, held_out, device, careful = self.arguments
+        if careful:
+            self.apart = contextlib.ExitStack()  # for as long as this process lives
+            self.apart.enter_context(apart.in_own_process())
         return Sampler(task.config, prompts, held_out, object_store(task.config.sync), device)
 
     def sync(self, weights: Weights) -> tuple[int, str]:

@@ -104,9 +104,10 @@ class Sampler:
         asked, rejects = [], []
         for draw, index in draws:
             try:
-                prompt = source.prompt(index)
-                encoded = encode_prompt(self.engine.adapter, prompt, self.config.prompts.max_prompt_tokens)
-                shown = _shown(encoded, prompt) if self.engine.wants_images else encoded
+                prompt, limit = source.prompt(index), self.config.max_image_pixels
+                most = self.config.prompts.max_prompt_tokens
+                encoded = encode_prompt(self.engine.adapter, prompt, most, limit)
+                shown = _shown(encoded, prompt, limit) if self.engine.wants_images else encoded
                 asked.append((draw, index, prompt, shown))
             except DataError as error:
                 rejects.append(rejected(source.row(index), error))
@@ -125,8 +126,8 @@ class Sampler:
         return group_of(draw, index, prompt, encoded, responses, texts=texts, version=self.version)
 
 
-def _shown(encoded: Encoded, prompt: Prompt) -> Shown:
-    images = load_images(prompt.row)
+def _shown(encoded: Encoded, prompt: Prompt, max_pixels: int) -> Shown:
+    images = load_images(prompt.row, max_pixels)
     order = [part for turn in prompt.turns for part in turn.parts if isinstance(part, int)]
     return Shown(**vars(encoded), images=tuple(images[number] for number in order))
 
