@@ -34,6 +34,7 @@ from pipelines.ingestion.refer import ReferOptions, ReferReader
 from pipelines.ingestion.regions import DamReader
 from pipelines.ingestion.sidecar import Sa1bReader
 from pipelines.inputs import require
+from samtok.config import SYNTHETIC, MaskTokenizerConfig
 from samtok.errors import ConfigError
 
 ReaderKind = Literal["coco", "sa1b", "refer", "granf", "psg", "dam", "osprey"]
@@ -163,10 +164,20 @@ def require_source(corpus: CorpusConfig) -> None:
     require(corpus.source, flag=f"source of the corpus {corpus.dataset or corpus.reader}", command=command)
 
 
-def is_of_shapes(corpus: CorpusConfig) -> bool:
+def caveat_of(tokenizer_uri: str, architecture: MaskTokenizerConfig, source: str, dataset: str) -> str:
+    """Returns what speaks against using a tokenizer on a corpus; empty if nothing is known to."""
+    if architecture.trained_on != SYNTHETIC or is_of_shapes(source):
+        return ""
+    return (
+        f"the tokenizer {tokenizer_uri} was trained on {SYNTHETIC}, which {dataset} has not: its words say "
+        "little about these masks. Give --tokenizer one that knows photographs."
+    )
+
+
+def is_of_shapes(source: str) -> bool:
     """Returns whether ``jobs/make_shapes.py`` wrote a corpus: it leaves a mark in its folder, which is the
     source or at most two levels above."""
-    above = [corpus.source.rstrip("/").rsplit("/", levels)[0] for levels in range(3)]
+    above = [source.rstrip("/").rsplit("/", levels)[0] for levels in range(3)]
     folders = [folder for folder in above if folder and not folder.endswith((":", "/"))]
     return any(storage.exists(storage.join(folder, shapes.COMPLETE)) for folder in folders)
 

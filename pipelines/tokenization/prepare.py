@@ -10,14 +10,14 @@ from typing import Any
 
 from pipelines import schema, shards, storage
 from pipelines.cluster import with_device
-from pipelines.ingestion.corpora import is_of_shapes, reader_of, require_source
+from pipelines.ingestion.corpora import caveat_of, reader_of, require_source
 from pipelines.ingestion.peek import opened, peek
 from pipelines.ingestion.reader import MAX_NAMES, Input, Reader, Reject
 from pipelines.inputs import require_tokenizer
 from pipelines.shard_job import left_of, open_plan
 from pipelines.tokenization.config import TokenizeCorpusConfig
 from samtok import folders
-from samtok.config import SYNTHETIC, MaskTokenizerConfig
+from samtok.config import MaskTokenizerConfig
 from samtok.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -83,12 +83,8 @@ class Tokenization:
     @property
     def caveat(self) -> str:
         """What speaks against using this tokenizer on this corpus; empty if nothing is known to."""
-        if self.architecture.trained_on != SYNTHETIC or is_of_shapes(self.config.corpus):
-            return ""
-        return (
-            f"the tokenizer {self.config.tokenizer} was trained on {SYNTHETIC}, which {self.reader.name} has "
-            "not: its words say little about these masks. Give --tokenizer one that knows photographs."
-        )
+        config = self.config
+        return caveat_of(config.tokenizer, self.architecture, config.corpus.source, self.reader.name)
 
     @property
     def tags(self) -> dict[str, str]:

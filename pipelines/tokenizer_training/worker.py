@@ -103,7 +103,7 @@ class TokenizerWorker(TrainWorker[TrainTokenizerConfig, MicroBatch]):
     def export(self, uri: str, lineage: Mapping[str, Any]) -> None:
         if self.rank != 0:
             return
-        seen = SYNTHETIC if all(map(is_of_shapes, self.corpora)) else ""
+        seen = SYNTHETIC if all(is_of_shapes(corpus.source) for corpus in self.corpora) else ""
         files = files_of(self.tokenizer, dataclasses.replace(self.tokenizer.config, trained_on=seen))
         digest = hashlib.sha256(files[WEIGHTS_FILE]).hexdigest()
         body = json.dumps({**lineage, "weights_sha256": digest}, indent=2) + "\n"

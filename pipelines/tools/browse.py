@@ -16,6 +16,7 @@ import torch
 
 from pipelines import job as runs
 from pipelines import rejects, storage
+from pipelines.ingestion.corpora import caveat_of
 from pipelines.reports import html, words, words_page
 from samtok.errors import CheckpointError, ConfigError
 from samtok.metrics import codebook
@@ -50,6 +51,9 @@ def browse(flags: argparse.Namespace) -> int:
     sys.stdout.flush()  # the table is there while the tokenizer still loads
     tokenizer = _tokenizer(corpus, flags.tokenizer) if flags.images else None
     options: dict[str, Any] = {"tokenizer": tokenizer, "max_images": flags.images, "seed": flags.seed}
+    if tokenizer is not None:
+        made = corpus.fingerprint
+        options["caveat"] = caveat_of(made["tokenizer"], tokenizer.config, made["source"], made["dataset"])
     if flags.output is None:
         where = words_page.write_report(corpus.out, **options)
     else:

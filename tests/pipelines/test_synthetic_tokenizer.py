@@ -13,6 +13,7 @@ from jobs.tokenize_corpus import main as tokenize_corpus
 from pipelines import cli, storage
 from pipelines.ingestion.corpora import CorpusConfig, is_of_shapes
 from pipelines.tokenizer_training.worker import TokenizerWorker
+from pipelines.tools.browse import main as browse
 from samtok import folders
 from samtok.config import PRESETS, SYNTHETIC, MaskTokenizerConfig
 from samtok.model.tokenizer import MaskTokenizer
@@ -40,11 +41,11 @@ def corpus(root: Path) -> dict[str, Any]:
 
 def test_the_mark_of_a_synthetic_corpus_is_found_beside_its_source_and_above(places):
     shapes, photos = places["shapes"], places["photos"]
-    assert is_of_shapes(CorpusConfig(**corpus(shapes)))
-    assert is_of_shapes(CorpusConfig(reader="sa1b", source=f"{shapes}/"))
-    assert is_of_shapes(CorpusConfig(reader="sa1b", source=f"{shapes}/sa_0.tar"))
-    assert not is_of_shapes(CorpusConfig(**corpus(photos)))
-    assert not is_of_shapes(CorpusConfig(reader="sa1b", source="/"))
+    assert is_of_shapes(corpus(shapes)["source"])
+    assert is_of_shapes(f"{shapes}/")
+    assert is_of_shapes(f"{shapes}/sa_0.tar")
+    assert not is_of_shapes(corpus(photos)["source"])
+    assert not is_of_shapes("/")
 
 
 def tokenized(places: dict[str, Path], name: str, out: Path, tracking: str) -> str:
@@ -66,6 +67,8 @@ def test_words_of_photographs_by_a_synthetic_tokenizer_carry_a_warning(places, d
     assert text in page and text in capsys.readouterr().err
     run = json.loads((tmp_path / "out/mlflow_run.json").read_text())["run_id"]
     assert text in MlflowClient(uri).get_run(run).data.tags["caveat"]
+    assert browse([str(tmp_path / "out"), "--images", "1", "--output", str(tmp_path / "page.html")]) == 0
+    assert text in (tmp_path / "page.html").read_text()
     assert "synthetic shapes" not in tokenized(places, "shapes", tmp_path / "fine", "off")
     assert "synthetic shapes" not in capsys.readouterr().err
 
