@@ -3,11 +3,13 @@
 A job is a class with four parts (``Job``); ``run`` puts them in order:
 
     places made absolute -> inputs of a preset are made if they are not there -> prepare -> dry run, or
-    work(run), in which ``run.begin`` writes config.json and opens the MLflow run -> closing table -> limits
+    --out is held against other drivers (``storage.lease``) -> work(run), in which ``run.begin`` writes
+    config.json and opens the MLflow run -> closing table -> limits
 
 An error of our family becomes one line and its exit code; the MLflow run is then FAILED.
 """
 
+import contextlib
 import dataclasses
 import logging
 import sys
@@ -23,6 +25,7 @@ from pipelines import env, rejects, storage
 from pipelines.config import RunConfig
 from pipelines.provenance import as_json, config_json, versions
 from pipelines.rejects import Reason
+from pipelines.storage import lease
 from pipelines.tracking import Tracker
 from samtok.errors import ClusterError, ConfigError, DataError, SamtokError
 
@@ -141,6 +144,8 @@ class Job(ABC, Generic[C]):
 
     name: ClassVar[str]
     """Of the job file, and of the MLflow experiment."""
+    holds_out: ClassVar[bool] = True
+    """Whether another driver is kept out of --out; not where nothing else may be in it."""
 
     def __init__(self, config: C) -> None:
         self.config = config
@@ -181,8 +186,13 @@ def _run(kind: Callable[[C], Job[C]], config: C, inputs: Inputs | None) -> int:
 
 def _work(job: Job[Any]) -> int:
     job.prepare()
+    storage.check(job.config.out)
+    with lease.held(job.config.out) if job.holds_out else contextlib.nullcontext():
+        return _alone(job)
+
+
+def _alone(job: Job[Any]) -> int:
     config = job.config
-    storage.check(config.out)
     run = Run(config, job.name)
     try:
         closing = job.work(run)

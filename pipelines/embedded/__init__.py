@@ -11,6 +11,7 @@ They lie below ``runs/embedded``; no other place is ever made. Loads neither tor
 from pipelines import storage
 from pipelines.config import RunConfig, with_places
 from pipelines.job import absolute
+from pipelines.storage import lease
 
 FOLDER = "runs/embedded"
 SHAPES = "shapes"
@@ -47,10 +48,11 @@ def make(config: RunConfig) -> None:
     """Makes them."""
     from pipelines.embedded.corpora import make_chats, make_shapes  # load what jobs load
 
-    for folder in missing(config):
-        name = folder.rpartition("/")[2]
-        if name == SHAPES:
-            make_shapes(folder)
-        else:
-            task, _, split = name.partition("-")
-            make_chats(folder, "gcg" if task == "gcg" else "gres", held_out=split == "val")
+    with lease.held(absolute(FOLDER), patient=True):  # another job may be making them
+        for folder in missing(config):
+            name = folder.rpartition("/")[2]
+            if name == SHAPES:
+                make_shapes(folder)
+            else:
+                task, _, split = name.partition("-")
+                make_chats(folder, "gcg" if task == "gcg" else "gres", held_out=split == "val")

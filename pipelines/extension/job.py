@@ -15,6 +15,7 @@ class ExtendMllm(Job[ExtendMllmConfig]):
     """See the module. The resolved config is in lineage.json, since config.json is the model's."""
 
     name = "extend_mllm"
+    holds_out = False
 
     def prepare(self) -> None:
         self.vocabulary = prepare(self.config)
