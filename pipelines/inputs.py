@@ -42,7 +42,8 @@ def _require_folder(
             raise ConfigError(f"{flag}: {uri} is not {what}. {folders.what_fits(kind)}", owner=owner)
         return
     try:
-        require(folders.resolve(uri), flag=flag, command=command, file=folders.CONFIG_FILE, owner=owner)
+        place = folders.resolve(uri, read=storage.read_bytes)
+        require(place, flag=flag, command=command, file=folders.CONFIG_FILE, owner=owner)
     except (ConfigError, CheckpointError) as error:
         said = error.message if isinstance(error, ConfigError) else f"{flag}: {error}"
         raise ConfigError(f"{said} {folders.what_fits(kind)}", owner=owner) from error

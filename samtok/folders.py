@@ -24,6 +24,11 @@ HUB = "hf://"
 _HUB_ID = re.compile(r"(?!runs/)[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # runs/ is where jobs write
 _OF_MODELS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 
+ASIDE = ".new"
+"""End of the name of a folder that takes another's place. What is in it counts on S3, where a folder is not
+exchanged at a stroke, while ``COMPLETE`` is there too."""
+COMPLETE = "_COMPLETE"
+
 Read = Callable[[str], bytes]
 """Reads a file by its URI, so that callers can bring their own credentials and retries."""
 
@@ -60,15 +65,26 @@ def is_hub_id(uri: str, *, path: str | None = None) -> bool:
     return bool(_HUB_ID.fullmatch(uri)) and not local.exists() and not local.parent.exists()
 
 
-def resolve(uri: str) -> str:
+def resolve(uri: str, *, read: Read | None = None) -> str:
     """Returns the folder of a shipped name, that of a hub id in the local cache, any other URI as it is.
+
+    A folder on S3 that a training is just replacing, or was when it was killed, is read beside its place.
 
     Raises:
         CheckpointError: If the hub does not give a model and the cache does not have it.
     """
     if is_shipped(uri):
         return str(SHIPPED / uri)
-    return _from_hub(uri.removeprefix(HUB)) if is_hub_id(uri) else uri.rstrip("/")
+    if is_hub_id(uri):
+        return _from_hub(uri.removeprefix(HUB))
+    uri = uri.rstrip("/")
+    if not uri.startswith("s3://"):
+        return uri
+    try:
+        read_file(f"{uri}{ASIDE}/{COMPLETE}", read)
+    except (FileNotFoundError, SamtokError):  # a store can forbid to look
+        return uri
+    return uri + ASIDE
 
 
 @functools.cache
@@ -92,13 +108,13 @@ def read_config(uri: str, *, read: Read | None = None) -> MaskTokenizerConfig:
     Raises:
         CheckpointError: If it is missing, or not the config of a mask tokenizer.
     """
-    where = f"{resolve(uri)}/{CONFIG_FILE}"
+    where = f"{resolve(uri, read=read)}/{CONFIG_FILE}"
     return MaskTokenizerConfig.from_json(_read(where, read), where=where)
 
 
 def read_weights(uri: str, *, read: Read | None = None) -> bytes:
     """Returns the bytes of a tokenizer's weight file; CheckpointError if it is missing."""
-    return _read(f"{resolve(uri)}/{WEIGHTS_FILE}", read)
+    return _read(f"{resolve(uri, read=read)}/{WEIGHTS_FILE}", read)
 
 
 def sam2_weights(uri: str) -> str:

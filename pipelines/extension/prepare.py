@@ -22,7 +22,7 @@ def prepare(config: ExtendMllmConfig) -> MaskVocabulary:
     vocabulary = MaskVocabulary.of(folders.read_config(config.tokenizer, read=storage.read_bytes))
     if config.model is not None:
         require_model(config.model)
-        family = read_family(folders.resolve(config.model), read=storage.read_bytes)
+        family = read_family(folders.resolve(config.model, read=storage.read_bytes), read=storage.read_bytes)
         if family not in FAMILIES:
             raise CheckpointError(
                 f"--model {config.model} is a {family}; mask words are known for {', '.join(FAMILIES)}."
@@ -41,7 +41,7 @@ def prepare(config: ExtendMllmConfig) -> MaskVocabulary:
 
 def _has_words(model: str) -> bool:
     try:
-        read_folder(folders.resolve(model), read=storage.read_bytes)
+        read_folder(folders.resolve(model, read=storage.read_bytes), read=storage.read_bytes)
     except CheckpointError:
         return False
     return True

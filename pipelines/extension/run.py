@@ -93,7 +93,7 @@ def _build(config: ExtendMllmConfig, words: _Words, folder: Path) -> None:
 
 def _extend_folder(config: ExtendMllmConfig, words: _Words, folder: Path) -> None:
     assert config.model is not None
-    with storage.local_folder(folders.resolve(config.model)) as source:
+    with storage.local_folder(folders.resolve(config.model, read=storage.read_bytes)) as source:
         family = read_family(source)
         processor = load_processor(source)
         model = read_model(source)

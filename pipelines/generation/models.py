@@ -34,7 +34,7 @@ def read_folder(uri: str, *, flag: str, owner: object = None) -> MllmFolder:
         CheckpointError: If it has no mask words, or its family is not known.
     """
     require_model(uri, flag=flag, owner=owner)
-    return mllm_folder.read_folder(folders.resolve(uri), read=storage.read_bytes)
+    return mllm_folder.read_folder(folders.resolve(uri, read=storage.read_bytes), read=storage.read_bytes)
 
 
 def files_of(uri: str) -> list[str]:
@@ -52,7 +52,7 @@ def files_of(uri: str) -> list[str]:
 
 def sha256_of(uri: str) -> str:
     """Returns one hash over names and contents of a checkpoint's files."""
-    uri = folders.resolve(uri)
+    uri = folders.resolve(uri, read=storage.read_bytes)
     return shards.digest({name: storage.file_sha256(storage.join(uri, name)) for name in files_of(uri)})
 
 
@@ -60,7 +60,7 @@ def weights_digest(uri: str) -> str:
     """Returns a hash of the weight files and the config of a model that is trained, wherever it lies."""
     found = {
         file.uri.rpartition("/")[2]: file.uri
-        for file in storage.list_files(folders.resolve(uri))
+        for file in storage.list_files(folders.resolve(uri, read=storage.read_bytes))
         if file.uri.endswith((".safetensors", ".safetensors.index.json", "/config.json"))
     }
     if not any(name.endswith(".safetensors") for name in found):
@@ -107,7 +107,7 @@ def load(
     from samtok.mllm.adapters import load_adapter
 
     require_same(uri, sha256, sha256 and sha256_of(uri))
-    uri = folders.resolve(uri)
+    uri = folders.resolve(uri, read=storage.read_bytes)
     files_of(uri)  # refuses what is no checkpoint
     with storage.local_folder(uri) as folder:
         adapter = load_adapter(folder)

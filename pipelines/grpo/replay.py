@@ -48,7 +48,7 @@ class Replay:
                 f"--replay {config.replay} keeps no trajectories: it has no trajectories/step-*.parquet. "
                 "Give the --out of a run that had --trajectories-every above 0."
             )
-        with storage.local_folder(folders.resolve(config.model)) as folder:
+        with storage.local_folder(folders.resolve(config.model, read=storage.read_bytes)) as folder:
             self.adapter: Adapter = load_adapter(folder)
 
     def __len__(self) -> int:

@@ -6,7 +6,8 @@ throttling) are waited out for ``SAMTOK_STORAGE_RETRY_S`` seconds, so a run surv
 faults that stay fail at once, those of one file or object apart from those of the store (``faults``). All
 functions may be used from several threads and processes, forked ones too.
 
-Single operations are in ``local`` and ``s3``, two modules with the same functions; variables are in ``env``.
+Single operations are in ``local`` and ``s3``, two modules with the same functions, but for how a folder takes
+another's place; variables are in ``env``.
 """
 
 import contextlib
@@ -29,6 +30,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 from pipelines import env
 from pipelines.storage import local
 from pipelines.storage.faults import MISSING
+from samtok import folders
 from samtok.errors import ConfigError, DataError, StorageError
 
 log = logging.getLogger(__name__)
@@ -271,27 +273,30 @@ def local_copy(uri: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="samtok-") as folder:
         target = Path(folder) / uri.rpartition("/")[2]
-        _download(uri, target)
+        _download(_ObjectFile(uri), target)
         yield target
 
 
 @contextlib.contextmanager
 def local_folder(uri: str) -> Iterator[Path]:
     """Gives a local folder with the files below ``uri``: itself, or a copy that is deleted at the end. Raises
-    NotFoundError if there is no file."""
+    NotFoundError if there is no file, StorageError if the folder is replaced meanwhile (on a store)."""
     if not is_remote(uri):
         if not local.path_of(uri).is_dir():
             raise NotFoundError(f"there is no folder {uri}; check the path, and that the disk is mounted.")
         yield local.path_of(uri)
         return
-    found = list_files(uri)
+    uri = uri.rstrip("/")
+    found = {file.uri: _ObjectFile(file.uri) for file in list_files(uri)}  # of each one version, from now on
     if not found:
         raise NotFoundError(f"there is nothing below {uri}; check the name.")
+    if folders.resolve(uri, read=read_bytes) != uri:
+        raise StorageError(f"{uri} was replaced while it was read; read it again.")
     with tempfile.TemporaryDirectory(prefix="samtok-") as folder:
-        for file in found:
-            target = Path(folder) / file.uri.removeprefix(uri.rstrip("/") + "/")
+        for name, source in found.items():
+            target = Path(folder) / name.removeprefix(uri + "/")
             target.parent.mkdir(parents=True, exist_ok=True)
-            _download(file.uri, target)
+            _download(source, target)
         yield Path(folder)
 
 
@@ -302,8 +307,47 @@ def put_folder(folder: Path, uri: str, *, last: str | None = None) -> None:
         write_bytes(join(uri, name), (folder / name).read_bytes())
 
 
-def _download(uri: str, target: Path) -> None:
-    with _ObjectFile(uri) as source:
+def replace_folder(folder: Path, uri: str) -> None:
+    """Gives the files of a local folder the place of those below ``uri``, all at once: a reader finds the old
+    ones or the new ones, whoever is killed in between.
+
+    All goes beside its place first. A disk then exchanges the folders. A store copies file by file, and until
+    it is done readers look beside the place: ``folders.resolve``.
+    """
+    uri = uri.rstrip("/")
+    aside = uri + folders.ASIDE
+    if is_remote(uri):
+        _move_in(aside, uri)  # what a killed writer had made complete
+    delete_folder(aside)
+    put_folder(folder, aside)
+    if is_remote(uri):
+        write_bytes(join(aside, folders.COMPLETE), b"")
+        _move_in(aside, uri)
+    else:
+        try:
+            local.exchange(uri, aside)
+        except OSError as error:  # a repetition could exchange them back
+            raise _failed("replace", uri, error) from error
+    delete_folder(aside)
+
+
+def _move_in(aside: str, uri: str) -> None:
+    """Copies what is complete beside a folder into it, and deletes what else was there."""
+    mark, backend = join(aside, folders.COMPLETE), _backend(uri)
+    if not exists(mark):
+        return
+    names = {file.uri.removeprefix(aside + "/") for file in list_files(aside)} - {folders.COMPLETE}
+    for name in sorted(names):
+        source, target = join(aside, name), join(uri, name)
+        _patiently("write", target, lambda source=source, target=target: backend.copy(source, target))
+    for file in list_files(uri):
+        if file.uri.removeprefix(uri + "/") not in names:
+            delete(file.uri)
+    delete(mark)
+
+
+def _download(source: _ObjectFile, target: Path) -> None:
+    with source:
         try:
             with target.open("wb") as file:
                 shutil.copyfileobj(source, file, _COPY_CHUNK)
@@ -348,7 +392,7 @@ def delete_folder(uri: str) -> None:
     for file in list_files(uri):
         delete(file.uri)
     if not is_remote(uri):
-        shutil.rmtree(uri, ignore_errors=True)
+        shutil.rmtree(local.path_of(uri), ignore_errors=True)
 
 
 def check(folder_uri: str) -> None:

@@ -1,6 +1,7 @@
 """Files of a mounted disk: one operation per call, atomic writes. The twin of ``s3``."""
 
 import contextlib
+import ctypes
 import errno
 import itertools
 import os
@@ -17,6 +18,7 @@ from samtok.errors import ConfigError
 FAULTS: tuple[type[Exception], ...] = (OSError,)
 
 _TEMPORARY = ".tmp-"  # start of the names of files that are being written
+_HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD and the flag, from Linux's fcntl.h and fs.h
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 _REMEDIES = {
     errno.ENOSPC: "Free space on that disk or write elsewhere.",
@@ -124,6 +126,26 @@ def exists(uri: str) -> bool:
         if fault_of(error) == MISSING:
             return False
         raise
+
+
+def exchange(uri: str, aside: str) -> None:
+    """Puts a folder in the place of another, if there is one, which gets its name."""
+    new, old = path_of(aside), path_of(uri)
+    if not old.exists():
+        new.rename(old)
+    else:
+        swap = getattr(ctypes.CDLL(None), "renameat2", None)
+        if swap is None or swap(_HERE, os.fsencode(new), _HERE, os.fsencode(old), _RENAME_EXCHANGE) != 0:
+            exchange_by_turns(new, old)
+    _sync_folder(old.parent)
+
+
+def exchange_by_turns(new: Path, old: Path) -> None:
+    """Does ``exchange`` where the system cannot, as on network disks: for a moment no folder has the name."""
+    before = old.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
+    old.rename(before)
+    new.rename(old)
+    before.rename(new)
 
 
 def delete(uri: str) -> None:

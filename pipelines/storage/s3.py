@@ -141,6 +141,11 @@ def put(uri: str, data: bytes) -> None:
     _filesystem().pipe_file("/".join(split(uri)), data)
 
 
+def copy(uri: str, target: str) -> None:
+    """Copies an object within the store; a large one in parts that appear together at the end."""
+    _filesystem().copy("/".join(split(uri)), "/".join(split(target)))
+
+
 def create(uri: str, data: bytes, writer: str) -> bool:
     """Writes an object unless the key exists; False if it does.
 

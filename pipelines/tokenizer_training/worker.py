@@ -1,9 +1,10 @@
 """A worker that trains a tokenizer: what ``training.worker`` leaves open. Knows no Ray."""
 
 import dataclasses
-import hashlib
 import json
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,8 +31,8 @@ from pipelines.training.engine import engine_of
 from pipelines.training.fit import Notify
 from pipelines.training.worker import TrainWorker
 from samtok.config import SYNTHETIC
-from samtok.folders import WEIGHTS_FILE
-from samtok.model.state import files_of
+from samtok.folders import weights_sha256
+from samtok.model.state import save_folder
 
 
 def train_worker(task: PreparedTokenizer, notify: Notify, device: torch.device | str = "cpu") -> None:
@@ -104,11 +105,12 @@ class TokenizerWorker(TrainWorker[TrainTokenizerConfig, MicroBatch]):
         if self.rank != 0:
             return
         seen = SYNTHETIC if all(is_of_shapes(corpus.source) for corpus in self.corpora) else ""
-        files = files_of(self.tokenizer, dataclasses.replace(self.tokenizer.config, trained_on=seen))
-        digest = hashlib.sha256(files[WEIGHTS_FILE]).hexdigest()
-        body = json.dumps({**lineage, "weights_sha256": digest}, indent=2) + "\n"
-        for name, data in {"lineage.json": body.encode(), **files}.items():  # the config is the last of them
-            storage.write_bytes(storage.join(uri, name), data)
+        with tempfile.TemporaryDirectory(prefix="samtok-") as folder:
+            config = dataclasses.replace(self.tokenizer.config, trained_on=seen)
+            save_folder(self.tokenizer, config, folder)
+            body = json.dumps({**lineage, "weights_sha256": weights_sha256(folder)}, indent=2) + "\n"
+            (Path(folder) / "lineage.json").write_text(body)
+            storage.replace_folder(Path(folder), uri)
 
     def extra_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Returns the embeddings that k-means will be fitted to."""

@@ -16,7 +16,6 @@ from pipelines.training.engine import Engine
 from samtok.errors import CheckpointError
 from samtok.mllm.adapters import load_adapter, save_pretrained
 from samtok.mllm.family import Adapter
-from samtok.mllm.folder import SAMTOK_FILE
 
 LINEAGE_FILE = "lineage.json"
 
@@ -47,9 +46,9 @@ def export(
 ) -> str:
     """Writes model, processor, vocabulary and lineage; returns a hash of the weights.
 
-    What was written is loaded back and compared bit for bit before it goes to its place. Raises
-    CheckpointError if the files do not hold these weights, or the words were lost; StorageError if the folder
-    cannot be written.
+    What was written is loaded back and compared bit for bit before it takes the place of an earlier export.
+    Raises CheckpointError if the files do not hold these weights, or the words were lost; StorageError if the
+    folder cannot be written.
 
     Args:
         model: Has the config and the names; its own weights may be spread over workers.
@@ -62,7 +61,7 @@ def export(
         digest = weights_digest(str(folder))
         body = json.dumps({**lineage, "weights_sha256": digest}, indent=2) + "\n"
         (folder / LINEAGE_FILE).write_text(body)
-        storage.put_folder(folder, uri, last=SAMTOK_FILE)
+        storage.replace_folder(folder, uri)
     return digest
 
 

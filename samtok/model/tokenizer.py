@@ -92,7 +92,7 @@ class MaskTokenizer(nn.Module):
         """
         model = cls(read_config(uri, read=read))
         weights, sha256 = read_state(uri, read=read)
-        fill(model, weights, where=f"{resolve(uri)}/{WEIGHTS_FILE}")
+        fill(model, weights, where=f"{resolve(uri, read=read)}/{WEIGHTS_FILE}")
         model.to(device).eval().requires_grad_(False)
         model.weights_sha256 = sha256
         model.autocast_dtype, model.max_masks, model.max_images = dtype, max_masks, max_images

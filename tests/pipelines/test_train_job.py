@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,23 @@ def test_a_job_killed_twice_on_object_storage_goes_on_when_it_is_run_again(home,
     assert_equal(out, whole)
     assert storage.exists(storage.join(out, "report/index.html"))
     assert not storage.list_files(storage.join(out, "ray"))
+
+
+@pytest.mark.long
+def test_a_second_driver_is_refused_and_one_whose_folder_was_taken_over_ends(home, tmp_path):
+    out = tmp_path / "out"
+    command = flags(home, out, "--workers", "2", "--steps", "5000")
+    with job("train_tokenizer", *command, log=tmp_path / "first") as first:
+        first.until(lambda: steps_saved(out) >= 5)
+        code, output = run_job("train_tokenizer", *command, log=tmp_path / "second")
+        assert code == 2 and f"process {first.process.pid} on" in output, output[-3000:]
+        holder = {**storage.read_json(str(out / "lease.json")), "writer": "another", "pid": 1}
+        storage.write_bytes(str(out / "lease.json"), json.dumps(holder).encode())
+        assert first.wait(120) == 4, first.output()[-3000:]
+        assert "taken over by process 1" in first.output() and "Traceback" not in first.output()
+    saved = steps_saved(out)
+    time.sleep(2)
+    assert steps_saved(out) == saved and storage.read_json(str(out / "lease.json")) == holder
 
 
 def test_a_finished_run_is_left_as_it_is_and_its_report_is_whole(home, whole, tmp_path):

@@ -66,7 +66,8 @@ class VllmEngine(RolloutEngine):
         os.environ[env.VLLM_ENABLE_V1_MULTIPROCESSING] = "0"  # see above
         self.config = config
         self._kept = ExitStack()
-        folder = self._kept.enter_context(storage.local_folder(folders.resolve(model)))
+        place = folders.resolve(model, read=storage.read_bytes)
+        folder = self._kept.enter_context(storage.local_folder(place))
         self.adapter = load_adapter(folder)
         self.shapes = parameter_shapes(folder)
         rows = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config().vocab_size
