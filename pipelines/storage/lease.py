@@ -71,12 +71,12 @@ def held(
 
 
 def _take(out: str, *, patient: bool, beat_s: float, stale_s: float) -> _Holder:
-    mine = _this_process()
+    mine = _this_process(out)
     seen: list[_Holder] | None = None
     since = looked = 0.0
     while True:
         chain, now = _chain(out), time.monotonic()
-        lives = _lives(chain[-1]) if chain else False
+        lives = _lives(chain[-1], out) if chain else False
         if lives is None and seen is not None:
             lives = True if chain != seen else None if now - since < stale_s else False
         if lives is False:
@@ -200,8 +200,9 @@ class _Beats(threading.Thread):
 # ---------------------------------------------------------------- who holds it
 
 
-def _this_process() -> _Holder:
+def _this_process(out: str) -> _Holder:
     return {
+        "out": out,
         "writer": uuid.uuid4().hex,
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -213,11 +214,11 @@ def _this_process() -> _Holder:
 
 
 def _machine() -> str | None:
-    """Names what process ids are unique in: a boot of a machine, and of a container in it. None if the system
-    does not tell."""
+    """Names what process ids are unique in: a boot of a machine, which copies of its disk share but not its
+    name, and a container in it. None if the system does not tell."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+        return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return None
 
@@ -232,11 +233,14 @@ def _started(pid: int) -> str | None:
     return None if state in "ZX" else fields[18]
 
 
-def _lives(holder: _Holder) -> bool | None:
-    """Returns whether the process of a holder lives; None if it is another machine's."""
+def _lives(holder: _Holder, out: str) -> bool | None:
+    """Returns whether a holder lives, by its process; None if that does not tell: it is another machine's, or
+    holds a folder of which this one may be a copy."""
     if holder.get("machine") is None or holder["machine"] != _machine():
         return None
-    return _started(holder["pid"]) == holder["started"] or _is_hidden(holder["pid"])
+    if _started(holder["pid"]) != holder["started"] and not _is_hidden(holder["pid"]):
+        return False
+    return True if holder["out"] == out else None
 
 
 def _is_hidden(pid: int) -> bool:

@@ -6,6 +6,7 @@ Another machine is what its files say: its beats are written here as it would wr
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -217,6 +218,13 @@ def test_a_driver_killed_while_it_took_over_is_followed_too(tmp_path: Path):
     storage.write_bytes(str(tmp_path / "lease-there.json"), json.dumps(gone).encode())
     with lease.held(str(tmp_path)):
         assert [path.name for path in tmp_path.glob("lease*")] == [lease.FILE]
+
+
+def test_a_copy_of_a_folder_in_use_is_free_when_no_beats_are_seen_there(tmp_path: Path):
+    with lease.held(str(tmp_path / "run")):
+        shutil.copytree(tmp_path / "run", tmp_path / "copy")
+        with lease.held(str(tmp_path / "copy"), beat_s=0.05, stale_s=0.2):
+            pass
 
 
 def test_half_a_lease_is_waited_for_and_taken_over(tmp_path: Path):
