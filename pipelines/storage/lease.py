@@ -107,11 +107,13 @@ def _chain(out: str) -> list[_Holder]:
 
 def _read(place: str) -> _Holder | None:
     try:
-        return storage.read_json(place)
+        found = storage.read_json(place)
     except NotFoundError:
         return None
     except DataError:  # a part, by a driver that was killed on a disk without links
-        return {"writer": f"unknown-{place.rpartition('/')[2]}"}
+        found = None
+    known = isinstance(found, dict) and "writer" in found
+    return found if known else {"writer": f"unknown-{place.rpartition('/')[2]}"}
 
 
 def _places(out: str, chain: Sequence[_Holder]) -> list[str]:

@@ -227,8 +227,9 @@ def test_a_copy_of_a_folder_in_use_is_free_when_no_beats_are_seen_there(tmp_path
             pass
 
 
-def test_half_a_lease_is_waited_for_and_taken_over(tmp_path: Path):
-    storage.write_bytes(str(tmp_path / lease.FILE), b'{"writer": "th')
+@pytest.mark.parametrize("found", [b'{"writer": "th', b"[1]", b"{}"])
+def test_half_a_lease_is_waited_for_and_taken_over(tmp_path: Path, found: bytes):
+    storage.write_bytes(str(tmp_path / lease.FILE), found)
     with lease.held(str(tmp_path), beat_s=0.05, stale_s=0.2):
         assert holder(tmp_path)["pid"] == os.getpid()
 
