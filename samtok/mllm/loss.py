@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from transformers import modeling_utils
 
 from samtok.mllm.chat import IGNORE
 from samtok.mllm.folder import MROPE_FAMILIES
@@ -17,6 +18,9 @@ IMAGE_INPUTS = {"pixel_values", "mm_encoder_outputs"}
 
 PACKED_ATTENTION = ("sdpa", "eager", BY_DIALOGUE)
 """Attention kernels with which packed dialogues were found to stay apart."""
+
+TAKES_MASKS = hasattr(modeling_utils, "slice_logits_to_keep")
+"""Whether transformers makes logits of a mask of tokens (since 5.21), or of the same places in all rows."""
 
 
 def answer_loss(model: nn.Module, batch: Mapping[str, Any]) -> Float[Tensor, ""]:
@@ -48,7 +52,9 @@ def answer_logits(
     labels = batch["labels"]
     learnt = torch.zeros_like(labels, dtype=torch.bool)
     learnt[:, :-1] = labels[:, 1:] != IGNORE
-    logits = model(**inputs, use_cache=False, logits_to_keep=learnt).logits
+    places = learnt if TAKES_MASKS else learnt.any(dim=0).nonzero().flatten()
+    logits = model(**inputs, use_cache=False, logits_to_keep=places).logits
+    logits = logits if TAKES_MASKS else logits[learnt[:, places]]
     return logits.float(), labels[:, 1:][learnt[:, :-1]]
 
 

@@ -59,6 +59,17 @@ def test_the_loss_is_that_of_transformers_itself(pair):
 
 
 @torch.no_grad()
+def test_older_transformers_give_the_same_logits_of_the_same_tokens(pair, monkeypatch):
+    adapter, model = pair
+    batch = adapter.collate(samples(adapter))
+    newer, targets = answer_logits(model, batch)
+    monkeypatch.setattr("samtok.mllm.loss.TAKES_MASKS", False)
+    older, same = answer_logits(model, batch)
+    assert torch.equal(same, targets)
+    assert torch.allclose(older, newer, atol=1e-5)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_a_padded_batch_has_the_loss_of_its_dialogues_one_by_one(pair, side):
     adapter, model = pair
