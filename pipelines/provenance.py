@@ -3,14 +3,13 @@
 import dataclasses
 import json
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import samtok
+from samtok.checkout import commit
 
 PACKAGES = ("ray", "torch", "transformers", "sam2", "deepspeed", "pyarrow", "mlflow", "numpy")
 
@@ -43,17 +42,3 @@ def versions() -> dict[str, str]:
 def command() -> str:
     """Returns the command line of this process, without the interpreter's folder."""
     return shlex.join(["python", *sys.argv])
-
-
-def commit() -> str:
-    """Returns the commit of the tree, with ``+`` if there are changes; ``unknown`` outside a checkout."""
-    root = Path(__file__).parent.parent
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(root), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines import provenance, storage
+from samtok.checkout import commit
 
 log = logging.getLogger(__name__)
 
@@ -254,7 +255,7 @@ def _source() -> dict[str, str]:
     from mlflow.tracking.context.registry import resolve_tags
 
     command = {"mlflow.note.content": f"```\n{_text(provenance.command(), _MAX_TAG)}\n```"}
-    return {**resolve_tags(), "mlflow.source.git.commit": provenance.commit(), **command}
+    return {**resolve_tags(), "mlflow.source.git.commit": commit(), **command}
 
 
 @contextlib.contextmanager

@@ -22,10 +22,11 @@ from pipelines.sft.prepare import PreparedMllm
 from pipelines.training import mllm
 from pipelines.training.engine import engine_of, same_parts_needed
 from pipelines.training.fit import Notify
-from pipelines.training.mllm import keep_fewer_activations, names_of_trained, trained_state
+from pipelines.training.mllm import names_of_trained, trained_state
 from pipelines.training.row_rates import RowRate
 from pipelines.training.worker import TrainWorker
 from samtok.errors import CheckpointError
+from samtok.mllm.activations import keep_fewer_activations
 from samtok.mllm.family import Adapter
 
 

@@ -27,6 +27,7 @@ import psutil
 
 import samtok
 from pipelines import env, provenance, storage
+from samtok.checkout import commit
 from samtok.errors import SamtokError
 
 GB = 2**30
@@ -65,7 +66,7 @@ def check_versions(packages: Iterable[str] = provenance.PACKAGES) -> Iterator[Ch
             found.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             missing.append(name)
-    ours = f"samtok {samtok.__version__} ({provenance.commit()}), Python {platform.python_version()}"
+    ours = f"samtok {samtok.__version__} ({commit()}), Python {platform.python_version()}"
     text = ", ".join([ours, *found]) + (f"; not installed: {', '.join(missing)}" if missing else "")
     remedy = "Install the project with its dependencies: pip install -e ."
     yield Check.of("versions", not missing, text, remedy, state="FAIL")

@@ -1,4 +1,4 @@
-"""What training an MLLM needs besides an engine, whatever the loss: activations, trained weights, export."""
+"""What training an MLLM needs besides an engine, whatever the loss: trained weights, export."""
 
 import json
 import tempfile
@@ -18,12 +18,6 @@ from samtok.mllm.adapters import load_adapter, save_pretrained
 from samtok.mllm.family import Adapter
 
 LINEAGE_FILE = "lineage.json"
-
-
-def keep_fewer_activations(model: Any) -> None:
-    """Turns gradient checkpointing on, which transformers is renaming."""
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
 
 
 def names_of_trained(model: nn.Module) -> list[str]:

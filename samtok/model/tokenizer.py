@@ -186,6 +186,25 @@ class MaskTokenizer(nn.Module):
             return self.embed_images(normalize(pixels))
 
     @torch.inference_mode()
+    def embeddings_of(
+        self, features: ImageFeatures, masks: MaskList, image_index: Sequence[int], *, box_prompt: bool = True
+    ) -> Iterator[Float[Tensor, "chunk dim"]]:
+        """Yields z of masks of several images chunk by chunk; arguments and errors as of ``codes_of``."""
+        boxes = normalized_boxes(masks)
+        for part in self._chunks(len(masks)):
+            coarse = features.coarse[torch.tensor(image_index[part], device=self.device)]
+            prompts = mask_prompts(masks[part], self.config.mask_size, self.device)
+            prompt_boxes = torch.from_numpy(boxes[part]).to(self.device) if box_prompt else None
+            with self.autocast():
+                z = self.embed_masks(coarse, prompts, prompt_boxes)
+            if not z.isfinite().all():
+                raise CheckpointError(
+                    f"embeddings are not finite in {self.autocast_dtype or torch.float32}: the weights are "
+                    "damaged, or this type is too small for them. Try float32."
+                )
+            yield z
+
+    @torch.inference_mode()
     def codes_of(
         self, features: ImageFeatures, masks: MaskList, image_index: Sequence[int], *, box_prompt: bool = True
     ) -> Int[np.ndarray, "mask level"]:
@@ -200,21 +219,9 @@ class MaskTokenizer(nn.Module):
             ValueError: If a mask is empty.
             CheckpointError: If the weights give embeddings that are not finite.
         """
-        codes = np.empty((len(masks), self.num_levels), dtype=np.int64)
-        boxes = normalized_boxes(masks)
-        for part in self._chunks(len(masks)):
-            coarse = features.coarse[torch.tensor(image_index[part], device=self.device)]
-            prompts = mask_prompts(masks[part], self.config.mask_size, self.device)
-            prompt_boxes = torch.from_numpy(boxes[part]).to(self.device) if box_prompt else None
-            with self.autocast():
-                z = self.embed_masks(coarse, prompts, prompt_boxes)
-            if not z.isfinite().all():
-                raise CheckpointError(
-                    f"embeddings are not finite in {self.autocast_dtype or torch.float32}: the weights are "
-                    "damaged, or this type is too small for them. Try float32."
-                )
-            codes[part] = self.quantizer.encode(z).cpu().numpy()
-        return codes
+        chunks = self.embeddings_of(features, masks, image_index, box_prompt=box_prompt)
+        codes = [self.quantizer.encode(z).cpu().numpy() for z in chunks]
+        return np.concatenate([np.empty((0, self.num_levels), dtype=np.int64), *codes])
 
     @torch.inference_mode()
     def logits_of(

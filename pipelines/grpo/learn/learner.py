@@ -23,10 +23,11 @@ from pipelines.grpo.learn.algorithms import AlgorithmConfig
 from pipelines.grpo.transport import Weights, WeightTransport
 from pipelines.training import mllm, world
 from pipelines.training.engine import autocast, engine_of
-from pipelines.training.mllm import keep_fewer_activations, names_of_trained, trained_state
+from pipelines.training.mllm import names_of_trained, trained_state
 from pipelines.training.prepare import Prepared
 from pipelines.training.steps import Steps, learning_rate
 from pipelines.training.worker import load_state, save_state
+from samtok.mllm.activations import keep_fewer_activations
 from samtok.mllm.chat import Encoded
 from samtok.mllm.float_head import use_float32_head
 from samtok.mllm.generation import processor_of
