@@ -10,14 +10,11 @@ embeddings, at the width and vocabulary of a 3B model.
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import torch
 from transformers import LogitsProcessorList
 
@@ -26,6 +23,7 @@ from samtok.mllm.chat import Turn
 from samtok.mllm.grammar import MaskWordGrammar
 from samtok.mllm.tiny.models import build_tiny, default_texts
 from samtok.mllm.vocab import MaskVocabulary, WordIds
+from tests.benchmarks.measuring import machine, seconds
 
 
 def main() -> int:
@@ -33,8 +31,9 @@ def main() -> int:
     options = _options()
     torch.set_num_threads(options.threads)
     parts = {"generate": generate_part, "scale": scale_part}
-    found = {"machine": _machine(options), **{name: parts[name](options) for name in options.parts}}
-    options.output.write_text(json.dumps(found, indent=2) + "\n")
+    found: dict = {"machine": machine(options.device), "options": vars(options)}
+    found |= {name: parts[name](options) for name in options.parts}
+    options.output.write_text(json.dumps(found, indent=2, default=str) + "\n")
     print(f"saved {options.output}")
     return 0
 
@@ -54,17 +53,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=21)
     parser.add_argument("--output", type=Path, default=Path("benchmark_grammar.json"))
     return parser.parse_args()
-
-
-def _machine(options: argparse.Namespace) -> dict:
-    return {
-        "platform": platform.platform(),
-        "cpus": psutil.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if options.device == "cuda" else None,
-        "dtype": options.dtype,
-        "threads": options.threads,
-        "torch": torch.__version__,
-    }
 
 
 def generate_part(options: argparse.Namespace) -> dict:
@@ -107,7 +95,7 @@ def scale_part(options: argparse.Namespace) -> dict:
 
 def _compare(options: argparse.Namespace, work: Callable[[], object], other: Callable[[], object]) -> dict:
     """Times both in turn; the ratio is the median over the pairs."""
-    pairs = [(_seconds(work), _seconds(other)) for _ in range(options.repeats + 1)][1:]
+    pairs = [(seconds(work), seconds(other)) for _ in range(options.repeats + 1)][1:]
     ratios = [first / second for first, second in pairs]
     return {
         "with_s": statistics.median(first for first, _ in pairs),
@@ -115,16 +103,6 @@ def _compare(options: argparse.Namespace, work: Callable[[], object], other: Cal
         "ratio": statistics.median(ratios),
         "ratio_quartiles": statistics.quantiles(ratios, n=4),
     }
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

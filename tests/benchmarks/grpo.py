@@ -18,7 +18,6 @@ so that clipping happens; our loss excludes no token there, since TRL's never do
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable
@@ -26,10 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 import transformers
-import trl
 
 from pipelines.chats.prompt_selection import load_prompts
 from pipelines.chats.prompts import PromptsConfig, PromptSource
@@ -45,6 +42,7 @@ from samtok.mllm.grammar import SuppressTokens
 from tests.benchmarks import grpo_parts as parts
 from tests.benchmarks.grpo_parts import Place, Split, Took
 from tests.benchmarks.grpo_trl import check_same_prompts, trl_batch, trl_trainer
+from tests.benchmarks.measuring import machine
 
 BASE, OURS = "TRL GRPOTrainer", "ours, one process"
 LOSSES: dict[str, Mean] = {"dapo": "token", "grpo": "sequence", "dr_grpo": "constant"}
@@ -58,7 +56,7 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    found: dict[str, Any] = {"machine": _machine(), "options": vars(options), "rows": [], "losses": []}
+    found: dict[str, Any] = {"machine": machine(), "options": vars(options), "rows": [], "losses": []}
     for name in options.models:
         with tempfile.TemporaryDirectory() as home:
             place = parts.make_place(Path(home), parts.MODELS[name], options)
@@ -265,16 +263,6 @@ def _loss(
 
 
 # ---------------------------------------------------------------- flags
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "platform": platform.platform(),
-        "cpus": psutil.cpu_count(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "trl": trl.__version__,
-    }
 
 
 def _options() -> argparse.Namespace:

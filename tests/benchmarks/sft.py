@@ -14,7 +14,6 @@ rounds, in time on the clock and in CPU time, which other work on the machine di
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -24,7 +23,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
 import torch
 import transformers
 from torch.utils.data import Dataset
@@ -42,6 +40,7 @@ from samtok.mllm.chat import Encoded
 from samtok.mllm.family import Adapter
 from samtok.mllm.tiny.models import TinyConfig, build_tiny, default_texts
 from samtok.mllm.vocab import MaskVocabulary
+from tests.benchmarks.measuring import machine
 from tests.benchmarks.sft_chats import chat_rows
 from tests.mllm_evaluations import write_chats
 
@@ -113,7 +112,7 @@ def main() -> int:
                     rows = _measure(place, _sides(place, part))
                     found += [{"model": name, "corpus": corpus, "part": part, **row} for row in rows]
                     _print(found[-len(rows) :])
-    body = {"machine": _machine(options), "options": vars(options), "rows": found}
+    body = {"machine": machine(options.device), "options": vars(options), "rows": found}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(body, indent=2, default=str) + "\n")
     print(f"saved {options.out}")
@@ -292,16 +291,6 @@ def _place(home: Path, numbers: TinyConfig, tokens: tuple[int, int], options: ar
 
 
 # ---------------------------------------------------------------- flags
-
-
-def _machine(options: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "platform": platform.platform(),
-        "cpus": psutil.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if options.device == "cuda" else None,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 def _options() -> argparse.Namespace:

@@ -11,12 +11,10 @@ authors' code does. ``job`` compares the Ray job at steady state with a bare loo
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +26,7 @@ from pipelines.ingestion.shapes_corpus import make_shapes
 from samtok import images, masks
 from samtok.model.tokenizer import MaskTokenizer
 from samtok.shapes import WorldConfig
+from tests.benchmarks.measuring import ellipses, machine, seconds
 from tests.jobs import job
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
@@ -37,14 +36,14 @@ def main() -> int:
     """Runs the parts that are asked for, prints a table each and saves all figures as JSON."""
     options = _options()
     torch.set_num_threads(options.threads)
-    found: dict = {"machine": _machine(options), "preset": options.preset}
+    found: dict = {"machine": machine(options.device), "options": vars(options)}
     if "encode" in options.parts:
         found["encode"] = encode_part(options)
     if "job" in options.parts:
         found["job"] = job_part(options)
     if "memory" in options.parts:
         found["memory"] = memory_part(options)
-    options.output.write_text(json.dumps(found, indent=2) + "\n")
+    options.output.write_text(json.dumps(found, indent=2, default=str) + "\n")
     print(f"saved {options.output}")
     return 0
 
@@ -69,19 +68,6 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _machine(options: argparse.Namespace) -> dict:
-    gpu = torch.cuda.get_device_name() if options.device == "cuda" else None
-    return {
-        "platform": platform.platform(),
-        "cpus": psutil.cpu_count(),
-        "gpu": gpu,
-        "device": options.device,
-        "dtype": options.dtype,
-        "threads": options.threads,
-        "torch": torch.__version__,
-    }
-
-
 def _tokenizer(options: argparse.Namespace) -> MaskTokenizer:
     if options.preset == "tiny":
         return MaskTokenizer.from_pretrained("tiny", device=options.device, dtype=DTYPES[options.dtype])
@@ -89,15 +75,6 @@ def _tokenizer(options: argparse.Namespace) -> MaskTokenizer:
     model = MaskTokenizer.from_preset(options.preset).to(options.device).eval().requires_grad_(False)
     model.autocast_dtype = DTYPES[options.dtype]
     return model
-
-
-def _ellipses(count: int, side: int) -> list[np.ndarray]:
-    rng, grid = np.random.default_rng(0), np.mgrid[:side, :side]
-    found = []
-    for _ in range(count):
-        centre, radius = rng.uniform(0.2, 0.8, 2) * side, rng.uniform(0.05, 0.2, 2) * side
-        found.append((((grid - centre[:, None, None]) / radius[:, None, None]) ** 2).sum(axis=0) < 1)
-    return found
 
 
 def encode_part(options: argparse.Namespace) -> list[dict]:
@@ -109,12 +86,12 @@ def encode_part(options: argparse.Namespace) -> list[dict]:
     print(f"\nencode, {options.preset} at {side} px on {options.device} ({options.dtype})")
     print(f"{'masks':>6} {'once masks/s':>13} {'per mask masks/s':>17} {'ratio':>7}")
     for count in options.masks:
-        some = _ellipses(count, side)
+        some = ellipses(count, side)
         ratios, once, again = [], [], []
         tokenizer.encode(image, some)  # warm-up
         for _ in range(options.repeats):
-            once.append(_seconds(lambda some=some: tokenizer.encode(image, some)))
-            again.append(_seconds(lambda some=some: [tokenizer.encode(image, [mask]) for mask in some]))
+            once.append(seconds(lambda some=some: tokenizer.encode(image, some)))
+            again.append(seconds(lambda some=some: [tokenizer.encode(image, [mask]) for mask in some]))
             ratios.append(again[-1] / once[-1])
         row = {
             "masks_per_image": count,
@@ -130,16 +107,6 @@ def encode_part(options: argparse.Namespace) -> list[dict]:
             f"{row['encode_per_mask_masks_per_s']:>17.2f} {row['ratio']:>7.2f}"
         )
     return rows
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def _corpus(home: Path, count: int) -> list[str]:

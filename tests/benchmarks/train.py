@@ -10,9 +10,7 @@ One mask per encoded image is how the authors' code trains. Both sides take the 
 
 import argparse
 import json
-import platform
 import statistics
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +23,7 @@ from pipelines.tokenizer_training.data import mask_keys
 from pipelines.tokenizer_training.loop import Trainer
 from pipelines.tokenizer_training.trainee import build_trainee
 from pipelines.training.engine import PlainEngine
+from tests.benchmarks.measuring import machine, seconds
 
 
 def main() -> int:
@@ -54,14 +53,11 @@ def main() -> int:
     for count, rate in medians.items():
         print(f"{count:15d} | {rate:.3g}")
     print(f"ratio {ratio:.1f}")
-    machine = {"cpu": platform.processor(), "threads": options.threads, "torch": torch.__version__}
+    body = {"options": vars(options), "machine": machine(options.device)}
+    body |= {"masks_per_s": medians, "ratio": ratio}
     if options.device == "cuda":
-        machine |= {
-            "gpu": torch.cuda.get_device_name(),
-            "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
-        }
-        print(f"{machine['gpu']}, peak {machine['peak_gib']:.1f} GiB")
-    body = {"options": vars(options), "machine": machine, "masks_per_s": medians, "ratio": ratio}
+        body["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        print(f"{body['machine']['gpu']}, peak {body['peak_gib']:.1f} GiB")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(body, indent=2, default=str))
     return 0
@@ -84,17 +80,8 @@ def _batch(config: TrainTokenizerConfig, masks_per_image: int, options: argparse
 
 
 def _masks_per_s(trainer: Trainer, batch: Batch, options: argparse.Namespace) -> float:
-    _wait(options.device)
-    started = time.perf_counter()
-    for _ in range(options.steps):
-        trainer.take_step([batch])
-    _wait(options.device)
-    return options.steps * len(batch) / (time.perf_counter() - started)
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+    took = seconds(lambda: [trainer.take_step([batch]) for _ in range(options.steps)])
+    return options.steps * len(batch) / took
 
 
 def _options() -> argparse.Namespace:

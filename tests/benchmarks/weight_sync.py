@@ -11,9 +11,7 @@ that of the loop itself on Ray, with the tiny model of ``grpo.py``.
 """
 
 import argparse
-import importlib.metadata
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -21,7 +19,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -30,6 +27,7 @@ from pipelines.chats.prompts import PromptsConfig
 from pipelines.cluster import session
 from pipelines.grpo.transport import Weights, WeightTransport
 from tests.benchmarks import grpo_parts as parts
+from tests.benchmarks.measuring import machine
 
 MB = 2**20
 DIM, INNER, ROWS = 1024, 2816, 32_768
@@ -114,7 +112,7 @@ def main() -> int:
             f"tiny model, loop on Ray: sync {loop['sync_s'] * 1000:.0f} ms of a step of "
             f"{loop['step_s'] * 1000:.0f} ms, {loop['share']:.1%}"
         )
-    body = {"machine": _machine(), "options": vars(options), "rows": rows, "loop": loop}
+    body = {"machine": machine(), "options": vars(options), "rows": rows, "loop": loop}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(body, indent=2, default=str) + "\n")
     print(f"saved {options.out}")
@@ -163,15 +161,6 @@ def _share_of_a_step(options: argparse.Namespace) -> dict[str, float]:
         rows = parts.loop_steps(place, load_prompts([place.corpus], PromptsConfig(), seed=0), 0)
     sync_s, step_s = (statistics.median(row[name] for row in rows) for name in ("s_sync", "s_step"))
     return {"sync_s": sync_s, "step_s": step_s, "share": sync_s / step_s}
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "platform": platform.platform(),
-        "cpus": psutil.cpu_count(),
-        "torch": torch.__version__,
-        "ray": importlib.metadata.version("ray"),
-    }
 
 
 def _options() -> argparse.Namespace:
