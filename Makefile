@@ -14,7 +14,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
 .PHONY: help setup quickstart tour test test-slow test-faults test-cluster test-docs test-compat test-all check \
-	doctor clean
+	gpu-check doctor clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -80,6 +80,9 @@ check: setup ## ruff, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+gpu-check: setup ## right words, speed and a training step on a GPU; with tiny sizes where there is none
+	$(BIN)/python -m tests.benchmarks.gpu_check $(if $(wildcard /dev/nvidia[0-9]*),,--tiny)
 
 doctor: setup ## what works on this machine, with a remedy for what does not
 	$(BIN)/python -m pipelines.tools.doctor

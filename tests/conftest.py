@@ -32,6 +32,7 @@ PROTECTS = {
             "training_data",
             "sft",
             "tokenizer_training",
+            "gpu_check",
         ),
     ),
     "docs": ("printed_commands",),

@@ -1,0 +1,172 @@
+"""A step of fine-tuning of a Qwen2.5-VL with the numbers of the 3B model and random weights.
+
+Our own dialogues, adapter and loss; plain AdamW, whose moments have the weights' type, without an engine.
+"""
+
+import json
+import math
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor, nn
+
+from samtok.mllm.activations import keep_fewer_activations
+from samtok.mllm.adapters import load_adapter
+from samtok.mllm.chat import Encoded, Turn
+from samtok.mllm.family import Adapter
+from samtok.mllm.loss import answer_loss
+from samtok.mllm.tiny.models import TinyConfig, build_tiny, default_texts
+from samtok.mllm.vocab import MaskVocabulary
+from samtok.shapes import WorldConfig, make_scene
+from samtok.words import format_words
+from tests.benchmarks.gpu.place import Found, Place, flops_of
+from tests.benchmarks.measuring import seconds
+
+IMAGE_HW = (768, 1024)
+"""Of the images; they are resized to about 896 x 896 pixels, so 1024 image tokens."""
+LIKE_3B = TinyConfig(patch_size=14, image_size=896)
+"""Patches of the released model's size; from this only the processor is taken."""
+TEXT = {
+    "hidden_size": 2048,
+    "intermediate_size": 11008,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "vocab_size": 152_192,  # 151,665 tokens and 514 mask words, up to a multiple of 64
+    "initializer_range": 0.02,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+}
+VISION = {
+    "depth": 32,
+    "hidden_size": 1280,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "out_hidden_size": 2048,
+    "window_size": 112,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+    "initializer_range": 0.02,
+}
+"""Numbers of Qwen/Qwen2.5-VL-3B-Instruct's config.json."""
+
+BYTES = 8
+"""Of a weight in bfloat16: itself, its gradient, two moments."""
+ACTIVATIONS = 12 * 2**30
+"""Room for activations and logits of eight dialogues."""
+DEPTHS = (36, 24, 16, 8, 4)
+QUESTIONS = 4
+"""Questions and answers with a mask in each dialogue."""
+
+
+def step(place: Place) -> Found:
+    """Trains some steps on one batch."""
+    place.forget_memory()
+    with tempfile.TemporaryDirectory(prefix="samtok-") as folder:
+        numbers = LIKE_3B if place.sizes.mllm else TinyConfig()
+        vocabulary = MaskVocabulary(256, 2)
+        texts = default_texts()
+        build_tiny("qwen2_5_vl", folder, vocabulary=vocabulary, texts=texts, seed=0, config=numbers)
+        adapter = load_adapter(folder)
+        config = json.loads((Path(folder) / "config.json").read_text())
+    model, note = _model(place, config)
+    adapter.freeze(model, vision=False, projector=True, llm=True)
+    keep_fewer_activations(model.train())
+    samples = [_dialogue(adapter, number) for number in range(place.sizes.dialogues)]
+    batch = {name: value.to(place.device) for name, value in adapter.collate(samples).items()}
+    learnt = sum(sample.num_learnt for sample in samples)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=place.device == "cuda")
+    losses: list[Tensor] = []
+    norms: list[Tensor] = []
+
+    def take() -> None:
+        loss = answer_loss(model, batch) / learnt
+        loss.backward()
+        norms.append(nn.utils.clip_grad_norm_(trained, 1.0))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.detach())
+
+    flops = flops_of(take)
+    took: list[float] = []
+    while not took or (len(took) < place.sizes.repeats and time.monotonic() < place.until):
+        took.append(seconds(take))
+    best = sorted(took)[len(took) // 2]
+    tokens = sum(map(len, samples))
+    found = [float(loss) for loss in losses]
+    row = {
+        "layers": model.config.get_text_config().num_hidden_layers,
+        "parameters_b": sum(weight.numel() for weight in model.parameters()) / 1e9,
+        "trained_b": sum(weight.numel() for weight in trained) / 1e9,
+        "dialogues": len(samples),
+        "tokens": tokens,
+        "learnt_tokens": learnt,
+        "steps": len(took),
+        "step_s": best,
+        "tokens_per_s": tokens / best,
+        "tflop_per_step": flops / 1e12,
+        "share_of_peak": place.share_of_peak(flops, best, "bfloat16"),
+        "peak_gib": place.peak_gib(),
+        "first_loss": found[0],
+        "last_loss": found[-1],
+    }
+    finite = all(map(math.isfinite, [*found, *map(float, norms)]))
+    return Found([row], note, [] if finite else [f"losses {found} or their gradients are not finite."])
+
+
+def _model(place: Place, config: dict[str, Any]) -> tuple[Any, str]:
+    """Returns a model made on the device in bfloat16, and what to know of it."""
+    note = "Random weights in bfloat16, gradient checkpointing (FLOPs count its second forward pass), vision "
+    note += "encoder frozen, AdamW in bfloat16, padded batch, sdpa attention."
+    if place.sizes.mllm:
+        depth = _depth(place, config)
+        config = like_3b(config, depth)
+        note += "" if depth == DEPTHS[0] else f" Only {depth} of {DEPTHS[0]} layers fit into the free memory."
+    with torch.device(place.device):
+        torch.manual_seed(0)
+        model = make(config)
+    return model, note
+
+
+def _depth(place: Place, config: dict[str, Any]) -> int:
+    """Returns the most layers whose training fits into the free memory of the GPU."""
+    if place.device != "cuda":
+        return DEPTHS[0]
+    free, _ = torch.cuda.mem_get_info()
+    for depth in DEPTHS:
+        with torch.device("meta"):
+            weights = sum(weight.numel() for weight in make(like_3b(config, depth)).parameters())
+        if BYTES * weights + ACTIVATIONS < free:
+            return depth
+    raise RuntimeError(f"{free / 2**30:.1f} GiB of GPU memory are free, too few for {DEPTHS[-1]} layers.")
+
+
+def like_3b(config: dict[str, Any], depth: int) -> dict[str, Any]:
+    """Returns the config of the 3B model, with so many layers and the token ids of another config."""
+    ids = {name: value for name, value in config.items() if name.endswith("_token_id")}
+    text = {**TEXT, "num_hidden_layers": depth}
+    return {**ids, "tie_word_embeddings": True, "text_config": text, "vision_config": VISION}
+
+
+def make(config: dict[str, Any]) -> Any:
+    """Makes a Qwen2.5-VL of random weights in bfloat16."""
+    body = transformers.Qwen2_5_VLConfig(**config)
+    kind = transformers.AutoModelForImageTextToText
+    return kind.from_config(body, dtype=torch.bfloat16, attn_implementation="sdpa")
+
+
+def _dialogue(adapter: Adapter, number: int) -> Encoded:
+    """Asks about the shapes of a scene; the answers have masks of any words."""
+    rng = np.random.default_rng(number)
+    scene = make_scene(0, number, WorldConfig(sizes_hw=(IMAGE_HW,)))
+    turns = []
+    for index in range(QUESTIONS):
+        kind = scene.objects[index % len(scene.objects)].kind
+        shown: tuple[int, ...] = () if index else (0,)
+        turns.append(Turn("user", (*shown, f"Please find the {kind}. Where is it?")))
+        words = format_words(rng.integers(0, 256, 2).tolist(), num_codes=256)
+        turns.append(Turn("assistant", (f"The {kind} is here: {words}",)))
+    return adapter.encode(turns, [scene.image])
