@@ -132,9 +132,9 @@ def _flops(model: Any, batch: Mapping[str, Tensor], *, tokens: int, learnt: int)
 def _model(place: Place, config: dict[str, Any]) -> tuple[Any, str]:
     """Returns a model made on the device in bfloat16, and what to know of it."""
     note = (
-        "Random weights in bfloat16, gradient checkpointing, vision encoder frozen, AdamW in bfloat16, padded "
-        "batch, sdpa attention. The share of the peak is of the model's FLOPs: 6 for a weight and token, 2 for "
-        "a frozen one and patch; attention and second forward passes are not counted."
+        "Random weights in bfloat16, gradient checkpointing, vision encoder frozen, AdamW in bfloat16, a "
+        "padded batch, sdpa attention. The share of the peak is of the model's FLOPs: 6 for a weight and "
+        "token, 2 for a frozen one and patch; attention and second forward passes are not counted."
     )
     if place.sizes.mllm:
         depth = _depth(place, config)
