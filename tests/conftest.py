@@ -26,6 +26,7 @@ PROTECTS = {
         *("parity", "quantizer_distributed", "sampling", "tiny_vision", "engine_deepspeed", "grpo_learner"),
         *(
             "grpo_learners",
+            "grpo_ranks",
             "sft_distributed",
             "train_micro",
             "training_distributed",

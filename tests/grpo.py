@@ -41,14 +41,14 @@ class World:
 
     def __init__(self, home: Path, *, family: str = "qwen2_5_vl", images: int = 3) -> None:
         self.home = home
-        rows = []
+        self.rows: list[dict[str, Any]] = []
         for number in range(images):
             uri, found = write_image(home / "images", number)
             for asked in (["red"], ["both"], ["blue"]):
-                rows.append(chat_row(uri, found, CODES, asked, image_id=str(number)))
-        self.chat = write_chats(home / "chat", rows, weights_sha256="a" * 64)
+                self.rows.append(chat_row(uri, found, CODES, asked, image_id=str(number)))
+        self.chat = write_chats(home / "chat", self.rows, weights_sha256="a" * 64)
         self.model = str(home / "model")
-        texts = [message["content"][-1]["text"] for row in rows for message in row["messages"]]
+        texts = [message["content"][-1]["text"] for row in self.rows for message in row["messages"]]
         vocabulary = MaskVocabulary(NUM_CODES, NUM_LEVELS)
         build_tiny(family, home / "model", vocabulary=vocabulary, texts=texts, seed=0, config=SIZE)  # pyright: ignore
 
@@ -149,13 +149,25 @@ def parts_of(
 def learnt(
     learner: Learner, groups: Sequence[Group], *, steps: int = 1, rank: int = 0, learners: int = 1
 ) -> dict[str, Any]:
-    """Learns from groups; returns metrics, moments (the gradient, but for a factor) and weights."""
-    parts = parts_of(groups, learner.config.algorithm, learners=learners)
-    own = [part[rank] for part in parts]
-    metrics = [learner.learn(step, own) for step in range(steps)]
+    """Learns from the same groups in every step; see ``learnt_in_turn``."""
+    return learnt_in_turn(learner, [groups] * steps, rank=rank, learners=learners)
+
+
+def learnt_in_turn(
+    learner: Learner, batches: Sequence[Sequence[Group]], *, rank: int = 0, learners: int = 1
+) -> dict[str, Any]:
+    """Learns from batches of groups, one a step; returns metrics, moments (the gradient, but for a factor),
+    weights, and with the distance in the reward what this learner has measured before each step."""
+    metrics, drift, algorithm = [], [], learner.config.algorithm
+    for step, groups in enumerate(batches):
+        if algorithm.kl.weight and algorithm.kl.place == "reward":
+            drift.append(learner.drift(*groups[rank::learners]))
+        parts = parts_of(groups, algorithm, learners=learners)
+        metrics.append(learner.learn(step, [part[rank] for part in parts]))
     state = learner.engine.optimizer_state()
     weights = {name: value.clone() for name, value in learner.engine.model_state().items()}
-    return {"metrics": metrics, "moments": state.moments, "steps": state.steps, "weights": weights}
+    found = {"metrics": metrics, "moments": state.moments, "steps": state.steps, "weights": weights}
+    return {**found, "drift": drift}
 
 
 def assert_same_learning(first: Mapping[str, Any], second: Mapping[str, Any], *, noise: float = 1.0) -> None:
@@ -179,11 +191,12 @@ def largest_difference(first: Mapping[str, Tensor], second: Mapping[str, Tensor]
 
 
 def in_processes(
-    cases: Mapping[str, tuple[GrpoConfig, Any, int]], groups: Sequence[Group], folder: Path, count: int
+    cases: Mapping[str, tuple[GrpoConfig, Any, list[list[Group]]]], folder: Path, count: int
 ) -> list[dict[str, Any]]:
-    """Learns in gloo processes, case after case (config, DeepSpeed, steps); returns what each process saw."""
+    """Learns in gloo processes, case after case (config, DeepSpeed, batches); returns what each process
+    saw."""
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save((dict(cases), list(groups)), folder / "given.pt")
+    torch.save(dict(cases), folder / "given.pt")
     spawn(_work, (str(folder), count), nprocs=count)
     return [torch.load(folder / f"seen-{rank}.pt", weights_only=False) for rank in range(count)]
 
@@ -198,12 +211,10 @@ def _work(rank: int, folder: str, count: int) -> None:
         timeout=timedelta(seconds=120),
     )
     try:
-        cases, groups = torch.load(Path(folder) / "given.pt", weights_only=False)
+        cases = torch.load(Path(folder) / "given.pt", weights_only=False)
         seen = {
-            name: learnt(
-                learner_of(config, deepspeed=deepspeed), groups, steps=steps, rank=rank, learners=count
-            )
-            for name, (config, deepspeed, steps) in cases.items()
+            name: learnt_in_turn(learner_of(config, deepspeed=deepspeed), batches, rank=rank, learners=count)
+            for name, (config, deepspeed, batches) in cases.items()
         }
         torch.save(seen, Path(folder) / f"seen-{rank}.pt")
     finally:

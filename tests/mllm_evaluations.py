@@ -88,6 +88,18 @@ def chat_row(
     }
 
 
+def without_image(row: dict[str, Any]) -> dict[str, Any]:
+    """Returns a chat of text alone, whose answers name nothing."""
+    none = {"text": "No target.", "image": None}
+    said = [
+        dict(
+            message, mask_ids=[], content=[none if message["role"] == "assistant" else message["content"][-1]]
+        )
+        for message in row["messages"]
+    ]
+    return dict(row, images=[], masks=[], messages=said)
+
+
 def strip_row(folder: Path, codes: Sequence[int], *, image_id: str = "strip") -> dict[str, Any]:
     """Returns a chat about an image of 2300 x 10 pixels, which no processor of Qwen's takes."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -75,7 +75,8 @@ class RolloutConfig:
     """Attention of transformers."""
     max_staleness: AtLeast0 = 0
     """Steps by which the weights behind a response may be older than those that learn from it. 0 samples and
-    learns in turn; above, both run at the same time."""
+    learns in turn; above, both run at the same time, and --algorithm.importance-cap makes up for the
+    age."""
     max_failures: AtLeast0 = 8
     """Times that a dead sampling process is replaced."""
     timeout_s: Seconds = 1800.0
@@ -207,6 +208,12 @@ class GrpoConfig(ImageLimit, RunConfig):
             raise ConfigError(
                 "--.placement colocated lets samplers and learners take turns on a GPU, so "
                 f"--.rollout.max-staleness must be 0, got {self.rollout.max_staleness}."
+            )
+        if self.rollout.max_staleness and self.algorithm.importance_cap is None:
+            raise ConfigError(
+                f"--.rollout.max-staleness {self.rollout.max_staleness} learns from responses of older "
+                "weights as if they were of the newest. Set --.algorithm.importance-cap, which weighs tokens "
+                "for it (2 is usual), or --.rollout.max-staleness 0."
             )
         prompts, task = self.prompts_per_step, self.rollout.prompts_per_task
         if prompts % task:

@@ -8,6 +8,7 @@ import numpy as np
 
 from pipelines.chats.source import ChatSource, encode_row, rejected
 from pipelines.sft.config import TrainMllmConfig
+from pipelines.training import world
 from pipelines.training.draws import Corpora, Draw, Drawn, Unusable
 from pipelines.training.loader import StepLoader
 from pipelines.training.mixture import Mixture
@@ -74,3 +75,16 @@ def micro_batches(samples: Sequence[Encoded], size: int) -> list[list[Encoded]]:
     """
     ordered = sorted(samples, key=len)
     return [ordered[first : first + size] for first in range(0, len(ordered), size)]
+
+
+def alike(batches: Sequence[Sequence[Encoded]], adapter: Adapter) -> list[list[Encoded]]:
+    """Makes micro-batches that use the same parts of the model as those of the other workers; collective.
+
+    One without images gets a blank one if another worker has an image in the micro-batch of the same place.
+    All workers have equally many.
+    """
+    lacking = world.only_elsewhere([any(sample.vision for sample in batch) for batch in batches])
+    return [
+        [adapter.with_blank_image(batch[0]) if lacks else batch[0], *batch[1:]]
+        for batch, lacks in zip(batches, lacking, strict=True)
+    ]

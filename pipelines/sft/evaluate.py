@@ -15,12 +15,11 @@ import torch
 from pipelines.chats import corpus as chats
 from pipelines.chats.source import ChatSource, Row, encode_row, load_images
 from pipelines.sft.config import TrainMllmConfig
-from pipelines.sft.data import micro_batches
-from pipelines.sft.loop import sees
+from pipelines.sft.data import alike, micro_batches
 from pipelines.training import world
 from pipelines.training.draws import in_turn
 from pipelines.training.engine import autocast
-from samtok.errors import ConfigError, DataError
+from samtok.errors import DataError
 from samtok.mllm.chat import IGNORE, Encoded, Turn
 from samtok.mllm.family import Adapter
 from samtok.mllm.generation import generate
@@ -62,7 +61,7 @@ class Validator:
         was_training = self.model.training
         self.model.eval()
         sums = torch.zeros(6, dtype=torch.float64, device=self.model.device)
-        for batch in micro_batches(self._own, self.config.micro):
+        for batch in self._own:
             sums += self._sums(batch)
         self.model.train(was_training)
         loss, learnt, right, codes, right_codes, samples = sum_over_ranks(sums).tolist()
@@ -74,8 +73,9 @@ class Validator:
         }
 
     @cached_property
-    def _own(self) -> list[Encoded]:
-        """Returns this worker's held-out chats, filled up with chats that do not count to the most of any."""
+    def _own(self) -> list[list[Encoded]]:
+        """Returns this worker's held-out chats in micro-batches, filled up with chats that do not count to
+        the most of any."""
         unusable: list[str] = []
         share = self.rows[world.rank() :: world.size()]
         own = [s for row in share if (s := self._encode(row, unusable)) is not None]
@@ -93,18 +93,8 @@ class Validator:
             )
         nothing = torch.full_like(usable[0].labels, IGNORE)  # goes through the model and counts for nothing
         own += [dataclasses.replace(usable[0], labels=nothing)] * missing
-        if self.alike:
-            self._require_alike(own)
-        return own
-
-    def _require_alike(self, own: Sequence[Encoded]) -> None:
-        seeing = [tuple(map(sees, micro_batches(own, self.config.micro)))]
-        if len(set(world.gathered(seeing))) > 1:
-            raise ConfigError(
-                "some of --validation.chats have images and some none, so workers would use different "
-                "parts of the model at the same time, which they must not from ZeRO-2 on. Leave the corpora "
-                "without images out, or use infra/deepspeed/zero1.json."
-            )
+        batches = micro_batches(own, self.config.micro)
+        return alike(batches, self.adapter) if self.alike else batches
 
     def _encode(self, row: Row, unusable: list[str]) -> Encoded | None:
         """Encodes a sample, or says in the list why that is not possible."""

@@ -11,11 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipelines.sft.config import TrainMllmConfig
-from pipelines.sft.data import micro_batches
+from pipelines.sft.data import alike, micro_batches
 from pipelines.training import world
 from pipelines.training.engine import Engine, autocast
 from pipelines.training.steps import Steps, learning_rate, mixed_seed
-from samtok.errors import ConfigError
 from samtok.mllm.chat import Encoded
 from samtok.mllm.family import Adapter
 from samtok.mllm.loss import answer_loss
@@ -51,21 +50,16 @@ class Trainer:
         """Takes one step over this worker's chats; collective. Returns the step's metrics, of all workers.
 
         A step whose gradient is NaN or infinite is skipped on all workers. Raises TrainingDiverged if too
-        many steps in a row were skipped; ConfigError if some micro-batches have images and some none, and the
-        engine cannot take that.
+        many steps in a row were skipped.
         """
         step, config = self.steps.done, self.config
         torch.manual_seed(mixed_seed(config.seed, step, world.rank()))  # a model may have dropout
         self.model.train()
         micro = micro_batches(samples, config.micro)
+        if self.alike:
+            micro = alike(micro, self.adapter)
         counts = [sum(s.num_learnt for s in samples), sum(map(len, samples)), len(samples)]
-        learnt, tokens, chats, seeing, batches = self.summed([*counts, sum(map(sees, micro)), len(micro)])
-        if self.alike and seeing not in (0, batches):
-            raise ConfigError(
-                f"{batches - seeing:.0f} of the {batches:.0f} micro-batches of step {step} have no images, "
-                "and from ZeRO-2 on all workers must use the same parts of the model at the same time. Use "
-                "infra/deepspeed/zero1.json, or leave the corpora without images out."
-            )
+        learnt, tokens, chats = self.summed(counts)
         losses = [self._pass(batch, learnt) for batch in micro]
         rate = learning_rate(step, config.steps, config.optimizer)
         norm = self.engine.step(rate)
@@ -105,8 +99,3 @@ class Trainer:
         """Returns numbers summed over all workers; collective."""
         own = torch.tensor(values, dtype=torch.float64, device=self.model.device)
         return sum_over_ranks(own).tolist()
-
-
-def sees(samples: Sequence[Encoded]) -> bool:
-    """Returns whether a micro-batch goes through the vision encoder."""
-    return any(sample.vision for sample in samples)

@@ -20,7 +20,7 @@ from pipelines.sft.evaluate import Validator
 from pipelines.sft.loop import Trainer
 from pipelines.sft.prepare import PreparedMllm
 from pipelines.training import mllm
-from pipelines.training.engine import engine_of, same_parts_needed
+from pipelines.training.engine import engine_of, zero_stage
 from pipelines.training.fit import Notify
 from pipelines.training.mllm import names_of_trained, trained_state
 from pipelines.training.row_rates import RowRate
@@ -98,7 +98,7 @@ def build_trainer(model: Any, adapter: Adapter, task: PreparedMllm) -> Trainer:
         keep_fewer_activations(model)
     rates = _row_rates(model, adapter, config)
     engine = engine_of(model, config.optimizer, task.deepspeed, row_rates=rates)
-    return Trainer(model, adapter, engine, config, alike=same_parts_needed(task.deepspeed))
+    return Trainer(model, adapter, engine, config, alike=zero_stage(task.deepspeed) > 1)
 
 
 def _row_rates(model: Any, adapter: Adapter, config: TrainMllmConfig) -> dict[str, RowRate]:

@@ -116,9 +116,10 @@ def autocast(model: nn.Module, precision: str) -> torch.autocast:
     return torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def same_parts_needed(deepspeed: Mapping[str, Any] | None) -> bool:
-    """Returns whether all workers must use the same parts of the model at a time, as from ZeRO-2 on."""
-    return deepspeed is not None and deepspeed["zero_optimization"]["stage"] > 1
+def zero_stage(deepspeed: Mapping[str, Any] | None) -> int:
+    """Returns what workers share out; 0 is nothing. From 2 on all of them must use the same parts of the
+    model at a time."""
+    return 0 if deepspeed is None else deepspeed["zero_optimization"]["stage"]
 
 
 class PlainEngine(Engine):

@@ -57,13 +57,8 @@ class DeepSpeedEngine(Engine):
         assert distributed.is_initialized(), "DeepSpeed would look for MPI where there is no process group"
         super().__init__(module, config, row_rates)
         weights = list(self.parameters.values())
-        deepspeed = _import_deepspeed(weights[0].device)
-        self._engine, self._zero, *_ = deepspeed.initialize(
-            args=SimpleNamespace(device_rank=weights[0].device.index or 0),
-            model=module,
-            optimizer=self.optimizer,
-            config=_filled_in(body, config),
-        )
+        settings = {**_filled_in(body), "gradient_clipping": config.clip_norm}
+        self._engine, self._zero = _started(module, settings, self.optimizer)
         self._stage: int = body["zero_optimization"]["stage"]
         self._order = _ArrivalOrder(weights) if self._stage > 1 else None
         kind = SharedParts if self._stage == 3 else CutParts
@@ -154,7 +149,28 @@ class _ArrivalOrder:
             )
 
 
-def _filled_in(body: Mapping[str, Any], config: OptimizerConfig) -> dict[str, Any]:
+def share_out(module: nn.Module, body: Mapping[str, Any]) -> None:
+    """Spreads the weights of a module that is not trained over workers, as ZeRO-3 does with one that is.
+
+    As there, call the module itself, on all workers at once. It may share no parameter with another module:
+    the other one would find it empty.
+    """
+    _started(module, _filled_in(body), None)
+
+
+def _started(module: nn.Module, settings: Mapping[str, Any], optimizer: Any) -> tuple[Any, Any]:
+    """Gives a module to DeepSpeed; returns its engine, and its optimizer around the given one."""
+    device = next(module.parameters()).device
+    engine, zero, *_ = _import_deepspeed(device).initialize(
+        args=SimpleNamespace(device_rank=device.index or 0),
+        model=module,
+        optimizer=optimizer,
+        config=settings,
+    )
+    return engine, zero
+
+
+def _filled_in(body: Mapping[str, Any]) -> dict[str, Any]:
     zero = {"overlap_comm": False, **body["zero_optimization"]}  # else DeepSpeed turns it on in stage 3
     sums = {} if zero["stage"] == 3 else {"gradient_allreduce_op": "sum"}
     return {
@@ -163,7 +179,6 @@ def _filled_in(body: Mapping[str, Any], config: OptimizerConfig) -> dict[str, An
         "train_micro_batch_size_per_gpu": 1,  # DeepSpeed wants one; it only counts with it
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": config.clip_norm,
     }
 
 

@@ -1,5 +1,6 @@
 """The workers of a run seen from one of them. All calls but ``rank`` and ``size`` are collective."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import distributed
@@ -22,6 +23,12 @@ def gathered(entries: list[Any]) -> list[Any]:
     parts: list[Any] = [None] * size()
     distributed.all_gather_object(parts, entries)
     return [entry for part in parts for entry in part]
+
+
+def only_elsewhere(flags: Sequence[bool]) -> list[bool]:
+    """Returns which flags another worker has set and this one has not; all workers have equally many."""
+    columns = zip(*gathered([list(flags)]), strict=True)
+    return [any(column) and not own for own, column in zip(flags, columns, strict=True)]
 
 
 def from_first(value: Any) -> Any:

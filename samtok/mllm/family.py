@@ -9,6 +9,8 @@ answer begins at the token where generation begins. A checkpoint with another ch
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -253,6 +255,24 @@ class Adapter(ABC):
                 f"width): {str(error)[:300].rstrip('.')}. Leave them out, or pad them.",
                 reason="processor",
             ) from error
+
+    def with_blank_image(self, sample: Encoded) -> Encoded:
+        """Returns a dialogue without images with a blank one behind its end, by which no loss changes.
+
+        No token of the dialogue sees it, and nothing of it is learnt, but a batch with it goes through the
+        vision encoder like any other with images, which gets gradients of zero.
+        """
+        blank = self._blank
+        return replace(
+            blank,
+            input_ids=torch.cat([sample.input_ids, blank.input_ids]),
+            labels=torch.cat([sample.labels, blank.labels]),
+            mm_token_type_ids=torch.cat([sample.mm_token_type_ids, blank.mm_token_type_ids]),
+        )
+
+    @cached_property
+    def _blank(self) -> Encoded:
+        return self._encoded([(self.image_text(), False)], [_PLAIN], None)
 
     def collate(
         self, samples: Sequence[Encoded], *, side: Literal["right", "left"] = "right"

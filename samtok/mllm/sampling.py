@@ -155,6 +155,7 @@ def response_log_probs(
     processor: SuppressTokens,
     *,
     temperature: float = 1.0,
+    blank_image: bool = False,
 ) -> ResponseLogits:
     """Returns log-probabilities of responses under a model, as they were when the responses were sampled.
 
@@ -163,6 +164,8 @@ def response_log_probs(
         responses: Token ids of some responses to each prompt, none empty.
         processor: ``processor_of`` with the same grammar as the sampling had.
         temperature: Of the sampling.
+        blank_image: Of prompts without images: go through the vision encoder all the same
+            (``Adapter.with_blank_image``).
 
     Raises:
         ValueError: For an empty response, or as ``answer_logits``.
@@ -171,8 +174,12 @@ def response_log_probs(
         raise ValueError("a response has no token; every response has at least the one that ends the turn.")
     device = next(model.parameters()).device
     rows = [with_response(p, ids) for p, group in zip(prompts, responses, strict=True) for ids in group]
+    seen, repeats = prompts, [len(group) for group in responses]
+    if blank_image:
+        blank = adapter.with_blank_image(rows[0])
+        rows[0], seen, repeats = replace(blank, vision={}), [blank], [1]
     batch: dict[str, Any] = {name: value.to(device) for name, value in adapter.collate(rows).items()}
-    batch |= vision_inputs(mllm_of(model), adapter, prompts, [len(group) for group in responses])
+    batch |= vision_inputs(mllm_of(model), adapter, seen, repeats)
     logits, targets = answer_logits(model, batch)
     learnt = torch.zeros_like(batch["labels"], dtype=torch.bool)
     learnt[:, :-1] = batch["labels"][:, 1:] != IGNORE

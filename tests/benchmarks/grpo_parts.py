@@ -157,7 +157,9 @@ def loop_steps(place: Place, prompts: PromptSource, staleness: int) -> list[dict
         trajectories_every=0,
         tracking="off",
     )
-    config = replace(config, steps=steps, rollout=replace(config.rollout, max_staleness=staleness))
+    rollout = replace(config.rollout, max_staleness=staleness)
+    algorithm = replace(config.algorithm, importance_cap=2.0 if staleness else None)
+    config = replace(config, steps=steps, rollout=rollout, algorithm=algorithm)
     rows = _Rows(steps, Tracker("off", experiment="benchmark", home=out))
     with session(num_cpus=3, at_least_cpus=3) as cluster:
         team = Team(Prepared(config=config, fingerprint={}, lineage={}), prompts, None, cluster)

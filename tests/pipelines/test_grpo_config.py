@@ -81,6 +81,11 @@ WRONG: list[tuple[type | Any, dict[str, Any], str]] = [
     ),
     (
         config,
+        {"rollout": RolloutConfig(max_staleness=3)},
+        "--rollout.max-staleness 3 learns from .* older weights .* Set --algorithm.importance-cap",
+    ),
+    (
+        config,
         {"prompts_per_step": 20, "rollout": RolloutConfig(prompts_per_task=8)},
         "20 is not a multiple of --rollout.prompts-per-task 8; take 16 prompts, or tasks of 5",
     ),
@@ -124,7 +129,7 @@ def test_unset_fields_are_those_of_the_named_algorithm():
 
 def test_slots_bound_staleness():
     rollout = RolloutConfig(prompts_per_task=4, max_staleness=2)
-    given = config(prompts_per_step=16, rollout=rollout)
+    given = config(prompts_per_step=16, rollout=rollout, algorithm=AlgorithmConfig(importance_cap=2.0))
     assert (given.tasks_per_step, given.slots) == (4, 12)
 
 

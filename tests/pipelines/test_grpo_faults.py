@@ -13,6 +13,7 @@ from pipelines.grpo import actors
 from pipelines.grpo.actors import Lost
 from pipelines.grpo.config import ChecksConfig, LearnerConfig
 from pipelines.grpo.job import grpo_gres
+from pipelines.grpo.learn.algorithms import AlgorithmConfig
 from pipelines.grpo.learn.learner_group import LearnerActor
 from pipelines.grpo.observe.alarms import AlarmsConfig
 from pipelines.grpo.prepare import prepare
@@ -109,7 +110,8 @@ def test_a_killed_learner_sends_all_back_to_the_last_checkpoint(world, whole, tm
 @pytest.mark.long
 def test_overlapping_steps_keep_their_bound_and_use_prompts_once_when_a_learner_dies(world, tmp_path, capsys):
     """What was in flight at the death is asked again; nothing of it was used."""
-    config = short(world, tmp_path, steps=8, rollout=rollout(max_staleness=2))
+    algorithm = AlgorithmConfig(importance_cap=2.0)
+    config = short(world, tmp_path, steps=8, algorithm=algorithm, rollout=rollout(max_staleness=2))
     with assassin("LearnerActor.learn", lambda: seen(tmp_path) > EVERY) as killed:
         assert grpo_gres(config) == 0
     assert len(killed) == 1 and record_of(tmp_path)["learner_restarts"] == 1

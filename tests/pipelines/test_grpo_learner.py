@@ -203,6 +203,23 @@ def test_replies_that_samplers_found_half_as_likely_count_twice_up_to_the_cap(wo
     assert norm(-math.log(20)) == pytest.approx(3 * once, rel=1e-3)
 
 
+def test_a_stale_step_is_not_that_of_fresh_responses_and_counts_no_token_above_the_cap(world, groups):
+    """What ``--rollout.max-staleness`` needs: without the cap the ratio is 1, however old the weights are."""
+
+    def norm(cap: float | None) -> float:
+        given = learner_of(world.config(algorithm=AlgorithmConfig(importance_cap=cap)))
+        given.engine.load_model_state(weights)
+        return given.learn(0, own)["gradient_norm"]
+
+    later = learner_of(world.config())
+    (own,) = parts_of(groups, later.config.algorithm)
+    weights = learnt(later, groups, steps=8)["weights"]
+    assert later.parity(*groups)["mean"] > 0.1
+    stale = norm(None)
+    assert abs(norm(2.0) / stale - 1) > 0.05
+    assert norm(1e-3) < 1.01e-3 * stale  # nearly all of its tokens are as much likelier as that
+
+
 # ---------------------------------------------------------------- gates
 
 

@@ -31,16 +31,17 @@ class Seen:
     def __init__(self, folder: Path) -> None:
         self.world = World(folder)
         self.groups: list[Group] = uneven(rolled(self.world.sampler()))
-        cases: dict[str, tuple[GrpoConfig, Any, int]] = {}
+        cases: dict[str, tuple[GrpoConfig, Any, list[list[Group]]]] = {}
         self.one = {}
         for name, algorithm in ALGORITHMS.items():
             cut = LearnerConfig(worker=CPU, workers=2, micro_batch=3)
             steps = 2 if name == "inner" else 1
-            cases[name] = (self.world.config(algorithm=algorithm, learner=cut), None, steps)
+            config = self.world.config(algorithm=algorithm, learner=cut)
+            cases[name] = (config, None, [self.groups] * steps)
             alone = learner_of(self.world.config(algorithm=algorithm))
             self.one[name] = learnt(alone, self.groups, steps=steps)
         cases |= {f"zero2-{name}": (cases[name][0], ZERO2, cases[name][2]) for name in UNDER_ZERO2}
-        self.two = in_processes(cases, self.groups, folder / "processes", 2)
+        self.two = in_processes(cases, folder / "processes", 2)
 
 
 @pytest.fixture(scope="module")

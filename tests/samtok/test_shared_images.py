@@ -1,5 +1,6 @@
 """Images that replies share give what repeated images give, forward and backward, and are seen once."""
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +13,11 @@ from torch import Tensor
 from samtok.mllm.adapters import load_adapter
 from samtok.mllm.chat import Encoded, joined_vision
 from samtok.mllm.family import Adapter
-from samtok.mllm.loss import answer_logits
+from samtok.mllm.loss import answer_logits, answer_loss
 from samtok.mllm.shared_images import vision_inputs
 from tests.tiny_mllm import FAMILIES, QWEN, build, samples
 
+TEXTS = ("input_ids", "labels", "mm_token_type_ids")
 Pair = tuple[Adapter, Any]
 REPEATS = ([3, 2, 2], [1, 4, 0], [0, 2, 1], [2, 0, 0], [1, 1, 1], [0, 0, 2])
 """Of dialogues with one image, with two and with none."""
@@ -127,3 +129,37 @@ def test_a_family_that_cannot_share_gets_its_pixels_again(folders):
     counts = [len(prompt.vision.get("pixel_values", ())) for prompt in prompts]
     assert list(vision) == ["pixel_values"] and len(vision["pixel_values"]) == 2 * counts[0] + counts[1]
     assert vision_inputs(model, adapter, prompts[2:], [3]) == {}
+
+
+def test_a_blank_image_changes_no_loss_and_gives_the_vision_encoder_its_gradients_of_zero(pair):
+    """In the same order as an image does, as ZeRO wants it of a worker whose batch has none."""
+    adapter, model = pair
+    image, _, text = samples(adapter)
+    other = dataclasses.replace(image, vision={}, **{n: getattr(image, n)[-6:] for n in TEXTS})
+    arrived: list[str] = []
+    handles = [
+        p.register_post_accumulate_grad_hook(lambda _, name=name: arrived.append(name))
+        for name, p in model.named_parameters()
+    ]
+
+    def passed(batch: list[Encoded], packed: bool) -> tuple[float, dict[str, Tensor], list[str]]:
+        arrived.clear()
+        model.zero_grad()
+        loss = answer_loss(model, adapter.pack(batch) if packed else adapter.collate(batch))
+        loss.backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        return loss.item(), gradients, list(arrived)
+
+    for packed in {False, adapter.shares_images}:  # families that cannot share cannot be packed either
+        plain, blank, seen = (
+            passed([first, other], packed) for first in (text, adapter.with_blank_image(text), image)
+        )
+        assert blank[0] == pytest.approx(plain[0], rel=1e-6)
+        assert blank[2] == seen[2] and len(plain[2]) < len(blank[2])
+        for name, value in blank[1].items():
+            if name in plain[1]:
+                torch.testing.assert_close(value, plain[1][name], rtol=1e-4, atol=1e-6, msg=name)
+            else:
+                assert not value.any(), name
+    for handle in handles:
+        handle.remove()

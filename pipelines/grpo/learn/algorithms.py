@@ -99,7 +99,7 @@ class AlgorithmConfig:
     """Distance to the start."""
     importance_cap: Positive | None = None
     """Weight tokens by p_learner / p_rollout up to this, against the mismatch of the two engines and old
-    responses (truncated importance sampling); unset leaves it out."""
+    responses (truncated importance sampling); unset leaves it out. Needed with --rollout.max-staleness."""
     importance_level: Literal["token", "sequence"] = "token"
     """Ratio of each token, or of the whole response."""
     inner_steps: AtLeast1 = 1

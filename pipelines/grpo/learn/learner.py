@@ -22,7 +22,7 @@ from pipelines.grpo.groups import Group, Share
 from pipelines.grpo.learn.algorithms import AlgorithmConfig
 from pipelines.grpo.transport import Weights, WeightTransport
 from pipelines.training import mllm, world
-from pipelines.training.engine import autocast, engine_of
+from pipelines.training.engine import autocast, engine_of, zero_stage
 from pipelines.training.mllm import names_of_trained, trained_state
 from pipelines.training.prepare import Prepared
 from pipelines.training.steps import Steps, learning_rate
@@ -47,6 +47,7 @@ class Micro:
     advantages: Tensor
     weights: Tensor
     rollout: Tensor  # log-probability of each token when it was sampled, float32
+    blank_image: bool = False  # goes through the vision encoder without an image of its own
 
     def without_weight(self) -> "Micro":
         """Returns the same responses, from which nothing is learnt."""
@@ -69,11 +70,12 @@ class Learner:
         self.adapter.freeze(self.model, **dataclasses.asdict(config.train))
         use_float32_head(self.model)
         self.trained = names_of_trained(self.model)
-        self.reference = _reference(self.model) if config.algorithm.kl.weight else None
+        self.reference = _reference(self.model, task.deepspeed) if config.algorithm.kl.weight else None
         self.model.train(config.learner.gradient_checkpointing)
         if config.learner.gradient_checkpointing:
             keep_fewer_activations(self.model)
         self.engine = engine_of(self.model, config.optimizer, task.deepspeed)
+        self.alike = zero_stage(task.deepspeed) > 1
         self.processor = processor_of(self.adapter, grammar=config.rollout.grammar)
         self.settings = policy_settings(config.algorithm)
         self.steps = Steps()
@@ -112,10 +114,17 @@ class Learner:
         }
 
     def _cut(self, shares: Sequence[Share]) -> list[Micro]:
-        """Cuts shares into as many micro-batches as the learner with most of them has."""
-        made = micro_batches(shares, self.config.learner.micro_batch)
+        return self._even(micro_batches(shares, self.config.learner.micro_batch))
+
+    def _even(self, made: list[Micro]) -> list[Micro]:
+        """Makes as many micro-batches as the learner with most of them has, which from ZeRO-2 on use the same
+        parts of the model as those of the other learners."""
         missing = max(world.gathered([len(made)])) - len(made)
-        return made + [made[0].without_weight()] * missing
+        made = made + [made[0].without_weight()] * missing
+        if not self.alike:
+            return made
+        lacking = world.only_elsewhere([any(prompt.vision for prompt in micro.prompts) for micro in made])
+        return [replace(micro, blank_image=lacks) for micro, lacks in zip(made, lacking, strict=True)]
 
     def _logits(self, micro: Micro, model: Any = None) -> ResponseLogits:
         with autocast(self.model, self.config.precision):
@@ -126,6 +135,7 @@ class Learner:
                 micro.responses,
                 self.processor,
                 temperature=self.config.rollout.temperature,
+                blank_image=micro.blank_image,
             )
 
     @torch.no_grad()
@@ -178,12 +188,11 @@ class Learner:
         kind = self.config.algorithm.kl.kind
         assert kind != "k3_straight"  # checked by the config
         found = []
-        for group in groups:
-            micro = _all_of(group)
+        for micro in self._even([_all_of(group) for group in groups]):
             own = self._logits(micro)
             sums = sequence_kl(own.log_probs, self._log_probs(micro, self.reference), own.sequence, kind)
             found.append(sums.tolist())
-        return found
+        return found[: len(groups)]
 
     # ---------------------------------------------------------------- checks
 
@@ -242,11 +251,17 @@ def policy_settings(algorithm: AlgorithmConfig) -> PolicySettings:
     return PolicySettings(resolved.limit, resolved.clip_low, resolved.clip_high, algorithm.dual_clip)
 
 
-def _reference(model: Any) -> Any:
-    """Copies the model as it is now; frozen weights are shared with it."""
-    shared = {id(p): p for p in model.parameters() if not p.requires_grad}
-    reference = copy.deepcopy(model, memo=dict(shared))
-    return reference.requires_grad_(False).eval()
+def _reference(model: Any, deepspeed: Mapping[str, Any] | None) -> Any:
+    """Copies the model as it is now. Frozen weights are shared with it, unless ZeRO-3 spreads weights over
+    learners, those of the copy too: it leaves parameters empty that are not in use."""
+    spread = deepspeed if zero_stage(deepspeed) == 3 else None
+    shared = {id(p): p for p in model.parameters() if not p.requires_grad and spread is None}
+    reference = copy.deepcopy(model, memo=dict(shared)).requires_grad_(False).eval()
+    if spread is not None:
+        from pipelines.training.engine_deepspeed import share_out  # loads DeepSpeed
+
+        share_out(reference, spread)
+    return reference
 
 
 def _all_of(group: Group) -> Micro:

@@ -106,7 +106,7 @@ class LearnerGroup:
     def drift(self, *refs: Any) -> list[list[float]]:
         """Returns for each group the distance of its responses to the reference."""
         size = len(self.actors)
-        calls = [actor.drift.remote(*refs[rank::size]) for rank, actor in enumerate(self.actors)]
+        calls = [actor.drift.remote(*(refs[n::size] or refs[:1])) for n, actor in enumerate(self.actors)]
         found = self._wait(calls, "measuring the distance to the reference")
         return [found[i % size][i // size] for i in range(len(refs))]
 

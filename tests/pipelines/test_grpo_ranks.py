@@ -1,0 +1,87 @@
+"""Two learners learn what one does, whatever is combined: ZeRO, distance to the start, inner steps, memory.
+
+Every combination learns from three batches in turn: of images, of text alone, and one of which one learner
+has all images and the other none.
+"""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.grpo.config import LearnerConfig
+from pipelines.grpo.groups import Group
+from pipelines.grpo.learn.algorithms import AlgorithmConfig, KlConfig
+from tests.grpo import (
+    CPU,
+    World,
+    assert_same_learning,
+    in_processes,
+    learner_of,
+    learnt_in_turn,
+    rolled,
+    uneven,
+)
+from tests.mllm_evaluations import without_image, write_chats
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]  # whichever test comes first starts all processes
+
+STAGES = (0, 1, 2, 3)
+ALGORITHMS = {
+    f"{place}, {inner} inner": AlgorithmConfig(
+        kl=KlConfig(weight=0.1, kind="k2", place=place), inner_steps=inner
+    )
+    for place, inner in itertools.product(("loss", "reward"), (1, 2))
+}
+CHECKPOINTING = (False, True)
+COMBINED = list(itertools.product(STAGES, ALGORITHMS, CHECKPOINTING))
+
+
+def zero(stage: int) -> dict[str, Any] | None:
+    """A DeepSpeed file that shares out even the smallest parameters."""
+    body = {"stage": stage, "reduce_bucket_size": 10_000}
+    body |= {"stage3_param_persistence_threshold": 0} if stage == 3 else {}
+    return {"zero_optimization": body} if stage else None
+
+
+class Seen:
+    """What one learner saw, and what each of two did."""
+
+    def __init__(self, folder: Path) -> None:
+        world = World(folder)
+        blind = [without_image(row) for row in world.rows]
+        text = world.config(chats=(write_chats(folder / "text", blind, weights_sha256="a" * 64),))
+        a, b, c, idle = uneven(rolled(world.sampler()))
+        x, y, w, _ = uneven(rolled(world.sampler(text)))
+        assert a.vision and not x.vision
+        self.one, cases = {}, {}
+        for stage, name, checkpointing in COMBINED:
+            # one learner has ``a`` in a micro-batch, or in an optimizer step, and the other one none
+            mixed = [a, x, y, idle] if ALGORITHMS[name].inner_steps == 1 else [a, b, x, y, idle]
+            batches: list[list[Group]] = [[a, b, c, idle], [x, y, w, idle], mixed]
+            cut = LearnerConfig(worker=CPU, workers=2, micro_batch=4, gradient_checkpointing=checkpointing)
+            config = world.config(algorithm=ALGORITHMS[name], learner=cut)
+            cases[f"{stage} {name} {checkpointing}"] = config, zero(stage), batches
+            if not stage and not checkpointing:
+                self.one[name] = learnt_in_turn(learner_of(config), batches)
+        self.two = in_processes(cases, folder / "processes", 2)
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory) -> Seen:
+    return Seen(tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.mark.parametrize(("stage", "name", "checkpointing"), COMBINED)
+def test_two_learners_learn_what_one_does_from_images_and_text(seen, stage, name, checkpointing):
+    one = seen.one[name]
+    for rank in range(2):
+        two = seen.two[rank][f"{stage} {name} {checkpointing}"]
+        assert_same_learning(one, two, noise=20)  # AdamW's steps from gradients that are rounding alone
+        for whole, own in zip(one["drift"], two["drift"], strict=True):
+            np.testing.assert_allclose(np.array(whole)[rank::2], own, rtol=1e-3, atol=1e-4)
+        for key, value in seen.two[0][f"{stage} {name} {checkpointing}"]["weights"].items():
+            assert torch.equal(two["weights"][key], value), key
