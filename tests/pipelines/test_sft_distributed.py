@@ -96,7 +96,8 @@ def failing(world: World, home: Path) -> dict[str, TrainMllmConfig]:
     missing = [dict(row, images=[dict(row["images"][0], uri="/nowhere/x.png")]) for row in world.rows]
     some = [row if i % 2 else other for i, (row, other) in enumerate(zip(world.rows, missing, strict=True))]
     half = write_chats(home / "half", some, weights_sha256=world.sha256)
-    none = write_chats(home / "none", missing, weights_sha256=world.sha256)
+    resized = [dict(row, images=[dict(row["images"][0], height=7)]) for row in world.rows]
+    none = write_chats(home / "none", resized, weights_sha256=world.sha256)
     spoilt = short(world, home / "spoilt", chats=(half,), validation=validation(), max_reject_rate=0.3)
     unseen = short(world, home / "unseen", validation=validation(none))
     return {"spoilt": spoilt, "unseen": unseen}
