@@ -47,3 +47,11 @@ def _require_folder(
     except (ConfigError, CheckpointError) as error:
         said = error.message if isinstance(error, ConfigError) else f"{flag}: {error}"
         raise ConfigError(f"{said} {folders.what_fits(kind)}", owner=owner) from error
+    if kind == "tokenizer":
+        beside = folders.beside_model(uri, read=storage.read_bytes)
+        if beside is not None and not storage.exists(beside):
+            raise ConfigError(
+                f"{flag}: {uri} is a model without a mask tokenizer; there is no {beside}. "
+                f"{folders.what_fits(kind)}",
+                owner=owner,
+            )

@@ -8,21 +8,26 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from samtok.config import FORMAT, MaskTokenizerConfig
+from samtok.config import FORMAT, PRESETS, MaskTokenizerConfig
 from samtok.errors import CheckpointError, SamtokError
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+BESIDE_FILE = "mask_tokenizer.json"
+"""Says which mask tokenizer lies beside an MLLM; the authors' checkpoints, which hold the published one, have
+none."""
+_PUBLISHED = PRESETS["sam2.1-large"]
 SHIPPED = Path(__file__).parent / "weights"
 
 HUB = "hf://"
 """Before hub ids whose meaning is settled: an id alone could be a path."""
 
 _HUB_ID = re.compile(r"(?!runs/)[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # runs/ is where jobs write
-_OF_MODELS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+_OF_MODELS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "mask_tokenizer_*.pth")
 
 ASIDE = ".new"
 """End of the name of a folder that takes another's place. What is in it counts on S3, where a folder is not
@@ -108,13 +113,87 @@ def read_config(uri: str, *, read: Read | None = None) -> MaskTokenizerConfig:
     Raises:
         CheckpointError: If it is missing, or not the config of a mask tokenizer.
     """
-    where = f"{resolve(uri, read=read)}/{CONFIG_FILE}"
-    return MaskTokenizerConfig.from_json(_read(where, read), where=where)
+    return _described(uri, read).config
 
 
-def read_weights(uri: str, *, read: Read | None = None) -> bytes:
-    """Returns the bytes of a tokenizer's weight file; CheckpointError if it is missing."""
-    return _read(f"{resolve(uri, read=read)}/{WEIGHTS_FILE}", read)
+def read_weights(uri: str, *, read: Read | None = None) -> tuple[str, bytes, str]:
+    """Returns the place and the bytes of a tokenizer's weight file, and the SHA-256 that names the tokenizer.
+
+    That is the file's, or of that which a file in the authors' layout was made of.
+
+    Raises:
+        CheckpointError: If it is missing, or not the file that ``mask_tokenizer.json`` states.
+    """
+    found = _described(uri, read)
+    where, data = found.weights, _read(found.weights, read)
+    own = hashlib.sha256(data).hexdigest()
+    if found.file_sha256 not in (None, own):
+        raise CheckpointError(
+            f"{where} is not the file that {BESIDE_FILE} beside it states. Copy both again, or remove "
+            f"{BESIDE_FILE} if the weights are the published ones."
+        )
+    return where, data, found.sha256 or own
+
+
+def beside_model(uri: str, *, read: Read | None = None) -> str | None:
+    """Returns where a tokenizer's weights lie beside the model of the same folder, whether they are there or
+    not; None for the folder of a tokenizer."""
+    weights = _described(uri, read).weights
+    return weights if weights.endswith(".pth") else None
+
+
+def authors_name(config: MaskTokenizerConfig) -> str:
+    """Returns the name of a tokenizer's weight file in the authors' layout."""
+    return f"mask_tokenizer_{config.quantizer.num_codes}x{config.quantizer.num_levels}.pth"
+
+
+def beside_json(config: MaskTokenizerConfig, data: bytes, sha256: str | None) -> bytes:
+    """Returns ``mask_tokenizer.json`` of a file in the authors' layout that was made of weights of a hash."""
+    body = {
+        "config": json.loads(config.to_json()),
+        "file_sha256": hashlib.sha256(data).hexdigest(),
+        "weights_sha256": sha256,
+    }
+    return (json.dumps(body, indent=2) + "\n").encode()
+
+
+@dataclass(frozen=True)
+class _Described:
+    """A tokenizer's architecture, the place of its weight file, and hashes where they are stated."""
+
+    config: MaskTokenizerConfig
+    weights: str
+    file_sha256: str | None = None
+    sha256: str | None = None
+
+
+def _described(uri: str, read: Read | None) -> _Described:
+    folder = resolve(uri, read=read)
+    where = f"{folder}/{CONFIG_FILE}"
+    text = _read(where, read)
+    if not _is_of_a_model(text):
+        return _Described(MaskTokenizerConfig.from_json(text, where=where), f"{folder}/{WEIGHTS_FILE}")
+    where = f"{folder}/{BESIDE_FILE}"
+    try:
+        text = read_file(where, read)
+    except FileNotFoundError:
+        return _Described(_PUBLISHED, f"{folder}/{authors_name(_PUBLISHED)}")
+    try:
+        body = json.loads(text)
+        stated = json.dumps(body["config"]), str(body["file_sha256"]), body["weights_sha256"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CheckpointError(f"{where} describes no mask tokenizer ({error!r}). Copy it again.") from error
+    config = MaskTokenizerConfig.from_json(stated[0], where=where)
+    return _Described(config, f"{folder}/{authors_name(config)}", *stated[1:])
+
+
+def _is_of_a_model(text: bytes) -> bool:
+    """Returns whether a ``config.json`` is a Hugging Face model's, beside which a tokenizer may lie."""
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(body, dict) and "model_type" in body and "format" not in body
 
 
 def sam2_weights(uri: str) -> str:
@@ -123,8 +202,8 @@ def sam2_weights(uri: str) -> str:
 
 
 def weights_sha256(uri: str, *, read: Read | None = None) -> str:
-    """Returns the SHA-256 of a tokenizer's weight file, by which fingerprints and lineage name it."""
-    return hashlib.sha256(read_weights(uri, read=read)).hexdigest()
+    """Returns the SHA-256 of a tokenizer's weights, by which fingerprints and lineage name it."""
+    return read_weights(uri, read=read)[2]
 
 
 def read_file(uri: str, read: Read | None) -> bytes:
@@ -158,7 +237,8 @@ def _read(uri: str, read: Read | None) -> bytes:
         return read_file(uri, read)
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"there is no {uri}. A tokenizer has {CONFIG_FILE} and {WEIGHTS_FILE}. {what_fits('tokenizer')}"
+            f"there is no {uri}. A tokenizer has {CONFIG_FILE} and {WEIGHTS_FILE}, or is "
+            f"{authors_name(_PUBLISHED)} beside a model. {what_fits('tokenizer')}"
         ) from error
 
 

@@ -279,8 +279,9 @@ def local_copy(uri: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def local_folder(uri: str) -> Iterator[Path]:
-    """Gives a local folder with the files below ``uri``: itself, or a copy that is deleted at the end. Raises
-    NotFoundError if there is no file, StorageError if the folder is replaced meanwhile (on a store)."""
+    """Gives a local folder with the files below ``uri``: itself, or a copy that is deleted at the end, but
+    not ``.pt`` and ``.pth`` (mask tokenizers beside a model). Raises NotFoundError if there is no file,
+    StorageError if the folder is replaced meanwhile (on a store)."""
     if not is_remote(uri):
         if not local.path_of(uri).is_dir():
             raise NotFoundError(f"there is no folder {uri}; check the path, and that the disk is mounted.")
@@ -294,6 +295,8 @@ def local_folder(uri: str) -> Iterator[Path]:
         raise StorageError(f"{uri} was replaced while it was read; read it again.")
     with tempfile.TemporaryDirectory(prefix="samtok-") as folder:
         for name, source in found.items():
+            if name.endswith((".pt", ".pth")):
+                continue
             target = Path(folder) / name.removeprefix(uri + "/")
             target.parent.mkdir(parents=True, exist_ok=True)
             _download(source, target)

@@ -1,8 +1,6 @@
 """Weights of a mask tokenizer in its folder (``samtok.folders``): written whole, read, checked by name."""
 
-import hashlib
 import tempfile
-from collections.abc import Collection
 from pathlib import Path
 
 from safetensors.torch import load as load_safetensors
@@ -11,7 +9,8 @@ from torch import Tensor, nn
 
 from samtok.config import MaskTokenizerConfig
 from samtok.errors import CheckpointError
-from samtok.folders import CONFIG_FILE, WEIGHTS_FILE, Read, read_weights, resolve, write_file
+from samtok.folders import CONFIG_FILE, WEIGHTS_FILE, Read, read_weights, write_file
+from samtok.model.published import authors_state, some
 
 
 def save_folder(model: nn.Module, config: MaskTokenizerConfig, uri: str) -> None:
@@ -44,18 +43,21 @@ def files_of(model: nn.Module, config: MaskTokenizerConfig) -> dict[str, bytes]:
 
 
 def read_state(uri: str, *, read: Read | None = None) -> tuple[dict[str, Tensor], str]:
-    """Returns the tensors of a tokenizer's folder by name, and the SHA-256 of their file.
+    """Returns the tensors of a tokenizer's folder by name, and the SHA-256 that names it.
 
     Raises:
         CheckpointError: If the file is missing or broken.
     """
-    data = read_weights(uri, read=read)
+    where, data, sha256 = read_weights(uri, read=read)
+    return (authors_state if where.endswith(".pth") else read_safetensors)(data, where), sha256
+
+
+def read_safetensors(data: bytes, where: str) -> dict[str, Tensor]:
+    """Reads a file of tensors; CheckpointError if it is broken."""
     try:
-        return load_safetensors(data), hashlib.sha256(data).hexdigest()
+        return load_safetensors(data)
     except Exception as error:  # safetensors raises several kinds for broken files
-        raise CheckpointError(
-            f"{resolve(uri)}/{WEIGHTS_FILE} is not a whole safetensors file: {error}. Copy it again."
-        ) from error
+        raise CheckpointError(f"{where} is not a whole safetensors file: {error}. Copy it again.") from error
 
 
 def fill(model: nn.Module, state: dict[str, Tensor], *, where: str) -> None:
@@ -74,10 +76,3 @@ def fill(model: nn.Module, state: dict[str, Tensor], *, where: str) -> None:
     if wrong:
         raise CheckpointError(f"{where} is of another size: {some(wrong)}. Choose another preset.")
     model.load_state_dict(state)
-
-
-def some(names: Collection[str]) -> str:
-    """Returns the first names of many, for messages."""
-    shown = list(names)[:5]
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(shown) + more if shown else "none"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from samtok import images
 from samtok.config import PRESETS, MaskTokenizerConfig
 from samtok.errors import CheckpointError
-from samtok.folders import WEIGHTS_FILE, Read, read_config, resolve
+from samtok.folders import Read, read_config
 from samtok.masks import iou
 from samtok.model import decoder
 from samtok.model.backbone import ImageFeatures, build_image_encoder, normalize
@@ -78,8 +78,9 @@ class MaskTokenizer(nn.Module):
         """Loads a tokenizer for inference.
 
         Args:
-            uri: ``tiny`` (ships with the package), or a folder written by ``save_pretrained``: a local path
-                or any URI that fsspec opens, such as ``s3://bucket/tokenizer``.
+            uri: ``tiny`` (ships with the package), or a folder written by ``save_pretrained``, or that of an
+                MLLM beside which ``mask_tokenizer_256x2.pth`` lies, as in the authors' checkpoints: a local
+                path or any URI that fsspec opens, such as ``s3://bucket/tokenizer``.
             dtype: Runs the networks under autocast in this type (``torch.bfloat16`` on GPUs); embeddings are
                 quantized and logits returned in float32 all the same.
             max_masks: Masks per forward pass; bounds the memory (about 40 MB each at 1024 px in float32).
@@ -90,9 +91,9 @@ class MaskTokenizer(nn.Module):
         Raises:
             CheckpointError: If files are missing, foreign, or do not fit their config.
         """
-        model = cls(read_config(uri, read=read))
         weights, sha256 = read_state(uri, read=read)
-        fill(model, weights, where=f"{resolve(uri, read=read)}/{WEIGHTS_FILE}")
+        model = cls(read_config(uri, read=read))
+        fill(model, weights, where=f"the tokenizer in {uri}")
         model.to(device).eval().requires_grad_(False)
         model.weights_sha256 = sha256
         model.autocast_dtype, model.max_masks, model.max_images = dtype, max_masks, max_images
