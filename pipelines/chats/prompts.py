@@ -197,7 +197,8 @@ def encode_prompt(
     if len(encoded) > max_prompt_tokens:
         raise DataError(
             f"the prompt has {len(encoded)} tokens and at most {max_prompt_tokens} are taken "
-            "(--prompts.max-prompt-tokens); it is left out, since a cut could split an image or a mask word.",
+            "(--prompts.max-prompt-tokens); it is left out, since a cut could split an image or a mask word. "
+            "Raise the limit, or give the model smaller images (jobs/extend_mllm.py --image.max-pixels).",
             reason="too_long",
         )
     return encoded

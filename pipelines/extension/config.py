@@ -10,6 +10,27 @@ from samtok.mllm.tiny.config import TinyConfig
 
 
 @config
+class ImageConfig:
+    """How large the model sees images; written into its processor, and obeyed wherever the model is loaded.
+
+    For Qwen2.5-VL and Qwen3-VL. Qwen2.5-VL makes a token of 28 x 28 pixels, Qwen3-VL of 32 x 32. By default
+    the limits stay that --model has, of which Qwen2.5-VL's let 12 Mpx become 16,000 tokens.
+    """
+
+    min_pixels: AtLeast1 | None = None
+    """Images of fewer pixels are enlarged to about that many."""
+    max_pixels: AtLeast1 | None = None
+    """Images of more pixels are reduced to about that many."""
+
+    def check(self) -> None:
+        """Checks what both limits decide together."""
+        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
+            raise ConfigError(
+                f"--.min-pixels {self.min_pixels} is above --.max-pixels {self.max_pixels}; swap them."
+            )
+
+
+@config
 class ExtendMllmConfig(RunConfig):
     """A checkpoint learns the names of the mask words; their meaning comes with jobs/train_mllm.py.
 
@@ -37,6 +58,14 @@ class ExtendMllmConfig(RunConfig):
     (pipelines.extension.pretrain_vision)."""
     tokenizer: ShippedPlace
     """Mask tokenizer that makes the words: a shipped name, a folder (local or s3://) or a hub id."""
+    image: ImageConfig = ImageConfig()
+    """How large it sees images."""
+    carry_tokenizer: bool = False
+    """Write the mask tokenizer beside the model as well, as the authors' checkpoints have it
+    (mask_tokenizer_256x2.pth): --out is then a --model and a --tokenizer in one."""
+    sam2: Place | None = None
+    """With --carry-tokenizer: file sam2.1_hiera_*.pt of the tokenizer's size, which the authors' own code
+    needs beside; samtok does not."""
     pad_to_multiple_of: AtLeast1 | None = None
     """Round the rows of the embeddings up to a multiple of this, if there are too few for the words."""
 
@@ -48,6 +77,8 @@ class ExtendMllmConfig(RunConfig):
                 "give exactly one of --.model FOLDER and --.tiny FAMILY, got "
                 f"--.model {self.model} and --.tiny {self.tiny}."
             )
+        if self.sam2 is not None and not self.carry_tokenizer:
+            raise ConfigError("--.sam2 lies beside the tokenizer of --.carry-tokenizer; give both or none.")
         if self.chats is not None and self.tiny is None:
             raise ConfigError(
                 "--.chats trains the text tokenizer of a --.tiny model; a --.model has its own."
@@ -73,6 +104,13 @@ PRESETS: dict[str, ExtendMllmConfig] = {
         tokenizer="tour",
         out="runs/tour/untrained",
     ),
-    # Appendix B of the paper: 256 x 2 words, rows drawn from mean and variance of the old ones. Not run yet.
-    "paper": ExtendMllmConfig(model=tyro.MISSING, tokenizer=tyro.MISSING, out=tyro.MISSING),
+    # Appendix B of the paper: 256 x 2 words, rows drawn from mean and variance of the old ones. Image sizes
+    # are EasyR1's (min_pixels and max_pixels of its config), on which the authors' rewards run: at most 5,350
+    # tokens in Qwen2.5-VL. PerceptionLM: --image.min-pixels None --image.max-pixels None. Not run yet.
+    "paper": ExtendMllmConfig(
+        model=tyro.MISSING,
+        tokenizer=tyro.MISSING,
+        image=ImageConfig(min_pixels=262_144, max_pixels=4_194_304),
+        out=tyro.MISSING,
+    ),
 }

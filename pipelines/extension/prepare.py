@@ -2,11 +2,11 @@
 
 from pipelines import provenance, storage
 from pipelines.chats.corpus import load_chat_corpus
-from pipelines.extension.config import ExtendMllmConfig
+from pipelines.extension.config import ExtendMllmConfig, ImageConfig
 from pipelines.inputs import require_model, require_tokenizer
 from samtok import folders
 from samtok.errors import CheckpointError, ConfigError
-from samtok.mllm.folder import FAMILIES, SAMTOK_FILE, read_family, read_folder
+from samtok.mllm.folder import FAMILIES, SAMTOK_FILE, SIZED_FAMILIES, read_family, read_folder
 from samtok.mllm.vocab import MaskVocabulary
 
 LINEAGE_FILE = "lineage.json"
@@ -20,6 +20,7 @@ def prepare(config: ExtendMllmConfig) -> MaskVocabulary:
     """
     require_tokenizer(config.tokenizer)
     vocabulary = MaskVocabulary.of(folders.read_config(config.tokenizer, read=storage.read_bytes))
+    family = config.tiny
     if config.model is not None:
         require_model(config.model)
         family = read_family(folders.resolve(config.model, read=storage.read_bytes), read=storage.read_bytes)
@@ -27,24 +28,39 @@ def prepare(config: ExtendMllmConfig) -> MaskVocabulary:
             raise CheckpointError(
                 f"--model {config.model} is a {family}; mask words are known for {', '.join(FAMILIES)}."
             )
-        if config.rows == "codebooks" and _has_words(config.model):
-            raise ConfigError(
-                f"--.model {config.model} has mask words already and keeps their rows; --.rows codebooks "
-                "would draw none. Extend the checkpoint without words, or leave --.rows at noise.",
-                owner=config,
-            )
+        _check_words(config, config.model)
+    if config.image != ImageConfig() and family not in SIZED_FAMILIES:
+        raise ConfigError(
+            f"--.image.min-pixels and --.image.max-pixels are for {' and '.join(SIZED_FAMILIES)}; a {family} "
+            "has no limits of pixels. Leave them out, or give None for both.",
+            owner=config,
+        )
     if config.chats is not None:
         _check_chats(config, config.chats, vocabulary)
     is_done(config)
     return vocabulary
 
 
-def _has_words(model: str) -> bool:
+def _check_words(config: ExtendMllmConfig, model: str) -> None:
+    """Refuses what does not fit the words that a model has already; it keeps their rows."""
     try:
-        read_folder(folders.resolve(model, read=storage.read_bytes), read=storage.read_bytes)
+        place = folders.resolve(model, read=storage.read_bytes)
+        sha256 = read_folder(place, read=storage.read_bytes).tokenizer_sha256
     except CheckpointError:
-        return False
-    return True
+        return  # it has none
+    if config.rows == "codebooks":
+        raise ConfigError(
+            f"--.model {model} has mask words already and keeps their rows; --.rows codebooks "
+            "would draw none. Extend the checkpoint without words, or leave --.rows at noise.",
+            owner=config,
+        )
+    if sha256 not in (None, folders.weights_sha256(config.tokenizer, read=storage.read_bytes)):
+        raise ConfigError(
+            f"--.model {model} has the words of another mask tokenizer than --.tokenizer {config.tokenizer} "
+            f"(its samtok.json names SHA-256 {sha256}). Give that one, or extend the checkpoint without "
+            "words.",
+            owner=config,
+        )
 
 
 def _check_chats(config: ExtendMllmConfig, uri: str, vocabulary: MaskVocabulary) -> None:
@@ -82,4 +98,10 @@ def is_done(config: ExtendMllmConfig) -> bool:
 def _decisive(config: dict | None) -> dict:
     """Returns the settings that decide the model, also of one from before there were the others."""
     free = ("out", "tracking", "dry_run", "max_reject_rate")
-    return {name: value for name, value in (config or {}).items() if name not in free and value is not None}
+    return {name: value for name, value in _given(config or {}).items() if name not in free}
+
+
+def _given(settings: dict) -> dict:
+    """Returns the settings without those that are unset."""
+    found = {name: _given(value) if isinstance(value, dict) else value for name, value in settings.items()}
+    return {name: value for name, value in found.items() if value not in (None, False, {})}

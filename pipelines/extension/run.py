@@ -14,8 +14,10 @@ from pipelines.chats import corpus as chats
 from pipelines.extension.config import ExtendMllmConfig
 from pipelines.extension.prepare import LINEAGE_FILE
 from samtok import folders
+from samtok.checkpoint import to_authors
 from samtok.mllm.adapters import adapter_for, load_adapter, save_pretrained
 from samtok.mllm.folder import SAMTOK_FILE, read_family
+from samtok.mllm.image_size import limit_pixels
 from samtok.mllm.pretrained import load_processor, read_model
 from samtok.mllm.rows import extend
 from samtok.mllm.tiny.models import build_tiny
@@ -34,11 +36,13 @@ class _Words:
         vocabulary: Which they are.
         sha256: Of its weights.
         geometry: What each code adds to a mask embedding, level x code x dim; None for rows of noise.
+        files: Of the tokenizer, to lie beside the model.
     """
 
     vocabulary: MaskVocabulary
     sha256: str
     geometry: Tensor | None
+    files: dict[str, bytes]
 
 
 def extend_model(config: ExtendMllmConfig) -> range:
@@ -50,6 +54,8 @@ def extend_model(config: ExtendMllmConfig) -> range:
             _build(config, words, folder)
         else:
             _extend_folder(config, words, folder)
+        for name, data in words.files.items():
+            (folder / name).write_bytes(data)
         adapter = load_adapter(folder)  # what was written must be readable before it counts
         lineage = {
             "config": provenance.as_json(config),
@@ -63,13 +69,15 @@ def extend_model(config: ExtendMllmConfig) -> range:
 
 def _words_of(config: ExtendMllmConfig) -> _Words:
     uri, read = config.tokenizer, storage.read_bytes
-    if config.rows == "codebooks":
-        tokenizer = MaskTokenizer.from_pretrained(uri, read=read)
-        assert tokenizer.weights_sha256 is not None
-        vectors = tokenizer.quantizer.code_vectors()
-        return _Words(MaskVocabulary.of(tokenizer.config), tokenizer.weights_sha256, vectors)
-    vocabulary = MaskVocabulary.of(folders.read_config(uri, read=read))
-    return _Words(vocabulary, folders.weights_sha256(uri, read=read), None)
+    if config.rows == "noise" and not config.carry_tokenizer:
+        vocabulary = MaskVocabulary.of(folders.read_config(uri, read=read))
+        return _Words(vocabulary, folders.weights_sha256(uri, read=read), None, {})
+    tokenizer = MaskTokenizer.from_pretrained(uri, read=read)
+    assert tokenizer.weights_sha256 is not None
+    vectors = tokenizer.quantizer.code_vectors() if config.rows == "codebooks" else None
+    sam2 = None if config.sam2 is None else read(config.sam2)
+    files = to_authors(tokenizer, sam2=sam2) if config.carry_tokenizer else {}
+    return _Words(MaskVocabulary.of(tokenizer.config), tokenizer.weights_sha256, vectors, files)
 
 
 def _build(config: ExtendMllmConfig, words: _Words, folder: Path) -> None:
@@ -88,6 +96,8 @@ def _build(config: ExtendMllmConfig, words: _Words, folder: Path) -> None:
         tokenizer_sha256=words.sha256,
         geometry=words.geometry,
         pretrained_vision=config.vision == "tiny",
+        min_pixels=config.image.min_pixels,
+        max_pixels=config.image.max_pixels,
     )
 
 
@@ -96,6 +106,7 @@ def _extend_folder(config: ExtendMllmConfig, words: _Words, folder: Path) -> Non
     with storage.local_folder(folders.resolve(config.model, read=storage.read_bytes)) as source:
         family = read_family(source)
         processor = load_processor(source)
+        limit_pixels(processor, min_pixels=config.image.min_pixels, max_pixels=config.image.max_pixels)
         model = read_model(source)
         extend(
             model,

@@ -106,7 +106,7 @@ class Validator:
             return None
 
     def _sums(self, samples: Sequence[Encoded]) -> torch.Tensor:
-        batch = {name: value.to(self.model.device) for name, value in self.adapter.collate(samples).items()}
+        batch = self.adapter.collate(samples, device=self.model.device)
         with autocast(self.model, self.config.precision):
             logits, targets = answer_logits(self.model, batch)
         loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")

@@ -87,8 +87,8 @@ class Trainer:
 
     def batch(self, samples: Sequence[Encoded]) -> dict[str, Tensor]:
         """Makes a micro-batch on the model's device, packed if the config says so."""
-        made = self.adapter.pack(samples) if self.config.engine.packing else self.adapter.collate(samples)
-        return {name: tensor.to(self.model.device, non_blocking=True) for name, tensor in made.items()}
+        make = self.adapter.pack if self.config.engine.packing else self.adapter.collate
+        return make(samples, device=self.model.device)
 
     def _computed(self, samples: Sequence[Encoded]) -> int:
         """Returns the tokens that a micro-batch computes, padding included."""

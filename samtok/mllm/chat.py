@@ -4,11 +4,10 @@ A dialogue is a list of turns whose parts are text and images, in order. What a 
 for a placeholder of an image: an image is a part of its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -45,7 +44,8 @@ class Encoded:
         mm_token_type_ids: 0 for text, 1 for image tokens. Without them Qwen-VL models take one-dimensional
             positions without a warning.
         vision: What else the model takes (``pixel_values``, ``image_grid_thw``): rows of all images one after
-            the other, so dialogues are joined along the first axis.
+            the other, so dialogues are joined along the first axis. Pixels are uint8, each once;
+            ``Adapter.vision_inputs`` makes what a model takes of them.
     """
 
     input_ids: Int[Tensor, " token"]
@@ -61,9 +61,3 @@ class Encoded:
     def num_learnt(self) -> int:
         """Tokens that are learnt. The first token of a dialogue has nothing before it and never counts."""
         return int((self.labels[1:] != IGNORE).sum())
-
-
-def joined_vision(samples: Sequence[Encoded]) -> dict[str, Tensor]:
-    """Joins the vision tensors of dialogues along their first axis; text-only dialogues have none."""
-    names = dict.fromkeys(name for sample in samples for name in sample.vision)
-    return {name: torch.cat([s.vision[name] for s in samples if name in s.vision]) for name in names}

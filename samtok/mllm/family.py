@@ -17,14 +17,14 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from samtok import words
 from samtok.errors import CheckpointError, ConfigError, DataError
-from samtok.mllm.chat import IGNORE, Encoded, Turn, joined_vision
+from samtok.mllm.chat import IGNORE, Encoded, Turn
 from samtok.mllm.chat_template import rendered
 from samtok.mllm.pretrained import lacks_memory, read_model
 from samtok.mllm.rows import check_rows
@@ -106,7 +106,14 @@ class Adapter(ABC):
 
     @abstractmethod
     def vision_tensors(self, images: Sequence[np.ndarray]) -> tuple[dict[str, Tensor], list[int]]:
-        """Returns the vision tensors of images, rows joined along the first axis, and tokens per image."""
+        """Returns the vision tensors of images, rows joined along the first axis, and tokens per image.
+
+        ``pixel_values`` are uint8 of the size that the model sees, as ``normalized`` takes them.
+        """
+
+    @abstractmethod
+    def normalized(self, pixels: UInt8[Tensor, "row ..."]) -> Float[Tensor, "row ..."]:
+        """Returns the ``pixel_values`` of the image processor, bit for bit, on the device of the pixels."""
 
     @abstractmethod
     def freeze(self, model: PreTrainedModel, *, vision: bool, projector: bool, llm: bool) -> None:
@@ -229,7 +236,8 @@ class Adapter(ABC):
         if max_tokens is not None and len(ids) > max_tokens:
             raise DataError(
                 f"the dialogue has {len(ids)} tokens and at most {max_tokens} are taken; it is left out, "
-                "since cutting could split an image or a mask word. Raise the limit to keep it.",
+                "since cutting could split an image or a mask word. Raise the limit to keep it, or give the "
+                "model smaller images (jobs/extend_mllm.py --image.max-pixels).",
                 reason="too_long",
             )
         token_ids = torch.tensor(ids, dtype=torch.long)
@@ -274,8 +282,50 @@ class Adapter(ABC):
     def _blank(self) -> Encoded:
         return self._encoded([(self.image_text(), False)], [_PLAIN], None)
 
+    def _patches(self, images: Sequence[np.ndarray], **options: object) -> Any:
+        """Returns what the image processor makes of images, without scaling their values."""
+        return self.image_processor(
+            images=list(images),
+            input_data_format="channels_last",
+            do_rescale=False,
+            do_normalize=False,
+            **options,
+        )
+
+    def _scaled(
+        self, images: UInt8[Tensor, "*batch 3 height width"]
+    ) -> Float[Tensor, "*batch 3 height width"]:
+        """Scales values as the image processor does."""
+        theirs = self.image_processor
+        mean, std = tuple(theirs.image_mean), tuple(theirs.image_std)
+        return theirs.rescale_and_normalize(
+            images, theirs.do_rescale, theirs.rescale_factor, theirs.do_normalize, mean, std
+        )
+
+    def vision_inputs(
+        self, samples: Sequence[Encoded], device: torch.device | str = "cpu"
+    ) -> dict[str, Tensor]:
+        """Joins the vision tensors of dialogues as a model takes them; text-only dialogues have none.
+
+        Pixels become floats only on the device.
+        """
+        names = dict.fromkeys(name for sample in samples for name in sample.vision)
+        joined = {
+            name: torch.cat([s.vision[name] for s in samples if name in s.vision]).to(
+                device, non_blocking=True
+            )
+            for name in names
+        }
+        if joined:
+            joined["pixel_values"] = self.normalized(joined["pixel_values"])
+        return joined
+
     def collate(
-        self, samples: Sequence[Encoded], *, side: Literal["right", "left"] = "right"
+        self,
+        samples: Sequence[Encoded],
+        *,
+        side: Literal["right", "left"] = "right",
+        device: torch.device | str = "cpu",
     ) -> dict[str, Tensor]:
         """Pads dialogues to one batch, on the right for training and on the left for generation."""
         length = max(len(sample) for sample in samples)
@@ -284,19 +334,19 @@ class Adapter(ABC):
             out = torch.full((len(rows), length), value, dtype=torch.long)
             for target, row in zip(out, rows, strict=True):
                 target[slice(len(row)) if side == "right" else slice(length - len(row), None)] = row
-            return out
+            return out.to(device, non_blocking=True)
 
         batch = {
             "input_ids": padded([s.input_ids for s in samples], self.pad_id),
             "attention_mask": padded([torch.ones_like(s.input_ids) for s in samples], 0),
             "labels": padded([s.labels for s in samples], IGNORE),
-            **joined_vision(samples),
+            **self.vision_inputs(samples, device),
         }
         if self.needs_token_types:
             batch["mm_token_type_ids"] = padded([s.mm_token_type_ids for s in samples], 0)
         return batch
 
-    def pack(self, samples: Sequence[Encoded]) -> dict[str, Tensor]:
+    def pack(self, samples: Sequence[Encoded], *, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """Joins dialogues to one row without padding, which do not see each other.
 
         The text's positions start at 0 in each dialogue: from that alone, and only without an attention mask
@@ -310,13 +360,14 @@ class Adapter(ABC):
         labels = [sample.labels.clone() for sample in samples]
         for one in labels:
             one[:1] = IGNORE  # else the last token of the dialogue before would learn it
-        return {
+        rows = {
             "input_ids": torch.cat([s.input_ids for s in samples])[None],
             "position_ids": positions[:, None],
             "labels": torch.cat(labels)[None],
             "mm_token_type_ids": torch.cat([s.mm_token_type_ids for s in samples])[None],
-            **joined_vision(samples),
         }
+        rows = {name: tensor.to(device, non_blocking=True) for name, tensor in rows.items()}
+        return rows | self.vision_inputs(samples, device)
 
     def load_model(
         self, folder: str | Path, *, dtype: torch.dtype = torch.float32, attn: str = "sdpa"

@@ -20,6 +20,9 @@ FAMILIES = ("qwen2_5_vl", "qwen3_vl", "perception_lm")
 MROPE_FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 """Those whose positions come from ``mm_token_type_ids``; only their rows can be packed without leaks."""
 
+SIZED_FAMILIES = ("qwen2_5_vl", "qwen3_vl")
+"""Those that see an image in its own shape, between two limits of pixels."""
+
 
 @dataclass(frozen=True)
 class MllmFolder:

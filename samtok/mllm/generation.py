@@ -52,7 +52,7 @@ def generate(
     if not prompts:
         return []
     check_rows(model, len(adapter.tokenizer))  # the tokenizer was checked with the adapter
-    batch = adapter.collate(prompts, side="left")
+    batch = adapter.collate(prompts, side="left", device=model.device)
     processors = [processor_of(adapter, grammar=grammar)]
     settings = settings_of(adapter, max_new_tokens, temperature)
     new = run_generate(model, batch, processors, settings, seed=seed)

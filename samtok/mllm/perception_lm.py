@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -33,10 +34,13 @@ class PerceptionLMAdapter(Adapter):
         return self.image_token
 
     def vision_tensors(self, images: Sequence[np.ndarray]) -> tuple[dict[str, Tensor], list[int]]:
-        seen = self.image_processor(images=list(images), input_data_format="channels_last")["pixel_values"]
+        seen = self._patches(images)["pixel_values"]
         cell = self.processor.patch_size * self.processor.pooling_ratio  # pyright: ignore[reportAttributeAccessIssue]
         tokens = [len(tiles) * (tiles.shape[-2] // cell) * (tiles.shape[-1] // cell) for tiles in seen]
         return {"pixel_values": torch.cat(list(seen))[:, None]}, tokens
+
+    def normalized(self, pixels: UInt8[Tensor, "tile 1 3 s s"]) -> Float[Tensor, "tile 1 3 s s"]:
+        return self._scaled(pixels)
 
     def freeze(self, model: PreTrainedModel, *, vision: bool, projector: bool, llm: bool) -> None:
         model.requires_grad_(llm)

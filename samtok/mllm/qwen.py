@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -35,12 +35,15 @@ class QwenAdapter(Adapter):
         return "<|vision_start|><|image_pad|><|vision_end|>"
 
     def vision_tensors(self, images: Sequence[np.ndarray]) -> tuple[dict[str, Tensor], list[int]]:
-        seen = self.image_processor(
-            images=list(images), input_data_format="channels_last", return_tensors="pt"
-        )
+        seen = self._patches(images, temporal_patch_size=1)  # else every pixel stands there twice
         grids = seen["image_grid_thw"]
         tokens = grids.prod(-1) // self.image_processor.merge_size**2
         return {"pixel_values": seen["pixel_values"], "image_grid_thw": grids}, tokens.tolist()
+
+    def normalized(self, pixels: UInt8[Tensor, "row pixel"]) -> Float[Tensor, "row value"]:
+        side, times = self.image_processor.patch_size, self.image_processor.temporal_patch_size
+        patches = self._scaled(pixels.reshape(-1, 3, side, side))
+        return patches[:, :, None].expand(-1, -1, times, -1, -1).reshape(len(pixels), -1)
 
     def freeze(self, model: PreTrainedModel, *, vision: bool, projector: bool, llm: bool) -> None:
         model.requires_grad_(llm)

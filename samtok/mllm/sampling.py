@@ -178,7 +178,7 @@ def response_log_probs(
     if blank_image:
         blank = adapter.with_blank_image(rows[0])
         rows[0], seen, repeats = replace(blank, vision={}), [blank], [1]
-    batch: dict[str, Any] = {name: value.to(device) for name, value in adapter.collate(rows).items()}
+    batch: dict[str, Any] = dict(adapter.collate(rows, device=device))
     batch |= vision_inputs(mllm_of(model), adapter, seen, repeats)
     logits, targets = answer_logits(model, batch)
     learnt = torch.zeros_like(batch["labels"], dtype=torch.bool)

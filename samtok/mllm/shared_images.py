@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from samtok.mllm.chat import Encoded, joined_vision
+from samtok.mllm.chat import Encoded
 from samtok.mllm.family import Adapter
 
 
@@ -24,14 +24,12 @@ def vision_inputs(
     Families that cannot share get their pixels repeated.
     """
     kept = [(prompt, count) for prompt, count in zip(prompts, repeats, strict=True) if count]
-    vision = {
-        name: value.to(model.device) for name, value in joined_vision([prompt for prompt, _ in kept]).items()
-    }
-    if not vision:
-        return vision
     if not adapter.shares_images:
         repeated = [prompt for prompt, count in kept for _ in range(count)]
-        return {name: value.to(model.device) for name, value in joined_vision(repeated).items()}
+        return adapter.vision_inputs(repeated, model.device)
+    vision = adapter.vision_inputs([prompt for prompt, _ in kept], model.device)
+    if not vision:
+        return vision
     grids = vision["image_grid_thw"]
     order = _order([len(prompt.vision.get("image_grid_thw", ())) for prompt, _ in kept], [c for _, c in kept])
     features = model.get_image_features(vision["pixel_values"], grids, return_dict=True)  # pyright: ignore

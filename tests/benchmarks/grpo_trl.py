@@ -13,7 +13,6 @@ from trl import GRPOConfig, GRPOTrainer
 from pipelines.chats.prompts import Prompt, PromptSource
 from pipelines.grpo.groups import Group
 from pipelines.grpo.learn.learner import Micro
-from samtok.mllm.chat import joined_vision
 from tests.benchmarks.grpo_parts import LEARNING_RATE, Place, Split, Took, even_share
 
 
@@ -125,7 +124,8 @@ def check_same_prompts(place: Place, trainer: Timed, groups: Sequence[Group]) ->
         ids, _, fields = trainer._tokenize_prompts([[{"role": "user", "content": text}]])
         if ids[0] != group.input_ids.tolist():
             raise ValueError(f"TRL asks {ids[0]}, and we ask {group.input_ids.tolist()}")
-        theirs, pixels = (torch.as_tensor(part["pixel_values"]) for part in (fields, group.vision))
+        theirs = torch.as_tensor(fields["pixel_values"])
+        pixels = place.adapter.vision_inputs([group.encoded])["pixel_values"]
         apart = (theirs - pixels).abs()
         if float(apart.max()) > 1e-5:
             raise ValueError(f"TRL's pixels differ from ours by up to {float(apart.max())}")
@@ -155,7 +155,7 @@ def trl_batch(place: Place, micro: Micro, old: torch.Tensor) -> dict[str, Any]:
         "old_per_token_logps": _padded(list(old.split([len(ids) for ids in said])), 0.0, "right"),
         "mm_token_type_ids": torch.cat([types, torch.zeros_like(completion_ids)], dim=1),
         "num_images": [1] * len(said),
-        **joined_vision(asked),
+        **place.adapter.vision_inputs(asked),
     }
 
 

@@ -23,7 +23,7 @@ from samtok.mllm.tiny.config import TinyConfig
 from samtok.mllm.vocab import MaskVocabulary
 from samtok.model.tokenizer import MaskTokenizer
 from tests.mllm_evaluations import write_chats
-from tests.tiny_mllm import FAMILIES, build, picture
+from tests.tiny_mllm import FAMILIES, QWEN, build, picture
 
 WORDS = 2 * 256 + 2
 """Words of the tokenizer that ships."""
@@ -41,7 +41,7 @@ def content(folder: Path) -> dict[str, str]:
 
 def test_presets_are_what_they_say():
     assert PRESETS["smoke"].tiny == "qwen2_5_vl" and PRESETS["smoke"].rows == "codebooks"
-    assert PRESETS["paper"].rows == "noise"
+    assert PRESETS["paper"].rows == "noise" and PRESETS["paper"].image.max_pixels == 4_194_304
     assert set(PRESETS) == {"smoke", "paper", "tour"}
 
 
@@ -228,6 +228,67 @@ def test_wrong_checkpoints_are_refused_with_the_code_of_their_kind(tmp_path, cap
     assert not Path(out).exists()
 
 
+def test_a_model_carries_its_tokenizer_and_is_both_to_every_job(tmp_path, capfd):
+    out, again = str(tmp_path / "out"), str(tmp_path / "again")
+    assert main(["--preset", "smoke", "--carry-tokenizer", "--out", out]) == 0
+    assert (tmp_path / "out" / "mask_tokenizer_256x2.pth").exists()
+    assert load_adapter(out).tokenizer_sha256 == weights_sha256(out) == weights_sha256("tiny")
+    assert main(["--model", out, "--tokenizer", out, "--carry-tokenizer", "--out", again]) == 0
+    assert weights_sha256(again) == weights_sha256("tiny")
+    (tmp_path / "again" / "mask_tokenizer_256x2.pth").unlink()
+    assert main(["--model", out, "--tokenizer", again, "--out", str(tmp_path / "none")]) == 2
+    assert "is a model without a mask tokenizer; there is no" in capfd.readouterr().err
+
+
+def test_words_of_another_tokenizer_are_refused(tmp_path, capfd):
+    tokenizer = MaskTokenizer.from_pretrained("tiny")
+    tokenizer.no_mem_embed.data += 1
+    tokenizer.save_pretrained(str(tmp_path / "other"))
+    model, other = str(tmp_path / "model"), str(tmp_path / "other")
+    assert main(["--preset", "smoke", "--rows", "noise", "--out", model]) == 0
+    assert main(["--model", model, "--tokenizer", other, "--out", str(tmp_path / "out")]) == 2
+    assert "has the words of another mask tokenizer than --tokenizer" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("family", QWEN)
+def test_image_sizes_are_written_into_the_processor(tmp_path, family):
+    flags = ["--tokenizer", "tiny", "--image.min-pixels", "5000", "--image.max-pixels", "20000"]
+    made = (
+        ["--tiny", family, "--vision", "random"],
+        ["--model", str(build(tmp_path / "hub", family, words=False))],
+    )
+    for number, source in enumerate(made):
+        out = tmp_path / str(number)
+        assert main([*flags, *source, "--out", str(out)]) == 0
+        size = load_adapter(out).image_processor.size
+        assert (size.shortest_edge, size.longest_edge) == (5000, 20_000)
+    assert main(["--tokenizer", "tiny", "--model", str(tmp_path / "0"), "--out", str(tmp_path / "kept")]) == 0
+    assert load_adapter(tmp_path / "kept").image_processor.size.longest_edge == 20_000
+
+
+def test_image_sizes_that_cannot_be_are_refused_by_name(tmp_path, capfd):
+    source = build(tmp_path / "hub", "perception_lm", words=False)
+    flags = ["--tokenizer", "tiny", "--image.max-pixels", "20000", "--out", str(tmp_path / "out")]
+    for place in (["--tiny", "perception_lm"], ["--model", str(source)]):
+        assert main([*flags, *place]) == 2
+        assert "a perception_lm has no limits of pixels" in capfd.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*flags, "--tiny", "qwen3_vl", "--image.min-pixels", "20001"])
+    assert "--image.min-pixels 20001 is above --image.max-pixels 20000" in capfd.readouterr().err
+    paper = [
+        "--preset",
+        "paper",
+        "--tokenizer",
+        "tiny",
+        "--model",
+        str(source),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main([*paper, "--dry-run"]) == 2
+    assert main([*paper, "--image.min-pixels", "None", "--image.max-pixels", "None", "--dry-run"]) == 0
+
+
 def test_a_checkpoint_with_other_words_is_refused(tmp_path, capfd):
     source = build(tmp_path / "hub")  # 16 codes, the tokenizer that ships has 256
     assert main(["--tokenizer", "tiny", "--model", str(source), "--out", str(tmp_path / "out")]) == 6
@@ -240,6 +301,7 @@ def test_a_checkpoint_with_other_words_is_refused(tmp_path, capfd):
         ({}, "exactly one of --model FOLDER and --tiny FAMILY"),
         ({"model": "a", "tiny": "qwen3_vl"}, "exactly one"),
         ({"model": "a", "chats": "b"}, "--chats trains"),
+        ({"model": "a", "sam2": "b"}, "--sam2 lies beside the tokenizer of --carry-tokenizer"),
         ({"model": "a", "pad_to_multiple_of": 0}, "--pad-to-multiple-of must be >= 1"),
         ({"model": "a", "seed": -1}, "--seed must be >= 0"),
     ],

@@ -72,9 +72,39 @@ def test_ids_and_pixels_are_those_of_the_checkpoints_own_processor(tmp_path, fam
     assert ours.input_ids.tolist() == list(expected)
     pixels = theirs["pixel_values"]
     expected_pixels = torch.cat([torch.as_tensor(np.asarray(one)) for one in pixels])
-    assert torch.equal(ours.vision["pixel_values"].reshape(-1), expected_pixels.reshape(-1))
+    assert torch.equal(seen_pixels(adapter, ours), expected_pixels.reshape(-1))
     if family in QWEN:
         assert ours.mm_token_type_ids.tolist() == list(theirs["mm_token_type_ids"][0])
+
+
+def seen_pixels(adapter: Adapter, sample: Encoded) -> torch.Tensor:
+    return adapter.vision_inputs([sample])["pixel_values"].reshape(-1)
+
+
+def test_pixels_travel_as_bytes_and_become_floats_with_the_batch(adapter):
+    images = [picture(0), picture(1, (40, 90))]
+    turns = [Turn("user", (0, 1, "Which?")), Turn("assistant", ("None.",))]
+    sample = adapter.encode(turns, images)
+    theirs = adapter.image_processor(images=images, input_data_format="channels_last")["pixel_values"]
+    expected = torch.cat([torch.as_tensor(one) for one in theirs]).reshape(-1)
+    assert torch.equal(seen_pixels(adapter, sample), expected)
+    assert torch.equal(adapter.collate([sample])["pixel_values"].reshape(-1), expected)
+    own, floats = sample.vision["pixel_values"], expected.nbytes
+    assert own.dtype == torch.uint8 and own.nbytes == floats // (8 if adapter.needs_token_types else 4)
+
+
+def test_values_are_scaled_as_the_checkpoint_says(adapter):
+    adapter.image_processor.do_normalize = False
+    try:
+        sample = adapter.encode(chat(), [picture()])
+        values = seen_pixels(adapter, sample)
+        theirs = adapter.image_processor(images=[picture()], input_data_format="channels_last")[
+            "pixel_values"
+        ]
+        assert torch.equal(values, torch.cat([torch.as_tensor(one) for one in theirs]).reshape(-1))
+        assert float(values.min()) >= 0 and float(values.max()) == 1
+    finally:
+        adapter.image_processor.do_normalize = True
 
 
 def test_answers_and_the_ends_of_their_turns_are_learnt_and_nothing_else(adapter):

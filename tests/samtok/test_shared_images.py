@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from samtok.mllm.adapters import load_adapter
-from samtok.mllm.chat import Encoded, joined_vision
+from samtok.mllm.chat import Encoded
 from samtok.mllm.family import Adapter
 from samtok.mllm.loss import answer_logits, answer_loss
 from samtok.mllm.shared_images import vision_inputs
@@ -47,7 +47,7 @@ def passed(
     adapter, model = pair
     rows = [prompt for prompt, count in zip(prompts, repeats, strict=True) for _ in range(count)]
     texts = adapter.collate([Encoded(r.input_ids, r.labels, r.mm_token_type_ids) for r in rows])
-    vision = vision_inputs(model, adapter, prompts, repeats) if share else joined_vision(rows)
+    vision = vision_inputs(model, adapter, prompts, repeats) if share else adapter.vision_inputs(rows)
     model.zero_grad()
     logits, _ = answer_logits(model, {**texts, **vision})
     weights = torch.linspace(-1, 1, logits.numel()).view_as(logits).cos()
@@ -112,7 +112,7 @@ def test_another_image_changes_the_answer_of_its_own_dialogues_alone(qwen):
         prompts[1].input_ids,
         prompts[1].labels,
         prompts[1].mm_token_type_ids,
-        {n: -v if v.is_floating_point() else v for n, v in prompts[1].vision.items()},
+        {**prompts[1].vision, "pixel_values": 255 - prompts[1].vision["pixel_values"]},
     )
     before, _ = passed(qwen, prompts, [2, 2, 2], share=True)
     after, _ = passed(qwen, [prompts[0], negative, prompts[2]], [2, 2, 2], share=True)

@@ -211,10 +211,8 @@ class Learner:
         prompt = micro.prompts[0]
         if not prompt.vision:
             return float("inf")
-        negative = replace(
-            prompt, vision={n: -v if v.is_floating_point() else v for n, v in prompt.vision.items()}
-        )
-        other = replace(micro, prompts=[negative])
+        negative = {"pixel_values": 255 - prompt.vision["pixel_values"]}
+        other = replace(micro, prompts=[replace(prompt, vision={**prompt.vision, **negative})])
         return float((self._logits(micro).log_probs - self._logits(other).log_probs).abs().max())
 
     # ---------------------------------------------------------------- weights and state

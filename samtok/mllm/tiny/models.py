@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
 from samtok.mllm.adapters import adapter_for, save_pretrained
+from samtok.mllm.image_size import limit_pixels
 from samtok.mllm.rows import extend
 from samtok.mllm.tiny.config import TinyConfig, TinyFamily
 from samtok.mllm.tiny.text import (
@@ -41,6 +42,8 @@ def build_tiny(
     tokenizer_sha256: str | None = None,
     geometry: Float[Tensor, "level num_codes dim"] | None = None,
     pretrained_vision: bool = False,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
 ) -> None:
     """Writes a model of random weights with its processor, as a folder like those of released checkpoints.
 
@@ -51,9 +54,12 @@ def build_tiny(
         tokenizer_sha256: Of the mask tokenizer, for ``samtok.json``.
         geometry: Of its codes, for the rows of the words (``rows.extend``); by default they are noise.
         pretrained_vision: Give a Qwen2.5-VL the vision encoder that ships (``vision.py``).
+        min_pixels: As ``limit_pixels`` takes them; by default all images get one size, ``config.image_size``.
+        max_pixels: Likewise.
     """
     config = config or TinyConfig()
     processor, make = _BUILDERS[family](config, list(texts))
+    limit_pixels(processor, min_pixels=min_pixels, max_pixels=max_pixels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = make()
