@@ -191,6 +191,11 @@ def test_a_run_that_was_killed_while_it_wrote_is_finished(tmp_path):
     (out / "tokenizer.json").unlink()
     assert main(["--preset", "smoke", "--out", str(out)]) == 0
     assert content(out) == whole
+    lineage = json.loads((out / "lineage.json").read_text())
+    for later in ("image", "carry_tokenizer", "sam2"):  # as of a release that did not have them
+        del lineage["config"][later]
+    (out / "lineage.json").write_text(json.dumps(lineage))
+    assert main(["--preset", "smoke", "--out", str(out)]) == 0
 
 
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path, capfd):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import io
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from samtok.config import PRESETS, MaskTokenizerConfig, QuantizerConfig
 from samtok.errors import CheckpointError
 from samtok.mllm.adapters import load_adapter
 from samtok.model.tokenizer import MaskTokenizer
+from tests.published import authors_state, published_keys, sam2_state
 from tests.tiny_mllm import VOCABULARY, build
 
 TINY = dataclasses.replace(
@@ -124,24 +126,22 @@ def test_a_tokenizer_that_their_layout_cannot_hold_is_refused():
 
 
 @pytest.mark.slow
-def test_the_published_size_is_read_and_written_with_what_the_authors_code_needs(tmp_path: Path):
-    folder, tokenizer = build(tmp_path / "model"), made(PRESETS["sam2.1-large"])
-    parts = {
-        f"{NAMES.get(p, p)}{n.removeprefix(p)}": v
-        for n, v in tokenizer.state_dict().items()
-        for p in ("prompt_encoder.", "mask_decoder.", "image_encoder.", "no_mem_embed")
-        if n.startswith(p)
-    }
-    torch.save({"model": parts | {"memory_encoder.w": torch.ones(3)}}, tmp_path / "sam2.pt")
-    sam2 = (tmp_path / "sam2.pt").read_bytes()
-    for name, data in to_authors(tokenizer, sam2=sam2).items():
-        (folder / name).write_bytes(data)
-    assert (folder / "sam2.1_hiera_large.pt").read_bytes() == sam2
-    (folder / "mask_tokenizer.json").unlink()
-    written = torch.load(folder / "mask_tokenizer_256x2.pth", weights_only=True, mmap=True)
-    assert "model.sam2_model.memory_encoder.w" in written
-    loaded = MaskTokenizer.from_pretrained(str(folder))
-    for name, value in tokenizer.state_dict().items():
-        torch.testing.assert_close(loaded.state_dict()[name], value)
+def test_the_published_folder_is_read_and_written_as_it_is(tmp_path: Path):
+    folder, rng = build(tmp_path / "model"), np.random.default_rng(0)
+    books = [rng.standard_normal((257, 256), dtype=np.float32) for _ in range(2)]
+    torch.save(authors_state(books), folder / "mask_tokenizer_256x2.pth")
+    torch.save(sam2_state(), folder / "sam2.1_hiera_large.pt")
+    tokenizer = MaskTokenizer.from_pretrained(str(folder))
+    sam2 = (folder / "sam2.1_hiera_large.pt").read_bytes()
+    files = to_authors(tokenizer, sam2=sam2)
+    assert list(files) == ["sam2.1_hiera_large.pt", "mask_tokenizer_256x2.pth", "mask_tokenizer.json"]
+    assert files["sam2.1_hiera_large.pt"] == sam2
+    written = torch.load(io.BytesIO(files["mask_tokenizer_256x2.pth"]), weights_only=True)
+    assert {name: tuple(value.shape) for name, value in written.items()} == published_keys()
+    for name, value in authors_state(books).items():
+        if not name.startswith("quantizer."):
+            assert torch.equal(written[name], value), name
+        elif name.endswith(".weight"):
+            assert torch.equal(written[name][:-1], value[:-1])
     with pytest.raises(CheckpointError, match="--sam2 is not the SAM2.1 whose size the mask tokenizer has"):
         to_authors(made(TINY), sam2=sam2)
