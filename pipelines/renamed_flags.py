@@ -20,6 +20,12 @@ RENAMED: tuple[tuple[str, str], ...] = (
     ("training.looks", "training.evals"),
     ("looks.corpora", "validation.chats"),
     ("looks.*", "validation.*"),
+    *((f"{old}.parity-limit", "checks.parity-mean") for old in ("gates", "checks")),
+    *(
+        (f"{old}.mismatch-{kind}", "checks.parity-mean")
+        for old in ("watch", "alarms")
+        for kind in ("warn", "stop")
+    ),
     ("gates.*", "checks.*"),
     ("watch.said-none", "alarms.no-mask"),
     ("watch.said-none-rise", "alarms.no-mask-rise"),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pipelines import shards
-from pipelines.cluster import deaths, pool_session
+from pipelines.cluster import deaths, pool_session, runs_in
 from pipelines.config import WorkerConfig
 from pipelines.ingestion import apart
 from pipelines.job import last_line
@@ -69,6 +69,7 @@ def through_actors(
     remedy: str,
     num_cpus: int | None = None,
     memory_bytes: int = 0,
+    python: str | None = None,
 ) -> Iterator[Any]:
     """Commits what actors return for each shard; yields the commit records that hold, as shards are done.
     Raises ClusterError if the cluster is too small, or an actor died too often.
@@ -80,6 +81,7 @@ def through_actors(
         remedy: What to lower if actors die again and again, as flags.
         num_cpus: Logical CPUs of a Ray that is started here.
         memory_bytes: Memory that each actor reserves.
+        python: What they run in, if not in this environment.
     """
     if not workers:
         stage = make()
@@ -94,6 +96,7 @@ def through_actors(
             memory=memory_bytes or None,
             max_restarts=MAX_RETRIES,
             max_task_retries=MAX_RETRIES,
+            **runs_in(python),
         )
         actors: list[Any] = [kind.remote(make) for _ in range(min(workers, len(todo)))]
         shared = ray.put(plan)

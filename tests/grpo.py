@@ -39,7 +39,9 @@ CPU = WorkerConfig(gpus=0)
 class World:
     """Chats about drawn images, three of each, and a tiny model that knows nothing yet."""
 
-    def __init__(self, home: Path, *, family: str = "qwen2_5_vl", images: int = 3) -> None:
+    def __init__(
+        self, home: Path, *, family: str = "qwen2_5_vl", images: int = 3, size: TinyConfig | None = None
+    ) -> None:
         self.home = home
         self.rows: list[dict[str, Any]] = []
         for number in range(images):
@@ -50,7 +52,8 @@ class World:
         self.model = str(home / "model")
         texts = [message["content"][-1]["text"] for row in self.rows for message in row["messages"]]
         vocabulary = MaskVocabulary(NUM_CODES, NUM_LEVELS)
-        build_tiny(family, home / "model", vocabulary=vocabulary, texts=texts, seed=0, config=SIZE)  # pyright: ignore
+        named = {"vocabulary": vocabulary, "texts": texts, "config": size or SIZE}
+        build_tiny(family, home / "model", seed=0, **named)  # pyright: ignore
 
     def config(self, **changes: Any) -> GrpoConfig:
         """A run of few short responses, whose gradients are never clipped."""

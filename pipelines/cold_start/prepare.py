@@ -16,12 +16,14 @@ from pipelines.cold_start import replies
 from pipelines.cold_start.config import ColdStartConfig
 from pipelines.cold_start.thoughts import Rules
 from pipelines.generation import models
+from pipelines.generation.config import WHERE
+from pipelines.generation.environment import check_engine
 from pipelines.ingestion.reader import Input
 from pipelines.shard_job import left_of, open_plan
 from pipelines.shards import Plan
 from samtok.errors import ConfigError, DataError
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 """Raised with every change of the code that changes samples (tests/pipelines/test_fingerprints.py)."""
 
 TEACHER = "teacher"
@@ -89,7 +91,7 @@ class ColdStart:
             "kind": "predictions",
             "chats": self.source.corpus.digest,
             "model_sha256": self.model_sha256,
-            **{name: options[name] for name in options if name not in ("model", "replies")},
+            **{name: options[name] for name in options if name not in ("model", "replies", *WHERE)},
             "dtype": config.precision,
             "tasks": sorted(config.tasks),
             "limit": config.limit,
@@ -185,5 +187,6 @@ def prepare(config: ColdStartConfig) -> ColdStart:
     source = ChatSource(corpus, config.limit)
     if teacher.model is not None:
         require_images(source)
+        check_engine(teacher, workers=config.workers)
     config = dataclasses.replace(config, worker=with_device(config.worker))
     return ColdStart(config, source, model_sha256)

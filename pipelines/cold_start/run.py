@@ -12,6 +12,7 @@ from pipelines.cold_start.prepare import ColdStart
 from pipelines.cold_start.replies import TeacherReply
 from pipelines.cold_start.teacher import TeachSamples
 from pipelines.cold_start.thoughts import Rules, with_thought
+from pipelines.generation.environment import python_of
 from pipelines.shard_job import do_shards
 from pipelines.shard_pool import through_actors
 from pipelines.shards import Plan
@@ -40,6 +41,7 @@ def ask_teacher(job: ColdStart, plan: Plan, tracker: Tracker | None = None) -> d
             worker=config.worker,
             remedy="--workers or --teacher.batch-size",
             num_cpus=config.num_cpus,
+            python=python_of(config.teacher),
         )
 
     return do_shards(plan, stream, units=(SAMPLES,), tracker=tracker)[0]

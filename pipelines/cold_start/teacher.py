@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 
@@ -12,10 +11,10 @@ from pipelines import schema, shards
 from pipelines.chats.prompts import prompt_of
 from pipelines.chats.source import ChatSource, Row, load_images
 from pipelines.cold_start.config import ColdStartConfig
-from pipelines.generation import models
+from pipelines.generation.engine import Engine, asked_of, in_order, open_engine
+from pipelines.training.steps import mixed_seed
 from samtok.errors import DataError
 from samtok.mllm.chat import Encoded, Turn
-from samtok.mllm.generation import generate
 
 REPLY_ROW = pa.schema(
     [
@@ -78,13 +77,15 @@ class TeachSamples:
         torch.set_num_threads(config.worker.threads)
         self.source, self.config, self.seed = source, config.teacher, config.seed
         self.max_pixels = config.max_image_pixels
-        self.adapter, self.model = models.load(
+        self.engine: Engine = open_engine(
             config.teacher.model,
+            config.teacher,
             device=config.worker.device,
             precision=config.precision,
-            attention=config.teacher.attention,
+            grammar=True,
             sha256=model_sha256,
         )
+        self.adapter = self.engine.adapter
 
     def __call__(self, plan: shards.Plan, shard: int) -> dict[str, Any]:
         """Does a shard; returns what ``shards.commit`` takes, with rows of ``REPLY_ROW``.
@@ -116,23 +117,21 @@ class TeachSamples:
                 num_codes=corpus.num_codes,
                 num_levels=corpus.num_levels,
             )
-            return _Asked(body, self.adapter.encode_prompt(turns, load_images(row, self.max_pixels)))
+            images = load_images(row, self.max_pixels)
+            encoded = self.adapter.encode_prompt(turns, images)
+            return _Asked(body, asked_of(self.engine, encoded, turns, images))
         except DataError as error:
             return _Asked(body | {"reason": error.reason, "message": str(error)})
 
     def _generate(self, asked: Sequence[_Asked], shard: int) -> None:
-        """Asks in batches of prompts of similar length; which ones share a batch follows from the plan."""
-        ordered = sorted(asked, key=lambda one: len(one.prompt or ()))
-        for start in range(0, len(ordered), self.config.batch_size):
-            batch = ordered[start : start + self.config.batch_size]
-            replies = generate(
-                self.model,
-                self.adapter,
-                [one.prompt for one in batch if one.prompt is not None],
-                max_new_tokens=self.config.max_new_tokens,
-                temperature=self.config.temperature,
-                seed=int(np.random.SeedSequence([self.seed, shard, start]).generate_state(1)[0]),
-            )
-            for one, ids in zip(batch, replies, strict=True):
-                one.row |= {"reply": self.adapter.text_of(ids), "num_tokens": len(ids)}
-                one.prompt = None
+        """Asks; which prompts share a batch follows from the plan."""
+        replies = in_order(
+            self.engine,
+            [one.prompt for one in asked if one.prompt is not None],
+            batch_size=self.config.batch_size,
+            temperature=self.config.temperature,
+            seed=mixed_seed(self.seed, shard),
+        )
+        for one, ids in zip(asked, replies, strict=True):
+            one.row |= {"reply": self.adapter.text_of(ids), "num_tokens": len(ids)}
+            one.prompt = None

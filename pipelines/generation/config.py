@@ -1,19 +1,57 @@
 """Settings of generation that jobs share."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pipelines.config import AtLeast1, config
+from annotated_types import Interval
+
+from pipelines.config import AtLeast1, Place, config
+from samtok.errors import ConfigError
 
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 
 
 @config
-class GenerationConfig:
-    """How texts are generated."""
+class EngineConfig:
+    """What generates texts."""
 
+    engine: Literal["hf", "vllm", "http"] = "hf"
+    """hf is transformers and runs everywhere; vllm runs in its own environment (make setup-vllm); http asks a
+    running server of OpenAI's chat interface (--.url)."""
+    python: Place | None = None
+    """vllm: the Python of its environment, the same path on every node; by default vLLM beside this package,
+    else .venv-vllm of this checkout."""
+    url: str | None = None
+    """http: where the server of the same model is, such as http://127.0.0.1:8000. The key is taken from
+    OPENAI_API_KEY."""
+    memory_share: Annotated[float, Interval(gt=0, le=1)] = 0.6
+    """vllm: share of a GPU's memory that it takes; EasyR1's value, which leaves a learner room beside it."""
+    max_images: AtLeast1 = 2
+    """vllm: most images of a prompt, for which it keeps memory; prompts with more are rejected."""
     max_new_tokens: AtLeast1 = 128
     """Longest text in tokens."""
-    batch_size: AtLeast1 = 16
-    """Prompts per pass, of similar length; part of the plan, since low bits may depend on it."""
     attention: Attention = "sdpa"
-    """Implementation of attention."""
+    """hf: implementation of attention."""
+
+    def check(self) -> None:
+        """Refuses flags of another engine."""
+        if (self.engine == "http") != (self.url is not None):
+            raise ConfigError("--.engine http and --.url go together; give both or neither.")
+        if self.url is not None and not self.url.startswith(("http://", "https://")):
+            raise ConfigError(f"--.url must begin with http:// or https://, got {self.url}.")
+        if "@" in (self.url or "").partition("://")[2].partition("/")[0]:
+            raise ConfigError("--.url must not hold a user or password; set OPENAI_API_KEY instead.")
+        if self.python is not None and self.engine != "vllm":
+            raise ConfigError("--.python is for --.engine vllm; leave it out.")
+
+
+WHERE = ("python", "url", "memory_share")
+"""Fields that say where an engine is and what it may take; they do not change what is generated."""
+
+
+@config
+class GenerationConfig(EngineConfig):
+    """How texts are generated."""
+
+    batch_size: AtLeast1 = 16
+    """Prompts per pass of transformers, of similar length, or requests to a server at once; part of the plan,
+    since low bits may depend on it."""

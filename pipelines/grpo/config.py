@@ -20,8 +20,9 @@ from pipelines.config import (
     WorkerConfig,
     config,
 )
+from pipelines.generation.config import EngineConfig
 from pipelines.grpo.learn.algorithms import AlgorithmConfig
-from pipelines.grpo.observe.alarms import AlarmsConfig
+from pipelines.grpo.observe.alarms import AlarmsConfig, ParityLimit
 from pipelines.grpo.reward.components import ScoringConfig
 from pipelines.training.config import (
     CheckpointsConfig,
@@ -48,13 +49,9 @@ class RewardConfig(ScoringConfig):
 
 
 @config
-class RolloutConfig:
+class RolloutConfig(EngineConfig):
     """Who samples responses, and how."""
 
-    engine: Literal["hf", "vllm"] = "hf"
-    """hf runs everywhere; vllm needs its own environment (--rollout.python)."""
-    python: Place | None = None
-    """vllm: the Python of an environment with vLLM; the same path on every node."""
     group_size: Annotated[int, Ge(2)] = 8
     """Responses to each prompt."""
     temperature: Positive = 1.0
@@ -71,8 +68,6 @@ class RolloutConfig:
     worker: WorkerConfig = WorkerConfig()
     precision: Precision = "float32"
     """Type of the sampling model's weights."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention of transformers."""
     max_staleness: AtLeast0 = 0
     """Steps by which the weights behind a response may be older than those that learn from it. 0 samples and
     learns in turn; above, both run at the same time, and --algorithm.importance-cap makes up for the
@@ -83,9 +78,10 @@ class RolloutConfig:
     """Longest time that one batch of responses may take."""
 
     def check(self) -> None:
-        """vLLM and its Python go together."""
-        if (self.engine == "vllm") != (self.python is not None):
-            raise ConfigError("--.engine vllm and --.python go together; give both or neither.")
+        """Refuses a server, which takes no weights."""
+        super().check()
+        if self.engine == "http":
+            raise ConfigError("--.engine http cannot take in trained weights; use hf or vllm.")
 
 
 @config
@@ -119,9 +115,12 @@ class ChecksConfig:
 
     parity_every: AtLeast0 = 50
     """Steps between comparisons of the log-probabilities of samplers and learners on the same responses; the
-    first one is before the first step. 0 leaves them out."""
-    parity_limit: Positive = 0.01
-    """Mean absolute difference from which on the run ends."""
+    first two are before and after the first step. 0 leaves them out."""
+    parity_max: Positive = 1e-4
+    """Both in float32: largest difference in a token's log-probability; above, the run ends. Right engines
+    stay below 1e-5, and a wrong vision encoder can stay below 0.01."""
+    parity_mean: Positive = 0.03
+    """One of them in bfloat16: mean absolute difference over tokens; above, the run ends."""
     image: bool = True
     """Before the first step: another image has to change the learner's log-probabilities."""
 
@@ -233,6 +232,13 @@ class GrpoConfig(ImageLimit, RunConfig):
                 f"are in flight at most ({self.tasks_per_step} per step, --.rollout.max-staleness "
                 f"{self.rollout.max_staleness}); lower --.rollout.prompts-per-task, or take fewer workers."
             )
+
+    @property
+    def parity(self) -> ParityLimit:
+        """The limit that checks and alarms refer to."""
+        if self.precision == self.rollout.precision == "float32":
+            return ParityLimit("max", self.checks.parity_max)
+        return ParityLimit("mean", self.checks.parity_mean)
 
     @property
     def tasks_per_step(self) -> int:

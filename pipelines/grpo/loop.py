@@ -93,7 +93,7 @@ class Loop:
 
     def _fresh(self) -> None:
         self.state = State()
-        self.alarms = Alarms(self.config.alarms)
+        self.alarms = Alarms(self.config.alarms, self.config.parity)
         self.best = BestK(self.config.validation.metric, self.config.validation.keep)
         self.journal = Journal(self.config.out)
 
@@ -189,14 +189,14 @@ class Loop:
         self._note(row, batch, update)
         if self.replay is None and self.held_out is not None and self._is_due(self.config.validation.every):
             self._validate()
-        if self.replay is None and self._is_due(self.config.checks.parity_every):
+        if self.replay is None and self._is_due(self.config.checks.parity_every, first=True):
             self.checks.parity(self.state.step)
         if self.changes and self._is_due(self.config.checkpoints.every):
             self._save()
 
-    def _is_due(self, every: int) -> bool:
+    def _is_due(self, every: int, *, first: bool = False) -> bool:
         done = self.state.step
-        return every > 0 and (done % every == 0 or done == self.steps)
+        return every > 0 and (done % every == 0 or done == self.steps or (first and done == 1))
 
     def _gather(self) -> _Batch:
         """Takes tasks until there are enough groups to learn from; submits new ones first."""

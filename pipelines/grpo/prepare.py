@@ -9,6 +9,8 @@ from pipelines.chats.prompt_selection import load_prompts
 from pipelines.chats.prompts import PromptsConfig, PromptSource
 from pipelines.chats.source import check_vocabulary
 from pipelines.cluster import with_device
+from pipelines.generation.config import WHERE
+from pipelines.generation.environment import check_engine
 from pipelines.generation.models import read_folder, weights_digest
 from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.reward.components import check_rewards, rewards_of
@@ -28,7 +30,8 @@ PEEKED = 1000
 _FREE = (
     *("model", "tokenizer", "chats", "prompts", "placement", "sync", "checks", "alarms"),
     *("validation", "trajectories_every", "learner", "reward.workers", "reward.gpus_per_worker"),
-    *("rollout.workers", "rollout.worker", "rollout.max_failures", "rollout.timeout_s", "rollout.python"),
+    *("rollout.workers", "rollout.worker", "rollout.max_failures", "rollout.timeout_s"),
+    *(f"rollout.{name}" for name in WHERE),
 )
 """Fields that a resumed run may change, since they do not change what is learnt but for rounding, and those
 that are in the fingerprint by what they come to: the hash of the weights and of the prompts."""
@@ -78,6 +81,7 @@ def prepare(config: GrpoConfig) -> PreparedGrpo:
     prompts = load_prompts(config.chats, config.prompts, seed=config.seed, limit=config.limit, peek=peek)
     held_out = _held_out(config, peek)
     _check_model(config, prompts, held_out)
+    check_engine(config.rollout)
     _check_reward(config, prompts)
     fingerprint: dict[str, Any] = {}
     lineage: dict[str, Any] = {}

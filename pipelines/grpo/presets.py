@@ -7,7 +7,6 @@ import tyro
 from pipelines.chats.prompts import PromptsConfig
 from pipelines.config import WorkerConfig
 from pipelines.grpo.config import (
-    ChecksConfig,
     GrpoConfig,
     LearnerConfig,
     PromptValidationConfig,
@@ -60,7 +59,6 @@ _PAPER = GrpoConfig(
     optimizer=OptimizerConfig(
         lr=1e-6, warmup_steps=0, final_lr_share=1.0, betas=(0.9, 0.999), weight_decay=1e-2
     ),
-    checks=ChecksConfig(parity_limit=0.05),
     validation=PromptValidationConfig(every=5, prompts=512),
     checkpoints=CheckpointsConfig(every=5, keep=3),
 )

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipelines.chats.prompts import PromptSource
-from pipelines.cluster import ClusterInfo
+from pipelines.cluster import ClusterInfo, runs_in
+from pipelines.generation.environment import python_of
 from pipelines.grpo import actors
 from pipelines.grpo.actors import ActorDied
 from pipelines.grpo.config import GrpoConfig
@@ -42,16 +43,16 @@ class Team:
         self._learner_spots = [self._spot(i) for i in range(learners)]
         device = "cuda" if config.rollout.worker.gpus else "cpu"
 
+        python = python_of(config.rollout)
+
         def sampler(number: int, careful: bool) -> Any:
-            python = config.rollout.python
-            options = {} if python is None else {"runtime_env": {"py_executable": python}}
             return actors.start_actor(
                 SamplerActor,
                 *(task, prompts, held_out, device, careful),
                 cpus=config.rollout.worker.cpus,
                 gpus=(config.rollout.worker.gpus or 0) * (0.5 if colocated else 1.0),
                 scheduling_strategy=self._spot(number if colocated else learners + number),
-                **options,
+                **runs_in(python),
             )
 
         self.learners: LearnerGroup | None = None

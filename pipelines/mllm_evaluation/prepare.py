@@ -11,6 +11,8 @@ from pipelines.chats.corpus import ChatCorpus, Words, load_chat_corpus, require_
 from pipelines.chats.source import ChatSource, require_images
 from pipelines.cluster import with_device
 from pipelines.generation import models
+from pipelines.generation.config import WHERE
+from pipelines.generation.environment import check_engine
 from pipelines.ingestion.reader import Input
 from pipelines.inputs import require_tokenizer
 from pipelines.mllm_evaluation.config import EvaluateMllmConfig
@@ -106,6 +108,7 @@ def prepare(config: EvaluateMllmConfig) -> Evaluation:
         Words.of_chats(f"--chats {config.chats}", corpus),
         remedy="Give the tokenizer that the words were made with.",
     )
+    check_engine(config.generation, workers=config.workers)
     fingerprint = _fingerprint(config, corpus, architecture, tokenizer_sha256, model.family)
     readings = readings_of(config, quantizer.num_levels)
     return Evaluation(config, corpus, fingerprint, readings, _read_beside(config, fingerprint))
@@ -145,7 +148,7 @@ def _fingerprint(
         "device": config.worker.device,
         "threads_per_actor": config.worker.threads,
         "shard_rows": config.shard_rows,
-        **dataclasses.asdict(config.generation),
+        **{name: value for name, value in dataclasses.asdict(config.generation).items() if name not in WHERE},
         "dtype": config.precision,
         "schema_version": schema.SCHEMA_VERSION,
         "code_version": CODE_VERSION,

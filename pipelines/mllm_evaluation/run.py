@@ -4,6 +4,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pipelines.generation.environment import python_of
 from pipelines.mllm_evaluation.job import QUESTIONS
 from pipelines.mllm_evaluation.prepare import Evaluation
 from pipelines.mllm_evaluation.stage import AnswerQuestions
@@ -33,6 +34,7 @@ def answer_all(job: Evaluation, plan: Plan, tracker: Tracker | None = None) -> t
             worker=config.worker,
             remedy="--workers or --generation.batch-size",
             num_cpus=config.num_cpus,
+            python=python_of(config.generation),
             memory_bytes=config.max_image_pixels * DECODE_BYTES_PER_PIXEL,
         )
 

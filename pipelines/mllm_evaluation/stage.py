@@ -17,6 +17,7 @@ import torch
 from pipelines import schema, shards, storage
 from pipelines.chats.corpus import turns_of
 from pipelines.generation import models
+from pipelines.generation.engine import Engine, asked_of, in_order, open_engine
 from pipelines.ingestion.image_source import read_image
 from pipelines.ingestion.reader import Input
 from pipelines.mllm_evaluation.config import EvaluateMllmConfig
@@ -26,7 +27,6 @@ from samtok.errors import DataError
 from samtok.metrics.referring import Mode
 from samtok.metrics.text_masks import Reading, decode_unions, read_text
 from samtok.mllm.chat import Encoded
-from samtok.mllm.generation import generate
 from samtok.mllm.thinking import answer_of
 from samtok.model.tokenizer import MaskTokenizer
 
@@ -82,13 +82,15 @@ class AnswerQuestions:
             config.tokenizer, device=device, read=storage.read_bytes
         )
         models.require_same(config.tokenizer, tokenizer_sha256, self.tokenizer.weights_sha256)
-        self.adapter, self.model = models.load(
+        self.engine: Engine = open_engine(
             config.model,
+            self.generation,
             device=device,
             precision=config.precision,
-            attention=self.generation.attention,
+            grammar=config.grammar,
             sha256=model_sha256,
         )
+        self.adapter = self.engine.adapter
 
     def __call__(self, plan: shards.Plan, shard: int) -> dict[str, Any]:
         """Does a shard; returns what ``shards.commit`` takes. Reasons are counted by question."""
@@ -138,7 +140,9 @@ class AnswerQuestions:
         for question in group.questions:
             try:
                 seen = [self._image(one, known) for one in question.body["images"]]
-                question.prompt = self.adapter.encode_prompt(turns_of(question.body), seen)
+                turns = turns_of(question.body)
+                encoded = self.adapter.encode_prompt(turns, seen)
+                question.prompt = asked_of(self.engine, encoded, turns, seen)
             except DataError as error:
                 question.row["problem"] = error.reason
                 name = f"{question.body['sample_id']}#{question.body['turn']}"
@@ -157,20 +161,11 @@ class AnswerQuestions:
     # ------------------------------------------------------------ asking
 
     def _generate(self, questions: Sequence[_Question]) -> None:
-        """Asks in batches of prompts of similar length; prompts are let go of at once, they hold pixels."""
-        ordered = sorted(questions, key=lambda question: len(question.prompt or ()))
-        for start in range(0, len(ordered), self.generation.batch_size):
-            batch = ordered[start : start + self.generation.batch_size]
-            prompts = [question.prompt for question in batch if question.prompt is not None]
-            answers = generate(
-                self.model,
-                self.adapter,
-                prompts,
-                max_new_tokens=self.generation.max_new_tokens,
-                grammar=self.config.grammar,
-            )
-            for question, ids in zip(batch, answers, strict=True):
-                question.ids, question.prompt = list(ids), None
+        """Asks; prompts are let go of at once, they hold pixels."""
+        prompts = [question.prompt for question in questions if question.prompt is not None]
+        answers = in_order(self.engine, prompts, batch_size=self.generation.batch_size)
+        for question, ids in zip(questions, answers, strict=True):
+            question.ids, question.prompt = ids, None
 
     # ------------------------------------------------------------ after: masks and counts
 

@@ -14,6 +14,7 @@ import torch
 
 from pipelines.chats import corpus as chats
 from pipelines.chats.source import ChatSource, Row, encode_row, load_images
+from pipelines.generation.engine import HfEngine
 from pipelines.sft.config import TrainMllmConfig
 from pipelines.sft.data import alike, micro_batches
 from pipelines.training import world
@@ -22,7 +23,6 @@ from pipelines.training.engine import autocast
 from samtok.errors import DataError
 from samtok.mllm.chat import IGNORE, Encoded, Turn
 from samtok.mllm.family import Adapter
-from samtok.mllm.generation import generate
 from samtok.mllm.loss import answer_logits
 from samtok.ranks import sum_over_ranks
 from samtok.words import parse_words_lenient
@@ -136,9 +136,8 @@ class Validator:
         if not prompts:
             return []
         with autocast(self.model, self.config.precision):
-            ids = generate(
-                self.model, self.adapter, prompts, max_new_tokens=self.config.validation.max_new_tokens
-            )
+            most = self.config.validation.max_new_tokens
+            ids = HfEngine(self.adapter, self.model, max_new_tokens=most, grammar=True).greedy(prompts)
         return [self._answer(row, self.adapter.text_of(own)) for row, own in zip(kept, ids, strict=True)]
 
     def _prompt(self, row: Row) -> Encoded | None:

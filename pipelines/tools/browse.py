@@ -51,8 +51,8 @@ def browse(flags: argparse.Namespace) -> int:
     sys.stdout.flush()  # the table is there while the tokenizer still loads
     tokenizer = _tokenizer(corpus, flags.tokenizer) if flags.images else None
     options: dict[str, Any] = {"tokenizer": tokenizer, "max_images": flags.images, "seed": flags.seed}
-    if tokenizer is not None:
-        made = corpus.fingerprint
+    made = corpus.fingerprint
+    if tokenizer is not None and "source" in made:
         options["caveat"] = caveat_of(made["tokenizer"], tokenizer.config, made["source"], made["dataset"])
     if flags.output is None:
         where = words_page.write_report(corpus.out, **options)

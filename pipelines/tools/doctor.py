@@ -18,9 +18,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from pipelines import env
+from pipelines.generation import environment
+from pipelines.generation.config import EngineConfig
 from pipelines.tools import health
 from pipelines.tools.health import Check
 from pipelines.tracking import DEFAULT_URI
+from samtok.errors import ConfigError
 
 BUDGET_S = 16.0
 """For all checks together; a check that is not done by then fails. Ray has its own time."""
@@ -43,11 +46,18 @@ def main(argv: list[str] | None = None) -> int:
     )
     add("--tracking", metavar="URI", default=default, help=f"MLflow, or off (default {default})")
     add("--ray", action="store_true", help="really start a local Ray, or join the one of the environment")
+    add(
+        "--vllm",
+        metavar="PYTHON",
+        nargs="?",
+        const="",
+        help="import vLLM in its environment: of this Python, or by default where the engine vllm finds it",
+    )
     flags = parser.parse_args(argv)
     settings = list(variables_set())
     with impatient_storage(), tempfile.TemporaryDirectory(prefix="samtok-doctor-") as folder:
         checks = []
-        for check in examine(flags.storage or folder, flags.tracking, ray=flags.ray):
+        for check in examine(flags.storage or folder, flags.tracking, ray=flags.ray, vllm=flags.vllm):
             checks.append(check)
             _say(*lines_of(check))
     failed = sum(check.state == "FAIL" for check in checks)
@@ -70,8 +80,10 @@ def impatient_storage() -> Iterator[None]:
         del os.environ[env.STORAGE_RETRY_S]
 
 
-def examine(storage_uri: str, tracking_uri: str, *, ray: bool = False) -> Iterator[Check]:
-    """Yields the outcome of all checks, in order and as they come."""
+def examine(
+    storage_uri: str, tracking_uri: str, *, ray: bool = False, vllm: str | None = None
+) -> Iterator[Check]:
+    """Yields the outcome of all checks, in order and as they come; ``vllm`` is the flag's text."""
     todo: list[tuple[str, Callable[[], Iterable[Check]]]] = [
         ("versions", health.check_versions),
         ("machine", health.check_machine),
@@ -87,6 +99,8 @@ def examine(storage_uri: str, tracking_uri: str, *, ray: bool = False) -> Iterat
         yield from in_time(name, work, max(1.0, end - time.monotonic()))
     if ray:
         yield from attempt("Ray, started", _start_ray)
+    if vllm is not None:
+        yield from attempt("vLLM, imported", lambda: _import_vllm(vllm or None))
 
 
 def in_time(name: str, work: Callable[[], Iterable[Check]], limit_s: float) -> list[Check]:
@@ -123,6 +137,16 @@ def _start_ray() -> Iterator[Check]:
     text += f"{time.monotonic() - started:.0f} s in all"
     text += "" if here == there else f"; workers have {there}, here is {here}"
     yield Check.of("Ray, started", here == there, text, "Give all nodes the same image.", state="FAIL")
+
+
+def _import_vllm(python: str | None) -> Iterator[Check]:
+    try:
+        place, versions = environment.imported(EngineConfig(engine="vllm", python=python))
+    except ConfigError as error:
+        yield Check("vLLM, imported", "FAIL", str(error), environment.SETUP)
+        return
+    text = ", ".join(f"{name} {version}" for name, version in versions.items())
+    yield Check("vLLM, imported", "ok", f"{place}: {text}")
 
 
 def _python() -> str:

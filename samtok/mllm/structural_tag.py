@@ -8,8 +8,8 @@ The tag is plain data that a server compiles. With vLLM it goes along with a req
     )
 
 It allows what ``grammar.MaskWordGrammar`` allows, token for token (xgrammar 0.2.8, the version that vLLM 0.32
-pins; ``tests/samtok/test_grammar_xgrammar.py``), but it reads answers only, not the prompts before them. A
-request with another output format cannot take it; ``vllm_grammar.MaskWordProcessor`` can be used beside any.
+pins; ``tests/samtok/test_grammar_xgrammar.py``), but it reads answers only, not the prompts before them, and
+a request with another output format cannot take it.
 """
 
 from collections.abc import Sequence

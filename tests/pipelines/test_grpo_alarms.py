@@ -6,7 +6,7 @@ import math
 import pytest
 
 from pipelines import cli
-from pipelines.grpo.observe.alarms import ALARMS, Alarms, AlarmsConfig
+from pipelines.grpo.observe.alarms import ALARMS, Alarms, AlarmsConfig, ParityLimit
 from pipelines.grpo.observe.best import BestK
 from samtok.errors import ConfigError
 
@@ -21,9 +21,12 @@ HEALTHY = {
 }
 
 
+MEAN = ParityLimit("mean", 0.03)
+
+
 def raised(series, config=None, alarms=None):
     """Feeds rows of changes to healthy metrics; returns (step, alarm) of all that were raised."""
-    alarms = alarms or Alarms(config or AlarmsConfig())
+    alarms = alarms or Alarms(config or AlarmsConfig(), MEAN)
     rows = [{**HEALTHY, "step": step, **row} for step, row in enumerate(series)]
     return [(row["step"], alarm) for row in rows for alarm in alarms.take(row)]
 
@@ -59,7 +62,7 @@ def test_a_drift_to_no_target_is_a_collapse_while_reward_rises():
 
 def test_a_run_that_learns_raises_no_alarm():
     validations = [{"step": 10 * n, "t_acc_sampled": 0.8 + n / 100, "reward_sampled": 0.4} for n in range(5)]
-    alarms = Alarms(AlarmsConfig())
+    alarms = Alarms(AlarmsConfig(), MEAN)
     steps = [
         {
             "said_none": 0.3 - n / 400,
@@ -84,7 +87,7 @@ def test_one_odd_batch_and_steps_without_targets_raise_nothing():
 
 
 def test_sampled_accuracy_of_targets_that_halves_is_a_collapse():
-    alarms = Alarms(AlarmsConfig(stop_on=("collapse",)))
+    alarms = Alarms(AlarmsConfig(stop_on=("collapse",)), MEAN)
     validations = [
         {"step": step, "t_acc_sampled": value} for step, value in ((0, 0.8), (50, 0.41), (100, 0.39))
     ]
@@ -109,9 +112,8 @@ def test_sampled_accuracy_of_targets_that_halves_is_a_collapse():
             "24% of the responses are cut by the limit of tokens, expected at most 20%",
         ),
         ({"tokens": 60.0}, (7, "length"), "has 44 tokens on average, 20 at the start"),
-        ({"mismatch": 0.006}, (5, "mismatch"), "differ by 0.006"),
-        ({"mismatch": 0.02}, (5, "mismatch_stop"), "expected at most 0.01 (--alarms.mismatch-stop)"),
-        ({"mismatch": math.inf}, (5, "mismatch_stop"), "differ by inf"),
+        ({"mismatch": 0.031}, (5, "mismatch"), "expected 0.03 on average (--checks.parity-mean)"),
+        ({"mismatch": math.inf}, (5, "mismatch"), "differ by inf"),
         ({"skipped": True}, (7, "skipped"), "3 of the last 20 steps were skipped"),
     ],
 )
@@ -119,7 +121,7 @@ def test_each_failure_raises_its_alarm_once_in_so_many_steps(changes, expected, 
     found = raised(later(**changes))
     assert [(step, alarm.name) for step, alarm in found] == [expected]
     assert words in found[0][1].sentence
-    assert found[0][1].fatal == (expected[1] == "mismatch_stop")
+    assert found[0][1].fatal == (expected[1] == "mismatch")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,7 @@ def test_each_failure_raises_its_alarm_once_in_so_many_steps(changes, expected, 
         {"entropy": 1.4},
         {"cut": 0.2},
         {"tokens": 40.0},
-        {"mismatch": 0.005},
+        {"mismatch": 0.03},
         {"skipped": False},
     ],
 )
@@ -147,19 +149,22 @@ def test_skipped_steps_far_apart_raise_nothing():
 
 
 def test_an_alarm_is_repeated_after_the_quiet_steps_and_every_alarm_has_its_own():
-    found = names([{"mismatch": 0.02, "cut": 1.0}] * 12, quiet=4)
-    assert [step for step, name in found if name == "mismatch_stop"] == [0, 4, 8]
+    found = names([{"mismatch": 0.2, "cut": 1.0}] * 12, quiet=4)
+    assert [step for step, name in found if name == "mismatch"] == [0, 4, 8]
     assert [step for step, name in found if name == "cut"] == [4, 8]
 
 
-def test_a_fatal_alarm_follows_a_warning_at_once():
-    assert names([{"mismatch": 0.006}, {"mismatch": 0.02}]) == [(0, "mismatch"), (1, "mismatch_stop")]
+def test_in_float32_the_largest_difference_counts():
+    alarms = Alarms(AlarmsConfig(), ParityLimit("max", 1e-4))
+    assert not alarms.take({"step": 0, "mismatch": 1e-5, "mismatch_max": 1e-4})
+    (alarm,) = alarms.take({"step": 1, "mismatch": 1e-5, "mismatch_max": 2e-4})
+    assert alarm.fatal and "expected 0.0001 at most (--checks.parity-max)" in alarm.sentence
 
 
 def test_only_the_alarms_of_the_flag_end_the_run():
-    series = [{"mismatch": 0.02, "skipped": True}] * 3
+    series = [{"mismatch": 0.2, "skipped": True}] * 3
     fatal = {alarm.name: alarm.fatal for _, alarm in raised(series, AlarmsConfig(stop_on=("skipped",)))}
-    assert fatal == {"mismatch_stop": False, "skipped": True}
+    assert fatal == {"mismatch": False, "skipped": True}
 
 
 # ---------------------------------------------------------------- state and settings
@@ -174,7 +179,7 @@ def test_resumed_alarms_are_those_of_an_uninterrupted_run(cut_at):
     rows = [{**HEALTHY, "step": step, **row} for step, row in enumerate(series)]
     rows.insert(1, {"step": 0, "t_acc_sampled": 0.9})
     rows.insert(37, {"step": 35, "t_acc_sampled": 0.2})
-    whole, first, second = Alarms(AlarmsConfig()), Alarms(AlarmsConfig()), Alarms(AlarmsConfig())
+    whole, first, second = (Alarms(AlarmsConfig(), MEAN) for _ in range(3))
     wanted = [alarm for row in rows for alarm in whole.take(row)]
     got = [alarm for row in rows[:cut_at] for alarm in first.take(row)]
     second.restore(json.loads(json.dumps(first.state())))
@@ -185,7 +190,7 @@ def test_resumed_alarms_are_those_of_an_uninterrupted_run(cut_at):
 
 
 def test_going_on_does_not_change_an_exported_state():
-    alarms = Alarms(AlarmsConfig())
+    alarms = Alarms(AlarmsConfig(), MEAN)
     raised(later(), alarms=alarms)
     state = alarms.state()
     before = json.dumps(state)
@@ -197,7 +202,6 @@ def test_going_on_does_not_change_an_exported_state():
     ("settings", "message"),
     [
         ({"stop_on": ("collaps",)}, "--stop-on must be some of collapse, "),
-        ({"mismatch_stop": 0.001}, "--mismatch-stop must be >= --mismatch-warn 0.005, got 0.001"),
         ({"no_mask": 1.2}, "--no-mask must be in [0, 1], got 1.2"),
         ({"window": 0}, "--window must be >= 1, got 0"),
         ({"length_ratio": 0.5}, "--length-ratio must be >= 1, got 0.5"),

@@ -64,10 +64,10 @@ def test_learners_with_other_weights_are_stopped(world):
     for check in (checks.start, checks.parity):
         with pytest.raises(
             CheckpointError,
-            match="at step 3 samplers .* disagree .*--checks.parity-limit is 0.01.*--rollout.precision",
+            match="at step 3 samplers .* disagree .*0.0001 at most .--checks.parity-max.*--rollout.precision",
         ):
             check(3)
-    weak = world.config(checks=ChecksConfig(parity_limit=50.0))
+    weak = world.config(checks=ChecksConfig(parity_max=50.0))
     checks_of(weak, world.sampler(weak), shifted(learner_of(weak))).start(3)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from pipelines import cli, provenance
 from pipelines.config import WorkerConfig
+from pipelines.generation.config import EngineConfig
 from pipelines.grpo.config import (
     ChecksConfig,
     GrpoConfig,
@@ -39,15 +40,19 @@ WRONG: list[tuple[type | Any, dict[str, Any], str]] = [
     (RolloutConfig, {"max_failures": -1}, "--max-failures must be >= 0"),
     (RolloutConfig, {"timeout_s": 0}, "--timeout-s must be >= 1"),
     (RolloutConfig, {"temperature": 0}, "--temperature must be > 0, got 0"),
-    (RolloutConfig, {"engine": "vllm"}, "--engine vllm and --python go together"),
-    (RolloutConfig, {"python": "/p"}, "--engine vllm and --python go together"),
+    (RolloutConfig, {"engine": "http", "url": "http://x"}, "--engine http cannot take in trained weights"),
+    (EngineConfig, {"engine": "http"}, "--engine http and --url go together"),
+    (EngineConfig, {"url": "http://x"}, "--engine http and --url go together"),
+    (EngineConfig, {"engine": "http", "url": "x:80"}, "--url must begin with http:// or https://"),
+    (EngineConfig, {"engine": "http", "url": "http://u:p@x"}, "--url must not hold a user or password"),
+    (EngineConfig, {"python": "/p"}, "--python is for --engine vllm"),
     (LearnerConfig, {"workers": 0}, "--workers must be >= 1"),
     (WorkerConfig, {"gpus": -0.5}, "--gpus must be >= 0, got -0.5"),
     (LearnerConfig, {"micro_batch": 0}, "--micro-batch must be >= 1"),
     (LearnerConfig, {"max_failures": -1}, "--max-failures must be >= 0"),
     (SyncConfig, {"bucket_mb": 0}, "--bucket-mb must be >= 1"),
     (ChecksConfig, {"parity_every": -1}, "--parity-every must be >= 0"),
-    (ChecksConfig, {"parity_limit": 0.0}, "--parity-limit must be > 0, got 0"),
+    (ChecksConfig, {"parity_max": 0.0}, "--parity-max must be > 0, got 0"),
     (PromptValidationConfig, {"every": 0}, "--every must be >= 1"),
     (PromptValidationConfig, {"prompts": 0}, "--prompts must be >= 1"),
     (PromptValidationConfig, {"samples": -1}, "--samples must be >= 0"),

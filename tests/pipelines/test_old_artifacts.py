@@ -108,7 +108,10 @@ def dry_run(job: Callable[[Any], int], name: str, *flags: str) -> int:
 ANSWERS = ("--benchmark", "gres", "--shard-rows", "2", "--generation.max-new-tokens", "12")
 
 
-def test_an_evaluation_stands_beside_a_new_one_and_does_not_go_on_with_other_code(old: Path, capsys):
+def test_an_evaluation_stands_beside_a_new_one_and_does_not_go_on_with_other_code(
+    old: Path, capsys, monkeypatch
+):
+    monkeypatch.setattr("pipelines.mllm_evaluation.prepare.require_images", lambda _: None)  # none were kept
     flags = ["--model", str(old / "sft/final"), "--chats", str(old / "chats-val"), *ANSWERS]
     flags += ["--tokenizer", str(old / "tokenizer"), "--beside", f"old={old / 'mllm-evaluation'}"]
     assert dry_run(evaluate_mllm, "evaluate_mllm", *flags, "--out", str(old / "new")) == 0

@@ -13,7 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from numbers import Real
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Ge
 
@@ -28,7 +28,6 @@ ALARMS = (
     "cut",
     "length",
     "mismatch",
-    "mismatch_stop",
     "skipped",
 )
 """Names of all alarms, for ``stop_on``."""
@@ -66,26 +65,31 @@ class AlarmsConfig:
     """Share of responses cut by the limit of tokens."""
     length_ratio: Annotated[float, Ge(1)] = 2.0
     """Mean length of a response as a multiple of that at the start, above which it runs away."""
-    mismatch_warn: NotNegative = 0.005
-    """Mean |log p| between rollout and learner over the tokens of a step; fp32 rounding is far below."""
-    mismatch_stop: NotNegative = 0.01
-    """The same, where the two no longer are one policy."""
     skipped: AtLeast1 = 3
     """Skipped steps among the last ``skipped_steps`` that raise the alarm."""
     skipped_steps: AtLeast1 = 20
     """Steps over which skipped ones are counted."""
-    stop_on: tuple[str, ...] = ("mismatch_stop",)
-    """Alarms that end the run, such as collapse; the others are only logged."""
+    stop_on: tuple[str, ...] = ("mismatch",)
+    """Alarms that end the run, such as collapse; the others are only logged. The limit of mismatch is that of
+    the checks (--checks.parity-max, --checks.parity-mean)."""
 
     def check(self) -> None:
-        """Checks the order of both limits, and names."""
-        if self.mismatch_stop < self.mismatch_warn:
-            raise ConfigError(
-                f"--.mismatch-stop must be >= --.mismatch-warn {self.mismatch_warn:g}, got "
-                f"{self.mismatch_stop:g}."
-            )
+        """Checks names."""
         if unknown := [name for name in self.stop_on if name not in ALARMS]:
             raise ConfigError(f"--.stop-on must be some of {', '.join(ALARMS)}, got {' '.join(unknown)}.")
+
+
+class ParityLimit(NamedTuple):
+    """How far samplers and learners may be apart in log-probabilities."""
+
+    kind: Literal["max", "mean"]
+    value: float
+
+    @property
+    def words(self) -> str:
+        """The limit as a message has it."""
+        over = "at most" if self.kind == "max" else "on average"
+        return f"{self.value:g} {over} (--checks.parity-{self.kind})"
 
 
 class Alarm(NamedTuple):
@@ -99,8 +103,8 @@ class Alarm(NamedTuple):
 class Alarms:
     """Takes in the metrics of steps and validations, in order, and raises alarms."""
 
-    def __init__(self, config: AlarmsConfig) -> None:
-        self.config = config
+    def __init__(self, config: AlarmsConfig, parity: ParityLimit) -> None:
+        self.config, self.parity = config, parity
         self.restore({"early": {}, "late": {}, "raised": {}, "without_signal": 0, "skipped": []})
 
     def take(self, metrics: Mapping[str, Any]) -> list[Alarm]:
@@ -150,8 +154,14 @@ class Alarms:
             yield from self._lengths()
         if "zero_std" in numbers:
             yield from self._signal(numbers["zero_std"])
-        if "mismatch" in numbers:
-            yield from self._mismatch(numbers["mismatch"])
+        apart = numbers.get("mismatch_max" if self.parity.kind == "max" else "mismatch")
+        if apart is not None and apart > self.parity.value:
+            yield (
+                "mismatch",
+                f"rollout and learner differ by {apart:.2g} in the log-probability of a token, expected "
+                f"{self.parity.words}. They are not one policy: check the weights that were sent, the image "
+                "inputs and the precision of both.",
+            )
         if numbers.get("skipped"):
             yield from self._skip(step)
 
@@ -238,22 +248,6 @@ class Alarms:
                 f"{self._without_signal} steps in a row (--alarms.zero-std): there is nothing to learn from. "
                 "Choose prompts that the model answers sometimes, raise the responses per prompt, or give "
                 "partial credit.",
-            )
-
-    def _mismatch(self, value: float) -> Iterator[tuple[str, str]]:
-        config = self.config
-        apart = f"rollout and learner differ by {value:.2g} in the log-probability of a token on average"
-        if value > config.mismatch_stop:
-            yield (
-                "mismatch_stop",
-                f"{apart}, expected at most {config.mismatch_stop:g} (--alarms.mismatch-stop). They are not "
-                "one policy: check the weights that were sent, the image inputs and the precision of both.",
-            )
-        elif value > config.mismatch_warn:
-            yield (
-                "mismatch",
-                f"{apart}, expected at most {config.mismatch_warn:g} (--alarms.mismatch-warn). Compute "
-                "logits in fp32 on both sides, or weigh tokens by truncated importance sampling.",
             )
 
     def _skip(self, step: int) -> Iterator[tuple[str, str]]:

@@ -39,7 +39,7 @@ class Checks:
 
     def parity(self, step: int) -> None:
         """Compares both sides' log-probabilities of fresh responses; raises CheckpointError if they are
-        further apart than ``--checks.parity-limit``."""
+        further apart than ``GrpoConfig.parity``."""
         self._compare(self._probe(step), step)
 
     def _probe(self, step: int) -> list[Any]:
@@ -49,18 +49,18 @@ class Checks:
 
     def _compare(self, refs: list[Any], step: int) -> None:
         found = self.learners.parity(*refs)
-        limit = self.config.checks.parity_limit
+        limit = self.config.parity
         log.info(
             "parity at step %d: samplers and learners differ by %.2g on average and %.2g at most in the "
             "log-probabilities of %d tokens",
             *(step, found["mean"], found["max"], found["tokens"]),
         )
-        if not found["mean"] <= limit:
+        if not found[limit.kind] <= limit.value:
             raise CheckpointError(
                 f"at step {step} samplers and learners disagree about the same tokens: log-probabilities "
-                f"differ by {found['mean']:.3g} on average, --checks.parity-limit is {limit:g}. Weights, "
-                "images, positions or types differ: compare --rollout.precision with --precision and "
-                "the attentions of both; with bfloat16 on both sides a higher limit can be right."
+                f"differ by {found['mean']:.3g} on average and {found['max']:.3g} at most, expected "
+                f"{limit.words}. Weights, images, positions or types differ: compare --rollout.precision "
+                "with --precision and the attentions of both."
             )
 
     def _require_effect(self, refs: list[Any]) -> None:

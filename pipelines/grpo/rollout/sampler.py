@@ -10,9 +10,9 @@ import torch
 
 from pipelines.chats.prompts import Prompt, PromptSource, encode_prompt
 from pipelines.chats.source import load_images, rejected
+from pipelines.generation.engine import LearningEngine, asked_of, open_engine
 from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.groups import Group, Outline, RolloutTask, group_of, outline
-from pipelines.grpo.rollout.engines import HfEngine, RolloutEngine, Shown
 from pipelines.grpo.transport import Weights, WeightTransport
 from pipelines.training.steps import mixed_seed
 from samtok.errors import DataError
@@ -34,15 +34,6 @@ class Sampling:
     version: int  # of the weights
 
 
-def engine_of(config: GrpoConfig, device: torch.device | str) -> RolloutEngine:
-    """Builds the engine that ``--rollout.engine`` names."""
-    if config.rollout.engine == "vllm":
-        from pipelines.grpo.rollout.vllm_engine import VllmEngine  # runs in an environment of its own
-
-        return VllmEngine(config.model, config.rollout)
-    return HfEngine(config.model, config.rollout, device)
-
-
 class Sampler:
     """Samples groups."""
 
@@ -56,7 +47,16 @@ class Sampler:
     ) -> None:
         torch.set_num_threads(config.rollout.worker.threads)
         self.config, self.prompts, self.held_out, self.transport = config, prompts, held_out, transport
-        self.engine = engine_of(config, device)
+        self.engine: LearningEngine = open_engine(
+            config.model,
+            config.rollout,
+            device=device,
+            precision=config.rollout.precision,
+            grammar=config.rollout.grammar,
+            learns=True,
+            sleeps=config.placement == "colocated",
+            max_prompt_tokens=config.prompts.max_prompt_tokens,
+        )
         self.version, self.digest = -1, ""
 
     def sync(self, weights: Weights) -> tuple[int, str]:
@@ -107,8 +107,10 @@ class Sampler:
                 prompt, limit = source.prompt(index), self.config.max_image_pixels
                 most = self.config.prompts.max_prompt_tokens
                 encoded = encode_prompt(self.engine.adapter, prompt, most, limit)
-                shown = _shown(encoded, prompt, limit) if self.engine.wants_images else encoded
-                asked.append((draw, index, prompt, shown))
+                if self.engine.wants_images:
+                    images = load_images(prompt.row, limit)
+                    encoded = asked_of(self.engine, encoded, prompt.turns, images)
+                asked.append((draw, index, prompt, encoded))
             except DataError as error:
                 rejects.append(rejected(source.row(index), error))
         return asked, rejects
@@ -116,7 +118,9 @@ class Sampler:
     def _groups(
         self, asked: Sequence[tuple[int, int, Prompt, Encoded]], responses: int, seed: int
     ) -> list[Group]:
-        sampled = self.engine.sample([encoded for *_, encoded in asked], responses=responses, seed=seed)
+        prompts = [encoded for *_, encoded in asked]
+        numbers = {"responses": responses, "seed": seed, "temperature": self.config.rollout.temperature}
+        sampled = self.engine.sample(prompts, **numbers)
         return [self._group(*one, group) for one, group in zip(asked, sampled, strict=True)]
 
     def _group(
@@ -124,12 +128,6 @@ class Sampler:
     ) -> Group:
         texts = [self.engine.adapter.text_of(one.ids.tolist()) for one in responses]
         return group_of(draw, index, prompt, encoded, responses, texts=texts, version=self.version)
-
-
-def _shown(encoded: Encoded, prompt: Prompt, max_pixels: int) -> Shown:
-    images = load_images(prompt.row, max_pixels)
-    order = [part for turn in prompt.turns for part in turn.parts if isinstance(part, int)]
-    return Shown(**vars(encoded), images=tuple(images[number] for number in order))
 
 
 def _certain(ids: list[int], stop_ids: Sequence[int]) -> Sampled:

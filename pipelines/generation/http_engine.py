@@ -1,0 +1,164 @@
+"""Generating with a running server of OpenAI's chat interface, behind the interface of ``engine.Engine``.
+
+It has to serve the same model folder (vLLM: ``vllm serve FOLDER --generation-config vllm``). Requests have,
+beside OpenAI's own fields, those of vLLM and SGLang that keep special tokens in the text
+(``skip_special_tokens``), and vLLM's token ids (``return_token_ids``) and structural tag. Without ids in the
+answer, texts are made tokens again, which gives the same words.
+"""
+
+import base64
+import io
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import requests
+from PIL import Image
+
+from pipelines import env, storage
+from pipelines.generation import models
+from pipelines.generation.config import EngineConfig
+from pipelines.generation.engine import Engine, Shown, check_prompt
+from samtok import folders
+from samtok.errors import ClusterError, ConfigError
+from samtok.mllm.adapters import load_adapter
+from samtok.mllm.chat import Encoded
+from samtok.mllm.sampling import Sampled
+from samtok.mllm.structural_tag import mask_word_tag
+
+log = logging.getLogger(__name__)
+
+ANSWER_S = 600.0
+"""Longest wait for one answer."""
+
+AT_ONCE = 16
+"""Requests under way, which the server batches."""
+
+_AGAIN = {408, 425, 429, 500, 502, 503, 504}
+_PAUSE_S = 1.0
+
+
+class HttpEngine(Engine):
+    """A server that answers.
+
+    Args:
+        model: Folder or URI of the model that it serves, whose vocabulary and chat format are read.
+        grammar: Send the grammar of mask words along as a structural tag.
+
+    Raises:
+        ClusterError: It does not answer.
+        ConfigError: It serves no model.
+    """
+
+    wants_images = True
+    batches = True
+
+    def __init__(self, model: str, config: EngineConfig, *, grammar: bool) -> None:
+        assert config.url is not None
+        models.files_of(folders.resolve(model))  # refuses what is no checkpoint
+        with storage.local_folder(folders.resolve(model)) as folder:
+            self.adapter = load_adapter(folder)
+        self.url, self.max_images = config.url.rstrip("/").removesuffix("/v1"), config.max_images
+        self.session = requests.Session()
+        if key := env.get(env.OPENAI_API_KEY):
+            self.session.headers["Authorization"] = f"Bearer {key}"
+        served = self._call("GET", "/v1/models", None).get("data") or []
+        if not served:
+            raise ConfigError(f"the server at {self.url} serves no model.")
+        self.shared: dict[str, Any] = {
+            "model": served[0]["id"],
+            "max_tokens": config.max_new_tokens,
+            "top_p": 1.0,
+            "logprobs": True,
+            "skip_special_tokens": False,
+            "return_token_ids": True,
+        }
+        if grammar:
+            tag = mask_word_tag(self.adapter.word_ids, self.adapter.suppressed_ids)
+            self.shared["structured_outputs"] = {"structural_tag": json.dumps(tag)}
+
+    def sample(
+        self, prompts: Sequence[Encoded], *, responses: int, seed: int, temperature: float = 1.0
+    ) -> list[list[Sampled]]:
+        """Samples responses to each prompt; how equal seeds repeat them is the server's matter."""
+        bodies = [
+            self._body(prompt, n=responses, temperature=temperature, seed=(seed + place) % 2**31)
+            for place, prompt in enumerate(prompts)
+        ]
+        return [list(map(self._sampled, choices)) for choices in self._ask(prompts, bodies)]
+
+    def greedy(self, prompts: Sequence[Encoded]) -> list[list[int]]:
+        """As ``sample``, the likeliest response."""
+        bodies = [self._body(prompt, n=1, temperature=0.0) for prompt in prompts]
+        return [self._ids(choices[0]) for choices in self._ask(prompts, bodies)]
+
+    def _body(self, prompt: Encoded, **own: Any) -> dict[str, Any]:
+        assert isinstance(prompt, Shown)
+        images = iter(prompt.images)
+        messages = [
+            {
+                "role": turn.role,
+                "content": [
+                    {"type": "text", "text": part}
+                    if isinstance(part, str)
+                    else {"type": "image_url", "image_url": {"url": _data_uri(next(images))}}
+                    for part in turn.parts
+                ],
+            }
+            for turn in prompt.turns
+        ]
+        return {**self.shared, "messages": messages, **own}
+
+    def _ask(self, prompts: Sequence[Encoded], bodies: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            answers = list(threads.map(lambda body: self._call("POST", "/v1/chat/completions", body), bodies))
+        for prompt, answer in zip(prompts, answers, strict=True):
+            if answer.get("prompt_token_ids") is not None:
+                check_prompt(prompt, answer["prompt_token_ids"])
+        return [sorted(answer["choices"], key=lambda choice: choice["index"]) for answer in answers]
+
+    def _call(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
+        """Asks once, and again while the server is away or busy."""
+        began = time.monotonic()
+        while True:
+            try:
+                said = self.session.request(method, self.url + path, json=body, timeout=ANSWER_S)
+                if said.ok:
+                    return said.json()
+                why = f"{said.status_code} {said.text[:300]}"
+                if said.status_code not in _AGAIN:
+                    raise ConfigError(f"the server at {self.url} refuses {path}: {why}")
+            except requests.RequestException as error:  # no JSON is one too
+                why = f"{type(error).__name__}: {error}"
+            if time.monotonic() - began > env.storage_retry_s():
+                raise ClusterError(
+                    f"the server at {self.url} did not answer {path} for {env.storage_retry_s():g} s: "
+                    f"{why}. Start it; the same command goes on. {env.STORAGE_RETRY_S} is how long it is "
+                    "waited for."
+                )
+            time.sleep(_PAUSE_S)
+
+    def _ids(self, choice: Mapping[str, Any]) -> list[int]:
+        if choice.get("token_ids") is not None:
+            return list(choice["token_ids"])
+        text = choice["message"]["content"] or ""
+        ids = self.adapter.tokenizer.encode(text, add_special_tokens=False)
+        ended = choice.get("finish_reason") == "stop" and not set(ids[-1:]) & set(self.adapter.stop_ids)
+        return [*ids, *self.adapter.stop_ids[:1]] if ended else ids
+
+    def _sampled(self, choice: Mapping[str, Any]) -> Sampled:
+        ids, told = self._ids(choice), (choice.get("logprobs") or {}).get("content") or []
+        log_probs = np.full(len(ids), np.nan, np.float32)
+        log_probs[: len(told)] = [one["logprob"] for one in told[: len(ids)]]
+        complete = bool(set(ids[-1:]) & set(self.adapter.stop_ids))
+        return Sampled(np.array(ids, np.int32), log_probs, complete)
+
+
+def _data_uri(image: np.ndarray) -> str:
+    data = io.BytesIO()
+    Image.fromarray(image).save(data, "PNG", compress_level=1)
+    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
