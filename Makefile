@@ -84,9 +84,10 @@ test-cluster: setup ## slow tests of whole jobs on real Rays, submitted ones too
 test-docs: setup ## slow tests that run the commands of README and docs
 	$(BIN)/python -m pytest -q -m "docs"
 
-# vLLM's own warnings are not ours to mend.
+# vLLM's own warnings are not ours to mend. CI leaves out those that are long.
+VLLM_TESTS := vllm
 test-vllm: setup setup-vllm ## tests that run vLLM: the engine in its environment, jobs with it
-	.venv-vllm/bin/python -m pytest -q -o filterwarnings=default tests/vllm
+	.venv-vllm/bin/python -m pytest -q -o filterwarnings=default -m "$(VLLM_TESTS)" tests/vllm
 	$(BIN)/python -m pytest -q -m vllm tests/pipelines/test_vllm_jobs.py
 
 test-compat: setup ## tests with artifacts of earlier releases, and with transformers 4.57

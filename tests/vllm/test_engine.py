@@ -35,7 +35,7 @@ CLOSE = 1e-5
 """Difference of log-probabilities in float32 that both engines keep to."""
 
 
-@pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_vl"])
+@pytest.fixture(scope="module", params=["qwen2_5_vl", pytest.param("qwen3_vl", marks=pytest.mark.long)])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_mllm.build(tmp_path_factory.mktemp(request.param) / "model", request.param, **FAITHFUL)
 
