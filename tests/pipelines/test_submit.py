@@ -14,7 +14,7 @@ import pytest
 from tests.jobs import ROOT
 from tests.ray_head import RayHead
 
-# CI leaves them out: tests/test_printed_commands.py submits every job line of the README there.
+# CI leaves them out: test_printed_commands.py submits every job line of the README there.
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 
 RESULTS = {
