@@ -361,8 +361,8 @@ def test_a_quantizer_that_cannot_begin_is_refused_before_training(changes, messa
 
 
 def test_settings_have_the_fingerprint_that_they_had_before_their_flags_were_renamed():
-    """Flags have other names, what decides the result has not; of what code did with it the version tells, and
-    the limit of pixels came later."""
+    """Flags have other names, what decides the result has not; of what code did with it the version tells.
+    The limit of pixels came later."""
     record = json.loads((SHIPPED / "tour" / "record.json").read_text(encoding="utf-8"))
     ready = prepare(resolved(dataclasses.replace(PRESETS["tour"], tracking="off")))
     then = {name: value for name, value in ready.fingerprint.items() if name != "max_image_pixels"}
