@@ -88,7 +88,7 @@ test-docs: setup ## slow tests that run the commands of README and docs
 VLLM_TESTS := vllm
 test-vllm: setup setup-vllm ## tests that run vLLM: the engine in its environment, jobs with it
 	.venv-vllm/bin/python -m pytest -q -o filterwarnings=default -m "$(VLLM_TESTS)" tests/vllm
-	$(BIN)/python -m pytest -q -m vllm tests/pipelines/test_vllm_jobs.py
+	$(BIN)/python -m pytest -q -m "vllm and ($(VLLM_TESTS))" tests/pipelines/test_vllm_jobs.py
 
 test-compat: setup ## tests with artifacts of earlier releases, and with transformers 4.57
 	$(BIN)/python -m pytest -q tests/pipelines/test_old_artifacts.py tests/samtok/test_older_transformers.py

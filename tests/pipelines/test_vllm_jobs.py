@@ -52,6 +52,7 @@ def by_transformers(world: World, tmp_path_factory: pytest.TempPathFactory) -> l
     return evaluated(world, tmp_path_factory.mktemp("hf") / "out", "--workers", "0")
 
 
+@pytest.mark.long
 def test_an_evaluation_by_vllm_has_the_answers_of_transformers(world, by_transformers, tmp_path):
     assert evaluated(world, tmp_path / "out", "--generation.engine", "vllm") == by_transformers
 
@@ -77,6 +78,7 @@ def server(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
             started.kill()
 
 
+@pytest.mark.long
 def test_an_evaluation_by_a_server_has_the_answers_of_transformers(world, by_transformers, server, tmp_path):
     """It waits for the server, which starts at the same time."""
     flags = ("--generation.engine", "http", "--generation.url", server, "--workers", "0")
