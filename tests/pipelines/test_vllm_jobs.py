@@ -95,10 +95,14 @@ def test_grpo_samples_with_vllm_and_both_sides_agree_at_every_step(tmp_path):
         *("--rollout.engine", "vllm", "--rollout.workers", "2", "--rollout.group-size", "4"),
         *("--rollout.max-new-tokens", "8", "--rollout.prompts-per-task", "2", "--rollout.worker.gpus", "0"),
         *("--learner.worker.gpus", "0", "--checks.parity-every", "1", "--optimizer.lr", "1e-3"),
+        *("--optimizer.warmup-steps", "0", "--reward.plug-ins", "tests.grpo_runs:even"),
+        *("--reward.weights", "even=1"),
         log=tmp_path / "log",
     )
     assert code == 0, said[-4000:]
     parity = re.findall(r"parity at step (\d+): .* differ by (\S+) on average and (\S+) at most", said)
     assert [int(step) for step, *_ in parity] == [0, 1, 2, 3]
     assert all(float(worst) < 1e-4 for *_, worst in parity), parity
-    assert max(row["mismatch_max"] for row in curve_of(out)) < 1e-4
+    rows = curve_of(out)
+    assert all(row["gradient_norm"] > 0 for row in rows)
+    assert max(row["mismatch_max"] for row in rows) < 1e-4
