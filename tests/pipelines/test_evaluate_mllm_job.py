@@ -16,7 +16,7 @@ from samtok.metrics.text_masks import Reading
 from tests.jobs import job, run_job
 from tests.mllm_evaluations import World
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 NUM_IMAGES, MAX_NEW_TOKENS = 16, 48
 

@@ -161,6 +161,7 @@ def test_a_reward_that_hangs_ends_the_run_and_shows_where(world, tmp_path, capsy
     assert not saved(tmp_path)
 
 
+@pytest.mark.long
 def test_samplers_and_learners_that_disagree_end_the_run(world, tmp_path, capsys):
     config = short(
         world,

@@ -14,8 +14,7 @@ import pytest
 from tests.jobs import ROOT
 from tests.ray_head import RayHead
 
-# CI leaves them out: test_printed_commands.py submits every job line of the README there.
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 RESULTS = {
     "tokenize_corpus": ("words", "_MANIFEST.json"),
@@ -25,7 +24,7 @@ RESULTS = {
 
 @pytest.fixture(
     scope="module",
-    params=["head in the checkout", "head elsewhere, --working-dir ."],
+    params=[pytest.param("head in the checkout", marks=pytest.mark.long), "head elsewhere, --working-dir ."],
 )
 def submitted(request, tmp_path_factory) -> tuple[dict[str, tuple[int, str]], Path]:
     """Exit codes and outputs of both jobs, and the folder that relative places start from."""
