@@ -37,13 +37,15 @@ class Shown(Encoded):
 class Engine(Protocol):
     """Generates with one model.
 
-    ``wants_images`` says whether prompts have to be ``Shown``, with ``max_images`` at most; ``batches``
-    whether it batches by itself, so that any number of prompts is given at once.
+    ``wants_images`` says whether prompts have to be ``Shown``, with ``max_images`` and
+    ``max_prompt_tokens`` at most; ``batches`` whether it batches by itself, so that any number of prompts is
+    given at once.
     """
 
     adapter: Adapter
     wants_images: bool
     max_images: int
+    max_prompt_tokens: int
     batches: bool
 
     def sample(
@@ -78,7 +80,7 @@ class HfEngine(LearningEngine):
     """transformers' generation, with a model that is in this process."""
 
     wants_images = False
-    max_images = sys.maxsize
+    max_images = max_prompt_tokens = sys.maxsize
     batches = False
 
     def __init__(self, adapter: Adapter, model: Any, *, max_new_tokens: int, grammar: bool) -> None:
@@ -168,8 +170,13 @@ def asked_of(
     """Returns a prompt as an engine takes it: with its dialogue and images beside it, where it wants them.
 
     Raises:
-        DataError: ``too_many_images`` for more than the engine takes.
+        DataError: ``too_many_images`` or ``too_long`` for more than the engine takes.
     """
+    if len(encoded) > engine.max_prompt_tokens:
+        raise DataError(
+            f"the prompt has {len(encoded)} tokens, the engine takes {engine.max_prompt_tokens}.",
+            reason="too_long",
+        )
     if not engine.wants_images:
         return encoded
     order = [part for turn in turns for part in turn.parts if isinstance(part, int)]

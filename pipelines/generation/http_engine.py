@@ -10,6 +10,7 @@ import base64
 import io
 import json
 import logging
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -69,6 +70,8 @@ class HttpEngine(Engine):
         served = self._call("GET", "/v1/models", None).get("data") or []
         if not served:
             raise ConfigError(f"the server at {self.url} serves no model.")
+        limit = served[0].get("max_model_len")  # vLLM says it
+        self.max_prompt_tokens = limit - config.max_new_tokens if limit else sys.maxsize
         self.shared: dict[str, Any] = {
             "model": served[0]["id"],
             "max_tokens": config.max_new_tokens,

@@ -111,6 +111,7 @@ class VllmEngine(LearningEngine):
             **({"gpu_memory_utilization": config.memory_share} if self.on_gpu else _CPU),
             **({"enable_sleep_mode": True} if sleeps and self.on_gpu else {}),
         )
+        self.max_prompt_tokens = self.llm.llm_engine.model_config.max_model_len - config.max_new_tokens
         self._sleeps = sleeps and self.on_gpu
 
     def sample(

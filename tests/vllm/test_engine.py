@@ -156,6 +156,12 @@ def test_more_images_than_the_engine_takes_are_a_fault_of_the_prompt(engine: Vll
         asked_of(engine, engine.adapter.encode_prompt(turns, [picture(0)]), turns, [picture(0)])
 
 
+def test_a_prompt_that_is_too_long_is_a_fault_of_the_prompt(engine: VllmEngine):
+    turns = [Turn("user", ("Where? " * 200,))]
+    with pytest.raises(DataError, match="the engine takes 200"):
+        asked_of(engine, engine.adapter.encode_prompt(turns, []), turns, [])
+
+
 def test_a_prompt_that_vllm_reads_differently_is_refused(engine: VllmEngine):
     (prompt, *_) = prompts(engine)
     larger = replace(prompt, images=(picture(0, (56, 112)),))
