@@ -132,6 +132,9 @@ class TeachSamples:
             temperature=self.config.temperature,
             seed=mixed_seed(self.seed, shard),
         )
-        for one, ids in zip(asked, replies, strict=True):
-            one.row |= {"reply": self.adapter.text_of(ids), "num_tokens": len(ids)}
+        for one, reply in zip(asked, replies, strict=True):
             one.prompt = None
+            if isinstance(reply, DataError):
+                one.row |= {"reason": reply.reason, "message": str(reply)}
+            else:
+                one.row |= {"reply": self.adapter.text_of(reply), "num_tokens": len(reply)}

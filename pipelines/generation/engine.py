@@ -58,6 +58,16 @@ class Engine(Protocol):
         """Returns the likeliest response to each prompt, as token ids."""
         ...
 
+    def replies(
+        self, prompts: Sequence[Encoded], *, temperature: float, seed: int
+    ) -> list[list[int] | DataError]:
+        """Returns one response to each prompt, as token ids, or why it was refused; at temperature 0 the
+        likeliest."""
+        if not temperature:
+            return [*self.greedy(prompts)]
+        drawn = self.sample(prompts, responses=1, seed=seed, temperature=temperature)
+        return [one.ids.tolist() for (one,) in drawn]
+
 
 class LearningEngine(Engine, Protocol):
     """An engine whose model is trained elsewhere, as samplers of reinforcement learning have it."""
@@ -191,9 +201,9 @@ def asked_of(
 
 def in_order(
     engine: Engine, prompts: Sequence[Encoded], *, batch_size: int, temperature: float = 0.0, seed: int = 0
-) -> list[list[int]]:
-    """Returns a response to each prompt, as token ids. An engine that does not batch by itself is given
-    prompts of similar length at a time.
+) -> list[list[int] | DataError]:
+    """Returns a response to each prompt, as token ids, or why it was refused. An engine that does not batch
+    by itself is given prompts of similar length at a time.
 
     Args:
         temperature: 0 takes the likeliest tokens.
@@ -201,17 +211,13 @@ def in_order(
     """
     places = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     size = len(places) if engine.batches else batch_size
-    found: list[list[int]] = [[]] * len(prompts)
+    found: list[list[int] | DataError] = [[]] * len(prompts)
     for start in range(0, len(places), size or 1):
         batch = places[start : start + size]
         asked = [prompts[place] for place in batch]
-        if temperature:
-            drawn = engine.sample(asked, responses=1, seed=seed + start, temperature=temperature)
-            answers = [one.ids.tolist() for (one,) in drawn]
-        else:
-            answers = engine.greedy(asked)
-        for place, ids in zip(batch, answers, strict=True):
-            found[place] = list(ids)
+        answers = engine.replies(asked, temperature=temperature, seed=seed + start)
+        for place, answer in zip(batch, answers, strict=True):
+            found[place] = answer
     return found
 
 

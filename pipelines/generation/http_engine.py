@@ -25,7 +25,7 @@ from pipelines.generation import models
 from pipelines.generation.config import EngineConfig
 from pipelines.generation.engine import Engine, Shown, check_prompt
 from samtok import folders
-from samtok.errors import ClusterError, ConfigError
+from samtok.errors import ClusterError, ConfigError, DataError
 from samtok.mllm.adapters import load_adapter
 from samtok.mllm.chat import Encoded
 from samtok.mllm.sampling import Sampled
@@ -40,6 +40,9 @@ AT_ONCE = 16
 """Requests under way, which the server batches."""
 
 _AGAIN = {408, 425, 429, 500, 502, 503, 504}
+_OF_PROMPT = {400, 413, 422}
+"""What a server says to a prompt that it cannot take."""
+
 _PAUSE_S = 1.0
 
 
@@ -99,6 +102,22 @@ class HttpEngine(Engine):
         bodies = [self._body(prompt, n=1, temperature=0.0) for prompt in prompts]
         return [self._ids(choices[0]) for choices in self._ask(prompts, bodies)]
 
+    def replies(
+        self, prompts: Sequence[Encoded], *, temperature: float, seed: int
+    ) -> list[list[int] | DataError]:
+        """As ``Engine.replies``; a prompt that the server refuses costs no other."""
+
+        def reply(place: int) -> list[int] | DataError:
+            own = {"seed": (seed + place) % 2**31} if temperature else {}
+            body = self._body(prompts[place], n=1, temperature=temperature, **own)
+            try:
+                return self._ids(self._choices(prompts[place], body)[0])
+            except DataError as error:
+                return error
+
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            return list(threads.map(reply, range(len(prompts))))
+
     def _body(self, prompt: Encoded, **own: Any) -> dict[str, Any]:
         assert isinstance(prompt, Shown)
         images = iter(prompt.images)
@@ -116,13 +135,15 @@ class HttpEngine(Engine):
         ]
         return {**self.shared, "messages": messages, **own}
 
+    def _choices(self, prompt: Encoded, body: Mapping[str, Any]) -> list[Any]:
+        answer = self._call("POST", "/v1/chat/completions", body)
+        if answer.get("prompt_token_ids") is not None:
+            check_prompt(prompt, answer["prompt_token_ids"])
+        return sorted(answer["choices"], key=lambda choice: choice["index"])
+
     def _ask(self, prompts: Sequence[Encoded], bodies: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            answers = list(threads.map(lambda body: self._call("POST", "/v1/chat/completions", body), bodies))
-        for prompt, answer in zip(prompts, answers, strict=True):
-            if answer.get("prompt_token_ids") is not None:
-                check_prompt(prompt, answer["prompt_token_ids"])
-        return [sorted(answer["choices"], key=lambda choice: choice["index"]) for answer in answers]
+            return list(threads.map(self._choices, prompts, bodies))
 
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
         """Asks once, and again while the server is away or busy."""
@@ -133,6 +154,8 @@ class HttpEngine(Engine):
                 if said.ok:
                     return said.json()
                 why = f"{said.status_code} {said.text[:300]}"
+                if body is not None and said.status_code in _OF_PROMPT:
+                    raise DataError(f"the server at {self.url} refuses the prompt: {why}", reason="refused")
                 if said.status_code not in _AGAIN:
                     raise ConfigError(f"the server at {self.url} refuses {path}: {why}")
             except requests.RequestException as error:  # no JSON is one too

@@ -114,7 +114,7 @@ class AnswerQuestions:
         for window in _windows(groups, WINDOW_BATCHES * self.generation.batch_size):
             for group in window:
                 self._read(group, rejects)
-            self._generate([q for group in window for q in group.questions if q.prompt is not None])
+            self._generate(window, rejects)
             for group in window:
                 self._score(group)
                 rows += [question.row for question in group.questions]
@@ -144,12 +144,7 @@ class AnswerQuestions:
                 encoded = self.adapter.encode_prompt(turns, seen)
                 question.prompt = asked_of(self.engine, encoded, turns, seen)
             except DataError as error:
-                question.row["problem"] = error.reason
-                name = f"{question.body['sample_id']}#{question.body['turn']}"
-                entry = schema.reject(
-                    STAGE, dataset, image_id, error.reason, str(error), mask_id=name, num_masks=1
-                )
-                rejects.append(entry)
+                rejects.append(_refused(group, question, error))
 
     def _image(self, image: Mapping[str, Any], known: dict[str, np.ndarray]) -> np.ndarray:
         """Reads an image that is not known yet."""
@@ -160,12 +155,18 @@ class AnswerQuestions:
 
     # ------------------------------------------------------------ asking
 
-    def _generate(self, questions: Sequence[_Question]) -> None:
-        """Asks; prompts are let go of at once, they hold pixels."""
-        prompts = [question.prompt for question in questions if question.prompt is not None]
-        answers = in_order(self.engine, prompts, batch_size=self.generation.batch_size)
-        for question, ids in zip(questions, answers, strict=True):
-            question.ids, question.prompt = ids, None
+    def _generate(self, window: Sequence[_Group], rejects: list[dict[str, Any]]) -> None:
+        """Asks; prompts are let go of at once, they hold pixels. What an engine refuses is rejected."""
+        asked = [(group, q, q.prompt) for group in window for q in group.questions if q.prompt is not None]
+        answers = in_order(
+            self.engine, [prompt for *_, prompt in asked], batch_size=self.generation.batch_size
+        )
+        for (group, question, _), answer in zip(asked, answers, strict=True):
+            question.prompt = None
+            if isinstance(answer, DataError):
+                rejects.append(_refused(group, question, answer))
+            else:
+                question.ids = answer
 
     # ------------------------------------------------------------ after: masks and counts
 
@@ -199,6 +200,14 @@ class AnswerQuestions:
             )
             question.row[mode] = {"codes": [list(codes) for codes in found.codes]}
             question.row["num_malformed"] = found.num_malformed
+
+
+def _refused(group: _Group, question: _Question, error: DataError) -> dict[str, Any]:
+    """Marks a question that cannot be asked; returns its reject."""
+    question.row["problem"] = error.reason
+    name = f"{question.body['sample_id']}#{question.body['turn']}"
+    where = (group.row["dataset"], group.row["image_id"])
+    return schema.reject(STAGE, *where, error.reason, str(error), mask_id=name, num_masks=1)
 
 
 def _group(item: Input) -> _Group:

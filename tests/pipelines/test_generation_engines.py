@@ -14,7 +14,7 @@ from pipelines.generation import environment
 from pipelines.generation.config import EngineConfig
 from pipelines.generation.engine import HfEngine, asked_of, in_order, open_engine
 from pipelines.generation.environment import check_engine, python_of
-from samtok.errors import ClusterError, ConfigError
+from samtok.errors import ClusterError, ConfigError, DataError
 from samtok.mllm.chat import Encoded, Turn
 from tests import tiny_mllm
 from tests.tiny_mllm import picture
@@ -160,9 +160,19 @@ def test_a_busy_server_is_asked_again_and_one_that_refuses_is_not(server: Server
     server.adapter = engine.adapter
     server.failures = 2
     assert len(engine.greedy(prompts(engine, 1))) == 1
-    server.failures, server.status = 1, 400
-    with pytest.raises(ConfigError, match="refuses /v1/chat/completions: 400"):
+    server.failures, server.status = 1, 401
+    with pytest.raises(ConfigError, match="refuses /v1/chat/completions: 401"):
         engine.greedy(prompts(engine, 1))
+
+
+def test_a_prompt_that_a_server_refuses_costs_no_other(server: Server, folder: Path):
+    engine = opened(folder, EngineConfig(engine="http", url=server.url))
+    server.adapter = engine.adapter
+    server.failures, server.status = 1, 400
+    answers = in_order(engine, prompts(engine), batch_size=2)
+    (refused,) = [answer for answer in answers if isinstance(answer, DataError)]
+    assert refused.reason == "refused" and "refuses the prompt: 400" in str(refused)
+    assert len(answers) == 5
 
 
 def test_a_server_that_is_not_there_is_waited_for_and_then_an_error(
