@@ -108,4 +108,4 @@ doctor: setup ## what works on this machine, with a remedy for what does not
 	$(BIN)/python -m pipelines.tools.doctor
 
 clean: ## remove what the targets made; results of your own stay
-	rm -rf .venv .venv-s3 .venv-older runs/quickstart runs/tour numerics.log .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-s3 .venv-older .venv-vllm runs/quickstart runs/tour numerics.log .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -19,7 +19,6 @@ from pipelines.config import AtLeast1, Place, config
 from pipelines.schema import CHAT_TASKS
 from pipelines.training.mixture import Mixture
 from samtok.errors import ConfigError, DataError
-from samtok.masks import MAX_PIXELS
 from samtok.mllm.thinking import split_thinking
 from samtok.rewards.response import Question
 
@@ -182,9 +181,9 @@ def ask_to_think(messages: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def encode_prompt(
-    adapter: "Adapter", prompt: Prompt, max_prompt_tokens: int, max_pixels: int = MAX_PIXELS
+    adapter: "Adapter", prompt: Prompt, max_prompt_tokens: int, images: "Sequence[np.ndarray] | None" = None
 ) -> "Encoded":
-    """Reads the images of a prompt and encodes it up to where the answer begins.
+    """Encodes a prompt up to where the answer begins; reads its images unless they are given.
 
     Raises:
         DataError: With a reason, if an image or the text cannot be used; ``too_long`` beyond
@@ -193,7 +192,7 @@ def encode_prompt(
     """
     from pipelines.chats.source import load_images  # loads torch
 
-    encoded = adapter.encode_prompt(prompt.turns, load_images(prompt.row, max_pixels))
+    encoded = adapter.encode_prompt(prompt.turns, load_images(prompt.row) if images is None else images)
     if len(encoded) > max_prompt_tokens:
         raise DataError(
             f"the prompt has {len(encoded)} tokens and at most {max_prompt_tokens} are taken "

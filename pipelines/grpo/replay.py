@@ -10,6 +10,7 @@ import numpy as np
 
 from pipelines import storage
 from pipelines.chats.prompts import PromptSource, encode_prompt
+from pipelines.chats.source import load_images
 from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.groups import Group, group_of
 from pipelines.grpo.reward.components import Scored
@@ -76,7 +77,10 @@ class Replay:
                 "(its config.json)."
             )
         encoded = encode_prompt(
-            self.adapter, prompt, self.config.prompts.max_prompt_tokens, self.config.max_image_pixels
+            self.adapter,
+            prompt,
+            self.config.prompts.max_prompt_tokens,
+            load_images(prompt.row, self.config.max_image_pixels),
         )
         group = group_of(
             *(draw, index, prompt, encoded, [_sampled(row) for row in rows]),

@@ -13,6 +13,7 @@ from pipelines.ingestion.image_source import read_picture
 from pipelines.ingestion.orientation import note
 from pipelines.ingestion.reader import MAX_NAMES, Input, Reader, Reject, read_record
 from samtok.errors import DataError
+from samtok.masks import MAX_PIXELS
 
 T = TypeVar("T")
 
@@ -48,8 +49,11 @@ class Peek:
         return f"{found}; {self.read} read{faults}"
 
 
-def peek(reader: Reader, limit: int = MAX_NAMES, *, careful: bool = False) -> Peek:
-    """Lists at most ``limit`` images and opens at most ``MAX_ITEMS`` of them; ``careful`` as in ``opened``.
+def peek(
+    reader: Reader, limit: int = MAX_NAMES, *, careful: bool = False, max_pixels: int = MAX_PIXELS
+) -> Peek:
+    """Lists at most ``limit`` images and opens at most ``MAX_ITEMS`` of them; ``careful`` and
+    ``max_pixels`` as in ``opened``.
 
     Raises:
         DataError: If the dataset as a whole has another layout than the reader expects, or as ``opened``.
@@ -60,7 +64,7 @@ def peek(reader: Reader, limit: int = MAX_NAMES, *, careful: bool = False) -> Pe
     claimed = [item.num_masks for item in inputs]
     masks = None if head.unlisted or None in claimed else sum(count or 0 for count in claimed)
     tried = some(inputs)
-    faults = _faults_of(reader, tried, careful)
+    faults = _faults_of(reader, tried, careful, max_pixels)
     return Peek(
         images=len(inputs) + head.unlisted,
         masks=masks,
@@ -72,10 +76,15 @@ def peek(reader: Reader, limit: int = MAX_NAMES, *, careful: bool = False) -> Pe
 
 
 def opened(
-    reader: Reader, items: Iterable[Input | Reject], *, careful: bool = False
+    reader: Reader,
+    items: Iterable[Input | Reject],
+    *,
+    careful: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[Input | Reject]:
     """Yields what a corpus lists once a few of its first images have been opened; the others as they come.
-    With ``careful`` that is done in a process apart, which an image may kill.
+    With ``careful`` that is done in a process apart, which an image may kill; one of more than ``max_pixels``
+    is not decoded.
 
     Raises:
         DataError: If none of these images is there, as where the folder of images is mistyped.
@@ -83,7 +92,7 @@ def opened(
     """
     rest = iter(items)
     first = list(islice(rest, MAX_NAMES))
-    _faults_of(reader, some([item for item in first if isinstance(item, Input)]), careful)
+    _faults_of(reader, some([item for item in first if isinstance(item, Input)]), careful, max_pixels)
     yield from chain(first, rest)
 
 
@@ -119,15 +128,17 @@ def require_some(name: str, found: Iterable[Sequence[tuple[str, str]]]) -> Count
     return faults
 
 
-def _faults_of(reader: Reader, inputs: Sequence[Input], careful: bool) -> Counter[str]:
+def _faults_of(reader: Reader, inputs: Sequence[Input], careful: bool, max_pixels: int) -> Counter[str]:
     """Opens images; returns what speaks against them. Raises as ``require_some``."""
     others = Counter[str]()
     with apart.in_own_process() if careful else contextlib.nullcontext():
-        faults = require_some(reader.name, _tried(reader, inputs, others))
+        faults = require_some(reader.name, _tried(reader, inputs, others, max_pixels))
     return faults + others
 
 
-def _tried(reader: Reader, inputs: Sequence[Input], others: Counter[str]) -> Iterator[list[tuple[str, str]]]:
+def _tried(
+    reader: Reader, inputs: Sequence[Input], others: Counter[str], max_pixels: int
+) -> Iterator[list[tuple[str, str]]]:
     """Yields what speaks against each image that could be looked for; others get that of other records."""
     for item in inputs:
         result = read_record(reader, item)
@@ -135,7 +146,8 @@ def _tried(reader: Reader, inputs: Sequence[Input], others: Counter[str]) -> Ite
         row = result.row
         if row is not None:
             try:
-                picture = read_picture(row["image_uri"], expected_hw=(row["height"], row["width"]))
+                size_hw = (row["height"], row["width"])
+                picture = read_picture(row["image_uri"], expected_hw=size_hw, max_pixels=max_pixels)
             except DataError as error:
                 found.append((error.reason, str(error)))
             else:

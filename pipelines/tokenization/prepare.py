@@ -108,7 +108,12 @@ class Tokenization:
         return open_plan(
             self.config.out,
             self.fingerprint,
-            lambda: opened(self.reader, self.inputs(), careful=self.config.workers > 0),
+            lambda: opened(
+                self.reader,
+                self.inputs(),
+                careful=self.config.workers > 0,
+                max_pixels=self.config.max_image_pixels,
+            ),
             shard_rows=self.config.shard_rows,
             chunk_rows=self.fingerprint["chunk_rows"],
         )
@@ -122,7 +127,11 @@ class Tokenization:
         left = left_of(self.config.out, self.fingerprint) if shards.load_plan(self.config.out) else None
         if left is not None:
             return left
-        found = peek(self.reader, limit=min(self.config.limit or MAX_NAMES, MAX_NAMES))
+        found = peek(
+            self.reader,
+            limit=min(self.config.limit or MAX_NAMES, MAX_NAMES),
+            max_pixels=self.config.max_image_pixels,
+        )
         if found.images == self.config.limit:
             found = dataclasses.replace(found, more=False)
         least = "at least " if found.more else ""

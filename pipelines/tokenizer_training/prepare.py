@@ -152,7 +152,7 @@ def _specs(config: TrainTokenizerConfig) -> tuple[tuple[CorpusSpec, ...], tuple[
     for spec in (*specs, *held_out):
         require_source(spec.corpus)
         if fresh:
-            peek(spec.reader(), careful=not config.dry_run)
+            peek(spec.reader(), careful=not config.dry_run, max_pixels=config.max_image_pixels)
     trained = [spec.corpus for spec in specs]
     for spec in held_out:
         if spec.corpus in trained:

@@ -15,6 +15,7 @@ import torch
 
 from pipelines.ingestion import apart
 from pipelines.ingestion.image_source import read_image
+from pipelines.ingestion.peek import peek
 from pipelines.ingestion.reader import Input, read_record
 from pipelines.tokenization.stage import TokenizeMasks
 from pipelines.training.fit import Board
@@ -69,6 +70,14 @@ def test_an_image_of_more_pixels_than_allowed_is_rejected_before_it_is_decoded(t
     with pytest.raises(DataError, match=f"expected at most {HEIGHT * WIDTH - 1}") as caught:
         read_image(good, expected_hw=(HEIGHT, WIDTH), max_pixels=HEIGHT * WIDTH - 1)
     assert caught.value.reason == "image_bomb"
+
+
+def test_a_look_at_a_corpus_decodes_no_image_of_more_pixels_than_allowed(tmp_path: Path):
+    source = write_bad_folder(tmp_path)
+    reader = build_reader("coco", source=str(source), images=str(tmp_path / "images"))
+    found = peek(reader, max_pixels=HEIGHT * WIDTH - 1)
+    assert any("expected at most" in fault for fault in found.faults)
+    assert not any("expected at most" in fault for fault in peek(reader).faults)
 
 
 class Fragile(TokenizeMasks):

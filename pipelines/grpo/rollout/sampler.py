@@ -106,11 +106,9 @@ class Sampler:
             try:
                 prompt, limit = source.prompt(index), self.config.max_image_pixels
                 most = self.config.prompts.max_prompt_tokens
-                encoded = encode_prompt(self.engine.adapter, prompt, most, limit)
-                if self.engine.wants_images:
-                    images = load_images(prompt.row, limit)
-                    encoded = asked_of(self.engine, encoded, prompt.turns, images)
-                asked.append((draw, index, prompt, encoded))
+                images = load_images(prompt.row, limit)
+                encoded = encode_prompt(self.engine.adapter, prompt, most, images)
+                asked.append((draw, index, prompt, asked_of(self.engine, encoded, prompt.turns, images)))
             except DataError as error:
                 rejects.append(rejected(source.row(index), error))
         return asked, rejects
