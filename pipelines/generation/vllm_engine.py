@@ -99,7 +99,7 @@ class VllmEngine(LearningEngine):
         self._broken = False
         self._asleep: tuple[str, ...] = ()
         limit = None if max_prompt_tokens is None else max_prompt_tokens + config.max_new_tokens
-        self.llm = LLM(
+        arguments: dict[str, Any] = dict(
             model=str(self.folder),
             trust_remote_code=False,
             dtype=precision,
@@ -111,6 +111,15 @@ class VllmEngine(LearningEngine):
             **({"gpu_memory_utilization": config.memory_share} if self.on_gpu else _CPU),
             **({"enable_sleep_mode": True} if sleeps and self.on_gpu else {}),
         )
+        try:
+            self.llm = LLM(**arguments)
+            first: Any = {"prompt_token_ids": list(self.adapter.stop_ids[:1])}
+            self.llm.generate([first], SamplingParams(max_tokens=1), use_tqdm=False)  # some kernels fail here
+        except Exception as error:
+            raise CheckpointError(
+                f"vLLM cannot run {model} ({type(error).__name__}: {error}). Use the engine hf, or see what "
+                "it asks for: on CPUs attention heads of 32 or more, on GPUs a memory share that fits."
+            ) from error
         self.max_prompt_tokens = self.llm.llm_engine.model_config.max_model_len - config.max_new_tokens
         self._sleeps = sleeps and self.on_gpu
 

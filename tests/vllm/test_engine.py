@@ -171,6 +171,13 @@ def test_a_prompt_that_vllm_reads_differently_is_refused(engine: VllmEngine):
         engine_prompt(replace(prompt, images=()))
 
 
+def test_a_model_that_vllm_cannot_run_is_refused_with_its_reason(settings: EngineConfig, tmp_path: Path):
+    """Heads of 16, which its attention has not on CPUs."""
+    small = tiny_mllm.build(tmp_path / "model")
+    with pytest.raises(CheckpointError, match="vLLM cannot run .*Use the engine hf"):
+        opened(small, settings)
+
+
 def test_more_excluded_tokens_than_vllm_takes_are_refused(folder: Path):
     adapter: Adapter = load_adapter(folder)
     tokens = len(adapter.tokenizer)
