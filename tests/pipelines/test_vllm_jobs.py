@@ -98,6 +98,7 @@ def test_grpo_samples_with_vllm_and_both_sides_agree_at_every_step(tmp_path):
         *("--optimizer.warmup-steps", "0", "--reward.plug-ins", "tests.grpo_runs:even"),
         *("--reward.weights", "even=1"),
         log=tmp_path / "log",
+        env={"PYTHONPATH": str(ROOT)},
     )
     assert code == 0, said[-4000:]
     parity = re.findall(r"parity at step (\d+): .* differ by (\S+) on average and (\S+) at most", said)
