@@ -121,7 +121,9 @@ def test_a_share_of_rejects_above_the_limit_ends_a_run_long_before_its_end(tmp_p
     marks = [mark(number, number, [OUTSIDE]) for number in range(1, 21)]
     assert tokenize(tmp_path, marks, {"shard_rows": 2}, images=20) == 3
     told = capsys.readouterr().err
-    assert re.search("4 of the first 4 masks cannot be used already; .*4 polygon_outside; for example", told)
+    assert re.search(
+        r"(\d+) of the first \1 masks cannot be used already; .*\1 polygon_outside; for example", told
+    )
     assert len(list((tmp_path / "words" / "commits").iterdir())) < 10
 
 
