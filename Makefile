@@ -4,8 +4,9 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
 PYTHON ?= python3
-BIN := .venv/bin
-STAMP := .venv/.installed
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
 
 # Byte code on disk: without it every Ray worker compiles its imports again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -14,10 +15,10 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
 .PHONY: help setup setup-vllm quickstart tour test test-slow test-faults test-cluster test-docs test-compat \
-	test-vllm test-all check gpu-check doctor clean
+	test-py312 test-vllm test-all check gpu-check doctor clean
 
 help:
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(STAMP) ## install the pinned packages into .venv
 
@@ -34,7 +35,7 @@ define install
 endef
 
 $(STAMP): requirements.lock pyproject.toml
-	$(call install,.venv,requirements.lock)
+	$(call install,$(VENV),requirements.lock)
 
 VLLM := cpu
 VLLM_STAMP := .venv-vllm/.installed-$(VLLM)
@@ -90,6 +91,10 @@ test-vllm: setup setup-vllm ## tests that run vLLM: the engine in its environmen
 	.venv-vllm/bin/python -m pytest -q -o filterwarnings=default -m "$(VLLM_TESTS)" tests/vllm
 	$(BIN)/python -m pytest -q -m "vllm and ($(VLLM_TESTS))" tests/pipelines/test_vllm_jobs.py
 
+PYTHON312 ?= python3.12
+test-py312: ## the fast tests on Python 3.12, in .venv-py312
+	$(MAKE) test VENV=.venv-py312 PYTHON=$(PYTHON312)
+
 test-compat: setup ## tests with artifacts of earlier releases, and with transformers 4.57
 	$(BIN)/python -m pytest -q tests/pipelines/test_old_artifacts.py tests/samtok/test_older_transformers.py
 
@@ -108,4 +113,4 @@ doctor: setup ## what works on this machine, with a remedy for what does not
 	$(BIN)/python -m pipelines.tools.doctor
 
 clean: ## remove what the targets made; results of your own stay
-	rm -rf .venv .venv-s3 .venv-older .venv-vllm runs/quickstart runs/tour numerics.log .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-s3 .venv-older .venv-vllm .venv-py312 runs/quickstart runs/tour numerics.log .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -29,9 +29,7 @@ from samtok.mllm.vocab import MaskVocabulary
 from tests.mllm_evaluations import NUM_CODES, NUM_LEVELS, chat_row, write_chats, write_image
 
 CODES: dict[str, Sequence[int]] = {"red": (3, 9), "green": (60, 1)}
-SIZE = TinyConfig(
-    image_size=28, dim=32, num_heads=2, hidden_dim=48, vision_dim=32, vision_layers=2, vocab_size=280
-)
+SIZE = TinyConfig(image_size=28, dim=32, hidden_dim=48, vision_dim=32, vision_layers=2, vocab_size=280)
 MAX_TOKENS = 8
 CPU = WorkerConfig(gpus=0)
 

@@ -15,7 +15,7 @@ from pipelines.ingestion.reader import Input
 from samtok import masks
 from samtok.mllm.adapters import load_adapter, save_pretrained
 from samtok.mllm.loss import answer_loss
-from samtok.mllm.tiny.models import TinyConfig, build_tiny
+from samtok.mllm.tiny.models import build_tiny
 from samtok.mllm.vocab import MaskVocabulary
 from samtok.model.tokenizer import MaskTokenizer
 from samtok.words import format_words
@@ -165,8 +165,8 @@ class World:
         num_images: Images of the chats; there are four chats of each.
     """
 
-    def __init__(self, home: Path, num_images: int, size: TinyConfig | None = None) -> None:
-        self.home, self.size = home, size
+    def __init__(self, home: Path, num_images: int) -> None:
+        self.home = home
         self.tokenizer_uri = save_micro_tokenizer(home / "micro")
         self.tokenizer = MaskTokenizer.from_pretrained(self.tokenizer_uri)
         self.sha256 = self.tokenizer.weights_sha256
@@ -179,7 +179,7 @@ class World:
         texts = [message["content"][-1]["text"] for row in self.rows for message in row["messages"]]
         vocabulary = MaskVocabulary(num_codes, NUM_LEVELS)
         sha256 = sha256 or self.sha256
-        named = {"texts": texts, "tokenizer_sha256": sha256, "config": self.size}
+        named = {"texts": texts, "tokenizer_sha256": sha256}
         build_tiny("qwen2_5_vl", folder, vocabulary=vocabulary, seed=0, **named)
         return str(folder)
 

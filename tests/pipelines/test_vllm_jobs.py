@@ -19,8 +19,6 @@ from tests.training import curve_of
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / FOLDER / "bin" / "python"
-FAITHFUL = TinyConfig(num_heads=2, vision_rope_theta=10000.0)
-"""What vLLM runs as transformers does; see tests/vllm/test_engine.py."""
 
 pytestmark = [
     pytest.mark.slow,
@@ -32,7 +30,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("world") / "world", 3, FAITHFUL)
+    return World(tmp_path_factory.mktemp("world") / "world", 3)
 
 
 def answers(out: Path) -> list[tuple[str, str]]:
@@ -87,7 +85,7 @@ def test_an_evaluation_by_a_server_has_the_answers_of_transformers(world, by_tra
 
 def test_grpo_samples_with_vllm_and_both_sides_agree_at_every_step(tmp_path):
     """Two samplers in the other environment; the learner's release of transformers is another."""
-    world = grpo.World(tmp_path / "world", size=FAITHFUL)
+    world = grpo.World(tmp_path / "world", size=TinyConfig())
     out = tmp_path / "run"
     code, said = run_job(
         *("grpo_gres", "--chats", world.chat, "--model", world.model, "--tokenizer", "tour"),

@@ -67,7 +67,7 @@ def limited(folder: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_both_releases_give_the_same_logits(python: Path, tmp_path: Path):
-    folders = [limited(tiny_mllm.build(tmp_path / n, n, vision_rope_theta=10_000.0)) for n in FAMILIES]
+    folders = [limited(tiny_mllm.build(tmp_path / n, n)) for n in FAMILIES]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     subprocess.run([python, TESTS / "older_transformers.py", *folders], check=True, env=environment)
     for folder in folders:

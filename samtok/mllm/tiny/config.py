@@ -24,16 +24,18 @@ class TinyConfig:
     """Width of the language model."""
     num_layers: int = 2
     """Layers of the language model."""
-    num_heads: int = 4
-    """Attention heads of both models."""
+    num_heads: int = 2
+    """Attention heads of the language model. vLLM's attention on CPUs takes heads of 32 numbers and more."""
     hidden_dim: int = 160
     """Width inside the feed-forward layers of both models."""
     vision_dim: int = 64
     """Width of the vision model."""
     vision_layers: int = 3
     """Layers of the vision model."""
-    vision_rope_theta: float = 10.0
-    """Base of the vision model's rotary positions (Qwen2.5-VL); 8 rows and columns need fast ones."""
+    vision_heads: int = 2
+    """Attention heads of the vision model."""
+    vision_rope_theta: float = 10_000.0
+    """Base of the vision model's rotary positions (Qwen2.5-VL). vLLM takes this one, whatever is said."""
     rope_theta: float = 100_000.0
     """Base of the language model's rotary positions. With one near 1 no pair of numbers turns slowly, and a
     word cannot find an image token by what it is, however far away."""
@@ -52,8 +54,9 @@ class TinyConfig:
         for side, unit in (("image_size", 4 * self.patch_size), ("dim", 2 * self.num_heads)):
             if getattr(self, side) % unit or getattr(self, side) < unit:
                 raise ValueError(f"{side} must be a multiple of {unit}, got {getattr(self, side)}.")
-        if self.vision_dim % (4 * self.num_heads):
-            raise ValueError(f"vision_dim must be a multiple of {4 * self.num_heads}, got {self.vision_dim}.")
+        if self.vision_dim % (4 * self.vision_heads):
+            unit = 4 * self.vision_heads
+            raise ValueError(f"vision_dim must be a multiple of {unit}, got {self.vision_dim}.")
         if self.vocab_size < 256 or self.padded_rows < 0:
             raise ValueError(
                 "vocab_size must be >= 256, for all bytes, and padded_rows >= 0, got "

@@ -30,7 +30,7 @@ WEIGHTS_FILE, RECORD_FILE = "model.safetensors", "record.json"
 
 SIZES = (
     *("image_size", "patch_size", "vision_dim", "vision_layers", "vision_rope_theta"),
-    *("num_heads", "hidden_dim", "dim"),
+    *("vision_heads", "hidden_dim", "dim"),
 )
 """Fields of ``TinyConfig`` that an encoder with its projector is made of."""
 
