@@ -82,8 +82,9 @@ test-faults: setup ## slow tests with real kills and outages
 test-cluster: setup ## slow tests of whole jobs on real Rays, submitted ones too
 	$(BIN)/python -m pytest -q -m "cluster"
 
+DOCS_TESTS := docs
 test-docs: setup ## slow tests that run the commands of README and docs
-	$(BIN)/python -m pytest -q -m "docs"
+	$(BIN)/python -m pytest -q -m "docs and ($(DOCS_TESTS))"
 
 # vLLM's own warnings are not ours to mend. CI leaves out those that are long.
 VLLM_TESTS := vllm
@@ -113,4 +114,4 @@ doctor: setup ## what works on this machine, with a remedy for what does not
 	$(BIN)/python -m pipelines.tools.doctor
 
 clean: ## remove what the targets made; results of your own stay
-	rm -rf .venv .venv-s3 .venv-older .venv-vllm .venv-py312 runs/quickstart runs/tour numerics.log .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-s3 .venv-older .venv-vllm .venv-py312 runs/quickstart runs/tour numerics.log beside.log .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -134,6 +134,7 @@ def test_a_dry_run_says_what_each_corpus_holds_and_writes_nothing(home, specs):
     assert not out.exists()
 
 
+@pytest.mark.long
 def test_bad_corpora_end_with_their_exit_code_and_what_to_do(home, tmp_path, specs):
     code, output = run_job(
         "evaluate_tokenizer", *flags(home, tmp_path / "twice", specs[0], specs[0]), log=tmp_path / "twice.log"

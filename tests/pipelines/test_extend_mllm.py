@@ -171,6 +171,8 @@ def chats(folder: Path, text: str, *, num_codes: int) -> str:
     return write_chats(folder, rows, weights_sha256=None, num_codes=num_codes)
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_the_text_tokenizer_of_a_tiny_model_can_learn_the_texts_of_a_corpus(tmp_path, capfd):
     text = "Seventeen zebras juggle xylophones."
     corpus = chats(tmp_path / "chats", text, num_codes=256)

@@ -81,6 +81,7 @@ def test_a_run_learns_uses_every_prompt_once_and_logs_every_step_once(world, who
     assert record["learner_restarts"] == record["sampler_deaths"] == 0
 
 
+@pytest.mark.long
 def test_a_killed_sampler_is_replaced_and_its_prompts_are_asked_once(world, whole, tmp_path, capsys):
     moment = random.randrange(1, STEPS - 1)
     config = short(world, tmp_path, learner=_PAIR)
@@ -146,6 +147,7 @@ def test_weights_that_died_with_their_learner_are_not_blamed_on_a_sampler(world,
         pool.end()
 
 
+@pytest.mark.long
 def test_a_reward_that_hangs_ends_the_run_and_shows_where(world, tmp_path, capsys):
     config = short(
         world,

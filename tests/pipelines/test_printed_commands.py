@@ -72,7 +72,19 @@ def local(command: Command) -> list[str]:
 # ---------------------------------------------------------------- the README's own
 
 
-@pytest.mark.parametrize("command", [line for line in BARE if line.job not in SUBMITTED], ids=str)
+TWINS = {"grpo_gcg"}
+"""Jobs that do what ``grpo_gres`` does, with other prompts."""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(line, marks=[pytest.mark.long] * (line.job in TWINS))
+        for line in BARE
+        if line.job not in SUBMITTED
+    ],
+    ids=str,
+)
 def test_a_bare_line_of_the_readme_submitted(head, home, command: Command):
     output = submitted(head, command)
     assert "no flags: running --preset smoke" in output

@@ -22,8 +22,11 @@ _PROSE = re.compile(r" (makes|does|for|See|from|was|were|goes|in)\b.*")
 
 
 def _texts(path: Path) -> set[str]:
-    """Returns the texts of a module; ``_PLACE`` is in them for the rest."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    """Returns the texts of a module that may print commands; ``_PLACE`` is in them for the rest."""
+    source = path.read_text(encoding="utf-8")
+    if "python " not in source and "`make" not in source:
+        return set()
+    tree = ast.parse(source)
     joined = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
     parts = {id(part) for node in joined for part in node.values}
     found = {

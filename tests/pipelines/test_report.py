@@ -225,6 +225,8 @@ def test_rejects_are_counted_by_reason_with_an_example(finished):
     assert lines["filter/crowd"].count == shards.load_manifest(finished)["totals"]["masks_filtered"]
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_the_same_seed_gives_the_same_page_and_another_one_other_images(finished, tokenizer):
     corpus = report.load_corpus(finished)
     first, again, other = (
@@ -287,6 +289,8 @@ def test_a_tokenizer_with_other_codebooks_is_refused(home, tokenizer):
         words_page.write_report(out, tokenizer=tokenizer)
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_another_tokenizer_of_the_same_kind_is_noticed(home, finished, page):
     other = MaskTokenizer.from_pretrained(corpora.save_micro_tokenizer(home / "other", seed=9))
     text = Page(words_page.make_report(report.load_corpus(finished), tokenizer=other)[0]).text

@@ -57,7 +57,7 @@ NESTED = b"\x80\x02]}" + b")" + b"\x85" * 200_000 + b"K\x01sa."  # tuples in a t
     [
         (NESTED, "nests deeper than 32"),
         (b"\x80\x02" + b"(" * 5 + b"]" + b"\x85" * 100_000 + b".", "nests deeper than 32"),
-        (pickle.dumps([{number * (2**61 - 1): 0 for number in range(20_000)}]), "a key .* that is no text"),
+        (pickle.dumps([{number * (2**61 - 1): 0 for number in range(2_000)}]), "a key .* that is no text"),
         (pickle.dumps([{("a",): 1}]), "a key .* that is no text"),
         (pickle.dumps([{frozenset(("a",)), ("b",)}]), "a key .* that is no text"),
         (b"\x80\x02]Nb.", "BUILD at byte 4, which plain data does not need"),

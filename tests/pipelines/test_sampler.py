@@ -47,6 +47,8 @@ def test_epochs_and_seeds_have_orders_of_their_own():
     assert mixture.draws(0, 80) == orders[0]  # an epoch that was left can be gone back to
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @given(mixtures(), st.integers(0, 60), st.lists(st.integers(0, 25), max_size=5))
 def test_any_split_of_the_draws_gives_the_same_ones(arguments, start, counts):
     mixture = Mixture(*arguments)

@@ -306,6 +306,8 @@ def test_a_chat_that_is_too_long_is_left_out_and_never_cut(world, tmp_path):
     assert set(kept) <= set(lengths) and max(kept) <= limit
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_a_corpus_of_bad_chats_ends_the_run_with_its_reasons(world, tmp_path):
     corpus = spoilt(world, tmp_path / "chats", lambda row: row["images"][0].update(uri="/nowhere/x.png"))
     config = short(world, tmp_path / "out", chats=(corpus,), steps=40, validation=validation())

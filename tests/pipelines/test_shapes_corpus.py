@@ -197,6 +197,8 @@ FORMATS = [(name, {}) for name in ("coco", "refer", "granf", "psg", "dam")]
 FORMATS += [("sa1b", {"layout": layout, "images_per_folder": 5}) for layout in LAYOUTS]
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.parametrize(("format", "fields"), FORMATS)
 def test_an_interrupted_corpus_is_finished_to_the_same_bytes(tmp_path, format, fields):
     whole, cut = tmp_path / "whole", tmp_path / "cut"

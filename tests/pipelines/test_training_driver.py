@@ -138,6 +138,8 @@ def test_what_cannot_work_is_refused_before_anything_is_read(tmp_path, monkeypat
         task_for(short(tmp_path / "out", **(known | changes)))
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_too_many_images_that_cannot_be_read_end_a_training_with_their_count(tmp_path, capfd):
     """34 of 64 images are gone; too few steps for the check during the run, so its end makes it."""
     corpora.write_shapes(tmp_path / "shapes", num_images=64)

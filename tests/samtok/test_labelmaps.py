@@ -113,6 +113,8 @@ def test_negative_and_large_ids_are_ids_and_an_empty_map_has_none():
     assert list(split_labels(np.zeros((0, 4), np.int32))) == []
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_as_many_ids_as_pixels_are_split():
     labels = np.arange(1, 10_001, dtype=np.int32).reshape(100, 100)
     found = dict(split_labels(labels))

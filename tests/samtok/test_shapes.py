@@ -311,6 +311,8 @@ def test_expressions_are_repeated_by_the_same_generator_and_varied_by_another():
     assert first == again != other
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_tags_say_how_many_are_meant_and_which_word_tells_them_apart():
     seen = Counter()
     for scene in SCENES[:30]:
@@ -344,6 +346,8 @@ def test_a_word_that_only_the_other_shape_lacks_is_the_one_that_tells_them_apart
                 assert made[f"the {shape.colour} {shape.kind}"] == ("single", "colour_only")
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_an_extreme_needs_its_kind_where_another_shape_is_farther_out():
     pattern = re.compile(rf"the (\w+)most {noun('')}")
     found = 0
@@ -360,6 +364,8 @@ def test_an_extreme_needs_its_kind_where_another_shape_is_farther_out():
     assert found > 20
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_and_numbers_of_expressions_can_be_chosen(family):
     for scene in SCENES:

@@ -72,6 +72,8 @@ def test_the_same_training_gives_the_same_weights():
     assert torch.equal(run(10)[2], run(10)[2])
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_the_encoder_that_ships_fits_the_default_sizes_and_knows_kinds():
     visual, _ = vision_of(TinyConfig(), seed=0)
     before = next(visual.parameters()).clone()
