@@ -1,12 +1,22 @@
 """Naming one chat corpus of several in a flag: ``uri=FOLDER,weight=2,limit=1000``."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from pipelines.config import PlaceMark, format_pairs, number, parse_pairs
 from samtok.errors import ConfigError
+
+
+def names_apart(uris: Sequence[str]) -> list[str]:
+    """Returns the last parts of each URI, as few as tell different ones apart."""
+    parts = [uri.rstrip("/").split("/") for uri in uris]
+    for depth in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(set(map(tuple, parts))):
+            return names
+    return list(uris)
 
 
 @dataclass(frozen=True)

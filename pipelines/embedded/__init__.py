@@ -5,6 +5,7 @@ They lie below ``runs/embedded``; no other place is ever made. Loads neither tor
     runs/embedded/shapes                                a corpus of images and masks, as COCO
     runs/embedded/{gres,gcg}-{train,val}/{shapes,words,chats}
                                                         referring questions, or captions with masks
+    runs/embedded/vqa-{train,val}/{shapes,chats}        questions that no mask answers, half without an image
     runs/embedded/gres-train/replies.jsonl              a thought about each question, by a template
 """
 
@@ -15,7 +16,7 @@ from pipelines.storage import lease
 
 FOLDER = "runs/embedded"
 SHAPES = "shapes"
-CHATS = ("gres-train", "gres-val", "gcg-train", "gcg-val")
+CHATS = ("gres-train", "gres-val", "gcg-train", "gcg-val", "vqa-train", "vqa-val")
 DONE = {
     SHAPES: "annotations/instances_val.json",
     **dict.fromkeys(CHATS, "chats/_MANIFEST.json"),
@@ -46,7 +47,7 @@ def missing(config: RunConfig) -> tuple[str, ...]:
 
 def make(config: RunConfig) -> None:
     """Makes them."""
-    from pipelines.embedded.corpora import make_chats, make_shapes  # load what jobs load
+    from pipelines.embedded.corpora import make_chats, make_questions, make_shapes  # load what jobs load
 
     with lease.held(absolute(FOLDER), patient=True):  # another job may be making them
         for folder in missing(config):
@@ -55,4 +56,7 @@ def make(config: RunConfig) -> None:
                 make_shapes(folder)
             else:
                 task, _, split = name.partition("-")
-                make_chats(folder, "gcg" if task == "gcg" else "gres", held_out=split == "val")
+                if task == "vqa":
+                    make_questions(folder, held_out=split == "val")
+                else:
+                    make_chats(folder, "gcg" if task == "gcg" else "gres", held_out=split == "val")

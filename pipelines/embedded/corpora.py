@@ -7,13 +7,14 @@ from typing import Literal
 
 from pipelines import storage
 from pipelines.chats.corpus import load_chat_corpus, rows_of
-from pipelines.dialogues.config import ComposeDialoguesConfig
+from pipelines.dialogues.config import ComposeDialoguesConfig, JsonlConfig
 from pipelines.dialogues.job import compose_dialogues
 from pipelines.ingestion import shapes_corpus
 from pipelines.ingestion.config import HELD_OUT_INDEX, PRESETS, ExpressionsConfig, ShapesConfig
 from pipelines.ingestion.corpora import CorpusConfig
 from pipelines.tokenization.config import TokenizeCorpusConfig
 from pipelines.tokenization.job import tokenize_corpus
+from samtok import folders
 from samtok.errors import ClusterError
 from samtok.shapes import TOUR_WORLD
 
@@ -37,6 +38,35 @@ def make_shapes(folder: str) -> None:
     """Writes held-out scenes with exact masks as a COCO corpus."""
     log.info("embedded corpus: %d scenes in %s", NUM_SHAPES, folder)
     shapes_corpus.make_shapes(dataclasses.replace(PRESETS["heldout"], num_images=NUM_SHAPES, out=folder))
+
+
+def make_questions(folder: str, *, held_out: bool = False) -> None:
+    """Makes a chat corpus of questions that no mask answers, half of them about no image, beside the scenes
+    that they are about; held out as ``make_chats``."""
+    split = "val" if held_out else "train"
+    shapes, chats = (storage.join(folder, name) for name in ("shapes", "chats"))
+    log.info("embedded corpus: questions without masks in %s", chats)
+    shapes_corpus.make_shapes(
+        ShapesConfig(
+            out=shapes,
+            format="vqa",
+            num_images=NUM_HELD_OUT if held_out else NUM_SCENES,
+            split=split,
+            first_index=HELD_OUT_INDEX if held_out else 0,
+            world=TOUR_WORLD,
+        )
+    )
+    spoken = folders.read_config(TOKENIZER, read=storage.read_bytes).quantizer
+    source = JsonlConfig(
+        source=storage.join(shapes, "vqa.jsonl"),
+        images=shapes,
+        dataset="shapes-vqa",
+        split=split,
+        num_codes=spoken.num_codes,
+        num_levels=spoken.num_levels,
+    )
+    if compose_dialogues(ComposeDialoguesConfig(jsonl=source, out=chats, report_samples=0, tracking="off")):
+        raise ClusterError(f"the embedded corpus {folder} could not be made; the reason is above.")
 
 
 def make_chats(folder: str, task: Task, *, held_out: bool = False) -> None:

@@ -14,7 +14,7 @@ from samtok.shapes import FAMILIES, TOUR_WORLD, WORLD_VERSION, Family, WorldConf
 STARTED, COMPLETE = "shapes.started", "shapes.complete"
 """Files in the folder of a synthetic corpus, the first and the last that are written."""
 
-Format = Literal["coco", "sa1b", "refer", "granf", "psg", "dam"]
+Format = Literal["coco", "sa1b", "refer", "granf", "psg", "dam", "vqa"]
 
 
 @config
@@ -49,7 +49,8 @@ class ShapesConfig:
     """Folder or s3:// prefix of the corpus; one corpus each."""
     format: Format = "coco"
     """Layout: COCO instances, SA-1B side-cars, refer (gRefCOCO: referring expressions), granf (grounded
-    captions), psg (panoptic maps and relations), dam (a caption for every mask)."""
+    captions), psg (panoptic maps and relations), dam (a caption for every mask), vqa (chats without masks,
+    half of them without an image, for --jsonl.source of compose_dialogues)."""
     world: WorldConfig = field(default_factory=WorldConfig)
     expressions: ExpressionsConfig = field(default_factory=ExpressionsConfig)
     """refer: expressions of each scene."""

@@ -6,6 +6,7 @@
     GranDf            OUT/granf.json, OUT/train/000000000001.jpg
     PSG               OUT/psg.json, OUT/annotations/panoptic_train/000000000001.png, images as before
     DAM               OUT/annotations.json, images as before
+    chats             OUT/vqa.jsonl, images as before
 
 Image ids are the scene's index + 1, so corpora of disjoint ranges can share a table. The same config gives
 the same bytes: repeating a killed run finishes it, a finished corpus is left alone, and a folder with
@@ -21,7 +22,7 @@ from typing import Any
 from pipelines import storage
 from pipelines.ingestion.config import COMPLETE, STARTED, Format, ShapesConfig
 from pipelines.ingestion.shapes_coco import coco_files
-from pipelines.ingestion.shapes_layouts import dam_files, granf_files, psg_files, refer_files
+from pipelines.ingestion.shapes_layouts import dam_files, granf_files, psg_files, refer_files, vqa_files
 from pipelines.ingestion.shapes_sa1b import sa1b_files
 from pipelines.ingestion.shapes_scenes import json_bytes
 from pipelines.job import config_json
@@ -49,6 +50,7 @@ _WRITERS: dict[Format, Callable[[ShapesConfig], int]] = {
     "granf": granf_files,
     "psg": psg_files,
     "dam": dam_files,
+    "vqa": vqa_files,
 }
 
 

@@ -4,7 +4,9 @@
 - psg: panoptic maps and relations (Jingkang50/OpenPSG);
 - dam: a caption for every mask (NVlabs/describe-anything, as extracted);
 - refer: referring expressions in gRefCOCO's layout (henghuiding/gRefCOCO), one sentence to a ref, and in an
-  extra field, which real files lack, ``tags`` (``samtok.shapes.referring``).
+  extra field, which real files lack, ``tags`` (``samtok.shapes.referring``);
+- vqa: chats without masks in ms-swift's form, of each image a question that words answer, and one about no
+  image at all.
 
 Each writer returns the number of masks.
 """
@@ -29,6 +31,8 @@ from samtok.shapes import (
     grounded_caption,
     referring_expressions,
     relations,
+    text_question,
+    visual_question,
 )
 
 
@@ -138,6 +142,23 @@ def _label_map(scene: Scene) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(channels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def vqa_files(config: ShapesConfig) -> int:
+    """Writes ``vqa.jsonl`` and the images; returns the number of masks, which is 0."""
+    lines = []
+    for scene in common.pictured(config):
+        rng = np.random.default_rng([scene.seed, scene.index, common.LANGUAGE_STREAM])
+        image = f"{config.split}/{common.image_name(scene, config)}"
+        for images, said in (([image], visual_question(scene, rng)), ([], text_question(rng))):
+            asked, answer = said
+            messages = [
+                {"role": "user", "content": "<image>" * len(images) + asked},
+                {"role": "assistant", "content": answer},
+            ]
+            lines.append(common.json_bytes({"messages": messages, "images": images}) + b"\n")
+    storage.write_bytes(storage.join(config.out, "vqa.jsonl"), b"".join(lines))
+    return 0
 
 
 def refer_files(config: ShapesConfig) -> int:

@@ -41,9 +41,10 @@ class ValidationConfig(BaseValidationConfig):
     """Validation on held-out chats during training and at its end; the best model is exported."""
 
     chats: tuple[ChatCorpusText, ...] = ()
-    """Held-out chat corpora, written as --chats; without any there is no validation."""
+    """Held-out chat corpora, written as --chats; without any there is no validation. Of several the loss of
+    each is told apart too."""
     every: AtLeast1 = 200
-    """Steps between validations."""
+    """Steps between validations; there is one before the first step and one after the last."""
     samples: AtLeast1 = 64
     """Held-out chats whose loss is taken, the first of the held-out corpora."""
     generations: AtLeast0 = 8

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from pipelines.training.mixture import Mixture
 from samtok.errors import DataError
 from samtok.mllm.chat import Encoded
 from samtok.mllm.family import Adapter
+
+E = TypeVar("E", bound=Encoded)
 
 _READS = 0x63686174
 """Last word of the seeds here, so that no other use of the run's seed draws the same numbers."""
@@ -68,7 +70,7 @@ def step_loader(
     return StepLoader(preparer, mixture, config, rank=rank)
 
 
-def micro_batches(samples: Sequence[Encoded], size: int) -> list[list[Encoded]]:
+def micro_batches(samples: Sequence[E], size: int) -> list[list[E]]:
     """Cuts a worker's share of a step into micro-batches of chats of like length, shortest first.
 
     The order decides nothing but rounding: a step's loss is a mean over all of its learnt tokens.
@@ -77,7 +79,7 @@ def micro_batches(samples: Sequence[Encoded], size: int) -> list[list[Encoded]]:
     return [ordered[first : first + size] for first in range(0, len(ordered), size)]
 
 
-def alike(batches: Sequence[Sequence[Encoded]], adapter: Adapter) -> list[list[Encoded]]:
+def alike(batches: Sequence[Sequence[E]], adapter: Adapter) -> list[list[E]]:
     """Makes micro-batches that use the same parts of the model as those of the other workers; collective.
 
     One without images gets a blank one if another worker has an image in the micro-batch of the same place.

@@ -6,14 +6,17 @@
 import dataclasses
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from typing import Any
 
 import torch
+from torch.nn.functional import cross_entropy
 
 from pipelines.chats import corpus as chats
 from pipelines.chats.source import ChatSource, Row, encode_row, load_images
+from pipelines.chats.spec import names_apart
 from pipelines.generation.engine import HfEngine
 from pipelines.sft.config import TrainMllmConfig
 from pipelines.sft.data import alike, micro_batches
@@ -28,6 +31,13 @@ from samtok.ranks import sum_over_ranks
 from samtok.words import parse_words_lenient
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class HeldOut(Encoded):
+    """A held-out chat, and the number of its corpus."""
+
+    source: int = 0
 
 
 class Validator:
@@ -51,41 +61,50 @@ class Validator:
         alike: bool = False,
     ) -> None:
         self.model, self.adapter, self.config, self.alike = model, adapter, config, alike
-        places = islice(in_turn(sources), config.validation.samples)
+        number = {id(source): n for n, source in enumerate(sources)}
+        places = list(islice(in_turn(sources), config.validation.samples))
         self.rows = [source.row(index) for source, index in places]
+        self.names = names_apart([source.corpus.uri for source in sources])
+        self._numbered = [
+            (row, number[id(source)]) for row, (source, _) in zip(self.rows, places, strict=True)
+        ]
 
-    @torch.inference_mode()
+    @torch.no_grad()  # in inference mode ZeRO-3 would keep weights that cannot be trained
     def measure(self) -> dict[str, float]:
         """Returns ``loss`` per learnt token, the shares of ``tokens`` and ``codes`` (words between start and
-        end) that the model predicts after the true text before them, and the number of ``samples``."""
+        end) that the model predicts after the true text before them, and the number of ``samples``; of
+        several corpora ``loss/NAME`` of each."""
         was_training = self.model.training
         self.model.eval()
-        sums = torch.zeros(6, dtype=torch.float64, device=self.model.device)
+        sums = torch.zeros(6 + 2 * len(self.names), dtype=torch.float64, device=self.model.device)
         for batch in self._own:
             sums += self._sums(batch)
         self.model.train(was_training)
-        loss, learnt, right, codes, right_codes, samples = sum_over_ranks(sums).tolist()
+        loss, learnt, right, codes, right_codes, samples, *apart = sum_over_ranks(sums).tolist()
+        by_corpus = zip(self.names, apart[::2], apart[1::2], strict=True)
+        losses = {f"loss/{name}": own / tokens for name, own, tokens in by_corpus if tokens}
         return {
             "loss": loss / max(learnt, 1),
             "tokens": right / max(learnt, 1),
             "codes": right_codes / max(codes, 1),
             "samples": samples,
+            **(losses if len(self.names) > 1 else {}),
         }
 
     @cached_property
-    def _own(self) -> list[list[Encoded]]:
+    def _own(self) -> list[list[HeldOut]]:
         """Returns this worker's held-out chats in micro-batches, filled up with chats that do not count to
         the most of any."""
         unusable: list[str] = []
-        share = self.rows[world.rank() :: world.size()]
-        own = [s for row in share if (s := self._encode(row, unusable)) is not None]
+        share = self._numbered[world.rank() :: world.size()]
+        own = [s for held in share if (s := self._encode(*held, unusable)) is not None]
         if unusable:
             log.warning(
                 "%d of %d held-out chats cannot be used and are left out; the first is %s",
                 *(len(unusable), len(share), unusable[0]),
             )
         missing = max(world.gathered([len(own)])) - len(own)
-        usable = own or [s for row in self.rows if (s := self._encode(row, unusable)) is not None]
+        usable = own or [s for held in self._numbered if (s := self._encode(*held, unusable)) is not None]
         if not usable:
             raise DataError(
                 f"none of the first {len(self.rows)} chats of --validation.chats can be used. Are "
@@ -96,25 +115,29 @@ class Validator:
         batches = micro_batches(own, self.config.micro)
         return alike(batches, self.adapter) if self.alike else batches
 
-    def _encode(self, row: Row, unusable: list[str]) -> Encoded | None:
+    def _encode(self, row: Row, source: int, unusable: list[str]) -> HeldOut | None:
         """Encodes a sample, or says in the list why that is not possible."""
         try:
             most = self.config.sampling.max_tokens
-            return encode_row(self.adapter, row, max_tokens=most, max_pixels=self.config.max_image_pixels)
+            found = encode_row(self.adapter, row, max_tokens=most, max_pixels=self.config.max_image_pixels)
+            return HeldOut(**vars(found), source=source)
         except DataError as error:
             unusable.append(f"{row['sample_id']}: {error}")
             return None
 
-    def _sums(self, samples: Sequence[Encoded]) -> torch.Tensor:
+    def _sums(self, samples: Sequence[HeldOut]) -> torch.Tensor:
         batch = self.adapter.collate(samples, device=self.model.device)
         with autocast(self.model, self.config.precision):
             logits, targets = answer_logits(self.model, batch)
-        loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+        loss = cross_entropy(logits, targets, reduction="sum")
+        of = torch.tensor([n for s in samples for n in [s.source] * s.num_learnt], device=targets.device)
+        each = cross_entropy(logits, targets, reduction="none")
+        apart = [part for n in range(len(self.names)) for part in (each[of == n].sum(), (of == n).sum())]
         right = logits.argmax(dim=-1) == targets
         codes = [id_ for level in self.adapter.word_ids.codes for id_ in level]
         is_code = torch.isin(targets, torch.tensor(codes, device=targets.device))
         counted = sum(sample.num_learnt > 0 for sample in samples)
-        counts = [len(targets), right.sum(), is_code.sum(), (right & is_code).sum(), counted]
+        counts = [len(targets), right.sum(), is_code.sum(), (right & is_code).sum(), counted, *apart]
         return torch.stack(
             [torch.as_tensor(value, device=logits.device).double() for value in (loss, *counts)]
         )

@@ -1,5 +1,7 @@
 """Presets of ``jobs/train_mllm.py``."""
 
+import dataclasses
+
 import tyro
 
 from pipelines.sft.config import EngineConfig, SamplingConfig, TrainMllmConfig, ValidationConfig
@@ -7,20 +9,40 @@ from pipelines.training.config import CheckpointsConfig, OptimizerConfig, Traine
 
 _REQUIRED = tyro.MISSING
 
+_SMOKE = TrainMllmConfig(
+    out="runs/mllm-trained",
+    model="tour-mllm",
+    chats=("runs/embedded/gres-train/chats",),
+    tokenizer="tour",
+    sampling=SamplingConfig(samples_per_step=8, max_tokens=1024),
+    steps=12,
+    optimizer=OptimizerConfig(lr=1e-4, warmup_steps=3),
+    validation=ValidationConfig(
+        chats=("runs/embedded/gres-val/chats",), every=6, samples=16, generations=4, max_new_tokens=40
+    ),
+    checkpoints=CheckpointsConfig(every=6),
+)
+
 PRESETS: dict[str, TrainMllmConfig] = {
     # A few steps of the shipped tiny model on synthetic questions; the numbers mean nothing.
-    "smoke": TrainMllmConfig(
-        out="runs/mllm-trained",
-        model="tour-mllm",
-        chats=("runs/embedded/gres-train/chats",),
-        tokenizer="tour",
-        sampling=SamplingConfig(samples_per_step=8, max_tokens=1024),
-        steps=12,
-        optimizer=OptimizerConfig(lr=1e-4, warmup_steps=3),
-        validation=ValidationConfig(
-            chats=("runs/embedded/gres-val/chats",), every=6, samples=16, generations=4, max_new_tokens=40
+    "smoke": _SMOKE,
+    # Questions that masks answer beside some that words answer, half of these without an image; they are a
+    # third of what is drawn. About 3 minutes; the held-out loss of words went from 14.1 to 0.56, of masks
+    # from 0.13 to 0.23.
+    "mixture": dataclasses.replace(
+        _SMOKE,
+        out="runs/mllm-mixture",
+        chats=("uri=runs/embedded/gres-train/chats,weight=2", "uri=runs/embedded/vqa-train/chats,weight=1"),
+        sampling=SamplingConfig(samples_per_step=16, max_tokens=1024),
+        steps=240,
+        optimizer=OptimizerConfig(lr=1e-3, warmup_steps=5),
+        validation=dataclasses.replace(
+            _SMOKE.validation,
+            chats=("runs/embedded/gres-val/chats", "runs/embedded/vqa-val/chats"),
+            every=80,
+            samples=64,
         ),
-        checkpoints=CheckpointsConfig(every=6),
+        checkpoints=CheckpointsConfig(every=80),
     ),
     # The tiny model of `make tour`. Its vision encoder and projector know shapes and stay as they are. For a
     # thousand steps it learns where shapes can be, then, all at once, which of them is meant.

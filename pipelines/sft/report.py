@@ -52,8 +52,10 @@ def _curves(record: Mapping[str, Any], history: Sequence[Row]) -> bytes:
     def held_out(name: str, label: str) -> Curve:
         return Curve(label, column(validations, "step"), column(validations, name))
 
+    losses = [train("loss", "train"), held_out("loss", "held out")]
+    losses += [held_out(name, name.removeprefix("loss/")) for name in training.names_of(validations, "loss/")]
     panels = [
-        CurvePanel("loss per learnt token", [train("loss", "train"), held_out("loss", "held out")], log=True),
+        CurvePanel("loss per learnt token", losses, log=True),
         CurvePanel(
             "accuracy of the next token, held out",
             [held_out("tokens", "all tokens"), held_out("codes", "codes of masks")],
@@ -83,11 +85,12 @@ def _tiles(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _validations(validations: Sequence[Row]) -> html.Block:
     shown, note = training.validations_shown(validations, training.place_of_best(validations))
-    rows = []
+    rows, apart = [], training.names_of(validations, "loss/")
     for row, best in shown:
-        numbers = [html.decimal(row["step"], 0), html.decimal(row["loss"], 4)]
+        numbers = [html.decimal(row["step"], 0), *(html.decimal(row.get(n), 4) for n in ("loss", *apart))]
         shares = [html.share_of(row[name], 1) for name in ("tokens", "codes")]
         rows.append([*numbers, *shares, html.decimal(row["samples"], 0), best])
-    heads = ["steps done", "loss", "token accuracy", "code accuracy", "chats", ""]
+    of_corpora = [name.replace("loss/", "loss of ") for name in apart]
+    heads = ["steps done", "loss", *of_corpora, "token accuracy", "code accuracy", "chats", ""]
     empty = "There were no held-out chats."
     return html.card(html.grid(heads, rows, numbers=range(len(heads) - 1), empty=empty), note=note)

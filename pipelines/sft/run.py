@@ -25,9 +25,10 @@ def train(ready: PreparedMllm, tracker: Tracker) -> None:
 
 def _validation_line(body: Mapping[str, Any]) -> str:
     best = ", the best so far" if body["best"] else ""
+    apart = "".join(f", {name} {body[name]:.4f}" for name in body if name.startswith("loss/"))
     return (
         f"held out after {body['step']} steps: loss {body['loss']:.4f}, {100 * body['tokens']:.1f} % of "
-        f"tokens and {100 * body['codes']:.1f} % of codes right after the true text{best}"
+        f"tokens and {100 * body['codes']:.1f} % of codes right after the true text{apart}{best}"
     )
 
 

@@ -42,7 +42,7 @@ def train_worker(task: PreparedMllm, notify: Notify, device: torch.device | str 
 class MllmWorker(TrainWorker[TrainMllmConfig, PreparedChat]):
     """One worker of a run; of its notices ``generations`` names a file of answers."""
 
-    unit, score = "tokens", "loss"
+    unit, score, measures_first = "tokens", "loss", True
 
     def __init__(self, task: PreparedMllm, notify: Notify, model: Any, adapter: Adapter) -> None:
         self.model, self.adapter, config = model, adapter, task.config

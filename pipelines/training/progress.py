@@ -44,7 +44,7 @@ class Progress:
         self._sums: dict[str, list[float]] = defaultdict(list)
         self._shown_at = clock()
         self._seconds_per_step: float | None = None
-        self._validated = 0
+        self._validated = -1
 
     def handle(self, events: Sequence[Event]) -> None:
         """Is the callback of ``fit_on_ray``."""

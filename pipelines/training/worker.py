@@ -94,6 +94,8 @@ class TrainWorker(ABC, Generic[C, P]):
     """Metric of a step that is summed over the run, such as masks."""
     score: ClassVar[str]
     """Measure of a validation by which the best one is found."""
+    measures_first: ClassVar[bool] = False
+    """Whether there is a validation before the first step too, which is never the best one."""
 
     def __init__(
         self, task: Prepared[C], notify: Notify, trainer: StepTaker, validation: ValidationConfig | None
@@ -156,6 +158,8 @@ class TrainWorker(ABC, Generic[C, P]):
     def run(self) -> None:
         """Goes through all steps that are left."""
         self._resume()
+        if self.measures_first and self.validation is not None and not self.trainer.steps.done:
+            self._validate(0)
         clock, cpu = time.monotonic(), time.process_time()
         for parts in self.parts(self.trainer.steps.done):
             metrics = self.take_step(parts)
@@ -223,14 +227,15 @@ class TrainWorker(ABC, Generic[C, P]):
     def _validate(self, done: int) -> None:
         """Measures, and exports the model if it is the best so far."""
         found = self.measure()
-        row = {"step": done, **found, "best": self.is_better(found, self.tally.best)}
+        row = {"step": done, **found, "best": done > 0 and self.is_better(found, self.tally.best)}
         self.tally.validations.append(row)
         if row["best"]:
             self.tally.best = {"step": done, self.score: found[self.score]}
             self._export("best", {"step": done, "validation": row})
         if self.rank == 0:
             self.notify("validation", row)
-        self.after_validation()
+        if done:
+            self.after_validation()
 
     def _export(self, name: str, facts: Mapping[str, Any]) -> None:
         self.export(storage.join(self.out, name), {**self.task.lineage, "run": self.out, **facts})

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from samtok.mllm.pretrained import lacks_memory, read_model
 from samtok.mllm.rows import check_rows
 from samtok.mllm.vocab import MaskVocabulary
 
+E = TypeVar("E", bound=Encoded)
 Picture = Image.Image | np.ndarray
 """An RGB image: of PIL, or H x W x 3 uint8."""
 
@@ -264,7 +265,7 @@ class Adapter(ABC):
                 reason="processor",
             ) from error
 
-    def with_blank_image(self, sample: Encoded) -> Encoded:
+    def with_blank_image(self, sample: E) -> E:
         """Returns a dialogue without images with a blank one behind its end, by which no loss changes.
 
         No token of the dialogue sees it, and nothing of it is learnt, but a batch with it goes through the
@@ -272,10 +273,11 @@ class Adapter(ABC):
         """
         blank = self._blank
         return replace(
-            blank,
+            sample,
             input_ids=torch.cat([sample.input_ids, blank.input_ids]),
             labels=torch.cat([sample.labels, blank.labels]),
             mm_token_type_ids=torch.cat([sample.mm_token_type_ids, blank.mm_token_type_ids]),
+            vision=blank.vision,
         )
 
     @cached_property

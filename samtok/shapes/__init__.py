@@ -1,7 +1,14 @@
 """Synthetic scenes with exact masks and true sentences: the corpus that needs no download."""
 
 from samtok.shapes.drawing import KINDS, PALETTE
-from samtok.shapes.language import PREDICATES, description, grounded_caption, relations
+from samtok.shapes.language import (
+    PREDICATES,
+    description,
+    grounded_caption,
+    relations,
+    text_question,
+    visual_question,
+)
 from samtok.shapes.outline import trace_outline
 from samtok.shapes.referring import FAMILIES, Expression, Family, referring_expressions
 from samtok.shapes.world import TOUR_WORLD, WORLD_VERSION, Scene, ShapeObject, WorldConfig, make_scene
@@ -23,5 +30,7 @@ __all__ = [
     "make_scene",
     "referring_expressions",
     "relations",
+    "text_question",
     "trace_outline",
+    "visual_question",
 ]

@@ -99,6 +99,22 @@ def grounded_caption(scene: Scene, rng: np.random.Generator) -> tuple[str, list[
     return _write(([_enumeration(listed, rng)] if listed else []) + pairs)
 
 
+def visual_question(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+    """Draws a question about a scene that words alone answer: a colour, or how many shapes there are."""
+    kinds = [shape.kind for shape in scene.objects]
+    single = [shape for shape in scene.objects if kinds.count(shape.kind) == 1]
+    if single and rng.random() < 0.5:
+        shape = single[int(rng.integers(len(single)))]
+        return f"What colour is the {shape.kind}?", f"It is {shape.colour}."
+    return "How many shapes are there?", f"I count {_NUMBERS[len(kinds)]}."
+
+
+def text_question(rng: np.random.Generator) -> tuple[str, str]:
+    """Draws a question that needs no image: ``What is two plus three?``, ``It is five.``"""
+    one, other = (int(number) for number in rng.integers(1, 6, 2))
+    return f"What is {_NUMBERS[one]} plus {_NUMBERS[other]}?", f"It is {_NUMBERS[one + other]}."
+
+
 def description(shape: ShapeObject) -> str:
     """Returns size, colour and kind of a shape: ``a large red circle``."""
     return _counted(Phrase(shape.size, shape.colour, shape.kind), 1)

@@ -13,6 +13,7 @@ from pipelines.chats.source import ChatSource
 from pipelines.chats.spec import ChatCorpusSpec
 from pipelines.sft.config import EngineConfig, SamplingConfig, TrainMllmConfig
 from pipelines.sft.data import PreparedChat, micro_batches, step_loader
+from pipelines.sft.evaluate import Validator
 from pipelines.sft.job import train_mllm
 from pipelines.sft.loop import Trainer
 from pipelines.sft.presets import PRESETS
@@ -23,7 +24,7 @@ from pipelines.training.loader import StepLoader
 from pipelines.training.steps import TrainingDiverged
 from samtok.errors import CheckpointError, ConfigError, DataError
 from samtok.mllm.adapters import load_adapter
-from tests.mllm_evaluations import World, strip_row, write_chats
+from tests.mllm_evaluations import World, strip_row, without_image, write_chats
 from tests.sft import EPOCH, ready, short, train, validation, weights_of
 from tests.training import curve_of, record_of
 
@@ -214,12 +215,27 @@ def test_other_settings_in_the_same_folder_are_refused(world, whole):
 
 def test_looks_tell_loss_shares_and_answers_of_held_out_chats(whole):
     looks = record_of(whole)["validations"]
-    assert [look["step"] for look in looks] == [6, 12]
+    assert [(look["step"], look["best"]) for look in looks] == [(0, False), (6, True), (12, True)]
     for look in looks:
         assert look["samples"] == 8 and 0 <= look["codes"] <= 1 and 0 <= look["tokens"] <= 1
     answers = json.loads((whole / "generations" / "00000012.json").read_text())
     assert len(answers) == 2
     assert {"question", "truth", "answer", "codes", "image", "size_hw", "sample_id"} == set(answers[0])
+
+
+def test_the_loss_of_each_held_out_corpus_is_told_apart(world, tmp_path):
+    rows = [without_image(row) for row in world.rows]
+    text = write_chats(tmp_path / "text", rows, weights_sha256=world.sha256)
+    held_out = validation(world.chat, text, samples=10)
+    task = ready(short(world, tmp_path / "out", validation=held_out))
+    adapter = load_adapter(world.model)
+    model = adapter.load_model(world.model)
+    found = Validator(model, adapter, task.held_out, task.config).measure()
+    half = dataclasses.replace(task.config, validation=dataclasses.replace(held_out, samples=5))
+    for source, name in zip(task.held_out, ("chat", "text"), strict=True):
+        alone = Validator(model, adapter, [source], half).measure()
+        assert found[f"loss/{name}"] == pytest.approx(alone["loss"], rel=1e-5) and len(alone) == 4
+    assert found["loss/chat"] != pytest.approx(found["loss/text"], rel=1e-2)
 
 
 def test_a_picture_shows_questions_truth_and_answers(world, whole):

@@ -193,7 +193,7 @@ def test_a_side_car_has_all_published_fields(tmp_path):
 
 # --- repeating --------------------------------------------------------------------------------------------
 
-FORMATS = [(name, {}) for name in ("coco", "refer", "granf", "psg", "dam")]
+FORMATS = [(name, {}) for name in ("coco", "refer", "granf", "psg", "dam", "vqa")]
 FORMATS += [("sa1b", {"layout": layout, "images_per_folder": 5}) for layout in LAYOUTS]
 
 
