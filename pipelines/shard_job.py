@@ -173,7 +173,9 @@ def _stop_early(plan: Plan, counts: Counter[str], units: Sequence[Unit], limit: 
         rejected, done = counts[unit.rejected], counts[unit.total]
         certain = unit.in_plan and rejected > limit * planned
         if certain or (done >= ENOUGH and rejected > limit * done):
-            because = rejects.summary(rejects.of_corpus(plan.out, shards.manifest_of(plan))).rstrip(".")
+            found = shards.manifest_of(plan)  # with shards that were committed meanwhile
+            rejected, done = found["totals"][unit.rejected], found["totals"][unit.total]
+            because = rejects.summary(rejects.of_corpus(plan.out, found)).rstrip(".")
             raise DataError(
                 f"{rejected} of {planned if certain else f'the first {done}'} {unit.name} cannot be used "
                 f"already; --max-reject-rate allows {limit:.1%}, and more lets the same command go on; "

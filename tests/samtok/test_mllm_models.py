@@ -146,7 +146,7 @@ def test_packed_attention_without_positions_is_refused(folders):
     model = adapter.load_model(folders["qwen2_5_vl"])
     attend_by_dialogue(model)
     attention = model.model.language_model.layers[0].self_attn
-    hidden, turns = torch.zeros(1, 5, 64), (torch.ones(1, 5, 16), torch.zeros(1, 5, 16))
+    hidden, turns = torch.zeros(1, 5, 64), (torch.ones(1, 5, 32), torch.zeros(1, 5, 32))
     with pytest.raises(ValueError, match="positions of its text.*did not hand them to Qwen2_5_VLAttention"):
         attention(hidden, attention_mask=torch.empty(0), position_embeddings=turns)
 
