@@ -61,12 +61,12 @@ class Validator:
         alike: bool = False,
     ) -> None:
         self.model, self.adapter, self.config, self.alike = model, adapter, config, alike
-        number = {id(source): n for n, source in enumerate(sources)}
-        places = list(islice(in_turn(sources), config.validation.samples))
-        self.rows = [source.row(index) for source, index in places]
-        self.names = names_apart([source.corpus.uri for source in sources])
-        self._numbered = [
-            (row, number[id(source)]) for row, (source, _) in zip(self.rows, places, strict=True)
+        uris = [source.corpus.uri for source in sources]
+        named = dict(zip(uris, names_apart(uris), strict=True))
+        self.names = [*dict.fromkeys(named.values())]  # a corpus that is given twice is one
+        places = islice(in_turn(sources), config.validation.samples)
+        self.rows = [
+            (source.row(index), self.names.index(named[source.corpus.uri])) for source, index in places
         ]
 
     @torch.no_grad()  # in inference mode ZeRO-3 would keep weights that cannot be trained
@@ -96,7 +96,7 @@ class Validator:
         """Returns this worker's held-out chats in micro-batches, filled up with chats that do not count to
         the most of any."""
         unusable: list[str] = []
-        share = self._numbered[world.rank() :: world.size()]
+        share = self.rows[world.rank() :: world.size()]
         own = [s for held in share if (s := self._encode(*held, unusable)) is not None]
         if unusable:
             log.warning(
@@ -104,7 +104,7 @@ class Validator:
                 *(len(unusable), len(share), unusable[0]),
             )
         missing = max(world.gathered([len(own)])) - len(own)
-        usable = own or [s for held in self._numbered if (s := self._encode(*held, unusable)) is not None]
+        usable = own or [s for held in self.rows if (s := self._encode(*held, unusable)) is not None]
         if not usable:
             raise DataError(
                 f"none of the first {len(self.rows)} chats of --validation.chats can be used. Are "
@@ -129,9 +129,8 @@ class Validator:
         batch = self.adapter.collate(samples, device=self.model.device)
         with autocast(self.model, self.config.precision):
             logits, targets = answer_logits(self.model, batch)
-        loss = cross_entropy(logits, targets, reduction="sum")
-        of = torch.tensor([n for s in samples for n in [s.source] * s.num_learnt], device=targets.device)
         each = cross_entropy(logits, targets, reduction="none")
+        of = torch.tensor([n for s in samples for n in [s.source] * s.num_learnt], device=targets.device)
         apart = [part for n in range(len(self.names)) for part in (each[of == n].sum(), (of == n).sum())]
         right = logits.argmax(dim=-1) == targets
         codes = [id_ for level in self.adapter.word_ids.codes for id_ in level]
@@ -139,7 +138,7 @@ class Validator:
         counted = sum(sample.num_learnt > 0 for sample in samples)
         counts = [len(targets), right.sum(), is_code.sum(), (right & is_code).sum(), counted, *apart]
         return torch.stack(
-            [torch.as_tensor(value, device=logits.device).double() for value in (loss, *counts)]
+            [torch.as_tensor(value, device=logits.device).double() for value in (each.sum(), *counts)]
         )
 
     def answers(self) -> list[dict[str, Any]]:
@@ -149,7 +148,7 @@ class Validator:
         (texts), and the ``codes`` of both as lists of masks. With weights spread over workers all of them
         must ask the same, so a question that one of them cannot read is left out.
         """
-        one = [row for row in self.rows if len(row["images"]) == 1]
+        one = [row for row, _ in self.rows if len(row["images"]) == 1]
         asked = [row for row in one if row["messages"][-1]["role"] == "assistant"]
         asked = asked[: self.config.validation.generations]
         own = [self._prompt(row) for row in asked]

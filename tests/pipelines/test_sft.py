@@ -236,6 +236,13 @@ def test_the_loss_of_each_held_out_corpus_is_told_apart(world, tmp_path):
         alone = Validator(model, adapter, [source], half).measure()
         assert found[f"loss/{name}"] == pytest.approx(alone["loss"], rel=1e-5) and len(alone) == 4
     assert found["loss/chat"] != pytest.approx(found["loss/text"], rel=1e-2)
+    twice = ready(
+        short(world, tmp_path / "out", validation=validation(f"uri={world.chat},limit=1", world.chat))
+    )
+    both = Validator(model, adapter, [*twice.held_out, task.held_out[1]], task.config).measure()
+    alone = Validator(model, adapter, twice.held_out, twice.config).measure()
+    assert "loss/chat" not in alone  # parts of one corpus are not told apart
+    assert {name for name in both if name.startswith("loss/")} == {"loss/chat", "loss/text"}
 
 
 def test_a_picture_shows_questions_truth_and_answers(world, whole):
