@@ -13,6 +13,8 @@ from torch import Tensor, distributed
 from torch.multiprocessing.spawn import spawn
 
 from pipelines.chats.prompt_selection import load_prompts
+from pipelines.chats.prompts import Prompt, encode_prompt
+from pipelines.chats.source import load_images
 from pipelines.config import WorkerConfig
 from pipelines.grpo.config import GrpoConfig, LearnerConfig, RolloutConfig
 from pipelines.grpo.groups import Group, RolloutTask, Share, outline
@@ -23,6 +25,8 @@ from pipelines.grpo.rollout.sampler import Sampler
 from pipelines.grpo.transport import WeightTransport
 from pipelines.training.config import OptimizerConfig
 from pipelines.training.prepare import Prepared
+from samtok.mllm.chat import Encoded
+from samtok.mllm.family import Adapter
 from samtok.mllm.sampling import Sampled
 from samtok.mllm.tiny.models import TinyConfig, build_tiny
 from samtok.mllm.vocab import MaskVocabulary
@@ -105,6 +109,11 @@ def learner_of(config: GrpoConfig, store: Store | None = None, deepspeed: Any = 
     """A learner in this process."""
     task = Prepared(config=config, fingerprint={}, lineage={}, deepspeed=deepspeed)
     return Learner(task, (store or Store()).transport())
+
+
+def encoded(adapter: Adapter, prompt: Prompt, most: int = 2048) -> Encoded:
+    """A prompt with its images, as samplers encode it."""
+    return encode_prompt(adapter, prompt, most, load_images(prompt.row))
 
 
 def rolled(sampler: Sampler, count: int = 4, *, number: int = 0) -> list[Group]:

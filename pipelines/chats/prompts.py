@@ -181,18 +181,15 @@ def ask_to_think(messages: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def encode_prompt(
-    adapter: "Adapter", prompt: Prompt, max_prompt_tokens: int, images: "Sequence[np.ndarray] | None" = None
+    adapter: "Adapter", prompt: Prompt, max_prompt_tokens: int, images: "Sequence[np.ndarray]"
 ) -> "Encoded":
-    """Encodes a prompt up to where the answer begins; reads its images unless they are given.
+    """Encodes a prompt with its images (``source.load_images``) up to where the answer begins.
 
     Raises:
         DataError: With a reason, if an image or the text cannot be used; ``too_long`` beyond
             ``max_prompt_tokens``.
-        StorageError: If the storage fails.
     """
-    from pipelines.chats.source import load_images  # loads torch
-
-    encoded = adapter.encode_prompt(prompt.turns, load_images(prompt.row) if images is None else images)
+    encoded = adapter.encode_prompt(prompt.turns, images)
     if len(encoded) > max_prompt_tokens:
         raise DataError(
             f"the prompt has {len(encoded)} tokens and at most {max_prompt_tokens} are taken "

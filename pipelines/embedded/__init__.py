@@ -54,9 +54,9 @@ def make(config: RunConfig) -> None:
             name = folder.rpartition("/")[2]
             if name == SHAPES:
                 make_shapes(folder)
+                continue
+            task, _, split = name.partition("-")
+            if task == "vqa":
+                make_questions(folder, held_out=split == "val")
             else:
-                task, _, split = name.partition("-")
-                if task == "vqa":
-                    make_questions(folder, held_out=split == "val")
-                else:
-                    make_chats(folder, "gcg" if task == "gcg" else "gres", held_out=split == "val")
+                make_chats(folder, "gcg" if task == "gcg" else "gres", held_out=split == "val")

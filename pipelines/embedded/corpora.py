@@ -3,14 +3,14 @@
 import dataclasses
 import json
 import logging
-from typing import Literal
+from typing import Any, Literal
 
 from pipelines import storage
 from pipelines.chats.corpus import load_chat_corpus, rows_of
 from pipelines.dialogues.config import ComposeDialoguesConfig, JsonlConfig
 from pipelines.dialogues.job import compose_dialogues
 from pipelines.ingestion import shapes_corpus
-from pipelines.ingestion.config import HELD_OUT_INDEX, PRESETS, ExpressionsConfig, ShapesConfig
+from pipelines.ingestion.config import HELD_OUT_INDEX, PRESETS, ExpressionsConfig, Format, ShapesConfig
 from pipelines.ingestion.corpora import CorpusConfig
 from pipelines.tokenization.config import TokenizeCorpusConfig
 from pipelines.tokenization.job import tokenize_corpus
@@ -43,19 +43,7 @@ def make_shapes(folder: str) -> None:
 def make_questions(folder: str, *, held_out: bool = False) -> None:
     """Makes a chat corpus of questions that no mask answers, half of them about no image, beside the scenes
     that they are about; held out as ``make_chats``."""
-    split = "val" if held_out else "train"
-    shapes, chats = (storage.join(folder, name) for name in ("shapes", "chats"))
-    log.info("embedded corpus: questions without masks in %s", chats)
-    shapes_corpus.make_shapes(
-        ShapesConfig(
-            out=shapes,
-            format="vqa",
-            num_images=NUM_HELD_OUT if held_out else NUM_SCENES,
-            split=split,
-            first_index=HELD_OUT_INDEX if held_out else 0,
-            world=TOUR_WORLD,
-        )
-    )
+    shapes, split = _make_scenes(folder, "vqa", held_out=held_out)
     spoken = folders.read_config(TOKENIZER, read=storage.read_bytes).quantizer
     source = JsonlConfig(
         source=storage.join(shapes, "vqa.jsonl"),
@@ -65,8 +53,7 @@ def make_questions(folder: str, *, held_out: bool = False) -> None:
         num_codes=spoken.num_codes,
         num_levels=spoken.num_levels,
     )
-    if compose_dialogues(ComposeDialoguesConfig(jsonl=source, out=chats, report_samples=0, tracking="off")):
-        raise ClusterError(f"the embedded corpus {folder} could not be made; the reason is above.")
+    _compose(folder, jsonl=source)
 
 
 def make_chats(folder: str, task: Task, *, held_out: bool = False) -> None:
@@ -75,22 +62,10 @@ def make_chats(folder: str, task: Task, *, held_out: bool = False) -> None:
     Held-out ones are of scenes that no other has. Of others with referring questions a file of replies is
     made too.
     """
-    split = "val" if held_out else "train"
-    scenes = NUM_HELD_OUT if held_out else NUM_SCENES
-    shapes, words, chats = (storage.join(folder, name) for name in ("shapes", "words", "chats"))
     layout, file = _FORMATS[task]
-    log.info("embedded corpus: %d scenes become chats in %s", scenes, chats)
-    shapes_corpus.make_shapes(
-        ShapesConfig(
-            out=shapes,
-            format=layout,
-            num_images=scenes,
-            split=split,
-            first_index=HELD_OUT_INDEX if held_out else 0,
-            world=TOUR_WORLD,
-            expressions=ExpressionsConfig(single=2, multi=1, none=1, families=("attributes",)),
-        )
-    )
+    words = storage.join(folder, "words")
+    asked = ExpressionsConfig(single=2, multi=1, none=1, families=("attributes",))
+    shapes, split = _make_scenes(folder, layout, held_out=held_out, expressions=asked)
     corpus = CorpusConfig(
         reader=layout,
         source=storage.join(shapes, file),
@@ -103,15 +78,40 @@ def make_chats(folder: str, task: Task, *, held_out: bool = False) -> None:
             corpus=corpus, out=words, tokenizer=TOKENIZER, workers=0, report_images=0, tracking="off"
         )
     )
-    composed = tokenized or compose_dialogues(
-        ComposeDialoguesConfig(
-            words=(words,), out=chats, tasks=task, wordings=1, report_samples=0, tracking="off"
-        )
-    )
-    if composed:
-        raise ClusterError(f"the embedded corpus {folder} could not be made; the reason is above.")
+    if tokenized:
+        raise _not_made(folder)
+    chats = _compose(folder, words=(words,), tasks=task, wordings=1)
     if task == "gres" and not held_out:
         _write_replies(storage.join(folder, "replies.jsonl"), chats)
+
+
+def _make_scenes(folder: str, layout: Format, *, held_out: bool, **more: Any) -> tuple[str, str]:
+    """Makes scenes of the tour's world; returns where they are, and their split."""
+    scenes, split = (NUM_HELD_OUT, "val") if held_out else (NUM_SCENES, "train")
+    log.info("embedded corpus: %d scenes become chats in %s", scenes, storage.join(folder, "chats"))
+    config = ShapesConfig(
+        out=storage.join(folder, "shapes"),
+        format=layout,
+        num_images=scenes,
+        split=split,
+        first_index=HELD_OUT_INDEX if held_out else 0,
+        world=TOUR_WORLD,
+        **more,
+    )
+    shapes_corpus.make_shapes(config)
+    return config.out, split
+
+
+def _compose(folder: str, **what: Any) -> str:
+    """Composes chats; returns where they are."""
+    chats = storage.join(folder, "chats")
+    if compose_dialogues(ComposeDialoguesConfig(out=chats, report_samples=0, tracking="off", **what)):
+        raise _not_made(folder)
+    return chats
+
+
+def _not_made(folder: str) -> ClusterError:
+    return ClusterError(f"the embedded corpus {folder} could not be made; the reason is above.")
 
 
 def _write_replies(file: str, chats: str) -> None:

@@ -14,7 +14,6 @@ from pipelines.chats.prompts import (
     PromptsConfig,
     PromptSource,
     ask_to_think,
-    encode_prompt,
     prompt_of,
 )
 from pipelines.chats.source import rejected
@@ -24,6 +23,7 @@ from samtok.errors import ConfigError, DataError
 from samtok.mllm.adapters import load_adapter
 from samtok.mllm.tiny.models import build_tiny
 from samtok.mllm.vocab import MaskVocabulary
+from tests.grpo import encoded
 from tests.mllm_evaluations import NUM_CODES, NUM_LEVELS, chat_row, write_chats, write_image
 
 CODES = {"red": (3, 9), "green": (60, 1)}
@@ -223,14 +223,14 @@ def adapter(home):
 
 def test_prompts_are_encoded_up_to_the_answer_and_too_long_ones_are_rejected(home, adapter):
     plain, thinking = load(home / "a"), load(home / "a", thinking=True)
-    short = encode_prompt(adapter, plain.prompt(0), 2048)
+    short = encoded(adapter, plain.prompt(0))
     assert "pixel_values" in short.vision and short.num_learnt == 0
     most = len(short)
-    assert len(encode_prompt(adapter, plain.prompt(0), most)) == most
+    assert len(encoded(adapter, plain.prompt(0), most)) == most
     rejects = []
     for index in range(8):
         try:
-            encode_prompt(adapter, thinking.prompt(index), most)
+            encoded(adapter, thinking.prompt(index), most)
         except DataError as error:
             rejects.append(rejected(thinking.row(index), error))
     assert [entry["reason"] for entry in rejects] == ["too_long"] * 8
@@ -242,7 +242,7 @@ def test_samples_that_cannot_be_asked_say_why(home, adapter):
     gone = {**row, "images": [{**row["images"][0], "uri": str(home / "gone.png")}]}
     words = {"num_codes": NUM_CODES, "num_levels": NUM_LEVELS, "thinking": False}
     with pytest.raises(DataError) as error:
-        encode_prompt(adapter, prompt_of(gone, **words), 2048)
+        encoded(adapter, prompt_of(gone, **words))
     assert error.value.reason == "image_missing"
     thought = {
         **row["messages"][1],

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from pipelines.chats.corpus import load_chat_corpus, rows_of
-from pipelines.chats.prompts import PromptsConfig, encode_prompt
+from pipelines.chats.prompts import PromptsConfig
 from pipelines.grpo.actors import Traced
 from pipelines.grpo.config import GrpoConfig, PromptValidationConfig, RolloutConfig
 from pipelines.grpo.groups import Group, RolloutTask
 from pipelines.grpo.rollout.sampler import Sampler
 from pipelines.training.steps import mixed_seed
-from tests.grpo import CODES, CPU, MAX_TOKENS, World, rolled
+from tests.grpo import CODES, CPU, MAX_TOKENS, World, encoded, rolled
 from tests.mllm_evaluations import strip_row, write_chats
 
 
@@ -69,7 +69,7 @@ def test_tokens_in_groups_are_exactly_those_that_were_sampled(world, sampler):
     """Text is made from tokens and never the other way: tokens of a text are often others."""
     config, adapter = sampler.config, sampler.engine.adapter
     groups = rolled(sampler, number=2)
-    prompts = [encode_prompt(adapter, sampler.prompts.prompt(n), 2048) for n in range(4)]
+    prompts = [encoded(adapter, sampler.prompts.prompt(n)) for n in range(4)]
     seed = mixed_seed(config.seed, 0x726F6C6C, 2)
     drawn = sampler.engine.sample(prompts, responses=config.rollout.group_size, seed=seed)
     assert ids_of(groups) == [said.ids.tolist() for group in drawn for said in group]
@@ -84,7 +84,7 @@ def test_tokens_in_groups_are_exactly_those_that_were_sampled(world, sampler):
 
 def test_learners_read_the_prompt_as_samplers_did(sampler):
     for number, group in enumerate(rolled(sampler)):
-        prompt = encode_prompt(sampler.engine.adapter, sampler.prompts.prompt(number), 2048)
+        prompt = encoded(sampler.engine.adapter, sampler.prompts.prompt(number))
         read = group.encoded
         assert torch.equal(read.input_ids, prompt.input_ids)
         assert torch.equal(read.mm_token_type_ids, prompt.mm_token_type_ids) and read.num_learnt == 0
