@@ -13,7 +13,9 @@ from PIL import Image
 
 _PNG, _JPEG, _END_OF_JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"\xff\xd9"
 _STEP = 1 << 20  # bytes that are inflated at a time
-_FILLERS = (bytes(64), b"\xaa" * 64)
+_FILLERS = tuple(bytes([byte]) * 4096 for byte in (0x00, 0xAA, 0x55, 0x7F))
+"""Bits that stand in for missing ones: more than an MCU of ten blocks can have (10 x 64 coefficients of 27
+bits, 2160 bytes), since one that is not complete is not decoded at all, whatever it begins with."""
 _FRAMES, _BASELINE = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, {0xC0, 0xC1}  # markers of JPEG
 _SCAN, _RESTARTS = 0xDA, 0xDD
 
@@ -74,14 +76,13 @@ def _crc(data: bytes) -> bytes:
 
 
 def _mended_jpeg(data: bytes) -> bytes | None:
-    """Two different fillers give the same pixels only where no bit of them is read as a pixel."""
+    """Different fillers give the same pixels only where no bit of them is read as a pixel."""
     if not _is_one_baseline_scan(data):
         return None
     data = data.rstrip(b"\xff")
-    first, second = (
-        Image.open(BytesIO(data + filler + _END_OF_JPEG), formats=["JPEG"]).tobytes() for filler in _FILLERS
-    )
-    return data + _END_OF_JPEG if first == second else None
+    filled = (data + filler + _END_OF_JPEG for filler in _FILLERS)
+    seen = {Image.open(BytesIO(one), formats=["JPEG"]).tobytes() for one in filled}
+    return data + _END_OF_JPEG if len(seen) == 1 else None
 
 
 def _is_one_baseline_scan(data: bytes) -> bool:

@@ -56,7 +56,14 @@ sys.exit(job.run(Waits, RunConfig(out=sys.argv[1], tracking="off", dry_run="dry"
 @contextmanager
 def driver(out: Path, *more: str) -> Iterator[subprocess.Popen]:
     command = [sys.executable, "-c", DRIVER, str(out), *more]
-    started = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    started = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background ignores
+    )
     try:
         yield started
     finally:

@@ -68,6 +68,21 @@ def test_a_jpeg_of_several_parts_needs_its_end_mark(options: dict[str, Any]):
             decode_image(data[:-cut], where="x")
 
 
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_no_jpeg_that_is_cut_within_its_last_blocks_is_kept(subsampling: int):
+    data = file_of("JPEG", quality=90, subsampling=subsampling)
+    pixels = decode_image(data, where="x")
+    kept = []
+    for end in range(len(data) - 160, len(data)):
+        try:
+            found = decode_image(data[:end], where="x")
+        except DataError:
+            continue
+        np.testing.assert_array_equal(found, pixels)
+        kept.append(end)
+    assert kept == [len(data) - 2, len(data) - 1]
+
+
 @given(original=st.sampled_from([PNG, JPEG]), kept=st.floats(0, 1))
 def test_a_file_cut_anywhere_has_all_its_pixels_or_is_refused(original: bytes, kept: float):
     try:
