@@ -3,6 +3,7 @@
 ``work`` is one process: it runs everything once and saves what it saw.
 """
 
+import gc
 import math
 import os
 from collections.abc import Iterator
@@ -85,6 +86,7 @@ def engine_of(kind: str, module: nn.Module, row_rates: dict[str, RowRate] | None
     zero = {**ENGINES, **VARIANTS}[kind]
     if zero is None:
         return PlainEngine(module, CONFIG, row_rates=row_rates)
+    gc.freeze()  # ZeRO-3 collects garbage as it starts; what is there already need not be looked through
     body = {"zero_optimization": {"reduce_bucket_size": 10_000, **zero}}
     return DeepSpeedEngine(module, CONFIG, body, row_rates=row_rates)
 

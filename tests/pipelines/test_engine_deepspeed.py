@@ -18,7 +18,7 @@ MEASURED = ("weights", "moments", "steps")
 
 TINY = TinyConfig(image_size=28, dim=32, num_heads=2, hidden_dim=48, vocab_size=280)
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]  # whichever test comes first starts all processes
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # whichever test comes first starts all processes
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from tests.grpo import (
 )
 from tests.mllm_evaluations import without_image, write_chats
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]  # whichever test comes first starts all processes
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # whichever test comes first starts all processes
 
 STAGES = (0, 1, 2, 3)
 ALGORITHMS = {

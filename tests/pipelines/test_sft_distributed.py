@@ -14,7 +14,7 @@ from tests.mllm_evaluations import World, without_image, write_chats
 from tests.sft import short, train, train_all, validation, workers, zero
 from tests.training import curve_of, record_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ENGINES = ("plain", "zero1", "zero2 packed", "zero3", "zero3 shared out packed")
 MIXED = ("zero1", "zero2", "zero2 packed", "zero3 shared out", "zero3 shared out checkpointed")

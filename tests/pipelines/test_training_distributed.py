@@ -10,7 +10,7 @@ from pipelines.training.config import EngineConfig
 from samtok.model.tokenizer import MaskTokenizer
 from tests.training import curve_of, record_of, short, train, train_all
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 STEPS = {"steps": 20, "quantize_from": 0.5}
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from samtok.model.prompts import mask_prompts, normalized_boxes
 from samtok.model.tokenizer import MaskTokenizer
 from tests.published import GOLDEN, authors_state, sam2_state
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
