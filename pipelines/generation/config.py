@@ -55,3 +55,5 @@ class GenerationConfig(EngineConfig):
     batch_size: AtLeast1 = 16
     """Prompts per pass of transformers, of similar length, or requests to a server at once; part of the plan,
     since low bits may depend on it."""
+    batch_tokens: AtLeast1 | None = None
+    """hf: tokens of the prompts of a pass at most, padding included, in place of --.batch-size."""

@@ -24,6 +24,7 @@ from samtok.mllm.family import Adapter
 from samtok.mllm.float_head import use_float32_head
 from samtok.mllm.generation import generate
 from samtok.mllm.sampling import Sampled, sample
+from samtok.mllm.token_budget import cut
 
 
 @dataclass(frozen=True)
@@ -200,24 +201,33 @@ def asked_of(
 
 
 def in_order(
-    engine: Engine, prompts: Sequence[Encoded], *, batch_size: int, temperature: float = 0.0, seed: int = 0
+    engine: Engine,
+    prompts: Sequence[Encoded],
+    *,
+    batch_size: int,
+    batch_tokens: int | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
 ) -> list[list[int] | DataError]:
     """Returns a response to each prompt, as token ids, or why it was refused. An engine that does not batch
     by itself is given prompts of similar length at a time.
 
     Args:
+        batch_size: Prompts of a pass.
+        batch_tokens: Instead, tokens of its prompts at most, padding included.
         temperature: 0 takes the likeliest tokens.
         seed: Of the sampling.
     """
-    places = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
-    size = len(places) if engine.batches else batch_size
+    lengths = [len(prompt) for prompt in prompts]
+    batches = cut(lengths) if engine.batches else cut(lengths, batch_size, batch_tokens)
     found: list[list[int] | DataError] = [[]] * len(prompts)
-    for start in range(0, len(places), size or 1):
-        batch = places[start : start + size]
+    start = 0
+    for batch in batches:
         asked = [prompts[place] for place in batch]
         answers = engine.replies(asked, temperature=temperature, seed=seed + start)
         for place, answer in zip(batch, answers, strict=True):
             found[place] = answer
+        start += len(batch)
     return found
 
 

@@ -93,6 +93,9 @@ class LearnerConfig(MllmEngineConfig):
     worker: WorkerConfig = WorkerConfig()
     micro_batch: AtLeast1 = 64
     """Responses of a forward and backward pass; all responses to a prompt go together where they fit."""
+    micro_batch_tokens: AtLeast1 | None = None
+    """Tokens that a pass computes at most, prompts and padding included, in place of --learner.micro-batch; a
+    longer text goes alone. Decides memory and speed, not what is learnt."""
     max_failures: AtLeast0 = 3
     """Times that the learners are started anew from the last checkpoint after one of them died."""
     timeout_s: Seconds = 1800.0

@@ -15,7 +15,7 @@ from pipelines.generation.models import read_folder, weights_digest
 from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.reward.components import check_rewards, rewards_of
 from pipelines.training.deepspeed_file import deepspeed_of
-from pipelines.training.prepare import Prepared, lineage_of, settings_of
+from pipelines.training.prepare import Prepared, check_packing, lineage_of, settings_of
 from pipelines.training.resume import has_begun
 from samtok import folders
 from samtok.errors import ConfigError
@@ -126,6 +126,7 @@ def _check_model(config: GrpoConfig, prompts: PromptSource, held_out: PromptSour
     stated = read_folder(config.model, flag="--.model", owner=config)
     sources = [*prompts.sources, *(held_out.sources if held_out is not None else ())]
     check_vocabulary(stated, sources, config.model)
+    check_packing(config.learner, stated.family)
     if not (config.reward.iou or config.validation.chats):
         return
     corpus = prompts.sources[0].corpus

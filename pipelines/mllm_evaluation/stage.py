@@ -159,7 +159,10 @@ class AnswerQuestions:
         """Asks; prompts are let go of at once, they hold pixels. What an engine refuses is rejected."""
         asked = [(group, q, q.prompt) for group in window for q in group.questions if q.prompt is not None]
         answers = in_order(
-            self.engine, [prompt for *_, prompt in asked], batch_size=self.generation.batch_size
+            self.engine,
+            [prompt for *_, prompt in asked],
+            batch_size=self.generation.batch_size,
+            batch_tokens=self.generation.batch_tokens,
         )
         for (group, question, _), answer in zip(asked, answers, strict=True):
             question.prompt = None

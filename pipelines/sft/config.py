@@ -23,20 +23,6 @@ class SamplingConfig:
 
 
 @config
-class EngineConfig(MllmEngineConfig):
-    """How gradients become steps. None of it changes what is learnt, but for rounding."""
-
-    packing: bool = False
-    """Put the chats of a micro-batch one after the other in one row, without padding and without sight of
-    each other, where the family allows it."""
-
-    def check(self) -> None:
-        """Refuses an attention that would see across packed chats."""
-        if self.packing and self.attention == "flash_attention_2":
-            raise ConfigError("--.packing works with --.attention sdpa and eager, got flash_attention_2.")
-
-
-@config
 class ValidationConfig(BaseValidationConfig):
     """Validation on held-out chats during training and at its end; the best model is exported."""
 
@@ -70,7 +56,11 @@ class TrainMllmConfig(TrainingConfig):
     """Times that training goes through the corpora, instead of --steps."""
     new_rows_lr: Positive | None = None
     """Highest learning rate of the embedding rows of mask words; by default that of all other weights."""
-    engine: EngineConfig = EngineConfig()
+    engine: MllmEngineConfig = MllmEngineConfig()
+    micro_batch_tokens: AtLeast1 | None = None
+    """Tokens that a forward and backward pass of a worker computes at most, padding included, in place of
+    --micro-batch; a longer chat goes alone. Several workers exchange chats so that their passes are of like
+    size. Decides memory and speed, not what is learnt."""
     validation: ValidationConfig = ValidationConfig()
 
     def check(self) -> None:
@@ -80,6 +70,8 @@ class TrainMllmConfig(TrainingConfig):
             raise ConfigError("--.epochs must be finite, got inf.")
         if self.new_rows_lr is not None and not self.train.llm:
             raise ConfigError("--.new-rows-lr needs --.train.llm, which the rows are part of.")
+        if self.micro_batch and self.micro_batch_tokens:
+            raise ConfigError("--.micro-batch and --.micro-batch-tokens exclude each other; give one.")
         self.check_shares("--.sampling.samples-per-step")
 
     @property

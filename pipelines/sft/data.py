@@ -1,10 +1,11 @@
 """The steps of a fine-tuning run as encoded chats. See ``training.loader`` for their order."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from pipelines.chats.source import ChatSource, encode_row, rejected
 from pipelines.sft.config import TrainMllmConfig
@@ -13,8 +14,9 @@ from pipelines.training.draws import Corpora, Draw, Drawn, Unusable
 from pipelines.training.loader import StepLoader
 from pipelines.training.mixture import Mixture
 from samtok.errors import DataError
-from samtok.mllm.chat import Encoded
+from samtok.mllm.chat import IGNORE, Encoded
 from samtok.mllm.family import Adapter
+from samtok.mllm.token_budget import cut, dealt
 
 E = TypeVar("E", bound=Encoded)
 
@@ -70,13 +72,32 @@ def step_loader(
     return StepLoader(preparer, mixture, config, rank=rank)
 
 
-def micro_batches(samples: Sequence[E], size: int) -> list[list[E]]:
+def micro_batches(samples: Sequence[E], config: TrainMllmConfig) -> list[list[E]]:
     """Cuts a worker's share of a step into micro-batches of chats of like length, shortest first.
 
-    The order decides nothing but rounding: a step's loss is a mean over all of its learnt tokens.
+    With ``--micro-batch-tokens`` collective: chats go to the workers that ``token_budget.dealt`` chooses, and
+    all get equally many micro-batches. None of it decides more than rounding: a step's loss is a mean over
+    all of its learnt tokens.
     """
-    ordered = sorted(samples, key=len)
-    return [ordered[first : first + size] for first in range(0, len(ordered), size)]
+    if config.micro_batch_tokens is None:
+        batches = cut([len(sample) for sample in samples], config.micro)
+        return [[samples[n] for n in batch] for batch in batches]
+    shares = world.gathered([[len(sample) for sample in samples]])
+    lengths = [length for share in shares for length in share]
+    packed, first = config.engine.packing, sum(map(len, shares[: world.rank()]))
+    deal = dealt(lengths, config.micro_batch_tokens, world.size(), packed=packed)
+    parcels: list[dict[int, E]] = []
+    for batches in deal:
+        numbers = [n for batch in batches for n in batch if first <= n < first + len(samples)]
+        parcels.append({n: samples[n - first] for n in numbers})
+    kept, parcels[world.rank()] = parcels[world.rank()], {}
+    mine = kept | {n: sample for parcel in world.exchanged(parcels) for n, sample in parcel.items()}
+    return [[mine[n] for n in batch] or [unlearnt(samples[0])] for batch in deal[world.rank()]]
+
+
+def unlearnt(sample: E) -> E:
+    """Returns the sample without a token to learn: it goes through the model and counts for nothing."""
+    return replace(sample, labels=torch.full_like(sample.labels, IGNORE))
 
 
 def alike(batches: Sequence[Sequence[E]], adapter: Adapter) -> list[list[E]]:

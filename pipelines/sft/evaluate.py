@@ -3,7 +3,6 @@
 ``pipelines.mllm_evaluation`` measures finished models on whole benchmarks.
 """
 
-import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,12 +18,12 @@ from pipelines.chats.source import ChatSource, Row, encode_row, load_images
 from pipelines.chats.spec import names_apart
 from pipelines.generation.engine import HfEngine
 from pipelines.sft.config import TrainMllmConfig
-from pipelines.sft.data import alike, micro_batches
+from pipelines.sft.data import alike, micro_batches, unlearnt
 from pipelines.training import world
 from pipelines.training.draws import in_turn
 from pipelines.training.engine import autocast
 from samtok.errors import DataError
-from samtok.mllm.chat import IGNORE, Encoded, Turn
+from samtok.mllm.chat import Encoded, Turn
 from samtok.mllm.family import Adapter
 from samtok.mllm.loss import answer_logits
 from samtok.ranks import sum_over_ranks
@@ -110,9 +109,8 @@ class Validator:
                 f"none of the first {len(self.rows)} chats of --validation.chats can be used. Are "
                 "their images in place, and are they within --sampling.max-tokens?"
             )
-        nothing = torch.full_like(usable[0].labels, IGNORE)  # goes through the model and counts for nothing
-        own += [dataclasses.replace(usable[0], labels=nothing)] * missing
-        batches = micro_batches(own, self.config.micro)
+        own += [unlearnt(usable[0])] * missing
+        batches = micro_batches(own, self.config)
         return alike(batches, self.adapter) if self.alike else batches
 
     def _encode(self, row: Row, source: int, unusable: list[str]) -> HeldOut | None:

@@ -19,6 +19,7 @@ from samtok.mllm.chat import Encoded
 from samtok.mllm.family import Adapter
 from samtok.mllm.loss import answer_loss
 from samtok.mllm.packed_attention import attend_by_dialogue
+from samtok.mllm.token_budget import computed
 from samtok.ranks import sum_over_ranks
 
 
@@ -55,7 +56,7 @@ class Trainer:
         step, config = self.steps.done, self.config
         torch.manual_seed(mixed_seed(config.seed, step, world.rank()))  # a model may have dropout
         self.model.train()
-        micro = micro_batches(samples, config.micro)
+        micro = micro_batches(samples, config)
         if self.alike:
             micro = alike(micro, self.adapter)
         counts = [sum(s.num_learnt for s in samples), sum(map(len, samples)), len(samples)]
@@ -63,8 +64,8 @@ class Trainer:
         losses = [self._pass(batch, learnt) for batch in micro]
         rate = learning_rate(step, config.steps, config.optimizer)
         norm = self.engine.step(rate)
-        computed = [self._computed(batch) for batch in micro]
-        loss_sum, rows = self.summed([float(torch.stack(losses).double().sum()), sum(computed)])
+        rows = sum(map(self._computed, micro))
+        loss_sum, rows = self.summed([float(torch.stack(losses).double().sum()), rows])
         metrics = {
             "step": step,
             "loss": loss_sum / max(learnt, 1),
@@ -92,8 +93,7 @@ class Trainer:
 
     def _computed(self, samples: Sequence[Encoded]) -> int:
         """Returns the tokens that a micro-batch computes, padding included."""
-        lengths = [len(sample) for sample in samples]
-        return sum(lengths) if self.config.engine.packing else max(lengths) * len(lengths)
+        return computed([len(sample) for sample in samples], packed=self.config.engine.packing)
 
     def summed(self, values: Sequence[float]) -> list[float]:
         """Returns numbers summed over all workers; collective."""

@@ -13,9 +13,8 @@ from pipelines.inputs import require_tokenizer
 from pipelines.sft.config import TrainMllmConfig
 from pipelines.training.deepspeed_file import deepspeed_of
 from pipelines.training.mixture import check_weights
-from pipelines.training.prepare import Prepared, lineage_of, settings_of
+from pipelines.training.prepare import Prepared, check_packing, lineage_of, settings_of
 from samtok.errors import ConfigError, DataError
-from samtok.mllm.folder import MROPE_FAMILIES
 
 CODE_VERSION = 2
 """Raised with every change of the code that changes what is learnt (tests/pipelines/test_fingerprints.py)."""
@@ -33,10 +32,12 @@ class PreparedMllm(Prepared[TrainMllmConfig]):
         """Returns the size of the run in a few lines."""
         config, known, chats = self.config, sum(map(len, self.corpora)), self.config.per_step
         words = self.corpora[0].corpus  # all of them agree
+        tokens = config.micro_batch_tokens
+        most = config.micro if tokens is None else f"at most {tokens} tokens"
         trained = [name for name, on in dataclasses.asdict(config.train).items() if on]
         return (
             f"{config.steps} steps of {chats} chats; {config.workers} workers with {config.per_worker} chats "
-            f"each, in micro-batches of {config.micro}{', packed' if config.engine.packing else ''}\n"
+            f"each, in micro-batches of {most}{', packed' if config.engine.packing else ''}\n"
             f"data      {known} chats of {len(self.corpora)} corpora, "
             f"{config.steps * chats / known:.2f} epochs; {sum(map(len, self.held_out))} held out\n"
             f"words     {words.num_levels} x {words.num_codes} codes\n"
@@ -51,12 +52,7 @@ def prepare(config: TrainMllmConfig) -> PreparedMllm:
     deepspeed = deepspeed_of(config.engine, (1, 2, 3))
     require_tokenizer(config.tokenizer)
     folder = read_folder(config.model, flag="--.model", owner=config)
-    if config.engine.packing and folder.family not in MROPE_FAMILIES:
-        raise ConfigError(
-            f"--.packing: no call is known that keeps packed chats of {folder.family} apart; leave the flag "
-            "out. Micro-batches of like lengths cost little.",
-            owner=config.engine,
-        )
+    check_packing(config.engine, folder.family)
     corpora, weights = _sources(config.chats, "chats", config.limit)
     held_out, held_out_weights = _sources(config.validation.chats, "validation.chats")
     check_weights(weights)

@@ -4,8 +4,14 @@ import dataclasses
 
 import tyro
 
-from pipelines.sft.config import EngineConfig, SamplingConfig, TrainMllmConfig, ValidationConfig
-from pipelines.training.config import CheckpointsConfig, OptimizerConfig, TrainedConfig, TrainWorkerConfig
+from pipelines.sft.config import SamplingConfig, TrainMllmConfig, ValidationConfig
+from pipelines.training.config import (
+    CheckpointsConfig,
+    MllmEngineConfig,
+    OptimizerConfig,
+    TrainedConfig,
+    TrainWorkerConfig,
+)
 
 _REQUIRED = tyro.MISSING
 
@@ -73,7 +79,7 @@ PRESETS: dict[str, TrainMllmConfig] = {
         optimizer=OptimizerConfig(
             lr=2e-5, warmup_steps=100, final_lr_share=0.0, betas=(0.9, 0.999), weight_decay=0.01
         ),
-        engine=EngineConfig(deepspeed="infra/deepspeed/zero2.json", gradient_checkpointing=True),
+        engine=MllmEngineConfig(deepspeed="infra/deepspeed/zero2.json", gradient_checkpointing=True),
         precision="bfloat16",
         micro_batch=4,
         workers=8,

@@ -59,6 +59,14 @@ class MllmEngineConfig(EngineConfig):
     """Compute activations again in the backward pass instead of keeping them."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention of transformers; flash_attention_2 needs the gpu extra."""
+    packing: bool = False
+    """Put the texts of a micro-batch one after the other in one row, without padding and without sight of
+    each other, where the family allows it."""
+
+    def check(self) -> None:
+        """Refuses an attention that would see across packed texts."""
+        if self.packing and self.attention == "flash_attention_2":
+            raise ConfigError("--.packing works with --.attention sdpa and eager, got flash_attention_2.")
 
 
 @config

@@ -6,13 +6,16 @@ from typing import Any, Generic, TypeVar
 
 from pipelines import provenance, shards
 from pipelines.config import RunConfig
+from pipelines.training.config import MllmEngineConfig
 from pipelines.training.resume import check_same
+from samtok.errors import ConfigError
+from samtok.mllm.folder import MROPE_FAMILIES
 
 C = TypeVar("C", bound=RunConfig)
 
 _FREE = (
     *("out", "tracking", "dry_run", "max_reject_rate", "checkpoints", "max_bad_steps", "log_every_s"),
-    *("workers", "worker", "num_cpus", "micro_batch", "engine"),
+    *("workers", "worker", "num_cpus", "micro_batch", "micro_batch_tokens", "engine"),
 )
 """Fields that a resumed run may change: they do not change what is learnt, but for rounding."""
 
@@ -37,6 +40,16 @@ class Prepared(Generic[C]):
     def check_folder(self) -> None:
         """Makes sure that no run with other settings is in --out; raises as ``check_same``."""
         check_same(self.config.out, self.fingerprint)
+
+
+def check_packing(engine: MllmEngineConfig, family: str) -> None:
+    """Refuses to pack where no call is known that keeps packed texts apart."""
+    if engine.packing and family not in MROPE_FAMILIES:
+        raise ConfigError(
+            f"--.packing: no call is known that keeps packed texts of {family} apart; leave the flag out. "
+            "Micro-batches of like lengths cost little.",
+            owner=engine,
+        )
 
 
 def settings_of(config: RunConfig, *, without: Collection[str]) -> dict[str, Any]:

@@ -37,3 +37,16 @@ def from_first(value: Any) -> Any:
     if size() > 1:
         distributed.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def exchanged(parcels: Sequence[Any]) -> list[Any]:
+    """Gives each worker what another has for it; ``parcels`` are for the workers in their order, and so are
+    those that are returned."""
+    if size() == 1:
+        return list(parcels)
+    found = []
+    for source in range(size()):
+        own: list[Any] = [None]
+        distributed.scatter_object_list(own, list(parcels) if source == rank() else None, src=source)
+        found.append(own[0])
+    return found

@@ -348,8 +348,11 @@ class Adapter(ABC):
             batch["mm_token_type_ids"] = padded([s.mm_token_type_ids for s in samples], 0)
         return batch
 
-    def pack(self, samples: Sequence[Encoded], *, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """Joins dialogues to one row without padding, which do not see each other.
+    def pack(
+        self, samples: Sequence[Encoded], *, device: torch.device | str = "cpu", see: bool = True
+    ) -> dict[str, Tensor]:
+        """Joins dialogues to one row without padding, which do not see each other; without ``see`` without
+        their pixels.
 
         The text's positions start at 0 in each dialogue: from that alone, and only without an attention mask
         and without a cache, transformers derives which tokens may attend. With either one, or with fewer rows
@@ -369,7 +372,7 @@ class Adapter(ABC):
             "mm_token_type_ids": torch.cat([s.mm_token_type_ids for s in samples])[None],
         }
         rows = {name: tensor.to(device, non_blocking=True) for name, tensor in rows.items()}
-        return rows | self.vision_inputs(samples, device)
+        return rows | (self.vision_inputs(samples, device) if see else {})
 
     def load_model(
         self, folder: str | Path, *, dtype: torch.dtype = torch.float32, attn: str = "sdpa"

@@ -123,7 +123,7 @@ def sample(
 
 
 def with_response(prompt: Encoded, ids: Int[np.ndarray, " token"]) -> Encoded:
-    """Returns prompt and response as one text whose response is learnt; vision tensors are left out.
+    """Returns prompt and response as one text whose response is learnt.
 
     ``mm_token_type_ids`` are made for both together: without them positions are silently wrong.
     """
@@ -132,6 +132,7 @@ def with_response(prompt: Encoded, ids: Int[np.ndarray, " token"]) -> Encoded:
         input_ids=torch.cat([prompt.input_ids, response]),
         labels=torch.cat([torch.full_like(prompt.input_ids, IGNORE), response]),
         mm_token_type_ids=torch.cat([prompt.mm_token_type_ids, torch.zeros_like(response)]),
+        vision=prompt.vision,
     )
 
 
@@ -156,6 +157,7 @@ def response_log_probs(
     *,
     temperature: float = 1.0,
     blank_image: bool = False,
+    packed: bool = False,
 ) -> ResponseLogits:
     """Returns log-probabilities of responses under a model, as they were when the responses were sampled.
 
@@ -166,6 +168,7 @@ def response_log_probs(
         temperature: Of the sampling.
         blank_image: Of prompts without images: go through the vision encoder all the same
             (``Adapter.with_blank_image``).
+        packed: Put all texts into one row (``Adapter.pack``) instead of padding them.
 
     Raises:
         ValueError: For an empty response, or as ``answer_logits``.
@@ -174,16 +177,21 @@ def response_log_probs(
         raise ValueError("a response has no token; every response has at least the one that ends the turn.")
     device = next(model.parameters()).device
     rows = [with_response(p, ids) for p, group in zip(prompts, responses, strict=True) for ids in group]
+    lengths = [len(ids) for group in responses for ids in group]
     seen, repeats = prompts, [len(group) for group in responses]
     if blank_image:
-        blank = adapter.with_blank_image(rows[0])
-        rows[0], seen, repeats = replace(blank, vision={}), [blank], [1]
-    batch: dict[str, Any] = dict(adapter.collate(rows, device=device))
+        rows[0] = adapter.with_blank_image(rows[0])
+        seen, repeats = [rows[0]], [1]
+    batch: dict[str, Any]
+    if packed:
+        batch = adapter.pack(rows, device=device, see=False)
+    else:
+        batch = adapter.collate([replace(row, vision={}) for row in rows], device=device)
     batch |= vision_inputs(mllm_of(model), adapter, seen, repeats)
     logits, targets = answer_logits(model, batch)
     learnt = torch.zeros_like(batch["labels"], dtype=torch.bool)
     learnt[:, :-1] = batch["labels"][:, 1:] != IGNORE
     states = processor.states(batch["input_ids"])[learnt]
     logits = processor.restrict(logits, states)
-    sequence = torch.arange(len(rows), device=device)[:, None].expand_as(learnt)[learnt]
+    sequence = torch.arange(len(rows)).repeat_interleave(torch.tensor(lengths)).to(device)
     return ResponseLogits(chosen_log_probs(logits, targets, temperature), logits, sequence)

@@ -39,6 +39,7 @@ from pipelines.grpo.rollout.sampler import Sampler
 from pipelines.grpo.transport import WeightTransport
 from pipelines.training.prepare import Prepared
 from samtok.mllm.grammar import SuppressTokens
+from samtok.mllm.token_budget import fits
 from tests.benchmarks import grpo_parts as parts
 from tests.benchmarks.grpo_parts import Place, Split, Took
 from tests.benchmarks.grpo_trl import check_same_prompts, trl_batch, trl_trainer
@@ -241,7 +242,7 @@ def _loss(
     limit = place.options.new_tokens
     outlines = [outline(group) for group in groups]
     update = plan_update(outlines, groups, rewards, algorithm, learners=1, max_tokens=limit)
-    (micro,) = micro_batches(update.parts[0][0], place.responses)
+    (micro,) = micro_batches(update.parts[0][0], fits)
     noise = torch.randn(len(micro.rollout), generator=torch.Generator().manual_seed(0))
     old = micro.rollout + 0.3 * noise
     learner.model.zero_grad()

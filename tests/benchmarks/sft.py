@@ -30,15 +30,16 @@ from transformers import TrainerCallback, TrainingArguments
 
 from pipelines.chats.corpus import load_chat_corpus
 from pipelines.chats.source import ChatSource, encode_row
-from pipelines.sft.config import EngineConfig, SamplingConfig, TrainMllmConfig
-from pipelines.sft.data import micro_batches, step_loader
+from pipelines.sft.config import SamplingConfig, TrainMllmConfig
+from pipelines.sft.data import step_loader
 from pipelines.sft.loop import Trainer
-from pipelines.training.config import OptimizerConfig, TrainedConfig
+from pipelines.training.config import MllmEngineConfig, OptimizerConfig, TrainedConfig
 from pipelines.training.engine import PlainEngine
 from samtok.mllm.adapters import load_adapter
 from samtok.mllm.chat import Encoded
 from samtok.mllm.family import Adapter
 from samtok.mllm.tiny.models import TinyConfig, build_tiny, default_texts
+from samtok.mllm.token_budget import computed, cut
 from samtok.mllm.vocab import MaskVocabulary
 from tests.benchmarks.measuring import machine
 from tests.benchmarks.sft_chats import chat_rows
@@ -153,12 +154,13 @@ def _padding(place: Place, side: str) -> float | None:
         return None
     if side == PACKED:
         return 0.0
-    size, computed = place.options.micro_batch, 0
+    size, found = place.options.micro_batch, 0
     for step in _steps(place, np.random.default_rng(0)):
-        in_order = [step[first : first + size] for first in range(0, len(step), size)]
-        for micro in in_order if side == BASE else micro_batches(step, size):
-            computed += max(map(len, micro)) * len(micro)
-    return 1 - sum(map(len, place.samples)) / computed
+        lengths = [len(sample) for sample in step]
+        in_order = [range(first, min(first + size, len(step))) for first in range(0, len(step), size)]
+        for micro in in_order if side == BASE else cut(lengths, size):
+            found += computed([lengths[n] for n in micro], packed=False)
+    return 1 - sum(map(len, place.samples)) / found
 
 
 # ---------------------------------------------------------------- the sides
@@ -169,12 +171,12 @@ def _sides(place: Place, part: str) -> dict[str, Epoch]:
     sides = {BASE: _theirs(place, loading=loading)}
     if not loading:
         sides[GROUPED] = _theirs(place, strategy="group_by_length")
-    sides[PADDED] = _ours(place, EngineConfig(), loading=loading)
-    sides[PACKED] = _ours(place, EngineConfig(packing=True), loading=loading)
+    sides[PADDED] = _ours(place, MllmEngineConfig(), loading=loading)
+    sides[PACKED] = _ours(place, MllmEngineConfig(packing=True), loading=loading)
     return sides
 
 
-def _ours(place: Place, engine: EngineConfig, *, loading: bool) -> Epoch:
+def _ours(place: Place, engine: MllmEngineConfig, *, loading: bool) -> Epoch:
     options = place.options
     config = TrainMllmConfig(
         out="",

@@ -52,12 +52,12 @@ def micro(size: int, **changes: Any) -> LearnerConfig:
 @pytest.mark.parametrize("mean", ["token", "prompt", "sequence", "constant"])
 def test_the_cut_into_micro_batches_changes_nothing(world, groups, mean):
     algorithm = AlgorithmConfig(mean=mean, importance_cap=2.0)
-    whole, three, one = (
-        learnt(learner_of(world.config(algorithm=algorithm, learner=micro(size))), groups)
-        for size in (100, 3, 1)
+    cuts = [micro(100), micro(3), micro(1, micro_batch_tokens=90), micro(5, packing=True)]
+    whole, *others = (
+        learnt(learner_of(world.config(algorithm=algorithm, learner=cut)), groups) for cut in cuts
     )
-    assert_same_learning(whole, three)
-    assert_same_learning(whole, one)
+    for other in others:
+        assert_same_learning(whole, other)
     (metrics,) = whole["metrics"]
     tokens = sum(len(said) for group in groups[:-1] for said in group.responses)
     assert metrics["learnt_tokens"] == tokens  # the last group teaches nothing

@@ -1,5 +1,7 @@
 """Micro-batches of a learner: nothing lost, nothing twice, everything in one order."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from pipelines.grpo.groups import Group, Share
 from pipelines.grpo.learn.learner import micro_batches
 from samtok.mllm.sampling import Sampled
+from samtok.mllm.token_budget import computed, fits
 from samtok.rewards.response import Question
 
 
@@ -42,7 +45,7 @@ SHARES = [share_of(1, 9, (2, 1, 3)), share_of(2, 4, (1, 1, 1, 1, 5)), share_of(3
 
 @pytest.mark.parametrize("most", [1, 2, 3, 4, 100])
 def test_every_response_is_in_one_micro_batch_with_its_own_numbers(most):
-    batches = micro_batches(SHARES, most)
+    batches = micro_batches(SHARES, partial(fits, items=most))
     seen = []
     for batch in batches:
         responses = [ids for group in batch.responses for ids in group]
@@ -60,9 +63,22 @@ def test_every_response_is_in_one_micro_batch_with_its_own_numbers(most):
     assert sorted(seen) == [1000, 1010, 1020, 2000, 2010, 2020, 2030, 2040, 3000, 3010]
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("most", [1, 9, 20, 27, 1000])
+def test_a_pass_computes_no_more_tokens_than_its_limit(most, packed):
+    batches = micro_batches(SHARES, partial(fits, tokens=most, packed=packed))
+    found = []
+    for batch in batches:
+        pairs = zip(batch.prompts, batch.responses, strict=True)
+        lengths = [len(prompt) + len(ids) for prompt, own in pairs for ids in own]
+        assert computed(lengths, packed=packed) <= most or len(lengths) == 1
+        found += lengths
+    assert sorted(found) == sorted([11, 10, 12, 5, 5, 5, 5, 9, 7, 7])
+
+
 def test_prompts_of_like_length_go_together_whatever_their_order():
     for shares in (SHARES, SHARES[::-1]):
-        batches = micro_batches(shares, 7)
+        batches = micro_batches(shares, partial(fits, items=7))
         firsts = [[int(own[0][0]) // 1000 for own in batch.responses] for batch in batches]
         assert firsts == [[3, 2], [1]]
 
@@ -70,7 +86,7 @@ def test_prompts_of_like_length_go_together_whatever_their_order():
 def test_a_share_of_some_replies_takes_those_alone():
     whole = SHARES[1]
     some = Share(whole.group, (4, 1), advantages=(2.0, 3.0), weights=(0.25, 0.75))
-    (batch,) = micro_batches([some], 8)
+    (batch,) = micro_batches([some], partial(fits, items=8))
     assert [ids.tolist() for ids in batch.responses[0]] == [[2040, 2041, 2042, 2043, 2044], [2010]]
     assert batch.advantages.tolist() == [2.0, 3.0] and batch.weights.tolist() == [0.25, 0.75]
     assert batch.rollout[-1] == -2010
@@ -81,4 +97,4 @@ def test_a_share_of_some_replies_takes_those_alone():
 @pytest.mark.parametrize("shares", [[], [Share(SHARES[0].group, (), (), ())]])
 def test_a_learner_without_anything_to_read_is_refused(shares):
     with pytest.raises(ValueError, match="every learner needs shares with responses, got"):
-        micro_batches(shares, 4)
+        micro_batches(shares, fits)

@@ -11,7 +11,7 @@ import torch
 
 from pipelines.chats.source import ChatSource
 from pipelines.chats.spec import ChatCorpusSpec
-from pipelines.sft.config import EngineConfig, SamplingConfig, TrainMllmConfig
+from pipelines.sft.config import SamplingConfig, TrainMllmConfig
 from pipelines.sft.data import PreparedChat, micro_batches, step_loader
 from pipelines.sft.evaluate import Validator
 from pipelines.sft.job import train_mllm
@@ -19,7 +19,13 @@ from pipelines.sft.loop import Trainer
 from pipelines.sft.presets import PRESETS
 from pipelines.sft.worker import build_trainer
 from pipelines.training import checkpoints
-from pipelines.training.config import CheckpointsConfig, OptimizerConfig, TrainedConfig, TrainWorkerConfig
+from pipelines.training.config import (
+    CheckpointsConfig,
+    MllmEngineConfig,
+    OptimizerConfig,
+    TrainedConfig,
+    TrainWorkerConfig,
+)
 from pipelines.training.loader import StepLoader
 from pipelines.training.steps import TrainingDiverged
 from samtok.errors import CheckpointError, ConfigError, DataError
@@ -83,12 +89,23 @@ def test_the_loss_falls_and_the_model_comes_out_as_a_folder_of_hugging_faces(wor
     [
         {"micro_batch": 1},
         {"micro_batch": 8},
-        {"engine": EngineConfig(packing=True)},
-        {"micro_batch": 8, "engine": EngineConfig(packing=True)},
-        {"engine": EngineConfig(gradient_checkpointing=True)},
-        {"engine": EngineConfig(gradient_checkpointing=True, packing=True)},
+        {"engine": MllmEngineConfig(packing=True)},
+        {"micro_batch": 8, "engine": MllmEngineConfig(packing=True)},
+        {"micro_batch_tokens": 300},
+        {"micro_batch_tokens": 400, "engine": MllmEngineConfig(packing=True)},
+        {"engine": MllmEngineConfig(gradient_checkpointing=True)},
+        {"engine": MllmEngineConfig(gradient_checkpointing=True, packing=True)},
     ],
-    ids=["one by one", "eight", "packed", "all packed", "checkpointed", "both"],
+    ids=[
+        "one by one",
+        "eight",
+        "packed",
+        "all packed",
+        "by tokens",
+        "packed by tokens",
+        "checkpointed",
+        "both",
+    ],
 )
 def test_batches_by_length_and_packing_give_the_losses_of_one_by_one(world, one_by_one, changes):
     """The first loss to 1e-5, and the others after steps that were taken with these gradients."""
@@ -99,7 +116,8 @@ def test_batches_by_length_and_packing_give_the_losses_of_one_by_one(world, one_
 
 def test_micro_batches_have_chats_of_like_length_and_lose_none(world):
     samples = next(iter(loader(world).steps(0)))
-    cut = micro_batches([prepared.sample for prepared in samples], 4)
+    config = short(world, world.home / "unused", micro_batch=4)
+    cut = micro_batches([prepared.sample for prepared in samples], config)
     lengths = [[len(sample) for sample in batch] for batch in cut]
     assert [len(batch) for batch in cut] == [4, 4] and max(lengths[0]) <= min(lengths[1])
     assert sorted(n for batch in lengths for n in batch) == sorted(len(p.sample) for p in samples)
@@ -207,7 +225,7 @@ def test_a_run_goes_on_after_the_border_of_an_epoch(world, tmp_path, whole):
 def test_other_settings_in_the_same_folder_are_refused(world, whole):
     with pytest.raises(ConfigError, match=r"other settings.*seed: before 101, now 7.*--out"):
         ready(short(world, whole, seed=7))
-    ready(short(world, whole, engine=EngineConfig(packing=True)))  # how, not what
+    ready(short(world, whole, engine=MllmEngineConfig(packing=True)))  # how, not what
 
 
 # ---------------------------------------------------------------- looks and answers
@@ -374,7 +392,7 @@ def test_packing_is_refused_for_a_family_that_is_not_known_to_pack(world, tmp_pa
 
     folder = tmp_path / "plm"
     build_tiny("perception_lm", folder, vocabulary=MaskVocabulary(64, 2), texts=["No target."] * 9, seed=0)
-    config = short(world, tmp_path / "out", model=str(folder), engine=EngineConfig(packing=True))
+    config = short(world, tmp_path / "out", model=str(folder), engine=MllmEngineConfig(packing=True))
     with pytest.raises(ConfigError, match=r"--packing.*perception_lm"):
         ready(config)
 

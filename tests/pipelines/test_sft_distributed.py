@@ -4,11 +4,13 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from pipelines.sft.config import EngineConfig, TrainMllmConfig
+from pipelines.sft.config import TrainMllmConfig
+from pipelines.training.config import MllmEngineConfig
 from samtok.mllm.adapters import load_adapter
 from tests.mllm_evaluations import World, without_image, write_chats
 from tests.sft import short, train, train_all, validation, workers, zero
@@ -16,8 +18,8 @@ from tests.training import curve_of, record_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-ENGINES = ("plain", "zero1", "zero2 packed", "zero3", "zero3 shared out packed")
-MIXED = ("zero1", "zero2", "zero2 packed", "zero3 shared out", "zero3 shared out checkpointed")
+ENGINES = ("plain", "zero1", "zero2 packed by tokens", "zero3", "zero3 shared out packed")
+MIXED = ("zero1", "zero2", "zero2 packed by tokens", "zero3 shared out", "zero3 shared out checkpointed")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def world(home):
 
 def settings(world: World, out: Path, **changes) -> TrainMllmConfig:
     """A run with a rate for new rows, and an odd number of held-out chats."""
-    config = short(world, out, new_rows_lr=6e-3, micro_batch=2, **changes)
+    config = short(world, out, **{"new_rows_lr": 6e-3, "micro_batch": 2, **changes})
     return dataclasses.replace(config, validation=dataclasses.replace(config.validation, samples=9))
 
 
@@ -46,7 +48,9 @@ def one(home, world):
 def mixed(world: World, text: str, out: Path, **changes) -> TrainMllmConfig:
     """Four steps with chats of images beside as many of text alone, to learn from and held out."""
     looks = validation(world.chat, text, every=4, samples=9, generations=0)
-    return short(world, out, chats=(world.chat, text), validation=looks, micro_batch=2, steps=4, **changes)
+    return short(
+        world, out, chats=(world.chat, text), validation=looks, steps=4, **{"micro_batch": 2, **changes}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -73,14 +77,18 @@ def two(home, world, text, one):
     files = {"plain": None, "zero1": zero(1), "zero2": zero(2), "zero3": zero(3)}
     files["zero3 shared out"] = str(shared_out)
 
-    def engine(name: str) -> EngineConfig:
-        file = files[name.removesuffix(" packed").removesuffix(" checkpointed")]
-        more = {"packing": "packed" in name, "gradient_checkpointing": "checkpointed" in name}
-        return EngineConfig(deepspeed=file, **more)
+    def budget(name: str) -> dict[str, Any]:
+        return {"micro_batch": None, "micro_batch_tokens": 350} if "by tokens" in name else {"micro_batch": 2}
 
-    runs = {name: settings(world, home / name, engine=engine(name)) for name in ENGINES}
+    def engine(name: str) -> MllmEngineConfig:
+        file = files[name.removesuffix(" by tokens").removesuffix(" packed").removesuffix(" checkpointed")]
+        more = {"packing": "packed" in name, "gradient_checkpointing": "checkpointed" in name}
+        return MllmEngineConfig(deepspeed=file, **more)
+
+    runs = {name: settings(world, home / name, engine=engine(name), **budget(name)) for name in ENGINES}
     runs |= {
-        f"mixed {name}": mixed(world, text, home / f"mixed {name}", engine=engine(name)) for name in MIXED
+        f"mixed {name}": mixed(world, text, home / f"mixed {name}", engine=engine(name), **budget(name))
+        for name in MIXED
     }
     cut(one, home / "taken over", keep=8)
     runs["taken over"] = settings(world, home / "taken over", engine=engine("zero3 shared out"))

@@ -7,8 +7,9 @@ the driver over the whole step, so neither the number of learners nor the cut in
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,9 @@ from samtok.mllm.activations import keep_fewer_activations
 from samtok.mllm.chat import Encoded
 from samtok.mllm.float_head import use_float32_head
 from samtok.mllm.generation import processor_of
+from samtok.mllm.packed_attention import attend_by_dialogue
 from samtok.mllm.sampling import ResponseLogits, response_log_probs
+from samtok.mllm.token_budget import fits
 from samtok.rl.entropy import entropies
 from samtok.rl.kl import kl_loss, kl_values, sequence_kl
 from samtok.rl.policy import PolicySettings, policy_terms, truncated_importance
@@ -69,6 +72,8 @@ class Learner:
         )
         self.adapter.freeze(self.model, **dataclasses.asdict(config.train))
         use_float32_head(self.model)
+        if config.learner.packing:
+            attend_by_dialogue(self.model)
         self.trained = names_of_trained(self.model)
         self.reference = _reference(self.model, task.deepspeed) if config.algorithm.kl.weight else None
         self.model.train(config.learner.gradient_checkpointing)
@@ -114,7 +119,9 @@ class Learner:
         }
 
     def _cut(self, shares: Sequence[Share]) -> list[Micro]:
-        return self._even(micro_batches(shares, self.config.learner.micro_batch))
+        own = self.config.learner
+        together = partial(fits, items=own.micro_batch, tokens=own.micro_batch_tokens, packed=own.packing)
+        return self._even(micro_batches(shares, together))
 
     def _even(self, made: list[Micro]) -> list[Micro]:
         """Makes as many micro-batches as the learner with most of them has, which from ZeRO-2 on use the same
@@ -136,6 +143,7 @@ class Learner:
                 self.processor,
                 temperature=self.config.rollout.temperature,
                 blank_image=micro.blank_image,
+                packed=self.config.learner.packing,
             )
 
     @torch.no_grad()
@@ -265,7 +273,7 @@ def _reference(model: Any, deepspeed: Mapping[str, Any] | None) -> Any:
 def _all_of(group: Group) -> Micro:
     count = len(group.responses)
     everything = Share(group, tuple(range(count)), (0.0,) * count, (1.0,) * count)
-    return micro_batches([everything], count)[0]
+    return micro_batches([everything], lambda _: True)[0]
 
 
 def _means(sums: Sequence[Mapping[str, float]], parts: int) -> dict[str, float]:
@@ -283,27 +291,43 @@ def _means(sums: Sequence[Mapping[str, float]], parts: int) -> dict[str, float]:
 # ---------------------------------------------------------------- micro-batches
 
 
-def micro_batches(shares: Sequence[Share], most_responses: int) -> list[Micro]:
-    """Cuts shares into micro-batches of at most so many responses, prompts of like length together; raises
-    ValueError if there are no shares, or one without responses."""
+def micro_batches(shares: Sequence[Share], together: Callable[[Sequence[int]], bool]) -> list[Micro]:
+    """Cuts shares into micro-batches, prompts of like length together.
+
+    Args:
+        together: Tells whether texts (prompt and response) of these lengths can go together; one always can.
+
+    Raises:
+        ValueError: There are no shares, or one has no responses.
+    """
     if not shares or not all(share.responses for share in shares):
         raise ValueError(f"every learner needs shares with responses, got {len(shares)} shares")
-    pieces = [piece for share in sorted(shares, key=_length) for piece in _pieces(share, most_responses)]
+    ordered = sorted(shares, key=lambda share: max(_lengths(share)))
     batches: list[list[Share]] = []
-    for piece in pieces:
-        if not batches or sum(len(s.responses) for s in batches[-1]) + len(piece.responses) > most_responses:
+    lengths: list[int] = []
+    for piece in (piece for share in ordered for piece in _pieces(share, together)):
+        own = _lengths(piece)
+        if not batches or not together([*lengths, *own]):
             batches.append([])
+            lengths = []
         batches[-1].append(piece)
+        lengths += own
     return [_micro(batch) for batch in batches]
 
 
-def _length(share: Share) -> int:
-    return len(share.group.input_ids) + max(len(share.group.responses[i]) for i in share.responses)
+def _lengths(share: Share) -> list[int]:
+    return [len(share.group.input_ids) + len(share.group.responses[i]) for i in share.responses]
 
 
-def _pieces(share: Share, most_responses: int) -> Iterator[Share]:
-    for first in range(0, len(share.responses), most_responses):
-        part = slice(first, first + most_responses)
+def _pieces(share: Share, together: Callable[[Sequence[int]], bool]) -> Iterator[Share]:
+    """Cuts a share into as few pieces as fit, in the order of its responses."""
+    lengths, first = _lengths(share), 0
+    while first < len(lengths):
+        end = first + 1
+        while end < len(lengths) and together(lengths[first : end + 1]):
+            end += 1
+        part = slice(first, end)
+        first = end
         yield replace(
             share,
             responses=share.responses[part],
