@@ -108,7 +108,7 @@ def main() -> int:
     for name in options.models:
         for corpus in options.corpora:
             with tempfile.TemporaryDirectory() as home:
-                place = _place(Path(home), MODELS[name], TOKENS[corpus], options)
+                place = place_of(Path(home), MODELS[name], TOKENS[corpus], options)
                 for part in options.parts:
                     rows = _measure(place, _sides(place, part))
                     found += [{"model": name, "corpus": corpus, "part": part, **row} for row in rows]
@@ -280,7 +280,7 @@ class _Clock(TrainerCallback):
 # ---------------------------------------------------------------- chats
 
 
-def _place(home: Path, numbers: TinyConfig, tokens: tuple[int, int], options: argparse.Namespace) -> Place:
+def place_of(home: Path, numbers: TinyConfig, tokens: tuple[int, int], options: argparse.Namespace) -> Place:
     build_tiny(
         "qwen2_5_vl", home / "model", vocabulary=VOCABULARY, texts=default_texts(), seed=0, config=numbers
     )
