@@ -8,11 +8,12 @@ from samtok import words
 from samtok.mllm.adapters import load_adapter
 from samtok.mllm.chat import Encoded, Turn
 from samtok.mllm.family import Adapter
+from samtok.mllm.registry import FAMILIES as KNOWN
 from samtok.mllm.tiny.models import TinyConfig, build_tiny
 from samtok.mllm.vocab import MaskVocabulary
 
-FAMILIES = ("qwen2_5_vl", "qwen3_vl", "perception_lm")
-QWEN = FAMILIES[:2]
+FAMILIES = tuple(KNOWN)
+QWEN = tuple(name for name, family in KNOWN.items() if family.mrope)
 VOCABULARY = MaskVocabulary(16, 2)
 TEXTS = ["Segment the red ring.", "Where is the blue star?", "It is here: ", "No target.", "Be brief."] * 4
 

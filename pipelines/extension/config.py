@@ -13,8 +13,8 @@ from samtok.mllm.tiny.config import TinyConfig
 class ImageConfig:
     """How large the model sees images; written into its processor, and obeyed wherever the model is loaded.
 
-    For Qwen2.5-VL and Qwen3-VL. Qwen2.5-VL makes a token of 28 x 28 pixels, Qwen3-VL of 32 x 32. By default
-    the limits stay that --model has, of which Qwen2.5-VL's let 12 Mpx become 16,000 tokens.
+    For Qwen-VLs. Qwen2.5-VL makes a token of 28 x 28 pixels, Qwen3-VL and Qwen3.5 of 32 x 32. By default the
+    limits stay that --model has, of which Qwen2.5-VL's let 12 Mpx become 16,000 tokens.
     """
 
     min_pixels: AtLeast1 | None = None
@@ -40,10 +40,11 @@ class ExtendMllmConfig(RunConfig):
     tracking: str | None = "off"
     """MLflow tracking URI, or off."""
     model: ShippedPlace | None = None
-    """Checkpoint of Hugging Face's (Qwen2.5-VL, Qwen3-VL, PerceptionLM): a folder, local or s3://, or its hub
-    id, owner/name."""
-    tiny: Literal["qwen2_5_vl", "qwen3_vl", "perception_lm"] | None = None
-    """Instead of --model: build a tiny random one of this family."""
+    """Checkpoint of Hugging Face's (Qwen2.5-VL, Qwen3-VL, Qwen3.5, PerceptionLM): a folder, local or s3://,
+    or its hub id, owner/name."""
+    tiny: str | None = None
+    """Instead of --model: build a tiny random one of this family (qwen2_5_vl, qwen3_vl, qwen3_5,
+    perception_lm, or one of yours: docs/families.md)."""
     numbers: TinyConfig = TinyConfig()
     """Sizes of a --tiny model."""
     chats: Place | None = None

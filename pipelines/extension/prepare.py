@@ -6,7 +6,8 @@ from pipelines.extension.config import ExtendMllmConfig, ImageConfig
 from pipelines.inputs import require_model, require_tokenizer
 from samtok import folders
 from samtok.errors import CheckpointError, ConfigError
-from samtok.mllm.folder import FAMILIES, SAMTOK_FILE, SIZED_FAMILIES, read_family, read_folder
+from samtok.mllm.folder import SAMTOK_FILE, read_family, read_folder
+from samtok.mllm.registry import Family, family_of, known
 from samtok.mllm.vocab import MaskVocabulary
 
 LINEAGE_FILE = "lineage.json"
@@ -20,25 +21,36 @@ def prepare(config: ExtendMllmConfig) -> MaskVocabulary:
     """
     require_tokenizer(config.tokenizer)
     vocabulary = MaskVocabulary.of(folders.read_config(config.tokenizer, read=storage.read_bytes))
-    family = config.tiny
     if config.model is not None:
         require_model(config.model)
-        family = read_family(folders.resolve(config.model, read=storage.read_bytes), read=storage.read_bytes)
-        if family not in FAMILIES:
-            raise CheckpointError(
-                f"--model {config.model} is a {family}; mask words are known for {', '.join(FAMILIES)}."
-            )
+        place = folders.resolve(config.model, read=storage.read_bytes)
+        try:
+            family = family_of(read_family(place, read=storage.read_bytes))
+        except CheckpointError as error:
+            raise CheckpointError(f"--model {config.model}: {error}") from error
         _check_words(config, config.model)
-    if config.image != ImageConfig() and family not in SIZED_FAMILIES:
+    else:
+        family = _tiny(config)
+    if config.image != ImageConfig() and not family.sized:
         raise ConfigError(
-            f"--.image.min-pixels and --.image.max-pixels are for {' and '.join(SIZED_FAMILIES)}; a {family} "
-            "has no limits of pixels. Leave them out, or give None for both.",
+            f"--.image.min-pixels and --.image.max-pixels: a {family.name} has no limits of pixels. Leave "
+            "them out, or give None for both.",
             owner=config,
         )
     if config.chats is not None:
         _check_chats(config, config.chats, vocabulary)
     is_done(config)
     return vocabulary
+
+
+def _tiny(config: ExtendMllmConfig) -> Family:
+    families = {name: family for name, family in known().items() if family.tiny}
+    if config.tiny not in families:
+        raise ConfigError(
+            f"--.tiny {config.tiny} is no family that can be built tiny; give one of {', '.join(families)}.",
+            owner=config,
+        )
+    return families[config.tiny]
 
 
 def _check_words(config: ExtendMllmConfig, model: str) -> None:

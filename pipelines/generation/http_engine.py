@@ -2,8 +2,9 @@
 
 It has to serve the same model folder (vLLM: ``vllm serve FOLDER --generation-config vllm``). Requests have,
 beside OpenAI's own fields, those of vLLM and SGLang that keep special tokens in the text
-(``skip_special_tokens``), and vLLM's token ids (``return_token_ids``) and structural tag. Without ids in the
-answer, texts are made tokens again, which gives the same words.
+(``skip_special_tokens``) and that set the chat template (``chat_template_kwargs``), and vLLM's token ids
+(``return_token_ids``) and structural tag. Without ids in the answer, texts are made tokens again, which gives
+the same words.
 """
 
 import base64
@@ -83,6 +84,8 @@ class HttpEngine(Engine):
             "skip_special_tokens": False,
             "return_token_ids": True,
         }
+        if self.adapter.template_options:
+            self.shared["chat_template_kwargs"] = dict(self.adapter.template_options)
         if grammar:
             tag = mask_word_tag(self.adapter.word_ids, self.adapter.suppressed_ids)
             self.shared["structured_outputs"] = {"structural_tag": json.dumps(tag)}

@@ -9,7 +9,7 @@ from pipelines.config import RunConfig
 from pipelines.training.config import MllmEngineConfig
 from pipelines.training.resume import check_same
 from samtok.errors import ConfigError
-from samtok.mllm.folder import MROPE_FAMILIES
+from samtok.mllm.registry import family_of
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -44,7 +44,7 @@ class Prepared(Generic[C]):
 
 def check_packing(engine: MllmEngineConfig, family: str) -> None:
     """Refuses to pack where no call is known that keeps packed texts apart."""
-    if engine.packing and family not in MROPE_FAMILIES:
+    if engine.packing and not family_of(family).mrope:
         raise ConfigError(
             f"--.packing: no call is known that keeps packed texts of {family} apart; leave the flag out. "
             "Micro-batches of like lengths cost little.",

@@ -11,18 +11,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from samtok.mllm.family import Adapter
-from samtok.mllm.folder import read_folder, unknown_family, write_vocabulary
+from samtok.mllm.folder import read_folder, write_vocabulary
 from samtok.mllm.older import make_readable
-from samtok.mllm.perception_lm import PerceptionLMAdapter
 from samtok.mllm.pretrained import load_processor
-from samtok.mllm.qwen import Qwen2_5VLAdapter, Qwen3VLAdapter
+from samtok.mllm.registry import family_of
 from samtok.mllm.rows import check_rows
 from samtok.mllm.vocab import MaskVocabulary
-
-ADAPTERS: dict[str, type[Adapter]] = {
-    kind.family: kind for kind in (Qwen2_5VLAdapter, Qwen3VLAdapter, PerceptionLMAdapter)
-}
-"""By ``model_type``, one for each of ``folder.FAMILIES``."""
 
 
 def load_adapter(folder: str | Path) -> Adapter:
@@ -43,9 +37,7 @@ def adapter_for(
     family: str, processor: ProcessorMixin, vocabulary: MaskVocabulary, *, tokenizer_sha256: str | None = None
 ) -> Adapter:
     """Returns the adapter of a family; CheckpointError if there is none or the processor lacks the words."""
-    if family not in ADAPTERS:
-        raise unknown_family(family)
-    return ADAPTERS[family](processor, vocabulary, tokenizer_sha256=tokenizer_sha256)
+    return family_of(family).load("adapter")(processor, vocabulary, tokenizer_sha256=tokenizer_sha256)
 
 
 def save_pretrained(
@@ -63,5 +55,6 @@ def save_pretrained(
     check_rows(model, len(adapter.tokenizer))
     model.save_pretrained(folder, state_dict=None if state is None else dict(state))
     adapter.processor.save_pretrained(folder)
-    make_readable(folder)
+    if family_of(adapter.family).older:
+        make_readable(folder)
     write_vocabulary(folder, adapter.vocabulary, adapter.tokenizer_sha256)

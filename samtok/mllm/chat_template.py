@@ -23,23 +23,23 @@ resource.setrlimit(resource.RLIMIT_CPU, (given["cpu_s"],) * 2)
 resource.setrlimit(resource.RLIMIT_AS, (given["bytes"],) * 2)
 from transformers.utils.chat_template_utils import render_jinja_template
 text = render_jinja_template([given["turns"]], chat_template=given["template"], add_generation_prompt=True,
-                             **given["tokens"])[0][0]
+                             **given["options"])[0][0]
 print(json.dumps(text if len(text) <= given["most"] else None))
 """
 
 
-def rendered(template: str, turns: list[dict[str, object]], tokens: dict[str, object]) -> str:
+def rendered(template: str, turns: list[dict[str, object]], options: dict[str, object]) -> str:
     """Returns a dialogue as a template writes it, up to where the assistant begins.
 
     Args:
         turns: In the form that templates take.
-        tokens: Special tokens by their names, such as ``bos_token``.
+        options: Special tokens by their names, such as ``bos_token``, and whatever else a template asks for.
 
     Raises:
         CheckpointError: It fails, needs too much time or memory, or writes too much.
     """
     limits = {"cpu_s": MAX_CPU_S, "bytes": _MAX_BYTES, "most": _MAX_CHARS}
-    given = {"template": template, "turns": turns, "tokens": tokens, **limits}
+    given = {"template": template, "turns": turns, "options": options, **limits}
     return _rendered(json.dumps(given, default=str))
 
 

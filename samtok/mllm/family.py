@@ -1,7 +1,7 @@
 """The base of all families of MLLMs: dialogues to token ids, batches, packed rows, and back to text.
 
-A family is one file with a subclass of ``Adapter`` (``qwen.py``, ``perception_lm.py``) and a line in
-``adapters.py``. An adapter holds the processor and no model, so loader processes can have one each. A
+A family is one file with a subclass of ``Adapter`` (``qwen.py``, ``perception_lm.py``) and an entry of
+``registry.py``. An adapter holds the processor and no model, so loader processes can have one each. A
 dialogue is written piece by piece: the text of a user is never searched for the place of an image, and every
 answer begins at the token where generation begins. A checkpoint with another chat template is refused.
 """
@@ -27,6 +27,7 @@ from samtok.errors import CheckpointError, ConfigError, DataError
 from samtok.mllm.chat import IGNORE, Encoded, Turn
 from samtok.mllm.chat_template import rendered
 from samtok.mllm.pretrained import lacks_memory, read_model
+from samtok.mllm.registry import family_of
 from samtok.mllm.rows import check_rows
 from samtok.mllm.vocab import MaskVocabulary
 
@@ -58,8 +59,8 @@ class Adapter(ABC):
     start_of_text: ClassVar[str] = ""
     media_tokens: ClassVar[tuple[str, ...]]
     image_token: ClassVar[str]
-    needs_token_types: ClassVar[bool] = False
-    """Whether positions follow from ``mm_token_type_ids``, so that a batch without them trains wrongly."""
+    template_options: ClassVar[Mapping[str, object]] = {}
+    """What the checkpoint's chat template is given, so that answers begin as ``header`` says."""
     shares_images: ClassVar[bool] = False
     """Whether the model takes image features that were computed before, as ``mm_encoder_outputs``."""
 
@@ -82,6 +83,11 @@ class Adapter(ABC):
         refused = [*control, *(token for token in OBJECT_TOKENS if not self.object_tokens)]
         self._refused = re.compile("|".join(map(re.escape, refused)))
         self._preface = self._read_preface()
+
+    @property
+    def needs_token_types(self) -> bool:
+        """Whether a batch without ``mm_token_type_ids`` trains wrongly."""
+        return family_of(self.family).mrope
 
     @property
     def tokenizer(self) -> Any:
@@ -414,7 +420,7 @@ class Adapter(ABC):
         template = getattr(self.processor, "chat_template", None)
         if not isinstance(template, str):
             raise CheckpointError("this checkpoint has no chat template. Give it that of the released ones.")
-        given = rendered(template, turns, self.tokenizer.special_tokens_map)
+        given = rendered(template, turns, {**self.tokenizer.special_tokens_map, **self.template_options})
         ours = f"{self.header('user')}{_PROBE}{self.end_of_turn}{self.after_turn()}{self.header('assistant')}"
         if not given.endswith(ours):
             raise CheckpointError(

@@ -11,17 +11,11 @@ from typing import Any
 
 from samtok.errors import CheckpointError
 from samtok.folders import Read, read_file
+from samtok.mllm.registry import family_of
 from samtok.mllm.vocab import MaskVocabulary, infer
 
 SAMTOK_FILE = "samtok.json"
 FORMAT, FORMAT_VERSION = "samtok.mllm", 1
-FAMILIES = ("qwen2_5_vl", "qwen3_vl", "perception_lm")
-"""The ``model_type`` of MLLMs that have an adapter."""
-MROPE_FAMILIES = ("qwen2_5_vl", "qwen3_vl")
-"""Those whose positions come from ``mm_token_type_ids``; only their rows can be packed without leaks."""
-
-SIZED_FAMILIES = ("qwen2_5_vl", "qwen3_vl")
-"""Those that see an image in its own shape, between two limits of pixels."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +39,7 @@ def read_folder(folder: str | Path, *, read: Read | None = None) -> MllmFolder:
     Raises:
         CheckpointError: A file is missing or wrong, the family is unknown, or there are no mask words.
     """
-    family = read_family(folder, read=read)
-    if family not in FAMILIES:
-        raise unknown_family(family)
+    family = family_of(read_family(folder, read=read)).name
     body = _read_json(folder, SAMTOK_FILE, read)
     if body is None:
         return MllmFolder(family, infer(_added_tokens(folder, read), where=str(folder)), None)
@@ -62,14 +54,6 @@ def read_folder(folder: str | Path, *, read: Read | None = None) -> MllmFolder:
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{where} does not state a vocabulary ({error!r}). Restore it.") from error
     return MllmFolder(family, vocabulary, body.get("tokenizer_sha256"))
-
-
-def unknown_family(family: str) -> CheckpointError:
-    """Returns the error for a model that has no adapter."""
-    return CheckpointError(
-        f"there is no adapter for {family!r}; known families are {', '.join(FAMILIES)}. A new one is a "
-        "subclass of samtok.mllm.family.Adapter."
-    )
 
 
 def read_family(folder: str | Path, *, read: Read | None = None) -> str:

@@ -10,8 +10,8 @@ from torch.nn.functional import cross_entropy
 from transformers import modeling_utils
 
 from samtok.mllm.chat import IGNORE
-from samtok.mllm.folder import MROPE_FAMILIES
-from samtok.mllm.packed_attention import BY_DIALOGUE
+from samtok.mllm.packed_attention import BY_DIALOGUE, resets_state
+from samtok.mllm.registry import known
 
 IMAGE_INPUTS = {"pixel_values", "mm_encoder_outputs"}
 """Inputs of a batch with images: their pixels, or features that were computed before."""
@@ -48,7 +48,7 @@ def answer_logits(
         ValueError: As ``answer_loss``.
     """
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    _check(mllm_of(model).config, inputs)
+    _check(mllm_of(model), inputs)
     labels = batch["labels"]
     learnt = torch.zeros_like(labels, dtype=torch.bool)
     learnt[:, :-1] = labels[:, 1:] != IGNORE
@@ -65,8 +65,10 @@ def mllm_of(model: nn.Module) -> Any:
     return model
 
 
-def _check(config: Any, inputs: Mapping[str, Tensor]) -> None:
-    if config.model_type not in MROPE_FAMILIES:
+def _check(model: Any, inputs: Mapping[str, Tensor]) -> None:
+    config = model.config
+    family = known().get(config.model_type)
+    if family is None or not family.mrope:
         return
     positions = inputs.get("position_ids")
     if positions is None:
@@ -81,6 +83,11 @@ def _check(config: Any, inputs: Mapping[str, Tensor]) -> None:
         raise ValueError(
             "a packed batch needs position_ids of 4 x batch x token and no attention_mask, or its dialogues "
             f"see each other; got position_ids {tuple(positions.shape)}, {sorted(inputs)}. Use Adapter.pack."
+        )
+    if not resets_state(model):
+        raise ValueError(
+            f"a {config.model_type} carries a state from one packed dialogue to the next; call "
+            "packed_attention.attend_by_dialogue on the model first, or do not pack."
         )
     if attention not in PACKED_ATTENTION:
         raise ValueError(

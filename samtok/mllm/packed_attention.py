@@ -4,6 +4,9 @@ transformers keeps packed dialogues apart by a mask of all tokens against all: e
 cost as one of 4,000. Here each is attended to by itself, causally and without any mask. Whether a row is
 packed, and where its dialogues begin, is what transformers itself finds in the positions, and every other
 batch goes its usual way through ``sdpa``.
+
+Linear attention (Qwen3.5) carries a state from token to token. transformers resets it only in the kernels of
+other packages, for GPUs; here such a layer takes one dialogue at a time, with whatever kernel it has.
 """
 
 import itertools
@@ -24,13 +27,24 @@ BY_DIALOGUE = "sdpa_by_dialogue"
 def attend_by_dialogue(model: PreTrainedModel) -> None:
     """Makes the language model of an MLLM attend within each dialogue of a packed row.
 
-    Only a model that was loaded with ``sdpa`` attention is changed; with any other this does nothing.
+    Only attention that was loaded as ``sdpa`` is changed, and layers that carry a state.
     """
     config = model.config.get_text_config()
+    if not resets_state(model):
+        for layer in model.modules():
+            if hasattr(layer, "linear_attn"):
+                _begin_anew(layer)
+        model.resets_state = True  # type: ignore[assignment] a module takes attributes
     if config._attn_implementation == "sdpa":
         ALL_MASK_ATTENTION_FUNCTIONS.register(BY_DIALOGUE, _mask)
         ALL_ATTENTION_FUNCTIONS.register(BY_DIALOGUE, _attend)
         config._attn_implementation = BY_DIALOGUE
+
+
+def resets_state(model: PreTrainedModel) -> bool:
+    """Whether no state goes from one dialogue of a packed row to the next."""
+    layers = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    return "linear_attention" not in layers or getattr(model, "resets_state", False)
 
 
 def dialogue_lengths(positions: Int[Tensor, " token"]) -> list[int]:
@@ -41,6 +55,30 @@ def dialogue_lengths(positions: Int[Tensor, " token"]) -> list[int]:
     begins = torch.nonzero(positions.diff() != 1).flatten() + 1
     borders = [0, *begins.tolist(), len(positions)]
     return [end - start for start, end in itertools.pairwise(borders)]
+
+
+def _begin_anew(layer: Any) -> None:
+    """Makes a layer's linear attention take each dialogue of a packed row by itself.
+
+    Only the layer is given positions; a hook hands them on, also where activations are made again.
+    """
+    inner = layer.linear_attn
+    whole = inner.forward
+
+    def hand_on(_: Any, __: Any, named: dict[str, Any]) -> None:
+        inner.positions = named.get("position_ids")
+
+    def forward(
+        hidden_states: Tensor, cache_params: Any = None, attention_mask: Any = None, **options: Any
+    ) -> Tensor:
+        one_row = len(hidden_states) == 1 and cache_params is None and attention_mask is None
+        if not one_row or inner.positions is None:
+            return whole(hidden_states, cache_params=cache_params, attention_mask=attention_mask, **options)
+        pieces = hidden_states.split(_remembered_lengths(inner.positions), dim=1)
+        return torch.cat([whole(piece, **options) for piece in pieces], dim=1)
+
+    layer.register_forward_pre_hook(hand_on, with_kwargs=True)
+    inner.forward = forward
 
 
 def _mask(*, attention_mask: Tensor | None = None, **options: Any) -> Tensor | None:

@@ -1,6 +1,6 @@
-"""Qwen2.5-VL and Qwen3-VL: the ChatML format, patches of any image size, and multimodal rotary positions."""
+"""Qwen2.5-VL, Qwen3-VL, Qwen3.5: the ChatML format, patches of any size, multimodal rotary positions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -14,13 +14,12 @@ from samtok.mllm.family import Adapter
 
 
 class QwenAdapter(Adapter):
-    """What both families share."""
+    """What all of them share."""
 
     end_of_turn = "<|im_end|>"
     end_of_text = "<|endoftext|>"
     image_token = "<|image_pad|>"
     media_tokens = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
-    needs_token_types = True
     shares_images = True
     mergers: ClassVar[tuple[str, ...]]
     """Submodules of the vision model that make up the projector."""
@@ -88,3 +87,19 @@ class Qwen3VLAdapter(QwenAdapter):
 
     family = "qwen3_vl"
     mergers = ("merger", "deepstack_merger_list")
+
+
+class Qwen3_5Adapter(QwenAdapter):
+    """Qwen3.5, dense. Three of four layers have linear attention, whose state packing must reset.
+
+    The released models can think before they answer. Here every answer begins behind an empty thought, as
+    their template writes it with ``enable_thinking`` off. It drops the empty thoughts of earlier answers; we
+    keep them, since all answers of a dialogue are learnt at once and each must begin where generation does.
+    """
+
+    family = "qwen3_5"
+    mergers = ("merger",)
+    template_options: ClassVar[Mapping[str, object]] = {"enable_thinking": False}
+
+    def header(self, role: str) -> str:
+        return super().header(role) + "<think>\n\n</think>\n\n" * (role == "assistant")

@@ -231,7 +231,7 @@ def test_wrong_checkpoints_are_refused_with_the_code_of_their_kind(tmp_path, cap
     assert main(["--tokenizer", "tiny", "--model", str(tmp_path / "text"), "--out", out]) == 6
     assert main(["--preset", "smoke", "--tokenizer", str(tmp_path / "none"), "--out", out]) == 2
     said = capfd.readouterr().err
-    assert "is a qwen2; mask words are known for qwen2_5_vl, qwen3_vl, perception_lm" in said
+    assert "no adapter for 'qwen2'; known families are qwen2_5_vl, qwen3_vl, qwen3_5, perception_lm" in said
     assert not Path(out).exists()
 
 

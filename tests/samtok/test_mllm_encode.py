@@ -60,8 +60,13 @@ def test_ids_and_pixels_are_those_of_the_checkpoints_own_processor(tmp_path, fam
     turns = [*chat(), Turn("user", ("And the red ring?", 1)), *([Turn("assistant", ("No.",))] * answered)]
     images = [picture(0), picture(1, (40, 90))]
     text = processor.apply_chat_template(
-        as_messages(turns), tokenize=False, add_generation_prompt=not answered
+        as_messages(turns), tokenize=False, add_generation_prompt=not answered, **adapter.template_options
     )
+    begins = adapter.header("assistant")
+    if family == "qwen3_5":  # whose template drops the empty thoughts of earlier answers, which we keep
+        plain = adapter.header("user").replace("user", "assistant")
+        assert text.count(begins) == 1 and text.count(plain) == 2
+        text = text.replace(begins, plain).replace(plain, begins)
     theirs = processor(
         images=[Image.fromarray(image) for image in images], text=text.rstrip("\n") if answered else text
     )

@@ -14,7 +14,7 @@ from samtok.mllm.chat import IGNORE, Encoded, Turn
 from samtok.mllm.family import Adapter
 from samtok.mllm.generation import generate
 from samtok.mllm.loss import answer_logits, answer_loss
-from samtok.mllm.packed_attention import attend_by_dialogue, dialogue_lengths
+from samtok.mllm.packed_attention import attend_by_dialogue, dialogue_lengths, resets_state
 from tests.tiny_mllm import FAMILIES, QWEN, build, chat, picture, samples
 
 Pair = tuple[Adapter, torch.nn.Module]
@@ -35,7 +35,10 @@ def pair(request, folders) -> Pair:
 def qwen(request, folders) -> Pair:
     family, attention = request.param
     adapter = load_adapter(folders[family])
-    return adapter, adapter.load_model(folders[family], attn=attention)
+    model = adapter.load_model(folders[family], attn=attention)
+    if not resets_state(model):
+        attend_by_dialogue(model)
+    return adapter, model
 
 
 def one_by_one(pair: Pair, three: list[Encoded]) -> float:
@@ -193,6 +196,40 @@ def test_a_kernel_that_was_not_tried_is_refused_for_packed_rows(folders):
         ValueError, match="sdpa, eager, sdpa_by_dialogue attention only, got flash_attention_2"
     ):
         answer_loss(model, adapter.pack(samples(adapter)))
+
+
+@torch.no_grad()
+def test_a_state_that_goes_on_into_the_next_dialogue_is_refused(folders):
+    adapter = load_adapter(folders["qwen3_5"])
+    model = adapter.load_model(folders["qwen3_5"])
+    three = samples(adapter)
+    batch = adapter.pack(three)
+    with pytest.raises(ValueError, match="carries a state from one packed dialogue to the next"):
+        answer_loss(model, batch)
+    labels = batch.pop("labels")
+    logits = model(**batch, use_cache=False).logits[0, :-1]
+    loss = cross_entropy(logits, labels[0, 1:], ignore_index=IGNORE, reduction="sum")
+    assert abs(per_token(loss, three) - per_token(one_by_one((adapter, model), three), three)) > 5e-4
+    attend_by_dialogue(model)
+    assert per_token(answer_loss(model, batch | {"labels": labels}), three) == pytest.approx(
+        per_token(one_by_one((adapter, model), three), three), abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_no_padded_token_reaches_the_state(folders, side):
+    """Whatever stands in the place of a padded token: another one, at the same mask."""
+    adapter = load_adapter(folders["qwen3_5"])
+    model = adapter.load_model(folders["qwen3_5"])
+    batch = adapter.collate(samples(adapter), side=side)
+    padded = batch["attention_mask"] == 0
+    assert padded.any()
+    other = batch["input_ids"].masked_fill(padded, int(adapter.word_ids.codes[0][3]))
+    found = [
+        gradients(model, answer_loss(model, batch | {"input_ids": ids}))
+        for ids in (batch["input_ids"], other)
+    ]
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items() if "embed" not in name)
 
 
 def test_positions_are_those_of_the_model(qwen):

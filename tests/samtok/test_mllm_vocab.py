@@ -10,10 +10,10 @@ from transformers.utils import is_timm_available
 
 from samtok.config import PRESETS
 from samtok.errors import CheckpointError
-from samtok.mllm.adapters import ADAPTERS, adapter_for, load_adapter, save_pretrained
-from samtok.mllm.folder import FAMILIES as SUPPORTED
+from samtok.mllm.adapters import adapter_for, load_adapter, save_pretrained
 from samtok.mllm.folder import MllmFolder, read_folder
 from samtok.mllm.pretrained import load_processor
+from samtok.mllm.registry import family_of
 from samtok.mllm.rows import check_rows, extend
 from samtok.mllm.vocab import MaskVocabulary
 from tests.tiny_mllm import FAMILIES, VOCABULARY, build, chat, mask, picture
@@ -219,8 +219,16 @@ def test_a_folder_is_read_without_its_processor_from_any_store(tmp_path, stated)
     assert found == MllmFolder(adapter.family, adapter.vocabulary, adapter.tokenizer_sha256)
 
 
-def test_each_known_family_has_an_adapter():
-    assert tuple(ADAPTERS) == SUPPORTED
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_known_family_has_an_adapter_of_its_name(name):
+    family = family_of(name)
+    assert family.load("adapter").family == family.name == name and callable(family.load("tiny"))
+
+
+def test_a_mixture_of_experts_is_refused_with_what_is_supported_of_its_family(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3_5_moe"}')
+    with pytest.raises(CheckpointError, match="qwen3_5_moe is a mixture of experts.*give a dense qwen3_5"):
+        load_adapter(tmp_path)
 
 
 @pytest.mark.skipif(is_timm_available(), reason="with timm the model is built")

@@ -14,7 +14,7 @@ from samtok.mllm.adapters import load_adapter
 from samtok.mllm.chat import Encoded, Turn
 from samtok.mllm.family import Adapter
 from samtok.mllm.float_head import use_float32_head
-from samtok.mllm.folder import MROPE_FAMILIES
+from samtok.mllm.registry import family_of
 from samtok.mllm.generation import generate, processor_of
 from samtok.mllm.loss import answer_logits
 from samtok.mllm.sampling import Sampled, response_log_probs, sample, with_response
@@ -104,7 +104,7 @@ def test_a_learner_finds_the_probabilities_that_were_sampled_from(pair, grammar,
     assert there.dtype == np.float32 and (there <= 0).all() and there.min() < -1
     apart = np.abs(learner_log_probs(pair, prompts, groups, **told) - there)
     assert apart.max() < 1e-5
-    if pair[0].family in MROPE_FAMILIES:
+    if family_of(pair[0].family).mrope:
         packed = learner_log_probs(pair, prompts, groups, packed=True, **told)
         assert np.abs(packed - there).max() < 1e-5
     others = {"grammar": grammar, "temperature": 1.5}

@@ -1,9 +1,6 @@
 """All numbers of a tiny MLLM. Loads no torch, so that a job's flags can be read fast."""
 
 from dataclasses import dataclass
-from typing import Literal
-
-TinyFamily = Literal["qwen2_5_vl", "qwen3_vl", "perception_lm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +65,8 @@ class TinyConfig:
         """Width of an attention head of the language model."""
         return self.dim // self.num_heads
 
-    @property
-    def mrope_section(self) -> list[int]:
-        """Frequencies for time, rows and columns: time the fewest; they add up to half a head."""
-        half = self.head_dim // 2
+    def mrope_section(self, rotated: float = 1.0) -> list[int]:
+        """Frequencies for time, rows and columns, which add up to half of what is rotated of a head."""
+        half = int(self.head_dim * rotated) // 2
         rows = (half * 3) // 8
         return [half - 2 * rows, rows, rows]

@@ -16,11 +16,13 @@ from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
 from samtok.mllm.adapters import adapter_for, save_pretrained
 from samtok.mllm.image_size import limit_pixels
+from samtok.mllm.registry import family_of
 from samtok.mllm.rows import extend
-from samtok.mllm.tiny.config import TinyConfig, TinyFamily
+from samtok.mllm.tiny.config import TinyConfig
 from samtok.mllm.tiny.text import (
     CHATML_TEMPLATE,
     LLAMA_TEMPLATE,
+    QWEN3_5_TEMPLATE,
     default_texts,
     train_llama_tokenizer,
     train_qwen_tokenizer,
@@ -32,7 +34,7 @@ __all__ = ["TinyConfig", "build_tiny", "default_texts"]
 
 
 def build_tiny(
-    family: TinyFamily,
+    family: str,
     folder: str | Path,
     *,
     vocabulary: MaskVocabulary | None,
@@ -58,7 +60,7 @@ def build_tiny(
         max_pixels: Likewise.
     """
     config = config or TinyConfig()
-    processor, make = _BUILDERS[family](config, list(texts))
+    processor, make = family_of(family).load("tiny")(config, list(texts))
     limit_pixels(processor, min_pixels=min_pixels, max_pixels=max_pixels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -79,16 +81,18 @@ def build_tiny(
 
 def vision_of(config: TinyConfig, *, seed: int) -> tuple[nn.Module, Any]:
     """Returns the vision encoder of a tiny Qwen2.5-VL with random weights, and its image processor."""
-    processor, make = _qwen2_5_vl(config, default_texts())
+    processor, make = qwen2_5_vl(config, default_texts())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make().get_submodule("model.visual"), processor.image_processor
 
 
-_Built = tuple[ProcessorMixin, Callable[[], PreTrainedModel]]
+Built = tuple[ProcessorMixin, Callable[[], PreTrainedModel]]
+"""What makes a tiny MLLM out of sizes and texts returns: its processor, and what draws the weights."""
 
 
-def _qwen2_5_vl(config: TinyConfig, texts: list[str]) -> _Built:
+def qwen2_5_vl(config: TinyConfig, texts: list[str]) -> Built:
+    """Makes a tiny Qwen2.5-VL."""
     tokenizer = train_qwen_tokenizer(texts, vocab_size=config.vocab_size)
     processor = _processor(
         transformers.Qwen2_5_VLProcessor, transformers.Qwen2VLVideoProcessor, config, tokenizer
@@ -103,7 +107,8 @@ def _qwen2_5_vl(config: TinyConfig, texts: list[str]) -> _Built:
     return processor, lambda: transformers.Qwen2_5_VLForConditionalGeneration(body)
 
 
-def _qwen3_vl(config: TinyConfig, texts: list[str]) -> _Built:
+def qwen3_vl(config: TinyConfig, texts: list[str]) -> Built:
+    """Makes a tiny Qwen3-VL."""
     tokenizer = train_qwen_tokenizer(texts, vocab_size=config.vocab_size)
     processor = _processor(
         transformers.Qwen3VLProcessor, transformers.Qwen3VLVideoProcessor, config, tokenizer
@@ -118,7 +123,43 @@ def _qwen3_vl(config: TinyConfig, texts: list[str]) -> _Built:
     return processor, lambda: transformers.Qwen3VLForConditionalGeneration(body)
 
 
-def _perception_lm(config: TinyConfig, texts: list[str]) -> _Built:
+def qwen3_5(config: TinyConfig, texts: list[str]) -> Built:
+    """Makes a tiny Qwen3.5, whose layers have linear and full attention in turn."""
+    tokenizer = train_qwen_tokenizer(texts, vocab_size=config.vocab_size)
+    tokenizer.add_tokens(["<think>", "</think>"])  # text, not special ones
+    processor = _processor(
+        transformers.Qwen3VLProcessor,
+        transformers.Qwen3VLVideoProcessor,
+        config,
+        tokenizer,
+        template=QWEN3_5_TEMPLATE,
+    )
+    vision = {
+        "hidden_act": "gelu_pytorch_tanh",
+        "num_position_embeddings": (config.image_size // config.patch_size) ** 2,
+    }
+    rotated = 0.5  # of a head; a quarter in released ones, whose heads are wider
+    rope = {
+        "mrope_interleaved": True,
+        "partial_rotary_factor": rotated,
+        "mrope_section": config.mrope_section(rotated),
+    }
+    kinds = ("linear_attention", "full_attention")
+    text = {
+        "head_dim": config.head_dim,
+        "layer_types": [kinds[layer % 2] for layer in range(config.num_layers)],
+        "linear_num_key_heads": config.num_heads // 2 or 1,
+        "linear_num_value_heads": config.num_heads,
+        "linear_key_head_dim": config.head_dim,
+        "linear_value_head_dim": config.head_dim,
+        "rope_parameters": rope,
+    }
+    body = transformers.Qwen3_5Config(**_parts(config, tokenizer, text, vision))
+    return processor, lambda: transformers.Qwen3_5ForConditionalGeneration(body)
+
+
+def perception_lm(config: TinyConfig, texts: list[str]) -> Built:
+    """Makes a tiny PerceptionLM."""
     tokenizer = train_llama_tokenizer(texts, vocab_size=config.vocab_size)
     tile = {"height": config.image_size // 2, "width": config.image_size // 2}
     processor = transformers.PerceptionLMProcessor(
@@ -131,7 +172,7 @@ def _perception_lm(config: TinyConfig, texts: list[str]) -> _Built:
         pooling_ratio=2,
         chat_template=LLAMA_TEMPLATE.replace("SYSTEM", repr(config.system)),
     )
-    text = _text(config, tokenizer) | {
+    text = text_settings(config, tokenizer) | {
         "model_type": "llama",
         "bos_token_id": tokenizer.bos_token_id,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
@@ -158,7 +199,9 @@ def _perception_lm(config: TinyConfig, texts: list[str]) -> _Built:
     return processor, lambda: transformers.PerceptionLMForConditionalGeneration(body)
 
 
-def _processor(kind: Any, video: Any, config: TinyConfig, tokenizer: Any) -> ProcessorMixin:
+def _processor(
+    kind: Any, video: Any, config: TinyConfig, tokenizer: Any, *, template: str = CHATML_TEMPLATE
+) -> ProcessorMixin:
     area = config.image_size**2
     patches: dict[str, Any] = {
         "patch_size": config.patch_size,
@@ -170,11 +213,12 @@ def _processor(kind: Any, video: Any, config: TinyConfig, tokenizer: Any) -> Pro
         image_processor=transformers.Qwen2VLImageProcessor(**patches),
         tokenizer=tokenizer,
         video_processor=video(**patches),
-        chat_template=CHATML_TEMPLATE.replace("SYSTEM", repr(config.system)),
+        chat_template=template.replace("SYSTEM", repr(config.system)),
     )
 
 
-def _text(config: TinyConfig, tokenizer: Any) -> dict[str, Any]:
+def text_settings(config: TinyConfig, tokenizer: Any) -> dict[str, Any]:
+    """Returns what the config of a tiny language model has whatever its kind."""
     stop = _stop_ids(tokenizer)
     return {
         "vocab_size": len(tokenizer) + config.padded_rows,
@@ -196,7 +240,7 @@ def _parts(
 ) -> dict[str, Any]:
     """Returns the config of a Qwen-VL out of what is its own."""
     ids = tokenizer.get_vocab()
-    rope = {"rope_type": "default", "rope_theta": config.rope_theta, "mrope_section": config.mrope_section}
+    rope = {"rope_type": "default", "rope_theta": config.rope_theta, "mrope_section": config.mrope_section()}
     rope |= text.get("rope_parameters", {})
     shared = {
         "depth": config.vision_layers,
@@ -210,7 +254,7 @@ def _parts(
         "initializer_range": config.init_std,
     }
     return {
-        "text_config": _text(config, tokenizer) | text | {"rope_parameters": rope},
+        "text_config": text_settings(config, tokenizer) | text | {"rope_parameters": rope},
         "vision_config": shared | vision,
         "tie_word_embeddings": config.tied,
         "image_token_id": ids["<|image_pad|>"],
@@ -225,10 +269,3 @@ def _stop_ids(tokenizer: Any) -> list[int]:
     ends = ("<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>")
     ids = tokenizer.get_vocab()
     return [ids[token] for token in ends if token in ids]
-
-
-_BUILDERS: dict[str, Callable[[TinyConfig, list[str]], _Built]] = {
-    "qwen2_5_vl": _qwen2_5_vl,
-    "qwen3_vl": _qwen3_vl,
-    "perception_lm": _perception_lm,
-}

@@ -50,6 +50,21 @@ CHATML_TEMPLATE = (
 )
 """Qwen's chat format; SYSTEM stands for the quoted text of its default system turn."""
 
+_NO_THOUGHT = "'<think>\n\n</think>\n\n'"
+_ASSISTANT = "{{ '<|im_start|>assistant\n' }}"
+QWEN3_5_TEMPLATE = CHATML_TEMPLATE.replace(
+    "{% if message['content'] is string %}",
+    "{% if loop.last and message['role'] == 'assistant' %}{{ " + _NO_THOUGHT + " }}{% endif %}"
+    "{% if message['content'] is string %}",
+).replace(
+    _ASSISTANT,
+    _ASSISTANT
+    + "{{ "
+    + _NO_THOUGHT
+    + " if enable_thinking is defined and not enable_thinking else '<think>\n' }}",
+)
+"""Qwen3.5's, which opens a thought unless ``enable_thinking`` is off, and drops those of earlier answers."""
+
 LLAMA_TEMPLATE = (
     "{{ bos_token }}"
     "{% if messages[0]['role'] != 'system' and SYSTEM %}"
