@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from samtok.errors import ConfigError
+from samtok.mllm.registry import VARIABLE as SAMTOK_FAMILIES  # modules with further families of MLLMs
 
 STORAGE_RETRY_S = "SAMTOK_STORAGE_RETRY_S"  # seconds for which a failing storage request is repeated
 SAMTOK_HOME = "SAMTOK_HOME"  # where relative places of a submitted job are
@@ -67,7 +68,7 @@ RAY_DEFAULTS: Mapping[str, str] = {
 }
 """What ``cluster.session`` sets before it imports Ray, unless the user has set it."""
 
-SHIPPED_TO_WORKERS = (OMP_NUM_THREADS, STORAGE_RETRY_S, AWS_ENDPOINT_URL, AWS_REGION)
+SHIPPED_TO_WORKERS = (OMP_NUM_THREADS, STORAGE_RETRY_S, SAMTOK_FAMILIES, AWS_ENDPOINT_URL, AWS_REGION)
 """What workers of a cluster that we did not start are given from the driver. No secret is among them."""
 
 

@@ -34,6 +34,7 @@ PROTECTS = {
             "sft",
             "tokenizer_training",
             "gpu_check",
+            "families",
         ),
     ),
     "docs": ("printed_commands",),

@@ -231,7 +231,8 @@ def first_pass(world: int, folder: Path) -> dict[str, Any]:
     if world == 2:
         results["one_uses_less"] = {kind: uneven(kind, [(0, 1), (0,)]) for kind in ("plain", "zero1")}
         results["other_order"] = {kind: uneven(kind, [(0, 1), (1, 0)]) for kind in ENGINES}
-        results["mllm"] = {kind: mllm(kind, folder / "mllm") for kind in ENGINES}
+        for model in folder.glob("mllm-*"):
+            results[model.name] = {kind: mllm(kind, model) for kind in ENGINES}
     return results
 
 

@@ -174,13 +174,20 @@ class World:
         self.chat = write_chats(home / "chat", self.rows, weights_sha256=self.sha256)
         self.model = self.build(home / "mllm")
 
-    def build(self, folder: Path, *, num_codes: int = NUM_CODES, sha256: str | None = None) -> str:
+    def build(
+        self,
+        folder: Path,
+        *,
+        num_codes: int = NUM_CODES,
+        sha256: str | None = None,
+        family: str = "qwen2_5_vl",
+    ) -> str:
         """Writes a tiny model and returns its folder."""
         texts = [message["content"][-1]["text"] for row in self.rows for message in row["messages"]]
         vocabulary = MaskVocabulary(num_codes, NUM_LEVELS)
         sha256 = sha256 or self.sha256
         named = {"texts": texts, "tokenizer_sha256": sha256}
-        build_tiny("qwen2_5_vl", folder, vocabulary=vocabulary, seed=0, **named)
+        build_tiny(family, folder, vocabulary=vocabulary, seed=0, **named)
         return str(folder)
 
     def flags(self, out: Path, *more: str) -> list[str]:

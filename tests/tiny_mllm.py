@@ -14,6 +14,9 @@ from samtok.mllm.vocab import MaskVocabulary
 
 FAMILIES = tuple(KNOWN)
 QWEN = tuple(name for name, family in KNOWN.items() if family.mrope)
+"""Those whose rows can be packed."""
+VLLM = ("qwen2_5_vl", "qwen3_vl")
+"""Those that the tests run in vLLM."""
 VOCABULARY = MaskVocabulary(16, 2)
 TEXTS = ["Segment the red ring.", "Where is the blue star?", "It is here: ", "No target.", "Be brief."] * 4
 

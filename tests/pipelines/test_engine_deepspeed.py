@@ -13,6 +13,7 @@ from samtok.mllm.adapters import load_adapter
 from samtok.mllm.tiny.models import TinyConfig, build_tiny
 from samtok.mllm.vocab import MaskVocabulary
 from tests.engine_runs import CONFIG, ENGINES, HALF, TABLE, VARIANTS, WORLDS, Net, work
+from tests.tiny_mllm import FAMILIES
 
 MEASURED = ("weights", "moments", "steps")
 
@@ -26,9 +27,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where processes put their results, after both passes on one and on two ranks."""
     folder = tmp_path_factory.mktemp("ranks")
     texts = ["Segment it.", "It is here."]
-    build_tiny(
-        "qwen2_5_vl", folder / "mllm", vocabulary=MaskVocabulary(4, 2), texts=texts, seed=0, config=TINY
-    )
+    for family in FAMILIES:
+        named = {"vocabulary": MaskVocabulary(4, 2), "texts": texts, "seed": 0, "config": TINY}
+        build_tiny(family, folder / f"mllm-{family}", **named)
     for name in ("first", "second"):
         for world in WORLDS:
             spawn(work, args=(world, name, str(folder)), nprocs=world)
@@ -135,26 +136,25 @@ def test_gradients_of_different_parameters_are_not_mixed(folder: Path, kind: str
         assert_close(results["zero1"], results["plain"])
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", [kind for kind in ENGINES if kind != "plain"])
-def test_an_mllm_learns_the_same_with_tied_embeddings_and_rows_of_their_own_rate(folder: Path, kind: str):
-    plain = load(folder, "first", 2)["mllm"]["plain"]
-    untrained = load_model(folder)
+def test_an_mllm_learns_the_same_with_tied_embeddings_and_rows_of_their_own_rate(
+    folder: Path, kind: str, family: str
+):
+    name = f"mllm-{family}"
+    plain = load(folder, "first", 2)[name]["plain"]
+    untrained = load_adapter(folder / name).load_model(folder / name).state_dict()
     for rank in range(2):
-        result = load(folder, "first", 2, rank)["mllm"][kind]
+        result = load(folder, "first", 2, rank)[name][kind]
         # AdamW makes steps of 1e-2, also from gradients that are next to nothing and so mostly rounding
         assert_close({k: result[k] for k in MEASURED}, {k: plain[k] for k in MEASURED}, noise=100)
-        own = load(folder, "first", 2, rank)["mllm"]["plain"]["losses"]  # each rank has a picture of its own
+        own = load(folder, "first", 2, rank)[name]["plain"]["losses"]  # each rank has a picture of its own
         assert result["losses"] == pytest.approx(own, rel=1e-4) and own[-1] < own[0]
         assert result["tied"]
         assert all(torch.equal(v, untrained[k]) for k, v in result["weights"].items() if ".patch_embed." in k)
     first, stop = plain["rows"]
     moved = (plain["weights"][TABLE] - untrained[TABLE]).abs().amax(dim=1)
     assert moved[first:stop].median() > 2 * moved[:first].median() > 0
-
-
-def load_model(folder: Path) -> dict[str, torch.Tensor]:
-    """The state of the tiny MLLM before training."""
-    return load_adapter(folder / "mllm").load_model(folder / "mllm").state_dict()
 
 
 def test_weights_can_be_written_to_a_file_and_nothing_was_compiled(folder: Path):

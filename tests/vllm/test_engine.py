@@ -25,7 +25,7 @@ from samtok.mllm.family import Adapter
 from samtok.mllm.generation import processor_of
 from samtok.mllm.sampling import Sampled, response_log_probs
 from tests import tiny_mllm
-from tests.tiny_mllm import picture
+from tests.tiny_mllm import VLLM, picture
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(400)]
 
@@ -34,7 +34,10 @@ CLOSE = 1e-5
 """Difference of log-probabilities in float32 that both engines keep to."""
 
 
-@pytest.fixture(scope="module", params=["qwen2_5_vl", pytest.param("qwen3_vl", marks=pytest.mark.long)])
+@pytest.fixture(
+    scope="module",
+    params=[VLLM[0], *(pytest.param(family, marks=pytest.mark.long) for family in VLLM[1:])],
+)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_mllm.build(tmp_path_factory.mktemp(request.param) / "model", request.param)
 
