@@ -6,7 +6,7 @@ packed, and where its dialogues begin, is what transformers itself finds in the 
 batch goes its usual way through ``sdpa``.
 
 Linear attention (Qwen3.5) carries a state from token to token. transformers resets it only in the kernels of
-other packages, for GPUs; here such a layer takes one dialogue at a time, with whatever kernel it has.
+other packages, for GPUs; here such a layer takes the dialogues as a batch, with whatever kernel it has.
 """
 
 import itertools
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
@@ -58,9 +59,11 @@ def dialogue_lengths(positions: Int[Tensor, " token"]) -> list[int]:
 
 
 def _begin_anew(layer: Any) -> None:
-    """Makes a layer's linear attention take each dialogue of a packed row by itself.
+    """Makes a layer's linear attention take the dialogues of a packed row as rows of a batch.
 
-    Only the layer is given positions; a hook hands them on, also where activations are made again.
+    In one call, since ZeRO-3 wants as many on all workers, whatever they have packed. What pads a row comes
+    behind its end, where causality keeps it from all others. Only the layer is given positions; a hook hands
+    them on, also where activations are made again.
     """
     inner = layer.linear_attn
     whole = inner.forward
@@ -74,8 +77,9 @@ def _begin_anew(layer: Any) -> None:
         one_row = len(hidden_states) == 1 and cache_params is None and attention_mask is None
         if not one_row or inner.positions is None:
             return whole(hidden_states, cache_params=cache_params, attention_mask=attention_mask, **options)
-        pieces = hidden_states.split(_remembered_lengths(inner.positions), dim=1)
-        return torch.cat([whole(piece, **options) for piece in pieces], dim=1)
+        lengths = _remembered_lengths(inner.positions)
+        rows = whole(pad_sequence(hidden_states[0].split(lengths), batch_first=True), **options)
+        return torch.cat([row[:length] for row, length in zip(rows, lengths, strict=True)])[None]
 
     layer.register_forward_pre_hook(hand_on, with_kwargs=True)
     inner.forward = forward
