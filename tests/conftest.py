@@ -11,6 +11,7 @@ from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `tests.x` can be imported
 
+from tests.collected import COLLECTED
 from tests.s3_server import S3Server
 
 PROTECTS = {
@@ -44,8 +45,10 @@ PROTECTS = {
 real Rays, numbers (no Ray, so they run beside the others), printed commands, earlier releases' artifacts."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks slow tests by what they protect."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks slow tests by what they protect, and keeps the list of all."""
+    config.stash[COLLECTED] = tuple(items)
     kinds = {f"test_{stem}": kind for kind, stems in PROTECTS.items() for stem in stems}
     for item in items:
         marked = any(map(item.get_closest_marker, PROTECTS))

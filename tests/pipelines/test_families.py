@@ -18,6 +18,7 @@ from samtok.mllm.generation import generate
 from samtok.mllm.loss import answer_loss
 from samtok.words import parse_words
 from tests import families, grpo
+from tests.collected import COLLECTED
 from tests.mllm_evaluations import World
 from tests.sft import short, train
 from tests.tiny_mllm import FAMILIES, QWEN, picture
@@ -37,33 +38,20 @@ def test_the_table_of_the_docs_is_that_of_the_tests():
     assert families.table() in (ROOT / "docs/families.md").read_text(), families.table()
 
 
-class _Collected:
-    """A plugin that keeps what pytest finds."""
-
-    def __init__(self) -> None:
-        self.found: set[tuple[str, str]] = set()
-
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        for item in session.items:
-            if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
-                test = f"{item.path.relative_to(ROOT).as_posix()}::{item.originalname}"
-                values = [str(value) for value in item.callspec.params.values()]
-                self.found |= {(test, family) for family in FAMILIES if any(family in v for v in values)}
-
-
-def test_each_cell_of_the_table_is_a_test_with_that_family():
-    collected = _Collected()
-    here = {column.test.partition("::")[0] for name, column in families.COLUMNS.items() if name != "vLLM"}
-    options = ["--collect-only", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
-    assert pytest.main([*options, *(str(ROOT / file) for file in here)], plugins=[collected]) == 0
+def test_each_cell_of_the_table_is_a_test_with_that_family(request: pytest.FixtureRequest):
+    """Of the files that this session has collected, and a session of all tests has them all."""
+    told: dict[str, list[str]] = {}
+    for item in request.config.stash[COLLECTED]:
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+            test = f"{item.path.relative_to(ROOT).as_posix()}::{item.originalname}"
+            told.setdefault(test, []).append(" ".join(map(str, item.callspec.params.values())))
     for name, column in families.COLUMNS.items():
-        if name == "vLLM":  # whose tests are collected in its environment alone
-            file, _, test = column.test.partition("::")
-            text = (ROOT / file).read_text()
-            assert f"def {test}(engine: VllmEngine, folder: Path)" in text and "for family in VLLM" in text
-            continue
-        for family in FAMILIES:
-            assert ((column.test, family) in collected.found) == (family in column.families), (name, family)
+        file, _, test = column.test.partition("::")
+        text = (ROOT / file).read_text()
+        assert f"def {test}(" in text
+        assert name != "vLLM" or "for family in VLLM" in text  # collected in its own environment alone
+        for family in FAMILIES if column.test in told else ():
+            assert any(family in one for one in told[column.test]) == (family in column.families), name
 
 
 # ---------------------------------------------------------------- each family
