@@ -111,6 +111,7 @@ def llava(monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
+@pytest.mark.slow
 def test_a_family_in_one_file_is_extended_trained_asked_and_exported(llava: str, tmp_path: Path):
     flags = ["--tokenizer", "tiny", "--numbers.vocab-size", "320"]
     assert main([*flags, "--tiny", "llava", "--out", str(tmp_path / "tiny")]) == 0
