@@ -72,7 +72,7 @@ def tiny(config: TinyConfig, texts: list[str]) -> Built:
         "hidden_size": config.vision_dim,
         "intermediate_size": config.hidden_dim,
         "num_hidden_layers": config.vision_layers,
-        "num_attention_heads": config.num_heads,
+        "num_attention_heads": config.vision_heads,
         "image_size": config.image_size,
         "patch_size": config.patch_size,
         "initializer_range": config.init_std,
