@@ -43,11 +43,15 @@ def files_of(uri: str) -> list[str]:
     Raises:
         CheckpointError: If there is no ``config.json``.
     """
-    listed = (info.uri.removeprefix(uri.rstrip("/") + "/") for info in storage.list_files(uri))
-    names = [name for name in listed if "/" not in name and name.endswith(_SUFFIXES) and name not in _ASIDE]
+    names = [name for name in _names_in(uri) if name.endswith(_SUFFIXES) and name not in _ASIDE]
     if "config.json" not in names:
         raise CheckpointError(f"{uri} has no config.json, so it is no checkpoint of Hugging Face's.")
     return names
+
+
+def _names_in(uri: str) -> list[str]:
+    listed = (info.uri.removeprefix(uri.rstrip("/") + "/") for info in storage.list_files(uri))
+    return [name for name in listed if "/" not in name]
 
 
 def sha256_of(uri: str) -> str:
@@ -58,10 +62,11 @@ def sha256_of(uri: str) -> str:
 
 def weights_digest(uri: str) -> str:
     """Returns a hash of the weight files and the config of a model that is trained, wherever it lies."""
+    folder = folders.resolve(uri, read=storage.read_bytes)
     found = {
-        file.uri.rpartition("/")[2]: file.uri
-        for file in storage.list_files(folders.resolve(uri, read=storage.read_bytes))
-        if file.uri.endswith((".safetensors", ".safetensors.index.json", "/config.json"))
+        name: storage.join(folder, name)
+        for name in _names_in(folder)
+        if name.endswith((".safetensors", ".safetensors.index.json")) or name == "config.json"
     }
     if not any(name.endswith(".safetensors") for name in found):
         raise CheckpointError(

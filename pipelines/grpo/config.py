@@ -15,7 +15,6 @@ from pipelines.config import (
     Place,
     Positive,
     Precision,
-    RunConfig,
     ShippedPlace,
     WorkerConfig,
     config,
@@ -28,7 +27,7 @@ from pipelines.training.config import (
     CheckpointsConfig,
     MllmEngineConfig,
     OptimizerConfig,
-    TrainedConfig,
+    TrainsMllm,
     ValidationConfig,
 )
 from samtok.errors import ConfigError
@@ -147,7 +146,7 @@ class PromptValidationConfig(ValidationConfig):
 
 
 @config
-class GrpoConfig(ImageLimit, RunConfig):
+class GrpoConfig(TrainsMllm, ImageLimit):
     """One run of reinforcement learning. The same --out resumes it."""
 
     MAIN = (
@@ -180,7 +179,6 @@ class GrpoConfig(ImageLimit, RunConfig):
     """Type of the learners' arithmetic (autocast); weights, logits and losses stay in float32."""
     placement: Literal["separate", "colocated"] = "separate"
     """Samplers and learners on GPUs of their own, or on the same ones in turn."""
-    train: TrainedConfig = TrainedConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     sync: SyncConfig = SyncConfig()
     checks: ChecksConfig = ChecksConfig()
@@ -205,6 +203,11 @@ class GrpoConfig(ImageLimit, RunConfig):
         if (self.debug in ("train-only", "replay")) != (self.replay is not None):
             raise ConfigError(
                 "--.debug train-only and --.debug replay need --.replay, and nothing else does."
+            )
+        if self.lora.dropout:
+            raise ConfigError(
+                f"--.lora.dropout must be 0, got {self.lora.dropout:g}: samplers have none, so learners "
+                "would learn from other probabilities than were sampled from."
             )
         if self.placement == "colocated" and self.rollout.max_staleness:
             raise ConfigError(

@@ -7,7 +7,7 @@ from annotated_types import MinLen
 
 from pipelines.chats.spec import ChatCorpusText
 from pipelines.config import AtLeast0, AtLeast1, Positive, ShippedPlace, config
-from pipelines.training.config import MllmEngineConfig, TrainedConfig, TrainingConfig
+from pipelines.training.config import MllmEngineConfig, TrainingConfig, TrainsMllm
 from pipelines.training.config import ValidationConfig as BaseValidationConfig
 from samtok.errors import ConfigError
 
@@ -40,7 +40,7 @@ class ValidationConfig(BaseValidationConfig):
 
 
 @config
-class TrainMllmConfig(TrainingConfig):
+class TrainMllmConfig(TrainsMllm, TrainingConfig):
     """An MLLM is fine-tuned on chats with mask words."""
 
     model: ShippedPlace
@@ -50,7 +50,6 @@ class TrainMllmConfig(TrainingConfig):
     tokenizer: ShippedPlace
     """Mask tokenizer of the corpora's words, which draws the model's answers: a shipped name, a
     folder or a hub id."""
-    train: TrainedConfig = TrainedConfig()
     sampling: SamplingConfig = SamplingConfig()
     epochs: Positive | None = None
     """Times that training goes through the corpora, instead of --steps."""

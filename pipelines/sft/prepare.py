@@ -34,14 +34,13 @@ class PreparedMllm(Prepared[TrainMllmConfig]):
         words = self.corpora[0].corpus  # all of them agree
         tokens = config.micro_batch_tokens
         most = config.micro if tokens is None else f"at most {tokens} tokens"
-        trained = [name for name, on in dataclasses.asdict(config.train).items() if on]
         return (
             f"{config.steps} steps of {chats} chats; {config.workers} workers with {config.per_worker} chats "
             f"each, in micro-batches of {most}{', packed' if config.engine.packing else ''}\n"
             f"data      {known} chats of {len(self.corpora)} corpora, "
             f"{config.steps * chats / known:.2f} epochs; {sum(map(len, self.held_out))} held out\n"
             f"words     {words.num_levels} x {words.num_codes} codes\n"
-            f"trained   {', '.join(trained)}"
+            f"trained   {', '.join(config.trained)}"
         )
 
 

@@ -4,7 +4,6 @@ Checkpoints hold what is trained; what is frozen comes from the model that the r
 in the run's fingerprint.
 """
 
-import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -22,12 +21,12 @@ from pipelines.sft.prepare import PreparedMllm
 from pipelines.training import mllm
 from pipelines.training.engine import engine_of, zero_stage
 from pipelines.training.fit import Notify
-from pipelines.training.mllm import names_of_trained, trained_state
+from pipelines.training.mllm import names_of_trained, set_trained, trained_state
 from pipelines.training.row_rates import RowRate
 from pipelines.training.worker import TrainWorker
-from samtok.errors import CheckpointError
 from samtok.mllm.activations import keep_fewer_activations
 from samtok.mllm.family import Adapter
+from samtok.mllm.new_rows import rows_of_words
 
 
 def train_worker(task: PreparedMllm, notify: Notify, device: torch.device | str = "cpu") -> None:
@@ -93,7 +92,7 @@ class MllmWorker(TrainWorker[TrainMllmConfig, PreparedChat]):
 def build_trainer(model: Any, adapter: Adapter, task: PreparedMllm) -> Trainer:
     """Sets what is trained, and puts the model under the engine of the run."""
     config = task.config
-    adapter.freeze(model, **dataclasses.asdict(config.train))
+    set_trained(model, adapter, config)
     if config.engine.gradient_checkpointing:
         keep_fewer_activations(model)
     rates = _row_rates(model, adapter, config)
@@ -105,12 +104,9 @@ def _row_rates(model: Any, adapter: Adapter, config: TrainMllmConfig) -> dict[st
     """Returns which rows of which parameters learn at the rate of the new words."""
     if config.new_rows_lr is None:
         return {}
-    ids = sorted(adapter.word_ids.all)
-    if ids != list(range(ids[0], ids[-1] + 1)):
-        raise CheckpointError(
-            "--new-rows-lr needs mask words whose token ids follow each other; those of this checkpoint do "
-            "not. Leave the flag out."
-        )
-    tables = {id(layer.weight) for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
-    rate = RowRate(ids[0], ids[-1] + 1, config.new_rows_factor)
-    return {name: rate for name, p in model.named_parameters() if p.requires_grad and id(p) in tables}
+    rows, apart = rows_of_words(adapter), not config.trains_whole_llm
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    tables = {id(layer.new_rows if apart else layer.weight) for layer in layers}
+    first = 0 if apart else rows.start
+    rate = RowRate(first, first + len(rows), config.new_rows_factor)
+    return {name: rate for name, p in model.named_parameters() if id(p) in tables}

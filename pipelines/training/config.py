@@ -2,7 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Interval
 
 from pipelines.config import (
     AtLeast0,
@@ -79,11 +81,66 @@ class TrainedConfig:
     """Train what brings image features to the language model."""
     llm: bool = True
     """Train the language model, its embeddings and its head."""
+    new_rows_only: bool = False
+    """Of the language model train the rows of mask words alone, in embeddings and head."""
 
     def check(self) -> None:
         """Refuses a run that trains nothing."""
         if not (self.vision or self.projector or self.llm):
             raise ConfigError("nothing is trained; set one of --.vision, --.projector, --.llm.")
+        if self.new_rows_only and not self.llm:
+            raise ConfigError("--.new-rows-only needs --.llm, which the rows are part of.")
+
+
+@config
+class LoraConfig:
+    """Adapters that are trained in the place of the language model's own weights (LoRA, arXiv 2106.09685),
+    beside the rows of mask words."""
+
+    rank: AtLeast0 = 0
+    """Rank of the adapters; 0 has none."""
+    alpha: Positive = 32.0
+    """What they add is scaled by alpha / rank."""
+    dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    """Share of an adapter's input that is dropped in training."""
+    targets: tuple[str, ...] = ()
+    """Layers that get adapters, by the last part of their names, such as q_proj v_proj; by default all linear
+    layers of the language model."""
+
+    def check(self) -> None:
+        """Refuses settings of adapters that there are not."""
+        if not self.rank and (self.alpha, self.dropout, self.targets) != (32.0, 0.0, ()):
+            raise ConfigError("--.alpha, --.dropout and --.targets need --.rank, such as 16.")
+
+
+@config
+class TrainsMllm(RunConfig):
+    """What of an MLLM a run trains."""
+
+    train: TrainedConfig = TrainedConfig()
+    lora: LoraConfig = LoraConfig()
+
+    def check(self) -> None:
+        """Checks that adapters have a part of the model to stand in for."""
+        super().check()
+        if self.lora.rank and (not self.train.llm or self.train.new_rows_only):
+            raise ConfigError(
+                "--.lora.rank adapts the language model; leave out --.train.no-llm and "
+                "--.train.new-rows-only."
+            )
+
+    @property
+    def trains_whole_llm(self) -> bool:
+        """Whether all weights of the language model are trained."""
+        return self.train.llm and not self.train.new_rows_only and not self.lora.rank
+
+    @property
+    def trained(self) -> list[str]:
+        """Returns what is trained, for people."""
+        found = [name for name in ("vision", "projector") if getattr(self.train, name)]
+        found += ["llm"] * self.trains_whole_llm
+        found += [f"adapters of rank {self.lora.rank}"] * (self.lora.rank > 0)
+        return found + ["rows of mask words"] * (self.train.llm and not self.trains_whole_llm)
 
 
 @config

@@ -1,5 +1,6 @@
-"""What training an MLLM needs besides an engine, whatever the loss: trained weights, export."""
+"""What training an MLLM needs besides an engine, whatever the loss: what is trained, and export."""
 
+import dataclasses
 import json
 import tempfile
 from collections.abc import Collection, Mapping
@@ -12,12 +13,35 @@ from transformers import PreTrainedModel
 
 from pipelines import storage
 from pipelines.generation.models import weights_digest
+from pipelines.training.config import TrainsMllm
 from pipelines.training.engine import Engine
+from pipelines.training.steps import mixed_seed
 from samtok.errors import CheckpointError
+from samtok.mllm import lora, new_rows
 from samtok.mllm.adapters import load_adapter, save_pretrained
 from samtok.mllm.family import Adapter
 
 LINEAGE_FILE = "lineage.json"
+ADAPTER_FOLDER = "adapter"
+"""Of an export, with the adapters alone."""
+
+_ADAPTERS = 0x6C6F7261
+"""First word of the seed of adapters, so that no other use of the run's seed draws the same numbers."""
+
+
+def set_trained(model: Any, adapter: Adapter, config: TrainsMllm) -> None:
+    """Sets which weights are trained, and adds those that are trained beside frozen ones; equal on all
+    workers. Raises ConfigError if there are no such targets of adapters."""
+    beside: list[nn.Parameter] = []
+    if config.train.llm and not config.trains_whole_llm:
+        beside += new_rows.set_apart(model, new_rows.rows_of_words(adapter))
+    if config.lora.rank:
+        seed = mixed_seed(config.seed, _ADAPTERS)
+        beside += lora.add_adapters(model, **dataclasses.asdict(config.lora), seed=seed)
+    train = config.train
+    adapter.freeze(model, vision=train.vision, projector=train.projector, llm=config.trains_whole_llm)
+    for parameter in beside:
+        parameter.requires_grad_()
 
 
 def names_of_trained(model: nn.Module) -> list[str]:
@@ -31,6 +55,18 @@ def trained_state(engine: Engine, names: Collection[str]) -> dict[str, Tensor]:
     return {name: state[name] for name in names}
 
 
+def published(model: nn.Module, state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    """Returns the trained weights as a plain model has them: rows in their tables, adapters merged.
+
+    Args:
+        model: Says where they are; its own weights may be spread over workers.
+        state: Its whole state.
+        names: Of what is trained.
+    """
+    plain = lora.merged(model, state)
+    return {name: plain[name] for name in lora.plain_names(names)}
+
+
 def export(
     model: PreTrainedModel,
     state: Mapping[str, Tensor],
@@ -38,7 +74,8 @@ def export(
     uri: str,
     lineage: Mapping[str, Any],
 ) -> str:
-    """Writes model, processor, vocabulary and lineage; returns a hash of the weights.
+    """Writes model, processor, vocabulary and lineage; returns a hash of the weights. Adapters are merged,
+    and written beside the model as well.
 
     What was written is loaded back and compared bit for bit before it takes the place of an earlier export.
     Raises CheckpointError if the files do not hold these weights, or the words were lost; StorageError if the
@@ -46,12 +83,16 @@ def export(
 
     Args:
         model: Has the config and the names; its own weights may be spread over workers.
+        state: Its whole state.
         lineage: Where model and data come from.
     """
     with tempfile.TemporaryDirectory(prefix="samtok-") as name:
         folder = Path(name)
-        save_pretrained(model, adapter, folder, state=state)
-        _compare(folder, state, uri)
+        plain = lora.merged(model, state)
+        save_pretrained(model, adapter, folder, state=plain)
+        _compare(folder, plain, uri)
+        base = lineage.get("model", {}).get("uri", "")
+        lora.save_adapter(model, state, names_of_trained(model), folder / ADAPTER_FOLDER, base=base)
         digest = weights_digest(str(folder))
         body = json.dumps({**lineage, "weights_sha256": digest}, indent=2) + "\n"
         (folder / LINEAGE_FILE).write_text(body)

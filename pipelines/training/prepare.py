@@ -68,6 +68,10 @@ def settings_of(config: RunConfig, *, without: Collection[str]) -> dict[str, Any
         inner.pop(last, None)
     if body["limit"] is None:  # as in fingerprints of runs from before there was one
         del body["limit"]
+    if not body.get("lora", {}).get("rank"):  # likewise
+        body.pop("lora", None)
+    if not body.get("train", {}).get("new_rows_only", True):
+        del body["train"]["new_rows_only"]
     return body
 
 

@@ -4,7 +4,7 @@ import argparse
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from pipelines.grpo.loop import Loop
 from pipelines.grpo.observe.progress import GrpoProgress
 from pipelines.grpo.team import Team
 from pipelines.tracking import Tracker
-from pipelines.training.config import CheckpointsConfig, OptimizerConfig, TrainedConfig
+from pipelines.training.config import CheckpointsConfig, OptimizerConfig
 from pipelines.training.prepare import Prepared
 from samtok.mllm.adapters import load_adapter
 from samtok.mllm.family import Adapter
@@ -88,7 +88,7 @@ class Place:
     def model(self) -> Any:
         """Returns the model as it is at the start, with the parts trained that our runs train by default."""
         model = self.adapter.load_model(self.folder)
-        self.adapter.freeze(model, **asdict(TrainedConfig()))
+        self.adapter.freeze(model, vision=False, projector=True, llm=True)
         return model
 
     @property

@@ -18,7 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ from pipelines.chats.source import ChatSource, encode_row
 from pipelines.sft.config import SamplingConfig, TrainMllmConfig
 from pipelines.sft.data import step_loader
 from pipelines.sft.loop import Trainer
-from pipelines.training.config import MllmEngineConfig, OptimizerConfig, TrainedConfig
+from pipelines.training.config import MllmEngineConfig, OptimizerConfig
 from pipelines.training.engine import PlainEngine
 from samtok.mllm.adapters import load_adapter
 from samtok.mllm.chat import Encoded
@@ -71,7 +71,7 @@ class Place:
     def model(self) -> Any:
         """Returns the model as it is at the start, with the parts trained that our runs train by default."""
         model = self.adapter.load_model(self.folder)
-        self.adapter.freeze(model, **asdict(TrainedConfig()))
+        self.adapter.freeze(model, vision=False, projector=True, llm=True)
         return model.to(self.options.device)
 
 

@@ -21,6 +21,7 @@ from pipelines.sft.worker import build_trainer
 from pipelines.training import checkpoints
 from pipelines.training.config import (
     CheckpointsConfig,
+    LoraConfig,
     MllmEngineConfig,
     OptimizerConfig,
     TrainedConfig,
@@ -29,6 +30,7 @@ from pipelines.training.config import (
 from pipelines.training.loader import StepLoader
 from pipelines.training.steps import TrainingDiverged
 from samtok.errors import CheckpointError, ConfigError, DataError
+from samtok.mllm import lora
 from samtok.mllm.adapters import load_adapter
 from tests.mllm_evaluations import World, strip_row, without_image, write_chats
 from tests.sft import EPOCH, ready, short, train, validation, weights_of
@@ -153,7 +155,8 @@ def test_loader_processes_prepare_the_same_steps(world):
 def moved_in_four_steps(world: World, **changes) -> dict[str, torch.Tensor]:
     """Returns how far each weight went."""
     before = load_adapter(world.model).load_model(world.model).state_dict()
-    after = steps_of(world, **changes)[0].engine.model_state()
+    trainer = steps_of(world, **changes)[0]
+    after = lora.merged(trainer.model, trainer.engine.model_state())
     return {name: (after[name] - before[name]).abs() for name in before}
 
 
@@ -161,6 +164,16 @@ def test_only_what_is_asked_for_is_trained(world):
     train = TrainedConfig(vision=False, projector=True, llm=False)
     moved = {name for name, way in moved_in_four_steps(world, train=train).items() if float(way.max()) > 0}
     assert moved and all("merger" in name for name in moved), moved
+
+
+def test_of_the_language_model_rows_of_mask_words_alone_can_learn(world):
+    """All others stay bit for bit; output embeddings are the same table."""
+    train = TrainedConfig(projector=False, new_rows_only=True)
+    moved = moved_in_four_steps(world, train=train)
+    table = "model.language_model.embed_tokens.weight"
+    assert {name for name, way in moved.items() if float(way.max()) > 0} == {table, "lm_head.weight"}
+    ids = sorted(load_adapter(world.model).word_ids.all)
+    assert moved[table].amax(dim=1).nonzero().flatten().tolist() == ids
 
 
 def test_rows_of_mask_words_can_learn_at_a_rate_of_their_own(world):
@@ -226,6 +239,18 @@ def test_other_settings_in_the_same_folder_are_refused(world, whole):
     with pytest.raises(ConfigError, match=r"other settings.*seed: before 101, now 7.*--out"):
         ready(short(world, whole, seed=7))
     ready(short(world, whole, engine=MllmEngineConfig(packing=True)))  # how, not what
+
+
+def test_settings_of_adapters_are_in_no_fingerprint_without_them(world, tmp_path):
+    """So that runs from before there were any go on."""
+    off = ready(short(world, tmp_path / "out"))
+    assert "lora" not in off.fingerprint and off.fingerprint["train"].keys() == {"vision", "projector", "llm"}
+    on = ready(short(world, tmp_path / "out", lora=LoraConfig(rank=4)))
+    assert on.fingerprint["lora"]["rank"] == 4
+    assert "trained   vision, projector, adapters of rank 4, rows of mask words" in on.size()
+    rows = ready(short(world, tmp_path / "out", train=TrainedConfig(new_rows_only=True)))
+    assert rows.fingerprint["train"]["new_rows_only"]
+    assert "trained   projector, rows of mask words" in rows.size()
 
 
 # ---------------------------------------------------------------- looks and answers

@@ -14,9 +14,9 @@ from samtok.mllm.adapters import load_adapter
 from samtok.mllm.chat import Encoded, Turn
 from samtok.mllm.family import Adapter
 from samtok.mllm.float_head import use_float32_head
-from samtok.mllm.registry import family_of
 from samtok.mllm.generation import generate, processor_of
 from samtok.mllm.loss import answer_logits
+from samtok.mllm.registry import family_of
 from samtok.mllm.sampling import Sampled, response_log_probs, sample, with_response
 from samtok.mllm.shared_images import vision_inputs
 from samtok.words import parse_words

@@ -6,7 +6,6 @@ the driver over the whole step, so neither the number of learners nor the cut in
 """
 
 import copy
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,6 +31,7 @@ from samtok.mllm.activations import keep_fewer_activations
 from samtok.mllm.chat import Encoded
 from samtok.mllm.float_head import use_float32_head
 from samtok.mllm.generation import processor_of
+from samtok.mllm.lora import turn_off
 from samtok.mllm.packed_attention import attend_by_dialogue
 from samtok.mllm.sampling import ResponseLogits, response_log_probs
 from samtok.mllm.token_budget import fits
@@ -70,7 +70,7 @@ class Learner:
         self.adapter, self.model = models.load(
             config.model, device=device, precision="float32", attention=attention
         )
-        self.adapter.freeze(self.model, **dataclasses.asdict(config.train))
+        mllm.set_trained(self.model, self.adapter, config)
         use_float32_head(self.model)
         if config.learner.packing:
             attend_by_dialogue(self.model)
@@ -226,9 +226,11 @@ class Learner:
     # ---------------------------------------------------------------- weights and state
 
     def publish(self, version: int) -> Weights | None:
-        """Publishes the trained weights; the first learner returns where they are."""
-        state = trained_state(self.engine, self.trained)
-        return self.transport.publish(state, version) if self.rank == 0 else None
+        """Publishes the trained weights, adapters merged; the first learner returns where they are."""
+        state = self.engine.model_state()
+        if self.rank != 0:
+            return None
+        return self.transport.publish(mllm.published(self.model, state, self.trained), version)
 
     def save(self, body: Mapping[str, Any]) -> None:
         """Writes a checkpoint with what the driver wants kept; the first learner does it."""
@@ -258,11 +260,13 @@ def policy_settings(algorithm: AlgorithmConfig) -> PolicySettings:
 
 
 def _reference(model: Any, deepspeed: Mapping[str, Any] | None) -> Any:
-    """Copies the model as it is now. Frozen weights are shared with it, unless ZeRO-3 spreads weights over
-    learners, those of the copy too: it leaves parameters empty that are not in use."""
+    """Copies the model as it is now, adapters off. Frozen weights, so all of an adapted language model, are
+    shared with it, unless ZeRO-3 spreads weights over learners, those of the copy too: it leaves parameters
+    empty that are not in use."""
     spread = deepspeed if zero_stage(deepspeed) == 3 else None
     shared = {id(p): p for p in model.parameters() if not p.requires_grad and spread is None}
     reference = copy.deepcopy(model, memo=dict(shared)).requires_grad_(False).eval()
+    turn_off(reference)
     if spread is not None:
         from pipelines.training.engine_deepspeed import share_out  # loads DeepSpeed
 
