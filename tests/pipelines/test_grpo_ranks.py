@@ -1,4 +1,5 @@
-"""Two learners learn what one does, whatever is combined: ZeRO, distance to the start, inner steps, memory.
+"""Two learners learn what one does, whatever is combined: ZeRO, distance to the start, inner steps, memory,
+adapters.
 
 Every combination learns from three batches in turn: of images, of text alone, and one of which one learner
 has all images and the other none.
@@ -15,6 +16,7 @@ import torch
 from pipelines.grpo.config import LearnerConfig
 from pipelines.grpo.groups import Group
 from pipelines.grpo.learn.algorithms import AlgorithmConfig, KlConfig
+from pipelines.training.config import LoraConfig
 from tests.grpo import (
     CPU,
     World,
@@ -36,6 +38,9 @@ ALGORITHMS = {
     )
     for place, inner in itertools.product(("loss", "reward"), (1, 2))
 }
+ADAPTED = "adapters, loss, 1 inner"
+"""Trains adapters and rows of mask words in the place of the language model."""
+ALGORITHMS |= {ADAPTED: ALGORITHMS["loss, 1 inner"]}
 CHECKPOINTING = (False, True)
 COMBINED = list(itertools.product(ALGORITHMS, CHECKPOINTING))
 
@@ -63,7 +68,8 @@ class Seen:
             mixed = [a, x, y, idle] if ALGORITHMS[name].inner_steps == 1 else [a, b, x, y, idle]
             batches: list[list[Group]] = [[a, b, c, idle], [x, y, w, idle], mixed]
             cut = LearnerConfig(worker=CPU, workers=2, micro_batch=4, gradient_checkpointing=checkpointing)
-            config = world.config(algorithm=ALGORITHMS[name], learner=cut)
+            lora = LoraConfig(rank=4 if name == ADAPTED else 0)
+            config = world.config(algorithm=ALGORITHMS[name], learner=cut, lora=lora)
             cases[f"{name} {checkpointing}"] = config, zero(stage), batches
             if not checkpointing:
                 self.one[name] = learnt_in_turn(learner_of(config), batches)

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pipelines.sft.config import TrainMllmConfig
-from pipelines.training.config import MllmEngineConfig
+from pipelines.training.config import LoraConfig, MllmEngineConfig, TrainedConfig
 from samtok.mllm.adapters import load_adapter
 from tests.mllm_evaluations import World, without_image, write_chats
 from tests.sft import short, train, train_all, validation, workers, zero
@@ -19,6 +20,7 @@ from tests.training import curve_of, record_of
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ENGINES = ("plain", "zero1", "zero2 packed by tokens", "zero3", "zero3 shared out packed")
+ADAPTED = ("zero2 packed by tokens", "zero3", "zero3 shared out checkpointed")
 MIXED = ("zero1", "zero2", "zero2 packed by tokens", "zero3 shared out", "zero3 shared out checkpointed")
 
 
@@ -43,6 +45,20 @@ def one(home, world):
     """One plain worker."""
     train(settings(world, home / "one"))
     return home / "one"
+
+
+def adapted(world: World, out: Path, **changes) -> TrainMllmConfig:
+    """Four steps of adapters and new rows, with a rate for the rows."""
+    looks = validation(world.chat, every=4, samples=9)
+    short_one = {"steps": 4, "validation": looks, "lora": LoraConfig(rank=4), "train": TrainedConfig()}
+    return settings(world, out, **short_one, **changes)
+
+
+@pytest.fixture(scope="module")
+def one_adapted(home, world):
+    """One plain worker with adapters."""
+    train(adapted(world, home / "one adapted"))
+    return home / "one adapted"
 
 
 def mixed(world: World, text: str, out: Path, **changes) -> TrainMllmConfig:
@@ -89,6 +105,9 @@ def two(home, world, text, one):
     runs |= {
         f"mixed {name}": mixed(world, text, home / f"mixed {name}", engine=engine(name), **budget(name))
         for name in MIXED
+    }
+    runs |= {
+        f"adapted {name}": adapted(world, home / f"adapted {name}", engine=engine(name)) for name in ADAPTED
     }
     cut(one, home / "taken over", keep=8)
     runs["taken over"] = settings(world, home / "taken over", engine=engine("zero3 shared out"))
@@ -156,6 +175,19 @@ def test_two_workers_learn_from_images_and_text_what_one_does(one_mixed, two, na
     assert_same(one_mixed, two[f"mixed {name}"])
     before, after = record_of(two[f"mixed {name}"])["validations"]
     assert before["step"] == 0 and after["loss/text"] < before["loss/text"] and "loss/chat" in after
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_two_workers_train_the_adapters_that_one_does(one_adapted, two, name):
+    """And what they export is merged alike; old rows are those of the start."""
+    assert_same(one_adapted, two[f"adapted {name}"])
+    files = [
+        out / "final" / "adapter" / "adapter_model.safetensors"
+        for out in (one_adapted, two[f"adapted {name}"])
+    ]
+    own, other = map(load_file, files)
+    for key, tensor in own.items():
+        assert torch.allclose(other[key], tensor, atol=5e-4), key
 
 
 # ---------------------------------------------------------------- checkpoints
