@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,8 @@ def test_a_run_goes_on_bit_for_bit_and_what_comes_out_says_what_it_said(world, t
     """Also with dropout, which follows from seed and step. The losses of held-out chats with adapters, and of
     the merged model, are equal."""
     whole, cut = (run(world, tmp_path / name, **KINDS[kind]) for name in ("whole", "cut"))
-    for config in (whole, cut):
-        train(config)
+    train(whole)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     (tmp_path / "cut" / "record.json").unlink()
     (tmp_path / "cut" / "checkpoints" / "step-00000008" / "state.json").unlink()
     told = train(cut)
@@ -77,6 +78,7 @@ def test_a_run_goes_on_bit_for_bit_and_what_comes_out_says_what_it_said(world, t
     assert losses[-1] < losses[0] and looks == record_of(tmp_path / "cut")["validations"]
 
     folder = str(tmp_path / "whole" / "final")
+    assert (tmp_path / "whole" / "final" / "adapter").exists() == (kind == "lora")
     adapter = load_adapter(folder)
     found = Validator(adapter.load_model(folder), adapter, task_for(whole).held_out, whole).measure()
     assert found["loss"] == pytest.approx(looks[-1]["loss"], abs=1e-5)
