@@ -107,7 +107,8 @@ def two(home, world, text, one):
         for name in MIXED
     }
     runs |= {
-        f"adapted {name}": adapted(world, home / f"adapted {name}", engine=engine(name)) for name in ADAPTED
+        f"adapted {name}": adapted(world, home / f"adapted {name}", engine=engine(name), **budget(name))
+        for name in ADAPTED
     }
     cut(one, home / "taken over", keep=8)
     runs["taken over"] = settings(world, home / "taken over", engine=engine("zero3 shared out"))
