@@ -4,9 +4,11 @@
 """
 
 import gc
+import itertools
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,15 @@ import torch
 from torch import Tensor, distributed, nn
 
 from pipelines.training.config import OptimizerConfig
-from pipelines.training.engine import Engine, OptimizerState, PlainEngine
+from pipelines.training.engine import Engine, PlainEngine
 from pipelines.training.engine_deepspeed import DeepSpeedEngine
 from pipelines.training.row_rates import RowRate
+from pipelines.training.steps import Steps
+from pipelines.training.worker import load_state, save_state
+from pipelines.training.writing import CheckpointWriter
 from samtok.errors import ConfigError
 from samtok.words import format_words
+from tests.engine_state import optimizer_state, put
 
 CONFIG = OptimizerConfig(lr=1e-2, clip_norm=1.0, weight_decay=0.05)
 RATE, IMAGES, STEPS, HALF, BAD_STEP = 1e-2, 16, 12, 6, 3
@@ -49,7 +55,12 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     },
     "zero3_whole": {"stage": 3, "reduce_scatter": False, "stage3_param_persistence_threshold": 0},
 }
-SPLITS = (1, 2, 4)
+RESUMES = [
+    *itertools.product(ENGINES, ENGINES),
+    *(("plain", kind) for kind in ("zero3_persistent", "zero3_small_buckets")),
+]
+"""Who wrote a checkpoint, and who goes on from it; the last ones hold their parts in another way."""
+SPLITS = (4, 2, 1)
 """Micro-batches of a worker's share of a step."""
 
 
@@ -117,18 +128,23 @@ def train(module: Net, engine: Engine, steps: range, split: int = 1) -> dict[str
 
 
 def snapshot(engine: Engine) -> dict[str, Any]:
-    state = engine.optimizer_state()
+    state = optimizer_state(engine)
     weights = {name: value.clone() for name, value in engine.model_state().items()}
     return {"weights": weights, "steps": state.steps, "moments": state.moments}
 
 
-def straight(kind: str, splits: tuple[int, ...]) -> dict[str, Any]:
-    """Whole runs of each split, with what they were half-way, and how they were exported."""
+def straight(kind: str, splits: tuple[int, ...], checkpoint: str | None = None) -> dict[str, Any]:
+    """Whole runs of each split, with what they were half-way, and how they were exported. A checkpoint of the
+    last one is begun half-way and written while the run goes on."""
     results: dict[str, Any] = {}
     for split in splits:
         module, engine = build(kind)
         half = train(module, engine, range(HALF), split)
+        writer = CheckpointWriter(checkpoint or "", keep=1)
+        if checkpoint is not None and split == splits[-1]:
+            save_state(writer, Taker(engine), {"step": HALF, "fingerprint": "net"}, seed=0)
         rest = train(module, engine, range(HALF, STEPS), split)
+        writer.wait()
         exported = safetensors.torch.load(safetensors.torch.save(engine.model_state()))
         results[f"{split}"] = {
             **rest,
@@ -177,12 +193,19 @@ def rounded(kind: str) -> dict[str, Any]:
     return {"loss": loss.item(), "norm": norm, "dtypes": kinds, **snapshot(engine)}
 
 
-def resumed(kind: str, half: dict[str, Any]) -> dict[str, Any]:
+@dataclass
+class Taker:
+    """What has steps and an engine, as trainers have."""
+
+    engine: Engine
+    steps: Steps = field(default_factory=Steps)
+
+
+def resumed(kind: str, checkpoint: str) -> dict[str, Any]:
     """The second half of a run, by an engine that has done something else before."""
     module, engine = build(kind)
     train(module, engine, range(90, 92))
-    engine.load_model_state(half["weights"])
-    engine.load_optimizer_state(OptimizerState(half["steps"], half["moments"]))
+    load_state(checkpoint, HALF, "net", Taker(engine))
     return train(module, engine, range(HALF, STEPS))
 
 
@@ -190,8 +213,7 @@ def restarted(kind: str) -> dict[str, Any]:
     """A run from an empty state, by an engine that has done something else before."""
     module, engine = build(kind)
     train(module, engine, range(90, 92))
-    engine.load_model_state(Net().state_dict())
-    engine.load_optimizer_state(OptimizerState())
+    put(engine, Net().state_dict())
     return train(module, engine, range(STEPS))
 
 
@@ -223,7 +245,9 @@ def mllm(kind: str, folder: Path) -> dict[str, Any]:
 
 
 def first_pass(world: int, folder: Path) -> dict[str, Any]:
-    results: dict[str, Any] = {kind: straight(kind, SPLITS) for kind in ENGINES}
+    results: dict[str, Any] = {
+        kind: straight(kind, SPLITS, f"{folder}/checkpoint-{kind}-{world}") for kind in ENGINES
+    }
     results |= {kind: straight(kind, (2,)) for kind in VARIANTS}
     results["again"] = {kind: straight(kind, (2,)) for kind in ENGINES}
     results["skipped"] = {kind: skipped(kind) for kind in ENGINES}
@@ -239,10 +263,9 @@ def first_pass(world: int, folder: Path) -> dict[str, Any]:
 def second_pass(folder: Path) -> dict[str, Any]:
     results: dict[str, Any] = {"restarted": {kind: restarted(kind) for kind in ENGINES}}
     for world in WORLDS:
-        saved = torch.load(folder / f"first-{world}-0.pt", weights_only=True)
-        for origin in ENGINES:
-            half = saved[origin]["1"]["half"]
-            results |= {f"{origin}-{world}-{kind}": resumed(kind, half) for kind in ENGINES}
+        for origin, kind in RESUMES:
+            place = f"{folder}/checkpoint-{origin}-{world}"
+            results[f"{origin}-{world}-{kind}"] = resumed(kind, place)
     return results
 
 

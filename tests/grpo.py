@@ -30,6 +30,7 @@ from samtok.mllm.family import Adapter
 from samtok.mllm.sampling import Sampled
 from samtok.mllm.tiny.models import TinyConfig, build_tiny
 from samtok.mllm.vocab import MaskVocabulary
+from tests.engine_state import optimizer_state
 from tests.mllm_evaluations import NUM_CODES, NUM_LEVELS, chat_row, write_chats, write_image
 
 CODES: dict[str, Sequence[int]] = {"red": (3, 9), "green": (60, 1)}
@@ -174,7 +175,7 @@ def learnt_in_turn(
             drift.append(learner.drift(*groups[rank::learners]))
         parts = parts_of(groups, algorithm, learners=learners)
         metrics.append(learner.learn(step, [part[rank] for part in parts]))
-    state = learner.engine.optimizer_state()
+    state = optimizer_state(learner.engine)
     weights = {name: value.clone() for name, value in learner.engine.model_state().items()}
     found = {"metrics": metrics, "moments": state.moments, "steps": state.steps, "weights": weights}
     return {**found, "drift": drift}

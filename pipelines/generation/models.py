@@ -25,6 +25,9 @@ _SUFFIXES = (*_WEIGHTS, ".json", ".jinja", ".txt", ".model")
 _ASIDE = ("lineage.json", "record.json")
 """Files that say where a model comes from; they change nothing about what it answers."""
 
+_STATES_TYPE = ("dtype", "torch_dtype")
+"""Keys of ``config.json``; the second is that of transformers 4."""
+
 
 def read_folder(uri: str, *, flag: str, owner: object = None) -> MllmFolder:
     """Returns what a checkpoint that a flag (of the config object ``owner``) names states.
@@ -77,6 +80,13 @@ def weights_digest(uri: str) -> str:
     for name in sorted(found):
         digest.update(name.encode() + bytes.fromhex(storage.file_sha256(found[name])))
     return digest.hexdigest()
+
+
+def stated_precision(uri: str) -> str:
+    """Returns the type that a checkpoint states for its weights, float32 if it states none."""
+    body = storage.read_json(storage.join(folders.resolve(uri, read=storage.read_bytes), "config.json"))
+    stated = [part.get(key) for part in (body, body.get("text_config", {})) for key in _STATES_TYPE]
+    return next((name for name in stated if name), "float32")
 
 
 def require_same(uri: str, planned: str | None, now: str | None) -> None:

@@ -25,6 +25,7 @@ from pipelines.grpo.observe.alarms import AlarmsConfig, ParityLimit
 from pipelines.grpo.reward.components import ScoringConfig
 from pipelines.training.config import (
     CheckpointsConfig,
+    ExportPrecision,
     MllmEngineConfig,
     OptimizerConfig,
     TrainsMllm,
@@ -177,6 +178,8 @@ class GrpoConfig(TrainsMllm, ImageLimit):
     learner: LearnerConfig = LearnerConfig()
     precision: Precision = "float32"
     """Type of the learners' arithmetic (autocast); weights, logits and losses stay in float32."""
+    export_precision: ExportPrecision = "model"
+    """Type of the weights in best-N/ and final/: that of --model, mostly bfloat16, or float32 as trained."""
     placement: Literal["separate", "colocated"] = "separate"
     """Samplers and learners on GPUs of their own, or on the same ones in turn."""
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -11,6 +11,7 @@ anew.
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -105,6 +106,13 @@ class Loop:
                 return self._go()
             except ActorDied as error:
                 self._forgive(error)
+            except ClusterError:
+                raise
+            except SamtokError:
+                if self.team.learners is not None:
+                    with suppress(SamtokError):  # what ended the run is what is told
+                        self.team.learners.finish_saving()
+                raise
 
     def _go(self) -> State:
         self._begin()
@@ -113,6 +121,7 @@ class Loop:
         if self.changes:
             last = (self.state.validations or [None])[-1]
             self.learners.export("final", {"step": self.state.step, "validation": last})
+            self.learners.finish_saving()
         else:
             self.journal.write(self.state.step)  # a checkpoint does it otherwise
         return self.state

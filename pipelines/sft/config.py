@@ -7,7 +7,7 @@ from annotated_types import MinLen
 
 from pipelines.chats.spec import ChatCorpusText
 from pipelines.config import AtLeast0, AtLeast1, Positive, ShippedPlace, config
-from pipelines.training.config import MllmEngineConfig, TrainingConfig, TrainsMllm
+from pipelines.training.config import ExportPrecision, MllmEngineConfig, TrainingConfig, TrainsMllm
 from pipelines.training.config import ValidationConfig as BaseValidationConfig
 from samtok.errors import ConfigError
 
@@ -55,6 +55,8 @@ class TrainMllmConfig(TrainsMllm, TrainingConfig):
     """Times that training goes through the corpora, instead of --steps."""
     new_rows_lr: Positive | None = None
     """Highest learning rate of the embedding rows of mask words; by default that of all other weights."""
+    export_precision: ExportPrecision = "model"
+    """Type of the weights in best/ and final/: that of --model, mostly bfloat16, or float32 as trained."""
     engine: MllmEngineConfig = MllmEngineConfig()
     micro_batch_tokens: AtLeast1 | None = None
     """Tokens that a forward and backward pass of a worker computes at most, padding included, in place of

@@ -21,7 +21,6 @@ from pipelines.sft.prepare import PreparedMllm
 from pipelines.training import mllm
 from pipelines.training.engine import engine_of, zero_stage
 from pipelines.training.fit import Notify
-from pipelines.training.mllm import names_of_trained, set_trained, trained_state
 from pipelines.training.row_rates import RowRate
 from pipelines.training.worker import TrainWorker
 from samtok.mllm.activations import keep_fewer_activations
@@ -48,7 +47,7 @@ class MllmWorker(TrainWorker[TrainMllmConfig, PreparedChat]):
         self.loop = build_trainer(model, adapter, task)
         super().__init__(task, notify, self.loop, config.validation if task.held_out else None)
         self.sources, self.weights = task.corpora, task.weights
-        self.trained = names_of_trained(model)
+        self.precision = mllm.precision_of(config.export_precision, config.model)
         self.validator = Validator(model, adapter, task.held_out, config, alike=self.loop.alike)
 
     @property
@@ -79,10 +78,10 @@ class MllmWorker(TrainWorker[TrainMllmConfig, PreparedChat]):
     def export(self, uri: str, lineage: Mapping[str, Any]) -> None:
         state = self.loop.engine.model_state()
         if self.rank == 0:
-            mllm.export(self.model, state, self.adapter, uri, lineage)
+            mllm.export(self.model, state, self.adapter, uri, lineage, precision=self.precision)
 
-    def model_state(self) -> dict[str, Tensor]:
-        return trained_state(self.loop.engine, self.trained)
+    def kept_state(self) -> dict[str, Tensor]:
+        return {}
 
     def parameters(self) -> int:
         """Counts also those that ZeRO-3 leaves empty while they are not in use."""
@@ -92,7 +91,7 @@ class MllmWorker(TrainWorker[TrainMllmConfig, PreparedChat]):
 def build_trainer(model: Any, adapter: Adapter, task: PreparedMllm) -> Trainer:
     """Sets what is trained, and puts the model under the engine of the run."""
     config = task.config
-    set_trained(model, adapter, config)
+    mllm.set_trained(model, adapter, config)
     if config.engine.gradient_checkpointing:
         keep_fewer_activations(model)
     rates = _row_rates(model, adapter, config)

@@ -119,7 +119,7 @@ class TokenizerWorker(TrainWorker[TrainTokenizerConfig, MicroBatch]):
         return tensors, {"recent_counts": [count for _, count in recent]}
 
     def load_extra(self, saved: Checkpoint) -> None:
-        recent = [saved.extra[name] for name in sorted(saved.extra)]
+        recent = saved.extra().values()
         self.loop.restore_recent(list(zip(recent, saved.body["recent_counts"], strict=True)))
 
     def listed(self) -> dict[str, Any]:

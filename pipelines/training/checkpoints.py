@@ -1,8 +1,10 @@
 """Checkpoints of a run: complete, committed last, and free of how many workers made them.
 
-A checkpoint is a folder of safetensors files and a ``state.json`` that names their SHA-256; it exists once
-that last file does. Model and optimizer state are whole and by parameter name, so any engine and any number
-of workers can go on from it. There is no state of a random generator: all draws follow from seed and step.
+A checkpoint is a folder of pieces, each worker's own, and a ``state.json`` that says which elements of which
+tensors each piece holds, one after the other, and its SHA-256; a checkpoint exists once that last file does.
+Tensors go by parameter name, so any engine and any number of workers can go on from it: a worker reads the
+pieces that have elements of its own. There is no state of a random generator: all draws follow from seed and
+step.
 
 The loss curve is kept in segments beside the checkpoints. A segment is written before the checkpoint that
 ends it, and counts only if a checkpoint names it.
@@ -10,110 +12,161 @@ ends it, and counts only if a checkpoint names it.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
+import torch
 from torch import Tensor
 
 from pipelines import storage
 from pipelines.storage import NotFoundError
-from pipelines.training.engine import OptimizerState
+from pipelines.training import world
+from pipelines.training.parts import EXTRA, Part, key_of, wholes
 from pipelines.training.resume import STATE_FILE, steps
-from samtok.errors import CheckpointError
+from samtok.errors import CheckpointError, SamtokError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
-@dataclass
+@dataclass(frozen=True)
 class Checkpoint:
-    """All that a run needs to go on.
+    """One that is read.
 
     Attributes:
-        extra: Other tensors that the kind of training needs; lists are keyed ``00000000`` and up.
-        body: The rest, as JSON: ``step`` (steps done), ``draws`` (the sampler's cursor), ``seed``,
-            ``bad_in_a_row``, ``skipped``, ``workers``, ``fingerprint``, ``lineage`` (with the MLflow
-            run), and what was gathered so far: validations, rejects, times, the curve's segments.
+        body: ``step`` (steps done), ``draws`` (the sampler's cursor), ``seed``, ``bad_in_a_row``,
+            ``skipped``, ``workers``, ``fingerprint``, ``lineage`` (with the MLflow run), what was gathered so
+            far (validations, rejects, times, the curve's segments), ``optimizer_steps``; and what the pieces
+            hold: ``tensors`` (type and shape by key) and ``files`` (SHA-256 and ``[key, start, count]``).
     """
 
-    model: dict[str, Tensor]  # state of what is trained, whole, by name
-    optimizer: OptimizerState  # its optimizer's
-    extra: dict[str, Tensor] = field(default_factory=dict)
-    body: dict[str, Any] = field(default_factory=dict)
+    folder: str
+    body: dict[str, Any]
+
+    def check(self, shapes: Mapping[str, torch.Size]) -> None:
+        """Makes sure that it holds tensors of these keys and shapes, and no others but extra ones. Raises
+        CheckpointError, which names the first that differs."""
+        there = {
+            key: tuple(shape)
+            for key, (_, shape) in self.body["tensors"].items()
+            if not key.startswith(f"{EXTRA}/")
+        }
+        for key in sorted(there.keys() | shapes.keys()):
+            own = tuple(shapes[key]) if key in shapes else "missing"
+            if there.get(key, "missing") != own:
+                raise CheckpointError(
+                    f"{key} of the checkpoint is {there.get(key, 'missing')}, in the model it is {own}. The "
+                    "checkpoint is of another architecture, or other parts were trained: use the settings in "
+                    "config.json of its run, or another --out."
+                )
+
+    def fill(self, parts: Iterable[Part]) -> None:
+        """Reads the values of parts; raises CheckpointError if a file is missing or is not the one that was
+        written, or elements are in none."""
+        wanted: dict[str, list[Part]] = defaultdict(list)
+        for part in parts:
+            wanted[part.key].append(part)
+        filled = 0
+        for name, entry in self.body["files"].items():
+            if any(len(own.values) for own in _asked_for(wanted, entry["parts"])):
+                data, at = self._piece(name, entry["sha256"]), 0
+                for key, start, count in entry["parts"]:
+                    values = _tensor(data, self.body["tensors"][key][0], count, at)
+                    at += values.nbytes
+                    for own in _asked_for(wanted, [(key, start, count)]):
+                        own.values.copy_(values[own.start - start :][: len(own.values)])
+                        filled += len(own.values)
+        lacking = sum(len(part.values) for found in wanted.values() for part in found) - filled
+        if lacking:
+            raise CheckpointError(
+                f"{self.folder} lacks {lacking} numbers of the model's state. {self._remedy}"
+            )
+
+    def fill_together(self, parts: Iterable[Part]) -> None:
+        """As ``fill``; raises on all workers what one of them has met."""
+        error = None
+        try:
+            self.fill(parts)
+        except SamtokError as found:
+            error = found
+        world.raise_together(error)
+
+    def extra(self) -> dict[str, Tensor]:
+        """Reads the other tensors that the kind of training keeps, in the order of their names."""
+        found = {
+            key.removeprefix(f"{EXTRA}/"): torch.empty(shape, dtype=getattr(torch, dtype))
+            for key, (dtype, shape) in sorted(self.body["tensors"].items())
+            if key.startswith(key_of(EXTRA, ""))
+        }
+        self.fill(wholes(EXTRA, found))
+        return found
 
     @property
-    def step(self) -> int:
-        """Steps done."""
-        return self.body["step"]
+    def _remedy(self) -> str:
+        return f"Delete {self.folder} to go on from the checkpoint before it, or choose another --out."
+
+    def _piece(self, name: str, digest: str) -> bytes:
+        uri = storage.join(self.folder, name)
+        try:
+            data = storage.read_bytes(uri)
+        except NotFoundError as error:
+            raise CheckpointError(f"the checkpoint lacks {uri}. {self._remedy}") from error
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise CheckpointError(
+                f"{uri} is not the file that the checkpoint names ({len(data)} bytes). {self._remedy}"
+            )
+        return data
 
 
-def save(out: str, checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint; only one process does."""
-    folder = _folder(out, checkpoint.step)
-    moments = {
-        f"{name}.{part}": moment
-        for name, pair in checkpoint.optimizer.moments.items()
-        for part, moment in zip(("exp_avg", "exp_avg_sq"), pair, strict=True)
-    }
-    files = {
-        "model.safetensors": checkpoint.model,
-        "optimizer.safetensors": moments,
-        "extra.safetensors": checkpoint.extra,
-    }
-    digests = {}
-    for name, tensors in files.items():
-        data = save_safetensors({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
-        digests[name] = hashlib.sha256(data).hexdigest()
-        storage.write_bytes(storage.join(folder, name), data)
-    body = {
-        **checkpoint.body,
-        "format_version": FORMAT_VERSION,
-        "optimizer_steps": checkpoint.optimizer.steps,
-        "files": digests,
-    }
-    storage.write_bytes(storage.join(folder, STATE_FILE), json.dumps(body, indent=1).encode())
+def _tensor(data: bytes, dtype: str, count: int, offset: int) -> Tensor:
+    """Returns numbers of a piece, without a copy."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # it is only read
+        return torch.frombuffer(data, dtype=getattr(torch, dtype), count=count, offset=offset)
+
+
+def _asked_for(wanted: Mapping[str, list[Part]], stored: Sequence[Sequence[Any]]) -> Iterable[Part]:
+    """Yields what stored elements have of the parts that are wanted; may be empty."""
+    for key, start, count in stored:
+        for part in wanted.get(key, ()):
+            yield part.cut(start, start + count)
 
 
 def load(out: str, step: int) -> Checkpoint:
-    """Reads a checkpoint; raises CheckpointError if a file is missing, or not the one that was written."""
-    folder = _folder(out, step)
+    """Opens a checkpoint; raises CheckpointError if another release wrote it."""
+    folder = folder_of(out, step)
     body = storage.read_json(storage.join(folder, STATE_FILE))
     if body.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{folder} has format version {body.get('format_version')!r}, this release reads "
             f"{FORMAT_VERSION}. Go on with the release that wrote it, or choose another --out."
         )
-    model, moments, extra = (
-        _tensors(folder, name, body["files"][name])
-        for name in ("model.safetensors", "optimizer.safetensors", "extra.safetensors")
-    )
-    names = [name.removesuffix(".exp_avg") for name in moments if name.endswith(".exp_avg")]
-    pairs = {name: (moments[f"{name}.exp_avg"], moments[f"{name}.exp_avg_sq"]) for name in names}
-    return Checkpoint(model, OptimizerState(body["optimizer_steps"], pairs), extra, body)
+    return Checkpoint(folder, body)
 
 
-def _tensors(folder: str, name: str, digest: str) -> dict[str, Tensor]:
-    uri = storage.join(folder, name)
-    remedy = f"Delete {folder} to go on from the checkpoint before it, or choose another --out."
-    try:
-        data = storage.read_bytes(uri)
-    except NotFoundError as error:
-        raise CheckpointError(f"the checkpoint lacks {uri}. {remedy}") from error
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise CheckpointError(
-            f"{uri} is not the file that the checkpoint names ({len(data)} bytes). {remedy}"
-        )
-    return load_safetensors(data)
+def commit(folder: str, body: Mapping[str, Any]) -> None:
+    """Writes the file that makes a checkpoint one."""
+    text = json.dumps({**body, "format_version": FORMAT_VERSION})
+    storage.write_bytes(storage.join(folder, STATE_FILE), text.encode())
+
+
+def drop(folder: str) -> None:
+    """Deletes a checkpoint, or what a killed writer left of one; the file that makes it one goes first."""
+    storage.delete(storage.join(folder, STATE_FILE))
+    storage.delete_folder(folder)
 
 
 def drop_old(out: str, keep: int) -> None:
-    """Deletes all but the newest checkpoints; the file that makes one valid goes first."""
+    """Deletes all but the newest checkpoints."""
     for step in steps(out)[:-keep]:
-        folder = _folder(out, step)
-        storage.delete(storage.join(folder, STATE_FILE))
-        storage.delete_folder(folder)
+        drop(folder_of(out, step))
+
+
+def folder_of(out: str, step: int) -> str:
+    """Returns where a checkpoint is."""
+    return storage.join(out, "checkpoints", f"step-{step:08d}")
 
 
 # ---------------------------------------------------------------- the curve
@@ -131,7 +184,3 @@ def load_history(out: str, segments: Sequence[str]) -> list[dict[str, Any]]:
     """Reads the metrics of all steps in the segments that a checkpoint names."""
     texts = [storage.read_bytes(storage.join(out, name)).decode() for name in segments]
     return [json.loads(line) for text in texts for line in text.splitlines()]
-
-
-def _folder(out: str, step: int) -> str:
-    return storage.join(out, "checkpoints", f"step-{step:08d}")

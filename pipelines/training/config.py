@@ -20,6 +20,9 @@ from pipelines.config import (
 )
 from samtok.errors import ConfigError
 
+ExportPrecision = Literal["model", "float32"]
+"""Type of exported weights: what the ``config.json`` of --model states, or what they are trained in."""
+
 
 @config
 class OptimizerConfig:

@@ -2,14 +2,13 @@
 
 ``PlainEngine`` is AdamW with every worker holding everything. ``engine_deepspeed`` shares optimizer state,
 gradients and weights out (ZeRO). Both take the same losses to the same weights but for rounding, and hand out
-and take in the same full optimizer state by parameter name, so a checkpoint fits any engine and any number of
+and take in parts of the same state by parameter name, so a checkpoint fits any engine and any number of
 workers.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,21 +16,13 @@ from jaxtyping import Float
 from torch import Tensor, distributed, nn
 
 from pipelines.training.config import OptimizerConfig
+from pipelines.training.parts import MOMENTS, WEIGHTS, Part, key_of, shared_out, wholes
 from pipelines.training.row_rates import RowPace, RowRate, check_row_rates, rows_of
 from samtok.errors import CheckpointError
 
 _BUCKET_BYTES = 64 << 20
 """Gradients that workers add up at a time, which costs about twice as much memory. With 840 MB of gradients
 on two gloo processes, 64 MB took as long as all at once, and 0.14 GB instead of 0.8."""
-
-
-@dataclass
-class OptimizerState:
-    """AdamW's state, whole; per parameter name its first and second moment, in its shape, in float32 on the
-    CPU."""
-
-    steps: int = 0  # optimizer steps taken
-    moments: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 class Engine(ABC):
@@ -79,20 +70,35 @@ class Engine(ABC):
         all their names."""
         return self.module.state_dict()
 
-    def load_model_state(self, state: Mapping[str, Tensor]) -> None:
-        """Loads weights and buffers into the module; what the state does not name stays as it is. Raises
-        CheckpointError if a name is unknown or a shape differs."""
-        check_state(state, {name: value.shape for name, value in self.module.state_dict().items()})
-        self.module.load_state_dict(state, strict=False)
+    def untrained_state(self) -> dict[str, Tensor]:
+        """Returns other weights and buffers of the module, which only ZeRO-3 shares out."""
+        return {n: t for n, t in self.module.state_dict().items() if n not in self.parameters}
+
+    @property
+    @abstractmethod
+    def steps_taken(self) -> int:
+        """Steps that moved the weights."""
 
     @abstractmethod
-    def optimizer_state(self) -> OptimizerState:
-        """Gathers the whole state on every worker."""
+    def parts(self) -> list[Part]:
+        """Returns what this worker holds of weights and moments, as views; no moments before a first step."""
+
+    def own_parts(self) -> Iterable[Part]:
+        """Returns what this worker is to save of them."""
+        return self.parts()
 
     @abstractmethod
-    def load_optimizer_state(self, state: OptimizerState) -> None:
-        """Takes in a whole state, also an empty one. Call it after the weights were loaded. Raises
-        CheckpointError if names or shapes are not those of the trained parameters."""
+    def restore(self, steps: int, fill: Callable[[list[Part]], None]) -> None:
+        """Goes back to a state after so many steps.
+
+        Args:
+            fill: Gets ``parts`` and gives them their values; raises on all workers or on none.
+        """
+
+    def shapes_after(self, steps: int) -> dict[str, torch.Size]:
+        """Returns the shapes of all weights and moments by key, whoever holds them."""
+        roles = (WEIGHTS, *(MOMENTS if steps else ()))
+        return {key_of(role, name): shape for role in roles for name, shape in self.shapes.items()}
 
 
 def engine_of(
@@ -158,25 +164,28 @@ class PlainEngine(Engine):
             for gradient, part in zip(bucket, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
 
-    def optimizer_state(self) -> OptimizerState:
-        found, steps = {}, 0
-        for name, parameter in self.parameters.items():
-            state = self.optimizer.state.get(parameter)
-            if state:
-                found[name] = (_copied(state["exp_avg"], "cpu"), _copied(state["exp_avg_sq"], "cpu"))
-                steps = int(state["step"])
-        return OptimizerState(steps, found)
+    @property
+    def steps_taken(self) -> int:
+        return max((int(state["step"]) for state in self.optimizer.state.values()), default=0)
 
-    def load_optimizer_state(self, state: OptimizerState) -> None:
-        check_moments(state, self.shapes)
+    def parts(self) -> list[Part]:
+        found = wholes(WEIGHTS, self.parameters)
+        if self.steps_taken:
+            for moment in MOMENTS:
+                own = {name: self.optimizer.state[p][moment] for name, p in self.parameters.items()}
+                found += wholes(moment, own)
+        return found
+
+    def own_parts(self) -> Iterable[Part]:
+        return shared_out(self.parts())
+
+    def restore(self, steps: int, fill: Callable[[list[Part]], None]) -> None:
         self.optimizer.state.clear()
-        for name, (first, second) in state.moments.items():
-            parameter = self.parameters[name]
-            self.optimizer.state[parameter] = {
-                "step": torch.tensor(float(state.steps), device=parameter.device),
-                "exp_avg": _copied(first, parameter.device),
-                "exp_avg_sq": _copied(second, parameter.device),
-            }
+        for parameter in self.parameters.values() if steps else ():
+            moments = {moment: torch.zeros_like(parameter) for moment in MOMENTS}
+            step = torch.tensor(float(steps), device=parameter.device)
+            self.optimizer.state[parameter] = {"step": step, **moments}
+        fill(self.parts())
 
 
 def buckets(tensors: Sequence[Tensor], limit_bytes: int) -> Iterator[list[Tensor]]:
@@ -193,10 +202,6 @@ def buckets(tensors: Sequence[Tensor], limit_bytes: int) -> Iterator[list[Tensor
         yield group
 
 
-def _copied(tensor: Tensor, device: torch.device | str) -> Tensor:
-    return tensor.detach().to(device, copy=True)
-
-
 def check_state(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
     """Makes sure that a state, or a part of one, belongs to a module with these shapes; raises
     CheckpointError, which names the first that differs."""
@@ -206,24 +211,4 @@ def check_state(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -
             raise CheckpointError(
                 f"{name} of the checkpoint is {tuple(value.shape)}, in the model it is {there}. The "
                 "checkpoint is of another architecture: use the model of its run, or another --out."
-            )
-
-
-def check_moments(state: OptimizerState, shapes: Mapping[str, torch.Size]) -> None:
-    """Makes sure that a state belongs to parameters of these shapes; one before the first step fits all.
-    Raises CheckpointError, which names the first that differs."""
-    if not state.moments:
-        return
-    if odd := sorted(set(state.moments) ^ set(shapes)):
-        raise CheckpointError(
-            f"the optimizer state of the checkpoint and this run differ in {', '.join(odd[:3])}"
-            f"{' and more' if len(odd) > 3 else ''}. Use the settings in config.json of the "
-            "checkpoint's run, or another --out."
-        )
-    for name, moments in state.moments.items():
-        if any(moment.shape != shapes[name] for moment in moments):
-            raise CheckpointError(
-                f"the optimizer state of {name} is {tuple(moments[0].shape)}, the parameter "
-                f"{tuple(shapes[name])}. The checkpoint is of another architecture: use the model of its "
-                "run, or another --out."
             )

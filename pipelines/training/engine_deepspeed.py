@@ -8,7 +8,7 @@ What is asked of DeepSpeed, and why (checked with 0.19.8):
   micro-batches makes a step. ZeRO-1 adds gradients of workers up in ``step``, the others in ``backward``.
 - Weights stay in float32 and the training loop calls the module itself, never ``engine(...)``: DeepSpeed
   then has no part in autocast. ZeRO keeps a second float32 copy of this worker's part of the weights, which
-  must follow whenever weights are loaded.
+  a checkpoint has; the weights themselves must follow when it is restored.
 - A norm that is not finite makes ZeRO drop the gradients and leave everything else alone.
 - ZeRO-3 fetches weights when a submodule is called, on all workers at once: they must call the same ones, in
   training and without gradients. It counts micro-batches in ``engine(...)``, which is not called, so it is
@@ -20,7 +20,7 @@ DeepSpeed is imported late: it looks for its accelerator when it is imported, an
 
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -31,9 +31,10 @@ from torch import Tensor, distributed, nn
 
 from pipelines import env
 from pipelines.training.config import OptimizerConfig
-from pipelines.training.engine import Engine, OptimizerState, check_moments
+from pipelines.training.engine import Engine
+from pipelines.training.parts import MOMENTS, WEIGHTS, Part
 from pipelines.training.row_rates import RowPace, RowRate
-from pipelines.training.zero_parts import MOMENTS, CutParts, SharedParts
+from pipelines.training.zero_parts import CutParts, SharedParts
 from samtok.errors import ConfigError
 
 
@@ -41,7 +42,7 @@ class DeepSpeedEngine(Engine):
     """AdamW under ZeRO, on the process group of ``torch.distributed`` that is there already.
 
     DeepSpeed copies the weights of worker 0 to all, and moves parameters into flat pieces of memory: load
-    weights by ``load_model_state``, and do not put other parameters in their place. Under ZeRO-3 call the
+    weights by ``restore``, and do not put other parameters in their place. Under ZeRO-3 call the
     module itself for the loss, not one of its methods or parts. Raises ConfigError if DeepSpeed was made to
     use another kind of device than the module's.
     """
@@ -90,33 +91,21 @@ class DeepSpeedEngine(Engine):
         """As ``Engine.model_state``; a copy, on the CPU, only under ZeRO-3."""
         return self._parts.model_state() if isinstance(self._parts, SharedParts) else super().model_state()
 
-    def load_model_state(self, state: Mapping[str, Tensor]) -> None:
-        """As ``Engine.load_model_state``; under ZeRO-3 takes those that the first worker gives."""
-        if isinstance(self._parts, SharedParts):
-            self._parts.load_model_state(state)
-        else:
-            super().load_model_state(state)
-        self._parts.follow_weights()
+    @property
+    def steps_taken(self) -> int:
+        return int(self.optimizer.state[self._parts.flats[0]]["step"])
 
-    def optimizer_state(self) -> OptimizerState:
-        """As ``Engine.optimizer_state``; before the first step there is none."""
-        steps = int(self.optimizer.state[self._parts.flats[0]]["step"])
-        if steps == 0:
-            return OptimizerState()
-        first, second = MOMENTS
-        moments = {n: (self._parts.moment(n, first), self._parts.moment(n, second)) for n in self.parameters}
-        return OptimizerState(steps, moments)
+    def parts(self) -> list[Part]:
+        return list(self._parts.parts(WEIGHTS, *(MOMENTS if self.steps_taken else ())))
 
-    def load_optimizer_state(self, state: OptimizerState) -> None:
-        """As ``Engine.load_optimizer_state``; takes in the weights that the module has now as well."""
-        check_moments(state, self.shapes)
-        self._parts.follow_weights()
-        for name, shape in self.shapes.items():
-            moments = state.moments.get(name) or (torch.zeros(shape),) * 2
-            for key, moment in zip(MOMENTS, moments, strict=True):
-                self._parts.put_moment(name, key, moment)
+    def restore(self, steps: int, fill: Callable[[list[Part]], None]) -> None:
         for flat in self._parts.flats:
-            self.optimizer.state[flat]["step"].fill_(float(state.steps))
+            state = self.optimizer.state[flat]
+            state["step"].fill_(float(steps))
+            for moment in MOMENTS:
+                state[moment].zero_()
+        fill(self.parts())
+        self._parts.follow()
 
 
 class _ArrivalOrder:

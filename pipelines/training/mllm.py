@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipelines import storage
-from pipelines.generation.models import weights_digest
-from pipelines.training.config import TrainsMllm
-from pipelines.training.engine import Engine
+from pipelines.generation import models
+from pipelines.training.config import ExportPrecision, TrainsMllm
 from pipelines.training.steps import mixed_seed
 from samtok.errors import CheckpointError
 from samtok.mllm import lora, new_rows
@@ -49,12 +48,6 @@ def names_of_trained(model: nn.Module) -> list[str]:
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def trained_state(engine: Engine, names: Collection[str]) -> dict[str, Tensor]:
-    """Gathers the trained weights, which are all that a checkpoint keeps of an MLLM; collective."""
-    state = engine.model_state()
-    return {name: state[name] for name in names}
-
-
 def published(model: nn.Module, state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
     """Returns the trained weights as a plain model has them: rows in their tables, adapters merged.
 
@@ -73,6 +66,8 @@ def export(
     adapter: Adapter,
     uri: str,
     lineage: Mapping[str, Any],
+    *,
+    precision: str,
 ) -> str:
     """Writes model, processor, vocabulary and lineage; returns a hash of the weights. Adapters are merged,
     and written beside the model as well.
@@ -85,19 +80,36 @@ def export(
         model: Has the config and the names; its own weights may be spread over workers.
         state: Its whole state.
         lineage: Where model and data come from.
+        precision: Type of the weights that are written.
     """
+    plain = _cast(lora.merged(model, state), getattr(torch, precision))
     with tempfile.TemporaryDirectory(prefix="samtok-") as name:
         folder = Path(name)
-        plain = lora.merged(model, state)
         save_pretrained(model, adapter, folder, state=plain)
         _compare(folder, plain, uri)
         base = lineage.get("model", {}).get("uri", "")
         lora.save_adapter(model, state, names_of_trained(model), folder / ADAPTER_FOLDER, base=base)
-        digest = weights_digest(str(folder))
+        digest = models.weights_digest(str(folder))
         body = json.dumps({**lineage, "weights_sha256": digest}, indent=2) + "\n"
         (folder / LINEAGE_FILE).write_text(body)
         storage.replace_folder(folder, uri)
     return digest
+
+
+def precision_of(export: ExportPrecision, model: str) -> str:
+    """Returns the type of exported weights of a run that starts from a model."""
+    return models.stated_precision(model) if export == "model" else export
+
+
+def _cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Rounds weights to a type, on the CPU; what is tied stays so."""
+    seen: dict[tuple[int, torch.Size], Tensor] = {}
+    found = {}
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and tensor.dtype != dtype:
+            tensor = seen.setdefault((tensor.data_ptr(), tensor.shape), tensor.to("cpu", dtype))
+        found[name] = tensor
+    return found
 
 
 def _compare(folder: Path, state: Mapping[str, Tensor], uri: str) -> None:
@@ -107,7 +119,7 @@ def _compare(folder: Path, state: Mapping[str, Tensor], uri: str) -> None:
     odd += [
         name
         for name, tensor in loaded.items()
-        if name in state and not torch.equal(tensor, state[name].cpu())
+        if name in state and not torch.equal(tensor, state[name].to("cpu", tensor.dtype))
     ]
     if odd:
         raise CheckpointError(

@@ -15,7 +15,7 @@ C = TypeVar("C", bound=RunConfig)
 
 _FREE = (
     *("out", "tracking", "dry_run", "max_reject_rate", "checkpoints", "max_bad_steps", "log_every_s"),
-    *("workers", "worker", "num_cpus", "micro_batch", "micro_batch_tokens", "engine"),
+    *("workers", "worker", "num_cpus", "micro_batch", "micro_batch_tokens", "engine", "export_precision"),
 )
 """Fields that a resumed run may change: they do not change what is learnt, but for rounding."""
 

@@ -1,15 +1,16 @@
 """What every training worker does, whatever it trains: steps, validation, checkpoints, exports. Knows no Ray.
 
 Where there are several workers, torch.distributed is initialised before; all of them run the same code on
-their share of every step, and the first one writes. A stage adds its model, its loss and its measures.
-``save_state`` and ``load_state`` are all of it that a learner of reinforcement learning needs.
+their share of every step. A stage adds its model, its loss and its measures. ``save_state`` and
+``load_state`` are all of it that a learner of reinforcement learning needs.
 """
 
 import dataclasses
+import itertools
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -19,13 +20,15 @@ from torch import Tensor
 from pipelines import storage
 from pipelines.training import checkpoints, world
 from pipelines.training.checkpoints import Checkpoint
-from pipelines.training.config import CheckpointsConfig, TrainingConfig, ValidationConfig
+from pipelines.training.config import TrainingConfig, ValidationConfig
 from pipelines.training.engine import Engine
 from pipelines.training.fit import Notify
 from pipelines.training.journal import Journal
+from pipelines.training.parts import EXTRA, WEIGHTS, shared_out, wholes
 from pipelines.training.prepare import Prepared
 from pipelines.training.resume import write_record
 from pipelines.training.steps import Steps
+from pipelines.training.writing import CheckpointWriter
 from samtok.errors import CheckpointError, DataError
 from samtok.ranks import sum_over_ranks
 
@@ -70,14 +73,6 @@ class Tally:
     train_s: float = 0.0  # seconds of training, validation and storage apart
     train_cpu_s: float = 0.0  # likewise, of the first worker's CPU
 
-    @classmethod
-    def of(cls, body: Mapping[str, Any]) -> "Tally":
-        """Reads that of a checkpoint; older ones have the counts beside the rest."""
-        own = {f.name for f in dataclasses.fields(cls)}
-        counts = {name: value for name, value in body.items() if name not in own}
-        kept: dict[str, Any] = {"counts": counts} | {name: body[name] for name in own & body.keys()}
-        return cls(**kept)
-
     def add(self, counts: Mapping[str, int]) -> None:
         """Adds counts."""
         self.counts = dict(Counter(self.counts) + Counter(counts))
@@ -103,6 +98,7 @@ class TrainWorker(ABC, Generic[C, P]):
         self.task, self.config, self.notify, self.out = task, task.config, notify, task.config.out
         self.trainer, self.validation, self.rank = trainer, validation, world.rank()
         self.tally, self.journal = Tally(), Journal(self.out)
+        self.writer = CheckpointWriter(self.out, self.config.checkpoints.keep)
 
     # ---------------------------------------------------------------- what a stage adds
 
@@ -133,9 +129,10 @@ class TrainWorker(ABC, Generic[C, P]):
     def export(self, uri: str, lineage: Mapping[str, Any]) -> None:
         """Writes what was trained; collective, the first worker writes."""
 
-    def model_state(self) -> dict[str, Tensor]:
-        """Returns what a checkpoint keeps of the model; collective."""
-        return self.trainer.engine.model_state()
+    def kept_state(self) -> dict[str, Tensor]:
+        """Returns what a checkpoint keeps of the model besides trained weights, as every worker has it: by
+        default all of it."""
+        return self.trainer.engine.untrained_state()
 
     def extra_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Returns tensors and JSON values that a checkpoint keeps besides; collective."""
@@ -157,18 +154,26 @@ class TrainWorker(ABC, Generic[C, P]):
 
     def run(self) -> None:
         """Goes through all steps that are left."""
+        try:
+            self._run()
+        finally:
+            self.writer.settle()
+
+    def _run(self) -> None:
         self._resume()
         if self.measures_first and self.validation is not None and not self.trainer.steps.done:
             self._validate(0)
         clock, cpu = time.monotonic(), time.process_time()
         for parts in self.parts(self.trainer.steps.done):
             metrics = self.take_step(parts)
+            self.writer.check()
             seconds = time.monotonic() - clock
             self.tally.train_s += seconds
             self.tally.train_cpu_s += time.process_time() - cpu
             self._note(metrics, parts, seconds)
             self._validate_and_save()
             clock, cpu = time.monotonic(), time.process_time()
+        self.writer.wait()
         if self.rank == 0:
             self._finish()
 
@@ -255,12 +260,11 @@ class TrainWorker(ABC, Generic[C, P]):
             "journal": self.journal.state(),
             **values,
         }
+        step = {"step": steps.done}
         save_state(
-            self.out, self.config.checkpoints, self.trainer, self.model_state(), body,
-            seed=self.config.seed, extra=extra,
+            self.writer, self.trainer, body, seed=self.config.seed, kept=self.kept_state(), extra=extra,
+            committed=lambda: self.notify("checkpoint", step),
         )  # fmt: skip
-        if self.rank == 0:
-            self.notify("checkpoint", {"step": steps.done})
 
     def _resume(self) -> None:
         """Goes to the last checkpoint if there is one; the first worker decides which."""
@@ -268,10 +272,10 @@ class TrainWorker(ABC, Generic[C, P]):
         step = world.from_first(found[-1] if found else None)
         if step is None:
             return
-        saved = load_state(self.out, step, self.task.digest, self.trainer)
+        saved = load_state(self.out, step, self.task.digest, self.trainer, kept=self.kept_state())
         self.load_extra(saved)
         self.trainer.steps.done = step
-        self.tally = Tally.of(saved.body["tally"])
+        self.tally = Tally(**saved.body["tally"])
         self.journal.restore(saved.body["journal"])
         if self.rank == 0:
             self.notify("resumed", {"step": step, **self._so_far()})
@@ -321,38 +325,49 @@ def filtered_by_reason(counts: Mapping[str, int]) -> dict[str, int]:
 
 
 def save_state(
-    out: str,
-    keep: CheckpointsConfig,
+    writer: CheckpointWriter,
     trainer: StepTaker,
-    model: dict[str, Tensor],
     body: Mapping[str, Any],
     *,
     seed: int,
-    extra: dict[str, Tensor] | None = None,
+    kept: Mapping[str, Tensor] | None = None,
+    extra: Mapping[str, Tensor] | None = None,
+    committed: Callable[[], None] = lambda: None,
 ) -> None:
-    """Writes a checkpoint and deletes older ones; collective, the first worker writes.
+    """Begins a checkpoint, see ``CheckpointWriter.save``; collective.
 
-    The body is the rest as JSON, with at least ``step`` and ``fingerprint``.
+    Args:
+        body: The rest as JSON, with at least ``step`` and ``fingerprint``.
+        kept: Weights and buffers besides the trained ones, as every worker has them.
+        extra: Other tensors, likewise.
     """
-    optimizer = trainer.engine.optimizer_state()
-    if world.rank() != 0:
-        return
-    steps = {"bad_in_a_row": trainer.steps.bad_in_a_row, "skipped": trainer.steps.skipped}
-    whole = {**body, **steps, "seed": seed, "workers": world.size()}
-    checkpoints.save(out, Checkpoint(model, optimizer, extra or {}, whole))
-    checkpoints.drop_old(out, keep.keep)
+    steps, engine = trainer.steps, trainer.engine
+    whole = {
+        **body,
+        "bad_in_a_row": steps.bad_in_a_row,
+        "skipped": steps.skipped,
+        "seed": seed,
+        "workers": world.size(),
+        "optimizer_steps": engine.steps_taken,
+    }
+    shared = shared_out(wholes(WEIGHTS, kept or {}) + wholes(EXTRA, extra or {}))
+    writer.save(itertools.chain(engine.own_parts(), shared), whole, committed=committed)
 
 
-def load_state(out: str, step: int, fingerprint: str, trainer: StepTaker) -> Checkpoint:
-    """Goes back to a checkpoint and returns it: weights, optimizer, skipped steps; raises CheckpointError if
-    it is broken, or of a run with other settings."""
-    saved = checkpoints.load(out, step)
+def load_state(
+    out: str, step: int, fingerprint: str, trainer: StepTaker, *, kept: Mapping[str, Tensor] | None = None
+) -> Checkpoint:
+    """Goes back to a checkpoint and returns it: weights, optimizer, skipped steps, ``kept``; collective.
+    Raises CheckpointError if it is broken, or of a run with other settings."""
+    saved, engine, others = checkpoints.load(out, step), trainer.engine, wholes(WEIGHTS, kept or {})
     if saved.body["fingerprint"] != fingerprint:
         raise CheckpointError(
             f"checkpoint {step} of {out} was made by a run with other settings. Use the settings in its "
             "config.json, or choose another --out."
         )
-    trainer.engine.load_model_state(saved.model)
-    trainer.engine.load_optimizer_state(saved.optimizer)
+    taken = saved.body["optimizer_steps"]
+    saved.check(engine.shapes_after(taken) | {part.key: part.shape for part in others})
+
+    engine.restore(taken, lambda parts: saved.fill_together([*parts, *others]))
     trainer.steps.bad_in_a_row, trainer.steps.skipped = saved.body["bad_in_a_row"], saved.body["skipped"]
     return saved

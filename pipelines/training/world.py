@@ -50,3 +50,10 @@ def exchanged(parcels: Sequence[Any]) -> list[Any]:
         distributed.scatter_object_list(own, list(parcels) if source == rank() else None, src=source)
         found.append(own[0])
     return found
+
+
+def raise_together(error: Exception | None) -> None:
+    """Raises on all workers what the first of those has met that have met an error."""
+    for found in gathered([error]):
+        if found is not None:
+            raise found

@@ -1,4 +1,4 @@
-"""Where ZeRO keeps weights and moments: whole tensors in and out of the parts that workers hold.
+"""Where ZeRO keeps weights and moments: the parts that this worker holds.
 
 Under ZeRO-1 and ZeRO-2 every worker has all weights, as views into one flat piece of memory, and a second
 copy in float32 of its own part of that piece. Under ZeRO-3 a worker has only its part of each parameter,
@@ -12,12 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn import functional
 
-from pipelines.training.engine import check_state
+from pipelines.training.parts import MOMENTS, WEIGHTS, Part, key_of
 from pipelines.training.row_rates import RowRate
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Parts(ABC):
@@ -49,13 +46,13 @@ class Parts(ABC):
     def _flats(self) -> list[Tensor]:
         """Returns the flat tensors that the optimizer sees."""
 
-    def moment(self, name: str, key: str) -> Tensor:
-        """Gathers a moment of a parameter on every worker, on the CPU."""
-        from deepspeed.utils import safe_get_full_optimizer_state
+    @abstractmethod
+    def parts(self, *roles: str) -> Iterator[Part]:
+        """Yields what this worker holds in float32, as views into the flat tensors."""
 
-        whole = safe_get_full_optimizer_state(self.parameters[name], key)
-        assert whole is not None, "ZeRO knows every trained parameter"
-        return whole.cpu()
+    @abstractmethod
+    def follow(self) -> None:
+        """Makes the weights of the module equal to the copy in float32; collective."""
 
 
 class CutParts(Parts):
@@ -70,19 +67,17 @@ class CutParts(Parts):
     def _flats(self) -> list[Tensor]:
         return [self.adam.param_groups[0]["params"][0]]
 
-    def put_moment(self, name: str, key: str, whole: Tensor) -> None:
-        """Takes this worker's part of a moment."""
-        from deepspeed.utils import safe_set_full_optimizer_state
+    def parts(self, *roles: str) -> Iterator[Part]:
+        for role in roles:
+            for name, parameter in self.parameters.items():
+                own: Any = parameter._hp_mapping  # pyright: ignore[reportAttributeAccessIssue]
+                if own is not None:
+                    values = own.hp_fragment if role == WEIGHTS else own.optim_fragment[role]
+                    start = own.lp_fragment_address.start
+                    yield Part(key_of(role, name), self.shapes[name], start, values.detach())
 
-        parameter = self.parameters[name]
-        safe_set_full_optimizer_state(parameter, whole.to(parameter.device), key)
-
-    def follow_weights(self) -> None:
-        """Makes the copy in float32 equal to the weights that the module has."""
-        from deepspeed.utils import safe_set_full_fp32_param
-
-        for parameter in self.parameters.values():
-            safe_set_full_fp32_param(parameter, parameter.detach())
+    def follow(self) -> None:
+        self.zero.update_lp_params()
 
     def rows(self, rates: Mapping[str, RowRate]) -> Iterator[tuple[Tensor, float]]:
         """Yields this worker's part of rows, as views into the flat tensors, each with its factor."""
@@ -99,18 +94,21 @@ class SharedParts(Parts):
     def _flats(self) -> list[Tensor]:
         return list(self.zero.fp32_partitioned_groups_flat)
 
-    def put_moment(self, name: str, key: str, whole: Tensor) -> None:
-        """Takes this worker's part of a moment; DeepSpeed's own function cannot cut what needs filling up."""
-        from deepspeed.utils import safe_set_local_optimizer_state
+    def parts(self, *roles: str) -> Iterator[Part]:
+        for role in roles:
+            for name, parameter in self.parameters.items():
+                group, offset, size = self._place(parameter)
+                flat = self.flats[group]
+                values = (flat if role == WEIGHTS else self.adam.state[flat][role]).narrow(0, offset, size)
+                shape = self.shapes[name]
+                part = Part(key_of(role, name), shape, size * distributed.get_rank(), values.detach())
+                yield part.cut(0, shape.numel())  # without what fills the last share up
 
-        size = self._part(name).numel()
-        filled = functional.pad(whole.flatten(), (0, size * distributed.get_world_size() - whole.numel()))
-        part = filled.narrow(0, size * distributed.get_rank(), size)
-        safe_set_local_optimizer_state(self.parameters[name], part.to(self.flats[0].device), key)
-
-    def follow_weights(self) -> None:
-        """Makes the copy in float32 equal to the weights that the module has."""
-        self.zero.refresh_fp32_params()
+    def follow(self) -> None:
+        self.zero.checkpoint_event_prologue()  # takes small parameters back that all workers have whole
+        for group in range(len(self.flats)):
+            self.zero._reassign_or_swap_out_partitioned_parameters(group)
+        self.zero.checkpoint_event_epilogue()
 
     def model_state(self) -> dict[str, Tensor]:
         """Gathers the state of the module on every worker, parameter by parameter, on the CPU."""
@@ -125,16 +123,6 @@ class SharedParts(Parts):
             found[name] = seen[id(value)]
         return found
 
-    def load_model_state(self, state: Mapping[str, Tensor]) -> None:
-        """Loads weights and buffers into the module."""
-        from deepspeed.runtime.zero import GatheredParameters
-
-        own = self.module.state_dict(keep_vars=True)
-        check_state(state, {name: getattr(value, "ds_shape", value.shape) for name, value in own.items()})
-        for name in sorted(state):  # the order of a file that was read differs from worker to worker
-            with GatheredParameters([own[name]], modifier_rank=0), torch.no_grad():
-                own[name].copy_(state[name])
-
     def rows(self, rates: Mapping[str, RowRate]) -> Iterator[tuple[Tensor, float]]:
         """Yields this worker's part of rows, as views into the flat tensors, each with its factor."""
         for name, rate in rates.items():
@@ -144,9 +132,12 @@ class SharedParts(Parts):
 
     def _part(self, name: str) -> Tensor:
         """Returns this worker's part of the weights in float32, a view into a flat tensor."""
-        parameter = self.parameters[name]
-        group, offset, size = self.zero.grad_position[self.zero.get_param_id(parameter)]
+        group, offset, size = self._place(self.parameters[name])
         return self.flats[group].narrow(0, offset, size)
+
+    def _place(self, parameter: nn.Parameter) -> tuple[int, int, int]:
+        """Returns the flat tensor that a parameter's share is in, and where and how large it is."""
+        return self.zero.grad_position[self.zero.get_param_id(parameter)]
 
 
 def overlap(part: Tensor, start: int, span: tuple[int, int]) -> Tensor:

@@ -4,9 +4,12 @@
 levels, codes, and the SHA-256 of the mask tokenizer that they belong to, where that is known.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -46,7 +49,8 @@ def save_pretrained(
     """Writes model, processor and, last, ``samtok.json``; ``load_adapter`` and any HF code read the folder,
     that of transformers 4.57 too.
 
-    ``state`` is the model's whole state, where its own weights are spread over workers.
+    ``state`` is the model's whole state, where its own weights are spread over workers or of another type;
+    the type of its first one is stated for all.
 
     Raises:
         CheckpointError: Model or tokenizer lack the adapter's words; nothing is written then.
@@ -55,6 +59,19 @@ def save_pretrained(
     check_rows(model, len(adapter.tokenizer))
     model.save_pretrained(folder, state_dict=None if state is None else dict(state))
     adapter.processor.save_pretrained(folder)
+    if state is not None:
+        _state_precision(folder / "config.json", next(iter(state.values())).dtype)
     if family_of(adapter.family).older:
         make_readable(folder)
     write_vocabulary(folder, adapter.vocabulary, adapter.tokenizer_sha256)
+
+
+def _state_precision(file: Path, dtype: torch.dtype) -> None:
+    """States the type of weights that are not the model's own; transformers states that of its own."""
+    name = str(dtype).removeprefix("torch.")
+
+    def state(body: dict[str, Any]) -> dict[str, Any]:
+        told = {key: name for key in ("dtype", "torch_dtype") if key in body}
+        return {key: state(part) if isinstance(part, dict) else part for key, part in body.items()} | told
+
+    file.write_text(json.dumps(state(json.loads(file.read_text())), indent=2, sort_keys=True) + "\n")

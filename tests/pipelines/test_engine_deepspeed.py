@@ -12,7 +12,7 @@ from torch.multiprocessing.spawn import spawn
 from samtok.mllm.adapters import load_adapter
 from samtok.mllm.tiny.models import TinyConfig, build_tiny
 from samtok.mllm.vocab import MaskVocabulary
-from tests.engine_runs import CONFIG, ENGINES, HALF, TABLE, VARIANTS, WORLDS, Net, work
+from tests.engine_runs import CONFIG, ENGINES, HALF, RESUMES, TABLE, VARIANTS, WORLDS, Net, work
 from tests.tiny_mllm import FAMILIES
 
 MEASURED = ("weights", "moments", "steps")
@@ -80,9 +80,8 @@ def test_equal_runs_give_equal_bits_on_all_ranks(folder: Path, kind: str):
             assert_same_bits(results[kind][split], load(folder, "first", world, world - 1)[kind][split])
 
 
-@pytest.mark.parametrize("kind", ENGINES)
-@pytest.mark.parametrize("origin", ENGINES)
-def test_any_engine_goes_on_from_the_state_of_any_other(folder: Path, origin: str, kind: str):
+@pytest.mark.parametrize(("origin", "kind"), RESUMES)
+def test_any_engine_goes_on_from_the_checkpoint_of_any_other(folder: Path, origin: str, kind: str):
     for saved_by in WORLDS:
         whole = load(folder, "first", saved_by)[origin]["1"]
         for loaded_by in WORLDS:

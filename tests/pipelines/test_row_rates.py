@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pipelines.training.config import OptimizerConfig
 from pipelines.training.engine import PlainEngine
 from pipelines.training.row_rates import RowRate
-from samtok.errors import CheckpointError
+from tests.engine_state import optimizer_state, put
 
 RATE = 1e-2
 CONFIG = OptimizerConfig(clip_norm=1e9, weight_decay=0.2)
@@ -69,8 +69,7 @@ def test_rows_keep_their_pace_after_a_step_is_skipped_and_a_state_is_loaded():
     engine.step(RATE)
     assert torch.equal(module["words"].weight, before["words.weight"])
     again = PlainEngine(other, CONFIG, row_rates={"words.weight": ROWS})
-    again.load_model_state(engine.model_state())
-    again.load_optimizer_state(engine.optimizer_state())
+    put(again, engine.model_state(), optimizer_state(engine))
     found = train(other, again, range(3, 6))
     torch.testing.assert_close(found, split_by_hand(ROWS, 6), rtol=1e-5, atol=1e-7)
     assert other["head"].weight is other["words"].weight
@@ -89,18 +88,3 @@ def test_rows_keep_their_pace_after_a_step_is_skipped_and_a_state_is_loaded():
 def test_rows_that_are_not_there_are_refused(name: str, rate: RowRate):
     with pytest.raises(ValueError, match=rf"does not fit {name}: expected rows in \[0, \d\)"):
         PlainEngine(table(), CONFIG, row_rates={name: rate})
-
-
-def test_a_part_of_a_state_leaves_the_rest_and_a_foreign_one_is_refused():
-    module = nn.Linear(3, 2)
-    engine, bias = PlainEngine(module, CONFIG), module.bias.detach().clone()
-    engine.load_model_state({"weight": torch.ones(2, 3)})
-    assert torch.equal(module.weight, torch.ones(2, 3)) and torch.equal(module.bias, bias)
-    with pytest.raises(
-        CheckpointError, match=r"weight of the checkpoint is \(3, 2\), in the model it is \(2, 3\)"
-    ):
-        engine.load_model_state({"weight": torch.ones(3, 2)})
-    with pytest.raises(
-        CheckpointError, match=r"scale of the checkpoint is \(1,\), in the model it is missing"
-    ):
-        engine.load_model_state({"scale": torch.ones(1)})

@@ -18,7 +18,6 @@ from pipelines.sft.job import train_mllm
 from pipelines.sft.loop import Trainer
 from pipelines.sft.presets import PRESETS
 from pipelines.sft.worker import build_trainer
-from pipelines.training import checkpoints
 from pipelines.training.config import (
     CheckpointsConfig,
     LoraConfig,
@@ -29,6 +28,7 @@ from pipelines.training.config import (
 )
 from pipelines.training.loader import StepLoader
 from pipelines.training.steps import TrainingDiverged
+from pipelines.training.writing import CheckpointWriter
 from samtok.errors import CheckpointError, ConfigError, DataError
 from samtok.mllm import lora
 from samtok.mllm.adapters import load_adapter
@@ -193,15 +193,16 @@ class Killed(BaseException):
 
 def kill_after(step: int, config: TrainMllmConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trains, and ends the run as soon as the checkpoint of a step is written."""
-    saved = checkpoints.save
+    saved = CheckpointWriter.save
 
-    def save_and_die(out, checkpoint):
-        saved(out, checkpoint)
-        if checkpoint.step == step:
+    def save_and_die(self, parts, body, **more):
+        saved(self, parts, body, **more)
+        if body["step"] == step:
+            self.wait()
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "save", save_and_die)  # a kill at this very moment cannot be timed
+        patch.setattr(CheckpointWriter, "save", save_and_die)  # a kill at this very moment cannot be timed
         with pytest.raises(Killed):
             train(config)
 

@@ -35,6 +35,8 @@ from pipelines.training.config import OptimizerConfig, TrainWorkerConfig
 from pipelines.training.engine import PlainEngine
 from pipelines.training.prepare import settings_of
 from pipelines.training.steps import TrainingDiverged, learning_rate
+from pipelines.training.worker import load_state
+from pipelines.training.writing import CheckpointWriter
 from samtok.errors import CheckpointError, ConfigError
 from samtok.folders import SHIPPED
 from samtok.model.tokenizer import MaskTokenizer
@@ -105,17 +107,16 @@ class Killed(BaseException):
 @pytest.mark.parametrize("step", [4, 8, 12])
 def test_a_run_that_ends_at_a_checkpoint_goes_on_bit_for_bit(tmp_path, whole, step, monkeypatch):
     """Before quantization began, after, and after the last step; six steps are an epoch."""
-    config, saved = short(tmp_path / "out"), checkpoints.save
+    config, saved = short(tmp_path / "out"), CheckpointWriter.save
 
-    def save_and_die(out, checkpoint):
-        saved(out, checkpoint)
-        if checkpoint.step == step:
+    def save_and_die(self, parts, body, **more):
+        saved(self, parts, body, **more)
+        if body["step"] == step:
+            self.wait()
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(
-            checkpoints, "save", save_and_die
-        )  # a kill at this very moment cannot be timed otherwise
+        patch.setattr(CheckpointWriter, "save", save_and_die)  # a kill at this very moment cannot be timed
         with pytest.raises(Killed):
             train(config)
     assert not (tmp_path / "out" / "record.json").exists()
@@ -173,14 +174,14 @@ def test_a_step_with_a_loss_that_is_no_number_changes_nothing_and_is_counted(tmp
     for step in good[:5]:
         trainer.take_step(step)
     before = {name: value.clone() for name, value in trainer.trainee.state_dict().items()}
-    moments = trainer.engine.optimizer_state()
+    taken = trainer.engine.steps_taken
     bad = dataclasses.replace(good[5][0], prompts=torch.full_like(good[5][0].prompts, math.nan))
     row = trainer.take_step([bad])
     assert row["skipped"] == 1 and math.isnan(row["loss"])
     assert trainer.steps.skipped == trainer.steps.bad_in_a_row == 1
     for name, value in trainer.trainee.state_dict().items():
         assert torch.equal(value, before[name]), name
-    assert trainer.engine.optimizer_state().steps == moments.steps
+    assert trainer.engine.steps_taken == taken
     assert trainer.take_step(good[6])["skipped"] == 0
     assert (trainer.steps.skipped, trainer.steps.bad_in_a_row) == (1, 0)
 
@@ -287,9 +288,9 @@ def test_a_damaged_checkpoint_is_refused_and_says_what_to_delete(tmp_path):
     config = short(tmp_path / "out")
     train(config)
     (tmp_path / "out" / "record.json").unlink()
-    weights = tmp_path / "out" / "checkpoints" / "step-00000012" / "model.safetensors"
+    (weights,) = (tmp_path / "out" / "checkpoints" / "step-00000012").glob("*.bin")
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match=r"model.safetensors is not the file.*Delete .*step-00000012"):
+    with pytest.raises(CheckpointError, match=r"bin is not the file.*Delete .*step-00000012"):
         train(config)
     storage.delete(str(weights.parent / "state.json"))
     told = train(config)
@@ -299,8 +300,8 @@ def test_a_damaged_checkpoint_is_refused_and_says_what_to_delete(tmp_path):
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, whole):
     saved = checkpoints.load(str(whole), 12)
     with pytest.raises(CheckpointError, match=r"quantizer.*another architecture.*another --out"):
-        other = short(tmp_path, quantizer=QuantizerFlags(num_codes=32))
-        PlainEngine(build_trainee(other), other.optimizer).load_model_state(saved.model)
+        other = trainer_of(short(tmp_path, quantizer=QuantizerFlags(num_codes=32)))
+        load_state(str(whole), 12, saved.body["fingerprint"], other, kept=other.engine.untrained_state())
     with pytest.raises(
         CheckpointError, match=r"not of the architecture --model micro.*image_size.*--model tiny"
     ):

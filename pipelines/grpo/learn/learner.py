@@ -23,10 +23,11 @@ from pipelines.grpo.learn.algorithms import AlgorithmConfig
 from pipelines.grpo.transport import Weights, WeightTransport
 from pipelines.training import mllm, world
 from pipelines.training.engine import autocast, engine_of, zero_stage
-from pipelines.training.mllm import names_of_trained, trained_state
+from pipelines.training.mllm import names_of_trained
 from pipelines.training.prepare import Prepared
 from pipelines.training.steps import Steps, learning_rate
 from pipelines.training.worker import load_state, save_state
+from pipelines.training.writing import CheckpointWriter
 from samtok.mllm.activations import keep_fewer_activations
 from samtok.mllm.chat import Encoded
 from samtok.mllm.float_head import use_float32_head
@@ -82,8 +83,10 @@ class Learner:
         self.engine = engine_of(self.model, config.optimizer, task.deepspeed)
         self.alike = zero_stage(task.deepspeed) > 1
         self.processor = processor_of(self.adapter, grammar=config.rollout.grammar)
+        self.precision = mllm.precision_of(config.export_precision, config.model)
         self.settings = policy_settings(config.algorithm)
         self.steps = Steps()
+        self.writer = CheckpointWriter(config.out, config.checkpoints.keep)
 
     # ---------------------------------------------------------------- learning
 
@@ -99,7 +102,9 @@ class Learner:
 
         Raises:
             TrainingDiverged: Too many steps in a row were skipped.
+            SamtokError: The last checkpoint could not be written.
         """
+        self.writer.check()
         cut = [self._cut(part) for part in parts]
         old = [[self._log_probs(micro) for micro in part] if len(parts) > 1 else None for part in cut]
         sums: list[dict[str, float]] = []
@@ -233,9 +238,12 @@ class Learner:
         return self.transport.publish(mllm.published(self.model, state, self.trained), version)
 
     def save(self, body: Mapping[str, Any]) -> None:
-        """Writes a checkpoint with what the driver wants kept; the first learner does it."""
-        state = trained_state(self.engine, self.trained)
-        save_state(self.config.out, self.config.checkpoints, self, state, body, seed=self.config.seed)
+        """Begins a checkpoint with what the driver wants kept."""
+        save_state(self.writer, self, body, seed=self.config.seed)
+
+    def finish_saving(self) -> None:
+        """Waits until the checkpoint that was begun is committed."""
+        self.writer.wait()
 
     def load(self, step: int) -> dict[str, Any]:
         """Goes back to a checkpoint; returns what the driver wanted kept.
@@ -250,7 +258,8 @@ class Learner:
         state = self.engine.model_state()
         if self.rank == 0:
             lineage = {**self.task.lineage, "run": self.config.out, **facts}
-            mllm.export(self.model, state, self.adapter, storage.join(self.config.out, name), lineage)
+            uri = storage.join(self.config.out, name)
+            mllm.export(self.model, state, self.adapter, uri, lineage, precision=self.precision)
 
 
 def policy_settings(algorithm: AlgorithmConfig) -> PolicySettings:

@@ -123,8 +123,12 @@ class LearnerGroup:
         return self._all("publish", version, doing="publishing weights")
 
     def save(self, body: Mapping[str, Any]) -> None:
-        """Writes a checkpoint."""
+        """Begins a checkpoint."""
         self._all("save", body, doing="saving")
+
+    def finish_saving(self) -> None:
+        """Waits until the checkpoint that was begun is committed."""
+        self._all("finish_saving", doing="writing a checkpoint")
 
     def load(self, step: int) -> dict[str, Any]:
         """Goes back to a checkpoint."""
