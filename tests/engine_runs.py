@@ -129,7 +129,7 @@ def train(module: Net, engine: Engine, steps: range, split: int = 1) -> dict[str
 
 def snapshot(engine: Engine) -> dict[str, Any]:
     state = optimizer_state(engine)
-    weights = {name: value.clone() for name, value in engine.model_state().items()}
+    weights = {name: value.clone() for name, value in engine.weights()}
     return {"weights": weights, "steps": state.steps, "moments": state.moments}
 
 
@@ -240,7 +240,7 @@ def mllm(kind: str, folder: Path) -> dict[str, Any]:
         engine.backward(answer_loss(model.train(), batch) / 10)
         engine.step(RATE)
     state = engine.model_state()
-    tied = state["lm_head.weight"].data_ptr() == state[TABLE].data_ptr()
+    tied = not state or state["lm_head.weight"].data_ptr() == state[TABLE].data_ptr()
     return {"losses": losses, "tied": tied, "rows": (ids[0], ids[-1] + 1), **snapshot(engine)}
 
 

@@ -102,8 +102,8 @@ class Store:
         data[place] ^= 0xFF
         self.objects[ref] = data
 
-    def transport(self, piece_bytes: int = 1 << 14, *, checksum: bool = True) -> WeightTransport:
-        return WeightTransport(self.put, self.get, piece_bytes=piece_bytes, checksum=checksum)
+    def transport(self, piece_bytes: int = 1 << 14, **settings: Any) -> WeightTransport:
+        return WeightTransport(self.put, self.get, piece_bytes=piece_bytes, **settings)
 
 
 def learner_of(config: GrpoConfig, store: Store | None = None, deepspeed: Any = None) -> Learner:
@@ -176,7 +176,7 @@ def learnt_in_turn(
         parts = parts_of(groups, algorithm, learners=learners)
         metrics.append(learner.learn(step, [part[rank] for part in parts]))
     state = optimizer_state(learner.engine)
-    weights = {name: value.clone() for name, value in learner.engine.model_state().items()}
+    weights = {name: value.clone() for name, value in learner.engine.weights()}
     found = {"metrics": metrics, "moments": state.moments, "steps": state.steps, "weights": weights}
     return {**found, "drift": drift}
 

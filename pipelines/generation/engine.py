@@ -6,7 +6,7 @@ give token ids and log-probabilities of the same distribution: no filter but the
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from pipelines.config import Precision
 from pipelines.generation import models
 from pipelines.generation.config import EngineConfig
-from pipelines.training.engine import check_state
+from pipelines.training.engine import check_shapes
 from samtok.errors import ConfigError, DataError
 from samtok.mllm.chat import Encoded, Turn
 from samtok.mllm.family import Adapter
@@ -73,9 +73,16 @@ class Engine(Protocol):
 class LearningEngine(Engine, Protocol):
     """An engine whose model is trained elsewhere, as samplers of reinforcement learning have it."""
 
-    def load_weights(self, state: Mapping[str, Tensor]) -> None:
-        """Takes in trained weights, all of them or, if one does not fit, none; raises CheckpointError if a
-        name is unknown or a shape differs."""
+    def load_weights(self, shapes: Mapping[str, torch.Size], weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Takes in trained weights one by one, all of them or, if one does not fit, none.
+
+        Args:
+            shapes: Of all that come.
+            weights: With their names; one may be gone when the next one is asked for.
+
+        Raises:
+            CheckpointError: A name is unknown or a shape differs.
+        """
         ...
 
     def sleep(self) -> None:
@@ -108,10 +115,10 @@ class HfEngine(LearningEngine):
         return generate(self.model, self.adapter, prompts, **self.limits)
 
     @torch.no_grad()
-    def load_weights(self, state: Mapping[str, Tensor]) -> None:
+    def load_weights(self, shapes: Mapping[str, torch.Size], weights: Iterable[tuple[str, Tensor]]) -> None:
         own = self.model.state_dict()
-        check_state(state, {name: value.shape for name, value in own.items()})
-        for name, value in state.items():
+        check_shapes(shapes, {name: value.shape for name, value in own.items()})
+        for name, value in weights:
             own[name].copy_(value)
 
     def sleep(self) -> None:

@@ -14,7 +14,7 @@ nothing here has run on a GPU.
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from operator import attrgetter
 from typing import Any
@@ -31,7 +31,7 @@ from pipelines import env, storage
 from pipelines.config import Precision
 from pipelines.generation.config import EngineConfig
 from pipelines.generation.engine import LearningEngine, Shown, check_prompt
-from pipelines.training.engine import check_state
+from pipelines.training.engine import check_shapes
 from pipelines.training.steps import mixed_seed
 from samtok import folders
 from samtok.errors import CheckpointError, ConfigError
@@ -180,19 +180,19 @@ class VllmEngine(LearningEngine):
 
     # ---------------------------------------------------------------- weights and memory
 
-    def load_weights(self, state: Mapping[str, Tensor]) -> None:
+    def load_weights(self, shapes: Mapping[str, torch.Size], weights: Iterable[tuple[str, Tensor]]) -> None:
         """Takes in trained weights, under the names that transformers has for them.
 
         What was computed with the old ones is forgotten: keys and values of prompts, and encoded images. If
         vLLM fails on the way, this engine generates nothing any more.
         """
-        check_state(state, self.shapes)
+        check_shapes(shapes, self.shapes)
         self._require_whole()
         if "weights" in self._asleep:
             self._wake(("weights",))
         self._broken = True
         try:
-            self._load(state)
+            self._load(weights)
         except Exception as error:
             raise CheckpointError(
                 f"vLLM failed over weights of this {self.adapter.family} ({type(error).__name__}: {error}), "
@@ -203,15 +203,15 @@ class VllmEngine(LearningEngine):
         self.llm.reset_prefix_cache()
         self.llm.llm_engine.reset_encoder_cache()
 
-    def _load(self, state: Mapping[str, Tensor]) -> None:
+    def _load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         if self.on_gpu:
-            (loaded,) = self.llm.collective_rpc(load_into, args=(list(state.items()),))
-            if state and not loaded:
-                raise ValueError(f"it took none of {len(state)} weights, such as {next(iter(state))}")
+            (loaded,) = self.llm.collective_rpc(load_into, args=(weights,))  # in this process, so not pickled
+            if not loaded:
+                raise ValueError("it took none of them")
             return
         if self._whole is None:  # on CPUs kernels pack weights, which can be replaced all together only
             self._whole = dict(self.adapter.load_model(self.folder).state_dict())
-        self._whole |= tied(self._whole, state)
+        self._whole |= tied(self._whole, {name: value.clone() for name, value in weights})
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(self._whole.items())})
 
     def _require_whole(self) -> None:
@@ -235,7 +235,7 @@ class VllmEngine(LearningEngine):
             self._asleep = tuple(part for part in self._asleep if part not in parts)
 
 
-def load_into(worker: Any, weights: list[tuple[str, Tensor]]) -> int:
+def load_into(worker: Any, weights: Iterable[tuple[str, Tensor]]) -> int:
     """Loads weights into the model of a vLLM worker; returns how many of its own it set."""
     return len(worker.model_runner.model.load_weights(weights))
 

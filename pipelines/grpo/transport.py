@@ -1,14 +1,18 @@
 """How weights get from learners to samplers: in pieces with a version and a checksum.
 
-Learners publish the trained weights after every step, samplers fetch them. A sampler takes new weights in
-only once all pieces have come and are whole, so a fetch that fails half-way leaves weights and version as
-they were. Ray's object store needs no group of processes that would have to be built anew after a death, and
-samplers on one node share one copy. A faster path between GPUs (NCCL, IPC) is another ``WeightTransport``.
+Learners publish the trained weights after every step, in the samplers' precision, and gather, round and store
+them piece by piece. A sampler takes new weights in only once all pieces have come to its node and are whole,
+so a fetch that fails half-way leaves weights and version as they were; it copies them out of the store, again
+piece by piece. Ray's object store needs no group of processes that would have to be built anew after a death,
+and samplers on one node share one copy. A faster path between GPUs (NCCL, IPC) is another
+``WeightTransport``.
 """
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.grpo.config import SyncConfig
+from pipelines.config import Precision
+from pipelines.grpo.config import GrpoConfig
 from pipelines.training.engine import buckets
 from samtok.errors import CheckpointError
 
@@ -45,6 +50,23 @@ class Weights:
         parts = [f"{self.version}", *(piece.sha256 or "" for piece in self.pieces)]
         return hashlib.sha256("/".join(parts).encode()).hexdigest()
 
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Shapes by name."""
+        return {name: torch.Size(shape) for piece in self.pieces for name, _, shape in piece.entries}
+
+
+@dataclass(frozen=True)
+class _Packed:
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    data: np.ndarray
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
 
 class WeightTransport:
     """Through an object store.
@@ -53,6 +75,7 @@ class WeightTransport:
         put: Stores an array of bytes and returns a reference (``ray.put``).
         get: Returns what a reference means (``ray.get``); read only.
         piece_bytes: Most bytes of a piece; a larger tensor is a piece of its own.
+        precision: Type that weights are rounded to; None leaves them as they are.
     """
 
     def __init__(
@@ -62,29 +85,37 @@ class WeightTransport:
         *,
         piece_bytes: int,
         checksum: bool = True,
+        precision: Precision | None = None,
     ) -> None:
         self.put, self.get, self.piece_bytes, self.checksum = put, get, piece_bytes, checksum
+        self.dtype: torch.dtype | None = precision and getattr(torch, precision)
 
-    def publish(self, state: Mapping[str, Tensor], version: int) -> Weights:
-        """Puts weights where samplers find them."""
-        names = iter(state)  # in the order of the buckets
-        pieces = [self._piece(names, group) for group in buckets(list(state.values()), self.piece_bytes)]
-        return Weights(version, tuple(pieces))
+    def publish(self, weights: Iterable[tuple[str, Tensor]], version: int) -> Weights:
+        """Puts weights where samplers find them; of those that are given one by one, no more are held than
+        make two pieces."""
+        packed = (self._packed(name, tensor) for name, tensor in weights)
+        return Weights(version, tuple(map(self._piece, buckets(packed, self.piece_bytes))))
 
-    def _piece(self, names: Iterator[str], group: list[Tensor]) -> Piece:
-        data = np.concatenate([_bytes(tensor) for tensor in group])
-        entries = tuple((next(names), str(t.dtype).removeprefix("torch."), tuple(t.shape)) for t in group)
+    def _packed(self, name: str, tensor: Tensor) -> _Packed:
+        if self.dtype is not None and tensor.is_floating_point():
+            tensor = tensor.to(self.dtype)
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        return _Packed(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), data)
+
+    def _piece(self, group: list[_Packed]) -> Piece:
+        data = np.concatenate([one.data for one in group])
+        entries = tuple((one.name, one.kind, one.shape) for one in group)
         return Piece(entries, _sha256(data) if self.checksum else None, self.put(data))
 
-    def fetch(self, weights: Weights) -> dict[str, Tensor]:
-        """Gets all weights; they stay valid whatever becomes of the store.
+    def fetch(self, weights: Weights) -> Iterator[tuple[str, Tensor]]:
+        """Gets all weights to this node and checks them; then gives them one by one, each as a view of the
+        store's memory, which is read only and may be given up when the next one is asked for.
 
         Raises:
             CheckpointError: A piece is not what was published.
         """
-        state: dict[str, Tensor] = {}
-        for number, piece in enumerate(weights.pieces):
-            data = self.get(piece.ref)
+        found = deque(self.get(piece.ref) for piece in weights.pieces)
+        for number, (piece, data) in enumerate(zip(weights.pieces, found, strict=True)):
             expected = sum(_size_bytes(kind, shape) for _, kind, shape in piece.entries)
             wrong = None
             if data.nbytes != expected:
@@ -97,19 +128,21 @@ class WeightTransport:
                     f"what was published: {wrong}. The sampler keeps its old weights; if it happens again, "
                     "look at the memory and disks of the nodes."
                 )
-            state |= _tensors(piece, data)
-        return state
+        return _one_by_one(weights.pieces, found)
 
 
-def object_store(sync: SyncConfig) -> WeightTransport:
-    """Returns the transport through Ray's object store; inside a Ray process."""
+def _one_by_one(pieces: Sequence[Piece], found: deque[np.ndarray]) -> Iterator[tuple[str, Tensor]]:
+    for piece in pieces:
+        yield from _tensors(piece, found.popleft())
+
+
+def object_store(config: GrpoConfig) -> WeightTransport:
+    """Returns the transport of a run through Ray's object store; inside a Ray process."""
     import ray
 
-    return WeightTransport(ray.put, ray.get, piece_bytes=sync.bucket_mb * MB, checksum=sync.checksum)
-
-
-def _bytes(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    sync, precision = config.sync, config.rollout.precision
+    settings = {"piece_bytes": sync.bucket_mb * MB, "checksum": sync.checksum, "precision": precision}
+    return WeightTransport(ray.put, ray.get, **settings)
 
 
 def _size_bytes(kind: str, shape: tuple[int, ...]) -> int:
@@ -117,12 +150,13 @@ def _size_bytes(kind: str, shape: tuple[int, ...]) -> int:
 
 
 def _tensors(piece: Piece, data: np.ndarray) -> Iterator[tuple[str, Tensor]]:
-    """Yields tensors that own their memory: the store's is read only, and may be given up."""
-    own = torch.from_numpy(data.copy())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is only read
+        whole = torch.from_numpy(data)
     first = 0
     for name, kind, shape in piece.entries:
         dtype, size = getattr(torch, kind), _size_bytes(kind, shape)
-        part = own[first : first + size]
+        part = whole[first : first + size]
         if first % dtype.itemsize:  # a view needs its alignment
             part = part.clone()
         yield name, part.view(dtype).reshape(shape)

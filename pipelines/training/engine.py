@@ -8,13 +8,14 @@ workers.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, distributed, nn
 
+from pipelines.training import world
 from pipelines.training.config import OptimizerConfig
 from pipelines.training.parts import MOMENTS, WEIGHTS, Part, key_of, shared_out, wholes
 from pipelines.training.row_rates import RowPace, RowRate, check_row_rates, rows_of
@@ -65,10 +66,22 @@ class Engine(ABC):
         If the norm is not finite, on any worker, weights and optimizer state stay as they were.
         """
 
+    def weights(self, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Yields the state of the module, one whole tensor after the other; all workers must go through all.
+
+        A tensor may be gone when the next one is asked for. Tied weights come under each of their names.
+
+        Args:
+            names: What of it is wanted; None is all.
+        """
+        for name, tensor in self.module.state_dict().items():
+            if names is None or name in names:
+                yield name, tensor
+
     def model_state(self) -> dict[str, Tensor]:
-        """Gathers the whole state of the module on every worker, not always as a copy; tied weights are under
-        all their names."""
-        return self.module.state_dict()
+        """Gathers the whole state of the module on the first worker, not always as a copy, and nothing on the
+        others; collective. Tied weights are one tensor under all their names."""
+        return self.module.state_dict() if world.rank() == 0 else {}
 
     def untrained_state(self) -> dict[str, Tensor]:
         """Returns other weights and buffers of the module, which only ZeRO-3 shares out."""
@@ -188,9 +201,18 @@ class PlainEngine(Engine):
         fill(self.parts())
 
 
-def buckets(tensors: Sequence[Tensor], limit_bytes: int) -> Iterator[list[Tensor]]:
-    """Cuts tensors, in order, into groups of at most so many bytes; a larger tensor is a group of its own."""
-    group: list[Tensor] = []
+class _Sized(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+
+_T = TypeVar("_T", bound=_Sized)
+
+
+def buckets(tensors: Iterable[_T], limit_bytes: int) -> Iterator[list[_T]]:
+    """Cuts tensors, or what else has a size, in order into groups of at most so many bytes; a larger one is a
+    group of its own."""
+    group: list[_T] = []
     size = 0
     for tensor in tensors:
         if group and size + tensor.nbytes > limit_bytes:
@@ -202,13 +224,13 @@ def buckets(tensors: Sequence[Tensor], limit_bytes: int) -> Iterator[list[Tensor
         yield group
 
 
-def check_state(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
-    """Makes sure that a state, or a part of one, belongs to a module with these shapes; raises
-    CheckpointError, which names the first that differs."""
-    for name, value in state.items():
-        if value.shape != shapes.get(name):
+def check_shapes(given: Mapping[str, torch.Size], shapes: Mapping[str, torch.Size]) -> None:
+    """Makes sure that tensors of these names and shapes belong to a module with such ``shapes``; raises
+    CheckpointError, which names the first that does not."""
+    for name, shape in given.items():
+        if shape != shapes.get(name):
             there = tuple(shapes[name]) if name in shapes else "missing"
             raise CheckpointError(
-                f"{name} of the checkpoint is {tuple(value.shape)}, in the model it is {there}. The "
+                f"{name} of the checkpoint is {tuple(shape)}, in the model it is {there}. The "
                 "checkpoint is of another architecture: use the model of its run, or another --out."
             )

@@ -20,7 +20,7 @@ DeepSpeed is imported late: it looks for its accelerator when it is imported, an
 
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -86,6 +86,11 @@ class DeepSpeedEngine(Engine):
         if self._stage == 3:
             self._zero.grad_partitions_flat_buffer.zero_()
         return float(self._engine.get_global_grad_norm())
+
+    def weights(self, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """As ``Engine.weights``; under ZeRO-3 each is gathered in turn."""
+        shared = isinstance(self._parts, SharedParts)
+        return self._parts.weights(names) if shared else super().weights(names)
 
     def model_state(self) -> dict[str, Tensor]:
         """As ``Engine.model_state``; a copy, on the CPU, only under ZeRO-3."""

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from transformers import PreTrainedModel
 
 from pipelines import storage
 from pipelines.generation import models
+from pipelines.training import world
 from pipelines.training.config import ExportPrecision, TrainsMllm
+from pipelines.training.engine import Engine
 from pipelines.training.steps import mixed_seed
 from samtok.errors import CheckpointError
 from samtok.mllm import lora, new_rows
@@ -48,16 +50,22 @@ def names_of_trained(model: nn.Module) -> list[str]:
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def published(model: nn.Module, state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
-    """Returns the trained weights as a plain model has them: rows in their tables, adapters merged.
+def published(model: nn.Module, engine: Engine, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+    """Yields the trained weights as a plain model has them, rows in their tables and adapters merged, on the
+    first worker, one at a time and only until the next is asked for; all workers must go through it.
 
     Args:
-        model: Says where they are; its own weights may be spread over workers.
-        state: Its whole state.
-        names: Of what is trained.
+        model: What is trained.
+        names: Of what is trained in it.
     """
-    plain = lora.merged(model, state)
-    return {name: plain[name] for name in lora.plain_names(names)}
+    beside = {name: tensor.clone() for name, tensor in engine.weights(set(filter(lora.is_beside, names)))}
+    plain = set(map(lora.plain_name, names))
+    held = [
+        name for name in model.state_dict() if not lora.is_beside(name) and lora.plain_name(name) in plain
+    ]
+    for name, weight in engine.weights(held):
+        if world.rank() == 0:
+            yield lora.plain_name(name), lora.merged_weight(model, name, weight, beside)
 
 
 def export(

@@ -7,12 +7,13 @@ tensors.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
+from pipelines.training import world
 from pipelines.training.parts import MOMENTS, WEIGHTS, Part, key_of
 from pipelines.training.row_rates import RowRate
 
@@ -110,17 +111,25 @@ class SharedParts(Parts):
             self.zero._reassign_or_swap_out_partitioned_parameters(group)
         self.zero.checkpoint_event_epilogue()
 
-    def model_state(self) -> dict[str, Tensor]:
-        """Gathers the state of the module on every worker, parameter by parameter, on the CPU."""
+    def weights(self, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Yields the module's state, each parameter whole on every worker until the next is asked for."""
         from deepspeed.runtime.zero import GatheredParameters
 
-        found: dict[str, Tensor] = {}
-        seen: dict[int, Tensor] = {}  # tied parameters stay one tensor
         for name, value in self.module.state_dict(keep_vars=True).items():
-            if id(value) not in seen:
+            if names is None or name in names:
                 with GatheredParameters([value]):
-                    seen[id(value)] = value.detach().to("cpu", copy=True)
-            found[name] = seen[id(value)]
+                    yield name, value.detach()
+
+    def model_state(self) -> dict[str, Tensor]:
+        """Gathers the state of the module on the first worker, parameter by parameter, on the CPU."""
+        names: dict[int, list[str]] = {}  # tied parameters stay one tensor
+        for name, value in self.module.state_dict(keep_vars=True).items():
+            names.setdefault(id(value), []).append(name)
+        tied = {own[0]: own for own in names.values()}
+        found: dict[str, Tensor] = {}
+        for name, value in self.weights(tied):
+            if world.rank() == 0:
+                found |= dict.fromkeys(tied[name], value.to("cpu", copy=True))
         return found
 
     def rows(self, rates: Mapping[str, RowRate]) -> Iterator[tuple[Tensor, float]]:

@@ -84,22 +84,47 @@ def merged(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         model: Says where adapters and rows are; its own weights may be spread over workers.
         state: Its whole state.
     """
-    found = new_rows.put_back(model, state)
-    adapters = {name for name in found if ".lora_" in name}
-    plain = {name.replace(_FROZEN, "."): t for name, t in found.items() if name not in adapters}
-    for name in adapters:
-        if name.endswith(_DOWN):
-            layer = name.removesuffix(_DOWN)
-            scale = model.get_submodule(layer).scaling[_NAME]  # pyright: ignore
-            added = (found[layer + _UP] @ found[name]) * scale
-            plain[f"{layer}.weight"] = (found[f"{layer}{_FROZEN}weight"] + added).cpu()
+    beside = {name: tensor for name, tensor in state.items() if is_beside(name)}
+    plain: dict[str, Tensor] = {}
+    made: dict[int, Tensor] = {}  # by the rows in them, so that tied tables stay one
+    for name, weight in state.items():
+        if name in beside:
+            continue
+        rows = beside.get(_rows_of(name))
+        if rows is None:
+            plain[plain_name(name)] = merged_weight(model, name, weight, beside)
+        elif rows.data_ptr() in made:
+            plain[name] = made[rows.data_ptr()]
+        else:
+            plain[name] = made[rows.data_ptr()] = merged_weight(model, name, weight, beside)
     return plain
 
 
-def plain_names(names: Collection[str]) -> list[str]:
-    """Returns the names of a plain model's weights in which weights of these names end up."""
-    tables = (name.replace(f".{new_rows.NAME}", ".weight") for name in names)
-    return list(dict.fromkeys(re.sub(r"\.lora_.*", ".weight", name) for name in tables))
+def merged_weight(model: nn.Module, name: str, weight: Tensor, beside: Mapping[str, Tensor]) -> Tensor:
+    """Returns a weight as a plain model has it: the given one, or if anything is trained ``beside`` it a new
+    one on the CPU."""
+    if (rows := beside.get(_rows_of(name))) is not None:
+        return new_rows.put_back(model, name.removesuffix(".weight"), weight, rows)
+    layer = name.removesuffix(f"{_FROZEN}weight")
+    if (down := beside.get(layer + _DOWN)) is None:
+        return weight
+    scale = model.get_submodule(layer).scaling[_NAME]  # pyright: ignore
+    return (weight + (beside[layer + _UP] @ down) * scale).cpu()
+
+
+def _rows_of(table: str) -> str:
+    return f"{table.removesuffix('.weight')}.{new_rows.NAME}"
+
+
+def is_beside(name: str) -> bool:
+    """Tells whether a weight is an adapter's, or of rows that stand in for those of a table."""
+    return ".lora_" in name or name.endswith(f".{new_rows.NAME}")
+
+
+def plain_name(name: str) -> str:
+    """Returns the name of the plain model's weight in which a weight of this name ends up."""
+    table = name.replace(_FROZEN, ".").replace(f".{new_rows.NAME}", ".weight")
+    return re.sub(r"\.lora_.*", ".weight", table)
 
 
 def save_adapter(

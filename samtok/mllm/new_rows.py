@@ -5,7 +5,6 @@ gradients, optimizer and checkpoints know of them alone, and no bit of the table
 tokens do the same with a copy of the whole table in every forward pass, and past ``float_head``.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -48,19 +47,12 @@ def set_apart(model: Any, rows: range) -> list[nn.Parameter]:
     return list(made.values())
 
 
-def put_back(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns a model's state with the rows in tables of their own memory, on the CPU; tied ones stay one."""
-    found = {name: tensor for name, tensor in state.items() if not name.endswith(f".{NAME}")}
-    made: dict[int, Tensor] = {}
-    for name in state.keys() - found.keys():
-        module, rows = name.removesuffix(f".{NAME}"), state[name]
-        ids = model.get_submodule(module).new_row_ids
-        place = rows.data_ptr()
-        if place not in made:
-            made[place] = state[f"{module}.weight"].detach().to("cpu", copy=True)
-            made[place][ids.start : ids.stop] = rows.detach().cpu()  # pyright: ignore
-        found[f"{module}.weight"] = made[place]
-    return found
+def put_back(model: nn.Module, module: str, table: Tensor, rows: Tensor) -> Tensor:
+    """Returns a copy of a module's table, on the CPU, with its rows in it."""
+    ids: Any = model.get_submodule(module).new_row_ids
+    whole = table.detach().to("cpu", copy=True)
+    whole[ids.start : ids.stop] = rows.detach().cpu()
+    return whole
 
 
 def _look_up(table: Any, args: tuple[Tensor, ...], found: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ class _End:
     def publish(self, version: int) -> tuple[Weights, float]:
         """Publishes the weights; returns where they are, and the seconds it took."""
         started = time.perf_counter()
-        weights = self.transport.publish(self.state, version)
+        weights = self.transport.publish(self.state.items(), version)
         return weights, time.perf_counter() - started
 
     def sync(self, weights: Weights) -> tuple[float, float]:
@@ -90,7 +90,7 @@ class _End:
         started = time.perf_counter()
         fetched = self.transport.fetch(weights)
         arrived = time.perf_counter()
-        for name, value in fetched.items():
+        for name, value in fetched:
             self.state[name].copy_(value)
         return arrived - started, time.perf_counter() - arrived
 

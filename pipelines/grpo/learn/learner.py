@@ -232,10 +232,8 @@ class Learner:
 
     def publish(self, version: int) -> Weights | None:
         """Publishes the trained weights, adapters merged; the first learner returns where they are."""
-        state = self.engine.model_state()
-        if self.rank != 0:
-            return None
-        return self.transport.publish(mllm.published(self.model, state, self.trained), version)
+        found = self.transport.publish(mllm.published(self.model, self.engine, self.trained), version)
+        return found if self.rank == 0 else None
 
     def save(self, body: Mapping[str, Any]) -> None:
         """Begins a checkpoint with what the driver wants kept."""

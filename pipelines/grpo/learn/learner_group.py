@@ -47,7 +47,7 @@ class LearnerActor(Learner, actors.Traced):
                 timeout=datetime.timedelta(seconds=config.learner.timeout_s),
             )
         device = "cuda" if config.learner.worker.gpus else "cpu"
-        super().__init__(task, object_store(config.sync), torch.device(device))
+        super().__init__(task, object_store(config), torch.device(device))
 
     def learn(self, step: int, parts: Sequence[Sequence[Share]], *, change: bool = True) -> dict[str, float]:
         """Fetches the groups of its shares and learns from them."""

@@ -251,7 +251,7 @@ class SamplerActor(actors.Traced):
         if careful:
             self.apart = contextlib.ExitStack()  # for as long as this process lives
             self.apart.enter_context(apart.in_own_process())
-        return Sampler(task.config, prompts, held_out, object_store(task.config.sync), device)
+        return Sampler(task.config, prompts, held_out, object_store(task.config), device)
 
     def sync(self, weights: Weights) -> tuple[int, str]:
         """As ``Sampler.sync``."""

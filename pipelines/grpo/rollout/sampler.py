@@ -65,8 +65,7 @@ class Sampler:
         Raises:
             CheckpointError: A piece is damaged or does not fit; weights and version stay as they were.
         """
-        state = self.transport.fetch(weights)
-        self.engine.load_weights(state)
+        self.engine.load_weights(weights.shapes, self.transport.fetch(weights))
         self.version, self.digest = weights.version, weights.digest
         return self.version, self.digest
 
