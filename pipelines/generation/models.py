@@ -124,7 +124,7 @@ def load(
     require_same(uri, sha256, sha256 and sha256_of(uri))
     uri = folders.resolve(uri, read=storage.read_bytes)
     files_of(uri)  # refuses what is no checkpoint
-    with storage.local_folder(uri) as folder:
-        adapter = load_adapter(folder)
-        model: Any = adapter.load_model(folder, dtype=getattr(torch, precision), attn=attention)
+    folder = storage.node_folder(uri)
+    adapter = load_adapter(folder)
+    model: Any = adapter.load_model(folder, dtype=getattr(torch, precision), attn=attention)
     return adapter, model.to(device).eval()

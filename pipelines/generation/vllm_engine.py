@@ -15,7 +15,6 @@ nothing here has run on a GPU.
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from operator import attrgetter
 from typing import Any
 
@@ -61,7 +60,7 @@ class VllmEngine(LearningEngine):
     """One vLLM in this process.
 
     Args:
-        model: Folder or URI of the model; its copy is kept as long as the engine.
+        model: Folder or URI of the model.
         device: ``cuda`` or ``cpu``; vLLM itself takes what it was built for.
         learns, sleeps, max_prompt_tokens: As in ``engine.open_engine``.
     """
@@ -85,8 +84,7 @@ class VllmEngine(LearningEngine):
         os.environ.setdefault(env.VLLM_LOGGING_LEVEL, "WARNING")
         self.max_images, self.max_new_tokens = config.max_images, config.max_new_tokens
         self.on_gpu = torch.device(device).type == "cuda"
-        self._kept = ExitStack()
-        self.folder = self._kept.enter_context(storage.local_folder(folders.resolve(model)))
+        self.folder = storage.node_folder(folders.resolve(model))
         self.adapter = load_adapter(self.folder)
         with torch.device("meta"):
             known = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)

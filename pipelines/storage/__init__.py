@@ -20,7 +20,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from types import ModuleType
 from typing import Any, BinaryIO, TypeVar, cast
 
 from pipelines import env
-from pipelines.storage import local
+from pipelines.storage import local, node_copies
 from pipelines.storage.faults import MISSING
 from samtok import folders
 from samtok.errors import ConfigError, DataError, StorageError
@@ -217,6 +217,11 @@ class _ObjectFile(io.RawIOBase):
         self._info = _patiently("open", uri, lambda: _backend(uri).head(uri))
         self._position = 0
 
+    @property
+    def version(self) -> tuple[Any, ...]:
+        """Size and the store's own mark of the contents."""
+        return self._info.size, self._info.etag
+
     def readable(self) -> bool:
         return True
 
@@ -283,24 +288,48 @@ def local_folder(uri: str) -> Iterator[Path]:
     not ``.pt`` and ``.pth`` (mask tokenizers beside a model). Raises NotFoundError if there is no file,
     StorageError if the folder is replaced meanwhile (on a store)."""
     if not is_remote(uri):
-        if not local.path_of(uri).is_dir():
-            raise NotFoundError(f"there is no folder {uri}; check the path, and that the disk is mounted.")
-        yield local.path_of(uri)
+        yield _own_folder(uri)
         return
+    versions = _versions_below(uri)
+    with tempfile.TemporaryDirectory(prefix="samtok-") as folder:
+        _download_all(versions, Path(folder))
+        yield Path(folder)
+
+
+def node_folder(uri: str) -> Path:
+    """As ``local_folder``; a copy is shared with all processes of this machine that ask for the same files,
+    is fetched once, and stays until they have ended (``node_copies``)."""
+    if not is_remote(uri):
+        return _own_folder(uri)
+    versions = _versions_below(uri)
+    parts = [part for name, file in sorted(versions.items()) for part in (name, *map(str, file.version))]
+    key = hashlib.sha256("\0".join([uri, *parts]).encode()).hexdigest()[:32]
+    return node_copies.shared(key, partial(_download_all, versions))
+
+
+def _own_folder(uri: str) -> Path:
+    if not local.path_of(uri).is_dir():
+        raise NotFoundError(f"there is no folder {uri}; check the path, and that the disk is mounted.")
+    return local.path_of(uri)
+
+
+def _versions_below(uri: str) -> dict[str, _ObjectFile]:
+    """Returns the files below a folder of a store by their names in it, of each one version."""
     uri = uri.rstrip("/")
-    found = {file.uri: _ObjectFile(file.uri) for file in list_files(uri)}  # of each one version, from now on
-    if not found:
+    names = [file.uri.removeprefix(uri + "/") for file in list_files(uri)]
+    if not names:
         raise NotFoundError(f"there is nothing below {uri}; check the name.")
+    found = {name: _ObjectFile(f"{uri}/{name}") for name in names if not name.endswith((".pt", ".pth"))}
     if folders.resolve(uri, read=read_bytes) != uri:
         raise StorageError(f"{uri} was replaced while it was read; read it again.")
-    with tempfile.TemporaryDirectory(prefix="samtok-") as folder:
-        for name, source in found.items():
-            if name.endswith((".pt", ".pth")):
-                continue
-            target = Path(folder) / name.removeprefix(uri + "/")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _download(source, target)
-        yield Path(folder)
+    return found
+
+
+def _download_all(versions: Mapping[str, _ObjectFile], folder: Path) -> None:
+    for name, source in versions.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _download(source, target)
 
 
 def put_folder(folder: Path, uri: str, *, last: str | None = None) -> None:
