@@ -20,6 +20,7 @@ from torch import Tensor, distributed, nn
 from pipelines.training.config import OptimizerConfig
 from pipelines.training.engine import Engine, PlainEngine
 from pipelines.training.engine_deepspeed import DeepSpeedEngine
+from pipelines.training.offload import Offload
 from pipelines.training.row_rates import RowRate
 from pipelines.training.steps import Steps
 from pipelines.training.worker import load_state, save_state
@@ -155,6 +156,19 @@ def straight(kind: str, splits: tuple[int, ...], checkpoint: str | None = None) 
     return results
 
 
+def away(kind: str) -> dict[str, Any]:
+    """A run whose memory leaves half-way and comes back, with the bytes held before and meanwhile."""
+    module, engine = build(kind)
+    half = train(module, engine, range(HALF))
+    memory = Offload(*engine.roots)
+    held = memory.nbytes
+    memory.leave()
+    left = memory.nbytes
+    memory.come_back()
+    rest = train(module, engine, range(HALF, STEPS))
+    return {**rest, "losses": half["losses"] + rest["losses"], "held": held, "left": left}
+
+
 def skipped(kind: str) -> dict[str, Any]:
     """A run in which the last rank's loss of one step is no number, and a run without that step."""
     module, engine = build(kind)
@@ -252,6 +266,7 @@ def first_pass(world: int, folder: Path) -> dict[str, Any]:
     results["again"] = {kind: straight(kind, (2,)) for kind in ENGINES}
     results["skipped"] = {kind: skipped(kind) for kind in ENGINES}
     results["rounded"] = {kind: rounded(kind) for kind in ENGINES}
+    results["away"] = {kind: away(kind) for kind in ENGINES}
     if world == 2:
         results["one_uses_less"] = {kind: uneven(kind, [(0, 1), (0,)]) for kind in ("plain", "zero1")}
         results["other_order"] = {kind: uneven(kind, [(0, 1), (1, 0)]) for kind in ENGINES}

@@ -120,6 +120,7 @@ class Loop:
             self._step()
         if self.changes:
             last = (self.state.validations or [None])[-1]
+            self.team.turn("learners")
             self.learners.export("final", {"step": self.state.step, "validation": last})
             self.learners.finish_saving()
         else:
@@ -163,6 +164,7 @@ class Loop:
         self.journal.restore(body["journal"])
 
     def _save(self) -> None:
+        self.team.turn("learners")
         self.journal.write(self.state.step)
         self.learners.save(
             {
@@ -187,7 +189,6 @@ class Loop:
         newest = step if self.replay is None else max(one.version for one in batch.outlines)
         measures = step_measures(batch.outlines, batch.scored, version=newest)
         update, learnt, seconds = self._learn(step, batch)
-        self._take_turns("wake")
         self.state.step += 1
         syncing = time.monotonic()
         self._sync(wait=self.config.rollout.max_staleness == 0)
@@ -210,6 +211,7 @@ class Loop:
     def _gather(self) -> _Batch:
         """Takes tasks until there are enough groups to learn from; submits new ones first."""
         config, batch = self.config, _Batch()
+        self.team.turn("samplers")
         self._fill(config.slots)
         asked, most = 0, config.algorithm.max_tries * config.prompts_per_step
         while asked < config.prompts_per_step or (
@@ -279,6 +281,7 @@ class Loop:
         config, begun = self.config, time.monotonic()
         totals, drift = batch.totals, {}
         if config.algorithm.kl.weight and config.algorithm.kl.place == "reward":
+            self.team.turn("learners")
             sums = np.array(self.learners.drift(*batch.refs))
             totals, drift = totals - config.algorithm.kl.weight * sums, {"kl_reward": float(sums.mean())}
         update = plan_update(
@@ -292,7 +295,7 @@ class Loop:
         )
         learnt: dict[str, float] = {"learnt": float(update.used.mean())}
         if update.parts and config.debug != "rollout-only":
-            self._take_turns("sleep")
+            self.team.turn("learners")
             by_learner = [[part[rank] for part in update.parts] for rank in range(config.learner.workers)]
             found = self.learners.learn(step, by_learner, change=self.changes)
             stale = any(one.version != step for one in batch.outlines)
@@ -300,13 +303,11 @@ class Loop:
             learnt |= {n.replace("mismatch", "off_policy") if stale else n: v for n, v in found.items()}
         return update, {**learnt, **drift}, {"s_learn": time.monotonic() - begun}
 
-    def _take_turns(self, name: str) -> None:
-        """Has samplers give learners the accelerator that they share, or take it back."""
-        if self.config.placement == "colocated" and self.replay is None:
-            self.team.pool.turn(name)
-
     def _sync(self, *, wait: bool) -> None:
-        self.team.pool.sync(self.learners.publish(self.state.step), wait=wait)
+        self.team.turn("learners")
+        weights = self.learners.publish(self.state.step)
+        self.team.turn("samplers")
+        self.team.pool.sync(weights, wait=wait)
 
     def _judge_rejects(self) -> None:
         state = self.state
@@ -353,11 +354,13 @@ class Loop:
         assert self.held_out is not None
         step = self.state.step
         indices = list(range(min(self.config.validation.prompts, len(self.held_out))))
+        self.team.turn("samplers")
         parts = self.team.scorers.validate(self.team.pool.validate(indices))
         row = {"step": step, **validation_measures([row for part in parts for row in part])}
         self.state.validations.append(row)
         verdict = self.best.take(row)
         if verdict.keep:
+            self.team.turn("learners")
             self.learners.export(f"best-{step}", {"step": step, "validation": row})
         for old in verdict.drop:
             storage.delete_folder(storage.join(self.config.out, f"best-{old}"))

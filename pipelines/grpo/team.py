@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pipelines.chats.prompts import PromptSource
 from pipelines.cluster import ClusterInfo, runs_in
@@ -58,6 +58,7 @@ class Team:
         self.learners: LearnerGroup | None = None
         self.pool = RolloutPool(sampler, config)
         self.scorers = ScorerPool(config)
+        self._turn: Literal["learners", "samplers"] | None = None
 
     def _spot(self, bundle: int) -> Any:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -68,8 +69,23 @@ class Team:
         """Starts the learners, in the place of earlier ones if there were."""
         if self.learners is not None:
             self.learners.end()
+            self.learners = None
+        self._turn = None
+        self.turn("learners")
         self.learners = LearnerGroup(self.task, self._learner_spots)
         return self.learners
+
+    def turn(self, whose: Literal["learners", "samplers"]) -> None:
+        """Gives learners or samplers the accelerators that they share, where they do; the others sleep."""
+        if self.config.placement != "colocated" or not self.pool.actors or whose == self._turn:
+            return
+        if whose == "learners":
+            self.pool.turn("sleep")
+        if self.learners is not None:
+            self.learners.turn("wake" if whose == "learners" else "sleep")
+        if whose == "samplers":
+            self.pool.turn("wake")
+        self._turn = whose
 
     def end(self) -> None:
         """Ends all processes and gives their places back."""

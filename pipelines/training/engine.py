@@ -88,6 +88,11 @@ class Engine(ABC):
         return {n: t for n, t in self.module.state_dict().items() if n not in self.parameters}
 
     @property
+    def roots(self) -> tuple[Any, ...]:
+        """Objects from which all tensors of the engine can be reached."""
+        return self.module, self.optimizer
+
+    @property
     @abstractmethod
     def steps_taken(self) -> int:
         """Steps that moved the weights."""

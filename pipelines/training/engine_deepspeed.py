@@ -97,6 +97,11 @@ class DeepSpeedEngine(Engine):
         return self._parts.model_state() if isinstance(self._parts, SharedParts) else super().model_state()
 
     @property
+    def roots(self) -> tuple[Any, ...]:
+        """As ``Engine.roots``."""
+        return *super().roots, self._engine, self._zero
+
+    @property
     def steps_taken(self) -> int:
         return int(self.optimizer.state[self._parts.flats[0]]["step"])
 

@@ -111,6 +111,17 @@ def test_a_bad_gradient_on_one_rank_skips_the_step_on_all(folder: Path, kind: st
         assert result["after"]["steps"] == HALF - 1
 
 
+@pytest.mark.parametrize("kind", ENGINES)
+def test_memory_that_was_away_comes_back_as_it_was(folder: Path, kind: str):
+    """Weights, moments and, with ZeRO, their float32 copies and buffers of gradients."""
+    for world in WORLDS:
+        results = load(folder, "first", world)
+        found = results["away"][kind]
+        assert_same_bits({**found, "norms": results[kind]["1"]["norms"]}, results[kind]["1"])
+        parameters = sum(value.numel() for value in Net().parameters())
+        assert found["left"] == 0 and found["held"] >= (4 if kind == "zero3" else 8) * parameters
+
+
 def test_autocast_is_neither_turned_off_nor_doubled(folder: Path):
     for world in WORLDS:
         plain, *others = load(folder, "first", world)["rounded"].values()

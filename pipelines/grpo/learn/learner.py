@@ -24,6 +24,7 @@ from pipelines.grpo.transport import Weights, WeightTransport
 from pipelines.training import mllm, world
 from pipelines.training.engine import autocast, engine_of, zero_stage
 from pipelines.training.mllm import names_of_trained
+from pipelines.training.offload import Offload
 from pipelines.training.prepare import Prepared
 from pipelines.training.steps import Steps, learning_rate
 from pipelines.training.worker import load_state, save_state
@@ -87,6 +88,7 @@ class Learner:
         self.settings = policy_settings(config.algorithm)
         self.steps = Steps()
         self.writer = CheckpointWriter(config.out, config.checkpoints.keep)
+        self.memory = Offload(self.model, self.reference, *self.engine.roots)
 
     # ---------------------------------------------------------------- learning
 
@@ -234,6 +236,14 @@ class Learner:
         """Publishes the trained weights, adapters merged; the first learner returns where they are."""
         found = self.transport.publish(mllm.published(self.model, self.engine, self.trained), version)
         return found if self.rank == 0 else None
+
+    def sleep(self) -> None:
+        """Moves weights, reference and optimizer to the host; nothing else can be called before ``wake``."""
+        self.memory.leave()
+
+    def wake(self) -> None:
+        """Takes them back."""
+        self.memory.come_back()
 
     def save(self, body: Mapping[str, Any]) -> None:
         """Begins a checkpoint with what the driver wants kept."""

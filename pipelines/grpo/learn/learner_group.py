@@ -130,6 +130,10 @@ class LearnerGroup:
         """Waits until the checkpoint that was begun is committed."""
         self._all("finish_saving", doing="writing a checkpoint")
 
+    def turn(self, name: str) -> None:
+        """Has all learners ``sleep``, to give the accelerator to the samplers, or ``wake``."""
+        self._all(name, doing=name)
+
     def load(self, step: int) -> dict[str, Any]:
         """Goes back to a checkpoint."""
         return self._all("load", step, doing="loading a checkpoint")

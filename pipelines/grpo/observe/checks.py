@@ -45,9 +45,11 @@ class Checks:
     def _probe(self, step: int) -> list[Any]:
         size = self.config.rollout.prompts_per_task
         indices = self.prompts.draws(0, size)
+        self.team.turn("samplers")
         return self.team.pool.probe(RolloutTask(_PROBE + step, tuple(enumerate(indices))))
 
     def _compare(self, refs: list[Any], step: int) -> None:
+        self.team.turn("learners")
         found = self.learners.parity(*refs)
         limit = self.config.parity
         log.info(
@@ -64,6 +66,7 @@ class Checks:
             )
 
     def _require_effect(self, refs: list[Any]) -> None:
+        self.team.turn("learners")
         effect = self.learners.image_effect(refs[0])
         if math.isinf(effect):
             log.info("the first prompt has no image, so its effect is not checked")
