@@ -45,7 +45,11 @@ class RewardConfig(ScoringConfig):
     workers: AtLeast1 = 1
     """Processes that compute rewards."""
     gpus_per_worker: NotNegative = 0.0
-    """GPUs of each of them, for --reward.iou."""
+    """GPUs of each of them, for --reward.iou and validations: decoding masks on CPUs takes seconds an image
+    with SAM2's large model."""
+    kept_images: AtLeast0 = 128
+    """Encoded images of validations that each of them keeps in the host's memory, 17 MB each with SAM2's
+    1024 px; the others are encoded at every validation."""
 
 
 @config

@@ -328,12 +328,11 @@ class Loop:
         self.progress.step(row)
         every = self.config.trajectories_every
         if every and (row["step"] % every == 0 or row["step"] == self.config.steps - 1):
-            import ray
-
             known = zip(batch.scored, update.advantages, update.used, strict=True)
+            groups = self.team.scorers.without_pixels(batch.refs)
             rows = [
                 entry
-                for group, of_group in zip(ray.get(batch.refs), known, strict=True)
+                for group, of_group in zip(groups, known, strict=True)
                 for entry in trajectory_rows(group, *of_group, row["step"])
             ]
             write_trajectories(self.config.out, row["step"], rows)

@@ -10,6 +10,7 @@ from pipelines.generation.environment import python_of
 from pipelines.grpo import actors
 from pipelines.grpo.actors import ActorDied
 from pipelines.grpo.config import GrpoConfig
+from pipelines.grpo.groups import Group
 from pipelines.grpo.learn.learner_group import LearnerGroup
 from pipelines.grpo.reward.components import Scored
 from pipelines.grpo.reward.scoring import Scorer, ValidationRow
@@ -150,6 +151,12 @@ class ScorerPool:
     def score(self, groups: Sequence[Any]) -> list[list[Scored]]:
         """Scores the groups of a task."""
         return self._each(lambda actor, task: actor.score.remote(*task), [groups], "scoring")[0]
+
+    def without_pixels(self, groups: Sequence[Any]) -> list[Group]:
+        """Fetches groups without what only learners read."""
+        return self._each(lambda actor, some: actor.without_pixels.remote(*some), [groups], "reading groups")[
+            0
+        ]
 
     def validate(self, parts: Sequence[tuple[Any, Any]]) -> list[list[ValidationRow]]:
         """Scores what held-out prompts were answered."""

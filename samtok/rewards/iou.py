@@ -5,7 +5,7 @@ an image at once. Torch loads with the tokenizer.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,7 @@ from samtok.rewards.answer import Answer, read
 from samtok.rewards.response import Codes, Question, Response
 
 if TYPE_CHECKING:
+    from samtok.model.backbone import ImageFeatures
     from samtok.model.tokenizer import MaskTokenizer
 
 NAME = "iou"
@@ -51,7 +52,8 @@ class IouReward:
         questions: Sequence[Question],
         responses: Sequence[Response],
     ) -> list[float]:
-        """Returns the IoU in [0, 1] of every response, all about one image, which is encoded once.
+        """Returns the IoU in [0, 1] of every response, all about one image, which is encoded once if any
+        response or truth has words.
 
         The truth is the union of the original masks in the question's record, found by their codes; where
         the record has none, of the decoded true words. Without a target a response earns 1 if it names no
@@ -66,6 +68,19 @@ class IouReward:
             ValueError: If the lengths differ, or the tokenizer has other codes than the questions.
             DataError: If a mask of a record does not fit the image.
         """
+        height, width, _ = image.shape
+        return self.score_encoded(
+            lambda: self.tokenizer.features_of([image]), (height, width), questions, responses
+        )
+
+    def score_encoded(
+        self,
+        features: "Callable[[], ImageFeatures]",
+        size_hw: tuple[int, int],
+        questions: Sequence[Question],
+        responses: Sequence[Response],
+    ) -> list[float]:
+        """As ``score``, of an image of a height and width that may have been encoded before."""
         if len(questions) != len(responses):
             raise ValueError(f"got {len(questions)} questions for {len(responses)} responses.")
         have = self.tokenizer.num_codes, self.tokenizer.num_levels
@@ -81,10 +96,9 @@ class IouReward:
         parts = {key: _true_parts(question) for key, question in distinct.items()}
         wanted = [*named, *(codes for _, codes in parts.values())]
         if any(wanted):
-            features, size_hw = self.tokenizer.features_of([image]), image.shape[:2]
-            unions = decode_unions(self.tokenizer, features, wanted, size_hw, threshold=self.threshold)
+            unions = decode_unions(self.tokenizer, features(), wanted, size_hw, threshold=self.threshold)
         else:
-            unions = [np.zeros(image.shape[:2], bool) for _ in wanted]
+            unions = [np.zeros(size_hw, bool) for _ in wanted]
         truths = {
             key: _union(distinct[key], rles, decoded)
             for (key, (rles, _)), decoded in zip(parts.items(), unions[len(named) :], strict=True)

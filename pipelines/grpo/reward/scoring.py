@@ -1,14 +1,13 @@
 """What computes rewards and the numbers of validations. Knows no Ray; one process can serve many samplers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipelines.chats.corpus import answer_words
-from pipelines.chats.source import load_images
 from pipelines.grpo.actors import Traced
 from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.groups import Group
@@ -17,6 +16,9 @@ from samtok import masks
 from samtok.metrics.text_masks import decode_unions
 from samtok.rewards import read
 from samtok.rewards.iou import NAME, IouReward
+
+if TYPE_CHECKING:
+    from pipelines.grpo.reward.encoded_images import ImageEncoder
 
 
 @dataclass(frozen=True)
@@ -41,22 +43,30 @@ class Scorer(Traced):
         self.weights = reward.weights
         self.rewards = rewards_of(reward)
 
+    @cached_property
+    def _decoder(self) -> IouReward:
+        return IouReward.from_pretrained(self.config.tokenizer, device=self.device)
+
+    @cached_property
+    def _encoder(self) -> "ImageEncoder":
+        from pipelines.grpo.reward.encoded_images import ImageEncoder  # loads torch
+
+        limit, kept = self.config.max_image_pixels, self.config.reward.kept_images
+        return ImageEncoder(self._decoder.tokenizer, max_pixels=limit, kept=kept)
+
     def score(self, *groups: Group) -> list[list[Scored]]:
         """Returns components and total of every response of every group."""
         return [self._score(group) for group in groups]
 
-    def _score(self, group: Group) -> list[Scored]:
-        responses = group.answers
+    def _score(self, group: Group, *, keep: bool = False) -> list[Scored]:
+        responses, record = group.answers, group.question.record
         questions = [group.question] * len(responses)
         extra = None
         if self.config.reward.iou:
-            image = load_images(dict(group.question.record), self.config.max_image_pixels)[0]
-            extra = [{NAME: value} for value in self._decoder.score(image, questions, responses)]
+            features = partial(self._encoder.features_of, record, keep=keep)
+            found = self._decoder.score_encoded(features, _size_of(record), questions, responses)
+            extra = [{NAME: value} for value in found]
         return score(questions, responses, rewards=self.rewards, weights=self.weights, extra=extra)
-
-    @cached_property
-    def _decoder(self) -> IouReward:
-        return IouReward.from_pretrained(self.config.tokenizer, device=self.device)
 
     def validate(self, greedy: Sequence[Group], sampled: Sequence[Group]) -> list[ValidationRow]:
         """Returns what held-out prompts were answered, with the masks of the likeliest responses."""
@@ -68,8 +78,8 @@ class Scorer(Traced):
         predicted, target = self._masks(group)
         return ValidationRow(
             targets=len(question.truth),
-            greedy=self._score(group)[0],
-            samples=tuple(self._score(sampled)) if sampled is not None else (),
+            greedy=self._score(group, keep=True)[0],
+            samples=tuple(self._score(sampled, keep=True)) if sampled is not None else (),
             intersection_px=int((predicted & target).sum()),
             predicted_px=int(predicted.sum()),
             target_px=int(target.sum()),
@@ -77,17 +87,25 @@ class Scorer(Traced):
 
     def _masks(self, group: Group) -> tuple[np.ndarray, np.ndarray]:
         """Returns the unions of the likeliest response's masks and of the true ones."""
-        record = dict(group.question.record)
-        image = load_images(record, self.config.max_image_pixels)[0]
-        tokenizer = self._decoder.tokenizer
+        record, tokenizer = group.question.record, self._decoder.tokenizer
+        size_hw = _size_of(record)
         words = read(group.question, group.answers[0]).words
-        size_hw = (image.shape[0], image.shape[1])
         if words:
-            features = tokenizer.features_of([image])
-            predicted = decode_unions(tokenizer, features, [words], size_hw, threshold=0.0)[0]
+            features = self._encoder.features_of(record, keep=True)
+            (predicted,) = decode_unions(tokenizer, features, [words], size_hw, threshold=0.0)
         else:
             predicted = np.zeros(size_hw, bool)
         return predicted, _true_union(record, group, size_hw)
+
+    def without_pixels(self, *groups: Group) -> list[Group]:
+        """Returns groups as the driver may have them."""
+        return [replace(group, vision={}) for group in groups]
+
+
+def _size_of(record: Mapping[str, Any]) -> tuple[int, int]:
+    """Returns height and width of a record's first image, which ``load_images`` makes sure of."""
+    image = record["images"][0]
+    return image["height"], image["width"]
 
 
 def _true_union(record: Mapping[str, Any], group: Group, size_hw: tuple[int, int]) -> np.ndarray:
