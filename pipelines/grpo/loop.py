@@ -258,10 +258,10 @@ class Loop:
 
     def _take(self, batch: _Batch) -> None:
         begun = time.monotonic()
-        sampling, groups = self.team.pool.take(self.state.next_task)
+        sampling, groups, scoring = self.team.pool.take(self.state.next_task)
         self.state.next_task += 1
         sampled = time.monotonic()
-        scored = self.team.scorers.score(groups) if groups else []
+        scored = self.team.scorers.finish(scoring)
         batch.outlines += sampling.outlines
         batch.refs += groups
         batch.scored += scored

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipelines.chats.prompts import PromptSource
@@ -57,8 +58,8 @@ class Team:
             )
 
         self.learners: LearnerGroup | None = None
-        self.pool = RolloutPool(sampler, config)
         self.scorers = ScorerPool(config)
+        self.pool = RolloutPool(sampler, self.scorers.begin, config)
         self._turn: Literal["learners", "samplers"] | None = None
 
     def _spot(self, bundle: int) -> Any:
@@ -136,21 +137,45 @@ def _place(config: GrpoConfig, cluster: ClusterInfo) -> Any:
     return group
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """Groups that a scorer is at."""
+
+    groups: Sequence[Any]
+    at: int
+    actor: Any
+    ref: Any
+
+
 class ScorerPool:
     """Scorers; one that dies is replaced, and what it was at is scored again."""
 
     def __init__(self, config: GrpoConfig) -> None:
         self.config = config
         self.actors = [self._start() for _ in range(config.reward.workers)]
-        self.failures = 0
+        self.failures = self._begun = 0
 
     def _start(self) -> Any:
         gpus = self.config.reward.gpus_per_worker
         return actors.start_actor(Scorer, self.config, "cuda" if gpus else "cpu", cpus=0, gpus=gpus)
 
-    def score(self, groups: Sequence[Any]) -> list[list[Scored]]:
-        """Scores the groups of a task."""
-        return self._each(lambda actor, task: actor.score.remote(*task), [groups], "scoring")[0]
+    def begin(self, groups: Sequence[Any]) -> Scoring:
+        """Has the groups of a task scored, by each scorer in turn."""
+        at = self._begun % len(self.actors)
+        self._begun += 1
+        actor = self.actors[at]
+        return Scoring(groups, at, actor, actor.score.remote(*groups))
+
+    def finish(self, begun: Scoring) -> list[list[Scored]]:
+        """Waits for what was begun."""
+        waiting = {"timeout_s": self.config.rollout.timeout_s, "doing": "scoring", "out": self.config.out}
+        while True:
+            try:
+                return actors.wait_all([begun.ref], [begun.actor], **waiting)[0]
+            except ActorDied as error:
+                if self.actors[begun.at] is begun.actor:  # else it was replaced for another task
+                    self._replace(begun.at, error)
+            begun = self.begin(begun.groups)
 
     def without_pixels(self, groups: Sequence[Any]) -> list[Group]:
         """Fetches groups without what only learners read."""

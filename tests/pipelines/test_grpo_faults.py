@@ -137,6 +137,7 @@ def test_weights_that_died_with_their_learner_are_not_blamed_on_a_sampler(world,
         lambda number, careful: actors.start_actor(
             SamplerActor, task, ready.prompts, None, "cpu", careful, cpus=0
         ),
+        list,
         dataclasses.replace(ready.config, rollout=rollout(workers=1, timeout_s=240, max_failures=2)),
     )
     try:

@@ -1,6 +1,7 @@
 """Samplers: equal tasks give equal responses, tokens stay as they were drawn, and bad prompts are named."""
 
 import dataclasses
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from pipelines.chats.prompts import PromptsConfig
 from pipelines.grpo.actors import Traced
 from pipelines.grpo.config import GrpoConfig, PromptValidationConfig, RolloutConfig
 from pipelines.grpo.groups import Group, RolloutTask
+from pipelines.grpo.rollout.pool import RolloutPool
 from pipelines.grpo.rollout.sampler import Sampler
 from pipelines.training.steps import mixed_seed
 from tests.grpo import CODES, CPU, MAX_TOKENS, World, encoded, rolled
@@ -49,6 +51,55 @@ def test_equal_tasks_seeds_and_weights_give_equal_responses(world, sampler):
             np.testing.assert_array_equal(said.log_probs, repeated.log_probs)
     assert ids_of(rolled(sampler, number=6)) != ids_of(first)
     assert ids_of(rolled(world.sampler(world.config(seed=1)), number=5)) != ids_of(first)
+
+
+def test_a_task_that_was_read_ahead_gives_the_responses_of_one_that_was_not(world, sampler, monkeypatch):
+    tasks = [RolloutTask(number, ((number, number), (9 + number, number + 2))) for number in range(4)]
+    expected = [ids_of(sampler.roll(task)[1]) for task in tasks]
+    ahead, readers = world.sampler(), []
+    read = ahead._read_now
+
+    def reading(source, draws):
+        readers.append((threading.current_thread() is threading.main_thread(), draws))
+        return read(source, draws)
+
+    monkeypatch.setattr(ahead, "_read_now", reading)
+    found = [ahead.roll(tasks[0], tasks[1]), ahead.roll(tasks[1], tasks[2])]
+    greedy, _ = ahead.validate([4])  # reads by itself, after what is read ahead
+    found += [ahead.roll(tasks[3]), ahead.roll(tasks[2])]  # not what was announced, then that
+    order = [found[0], found[1], found[3], found[2]]
+    assert [ids_of(groups) for _, groups in order] == expected and greedy[0].index == 4
+    draws = [task.draws for task in tasks]
+    assert readers == [
+        *((True, draws[0]), (False, draws[1]), (False, draws[2])),
+        *((True, [(4, 4)]), (True, draws[3])),
+    ]
+
+
+def test_each_sampler_reads_another_task_ahead_and_is_given_it(world):
+    class Actor:
+        def __init__(self) -> None:
+            self.seen: list[tuple[int, int | None]] = []
+            self.roll = self
+
+        def options(self, **_):
+            return self
+
+        def remote(self, task, upcoming):
+            self.seen.append((task.number, upcoming and upcoming.number))
+            return [object()]
+
+    config = world.config(rollout=RolloutConfig(workers=2, worker=CPU, prompts_per_task=4))
+    pool = RolloutPool(lambda number, careful: Actor(), list, config)
+    for number in range(6):
+        pool._waiting.append(RolloutTask(number, ()))
+    pool._hand_out()
+    del pool._running[1]
+    pool._hand_out()
+    del pool._running[0]
+    pool._hand_out()
+    first, second = (actor.seen for actor in pool.actors)
+    assert first == [(0, 2), (2, 5)] and second == [(1, 3), (3, 4)]
 
 
 def test_draws_and_outlines_are_in_the_order_of_the_task(sampler):

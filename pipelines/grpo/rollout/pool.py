@@ -37,14 +37,19 @@ class _Running:
 
 
 class RolloutPool:
-    """Samplers on Ray: ``start`` starts number ``i``, also in the place of one that died; gets whether it
-    should read images in a process apart, since so many died.
+    """Samplers on Ray. A run that learns from kept responses has none.
 
-    A run that learns from kept responses has none.
+    Args:
+        start: Starts number ``i``, also in the place of one that died; gets whether it should read images in
+            a process apart, since so many died.
+        begin: Is given the references to a task's groups as soon as they are sampled, whatever their turn.
     """
 
-    def __init__(self, start: Callable[[int, bool], Any], config: GrpoConfig) -> None:
+    def __init__(
+        self, start: Callable[[int, bool], Any], begin: Callable[[Sequence[Any]], Any], config: GrpoConfig
+    ) -> None:
         rollout = config.rollout
+        self.begin = begin
         self.start, self.out, self.prompts_per_task = start, config.out, rollout.prompts_per_task
         self.timeout_s, self.max_failures = rollout.timeout_s, rollout.max_failures
         self.actors = [start(number, False) for number in range(0 if config.replay else rollout.workers)]
@@ -53,7 +58,8 @@ class RolloutPool:
         self._waiting: deque[RolloutTask] = deque()
         self._running: dict[int, _Running] = {}
         self._syncing: dict[int, Any] = {}
-        self._done: dict[int, tuple[Sampling, tuple[Any, ...]]] = {}
+        self._done: dict[int, tuple[Sampling, tuple[Any, ...], Any]] = {}
+        self._reads_ahead: dict[int, int | None] = {}  # number of the task that each sampler has read
 
     # ---------------------------------------------------------------- weights
 
@@ -112,6 +118,7 @@ class RolloutPool:
             ) from error
         log.warning("%s; another one takes its place (%d of %d)", error, self.failures, self.max_failures)
         actors.kill([self.actors[number]])
+        self._reads_ahead.pop(number, None)
         lost = self._running.pop(number, None)
         if lost is not None:
             self._waiting.appendleft(lost.task)
@@ -137,12 +144,26 @@ class RolloutPool:
     def _hand_out(self) -> None:
         for number, actor in enumerate(self.actors):
             if self._waiting and number not in self._running:
-                task = self._waiting.popleft()
-                made = actor.roll.options(num_returns=1 + self.prompts_per_task).remote(task)
+                task, upcoming = self._next_of(number)
+                made = actor.roll.options(num_returns=1 + self.prompts_per_task).remote(task, upcoming)
                 self._running[number] = _Running(task, made, time.monotonic())
 
-    def take(self, number: int) -> tuple[Sampling, tuple[Any, ...]]:
-        """Waits for a task; returns what it came to, and references to its groups.
+    def _next_of(self, number: int) -> tuple[RolloutTask, RolloutTask | None]:
+        """Takes a task out for a sampler, the one that it has read ahead if that still waits; returns with it
+        the one that it is to read ahead meanwhile."""
+        others = {ahead for at, ahead in self._reads_ahead.items() if at != number}
+        own = [task for task in self._waiting if task.number == self._reads_ahead.get(number)]
+        free = [task for task in self._waiting if task.number not in others]
+        task = (own or free or self._waiting)[0]
+        self._waiting.remove(task)
+        idle = len(self.actors) - len(self._running) - 1  # the others of them take what comes first
+        upcoming = next(iter([one for one in free if one is not task][idle:]), None)
+        self._reads_ahead[number] = None if upcoming is None else upcoming.number
+        return task, upcoming
+
+    def take(self, number: int) -> tuple[Sampling, tuple[Any, ...], Any]:
+        """Waits for a task; returns what it came to, references to its groups, and what ``begin`` made of
+        them.
 
         Raises:
             ClusterError: Samplers died too often, or one hangs.
@@ -177,7 +198,7 @@ class RolloutPool:
         if at in self._syncing:  # it came before the task, or comes right now
             self._finish_sync(at)
         groups = tuple(running.refs[1 : 1 + len(sampling.outlines)])
-        self._done[running.task.number] = sampling, groups
+        self._done[running.task.number] = sampling, groups, self.begin(groups)
         self._hand_out()
 
     # ---------------------------------------------------------------- others
@@ -229,6 +250,7 @@ class RolloutPool:
             self.actors[number] = self._start(number)
             log.info("task %d is dropped", running.task.number)
         self._waiting.clear()
+        self._reads_ahead.clear()
         self._done.clear()
         self._syncing.clear()
         self.weights = None  # they may have died with the learners
@@ -257,9 +279,9 @@ class SamplerActor(actors.Traced):
         """As ``Sampler.sync``."""
         return self.sampler.sync(weights)
 
-    def roll(self, task: RolloutTask) -> list[Any]:
+    def roll(self, task: RolloutTask, upcoming: RolloutTask | None = None) -> list[Any]:
         """As ``Sampler.roll``, filled up with None to the returns that the call was made with."""
-        sampling, groups = self.sampler.roll(task)
+        sampling, groups = self.sampler.roll(task, upcoming)
         missing = self.sampler.config.rollout.prompts_per_task - len(groups)
         return [sampling, *groups, *[None] * missing]
 

@@ -2,7 +2,9 @@
 
 import logging
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,10 @@ log = logging.getLogger(__name__)
 
 _SAMPLE, _VALIDATION = 0x726F6C6C, 0x6C6F6F6B
 """First words of the seeds here, so that no other use of the run's seed draws the same numbers."""
+
+
+_Asked = tuple[list[tuple[int, int, Prompt, Encoded]], list[dict[str, Any]]]
+"""Prompts that can be asked, each with its draw and index, and rejects for the others."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,9 @@ class Sampler:
             max_prompt_tokens=config.prompts.max_prompt_tokens,
         )
         self.version, self.digest = -1, ""
+        threads = partial(torch.set_num_threads, config.rollout.worker.threads)
+        self._reader = ThreadPoolExecutor(1, "reads-ahead", initializer=threads)
+        self._ahead: tuple[int, Future[_Asked]] | None = None
 
     def sync(self, weights: Weights) -> tuple[int, str]:
         """Takes in published weights; returns their version and digest.
@@ -69,9 +78,21 @@ class Sampler:
         self.version, self.digest = weights.version, weights.digest
         return self.version, self.digest
 
-    def roll(self, task: RolloutTask) -> tuple[Sampling, list[Group]]:
-        """Samples responses to the prompts of a task; a prompt that cannot be asked is rejected."""
-        asked, rejects = self._read(self.prompts, task.draws)
+    def roll(self, task: RolloutTask, upcoming: RolloutTask | None = None) -> tuple[Sampling, list[Group]]:
+        """Samples responses to the prompts of a task; a prompt that cannot be asked is rejected.
+
+        Args:
+            upcoming: What will probably come next; its prompts are read while responses are sampled.
+        """
+        number, ahead = self._ahead or (None, None)
+        if ahead is not None and number == task.number:
+            self._ahead = None
+            asked, rejects = ahead.result()
+        else:
+            asked, rejects = self._read(self.prompts, task.draws)
+        if upcoming is not None:
+            reading = self._reader.submit(self._read_now, self.prompts, upcoming.draws)
+            self._ahead = upcoming.number, reading
         groups = self._groups(
             asked, self.config.rollout.group_size, mixed_seed(self.config.seed, _SAMPLE, task.number)
         )
@@ -96,10 +117,13 @@ class Sampler:
         seed = mixed_seed(self.config.seed, _VALIDATION, indices[0]) if indices else 0
         return greedy, self._groups(asked, samples, seed) if samples else []
 
-    def _read(
-        self, source: PromptSource, draws: Sequence[tuple[int, int]]
-    ) -> tuple[list[tuple[int, int, Prompt, Encoded]], list[dict[str, Any]]]:
+    def _read(self, source: PromptSource, draws: Sequence[tuple[int, int]]) -> _Asked:
         """Returns the prompts that can be asked, with their draws, and rejects for the others."""
+        if self._ahead is not None:
+            wait([self._ahead[1]])  # one thread reads at a time
+        return self._read_now(source, draws)
+
+    def _read_now(self, source: PromptSource, draws: Sequence[tuple[int, int]]) -> _Asked:
         asked, rejects = [], []
         for draw, index in draws:
             try:
