@@ -89,7 +89,8 @@ def test_each_sampler_reads_another_task_ahead_and_is_given_it(world):
             self.seen.append((task.number, upcoming and upcoming.number))
             return [object()]
 
-    config = world.config(rollout=RolloutConfig(workers=2, worker=CPU, prompts_per_task=4))
+    rollout = RolloutConfig(workers=2, worker=CPU, prompts_per_task=4)
+    config = world.config(rollout=rollout, prompts_per_step=8)
     pool = RolloutPool(lambda number, careful: Actor(), list, config)
     for number in range(6):
         pool._waiting.append(RolloutTask(number, ()))
