@@ -69,12 +69,12 @@ tour: setup ## words become a language: a tiny MLLM learns to segment what is as
 test: setup ## the fast tests
 	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 --dist loadfile
 
-# Tests of numbers start no Ray and take what CPU is left by those that mostly wait for Ray's processes, which Ray
-# runs at niceness 15.
-test-slow: setup ## the slow tests that CI runs
-	nice -n 19 $(BIN)/python -m pytest -q -o timeout=900 -m "slow and numerics and not (long or gpu or vllm)" >numerics.log 2>&1 & beside=$$!; \
-	$(BIN)/python -m pytest -q -m "slow and not (numerics or docs or long or gpu or vllm)"; \
-	wait $$beside || { cat numerics.log; exit 1; }; tail -n 3 numerics.log
+test-slow: setup ## the slow tests on real Rays and servers that CI runs
+	$(BIN)/python -m pytest -q -m "slow and not (numerics or docs or long or gpu or vllm)"
+
+# They start no Ray. CI runs them beside the others, which mostly wait for processes, so each may take long.
+test-numerics: setup ## the slow tests of numbers that CI runs
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -o timeout=900 -m "slow and numerics and not (long or gpu or vllm)"
 
 test-faults: setup ## slow tests with real kills and outages
 	$(BIN)/python -m pytest -q -m "faults"
@@ -114,4 +114,4 @@ doctor: setup ## what works on this machine, with a remedy for what does not
 	$(BIN)/python -m pipelines.tools.doctor
 
 clean: ## remove what the targets made; results of your own stay
-	rm -rf .venv .venv-s3 .venv-older .venv-vllm .venv-py312 runs/quickstart runs/tour numerics.log beside.log .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-s3 .venv-older .venv-vllm .venv-py312 runs/quickstart runs/tour beside.log .pytest_cache .ruff_cache .hypothesis build *.egg-info
