@@ -44,7 +44,11 @@ KEYS = {
     "agreement": {"equal_level_0", "equal_level_1", "equal_words", "iou", "iou_of_other_masks"},
     "images": {"dtype", "encoder_images_per_s", "tflop_per_image", "share_of_peak", "peak_gib"},
     "masks": {"masks", "images_per_s", "masks_per_s", "encode_share_of_peak", "decode_share_of_peak"},
-    "sft": {"layers", "tokens_per_s", "peak_gib", "first_loss", "last_loss"},
+    "tokenizer training": {"dtype", "masks", "step_ms", "masks_per_s", "peak_gib", "last_loss"},
+    "sft": {"packed", "layers", "tokens_per_s", "peak_gib", "first_loss", "last_loss"},
+    "generation": {"prompts", "new_tokens", "new_tokens_per_s", "peak_gib"},
+    "grpo": {"sample_s", "learn_s", "parity_mean", "parity_max", "peak_gib"},
+    "gpu tests": {"file", "passed", "skipped"},
 }
 
 

@@ -1,4 +1,4 @@
-"""What a GPU makes of this project, in less than six minutes: right words, speed, a training step of 3B.
+"""What a GPU makes of this project, in less than nine minutes: right words, speed, steps of every training.
 
     python -m tests.benchmarks.gpu_check                     # needs a GPU
     python -m tests.benchmarks.gpu_check --tiny              # the same with tiny sizes, on a CPU too
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import transformers
 
-from tests.benchmarks.gpu import agreement, matmul, sft, throughput
+from tests.benchmarks.gpu import agreement, gpu_tests, grpo, matmul, sft, throughput, tokenizer_training
 from tests.benchmarks.gpu.place import FULL, TINY, Found, Place
 from tests.benchmarks.measuring import machine
 
@@ -35,7 +35,11 @@ PARTS: dict[str, tuple[float, Callable[[Place], Found]]] = {
     "agreement": (40, agreement.bfloat16),
     "images": (30, throughput.images),
     "masks": (80, throughput.masks),
-    "sft": (85, sft.step),
+    "tokenizer training": (45, tokenizer_training.step),
+    "sft": (90, sft.step),
+    "generation": (50, grpo.generation),
+    "grpo": (60, grpo.step),
+    "gpu tests": (50, gpu_tests.run),
 }
 """Each with the seconds that it may take; at half of them it stops repeating, past them it has failed."""
 

@@ -35,10 +35,20 @@ class Sizes:
     """Images, and masks of each, that bfloat16 is compared on."""
     masks: tuple[int, ...] = (1, 32, 100)
     """Masks per image whose speed is measured."""
+    training_images: tuple[int, ...]
+    """Images of a step of the tokenizer's training."""
+    training_masks: int
+    """Masks of each of them."""
     mllm: bool
     """Whether the MLLM has the numbers of Qwen2.5-VL-3B, or those of the tiny one that tests use."""
     dialogues: int
     """Dialogues of a training step."""
+    prompts: tuple[int, ...]
+    """Prompts that are answered at once."""
+    responses: int
+    """Responses to each prompt of a step of GRPO, which has the fewest prompts."""
+    new_tokens: int
+    """Tokens of a response."""
     repeats: int = 5
     """Times that something is timed, whose median counts."""
     least_s: float = 0.1
@@ -51,8 +61,13 @@ FULL = Sizes(
     fit=(8, 128),
     parity=(4, 16),
     agreement=(4, 128),
+    training_images=(1, 4),
+    training_masks=32,
     mllm=True,
     dialogues=8,
+    prompts=(4, 32),
+    responses=8,
+    new_tokens=64,
 )
 TINY = Sizes(
     matmul=64,
@@ -68,8 +83,13 @@ TINY = Sizes(
     parity=(2, 4),
     agreement=(2, 8),
     masks=(1, 4),
+    training_images=(2,),
+    training_masks=4,
     mllm=False,
     dialogues=2,
+    prompts=(2,),
+    responses=3,
+    new_tokens=6,
     repeats=2,
     least_s=0.0,
 )

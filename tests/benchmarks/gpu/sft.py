@@ -6,7 +6,6 @@ Our own dialogues, adapter and loss; plain AdamW, whose moments have the weights
 import json
 import math
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,12 @@ from samtok.mllm.adapters import load_adapter
 from samtok.mllm.chat import Encoded, Turn
 from samtok.mllm.family import Adapter
 from samtok.mllm.loss import answer_loss
+from samtok.mllm.packed_attention import attend_by_dialogue
 from samtok.mllm.tiny.models import TinyConfig, build_tiny, default_texts
 from samtok.mllm.vocab import MaskVocabulary
 from samtok.shapes import WorldConfig, make_scene
 from samtok.words import format_words
 from tests.benchmarks.gpu.place import Found, Place
-from tests.benchmarks.measuring import seconds
 
 IMAGE_HW = (768, 1024)
 """Of the images; they are resized to about 896 x 896 pixels, so 1024 image tokens."""
@@ -63,60 +62,66 @@ QUESTIONS = 4
 
 
 def step(place: Place) -> Found:
-    """Trains some steps on one batch."""
-    place.forget_memory()
-    with tempfile.TemporaryDirectory(prefix="samtok-") as folder:
-        numbers = LIKE_3B if place.sizes.mllm else TinyConfig()
-        vocabulary = MaskVocabulary(256, 2)
-        texts = default_texts()
-        build_tiny("qwen2_5_vl", folder, vocabulary=vocabulary, texts=texts, seed=0, config=numbers)
-        adapter = load_adapter(folder)
-        config = json.loads((Path(folder) / "config.json").read_text())
-    model, note = _model(place, config)
+    """Trains some steps on one batch, padded and packed."""
+    adapter, model, note = model_3b(place)
     adapter.freeze(model, vision=False, projector=True, llm=True)
     keep_fewer_activations(model.train())
     samples = [_dialogue(adapter, number) for number in range(place.sizes.dialogues)]
-    batch = {name: value.to(place.device) for name, value in adapter.collate(samples).items()}
+    rows = [_steps(place, adapter, model, samples, packed=False)]
+    attend_by_dialogue(model)
+    rows.append(_steps(place, adapter, model, samples, packed=True))
+    losses = [row.pop("losses") for row in rows]
+    problems = []
+    for name, found in zip(("padded", "packed"), losses, strict=True):
+        if not all(map(math.isfinite, found)):
+            problems.append(f"losses {found} {name} are not finite.")
+    if not losses[1][0] < 1.05 * losses[0][-1]:
+        problems.append(
+            f"packed the loss begins at {losses[1][0]:.4f}, padded it ended at {losses[0][-1]:.4f}."
+        )
+    return Found(rows, note, problems)
+
+
+def _steps(
+    place: Place, adapter: Adapter, model: Any, samples: list[Encoded], *, packed: bool
+) -> dict[str, Any]:
+    place.forget_memory()
+    made = adapter.pack(samples) if packed else adapter.collate(samples)
+    batch = {name: value.to(place.device) for name, value in made.items()}
     learnt = sum(sample.num_learnt for sample in samples)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=place.device == "cuda")
     losses: list[Tensor] = []
-    norms: list[Tensor] = []
 
     def take() -> None:
         loss = answer_loss(model, batch) / learnt
         loss.backward()
-        norms.append(nn.utils.clip_grad_norm_(trained, 1.0))
+        nn.utils.clip_grad_norm_(trained, 1.0, error_if_nonfinite=True)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.detach())
 
-    take()  # warm-up
-    flops = _flops(model, batch, tokens=sum(map(len, samples)), learnt=learnt)
-    took: list[float] = []
-    while not took or (len(took) < place.sizes.repeats and time.monotonic() < place.until):
-        took.append(seconds(take))
-    best = sorted(took)[len(took) // 2]
+    took = place.median_s(take)
     tokens = sum(map(len, samples))
-    found = [float(loss) for loss in losses]
-    row = {
+    flops = _flops(model, batch, tokens=tokens, learnt=learnt)
+    return {
+        "packed": packed,
         "layers": model.config.get_text_config().num_hidden_layers,
         "parameters_b": sum(weight.numel() for weight in model.parameters()) / 1e9,
         "trained_b": sum(weight.numel() for weight in trained) / 1e9,
         "dialogues": len(samples),
         "tokens": tokens,
+        "computed_tokens": batch["input_ids"].numel(),
         "learnt_tokens": learnt,
-        "steps": len(took),
-        "step_s": best,
-        "tokens_per_s": tokens / best,
+        "step_s": took,
+        "tokens_per_s": tokens / took,
         "model_tflop_per_step": flops / 1e12,
-        "share_of_peak": place.share_of_peak(flops, best, "bfloat16"),
+        "share_of_peak": place.share_of_peak(flops, took, "bfloat16"),
         "peak_gib": place.peak_gib(),
-        "first_loss": found[0],
-        "last_loss": found[-1],
+        "first_loss": float(losses[0]),
+        "last_loss": float(losses[-1]),
+        "losses": [float(loss) for loss in losses],
     }
-    finite = all(map(math.isfinite, [*found, *map(float, norms)]))
-    return Found([row], note, [] if finite else [f"losses {found} or their gradients are not finite."])
 
 
 def _flops(model: Any, batch: Mapping[str, Tensor], *, tokens: int, learnt: int) -> int:
@@ -129,24 +134,37 @@ def _flops(model: Any, batch: Mapping[str, Tensor], *, tokens: int, learnt: int)
     return 6 * trained + 2 * weights("model.visual") * len(batch["pixel_values"])
 
 
-def _model(place: Place, config: dict[str, Any]) -> tuple[Any, str]:
-    """Returns a model made on the device in bfloat16, and what to know of it."""
+def model_3b(place: Place, *, bytes_each: int = BYTES) -> tuple[Adapter, Any, str]:
+    """Makes a model on the device in bfloat16; returns its adapter, it, and what to know of it.
+
+    Args:
+        bytes_each: What a weight needs of the GPU's memory; of too large a model there are fewer layers.
+    """
+    place.forget_memory()
+    with tempfile.TemporaryDirectory(prefix="samtok-") as folder:
+        numbers = LIKE_3B if place.sizes.mllm else TinyConfig()
+        vocabulary = MaskVocabulary(256, 2)
+        texts = default_texts()
+        build_tiny("qwen2_5_vl", folder, vocabulary=vocabulary, texts=texts, seed=0, config=numbers)
+        adapter = load_adapter(folder)
+        config = json.loads((Path(folder) / "config.json").read_text())
     note = (
-        "Random weights in bfloat16, gradient checkpointing, vision encoder frozen, AdamW in bfloat16, a "
-        "padded batch, sdpa attention. The share of the peak is of the model's FLOPs: 6 for a weight and "
-        "token, 2 for a frozen one and patch; attention and second forward passes are not counted."
+        "Random weights in bfloat16, gradient checkpointing, vision encoder frozen, AdamW in bfloat16, sdpa "
+        "attention; the same dialogues padded and packed. The share of the peak is of the model's FLOPs: 6 "
+        "for a weight and token, 2 for a frozen one and patch; attention and second forward passes are not "
+        "counted."
     )
     if place.sizes.mllm:
-        depth = _depth(place, config)
+        depth = _depth(place, config, bytes_each)
         config = like_3b(config, depth)
         note += "" if depth == DEPTHS[0] else f" Only {depth} of {DEPTHS[0]} layers fit into the free memory."
     with torch.device(place.device):
         torch.manual_seed(0)
         model = make(config)
-    return model, note
+    return adapter, model, note
 
 
-def _depth(place: Place, config: dict[str, Any]) -> int:
+def _depth(place: Place, config: dict[str, Any], bytes_each: int) -> int:
     """Returns the most layers whose training fits into the free memory of the GPU."""
     if place.device != "cuda":
         return DEPTHS[0]
@@ -154,7 +172,7 @@ def _depth(place: Place, config: dict[str, Any]) -> int:
     for depth in DEPTHS:
         with torch.device("meta"):
             weights = sum(weight.numel() for weight in make(like_3b(config, depth)).parameters())
-        if BYTES * weights + ACTIVATIONS < free:
+        if bytes_each * weights + ACTIVATIONS < free:
             return depth
     raise RuntimeError(f"{free / 2**30:.1f} GiB of GPU memory are free, too few for {DEPTHS[-1]} layers.")
 
