@@ -107,7 +107,7 @@ check: setup ## ruff, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-gpu-check: setup ## right words, speed and a training step on a GPU; with tiny sizes where there is none
+gpu-check: setup ## right words, speed and a step of every training on a GPU; with tiny sizes where there is none
 	$(BIN)/python -m tests.benchmarks.gpu_check $(if $(wildcard /dev/nvidia[0-9]*),,--tiny)
 
 doctor: setup ## what works on this machine, with a remedy for what does not
