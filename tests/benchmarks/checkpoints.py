@@ -1,18 +1,25 @@
-"""What a checkpoint costs each worker: bytes held, written and read per parameter, and the pause of training.
+"""What checkpoints, publishing and sleeping cost each worker: bytes per parameter, and the pause of training.
 
     python -m tests.benchmarks.checkpoints
     python -m tests.benchmarks.checkpoints --millions 100 --workers 2 --stages 0 2 3
 
 Gloo processes train a stack of square layers; stage 0 is the plain engine, which holds everything on each of
-them. ``state`` is what a worker holds of weights and moments, ``extra`` the highest rise of its anonymous
-memory during a save or a resume, ``written`` and ``read`` the bytes of files, all divided by the parameters
-of the model. ``pause`` is how long the call to save took, on the clock and of its thread's CPU, ``commit``
-the time until the checkpoint counted, and ``step`` that of a step beside the writing and without. Of the
-workers each figure is the largest.
+them. Bytes are divided by the parameters of the model:
+
+- ``state`` is what a worker holds of weights and moments;
+- ``extra`` is the highest rise of its anonymous memory while it saves, resumes, publishes its weights in
+  bfloat16, or, as the first worker, loads them as a sampler, out of shared memory;
+- ``written`` and ``read`` are files;
+- ``asleep`` is what is left of weights, gradients and moments while others have the accelerator.
+
+``pause`` is how long the call to save took, on the clock and of its thread's CPU, ``commit`` the time until
+the checkpoint counted, and ``step`` that of a step beside the writing and without. Of the workers each figure
+is the largest.
 """
 
 import argparse
 import json
+import shutil
 import tempfile
 import threading
 import time
@@ -22,19 +29,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import distributed, nn
 from torch.multiprocessing.spawn import spawn
 
 from pipelines import storage
+from pipelines.grpo.transport import WeightTransport
+from pipelines.training import world
 from pipelines.training.config import OptimizerConfig
 from pipelines.training.engine import Engine, engine_of
+from pipelines.training.offload import Offload
 from pipelines.training.steps import Steps
 from pipelines.training.worker import load_state, save_state
 from pipelines.training.writing import CheckpointWriter
 from tests.benchmarks.measuring import machine, seconds
 
 WIDTH = 2000
+PIECE_BYTES = 16 << 20
+"""Of published weights; runs have larger ones, and larger models."""
 
 
 @dataclass
@@ -119,6 +132,11 @@ def measure(folder: str, millions: int, stage: int) -> dict[str, float]:
     with rise() as resume, counted() as again:
         resume_s = seconds(lambda: load_state(folder, 2, "", taker))
     held = sum(part.values.nbytes for part in taker.engine.parts())
+    published, loaded = weights_on_their_way(taker.engine, Path("/dev/shm") / Path(folder).parent.name)
+    memory = Offload(*taker.engine.roots)
+    memory.leave()
+    asleep = memory.nbytes
+    memory.come_back()
     if stage in (1, 2):
         held += 4 * millions * 1_000_000  # the weights, besides this worker's part of their copy
     sizes = {
@@ -127,10 +145,43 @@ def measure(folder: str, millions: int, stage: int) -> dict[str, float]:
         "save: written": files["written"],
         "resume: extra": resume["bytes"],
         "resume: read": again["read"],
+        "publish: extra": published,
+        "load: extra": loaded,
+        "asleep": asleep,
     }
     times = {"pause s": pause_s, "pause cpu s": pause_cpu_s, "commit s": commit_s, "resume s": resume_s}
     steps = {"step s": alone_s, "step s, beside": beside_s}
     return {name: size / (millions * 1_000_000) for name, size in sizes.items()} | times | steps
+
+
+def weights_on_their_way(engine: Engine, store: Path) -> tuple[int, int]:
+    """Returns by how much memory rises on this worker while weights are published, and on the first one while
+    they are loaded."""
+    store.mkdir(exist_ok=True)
+
+    def put(data: np.ndarray) -> str:
+        name = f"{len(list(store.iterdir()))}"
+        data.tofile(store / name)
+        return name
+
+    def get(name: str) -> np.ndarray:
+        return np.memmap(store / name, np.uint8, "r")
+
+    transport = WeightTransport(put, get, piece_bytes=PIECE_BYTES, precision="bfloat16")
+    with rise() as publishing:
+        if world.rank() == 0:
+            weights = transport.publish(engine.weights(), 1)
+        else:
+            for _ in engine.weights():
+                pass
+    if world.rank() != 0:
+        return publishing["bytes"], 0
+    own = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in weights.shapes.items()}
+    with rise() as loading:
+        for name, value in transport.fetch(weights):
+            own[name].copy_(value)
+    shutil.rmtree(store)
+    return publishing["bytes"], loading["bytes"]
 
 
 def work(rank: int, args: argparse.Namespace, folder: str) -> None:
