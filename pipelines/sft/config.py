@@ -40,7 +40,7 @@ class ValidationConfig(BaseValidationConfig):
 
 
 @config
-class TrainMllmConfig(TrainsMllm, TrainingConfig):
+class TrainMllmConfig(TrainingConfig, TrainsMllm):
     """An MLLM is fine-tuned on chats with mask words."""
 
     model: ShippedPlace

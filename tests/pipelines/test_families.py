@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from jobs.extend_mllm import main
-from pipelines.sft.config import EngineConfig, ValidationConfig
+from pipelines.sft.config import ValidationConfig
+from pipelines.training.config import MllmEngineConfig
 from pipelines.training.mllm import export
 from samtok.errors import ConfigError
 from samtok.mllm import registry
@@ -77,7 +78,7 @@ def test_each_family_is_fine_tuned_with_any_cut_into_batches(world: World, tmp_p
     assert losses("padded", micro_batch=8) == pytest.approx(alone, rel=2e-4)
     if family in QWEN:
         for checkpointed in (False, True):
-            engine = EngineConfig(packing=True, gradient_checkpointing=checkpointed)
+            engine = MllmEngineConfig(packing=True, gradient_checkpointing=checkpointed)
             packed = losses(f"packed {checkpointed}", micro_batch=8, engine=engine)
             assert packed == pytest.approx(alone, rel=2e-4)
     adapter = load_adapter(tmp_path / "alone/final")
@@ -141,7 +142,7 @@ def test_a_family_in_one_file_is_extended_trained_asked_and_exported(llava: str,
     said = generate(model, adapter, asked, max_new_tokens=6)
     assert said == [generate(model, adapter, [prompt], max_new_tokens=6)[0] for prompt in asked]
     assert parse_words(adapter.text_of(said[0]), num_codes=256, num_levels=2)
-    export(model, model.state_dict(), adapter, str(tmp_path / "final"), {})
+    export(model, model.state_dict(), adapter, str(tmp_path / "final"), {}, precision="float32")
     again = load_adapter(tmp_path / "final")
     assert generate(again.load_model(tmp_path / "final"), again, asked, max_new_tokens=6) == said
 

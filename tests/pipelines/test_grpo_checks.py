@@ -35,7 +35,9 @@ def blind(world, tmp_path_factory) -> str:
 
 def checks_of(config: GrpoConfig, sampler: Sampler, learner: Learner) -> Checks:
     """Checks over one sampler and one learner of this process, without Ray's references."""
-    team = SimpleNamespace(pool=SimpleNamespace(probe=lambda task: sampler.roll(task)[1]))
+    team = SimpleNamespace(
+        pool=SimpleNamespace(probe=lambda task: sampler.roll(task)[1]), turn=lambda whose: None
+    )
     return Checks(config, sampler.prompts, cast(Any, team), cast(Any, learner))
 
 
