@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from samtok import words
 from samtok.mllm.adapters import load_adapter
@@ -13,6 +14,10 @@ from samtok.mllm.tiny.models import TinyConfig, build_tiny
 from samtok.mllm.vocab import MaskVocabulary
 
 FAMILIES = tuple(KNOWN)
+_FAST = ("qwen2_5_vl", "qwen3_5")
+_SLOW = [pytest.mark.slow, pytest.mark.numerics]
+EACH_FAMILY = tuple(name if name in _FAST else pytest.param(name, marks=_SLOW) for name in FAMILIES)
+"""All of them, for parameters of tests; some are left to the slow tests."""
 QWEN = tuple(name for name, family in KNOWN.items() if family.mrope)
 """Those whose rows can be packed."""
 VLLM = ("qwen2_5_vl", "qwen3_vl")

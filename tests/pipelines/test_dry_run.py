@@ -15,6 +15,8 @@ from pipelines import cli
 from pipelines.ingestion.shapes_corpus import make_shapes
 from tests.printed import JOBS, ROOT, parsed_by
 
+pytestmark = [pytest.mark.slow, pytest.mark.numerics]
+
 LIMIT_S = 5.0
 
 

@@ -23,7 +23,7 @@ from samtok.mllm.tiny.config import TinyConfig
 from samtok.mllm.vocab import MaskVocabulary
 from samtok.model.tokenizer import MaskTokenizer
 from tests.mllm_evaluations import write_chats
-from tests.tiny_mllm import FAMILIES, QWEN, build, picture
+from tests.tiny_mllm import EACH_FAMILY, QWEN, build, picture
 
 WORDS = 2 * 256 + 2
 """Words of the tokenizer that ships."""
@@ -45,7 +45,7 @@ def test_presets_are_what_they_say():
     assert set(PRESETS) == {"smoke", "paper", "tour"}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_a_plain_checkpoint_is_extended_and_can_be_trained(tmp_path, family):
     source = build(tmp_path / "hub", family, words=False, padded_rows=10)
     out = tmp_path / "out"
@@ -185,6 +185,8 @@ def test_the_text_tokenizer_of_a_tiny_model_can_learn_the_texts_of_a_corpus(tmp_
     assert "words of 2 levels of 64 codes, --tokenizer makes 2 of 256" in capfd.readouterr().err
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_a_run_that_was_killed_while_it_wrote_is_finished(tmp_path):
     out = tmp_path / "out"
     main(["--preset", "smoke", "--out", str(out)])
@@ -235,6 +237,8 @@ def test_wrong_checkpoints_are_refused_with_the_code_of_their_kind(tmp_path, cap
     assert not Path(out).exists()
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_a_model_carries_its_tokenizer_and_is_both_to_every_job(tmp_path, capfd):
     out, again = str(tmp_path / "out"), str(tmp_path / "again")
     assert main(["--preset", "smoke", "--carry-tokenizer", "--out", out]) == 0

@@ -15,6 +15,8 @@ from samtok.plots.rl import parts_plot
 from tests.corpora import save_micro_tokenizer
 from tests.pages import Page
 
+pytestmark = [pytest.mark.slow, pytest.mark.numerics]
+
 HOSTILE = "<script>alert('x')</script>"
 STEP_METRICS = (
     *("reward", "reward_std", "reward_targets", "reward_none", "said_none", "zero_std", "malformed"),

@@ -25,6 +25,8 @@ from samtok.errors import ConfigError, StorageError
 from tests.faulty_store import FaultyStore
 from tests.jobs import ROOT
 
+pytestmark = [pytest.mark.slow, pytest.mark.numerics]
+
 DRIVER = """
 import sys, time
 from pathlib import Path

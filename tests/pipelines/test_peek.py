@@ -24,6 +24,8 @@ from samtok.shapes import WorldConfig
 from tests.mllm_evaluations import World, write_chats
 from tests.readers import build_reader
 
+pytestmark = [pytest.mark.slow, pytest.mark.numerics]
+
 FILES = {
     "coco": "annotations/instances_train.json",
     "refer": "grefs.json",

@@ -14,6 +14,8 @@ from samtok.model.tokenizer import MaskTokenizer
 from samtok.plots import pictures as viz
 from tests.pages import Page
 
+pytestmark = [pytest.mark.slow, pytest.mark.numerics]
+
 HOSTILE = "<script>alert('x')</script>"
 
 

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 from samtok.mllm.adapters import load_adapter
 from samtok.mllm.float_head import use_float32_head
 from samtok.mllm.loss import answer_logits
-from tests.tiny_mllm import FAMILIES, build, samples
+from tests.tiny_mllm import EACH_FAMILY, build, samples
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=EACH_FAMILY)
 def folder(request, tmp_path_factory) -> Path:
     return build(tmp_path_factory.mktemp(request.param), request.param)
 

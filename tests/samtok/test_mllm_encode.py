@@ -20,12 +20,12 @@ from samtok.mllm.pretrained import load_processor
 from samtok.mllm.tiny.models import build_tiny
 from samtok.mllm.vocab import MaskVocabulary
 from tests.code_rows import NUM_CODES, NUM_LEVELS, random_row
-from tests.tiny_mllm import FAMILIES, QWEN, TEXTS, build, chat, loaded, mask, picture, samples
+from tests.tiny_mllm import EACH_FAMILY, QWEN, TEXTS, build, chat, loaded, mask, picture, samples
 
 SYSTEM = "Be brief."
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=EACH_FAMILY)
 def adapter(request, tmp_path_factory) -> Adapter:
     return loaded(build(tmp_path_factory.mktemp("tiny"), request.param))
 
@@ -49,7 +49,7 @@ def as_messages(turns: list[Turn]) -> list[dict]:
     return [{"role": turn.role, "content": [part(value) for value in turn.parts]} for turn in turns]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 @pytest.mark.parametrize("system", ["", SYSTEM])
 @pytest.mark.parametrize("answered", [True, False])
 @pytest.mark.slow
@@ -205,7 +205,7 @@ def test_object_phrases_are_refused_where_they_would_be_letters(tmp_path):
         assert caught.value.reason == "object_token"
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=EACH_FAMILY)
 def speaker(request, tmp_path_factory) -> Adapter:
     """An adapter with the words of the composed rows."""
     folder = tmp_path_factory.mktemp("tiny")

@@ -15,7 +15,7 @@ from samtok.mllm.family import Adapter
 from samtok.mllm.generation import generate
 from samtok.mllm.loss import answer_logits, answer_loss
 from samtok.mllm.packed_attention import attend_by_dialogue, dialogue_lengths, resets_state
-from tests.tiny_mllm import FAMILIES, QWEN, build, chat, picture, samples
+from tests.tiny_mllm import EACH_FAMILY, FAMILIES, QWEN, build, chat, picture, samples
 
 Pair = tuple[Adapter, torch.nn.Module]
 
@@ -25,7 +25,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     return {family: build(tmp_path_factory.mktemp(family), family) for family in FAMILIES}
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=EACH_FAMILY)
 def pair(request, folders) -> Pair:
     adapter = load_adapter(folders[request.param])
     return adapter, adapter.load_model(folders[request.param])

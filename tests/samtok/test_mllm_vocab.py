@@ -16,7 +16,7 @@ from samtok.mllm.pretrained import load_processor
 from samtok.mllm.registry import family_of
 from samtok.mllm.rows import check_rows, extend
 from samtok.mllm.vocab import MaskVocabulary
-from tests.tiny_mllm import FAMILIES, VOCABULARY, build, chat, mask, picture
+from tests.tiny_mllm import EACH_FAMILY, VOCABULARY, build, chat, mask, picture
 
 LARGE = MaskVocabulary(256, 2)
 
@@ -88,7 +88,7 @@ def test_words_survive_decoding_without_special_tokens(tokenizer):
     assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_a_checkpoint_with_words_as_special_tokens_loads_and_is_read(tmp_path, family):
     folder = build(tmp_path / "bare", family, words=False)
     processor = load_processor(folder)
@@ -219,7 +219,7 @@ def test_a_folder_is_read_without_its_processor_from_any_store(tmp_path, stated)
     assert found == MllmFolder(adapter.family, adapter.vocabulary, adapter.tokenizer_sha256)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", EACH_FAMILY)
 def test_each_known_family_has_an_adapter_of_its_name(name):
     family = family_of(name)
     assert family.load("adapter").family == family.name == name and callable(family.load("tiny"))

@@ -10,6 +10,8 @@ from PIL import Image
 
 from samtok.plots import base, pictures
 
+pytestmark = [pytest.mark.slow, pytest.mark.numerics]
+
 GREY = np.full((40, 60, 3), 100, np.uint8)
 
 

@@ -20,7 +20,7 @@ from samtok.mllm.registry import family_of
 from samtok.mllm.sampling import Sampled, response_log_probs, sample, with_response
 from samtok.mllm.shared_images import vision_inputs
 from samtok.words import parse_words
-from tests.tiny_mllm import FAMILIES, QWEN, VOCABULARY, build, mask, picture
+from tests.tiny_mllm import EACH_FAMILY, FAMILIES, QWEN, VOCABULARY, build, mask, picture
 
 RESPONSES, TOKENS = 4, 10
 
@@ -33,7 +33,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     return {family: build(tmp_path_factory.mktemp(family), family, padded_rows=60) for family in FAMILIES}
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=EACH_FAMILY)
 def pair(request, folders) -> tuple[Adapter, Any]:
     adapter = load_adapter(folders[request.param])
     return adapter, adapter.load_model(folders[request.param]).eval()

@@ -16,7 +16,7 @@ from samtok.mllm.family import Adapter
 from samtok.mllm.loss import answer_logits, answer_loss
 from samtok.mllm.packed_attention import attend_by_dialogue
 from samtok.mllm.shared_images import vision_inputs
-from tests.tiny_mllm import FAMILIES, QWEN, build, samples
+from tests.tiny_mllm import EACH_FAMILY, FAMILIES, QWEN, build, samples
 
 TEXTS = ("input_ids", "labels", "mm_token_type_ids")
 Pair = tuple[Adapter, Any]
@@ -29,7 +29,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     return {family: build(tmp_path_factory.mktemp(family), family) for family in FAMILIES}
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=EACH_FAMILY)
 def pair(request, folders) -> Pair:
     adapter = load_adapter(folders[request.param])
     return adapter, adapter.load_model(folders[request.param])
