@@ -18,6 +18,8 @@ from pipelines.mllm_evaluation.stage import AnswerQuestions
 from tests.mllm_evaluations import World
 from tests.pages import Page
 
+pytestmark = [pytest.mark.slow, pytest.mark.numerics]
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):

@@ -20,6 +20,8 @@ from samtok.model.tokenizer import MaskTokenizer
 from tests import corpora
 from tests.pages import Page
 
+pytestmark = [pytest.mark.slow, pytest.mark.numerics]
+
 HOSTILE = "<script>alert('x')</script> & \"<img src=//evil>\""
 NUM_IMAGES = 10
 

@@ -12,6 +12,8 @@ from samtok.plots.curves import Curve, CurvePanel, Events, curves_plot, running_
 from samtok.plots.pictures import MISSED
 from samtok.plots.tradeoff import TradeoffPoint, label_spots, tradeoff_plot
 
+pytestmark = [pytest.mark.slow, pytest.mark.numerics]
+
 
 def opened(png):
     image = Image.open(io.BytesIO(png))
