@@ -227,8 +227,6 @@ def test_rejects_are_counted_by_reason_with_an_example(finished):
     assert lines["filter/crowd"].count == shards.load_manifest(finished)["totals"]["masks_filtered"]
 
 
-@pytest.mark.slow
-@pytest.mark.numerics
 def test_the_same_seed_gives_the_same_page_and_another_one_other_images(finished, tokenizer):
     corpus = report.load_corpus(finished)
     first, again, other = (
@@ -291,8 +289,6 @@ def test_a_tokenizer_with_other_codebooks_is_refused(home, tokenizer):
         words_page.write_report(out, tokenizer=tokenizer)
 
 
-@pytest.mark.slow
-@pytest.mark.numerics
 def test_another_tokenizer_of_the_same_kind_is_noticed(home, finished, page):
     other = MaskTokenizer.from_pretrained(corpora.save_micro_tokenizer(home / "other", seed=9))
     text = Page(words_page.make_report(report.load_corpus(finished), tokenizer=other)[0]).text
@@ -387,7 +383,6 @@ def test_browse_says_how_to_name_a_tokenizer_that_moved(home, capsys):
     assert "--tokenizer URI" in err
 
 
-@pytest.mark.slow
 def test_a_corpus_in_s3_is_browsed_where_it_is(home, bucket, capsys):
     out = corpora.make_corpus(f"{bucket}/words", reader(home), str(home / "tokenizer"))
     code, printed, _ = run_browse(capsys, out, "--images", "2")
