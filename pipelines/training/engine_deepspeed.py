@@ -89,8 +89,8 @@ class DeepSpeedEngine(Engine):
 
     def weights(self, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
         """As ``Engine.weights``; under ZeRO-3 each is gathered in turn."""
-        shared = isinstance(self._parts, SharedParts)
-        return self._parts.weights(names) if shared else super().weights(names)
+        parts = self._parts
+        return parts.weights(names) if isinstance(parts, SharedParts) else super().weights(names)
 
     def model_state(self) -> dict[str, Tensor]:
         """As ``Engine.model_state``; a copy, on the CPU, only under ZeRO-3."""

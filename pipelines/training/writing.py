@@ -127,7 +127,7 @@ def _copied(parts: Iterable[Part], name: str) -> tuple[IO[bytes], dict[str, Any]
             size = 0
             for part in piece:
                 values = part.values.cpu()
-                size += file.write(values.view(torch.uint8).numpy())
+                size += file.write(values.view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
                 tensors[part.key] = (str(values.dtype).removeprefix("torch."), list(part.shape))
             held = [(part.key, part.start, len(part.values)) for part in piece if len(part.values)]
             files[f"{name}-{number:05d}.bin"] = {"bytes": size, "parts": held}

@@ -60,7 +60,7 @@ def save_pretrained(
     model.save_pretrained(folder, state_dict=None if state is None else dict(state))
     adapter.processor.save_pretrained(folder)
     if state is not None:
-        _state_precision(folder / "config.json", next(iter(state.values())).dtype)
+        _state_precision(Path(folder) / "config.json", next(iter(state.values())).dtype)
     if family_of(adapter.family).older:
         make_readable(folder)
     write_vocabulary(folder, adapter.vocabulary, adapter.tokenizer_sha256)

@@ -78,7 +78,7 @@ def _begin_anew(layer: Any) -> None:
         if not one_row or inner.positions is None:
             return whole(hidden_states, cache_params=cache_params, attention_mask=attention_mask, **options)
         lengths = _remembered_lengths(inner.positions)
-        rows = whole(pad_sequence(hidden_states[0].split(lengths), batch_first=True), **options)
+        rows = whole(pad_sequence(list(hidden_states[0].split(lengths)), batch_first=True), **options)
         return torch.cat([row[:length] for row, length in zip(rows, lengths, strict=True)])[None]
 
     layer.register_forward_pre_hook(hand_on, with_kwargs=True)
