@@ -64,6 +64,8 @@ def _storages(roots: tuple[Any, ...]) -> list[torch.UntypedStorage]:
     """Returns the memory below all tensors that can be reached, each once."""
     found = {}
     for tensor in _tensors(roots):
+        if tensor.is_meta:
+            continue
         storage = tensor.untyped_storage()
         found.setdefault(storage._cdata, storage)  # pyright: ignore[reportAttributeAccessIssue]
     return list(found.values())
