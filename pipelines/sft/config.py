@@ -71,8 +71,6 @@ class TrainMllmConfig(TrainingConfig, TrainsMllm):
             raise ConfigError("--.epochs must be finite, got inf.")
         if self.new_rows_lr is not None and not self.train.llm:
             raise ConfigError("--.new-rows-lr needs --.train.llm, which the rows are part of.")
-        if self.micro_batch and self.micro_batch_tokens:
-            raise ConfigError("--.micro-batch and --.micro-batch-tokens exclude each other; give one.")
         self.check_shares("--.sampling.samples-per-step")
 
     @property
