@@ -9,6 +9,7 @@ from tests.training import record_of, train
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_micro_decodes_held_out_masks_from_their_codes_and_not_from_the_image_alone(tmp_path):
     micro = PRESETS["micro"]
