@@ -18,6 +18,7 @@ is the largest.
 """
 
 import argparse
+import ctypes
 import json
 import shutil
 import tempfile
@@ -78,6 +79,7 @@ def anonymous() -> int:
 @contextmanager
 def rise() -> Iterator[dict[str, int]]:
     """Finds the highest rise of memory in the block."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was given back before would hide what is taken
     found, before, over = {"bytes": 0}, anonymous(), threading.Event()
 
     def look() -> None:
@@ -118,6 +120,10 @@ def measure(folder: str, millions: int, stage: int) -> dict[str, float]:
     """Saves and resumes in one process of several; returns its row."""
     taker = taker_of(millions, stage)
     taker.step()
+    memory = Offload(*taker.engine.roots)  # before NumPy sees memory of the CPU, which must stay from then on
+    memory.leave()
+    asleep = memory.nbytes
+    memory.come_back()
     alone_s = seconds(taker.step)
     writer, begun = CheckpointWriter(folder, keep=1), time.perf_counter()
     with rise() as extra, counted() as files:
@@ -133,10 +139,6 @@ def measure(folder: str, millions: int, stage: int) -> dict[str, float]:
         resume_s = seconds(lambda: load_state(folder, 2, "", taker))
     held = sum(part.values.nbytes for part in taker.engine.parts())
     published, loaded = weights_on_their_way(taker.engine, Path("/dev/shm") / Path(folder).parent.name)
-    memory = Offload(*taker.engine.roots)
-    memory.leave()
-    asleep = memory.nbytes
-    memory.come_back()
     if stage in (1, 2):
         held += 4 * millions * 1_000_000  # the weights, besides this worker's part of their copy
     sizes = {
