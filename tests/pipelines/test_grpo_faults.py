@@ -96,8 +96,9 @@ def test_a_killed_sampler_is_replaced_and_its_prompts_are_asked_once(world, whol
 
 
 def test_a_killed_learner_sends_all_back_to_the_last_checkpoint(world, whole, tmp_path, capsys):
+    """Of learners that take turns with the samplers; the run that was not killed has them apart."""
     moment = random.randrange(EVERY, STEPS)
-    config = short(world, tmp_path, learner=_PAIR)
+    config = short(world, tmp_path, learner=_PAIR, placement="colocated")
     with assassin(
         "LearnerActor.learn", lambda: saved(tmp_path) >= EVERY and seen(tmp_path) >= moment
     ) as killed:
