@@ -65,8 +65,7 @@ class HttpEngine(Engine):
     def __init__(self, model: str, config: EngineConfig, *, grammar: bool) -> None:
         assert config.url is not None
         models.files_of(folders.resolve(model))  # refuses what is no checkpoint
-        with storage.local_folder(folders.resolve(model)) as folder:
-            self.adapter = load_adapter(folder)
+        self.adapter = load_adapter(storage.node_folder(folders.resolve(model)))
         self.url, self.max_images = config.url.rstrip("/").removesuffix("/v1"), config.max_images
         self.session = requests.Session()
         if key := env.get(env.OPENAI_API_KEY):
