@@ -12,6 +12,7 @@ runs, not the number of pixels. Image bytes are ``samtok.images``, label maps ``
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -35,6 +36,85 @@ _MAX_GROUPS = 7  # 35 bits; a run difference needs 30
 _MAX_COORDINATE = 2**31 / _POINTS_PER_PIXEL - 1  # beyond this the int in rleFrPoly overflows
 
 Runs = Int[np.ndarray, " _run"]
+
+
+@dataclass(frozen=True)
+class RunMask:
+    """A mask as its runs of ones, which is what most of the work on masks needs.
+
+    Attributes:
+        starts: First pixel of each run, as an index into the column-major pixels; ascending.
+        ends: The pixel after its last.
+    """
+
+    starts: Runs
+    ends: Runs
+    height: int
+    width: int
+
+    @classmethod
+    def of_counts(cls, counts: str | bytes, *, height: int, width: int) -> "RunMask":
+        """Returns the mask of compressed counts; raises the errors of ``parse_counts``."""
+        return cls(*_spans(parse_counts(counts, height=height, width=width)), height, width)
+
+    @classmethod
+    def of_dense(cls, mask: Bool[np.ndarray, "height width"]) -> "RunMask":
+        """Returns the runs of a dense mask."""
+        flat = mask.ravel(order="F")
+        changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+        ends = [[0] if flat[0] else [], changes, [flat.size] if flat[-1] else []]
+        edges = np.concatenate([np.asarray(part, np.int64) for part in ends])
+        return cls(edges[::2], edges[1::2], *mask.shape)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the image, in pixels."""
+        return self.height, self.width
+
+    @property
+    def area(self) -> int:
+        """Pixels inside."""
+        return int((self.ends - self.starts).sum())
+
+    @property
+    def box_xyxy(self) -> tuple[int, int, int, int] | None:
+        """Returns (x_min, y_min, x_max, y_max) in pixel indices, the largest included; None if empty."""
+        if self.starts.size == 0:
+            return None
+        left, top = np.divmod(self.starts, self.height)
+        right, bottom = np.divmod(self.ends - 1, self.height)
+        if (left != right).any():  # a run that enters the next column touches the last row and the first
+            return int(left[0]), 0, int(right[-1]), self.height - 1
+        return int(left[0]), int(top.min()), int(right[-1]), int(bottom.max())
+
+    def segments(self) -> tuple[Runs, Runs, Runs]:
+        """Returns the runs cut at the ends of columns: column, first row, and the row after the last."""
+        left, top = np.divmod(self.starts, self.height)
+        right, bottom = np.divmod(self.ends - 1, self.height)
+        counts = right - left + 1
+        if self.starts.size == 0 or counts.max() == 1:
+            return left, top, bottom + 1
+        place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        of_run = np.repeat(np.arange(counts.size), counts)
+        tops = np.where(place == 0, top[of_run], 0)
+        bottoms = np.where(place == counts[of_run] - 1, bottom[of_run] + 1, self.height)
+        return left[of_run] + place, tops, bottoms
+
+    def dense(self) -> Bool[np.ndarray, "height width"]:
+        """Returns all pixels, C-contiguous; only the box is worked on."""
+        out = np.zeros((self.height, self.width), bool)
+        box = self.box_xyxy
+        if box is None:
+            return out
+        x0, y0, x1, y1 = box
+        columns, tops, bottoms = self.segments()
+        high = y1 - y0 + 2  # with a row below, so that the end of a segment lies inside
+        changes = np.zeros((x1 - x0 + 1) * high, np.int8)
+        changes[(columns - x0) * high + tops - y0] = 1
+        changes[(columns - x0) * high + bottoms - y0] = -1
+        inside = np.cumsum(changes, dtype=np.int8).reshape(-1, high)[:, :-1]
+        out[y0 : y1 + 1, x0 : x1 + 1] = inside.T
+        return out
 
 
 def to_counts(segmentation: object, *, height: int, width: int, max_pixels: int = MAX_PIXELS) -> str | None:
@@ -98,9 +178,7 @@ def from_edges(edges: Int[np.ndarray, " _edge"], *, height: int, width: int) -> 
 
 def decode(counts: str, *, height: int, width: int) -> Bool[np.ndarray, "height width"]:
     """Returns the dense mask, C-contiguous; raises the errors of ``parse_counts``."""
-    runs = parse_counts(counts, height=height, width=width)
-    columns = np.repeat(np.arange(runs.size) % 2 == 1, runs).reshape(width, height)
-    return np.ascontiguousarray(columns.T)
+    return RunMask.of_counts(counts, height=height, width=width).dense()
 
 
 def parse_counts(counts: str | bytes, *, height: int, width: int) -> Runs:
@@ -126,15 +204,8 @@ def area(counts: str, *, height: int, width: int) -> int:
 
 
 def box_xyxy(counts: str, *, height: int, width: int) -> tuple[int, int, int, int] | None:
-    """Returns (x_min, y_min, x_max, y_max) in pixel indices, the largest included; None if empty."""
-    starts, ends = _spans(parse_counts(counts, height=height, width=width))
-    if starts.size == 0:
-        return None
-    left, top = np.divmod(starts, height)
-    right, bottom = np.divmod(ends - 1, height)
-    if (left != right).any():  # a run that enters the next column touches the last row and the first
-        return int(left[0]), 0, int(right[-1]), height - 1
-    return int(left[0]), int(top.min()), int(right[-1]), int(bottom.max())
+    """Returns ``RunMask.box_xyxy`` of counts."""
+    return RunMask.of_counts(counts, height=height, width=width).box_xyxy
 
 
 def union(parts: Sequence[str], *, height: int, width: int) -> str:

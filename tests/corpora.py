@@ -14,7 +14,8 @@ from pipelines.ingestion.corpora import CorpusConfig
 from pipelines.ingestion.shapes_corpus import write_shapes as write_corpus
 from pipelines.tokenization.assemble import Assembler, commit_shard
 from pipelines.tokenization.config import TokenizeCorpusConfig
-from pipelines.tokenization.stage import ReadImages, TokenizeMasks
+from pipelines.tokenization.read import ReadImages
+from pipelines.tokenization.stage import TokenizeMasks
 from samtok.model.tokenizer import MaskTokenizer
 from samtok.shapes import WorldConfig
 
@@ -77,8 +78,7 @@ def make_corpus(
         out, fingerprint(tokenizer_uri, **changed), inputs, shard_rows=shard_rows, chunk_rows=2
     )
     tokenize = TokenizeMasks(options)
-    config = tokenize.tokenizer.config
-    read = ReadImages(plan, reader, config.image_size, options)
+    read = ReadImages(plan, reader, tokenize.tokenizer.config, options)
     todo = range(len(plan.shard_rows)) if only_shards is None else only_shards
     for number in todo:
         assembler, shard = Assembler(), None

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines import shards
-from pipelines.tokenization.stage import COUNTS, read_ipc
+from pipelines.tokenization.chunks import read_ipc
+from pipelines.tokenization.read import COUNTS
 from samtok.metrics import codebook
 
 IOU_BINS = 20

@@ -72,14 +72,22 @@ class TokenizeCorpusConfig(TokenizationConfig):
     corpus: CorpusConfig
     reconstruct: Share = 0.0
     """Share of images whose masks are decoded again and compared."""
+    full_size_scores: bool = False
+    """Compare them pixel by pixel at the size of the image, on the CPU. By default the grid of the logits is
+    compared on the device, where masks smaller than a cell (1/256 of a side) are empty."""
     boundary_iou: bool = False
-    """Compare the boundaries of decoded masks too (Cheng et al. 2021)."""
+    """Compare the boundaries of decoded masks too (Cheng et al. 2021), at the size of the image."""
     keep_rle: bool = True
     """Keep the original masks in the rows; without them rows are a few bytes a mask."""
     skip: tuple[Literal["crowd", "void"], ...] = ("crowd", "void")
     """Masks with these flags get no words; they are listed in the reject table as filtered."""
     min_area_px: AtLeast1 = 1
     """Masks with fewer pixels get no words; likewise."""
+
+    @property
+    def full_size(self) -> bool:
+        """Whether reconstructions are compared at the size of their images."""
+        return self.full_size_scores or self.boundary_iou
 
 
 def _tour(split: str, chunk_rows: int) -> TokenizeCorpusConfig:

@@ -22,7 +22,7 @@ from samtok.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-CODE_VERSION = 4
+CODE_VERSION = 5
 """Raised with every change of the code that changes words or rows (tests/pipelines/test_fingerprints.py)."""
 
 MAX_CHUNK_BYTES = 2**30
@@ -69,6 +69,7 @@ class Tokenization:
             "shard_rows": config.shard_rows,
             "chunk_rows": config.chunk_rows,
             "reconstruct": config.reconstruct,
+            "full_size_scores": config.full_size,
             "boundary_iou": config.boundary_iou,
             "keep_rle": config.keep_rle,
             "skip": sorted(config.skip),

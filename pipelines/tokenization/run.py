@@ -29,7 +29,8 @@ from pipelines.tokenization.assemble import Assembler, commit_shard
 from pipelines.tokenization.config import TokenizationConfig
 from pipelines.tokenization.job import IMAGES, MASKS
 from pipelines.tokenization.prepare import Tokenization
-from pipelines.tokenization.stage import ReadImages, TokenizeMasks
+from pipelines.tokenization.read import ReadImages
+from pipelines.tokenization.stage import TokenizeMasks
 from pipelines.tracking import Tracker
 from samtok.errors import ClusterError
 from samtok.images import DECODE_BYTES_PER_PIXEL
@@ -67,7 +68,7 @@ def make_words(job: Tokenization, plan: Plan, tracker: Tracker | None = None) ->
     def stream(todo: Sequence[int]) -> Iterator[dict[str, Any]]:
         MaskTokenizer.from_pretrained(config.tokenizer, read=storage.read_bytes)  # a broken one fails here
         blocks = _blocks(plan, todo)
-        read = ReadImages(plan, job.reader, job.architecture.image_size, config)
+        read = ReadImages(plan, job.reader, job.architecture, config)
         if not config.workers:
             yield from _commit_all(plan, _here(job, read, blocks))
             return

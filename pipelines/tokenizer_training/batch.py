@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from samtok import mask_resize
 from samtok.config import MaskTokenizerConfig
 from samtok.images import resize_square
-from samtok.model.prompts import mask_prompts, normalized_boxes
+from samtok.masks import RunMask
+from samtok.model.prompts import MaskPrompts
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Batch:
 
     Attributes:
         prompts: What the mask encoder reads, in [0, 1], at the model's mask size.
-        targets: Share of each pixel that is inside, in [0, 1], at the model's mask size.
+        targets: What logits are compared with, in [0, 1], at the model's mask size; see ``build_batch``.
         keys: A number per mask, at least 0, from which the points of its losses follow. It depends on the
             run's seed, the draw and the place of the mask among those drawn of its image, and nothing else.
     """
@@ -61,24 +63,26 @@ class MicroBatch:
 
 def build_batch(
     images: Sequence[np.ndarray],
-    masks: Sequence[np.ndarray],
+    masks: Sequence[RunMask],
     image_index: Sequence[int],
     model: MaskTokenizerConfig,
     *,
     keys: Int[np.ndarray, " mask"],
+    targets: Literal["area", "nearest"] = "area",
 ) -> Batch:
-    """Prepares RGB uint8 images of any sizes and the bool masks that belong to them; raises ValueError if a
-    mask is empty."""
+    """Prepares RGB uint8 images of any sizes and their masks; raises ValueError if a mask is empty."""
     squares = [
         image if image.shape[:2] == (model.image_size,) * 2 else resize_square(image, model.image_size)
         for image in images
     ]
+    soft, boxes = MaskPrompts.of(masks, model.mask_size).on("cpu")
+    resize = {"area": mask_resize.area, "nearest": mask_resize.nearest}[targets]
     return Batch(
         pixels=torch.from_numpy(np.stack(squares)),
         image_index=torch.as_tensor(image_index, dtype=torch.int64),
-        prompts=mask_prompts(masks, model.mask_size, "cpu"),
-        boxes=torch.from_numpy(normalized_boxes(masks)),
-        targets=area_targets(masks, model.mask_size),
+        prompts=soft,
+        boxes=boxes,
+        targets=torch.from_numpy(resize(masks, model.mask_size).dense()),
         keys=torch.from_numpy(keys),
     )
 
@@ -89,12 +93,3 @@ def joined(batches: Sequence[Batch]) -> Batch:
     before = np.cumsum([0, *(len(batch.pixels) for batch in batches[:-1])]).tolist()
     owners = [batch.image_index + first for batch, first in zip(batches, before, strict=True)]
     return Batch(**(parts | {"image_index": torch.cat(owners)}))
-
-
-def area_targets(masks: Sequence[np.ndarray], size: int) -> Float[Tensor, "mask size size"]:
-    """Returns the share of every cell of a ``size`` x ``size`` grid that lies inside each mask."""
-    targets = torch.empty(len(masks), size, size)
-    for i, mask in enumerate(masks):
-        full = torch.from_numpy(mask).float()[None, None]
-        targets[i] = torch.nn.functional.adaptive_avg_pool2d(full, size)[0, 0]
-    return targets

@@ -5,7 +5,7 @@ the codes of masks of another image: only the difference is due to the codes. Ev
 ``pipelines.tokenizer_evaluation`` measures finished tokenizers on whole corpora.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from pipelines.tokenizer_training.sources import Sample
 from samtok.errors import DataError
-from samtok.masks import iou
+from samtok.masks import RunMask, iou
 from samtok.metrics.codebook import distinct, histogram, usage
 from samtok.model.backbone import ImageFeatures
-from samtok.model.prompts import mask_prompts, normalized_boxes
+from samtok.model.prompts import MaskPrompts
 from samtok.model.tokenizer import MaskTokenizer
 from samtok.ranks import gather_rows
 
@@ -97,14 +97,13 @@ def _rows(
 
 
 def embed(
-    tokenizer: MaskTokenizer, features: ImageFeatures, masks: list[np.ndarray]
+    tokenizer: MaskTokenizer, features: ImageFeatures, masks: Sequence[RunMask]
 ) -> Float[Tensor, "mask dim"]:
     """Returns z of the masks of one image."""
     owners = torch.zeros(len(masks), dtype=torch.int64, device=tokenizer.device)
-    prompts = mask_prompts(masks, tokenizer.config.mask_size, tokenizer.device)
-    boxes = torch.from_numpy(normalized_boxes(masks)).to(tokenizer.device)
+    soft, boxes = MaskPrompts.of(masks, tokenizer.config.mask_size).on(tokenizer.device)
     with tokenizer.autocast():
-        return tokenizer.embed_masks(features.coarse[owners], prompts, boxes).float()
+        return tokenizer.embed_masks(features.coarse[owners], soft, boxes).float()
 
 
 def _ious(
@@ -114,4 +113,4 @@ def _ious(
     with tokenizer.autocast():
         logits = tokenizer.decode_embeddings(features.of_masks(owners), embeddings).float()
     decoded = tokenizer.masks_from_logits(logits, sample.image.shape[:2])
-    return np.array([iou(a, b) for a, b in zip(sample.masks, decoded, strict=True)])
+    return np.array([iou(a.dense(), b) for a, b in zip(sample.masks, decoded, strict=True)])

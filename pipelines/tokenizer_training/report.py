@@ -67,7 +67,7 @@ def contact_sheet_of(tokenizer: MaskTokenizer, samples: Iterable[Sample]) -> byt
 
 
 def _panel(tokenizer: MaskTokenizer, sample: Sample) -> viz.Panel:
-    shown = sample.masks[:MAX_SHOWN]
+    shown = [mask.dense() for mask in sample.masks[:MAX_SHOWN]]
     made = tokenizer.reconstruct(sample.image, shown)
     words = [short_words(format_words(c, num_codes=tokenizer.num_codes)) for c in made.codes]
     return viz.Panel(

@@ -28,6 +28,7 @@ from pipelines.tokenizer_training.config import SamplingConfig
 from pipelines.training.draws import Unusable
 from samtok import masks
 from samtok.errors import DataError, StorageError
+from samtok.masks import RunMask
 from samtok.shapes import WorldConfig, make_scene
 
 STAGE = "train"
@@ -49,7 +50,7 @@ class Sample:
 
     name: str  # ``dataset/image id``
     image: UInt8[np.ndarray, "height width 3"]  # RGB
-    masks: list[np.ndarray]  # bool arrays at the image's size, none of them empty
+    masks: list[RunMask]  # at the image's size, none of them empty
     counts: Mapping[str, int] = field(default_factory=dict)
     rejects: Sequence[dict[str, Any]] = ()  # entries of the reject table for its other masks
 
@@ -95,37 +96,37 @@ class CorpusSource:
         lost = Counter[str]()
         try:
             result = read_record(self.reader, item)
-            rles, counts = self._picked(item, result, most, draw)
+            runs, counts = self._picked(item, result, most, draw)
             lost = Counter(masks_in=result.num_masks_in, masks_rejected=result.num_masks_in)
             row = result.row
             assert row is not None  # or nothing had been picked
             where, height, width = row["image_uri"], row["height"], row["width"]
             picture = read_picture(where, expected_hw=(height, width), max_pixels=self.max_pixels)
-            dense = [masks.decode(rle, height=height, width=width) for rle in rles]
         except DataError as error:
             raise Unusable(self._reject(item, error.reason, str(error)), counts=lost) from error
         rejects = [*result.rejects, *orientation.note(STAGE, row, picture)]
-        return Sample(f"{self.name}/{item.key}", picture.pixels, dense, counts, rejects)
+        return Sample(f"{self.name}/{item.key}", picture.pixels, runs, counts, rejects)
 
     def _picked(
         self, item: Input, result: ReadResult, most: int, draw: np.random.Generator
-    ) -> tuple[list[str], Counter[str]]:
-        """Returns the RLEs of the masks that are trained on, at least one; and what became of all of them."""
+    ) -> tuple[list[RunMask], Counter[str]]:
+        """Returns the masks that are trained on, at least one; and what became of all of them."""
         row, rejected = result.row, sum(entry["num_masks"] for entry in result.rejects)
         counts = Counter(masks_in=result.num_masks_in, masks_rejected=rejected)
         if row is None:
             first = result.rejects[0]
             raise Unusable(self._reject(item, first["reason"], first["message"]), counts=counts)
         size_hw, lost = (row["height"], row["width"]), Counter[str]()
-        rles, areas = [], []
+        rles, runs = [], []
         for mask in row["masks"]:
             reason = why_unusable(mask["flags"], self.policy)
-            area = 0 if reason else masks.area(mask["rle"], height=size_hw[0], width=size_hw[1])
-            if reason or area < self.policy.min_area_px:
-                lost[reason or "min_area"] += 1
-            else:
-                rles.append(mask["rle"])
-                areas.append(area)
+            if reason is None:
+                run = RunMask.of_counts(mask["rle"], height=size_hw[0], width=size_hw[1])
+                if run.area >= self.policy.min_area_px:
+                    rles.append(mask["rle"])
+                    runs.append(run)
+                    continue
+            lost[reason or "min_area"] += 1
         counts += _filtered(lost)
         if not rles:
             lost.update(entry["reason"] for entry in result.rejects if entry["num_masks"])
@@ -138,8 +139,9 @@ class CorpusSource:
             if filtered:
                 reject |= {"stage": FILTER, "reason": "all_filtered"}
             raise Unusable(reject, filtered=filtered, counts=counts)
+        areas = [run.area for run in runs]
         picked = pick_masks(rles, areas, size_hw=size_hw, most=most, policy=self.policy, draw=draw)
-        return [rles[i] for i in picked], counts
+        return [runs[i] for i in picked], counts
 
     def _reject(self, item: Input, reason: str, message: str) -> dict[str, Any]:
         return schema.reject(STAGE, self.name, item.key, reason, message, num_masks=item.num_masks or 0)
@@ -188,7 +190,8 @@ class SceneSource:
     def read(self, index: int, *, most: int, draw: np.random.Generator) -> Sample:
         """As ``Source.read``; unusable if all masks are too small for ``--sampling.min-area-px``."""
         scene = make_scene(self.seed, self.first_index + index, self.world)
-        found = [(shape.mask, int(shape.mask.sum())) for shape in scene.objects]
+        runs = [RunMask.of_dense(shape.mask) for shape in scene.objects]
+        found = [(mask, mask.area) for mask in runs]
         usable = [(mask, area) for mask, area in found if area >= self.policy.min_area_px]
         counts = Counter(masks_in=len(found)) + _filtered(Counter(min_area=len(found) - len(usable)))
         if not usable:

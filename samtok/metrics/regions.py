@@ -7,8 +7,10 @@ is ``samtok.masks.iou``.
 import math
 
 import numpy as np
-from jaxtyping import Bool
+import torch
+from jaxtyping import Bool, Float
 from scipy import ndimage
+from torch import Tensor
 
 from samtok import masks
 
@@ -19,6 +21,12 @@ AREA_BUCKETS = (("small", 32**2), ("medium", 96**2), ("large", math.inf))
 """Names and upper ends in pixels, exclusive; COCO's division of objects."""
 
 _Mask = Bool[np.ndarray, "_height _width"]
+
+
+def small_iou(a: Bool[Tensor, "mask size size"], b: Bool[Tensor, "mask size size"]) -> Float[Tensor, " mask"]:
+    """Returns the IoU in [0, 1] of each pair of small masks, on their device; two empty masks give 1."""
+    both, either = (a & b).sum((1, 2)), (a | b).sum((1, 2))
+    return torch.where(either > 0, both / either.clamp(min=1), 1.0)
 
 
 def boundary_width_px(height: int, width: int, ratio: float = BOUNDARY_RATIO) -> int:

@@ -18,16 +18,16 @@ from samtok import images
 from samtok.config import PRESETS, MaskTokenizerConfig
 from samtok.errors import CheckpointError
 from samtok.folders import Read, read_config
-from samtok.masks import iou
+from samtok.masks import RunMask, iou
 from samtok.model import decoder
 from samtok.model.backbone import ImageFeatures, build_image_encoder, normalize
 from samtok.model.encoder import MaskEncoder
 from samtok.model.inputs import CodesLike, ImageLike, MasksLike, bool_masks, code_rows, rgb_image
-from samtok.model.prompts import BOX_LABELS, mask_prompts, normalized_boxes
+from samtok.model.prompts import BOX_LABELS, MaskPrompts
 from samtok.model.quantizer import build_quantizer
 from samtok.model.state import fill, read_state, save_folder
 
-MaskList = Sequence[np.ndarray]
+Masks = Sequence[np.ndarray] | Sequence[RunMask] | MaskPrompts
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,24 @@ class Reconstruction:
     codes: Int[np.ndarray, "mask level"]
     masks: Bool[np.ndarray, "mask height width"]
     iou: Float[np.ndarray, " mask"]
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Codes that a device may still be at work on."""
+
+    tensor: Int[Tensor, "mask level"]
+    finite: Bool[Tensor, ""]
+    """Whether the embeddings were numbers."""
+
+    def wait(self) -> Int[np.ndarray, "mask level"]:
+        """Returns them as soon as they are there; CheckpointError if the embeddings are not finite."""
+        if not self.finite:
+            raise CheckpointError(
+                "embeddings are not finite: the weights are damaged, or the type of arithmetic is too small "
+                "for them. Try float32."
+            )
+        return self.tensor.cpu().numpy()
 
 
 class MaskTokenizer(nn.Module):
@@ -182,37 +200,34 @@ class MaskTokenizer(nn.Module):
         squares = [
             image if image.shape[:2] == (size, size) else images.resize_square(image, size) for image in batch
         ]
-        pixels = torch.from_numpy(np.stack(squares)).to(self.device)
+        pixels = torch.from_numpy(np.stack(squares))
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory()
+        pixels = pixels.to(self.device, non_blocking=True)
         with self.autocast():
             return self.embed_images(normalize(pixels))
 
     @torch.inference_mode()
     def embeddings_of(
-        self, features: ImageFeatures, masks: MaskList, image_index: Sequence[int], *, box_prompt: bool = True
+        self, features: ImageFeatures, masks: Masks, image_index: Sequence[int], *, box_prompt: bool = True
     ) -> Iterator[Float[Tensor, "chunk dim"]]:
         """Yields z of masks of several images chunk by chunk; arguments and errors as of ``codes_of``."""
-        boxes = normalized_boxes(masks)
-        for part in self._chunks(len(masks)):
+        prompts = masks if isinstance(masks, MaskPrompts) else MaskPrompts.of(masks, self.config.mask_size)
+        for part in self._chunks(len(prompts)):
             coarse = features.coarse[torch.tensor(image_index[part], device=self.device)]
-            prompts = mask_prompts(masks[part], self.config.mask_size, self.device)
-            prompt_boxes = torch.from_numpy(boxes[part]).to(self.device) if box_prompt else None
+            soft, boxes = prompts[part].on(self.device)
             with self.autocast():
-                z = self.embed_masks(coarse, prompts, prompt_boxes)
-            if not z.isfinite().all():
-                raise CheckpointError(
-                    f"embeddings are not finite in {self.autocast_dtype or torch.float32}: the weights are "
-                    "damaged, or this type is too small for them. Try float32."
-                )
+                z = self.embed_masks(coarse, soft, boxes if box_prompt else None)
             yield z
 
     @torch.inference_mode()
     def codes_of(
-        self, features: ImageFeatures, masks: MaskList, image_index: Sequence[int], *, box_prompt: bool = True
+        self, features: ImageFeatures, masks: Masks, image_index: Sequence[int], *, box_prompt: bool = True
     ) -> Int[np.ndarray, "mask level"]:
         """Returns the codes of masks of several images.
 
         Args:
-            masks: Bool arrays, each at the size of its image.
+            masks: Bool arrays or runs, each at the size of its image; or their prompts.
             image_index: Which image each mask belongs to.
             box_prompt: Prompt with each mask's box besides the mask, as tokenizers are trained.
 
@@ -220,13 +235,27 @@ class MaskTokenizer(nn.Module):
             ValueError: If a mask is empty.
             CheckpointError: If the weights give embeddings that are not finite.
         """
+        return self.begin_codes(features, masks, image_index, box_prompt=box_prompt).wait()
+
+    @torch.inference_mode()
+    def begin_codes(
+        self, features: ImageFeatures, masks: Masks, image_index: Sequence[int], *, box_prompt: bool = True
+    ) -> "Codes":
+        """As ``codes_of``, without waiting for a GPU: other work can be prepared meanwhile."""
         chunks = self.embeddings_of(features, masks, image_index, box_prompt=box_prompt)
-        codes = [self.quantizer.encode(z).cpu().numpy() for z in chunks]
-        return np.concatenate([np.empty((0, self.num_levels), dtype=np.int64), *codes])
+        codes = [torch.empty((0, self.num_levels), dtype=torch.int64, device=self.device)]
+        finite = torch.ones((), dtype=torch.bool, device=self.device)
+        for z in chunks:
+            finite = finite & z.isfinite().all()
+            codes.append(self.quantizer.encode(z))
+        return Codes(torch.cat(codes), finite)
 
     @torch.inference_mode()
     def logits_of(
-        self, features: ImageFeatures, codes: Int[np.ndarray, "mask level"], image_index: Sequence[int]
+        self,
+        features: ImageFeatures,
+        codes: Int[np.ndarray, "mask level"] | Int[Tensor, "mask level"],
+        image_index: Sequence[int],
     ) -> Iterator[Float[Tensor, "chunk size size"]]:
         """Yields low-resolution logits chunk by chunk, in the order of the codes."""
         for part in self._chunks(len(codes)):

@@ -5,21 +5,25 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
+from pipelines import schema
 from pipelines.ingestion import apart
 from pipelines.ingestion.image_source import read_image
 from pipelines.ingestion.peek import peek
 from pipelines.ingestion.reader import Input, read_record
+from pipelines.tokenization.chunks import Images
 from pipelines.tokenization.stage import TokenizeMasks
 from pipelines.training.fit import Board
 from samtok.errors import DataError
+from samtok.model.prompts import MaskPrompts
 from tests.bad_folder import HEIGHT, WIDTH, write_bad_folder
 from tests.corpora import save_micro_tokenizer, tokenization
 from tests.jobs import read_manifest, run_job
@@ -83,25 +87,29 @@ def test_a_look_at_a_corpus_decodes_no_image_of_more_pixels_than_allowed(tmp_pat
 class Fragile(TokenizeMasks):
     """Ends its process, or raises, over a batch with an image of one colour: 1 or 2."""
 
-    def _code_rows(self, rows: list[dict[str, Any]], pixels: np.ndarray) -> list[dict[str, Any]]:
-        colours = {int(one[0, 0, 0]) for one in pixels}
+    def begin(self, images: Images) -> Callable[[], pa.Table]:
+        colours = {int(one[0, 0, 0]) for one in images.pixels}
         if 1 in colours:
             os.abort()
         if 2 in colours:
             raise RuntimeError("a defect")
-        return [{**row, "masks": []} for row in rows]
+        return lambda: images.rows
 
 
 @pytest.mark.parametrize("colour", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_an_image_over_which_the_tokenizer_crashes_is_a_reject(tmp_path: Path, colour: int):
     """Its actor died twice over the chunk, or it raises something that nobody foresaw."""
     stage = Fragile(tokenization(save_micro_tokenizer(tmp_path / "micro")))
-    rows = [{"dataset": "d", "image_id": str(n), "masks": [{}] * 3} for n in range(4)]
+    mask = {"mask_id": "0", "flags": [], "codes": [], "words": "", "area_px": 1}
+    row = {"dataset": "d", "split": "s", "image_uri": "u", "height": 64, "width": 64, "annotations": []}
+    rows = [{**row, "image_id": str(n), "masks": [mask] * 3} for n in range(4)]
     pixels, lost = np.zeros((4, 64, 64, 3), np.uint8), []
     pixels[2] = colour
+    prompts = MaskPrompts.of([np.ones((64, 64), bool)] * 12, 16)
+    images = Images(schema.table(rows, schema.CODE_ROW), pixels, prompts)
     with apart.in_own_process() if colour == 1 else contextlib.nullcontext():
-        kept = stage._usable(rows, pixels, lost)
-    assert [row["image_id"] for row in kept] == ["0", "1", "3"]
+        kept = list(stage._coded(images, lost))
+    assert pa.concat_tables(kept)["image_id"].to_pylist() == ["0", "1", "3"]
     (reject,) = lost
     assert (reject["row_id"], reject["reason"], reject["num_masks"]) == ("2", apart.CRASHED, 3)
 

@@ -15,6 +15,7 @@ from pipelines import cli, schema, shards
 from pipelines.grpo.trajectories import TRAJECTORY_ROW
 from pipelines.job import aligned
 from pipelines.mllm_evaluation.rows import ANSWER_ROW
+from pipelines.tokenization.chunks import Images
 from pipelines.tokenization.config import TokenizerOptions
 from pipelines.tokenization.stage import TokenizeMasks
 from pipelines.tokenizer_evaluation import outcome, prepare, report, summary
@@ -24,6 +25,7 @@ from samtok.config import PRESETS as MODELS
 from samtok.config import QuantizerConfig
 from samtok.errors import ConfigError, DataError
 from samtok.metrics import regions
+from samtok.model.prompts import MaskPrompts
 from samtok.model.tokenizer import MaskTokenizer
 from samtok.words import format_words
 from tests import corpora
@@ -188,12 +190,14 @@ def test_without_the_box_prompt_a_corpus_gets_other_codes(home, tokenizer):
     row |= {"annotations": [], "masks": []}
     for number, mask in enumerate(dense):
         entry = {"mask_id": str(number), "rle": masks.encode(mask), "label": None, "flags": []}
-        row["masks"].append({**entry, "box_xyxy": None})
+        row["masks"].append({**entry, "box_xyxy": None, "codes": [], "words": "", "area_px": 1})
+    rows, size = schema.table([row], schema.CODE_ROW), tokenizer.config.mask_size
+    images = Images(rows, scene.image[None], MaskPrompts.of(dense, size))
     features = tokenizer.features_of([scene.image])
     for box_prompt in (True, False):
         options = {**POLICY, "tokenizer_options": TokenizerOptions(box_prompt=box_prompt)}
         stage = TokenizeMasks(corpora.tokenization(str(home / "tokenizer"), **options))
-        (coded,) = stage._code_rows([row], scene.image[None])
+        (coded,) = stage.begin(images)().to_pylist()
         expected = tokenizer.codes_of(features, dense, [0] * len(dense), box_prompt=box_prompt)
         assert [mask["codes"] for mask in coded["masks"]] == expected.tolist()
 

@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -13,9 +14,10 @@ from pipelines import shards
 from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.reader import Input
 from pipelines.ingestion.shapes_corpus import make_shapes
-from pipelines.tokenization import stage
+from pipelines.tokenization import chunks
 from pipelines.tokenization.assemble import Assembler, summarize
-from pipelines.tokenization.stage import ReadImages, TokenizeMasks
+from pipelines.tokenization.read import ReadImages
+from pipelines.tokenization.stage import TokenizeMasks
 from samtok.errors import CheckpointError, ConfigError, DataError
 from samtok.model.tokenizer import MaskTokenizer
 from samtok.shapes import WorldConfig, make_scene
@@ -50,8 +52,8 @@ def tokenize(
         shard_rows=1000,
         chunk_rows=chunk_rows,
     )
-    read = ReadImages(plan, reader, 64, options)
     words = TokenizeMasks(options)
+    read = ReadImages(plan, reader, words.tokenizer.config, options)
     assembler, whole = Assembler(), None
     for chunk in reversed(list(plan.chunks(0))):  # the order of arrival does not matter
         assert whole is None
@@ -140,21 +142,34 @@ def test_replaced_weights_are_noticed(tokenizer_uri):
         TokenizeMasks(tokenization(tokenizer_uri), "0" * 64)
 
 
-def test_dense_masks_are_bounded_by_their_pixels(monkeypatch):
-    todo = [(i % 2, {"mask_id": str(i)}) for i in range(10)]
-    monkeypatch.setattr(stage, "MAX_DENSE_PIXELS", 350)
-    sizes = [len(group) for group in stage._groups(todo, [100, 100], 64)]
-    assert sizes == [3, 3, 3, 1]
-    assert [len(group) for group in stage._groups(todo, [1, 1], 4)] == [4, 4, 2]
-    assert [mask for group in stage._groups(todo, [1000, 1000], 4) for mask in group] == todo
+def test_reconstructions_are_compared_on_the_grid_or_at_full_size(tmp_path, tokenizer_uri):
+    source = tmp_path / "scenes"
+    config = ShapesConfig(out=str(source), split="val", num_images=6, world=WorldConfig.square(64))
+    assert make_shapes(config) == 0
+    annotations = source / "annotations" / "instances_val.json"
+    (source / "val").rename(source / "annotations" / "images")
+    found = {}
+    for name, policy in {
+        "grid": {},
+        "full": {"full_size_scores": True},
+        "edge": {"boundary_iou": True},
+    }.items():
+        policy["reconstruct"] = 1.0
+        _, shard = tokenize(tmp_path / name, annotations, tokenizer_uri, policy=policy)
+        found[name] = [mask for row in shard.rows.to_pylist() for mask in row["masks"]]
+    grid, full, edge = ([mask["iou"] for mask in found[name]] for name in found)
+    assert full == edge and grid != full and np.abs(np.subtract(grid, full)).mean() < 0.1
+    assert all(mask["boundary_iou"] is None for mask in found["grid"] + found["full"])
+    assert all(0 <= mask["boundary_iou"] <= 1 for mask in found["edge"])
+    assert [mask["codes"] for mask in found["grid"]] == [mask["codes"] for mask in found["full"]]
 
 
 def test_a_chunk_that_comes_again_changes_nothing(bad):
     _, shard = bad
     assembler = Assembler()
     empty = {
-        "rows": stage._ipc(shard.rows),
-        "rejects": stage._ipc(shard.rejects),
+        "rows": chunks.ipc(shard.rows),
+        "rejects": chunks.ipc(shard.rejects),
         "counts": json.dumps(shard.counts),
     }
     chunk = {"shard": 0, "index": 0, "num_chunks": 1, **empty}
@@ -188,10 +203,10 @@ def test_sa1b_corpora_give_the_same_words_from_folders_and_archives(tmp_path, to
     reader = build_reader("sa1b", source=config.out, split="train", dataset="sa1b")
     plan = shards.make_plan(str(tmp_path / "out"), SIZE, reader.inputs(), shard_rows=9, chunk_rows=9)
     (chunk,) = plan.chunks(0)
-    read = ReadImages(plan, reader, 64, tokenization())
     words = TokenizeMasks(tokenization(tokenizer_uri))
+    read = ReadImages(plan, reader, words.tokenizer.config, tokenization())
     done = words(read(pa.table({k: [v] for k, v in asdict(chunk).items()}))).to_pylist()[0]
-    rows = stage.read_ipc(done["rows"]).to_pylist()
+    rows = chunks.read_ipc(done["rows"]).to_pylist()
     expected = [make_scene(0, index, config.world) for index in range(5)]
     assert [len(row["masks"]) for row in rows] == [len(scene.objects) for scene in expected]
     areas = [[mask["area_px"] for mask in row["masks"]] for row in rows]

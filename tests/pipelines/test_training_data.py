@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pipelines import schema, storage
-from pipelines.tokenizer_training.batch import Batch, MicroBatch, area_targets, build_batch, joined
+from pipelines.tokenizer_training.batch import Batch, MicroBatch, build_batch, joined
 from pipelines.tokenizer_training.config import (
     HELD_OUT_START,
     SamplingConfig,
@@ -31,8 +31,10 @@ from pipelines.tokenizer_training.sources import Sample
 from pipelines.training.config import TrainWorkerConfig
 from pipelines.training.draws import Unusable
 from pipelines.training.loader import StepLoader
+from samtok import mask_resize
 from samtok.config import PRESETS
 from samtok.errors import ClusterError, ConfigError, DataError, SamtokError, StorageError
+from samtok.masks import RunMask
 from samtok.shapes import WorldConfig, make_scene
 
 MODEL = PRESETS["micro"]
@@ -95,7 +97,7 @@ class Numbered:
             raise Unusable(schema.reject("train", self.name, str(index), "no_masks", f"{index} is bad"))
         mask = np.zeros((64, 64), dtype=bool)
         mask[:4, : index + 1] = True
-        return Sample(f"{self.name}/{index}", np.full((64, 64, 3), index, np.uint8), [mask])
+        return Sample(f"{self.name}/{index}", np.full((64, 64, 3), index, np.uint8), [RunMask.of_dense(mask)])
 
 
 @dataclass(frozen=True)
@@ -118,24 +120,21 @@ class Failing:
 # ---------------------------------------------------------------- batches
 
 
-def test_targets_are_the_share_of_each_cell_inside_the_mask():
-    mask = np.zeros((32, 64), dtype=bool)
-    mask[:3, 4:7] = True  # cells span 2 rows and 4 columns
-    target = area_targets([mask], 16)[0]
-    assert target[0, 1] == pytest.approx(6 / 8) and target[1, 1] == pytest.approx(3 / 8)
-    assert float(target.sum()) == pytest.approx(9 / 8)
-
-
 def test_an_image_of_another_size_is_resized_and_an_empty_mask_refused():
     image, mask, keys = np.zeros((50, 80, 3), np.uint8), np.ones((50, 80), dtype=bool), np.zeros(1, np.int64)
-    assert build_batch([image], [mask], [0], MODEL, keys=keys).pixels.shape == (1, 64, 64, 3)
+    assert build_batch([image], [RunMask.of_dense(mask)], [0], MODEL, keys=keys).pixels.shape == (
+        1,
+        64,
+        64,
+        3,
+    )
     with pytest.raises(ValueError, match="empty"):
-        build_batch([image], [~mask], [0], MODEL, keys=keys)
+        build_batch([image], [RunMask.of_dense(~mask)], [0], MODEL, keys=keys)
 
 
 def test_joined_batches_equal_one_that_was_built_at_once():
     scenes = [make_scene(1, i, WorldConfig.square(64)) for i in range(4)]
-    images, masks = [s.image for s in scenes], [[o.mask for o in s.objects] for s in scenes]
+    images, masks = [s.image for s in scenes], [[RunMask.of_dense(o.mask) for o in s.objects] for s in scenes]
     owners = [[i] * len(own) for i, own in enumerate(masks)]
     keys = np.arange(sum(map(len, masks)))
 
@@ -180,8 +179,8 @@ def test_the_masks_of_a_batch_belong_to_its_images():
     for owner, target in zip(micro.batch.image_index.tolist(), micro.batch.targets, strict=True):
         scene = make_scene(config.seed, int(micro.names[owner].partition("/")[2]), config.world)
         assert torch.equal(micro.batch.pixels[owner], torch.from_numpy(scene.image))
-        of_image = area_targets([shape.mask for shape in scene.objects], 16)
-        assert any(torch.equal(target, one) for one in of_image)
+        of_image = mask_resize.area([RunMask.of_dense(shape.mask) for shape in scene.objects], 16).dense()
+        assert any(np.array_equal(target, one) for one in of_image)
 
 
 @pytest.mark.parametrize(("workers", "micro"), [(1, 4), (1, 2), (1, 1), (2, None), (2, 1), (4, None), (4, 1)])
@@ -351,7 +350,7 @@ def test_held_out_masks_do_not_depend_on_the_number_of_workers():
     whole = list(held_out_samples(sources, 6, rank=0, world=1, **options))
     second = list(held_out_samples(sources, 6, rank=1, world=2, **options))
     for a, b in zip(whole[1::2], second, strict=True):
-        assert a.name == b.name and np.array_equal(a.masks[0], b.masks[0])
+        assert a.name == b.name and np.array_equal(a.masks[0].starts, b.masks[0].starts)
 
 
 def test_held_out_scenes_are_beyond_all_training_scenes():

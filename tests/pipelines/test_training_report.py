@@ -10,6 +10,7 @@ from PIL import Image
 from pipelines.reports import html as report_html
 from pipelines.tokenizer_training import report
 from pipelines.tokenizer_training.sources import Sample
+from samtok.masks import RunMask
 from samtok.model.tokenizer import MaskTokenizer
 from samtok.plots import pictures as viz
 from tests.pages import Page
@@ -190,10 +191,8 @@ def test_a_contact_sheet_shows_every_sample():
     mask = np.zeros((48, 64), bool)
     mask[5:30, 5:30] = True
     image = np.full((48, 64, 3), 120, np.uint8)
-    sheets = [
-        Image.open(io.BytesIO(report.contact_sheet_of(tokenizer, [Sample("d/1", image, [mask, ~mask])] * n)))
-        for n in (1, 2)
-    ]
+    sample = Sample("d/1", image, [RunMask.of_dense(mask), RunMask.of_dense(~mask)])
+    sheets = [Image.open(io.BytesIO(report.contact_sheet_of(tokenizer, [sample] * n))) for n in (1, 2)]
     assert sheets[0].width == sheets[1].width < 1200  # as wide as the page, so captions stay legible
     assert sheets[1].height > 1.5 * sheets[0].height
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from samtok.checkpoint import from_authors, from_sam2
 from samtok.model.backbone import normalize
-from samtok.model.prompts import mask_prompts, normalized_boxes
+from samtok.model.prompts import MaskPrompts
 from samtok.model.tokenizer import MaskTokenizer
 from tests.published import GOLDEN, authors_state, sam2_state
 
@@ -49,12 +49,11 @@ def test_features_equal_the_authors(features, tokenizer, golden):
 
 def test_embeddings_codes_and_commitment_equal_the_authors(tokenizer, features, golden):
     masks = list(golden["masks"])
-    boxes = normalized_boxes(masks)
+    prompts, boxes = MaskPrompts.of(masks, 256).on("cpu")
     np.testing.assert_allclose(boxes, golden["boxes"], atol=1e-6)
     owners = torch.zeros(len(masks), dtype=torch.long)
     with torch.inference_mode():
-        prompts = mask_prompts(masks, 256, "cpu")
-        z = tokenizer.embed_masks(features.coarse[owners], prompts, torch.from_numpy(boxes))
+        z = tokenizer.embed_masks(features.coarse[owners], prompts, boxes)
         quantized = tokenizer.quantizer(z)
     assert np.abs(z.numpy() - golden["z"]).max() < 1e-3
     assert quantized.codes.tolist() == golden["codes"].tolist()

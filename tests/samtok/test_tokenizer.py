@@ -8,7 +8,7 @@ from PIL import Image
 from samtok.config import PRESETS
 from samtok.errors import CheckpointError
 from samtok.masks import encode as encode_mask
-from samtok.model.prompts import mask_prompts, normalized_boxes
+from samtok.model.prompts import MaskPrompts
 from samtok.model.tokenizer import MaskTokenizer
 
 
@@ -225,8 +225,7 @@ def test_without_a_box_prompt_a_box_changes_nothing_and_the_mask_still_does(toke
     image, masks = picture(), rectangles(2)
     features = tokenizer.features_of([image])
     coarse = features.coarse.expand(2, -1, -1, -1)
-    prompts = mask_prompts(masks, tokenizer.config.mask_size, "cpu")
-    boxes = torch.from_numpy(normalized_boxes(masks))
+    prompts, boxes = MaskPrompts.of(masks, tokenizer.config.mask_size).on("cpu")
     with torch.inference_mode():
         bare, boxed = (tokenizer.embed_masks(coarse, prompts, given) for given in (None, boxes))
     assert bare.shape == boxed.shape and not torch.allclose(bare, boxed)

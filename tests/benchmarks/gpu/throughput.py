@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from samtok.model.backbone import normalize
-from samtok.model.prompts import mask_prompts, normalized_boxes
+from samtok.model.prompts import MaskPrompts
 from tests.benchmarks.gpu.place import Found, Place, flops_of
 
 DTYPES = ("bfloat16", "float32")
@@ -70,13 +70,9 @@ def _words(place: Place, dtype: str, count: int) -> dict[str, Any]:
         codes = model.codes_of(features, flat, owners)
         logits = list(model.logits_of(features, codes, owners))
 
-        def prompts() -> None:
-            normalized_boxes(flat)
-            mask_prompts(flat, model.config.mask_size, model.device)
-
         work: dict[str, Callable[[], object]] = {
             "whole": lambda: model.encode_batch(batch, wanted),
-            "prompts": prompts,
+            "prompts": lambda: MaskPrompts.of(flat, model.config.mask_size).on(model.device),
             "encode": lambda: model.codes_of(features, flat, owners),
             "decode": lambda: list(model.logits_of(features, codes, owners)),
             "full": lambda: [model.masks_from_logits(one, (side, side)) for one in logits],

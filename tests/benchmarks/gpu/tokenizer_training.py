@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from samtok.losses import mask_losses
 from samtok.model.backbone import normalize
-from samtok.model.prompts import mask_prompts, normalized_boxes
+from samtok.model.prompts import MaskPrompts
 from samtok.model.tokenizer import MaskTokenizer
 from tests.benchmarks.gpu.place import Found, Place
 
@@ -46,8 +46,7 @@ def _step(place: Place, dtype: str, images: int) -> tuple[dict[str, object], lis
     size = model.config.mask_size
     owners = torch.arange(images, device=place.device).repeat_interleave(place.sizes.training_masks)
     pixels = normalize(torch.from_numpy(np.stack(pictures)).to(place.device))
-    prompts = mask_prompts(flat, size, torch.device(place.device))
-    boxes = torch.from_numpy(normalized_boxes(flat)).to(place.device)
+    prompts, boxes = MaskPrompts.of(flat, size).on(place.device)
     keys = torch.arange(len(flat), device=place.device)
     losses: list[Tensor] = []
 
