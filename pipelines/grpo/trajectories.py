@@ -36,9 +36,9 @@ TRAJECTORY_ROW = pa.schema(
         pa.field("sample_id", pa.string(), nullable=False),
         pa.field("dataset", pa.string(), nullable=False),
         pa.field("image_id", pa.string(), nullable=False),
-        pa.field("image_uri", pa.string(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
+        pa.field("image_uri", pa.string()),  # of the first image; null, as the next two, for text alone
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
         pa.field("question", pa.string(), nullable=False),
         pa.field("truth", pa.string(), nullable=False),  # text of the true answer
         pa.field("truth_codes", pa.list_(pa.list_(pa.int32())), nullable=False),
@@ -79,7 +79,7 @@ def trajectory_rows(
 ) -> Iterator[dict[str, Any]]:
     """Yields one row per response, as ``write_trajectories`` takes them."""
     record = group.question.record
-    image = record["images"][0]
+    image = next(iter(record["images"]), dict.fromkeys(("uri", "height", "width")))
     last = last_answer(record["messages"])
     assert last is not None  # it was asked
     for number, (response, text, worth) in enumerate(zip(group.responses, group.texts, scored, strict=True)):

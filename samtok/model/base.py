@@ -4,8 +4,9 @@ Where torch.distributed is initialised, ``start`` and ``update`` are collective:
 as many masks as it has, and all ranks end with equal buffers. They work on the default process group.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Integer
@@ -18,42 +19,6 @@ class Quantized(NamedTuple):
     embeddings: Float[Tensor, "mask dim"]
     codes: Int[Tensor, "mask level"]
     commitment: Float[Tensor, ""]
-
-
-@runtime_checkable
-class Quantizer(Protocol):
-    """Turns mask embeddings into one code per level, and codes into embeddings."""
-
-    num_codes: int
-    num_levels: int
-    cluster_size: Float[Tensor, "book num_codes"]
-    """Averaged share of each code in the use of its codebook; it follows ``update``."""
-
-    def encode(self, z: Float[Tensor, "mask dim"]) -> Int[Tensor, "mask level"]:
-        """Returns the code of every level, each in ``[0, num_codes)``."""
-        ...
-
-    def decode(self, codes: Integer[Tensor, "mask level"]) -> Float[Tensor, "mask dim"]:
-        """Returns the embedding that the mask decoder reads; fewer levels give a coarser one."""
-        ...
-
-    def code_vectors(self) -> Float[Tensor, "level num_codes dim"]:
-        """Returns what each code adds to an embedding: those of a mask's codes sum up to ``decode``'s."""
-        ...
-
-    def __call__(self, z: Float[Tensor, "mask dim"]) -> Quantized:
-        """Quantizes with straight-through gradients and the commitment loss."""
-        ...
-
-    def start(self, z: Float[Tensor, "sample dim"], generator: torch.Generator) -> None:
-        """Fits the quantizer to embeddings, before quantized training begins."""
-        ...
-
-    def update(
-        self, z: Float[Tensor, "mask dim"], codes: Int[Tensor, "mask level"], generator: torch.Generator
-    ) -> int:
-        """Follows the embeddings of one step and their codes; returns how many dead codes restarted."""
-        ...
 
 
 class Float32Buffers(nn.Module):
@@ -73,6 +38,41 @@ class Float32Buffers(nn.Module):
 
         super()._apply(apply, recurse)
         return self
+
+
+class Quantizer(Float32Buffers, ABC):
+    """Turns mask embeddings into one code per level, and codes into embeddings."""
+
+    num_codes: int
+    num_levels: int
+    cluster_size: Float[Tensor, "book num_codes"]
+    """Averaged share of each code in the use of its codebook; it follows ``update``."""
+
+    @abstractmethod
+    def encode(self, z: Float[Tensor, "mask dim"]) -> Int[Tensor, "mask level"]:
+        """Returns the code of every level, each in ``[0, num_codes)``."""
+
+    @abstractmethod
+    def decode(self, codes: Integer[Tensor, "mask level"]) -> Float[Tensor, "mask dim"]:
+        """Returns the embedding that the mask decoder reads; fewer levels give a coarser one."""
+
+    @abstractmethod
+    def code_vectors(self) -> Float[Tensor, "level num_codes dim"]:
+        """Returns what each code adds to an embedding: those of a mask's codes sum up to ``decode``'s."""
+
+    @abstractmethod
+    def forward(self, z: Float[Tensor, "mask dim"]) -> Quantized:
+        """Quantizes with straight-through gradients and the commitment loss."""
+
+    @abstractmethod
+    def start(self, z: Float[Tensor, "sample dim"], generator: torch.Generator) -> None:
+        """Fits the quantizer to embeddings, before quantized training begins."""
+
+    @abstractmethod
+    def update(
+        self, z: Float[Tensor, "mask dim"], codes: Int[Tensor, "mask level"], generator: torch.Generator
+    ) -> int:
+        """Follows the embeddings of one step and their codes; returns how many dead codes restarted."""
 
 
 def checked_codes(

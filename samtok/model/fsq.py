@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
-from samtok.model.base import Float32Buffers, Quantized, checked_codes
+from samtok.model.base import Quantized, Quantizer, checked_codes
 from samtok.ranks import from_first_rank, gather_rows, sum_over_ranks
 
 
-class FiniteScalarQuantizer(Float32Buffers):
+class FiniteScalarQuantizer(Quantizer):
     """Each word is one point of a grid of scalars of its own; the grid ``(8, 8, 4)`` gives 256 codes.
 
     A projection is a fixed part, which ``start`` sets, plus a learned part that begins at zero: training
@@ -33,7 +33,6 @@ class FiniteScalarQuantizer(Float32Buffers):
         self.centre: Tensor
         self.basis_in: Tensor
         self.basis_out: Tensor
-        self.cluster_size: Tensor
         self.register_buffer("centre", torch.zeros(dim))
         self.register_buffer("basis_in", torch.randn(scalars, dim) / dim**0.5)
         self.register_buffer("basis_out", torch.randn(scalars, dim) / scalars**0.5)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
-from samtok.model.base import Float32Buffers, Quantized, checked_codes
+from samtok.model.base import Quantized, Quantizer, checked_codes
 from samtok.ranks import from_first_rank, gather_rows, pick_rows, sum_over_ranks
 
 MOST_SPREAD_SEEDS = 4096
@@ -18,7 +18,7 @@ MOST_DISTANCES = 2**26
 """Distances that ``nearest`` holds at once: 256 MB in float32."""
 
 
-class ResidualQuantizer(Float32Buffers):
+class ResidualQuantizer(Quantizer):
     """Every level looks up the nearest entry of its codebook and hands on what is left over.
 
     Args:
@@ -43,7 +43,6 @@ class ResidualQuantizer(Float32Buffers):
         self.num_codes, self.num_levels, self.shared = num_codes, num_levels, shared
         self.decay, self.dead_below = decay, dead_below
         self.codebooks: Tensor
-        self.cluster_size: Tensor
         self.embed_sum: Tensor
         books = 1 if shared else num_levels
         self.register_buffer("codebooks", torch.randn(books, num_codes, dim))

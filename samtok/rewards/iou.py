@@ -114,7 +114,7 @@ class IouReward:
         return values
 
     def _decodable(self, question: Question, answer: Answer) -> list[Codes]:
-        distinct = list(dict.fromkeys(answer.words))
+        distinct = list(dict.fromkeys(answer.words)) if question.truth else []
         return distinct if len(distinct) <= max(self.max_words, len(question.truth)) else []
 
 

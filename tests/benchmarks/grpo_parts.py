@@ -118,6 +118,7 @@ def our_config(place: Place, out: str, **changes: Any) -> GrpoConfig:
     return GrpoConfig(
         out=out,
         model=str(place.folder),
+        tokenizer="tour",
         chats=(place.corpus,),
         prompts_per_step=options.prompts,
         steps=10**6,

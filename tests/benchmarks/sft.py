@@ -181,6 +181,7 @@ def _ours(place: Place, engine: MllmEngineConfig, *, loading: bool) -> Epoch:
     config = TrainMllmConfig(
         out="",
         model="",
+        tokenizer="tour",
         chats=(place.source.corpus.uri,),
         micro_batch=options.micro_batch,
         precision=options.precision,

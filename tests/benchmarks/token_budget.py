@@ -72,9 +72,9 @@ def main() -> int:
 
 def _work(rank: int, home: str, options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{home}/meet", rank=rank, world_size=WORKERS)
     (Path(home) / str(rank)).mkdir()
     place = place_of(Path(home) / str(rank), MODELS[options.model], TOKENS["varied"], options)
+    distributed.init_process_group("gloo", init_method=f"file://{home}/meet", rank=rank, world_size=WORKERS)
     steps = _shares(place, options.batch)
     sides = {name: _side(place, options, steps, *kind) for name, kind in SIDES.items()}
     took: dict[str, list[float]] = {name: [] for name in sides}

@@ -194,6 +194,8 @@ def draw(group: Sequence[Row], tokenizer: MaskTokenizer) -> Shown:
     """
     first, responses = group[0], extremes(group)
     _check_tokenizer(first, tokenizer)
+    if first["image_uri"] is None:
+        return Shown(group, responses, problem="The prompt has no image.")
     try:
         image = image_of(first["image_uri"], first["height"], first["width"])
     except (DataError, StorageError) as error:

@@ -90,7 +90,7 @@ class Scorer(Traced):
         record, tokenizer = group.question.record, self._decoder.tokenizer
         size_hw = _size_of(record)
         words = read(group.question, group.answers[0]).words
-        if words:
+        if words and record["images"]:
             features = self._encoder.features_of(record, keep=True)
             (predicted,) = decode_unions(tokenizer, features, [words], size_hw, threshold=0.0)
         else:
@@ -103,8 +103,8 @@ class Scorer(Traced):
 
 
 def _size_of(record: Mapping[str, Any]) -> tuple[int, int]:
-    """Returns height and width of a record's first image, which ``load_images`` makes sure of."""
-    image = record["images"][0]
+    """Returns height and width of a record's first image, which ``load_images`` makes sure of; 0 for none."""
+    image = next(iter(record["images"]), {"height": 0, "width": 0})
     return image["height"], image["width"]
 
 
