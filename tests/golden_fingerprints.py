@@ -24,7 +24,7 @@ GOLDEN = ROOT / "tests/golden/fingerprints.json"
 
 WORDS = ("samtok/words.py", "samtok/masks.py", "pipelines/schema.py")
 CORPORA = (*WORDS, "samtok/images.py", "pipelines/ingestion/*.py", "pipelines/shards.py")
-TOKENIZER = ("samtok/config.py", "samtok/model/*.py")
+TOKENIZER = ("samtok/config.py", "samtok/mask_resize.py", "samtok/model/*.py")
 MLLM = ("samtok/mllm/*.py",)
 CHATS = (*WORDS, "pipelines/chats/*.py")
 TRAINING = ("pipelines/training/*.py",)

@@ -107,9 +107,8 @@ class ReadImages:
             reason = next((flag for flag in (*self.config.skip, *_NEVER) if flag in mask["flags"]), None)
             if reason is None:
                 runs = RunMask.of_counts(mask["rle"], height=row["height"], width=row["width"])
-                area_px = runs.area
-                if area_px >= self.config.min_area_px:
-                    kept.append((_to_code(mask, runs, area_px), runs))
+                if runs.area >= self.config.min_area_px:
+                    kept.append((to_code(mask, runs), runs))
                     continue
                 reason = "min_area"
             message = f"mask {mask['mask_id']} of image {row['image_id']} {WHY_FILTERED[reason]}"
@@ -118,9 +117,10 @@ class ReadImages:
         return kept
 
 
-def _to_code(mask: dict[str, Any], runs: RunMask, area_px: int) -> dict[str, Any]:
+def to_code(mask: dict[str, Any], runs: RunMask) -> dict[str, Any]:
+    """Returns the entry of a mask of an image row as one of a code row, whose codes are to come."""
     box = runs.box_xyxy
     assert box is not None  # or it had been left out
     x0, y0, x1, y1 = box
     none = {"codes": [], "words": "", "iou": None, "boundary_iou": None}
-    return {**mask, "box_xyxy": [x0, y0, x1 + 1, y1 + 1], "area_px": area_px, **none}
+    return {**mask, "box_xyxy": [x0, y0, x1 + 1, y1 + 1], "area_px": runs.area, **none}

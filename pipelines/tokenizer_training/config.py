@@ -40,6 +40,9 @@ class LossConfig:
     """Points drawn for each uncertain one that is kept."""
     importance: Share = 0.75  # as above
     """Share of the points kept for being uncertain."""
+    targets: Literal["area", "nearest"] = "area"
+    """What logits are compared with: the share of each cell that is inside, or as the authors do the pixel at
+    its corner, 0 or 1. Cross-entropy with shares stays above 0."""
 
 
 @config

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int
@@ -84,6 +85,7 @@ class _Preparer:
     corpora: Corpora[Source]
     model: MaskTokenizerConfig
     masks_per_image: int
+    targets: Literal["area", "nearest"]
     seed: int
 
     def __call__(self, draws: Sequence[Draw]) -> MicroBatch:
@@ -97,7 +99,10 @@ class _Preparer:
                 drawn.rejects += sample.rejects
             keys = mask_keys(self.seed, draw.number, len(sample.masks))
             owners = [0] * len(sample.masks)
-            parts.append(build_batch([sample.image], sample.masks, owners, self.model, keys=keys))
+            own = build_batch(
+                [sample.image], sample.masks, owners, self.model, keys=keys, targets=self.targets
+            )
+            parts.append(own)
             names.append(sample.name)
         return MicroBatch(joined(parts), names, drawn.rejects, dict(drawn.counts))
 
@@ -127,6 +132,6 @@ def step_loader(
         (config.seed, _READS),
         "lower --sampling.min-area-px, shorten --sampling.skip, ",
     )
-    preparer = _Preparer(corpora, model, config.sampling.masks_per_image, config.seed)
+    preparer = _Preparer(corpora, model, config.sampling.masks_per_image, config.loss.targets, config.seed)
     mixture = Mixture(list(map(len, sources)), weights, config.seed)
     return StepLoader(preparer, mixture, config, rank=rank, per_call=config.micro)

@@ -24,7 +24,7 @@ from samtok.shapes import make_scene
 
 log = logging.getLogger(__name__)
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 """Raised with every change of the code that changes what is learnt (tests/pipelines/test_fingerprints.py)."""
 
 _SCENES = 64

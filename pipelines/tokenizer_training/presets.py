@@ -77,6 +77,8 @@ PRESETS: dict[str, TrainTokenizerConfig] = {
         validation=ValidationConfig(every=200, images=100, final_images=200),
     ),
     "paper": _PAPER,
-    # The same with the loss weights of the authors' config.
-    "authors": dataclasses.replace(_PAPER, loss=dataclasses.replace(_PAPER.loss, bce=2.0, dice=0.5)),
+    # The same with the loss weights and targets of the authors' config.
+    "authors": dataclasses.replace(
+        _PAPER, loss=dataclasses.replace(_PAPER.loss, bce=2.0, dice=0.5, targets="nearest")
+    ),
 }

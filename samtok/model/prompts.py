@@ -64,6 +64,6 @@ class MaskPrompts:
         pinned = torch.device(device).type == "cuda"
         soft = torch.zeros(len(self), 1, self.soft.size, self.soft.size, pin_memory=pinned)
         self.soft.fill(soft.numpy()[:, 0])
-        boxes = torch.from_numpy(self.boxes)
+        boxes = torch.tensor(self.boxes)  # a copy, since those of a chunk cannot be written to
         boxes = boxes.pin_memory() if pinned else boxes
         return soft.to(device, non_blocking=True), boxes.to(device, non_blocking=True)

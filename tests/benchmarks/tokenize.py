@@ -6,6 +6,7 @@
 
 ``encode`` compares encoding an image once for all its masks with encoding it again for every mask, as the
 authors' code does. ``job`` compares the Ray job at steady state with a bare loop over the same files.
+``host`` times what the host does per image, with the device stubbed (``tokenize_host``).
 ``memory`` compares the peak memory of the job on a corpus and on one ten times as large.
 """
 
@@ -27,8 +28,10 @@ from samtok import images, masks
 from samtok.model.tokenizer import MaskTokenizer
 from samtok.shapes import WorldConfig
 from tests.benchmarks.measuring import ellipses, machine, seconds
+from tests.benchmarks.tokenize_host import host_part
 from tests.jobs import job
 
+PARTS = ("encode", "job", "host", "memory")
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
 
@@ -41,6 +44,8 @@ def main() -> int:
         found["encode"] = encode_part(options)
     if "job" in options.parts:
         found["job"] = job_part(options)
+    if "host" in options.parts:
+        found["host"] = host_part(options)
     if "memory" in options.parts:
         found["memory"] = memory_part(options)
     options.output.write_text(json.dumps(found, indent=2, default=str) + "\n")
@@ -52,9 +57,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--parts", nargs="+", choices=("encode", "job", "memory"), default=["encode", "job", "memory"]
-    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument(
         "--preset", default="tiny", help="tiny (shipped weights) or any preset, with random weights"
     )

@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -10,11 +11,12 @@ from pipelines.chats.source import load_images
 from pipelines.grpo.config import PromptValidationConfig, RewardConfig
 from pipelines.grpo.groups import Group
 from pipelines.grpo.reward.scoring import Scorer
+from pipelines.grpo.trajectories import trajectory_rows, write_trajectories
 from samtok import masks
 from samtok.model.tokenizer import MaskTokenizer
 from samtok.words import format_words
 from tests.grpo import CODES, World, rolled
-from tests.mllm_evaluations import NUM_CODES
+from tests.mllm_evaluations import NUM_CODES, without_image
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +89,19 @@ def test_the_driver_gets_groups_without_pixels(world):
     assert all(group.vision for group in groups)
     for group, told in zip(groups, scorer(world).without_pixels(*groups), strict=True):
         assert not told.vision and told.texts == group.texts and told.question is group.question
+
+
+def test_a_chat_of_text_alone_is_scored_and_its_responses_are_kept(world, encoded):
+    greedy, _ = world.sampler(world.config()).validate([2])  # a question without a target
+    (group,) = greedy
+    text = dataclasses.replace(group.question, record=without_image(dict(group.question.record)))
+    groups = [dataclasses.replace(group, question=text)]
+    for names, right in (("red",), 0.0), ((), 1.0):
+        said = saying(groups, *names)
+        (row,) = scorer(world).validate(said, [])
+        assert (row.predicted_px, row.target_px) == (0, 0) and row.greedy.components["iou"] == right
+        (kept,) = trajectory_rows(said[0], [row.greedy], np.zeros(1), np.ones(1, bool), step=0)
+        where = write_trajectories(str(world.home / f"text-{right}"), 0, [kept])
+        (read,) = pq.read_table(where).to_pylist()
+        assert [read[name] for name in ("image_uri", "height", "width")] == [None] * 3
+    assert not encoded

@@ -16,6 +16,7 @@ from pipelines import schema, storage
 from pipelines.tokenizer_training.batch import Batch, MicroBatch, build_batch, joined
 from pipelines.tokenizer_training.config import (
     HELD_OUT_START,
+    LossConfig,
     SamplingConfig,
     TrainTokenizerConfig,
     ValidationConfig,
@@ -171,6 +172,14 @@ def test_a_batch_holds_what_the_model_reads():
     assert batch.keys.dtype == torch.int64 and len(set(batch.keys.tolist())) == count
     assert batch.image_index.tolist() == sorted(batch.image_index.tolist())
     assert set(batch.image_index.tolist()) == set(range(8))
+
+
+def test_targets_are_shares_of_cells_or_the_pixels_at_their_corners():
+    (shares,) = next(loader_of(config_of()).steps(0))
+    (pixels,) = next(loader_of(config_of(loss=LossConfig(targets="nearest"))).steps(0))
+    assert set(pixels.batch.targets.unique().tolist()) == {0.0, 1.0}
+    assert 0 < (shares.batch.targets % 1 > 0).float().mean() < 0.5
+    assert torch.equal(pixels.batch.prompts, shares.batch.prompts)
 
 
 def test_the_masks_of_a_batch_belong_to_its_images():
