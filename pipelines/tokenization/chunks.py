@@ -97,17 +97,18 @@ class Images:
 
 def pack(
     rows: Sequence[dict[str, Any]], pixels: Sequence[np.ndarray], prompts: Sequence[MaskPrompts], size: int
-) -> dict[str, list[bytes]]:
-    """Returns images as ``COLUMNS`` of a chunk of one row; ``size`` is that of soft masks."""
+) -> dict[str, pa.Array]:
+    """Returns images as ``COLUMNS`` of a chunk of one row, of any length; ``size`` is that of soft masks."""
     soft = SmallMasks.join([one.soft for one in prompts], size)
     boxes = np.concatenate([np.empty((0, 4), np.float32), *(one.boxes for one in prompts)])
-    return {
-        "rows": [ipc(schema.table(rows, schema.CODE_ROW))],
-        "pixels": [b"".join(picture.tobytes() for picture in pixels)],
-        "prompt_boxes": [soft.boxes.tobytes()],
-        "prompt_values": [soft.values.tobytes()],
-        "mask_boxes": [boxes.tobytes()],
+    parts = {
+        "rows": ipc(schema.table(rows, schema.CODE_ROW)),
+        "pixels": b"".join(picture.tobytes() for picture in pixels),
+        "prompt_boxes": soft.boxes.tobytes(),
+        "prompt_values": soft.values.tobytes(),
+        "mask_boxes": boxes.tobytes(),
     }
+    return {name: pa.array([data], pa.large_binary()) for name, data in parts.items()}
 
 
 def unpack(chunk: pa.Table, *, side: int, size: int) -> Images:
