@@ -10,6 +10,7 @@ give the same page.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -102,7 +103,7 @@ def make_report(
         html.tiles(_tiles(corpus, metrics, usage)),
         html.section("Counts", _counts(corpus)),
         html.beside(
-            _reconstruction(metrics, pictures.get("iou_histogram.png")),
+            _reconstruction(metrics, pictures.get("iou_histogram.png"), fingerprint),
             codebooks(usage, fingerprint["num_codes"], pictures["code_usage.png"]),
         ),
         html.section("Rejects", rejects_table(rejects.of_corpus(corpus.out, corpus.manifest))),
@@ -170,14 +171,21 @@ def _counts(corpus: Corpus) -> html.Block:
     return html.card(html.grid(heads, rows, numbers=range(1, 6), kind="narrow"), note=note)
 
 
-def _reconstruction(metrics: Mapping[str, float], histogram: bytes | None) -> html.Block:
+def _reconstruction(
+    metrics: Mapping[str, float], histogram: bytes | None, fingerprint: Mapping[str, Any]
+) -> html.Block:
     title = "Reconstruction"
     if histogram is None:
         note = "No reconstruction was compared while the corpus was made (--reconstruct 0)."
         return html.card(title=title, note=note)
     text = (
         f"{metrics['iou/count']:,.0f} masks: mean IoU {metrics['iou/mean']:.3f}, median about "
-        f"{metrics['iou/median']:.3f}, {metrics['iou/share_below_half']:.1%} below 0.5."
+        f"{metrics['iou/median']:.3f}, {metrics['iou/share_below_half']:.1%} below 0.5. "
+        + (
+            "Compared at the size of the images."
+            if fingerprint.get("full_size_scores", True)
+            else "Compared on the grid of the network's logits (--full-size-scores compares every pixel)."
+        )
     )
     plot = html.plot(histogram, "IoU histogram", wide=False)
     return html.card(html.paragraph(text), plot, title=title)

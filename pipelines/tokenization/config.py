@@ -120,6 +120,7 @@ PRESETS: dict[str, TokenizeCorpusConfig] = {
         out="runs/words",
         tokenizer="tiny",
         reconstruct=1.0,
+        full_size_scores=True,
         shard_rows=64,
     ),
     # The corpora of `make tour`, with their referring expressions.
