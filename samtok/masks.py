@@ -38,7 +38,7 @@ _MAX_COORDINATE = 2**31 / _POINTS_PER_PIXEL - 1  # beyond this the int in rleFrP
 Runs = Int[np.ndarray, " _run"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RunMask:
     """A mask as its runs of ones, which is what most of the work on masks needs.
 

@@ -23,6 +23,7 @@ from pipelines.tokenizer_training.data import mask_keys
 from pipelines.tokenizer_training.loop import Trainer
 from pipelines.tokenizer_training.trainee import build_trainee
 from pipelines.training.engine import PlainEngine
+from samtok.masks import RunMask
 from tests.benchmarks.measuring import machine, seconds
 
 
@@ -74,7 +75,7 @@ def _batch(config: TrainTokenizerConfig, masks_per_image: int, options: argparse
         mask = np.zeros((side, side), dtype=bool)
         y, x = rng.integers(0, side // 2, 2)
         mask[y : y + side // 3, x : x + side // 4] = True
-        masks.append(mask)
+        masks.append(RunMask.of_dense(mask))
     keys = mask_keys(0, 0, len(masks))
     return build_batch(images, masks, owners, architecture, keys=keys).to(options.device)
 
