@@ -29,6 +29,9 @@ STAGE = "read"
 MAX_NAMES = 1000
 """Names of images that a dry run lists."""
 
+WITHOUT_PIXELS = ("empty", "box_only")
+"""Flags of entries that no network can read as masks."""
+
 Reject = dict[str, Any]
 """An entry of the reject table, made by ``pipelines.schema.reject``."""
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pipelines import schema, shards
 from pipelines.ingestion import orientation
 from pipelines.ingestion.image_source import read_picture
-from pipelines.ingestion.reader import Reader, read_record
+from pipelines.ingestion.reader import WITHOUT_PIXELS, Reader, read_record
 from pipelines.rejects import FILTER
 from pipelines.tokenization import chunks
 from pipelines.tokenization.config import TokenizeCorpusConfig
@@ -35,10 +35,6 @@ WHY_FILTERED = {
 
 COUNTS = shards.COUNTS["words"]
 """What is counted per chunk, shard and corpus; in = out + rejected (+ filtered), always."""
-
-
-_NEVER = ("empty", "box_only")
-"""Flags of entries without pixels."""
 
 
 class ReadImages:
@@ -104,7 +100,9 @@ class ReadImages:
         """Returns the masks that get words, as entries of ``schema.CODE_ROW`` without codes."""
         kept = []
         for mask in row["masks"]:
-            reason = next((flag for flag in (*self.config.skip, *_NEVER) if flag in mask["flags"]), None)
+            reason = next(
+                (flag for flag in (*self.config.skip, *WITHOUT_PIXELS) if flag in mask["flags"]), None
+            )
             if reason is None:
                 runs = RunMask.of_counts(mask["rle"], height=row["height"], width=row["width"])
                 if runs.area >= self.config.min_area_px:

@@ -22,7 +22,7 @@ from pycocotools import mask as coco
 from pipelines import schema, storage
 from pipelines.ingestion import orientation
 from pipelines.ingestion.image_source import read_picture
-from pipelines.ingestion.reader import Input, Reader, ReadResult, read_record
+from pipelines.ingestion.reader import WITHOUT_PIXELS, Input, Reader, ReadResult, read_record
 from pipelines.rejects import FILTER
 from pipelines.tokenizer_training.config import SamplingConfig
 from pipelines.training.draws import Unusable
@@ -36,8 +36,6 @@ STAGE = "train"
 
 NESTED_SHARE = 0.9
 """Share of a mask's area that must lie in a larger mask for it to count as a part of that one."""
-
-_NEVER = ("empty", "box_only")  # flags of entries without pixels
 
 
 @dataclass(frozen=True)
@@ -215,7 +213,7 @@ def _filtered(reasons: Counter[str]) -> Counter[str]:
 
 def why_unusable(flags: Sequence[str], policy: SamplingConfig) -> str | None:
     """Returns the first flag that keeps a mask out of training, or None; its area is not looked at."""
-    return next((flag for flag in (*policy.skip, *_NEVER) if flag in flags), None)
+    return next((flag for flag in (*policy.skip, *WITHOUT_PIXELS) if flag in flags), None)
 
 
 def pick_masks(
