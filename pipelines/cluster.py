@@ -14,6 +14,7 @@ Ray is imported inside the functions, because it reads its variables when it is 
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import math
@@ -22,6 +23,7 @@ import secrets
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,24 +61,54 @@ class ClusterInfo:
     """Memory that tasks may reserve."""
 
     def require(self, *, cpus: float = 0, gpus: float = 0, memory_bytes: int = 0) -> None:
-        """Makes sure that what a job wants to hold at the same time is there: Ray would wait for ever. Raises
-        ClusterError if the cluster is too small."""
-        gib = 2**30
-        wanted = (
-            (cpus, self.num_cpus, "CPUs"),
-            (gpus, self.num_gpus, "GPUs"),
-            (memory_bytes / gib, self.memory_bytes / gib, "GiB of memory"),
+        """Makes sure that what a job wants to hold at the same time is there: Ray would wait for ever.
+
+        A cluster that was joined may grow: it is asked to, and waited for ``SAMTOK_CLUSTER_WAIT_S`` seconds,
+        with a line per minute. Raises ClusterError if the cluster is too small, or stays so.
+        """
+        wanted = {"CPUs": cpus, "GPUs": gpus, "GiB of memory": memory_bytes / 2**30}
+        lacks = self._lacks(wanted)
+        if lacks and not self.started_here and env.cluster_wait_s():
+            lacks = self._wait_for(wanted, lacks)
+        if not lacks:
+            return
+        name, have = lacks
+        more = f"add nodes to the cluster, or wait longer for it to grow ({env.CLUSTER_WAIT_S})"
+        if self.started_here:
+            more = f"set {env.RAY_ADDRESS} to a cluster that has them"
+            more = "let the local Ray count more of them (num_cpus)" if name == "CPUs" else more
+        raise ClusterError(
+            f"This job needs {wanted[name]:g} {name} at the same time; the cluster at {self.address} has "
+            f"{have:g}. Ask for fewer workers, actors or {name} per worker, or {more}."
         )
-        for asked, have, name in wanted:
-            if asked > have:
-                more = "add nodes to the cluster"
-                if self.started_here:
-                    more = f"set {env.RAY_ADDRESS} to a cluster that has them"
-                    more = "let the local Ray count more of them (num_cpus)" if name == "CPUs" else more
-                raise ClusterError(
-                    f"This job needs {asked:g} {name} at the same time; the cluster at {self.address} has "
-                    f"{have:g}. Ask for fewer workers, actors or {name} per worker, or {more}."
-                )
+
+    def _lacks(self, wanted: dict[str, float]) -> tuple[str, float] | None:
+        """Returns what the cluster has too little of, and how much of it there is."""
+        have = {"CPUs": self.num_cpus, "GPUs": self.num_gpus, "GiB of memory": self.memory_bytes / 2**30}
+        return next(((name, have[name]) for name, asked in wanted.items() if asked > have[name]), None)
+
+    def _wait_for(self, wanted: dict[str, float], lacks: tuple[str, float]) -> tuple[str, float] | None:
+        import ray
+        from ray.autoscaler.sdk import request_resources
+
+        whole = {name: math.ceil(asked) for name, asked in wanted.items()}
+        request_resources(num_cpus=whole["CPUs"], bundles=[{"GPU": 1.0}] * whole["GPUs"])
+        started, said, limit = time.monotonic(), -math.inf, env.cluster_wait_s()
+        found: tuple[str, float] | None = lacks
+        try:
+            while found and (waited := time.monotonic() - started) < limit:
+                if waited - said >= WAIT_LINE_S:
+                    said = waited
+                    log.info(
+                        "waiting for the cluster at %s: it has %g of %g %s; for %.0f s more at most (%s)",
+                        *(self.address, found[1], wanted[found[0]], found[0]),
+                        *(limit - waited, env.CLUSTER_WAIT_S),
+                    )
+                time.sleep(min(WAIT_POLL_S, limit - waited))
+                found = _info(ray)._lacks(wanted)
+        finally:
+            request_resources(num_cpus=0)  # else the nodes would stay for ever
+        return found
 
 
 def gpus_here() -> bool:
@@ -88,10 +120,30 @@ def gpus_here() -> bool:
     return not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
 
 
-def with_device(worker: W) -> W:
-    """Fills in how many GPUs each process holds, where it was left to the machine."""
-    return worker if worker.gpus is not None else dataclasses.replace(worker, gpus=float(gpus_here()))
+def with_device(worker: W, *, on_ray: bool = True) -> W:
+    """Fills in how many GPUs each process holds, where it was left to us: 1 if this machine, or the cluster
+    that is to be joined, has any. Raises ClusterError if that cluster does not answer."""
+    if worker.gpus is not None:
+        return worker
+    address = env.get(env.RAY_ADDRESS)
+    joins = on_ray and bool(address) and address != "local"
+    gpus = float(_gpus_of_cluster(address) if joins else gpus_here())
+    if joins and not gpus:
+        told = (
+            "the cluster at %s has no GPUs now, so CPUs compute; GPUs that a worker asks for are waited for"
+        )
+        log.info(told, address)
+    return dataclasses.replace(worker, gpus=gpus)
 
+
+@functools.cache
+def _gpus_of_cluster(_address: str | None) -> bool:
+    with session() as cluster:
+        return cluster.num_gpus > 0
+
+
+WAIT_LINE_S, WAIT_POLL_S = 60.0, 3.0
+"""Seconds between lines about a cluster that is waited for, and between looks at it."""
 
 _local_folder: Path | None = None
 """Folder of the Ray that this process started, if it did."""

@@ -14,6 +14,7 @@ from samtok.errors import ConfigError
 from samtok.mllm.registry import VARIABLE as SAMTOK_FAMILIES  # modules with further families of MLLMs
 
 STORAGE_RETRY_S = "SAMTOK_STORAGE_RETRY_S"  # seconds for which a failing storage request is repeated
+CLUSTER_WAIT_S = "SAMTOK_CLUSTER_WAIT_S"  # seconds that a job waits for nodes of a cluster that grows
 SAMTOK_HOME = "SAMTOK_HOME"  # where relative places of a submitted job are
 
 AWS_ENDPOINT_URL = "AWS_ENDPOINT_URL"  # address of the S3 store; unset is AWS itself
@@ -88,15 +89,26 @@ def home() -> Path:
 
 
 def storage_retry_s() -> float:
-    """Returns how many seconds a failing storage request is repeated; 0 tries once. Raises ConfigError if the
-    variable holds something else than a number of seconds."""
-    text = get(STORAGE_RETRY_S) or "120"
+    """Returns how many seconds a failing storage request is repeated; 0 tries once; raises as
+    ``_seconds``."""
+    return _seconds(STORAGE_RETRY_S, default=120)
+
+
+def cluster_wait_s() -> float:
+    """Returns how many seconds a job waits for a cluster that it joined to have what it needs; raises as
+    ``_seconds``."""
+    return _seconds(CLUSTER_WAIT_S, default=600)
+
+
+def _seconds(name: str, *, default: float) -> float:
+    """Returns the value of a variable; ConfigError if it holds something else than a number of seconds."""
+    text = get(name) or str(default)
     try:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds < math.inf:
-        raise ConfigError(f"{STORAGE_RETRY_S} must be a number of seconds, 0 or more, got {text!r}.")
+        raise ConfigError(f"{name} must be a number of seconds, 0 or more, got {text!r}.")
     return seconds
 
 

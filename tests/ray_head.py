@@ -78,6 +78,15 @@ class RayHead:
                 time.sleep(0.5)
         return False
 
+    def add_node(self, *, num_gpus: int = 0) -> None:
+        """Adds a node with two CPUs, and GPUs that are only counted."""
+        command = [
+            *(str(BIN / "ray"), "start", "--address", f"127.0.0.1:{self.ports[0]}", "--disable-usage-stats"),
+            *("--num-cpus", "2", "--num-gpus", str(num_gpus), "--node-ip-address", "127.0.0.1"),
+        ]
+        with (self.logs / "node.log").open("ab") as log:
+            subprocess.run(command, env=self.env, stdout=log, stderr=log, timeout=120, check=True)
+
     def submit(
         self, command: list[str], timeout_s: float = 240, *, working_dir: bool = True
     ) -> tuple[int, str]:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 from pipelines import cluster, env
 from pipelines.cluster import ClusterInfo
 from samtok.errors import ClusterError
+from tests.ray_head import RayHead
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,12 +29,14 @@ def test_a_job_that_fits_exactly_is_accepted():
     info().require()
 
 
-def test_too_few_cpus_are_told_with_both_numbers_and_the_address():
+def test_too_few_cpus_are_told_with_both_numbers_and_the_address(monkeypatch):
+    monkeypatch.setenv(env.CLUSTER_WAIT_S, "0")
     with pytest.raises(ClusterError, match=r"needs 4\.5 CPUs .* at 10\.0\.0\.1:6379 has 4\. .*add nodes"):
         info().require(cpus=4.5)
 
 
-def test_too_few_gpus_are_told_although_the_cpus_suffice():
+def test_too_few_gpus_are_told_although_the_cpus_suffice(monkeypatch):
+    monkeypatch.setenv(env.CLUSTER_WAIT_S, "0")
     with pytest.raises(ClusterError, match=r"needs 8 GPUs .* has 2\. .*add nodes to the cluster"):
         info(gpus=2).require(cpus=1, gpus=8)
 
@@ -186,3 +190,47 @@ def test_a_local_ray_starts_works_is_joined_only_with_its_token_and_ends(tmp_pat
         "token saved False",
     ], done.stderr
     assert done.returncode == 0
+
+
+WAITS = """
+import logging, sys, time
+from pipelines import cluster
+from pipelines.config import WorkerConfig
+from samtok.errors import ClusterError
+
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+cluster.WAIT_LINE_S = cluster.WAIT_POLL_S = 1.0
+print("device", cluster.with_device(WorkerConfig()).device, flush=True)
+started = time.monotonic()
+with cluster.session() as info:
+    try:
+        info.require(gpus=1)
+    except ClusterError as error:
+        print(f"refused after {time.monotonic() - started:.0f} s: {error}")
+    else:
+        print("granted")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_cluster_that_grows_is_waited_for_and_decides_the_device(tmp_path: Path):
+    with RayHead(tmp_path) as head:
+        address = f"127.0.0.1:{head.ports[0]}"
+        own = {**head.env, env.RAY_ADDRESS: address, env.CLUSTER_WAIT_S: "3"}
+        command = [sys.executable, "-c", WAITS]
+        options = {"env": own, "cwd": ROOT, "text": True}
+        small = subprocess.run(command, **options, capture_output=True, timeout=100, check=True).stdout
+        assert "device cpu" in small and "GPUs that a worker asks for are waited for" in small
+        assert re.search(r"waiting for the cluster at [\d.:]+: it has 0 of 1 GPUs; for 3 s more", small)
+        assert "refused after" in small and f"wait longer for it to grow ({env.CLUSTER_WAIT_S})" in small
+        own[env.CLUSTER_WAIT_S] = "120"
+        with subprocess.Popen(command, **options, stdout=subprocess.PIPE) as waiting:
+            assert waiting.stdout is not None
+            for line in waiting.stdout:
+                if line.startswith("waiting for"):
+                    break
+            head.add_node(num_gpus=1)
+            assert waiting.stdout.read().endswith("granted\n")
+        grown = subprocess.run(command, **options, capture_output=True, timeout=100, check=True).stdout
+        assert "device cuda" in grown and "granted" in grown
