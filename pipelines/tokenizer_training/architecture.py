@@ -51,8 +51,7 @@ def check_quantize_from(config: TrainTokenizerConfig) -> None:
     """Makes sure that quantization can begin when the config says; raises ConfigError if the codebooks for an
     immediate start are of another quantizer, or k-means would get fewer embeddings than there are codes."""
     quantizer = architecture_of(config).quantizer
-    if config.quantize_from == 0:
-        assert config.start.tokenizer is not None  # the config says so itself
+    if config.quantize_from == 0 and config.start.tokenizer is not None:
         found = folders.read_config(config.start.tokenizer, read=storage.read_bytes).quantizer
         if found != quantizer:
             raise ConfigError(
@@ -61,7 +60,7 @@ def check_quantize_from(config: TrainTokenizerConfig) -> None:
                 owner=config,
             )
         return
-    if config.quantization_step == config.steps or quantizer.kind == "fsq":
+    if config.quantization_step in (0, config.steps) or not config.fits_codebooks(quantizer.kind):
         return  # it never begins, or needs no k-means
     if config.kmeans_samples < quantizer.num_codes:
         raise ConfigError(

@@ -70,6 +70,20 @@ class QuantizerFlags:
 
 
 @config
+class CodebooksConfig:
+    """How codebooks begin and follow the embeddings; not for fsq, which has none."""
+
+    start: Literal["kmeans", "random"] = "kmeans"
+    """Where they begin: at the centres of the latest embeddings, or random from a normal distribution. With
+    --start.tokenizer and --quantize-from 0 they are the tokenizer's."""
+    decay: Share = 0.99
+    """Weight of the past in the moving averages of embeddings."""
+    dead_below: NotNegative = 0.1
+    """A code begins anew at an embedding when its share of use falls below this part of an even share. A
+    moving count of 1 is num_codes / masks per step; 0 restarts none."""
+
+
+@config
 class StartConfig:
     """Which weights training starts from; without any they are random."""
 
@@ -139,10 +153,11 @@ class TrainTokenizerConfig(TrainingConfig):
     """Different synthetic scenes; by default none is seen twice."""
     sampling: SamplingConfig = SamplingConfig()
     quantize_from: Share = 0.6
-    """Share of the steps before quantization begins with k-means; until then the decoder reads z itself.
-    0 quantizes at once, with the codebooks of --start.tokenizer; 1 never does."""
+    """Share of the steps before quantization begins; until then the decoder reads z itself. 0 quantizes at
+    once, with the codebooks of --start.tokenizer or random ones; 1 never does."""
     kmeans_samples: AtLeast1 = 6000
     """Latest embeddings that k-means is fitted to."""
+    codebooks: CodebooksConfig = CodebooksConfig()
     loss: LossConfig = LossConfig()
     engine: EngineConfig = EngineConfig()
     validation: ValidationConfig = ValidationConfig()
@@ -154,9 +169,10 @@ class TrainTokenizerConfig(TrainingConfig):
             raise ConfigError(
                 f"--.model must be one of {', '.join(sorted(ARCHITECTURES))}, got {self.model}."
             )
-        if self.quantize_from == 0 and self.start.tokenizer is None:
+        if self.quantize_from == 0 and self.start.tokenizer is None and self.codebooks.start == "kmeans":
             raise ConfigError(
-                "--.quantize-from 0 needs codebooks to begin with: give --.start.tokenizer, or a share > 0."
+                "--.quantize-from 0 needs codebooks to begin with: give --.start.tokenizer, "
+                "--.codebooks.start random, or a share > 0."
             )
         if bool(self.corpora) != bool(self.validation.corpora):
             raise ConfigError(
@@ -183,3 +199,7 @@ class TrainTokenizerConfig(TrainingConfig):
     def quantization_step(self) -> int:
         """The first step whose masks go through the codebooks."""
         return 0 if self.quantize_from == 0 else max(1, round(self.steps * self.quantize_from))
+
+    def fits_codebooks(self, kind: str) -> bool:
+        """Returns whether k-means makes the codebooks of a quantizer of this kind."""
+        return kind != "fsq" and self.codebooks.start == "kmeans"

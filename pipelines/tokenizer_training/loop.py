@@ -25,6 +25,7 @@ from pipelines.training.engine import Engine, autocast
 from pipelines.training.steps import Steps, TrainingDiverged, learning_rate, mixed_seed
 from samtok.losses import mask_losses
 from samtok.model.backbone import normalize
+from samtok.model.residual import ResidualQuantizer
 from samtok.ranks import gather_rows, sum_over_ranks
 
 MEANS = ("bce", "dice", "box", "commitment", "iou")
@@ -53,6 +54,11 @@ class Trainer:
     def __init__(self, trainee: Trainee, engine: Engine, config: TrainTokenizerConfig) -> None:
         self.trainee, self.engine, self.config = trainee, engine, config
         self.quantizer = trainee.tokenizer.quantizer
+        if isinstance(self.quantizer, ResidualQuantizer):
+            self.quantizer.decay, self.quantizer.dead_below = (
+                config.codebooks.decay,
+                config.codebooks.dead_below,
+            )
         self.steps = Steps()
         self.recent: deque[tuple[Tensor, int]] = deque()
 
@@ -123,6 +129,8 @@ class Trainer:
         steps = [gather_rows(z) for z, _ in self.recent]  # so their order is that of one worker
         rows = torch.cat(steps or [self.quantizer.cluster_size[:0]])[-self.config.kmeans_samples :]
         self.recent.clear()
+        if self.config.codebooks.start == "random":
+            return
         try:
             self.quantizer.start(rows if world.rank() == 0 else rows[:0], generator)
         except ValueError as error:

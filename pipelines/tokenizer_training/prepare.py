@@ -24,7 +24,7 @@ from samtok.shapes import make_scene
 
 log = logging.getLogger(__name__)
 
-CODE_VERSION = 3
+CODE_VERSION = 4
 """Raised with every change of the code that changes what is learnt (tests/pipelines/test_fingerprints.py)."""
 
 _SCENES = 64
@@ -108,7 +108,7 @@ def _check_embeddings(
     ConfigError."""
     images = config.quantization_step * config.sampling.images_per_step
     if (
-        quantizer.kind == "fsq"
+        not config.fits_codebooks(quantizer.kind)
         or config.quantization_step in (0, config.steps)
         or images >= quantizer.num_codes
     ):

@@ -5,6 +5,7 @@ import dataclasses
 import tyro
 
 from pipelines.tokenizer_training.config import (
+    CodebooksConfig,
     LossConfig,
     QuantizerFlags,
     SamplingConfig,
@@ -77,8 +78,17 @@ PRESETS: dict[str, TrainTokenizerConfig] = {
         validation=ValidationConfig(every=200, images=100, final_images=200),
     ),
     "paper": _PAPER,
-    # The same with the loss weights and targets of the authors' config.
+    # The same as the authors' config has it: loss weights and targets, one mask of each of 1024 images,
+    # warm-up and cosine, random codebooks from the first step, of which a code begins anew below a moving
+    # count of 1 (an even share is 1024 / 256 = 4). Not run at its size yet.
     "authors": dataclasses.replace(
-        _PAPER, loss=dataclasses.replace(_PAPER.loss, bce=2.0, dice=0.5, targets="nearest")
+        _PAPER,
+        loss=dataclasses.replace(_PAPER.loss, bce=2.0, dice=0.5, targets="nearest"),
+        sampling=dataclasses.replace(_PAPER.sampling, images_per_step=1024, masks_per_image=1),
+        optimizer=dataclasses.replace(
+            _PAPER.optimizer, warmup_steps=0, warmup_share=0.05, final_lr_share=0.0
+        ),
+        quantize_from=0.0,
+        codebooks=CodebooksConfig(start="random", dead_below=0.25),
     ),
 }

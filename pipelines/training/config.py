@@ -32,6 +32,8 @@ class OptimizerConfig:
     """Highest learning rate."""
     warmup_steps: AtLeast0 = 100
     """Steps over which the rate rises from 0."""
+    warmup_share: Share | None = None
+    """Share of the steps over which it does, instead of --optimizer.warmup-steps."""
     final_lr_share: Share = 0.02
     """Share of the highest rate that is left at the last step."""
     betas: tuple[float, float] = (0.9, 0.99)
@@ -40,6 +42,10 @@ class OptimizerConfig:
     """AdamW's decoupled weight decay."""
     clip_norm: Positive = 1.0
     """Largest norm of the gradient; longer ones are scaled down to it."""
+
+    def warmup(self, steps: int) -> int:
+        """Returns over how many of so many steps the rate rises."""
+        return self.warmup_steps if self.warmup_share is None else round(self.warmup_share * steps)
 
     def check(self) -> None:
         """Checks both decay rates."""

@@ -44,9 +44,10 @@ class Steps:
 
 def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
     """Returns the rate of a step: it rises over the warm-up and falls along a cosine to the last step."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, steps - 1 - config.warmup_steps)
+    warmup = config.warmup(steps)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - 1 - warmup)
     cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
     return config.lr * (config.final_lr_share + (1 - config.final_lr_share) * cosine)
 

@@ -12,6 +12,7 @@ from pipelines import shards, storage
 from pipelines.job import resolved
 from pipelines.tokenizer_training.architecture import architecture_of, check_quantize_from
 from pipelines.tokenizer_training.config import (
+    CodebooksConfig,
     LossConfig,
     QuantizerFlags,
     SamplingConfig,
@@ -71,6 +72,38 @@ def test_the_learning_rate_rises_and_falls_to_its_last_share():
     assert (rates[0], rates[9], rates[10]) == pytest.approx((0.1, 1.0, 1.0))
     assert rates[55] == pytest.approx(0.02 + 0.98 * 0.5) and rates[100] == pytest.approx(0.02)
     assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_the_warm_up_can_be_a_share_of_the_steps():
+    shares = [learning_rate(step, 200, OptimizerConfig(warmup_share=0.05)) for step in range(200)]
+    assert shares == [learning_rate(step, 200, OptimizerConfig(warmup_steps=10)) for step in range(200)]
+    assert learning_rate(0, 200, OptimizerConfig(lr=1.0, warmup_steps=9, warmup_share=0.0)) == 1.0
+
+
+def test_codebooks_may_be_random_from_the_first_step(tmp_path):
+    with pytest.raises(ConfigError, match="--codebooks.start random"):
+        short(tmp_path, quantize_from=0.0)
+    trainer = trainer_of(
+        short(tmp_path, quantize_from=0.0, codebooks=CodebooksConfig(start="random", decay=0.5))
+    )
+    before = trainer.quantizer.codebooks.clone()
+    assert trainer.quantizes and trainer.quantizer.decay == 0.5
+    metrics = trainer.take_step(next(steps_of(trainer.config)))
+    used = (trainer.quantizer.codebooks != before).any(dim=2).sum()
+    assert metrics["commitment"] > 0 and 0 < used < before.shape[0] * before.shape[1]
+
+
+@pytest.mark.parametrize(("dead_below", "restarts"), [(0.0, False), (1.0, True)])
+def test_which_codes_begin_anew_is_a_setting(tmp_path, dead_below, restarts):
+    codebooks = CodebooksConfig(start="random", dead_below=dead_below)
+    trainer = trainer_of(short(tmp_path, quantize_from=0.0, codebooks=codebooks))
+    assert bool(trainer.take_step(next(steps_of(trainer.config)))["codes_restarted"]) == restarts
+
+
+def test_the_preset_of_the_authors_restarts_below_a_moving_count_of_one():
+    config = PRESETS["authors"]
+    masks_per_step = config.sampling.images_per_step * config.sampling.masks_per_image
+    assert config.codebooks.dead_below * masks_per_step / 256 == 1 and config.quantization_step == 0
 
 
 def test_mean_iou_counts_logits_above_zero_and_targets_from_one_half():
