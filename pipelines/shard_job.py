@@ -7,15 +7,14 @@ progress, the limit on rejects and the counts of the end are here.
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines import rejects, shards, storage
-from pipelines.ingestion.reader import Input, Reject
+from pipelines import rejects, shards
 from pipelines.job import Items
 from pipelines.shards import Plan
-from pipelines.tracking import RUN_FILE, Tracker
+from pipelines.tracking import Tracker
 from samtok.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -87,41 +86,6 @@ class Work:
         return done / (self.seconds - seconds) if self.seconds > seconds else 0.0
 
 
-def open_plan(
-    out: str,
-    fingerprint: Mapping[str, Any],
-    inputs: Callable[[], Iterable[Input | Reject]],
-    *,
-    shard_rows: int,
-    chunk_rows: int | None = None,
-) -> Plan:
-    """Returns the plan of an earlier run of the same job, or makes it; by default a shard is one chunk.
-
-    A plan with other settings from which nothing came is replaced; raises ConfigError for another one.
-    """
-    plan = shards.load_plan(out)
-    if plan is not None:
-        if not shards.may_replace(plan, fingerprint):
-            return plan
-        log.info("the earlier run in %s had other settings and gave nothing; it is replaced", out)
-        storage.delete(storage.join(out, RUN_FILE))
-        shards.remove(plan)
-    log.info("planning %s", out)
-    return shards.make_plan(
-        out, fingerprint, inputs(), shard_rows=shard_rows, chunk_rows=chunk_rows or shard_rows
-    )
-
-
-def left_of(out: str, fingerprint: Mapping[str, Any]) -> str | None:
-    """Returns what is left of a plan in one line; None if there is none, or one that may be replaced. For dry
-    runs. Raises ConfigError if the plan had other settings."""
-    plan = shards.load_plan(out)
-    if plan is None or shards.may_replace(plan, fingerprint):
-        return None
-    left = len(plan.shard_rows) - len(shards.committed(plan))
-    return f"{plan.num_inputs} inputs in {len(plan.shard_rows)} shards, {left} left"
-
-
 def do_shards(
     plan: Plan,
     stream: Callable[[Sequence[int]], Iterator[Mapping[str, Any]]],
@@ -144,12 +108,16 @@ def do_shards(
     log.info("%d inputs in %d shards, %d committed", plan.num_inputs, len(plan.shard_rows), len(done))
     work = Work()
     counts = Counter(shards.totals(plan, done.values()))
+    groups = shards.Groups(plan)
+    for shard in done:
+        groups.add(shard)
     started = time.monotonic()
     if todo:
         _stop_early(plan, counts, units, max_reject_rate)
     for record in stream(todo) if todo else ():
         work.add(record["counts"], time.monotonic() - started)
         counts.update(record["counts"])
+        groups.add(record["shard"])
         _progress(plan, len(todo), work, units[0], tracker)
         _stop_early(plan, counts, units, max_reject_rate)
     return shards.finish(plan), work

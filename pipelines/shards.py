@@ -1,10 +1,12 @@
 """Shard plan, commit records and manifest: what decides that a corpus is written exactly once.
 
-    OUT/plan/<hash8>/inputs-00012.parquet   what shard 12 is made of, frozen when the plan was made
+    OUT/plan/<hash8>/inputs-00012.parquet   what shards 192 to 207 are made of, frozen when the plan was made
     OUT/plan.json                     ordered shards and the fingerprint; written after all plan files
+    OUT/index/<hash8>/   parts of the listing, while a plan is made (``pipelines.planning.listing``)
     OUT/data/shard-00012-<hash8>.parquet
     OUT/rejects/shard-00012-<hash8>.parquet
     OUT/commits/shard-00012.json      proof that the shard is done; created only if absent
+    OUT/commit-groups/group-00000.json   copies of many proofs, so that they are read in one request
     OUT/_MANIFEST.json                written last; readers follow it and never list folders
 
 The entry ``kind`` of the fingerprint says what the rows are: words of masks (where it is absent) or chats.
@@ -13,16 +15,13 @@ A killed run loses at most the shards in flight. A second writer of the same sha
 leaves its files as orphans, which ``finish`` removes.
 """
 
-import dataclasses
 import hashlib
 import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +31,7 @@ from annotated_types import Ge, MultipleOf
 from pipelines import schema, storage
 from pipelines.ingestion.reader import Input
 from pipelines.provenance import differences
+from pipelines.storage.threads import THREADS, map_ahead, without_collector
 from samtok.errors import ConfigError, DataError, StorageError
 
 log = logging.getLogger(__name__)
@@ -60,8 +60,11 @@ COUNTS = {
 }
 """Counts that the totals of each kind of corpus have even where nothing was counted."""
 
-READ_THREADS = 16
-"""Commit records that are read at a time; a request to an object store is mostly waiting."""
+GROUPS, GROUP_SHARDS, GROUPS_AT_ONCE = "commit-groups", 256, 4
+FILE_SHARDS = 16
+"""Shards of a plan file; one in plans of earlier versions, which can be resumed."""
+SOURCES = "sources"
+"""Entry of the fingerprint: digest of what was listed, known once the plan is made."""
 
 ROW_GROUP_ROWS = 64
 """Rows per row group of a code shard: small, since training reads rows at random and rows are small."""
@@ -70,9 +73,8 @@ ShardRows = Annotated[int, Ge(1), MultipleOf(ROW_GROUP_ROWS)]
 """Type of a setting: most rows of a shard, in whole row groups, which are read at a time."""
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """A part of a shard that is worked on as one unit: one row group of its plan file."""
+class Chunk(NamedTuple):
+    """A part of a shard that is worked on as one unit: a row group of the plan file."""
 
     shard: int
     index: int
@@ -85,6 +87,8 @@ class Plan:
     """What is to be written: the shards in order, and the fingerprint of all that decides their content.
 
     ``shard_rows`` are inputs per shard; an input is an image, or whatever else a job works on as one.
+    ``witness`` is what ``Reader.witness`` said of the dataset; the fingerprint of such a plan has the digest
+    of its inputs as ``sources``.
     """
 
     out: str
@@ -92,6 +96,8 @@ class Plan:
     chunk_rows: int
     shard_rows: tuple[int, ...]
     rejects: Mapping[str, Any] | None
+    witness: Mapping[str, str] | None = None
+    file_shards: int = FILE_SHARDS
 
     @property
     def num_inputs(self) -> int:
@@ -128,7 +134,15 @@ def load_plan(out: str) -> Plan | None:
             f"{schema.SCHEMA_VERSION}. Use another --out."
         )
     rows = tuple(body["shard_rows"])
-    return Plan(out, body["fingerprint"], body["chunk_rows"], rows, body["rejects"])
+    return Plan(
+        out,
+        body["fingerprint"],
+        body["chunk_rows"],
+        rows,
+        body["rejects"],
+        body.get("witness"),
+        body.get("file_shards", 1),
+    )
 
 
 def check_fingerprint(plan: Plan, wanted: Mapping[str, Any]) -> None:
@@ -141,85 +155,17 @@ def check_fingerprint(plan: Plan, wanted: Mapping[str, Any]) -> None:
         )
 
 
-def may_replace(plan: Plan, wanted: Mapping[str, Any]) -> bool:
-    """Returns whether a plan has other settings and its committed shards, at least one, hold nothing; raises
-    as ``check_fingerprint`` if it has other settings and may still become something."""
-    if not differences(plan.fingerprint, wanted):
-        return False
-    counts = [record["counts"] for record in _records(plan)]
-    if not counts or any(one.get(name) for one in counts for name in ("masks_out", "samples_out")):
-        check_fingerprint(plan, wanted)
-    return True
-
-
-def remove(plan: Plan) -> None:
-    """Deletes a plan and all that was made of it; what proves results goes first, the plan last."""
-    storage.delete_folder(storage.join(plan.out, "commits"))
-    storage.delete(storage.join(plan.out, MANIFEST))
-    for folder in ("data", "rejects", "plan"):
-        storage.delete_folder(storage.join(plan.out, folder))
-    storage.delete(storage.join(plan.out, PLAN))
-
-
-def make_plan(
-    out: str,
-    fingerprint: Mapping[str, Any],
-    inputs: Iterable[Input | dict[str, Any]],
-    *,
-    shard_rows: int,
-    chunk_rows: int,
-) -> Plan:
-    """Freezes the corpus: streams its inputs into plan files and writes ``plan.json`` after them.
-
-    Entries of the reject table among ``inputs`` become the plan's own rejects. ``shard_rows`` and
-    ``chunk_rows`` are inputs of each.
-    """
-    rejects: list[dict[str, Any]] = []
-    kept = _only_inputs(inputs, rejects)
-    rows = []
-    while batch := list(islice(kept, shard_rows)):
-        table = schema.table(map(dataclasses.asdict, batch), INPUT_ROW)
-        where = storage.join(out, _inputs_file(fingerprint, len(rows)))
-        storage.write_bytes(where, parquet_bytes(table, row_group_rows=chunk_rows))
-        rows.append(len(batch))
-    listed = None
-    if rejects:
-        listed = {
-            "file": f"{_plan_folder(fingerprint)}/rejects.parquet",
-            "entries": len(rejects),
-            "rows": sum(entry["mask_id"] is None for entry in rejects),
-            "masks": sum(entry["num_masks"] for entry in rejects),
-        }
-        data = parquet_bytes(schema.table(rejects, schema.REJECT_ROW))
-        storage.write_bytes(storage.join(out, listed["file"]), data)
-    plan = Plan(out, dict(fingerprint), chunk_rows, tuple(rows), listed)
-    body = {"schema_version": schema.SCHEMA_VERSION, **dataclasses.asdict(plan)}
-    del body["out"]
-    text = json.dumps(body, indent=1, sort_keys=True).encode()
-    if not storage.put_if_absent(storage.join(out, PLAN), text):
-        plan = load_plan(out)
-        assert plan is not None
-        check_fingerprint(plan, fingerprint)
-    return plan
-
-
-def _only_inputs(inputs: Iterable[Input | dict[str, Any]], rejects: list[dict[str, Any]]) -> Iterator[Input]:
-    for item in inputs:
-        if isinstance(item, Input):
-            yield item
-        else:
-            rejects.append(item)
-
-
 def read_inputs(plan: Plan, chunk: Chunk) -> list[Input]:
     """Reads the inputs of one chunk from the plan; raises DataError if the plan file has another number of
     them."""
-    where = storage.join(plan.out, _inputs_file(plan.fingerprint, chunk.shard))
+    where = storage.join(plan.out, inputs_file(plan.fingerprint, chunk.shard // plan.file_shards))
+    before = chunk.shard % plan.file_shards * -(-plan.shard_rows[0] // plan.chunk_rows)
     with storage.open_input(where) as file:
-        table = pq.ParquetFile(file).read_row_group(chunk.index)
+        table = pq.ParquetFile(file).read_row_group(before + chunk.index)
     if len(table) != chunk.num_inputs:
         raise DataError(
-            f"{where} has {len(table)} images in chunk {chunk.index}, expected {chunk.num_inputs}."
+            f"{where} has {len(table)} images in chunk {chunk.index} of shard {chunk.shard}, expected "
+            f"{chunk.num_inputs}."
         )
     return [Input(row["key"], row["payload"], row["num_masks"]) for row in table.to_pylist()]
 
@@ -246,7 +192,7 @@ def commit(
         name = f"{kind}/shard-{shard:05d}-{sha256[:8]}.parquet"
         record[kind] = {"file": name, "bytes": len(data), "sha256": sha256}
         storage.write_bytes(storage.join(plan.out, name), data)
-    where = storage.join(plan.out, f"commits/shard-{shard:05d}.json")
+    where = storage.join(plan.out, f"commits/{_record_file(shard)}")
     if storage.put_if_absent(where, json.dumps(record, sort_keys=True).encode()):
         return record
     earlier = storage.read_json(where)
@@ -258,7 +204,7 @@ def commit(
 def committed(plan: Plan) -> dict[int, dict[str, Any]]:
     """Returns the commit records that exist, by shard, without their histograms; raises DataError if a record
     belongs to another fingerprint."""
-    return {record["shard"]: slim(record) for record in _records(plan)}
+    return {record["shard"]: slim(record) for record in records_of(plan)}
 
 
 def slim(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -266,15 +212,74 @@ def slim(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in SUMMED}
 
 
-def _records(plan: Plan) -> Iterator[dict[str, Any]]:
-    """Yields whole commit records as they are read."""
+def records_of(plan: Plan) -> Iterator[dict[str, Any]]:
+    """Yields whole commit records as they are read, a bounded number at a time: those of whole groups from
+    the file of the group, if all are still there."""
     expected = digest(plan.fingerprint)
-    uris = [info.uri for info in storage.list_files(storage.join(plan.out, "commits"), suffix=".json")]
-    with ThreadPoolExecutor(READ_THREADS) as threads:
-        for uri, record in zip(uris, threads.map(storage.read_json, uris), strict=True):
-            if record["fingerprint"] != expected:
-                raise DataError(f"{uri} belongs to another plan. Remove it, or choose another --out.")
-            yield record
+    singles = {info.uri.rpartition("/")[2]: info.uri for info in _listed(plan, "commits")}
+    groups = []
+    for info in _listed(plan, GROUPS):
+        names = [_record_file(shard) for shard in _shards_of(plan, int(info.uri[:-5].rpartition("-")[2]))]
+        if all(name in singles for name in names):
+            groups.append(info.uri)
+            for name in names:
+                del singles[name]
+    with without_collector():
+        for uri, records in _read_all(groups, threads=GROUPS_AT_ONCE):
+            yield from (_checked(record, expected, uri) for record in records)
+        for uri, record in _read_all(singles.values(), threads=THREADS):
+            yield _checked(record, expected, uri)
+
+
+def _listed(plan: Plan, folder: str) -> list[storage.FileInfo]:
+    return storage.list_files(storage.join(plan.out, folder), suffix=".json")
+
+
+def _read_all(uris: Iterable[str], *, threads: int) -> Iterator[tuple[str, Any]]:
+    return map_ahead(lambda uri: (uri, storage.read_json(uri)), uris, threads=threads)
+
+
+def _checked(record: dict[str, Any], fingerprint: str, uri: str) -> dict[str, Any]:
+    if record["fingerprint"] != fingerprint:
+        raise DataError(f"{uri} belongs to another plan. Remove it, or choose another --out.")
+    return record
+
+
+class Groups:
+    """Writes the commit records of ``GROUP_SHARDS`` shards that are all done into one file, from which a
+    resumed run reads them in one request. The records themselves stay, and alone prove that a shard is
+    done."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._left: dict[int, set[int]] = {}
+        self._written = {info.uri.rpartition("/")[2] for info in _listed(plan, GROUPS)}
+
+    def add(self, shard: int) -> None:
+        """Takes a shard that is done."""
+        group = shard // GROUP_SHARDS
+        left = self._left.setdefault(group, set(_shards_of(self._plan, group)))
+        left.discard(shard)
+        if left or len(_shards_of(self._plan, group)) < GROUP_SHARDS or _group_file(group) in self._written:
+            return
+        places = (
+            storage.join(self._plan.out, f"commits/{_record_file(one)}")
+            for one in _shards_of(self._plan, group)
+        )
+        data = b"[" + b",".join(map_ahead(storage.read_bytes, places)) + b"]"
+        storage.write_bytes(storage.join(self._plan.out, f"{GROUPS}/{_group_file(group)}"), data)
+
+
+def _shards_of(plan: Plan, group: int) -> range:
+    return range(group * GROUP_SHARDS, min((group + 1) * GROUP_SHARDS, len(plan.shard_rows)))
+
+
+def _record_file(shard: int) -> str:
+    return f"shard-{shard:05d}.json"
+
+
+def _group_file(group: int) -> str:
+    return f"group-{group:05d}.json"
 
 
 def finish(plan: Plan) -> dict[str, Any]:
@@ -306,7 +311,7 @@ def manifest_of(plan: Plan) -> dict[str, Any]:
     if kind_of(plan.fingerprint) == "words":
         codes = np.zeros((plan.fingerprint["num_levels"], plan.fingerprint["num_codes"]), np.int64)
     shards = {}
-    for record in _records(plan):
+    for record in records_of(plan):
         shards[record["shard"]] = slim(record)
         if codes is not None:
             add_sums(codes, iou, record)
@@ -374,9 +379,13 @@ def _remove_orphans(out: str, shards: list[dict[str, Any]]) -> None:
                 storage.delete(info.uri)
 
 
-def _plan_folder(fingerprint: Mapping[str, Any]) -> str:
-    return f"plan/{digest(fingerprint)[:8]}"  # two jobs that plan at once must not mix their files
+def plan_folder(fingerprint: Mapping[str, Any]) -> str:
+    """Returns where plan files go below ``out``: two jobs that plan at once must not mix them, and what they
+    list is not known yet."""
+    settings = {name: value for name, value in fingerprint.items() if name != SOURCES}
+    return f"plan/{digest(settings)[:8]}"
 
 
-def _inputs_file(fingerprint: Mapping[str, Any], shard: int) -> str:
-    return f"{_plan_folder(fingerprint)}/inputs-{shard:05d}.parquet"
+def inputs_file(fingerprint: Mapping[str, Any], number: int) -> str:
+    """Returns the name of a plan file, which has ``FILE_SHARDS`` shards, below ``out``."""
+    return f"{plan_folder(fingerprint)}/inputs-{number:05d}.parquet"

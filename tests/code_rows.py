@@ -6,6 +6,7 @@ from typing import Any
 
 from pipelines import schema, shards
 from pipelines.ingestion.reader import Input
+from pipelines.planning import plans
 from pipelines.tokenization.assemble import summarize
 from samtok.words import format_words
 
@@ -114,7 +115,7 @@ def write_words(out: str, rows: list[dict[str, Any]], *, shard_rows: int = 4, **
     size = {"num_codes": NUM_CODES, "num_levels": NUM_LEVELS}
     told = {"dataset": "made", "split": "train", "tokenizer": "tiny", "weights_sha256": WEIGHTS, **size}
     inputs = [Input(f"{number:06d}", "", None) for number in range(len(rows))]
-    plan = shards.make_plan(out, told | changed, inputs, shard_rows=shard_rows, chunk_rows=shard_rows)
+    plan = plans.make_plan(out, told | changed, inputs, shard_rows=shard_rows, chunk_rows=shard_rows)
     for shard in range(len(plan.shard_rows)):
         part = rows[shard * shard_rows : (shard + 1) * shard_rows]
         masks = sum(len(row["masks"]) for row in part)

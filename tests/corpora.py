@@ -1,6 +1,5 @@
 """Small corpora of words, made by the real stages without Ray."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from pipelines.ingestion.coco import CocoReader
 from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.corpora import CorpusConfig
 from pipelines.ingestion.shapes_corpus import write_shapes as write_corpus
+from pipelines.planning import plans
 from pipelines.tokenization.assemble import Assembler, commit_shard
 from pipelines.tokenization.config import TokenizeCorpusConfig
 from pipelines.tokenization.read import ReadImages
@@ -74,7 +74,7 @@ def make_corpus(
     """
     options = tokenization(tokenizer_uri, **(policy or {"reconstruct": 1.0}))
     inputs = [*plan_rejects, *reader.inputs()]
-    plan = shards.make_plan(
+    plan = plans.make_plan(
         out, fingerprint(tokenizer_uri, **changed), inputs, shard_rows=shard_rows, chunk_rows=2
     )
     tokenize = TokenizeMasks(options)
@@ -83,7 +83,7 @@ def make_corpus(
     for number in todo:
         assembler, shard = Assembler(), None
         for chunk in plan.chunks(number):
-            done = tokenize(read(pa.table({k: [v] for k, v in dataclasses.asdict(chunk).items()})))
+            done = tokenize(read(pa.table({k: [v] for k, v in chunk._asdict().items()})))
             shard = assembler.add(done.to_pylist()[0])
         assert shard is not None
         commit_shard(plan, shard)

@@ -12,6 +12,7 @@ from PIL import Image
 from pipelines import schema, shards
 from pipelines.chats.corpus import turns_of
 from pipelines.ingestion.reader import Input
+from pipelines.planning import plans
 from samtok import masks
 from samtok.mllm.adapters import load_adapter, save_pretrained
 from samtok.mllm.loss import answer_loss
@@ -137,7 +138,7 @@ def write_chats(
         "weights_sha256": weights_sha256,
     }
     inputs = [Input(f"{number:05d}", "{}", None) for number in range(len(rows))]
-    plan = shards.make_plan(str(out), fingerprint, inputs, shard_rows=per_shard, chunk_rows=per_shard)
+    plan = plans.make_plan(str(out), fingerprint, inputs, shard_rows=per_shard, chunk_rows=per_shard)
     for shard in range(len(plan.shard_rows)):
         part = rows[shard * per_shard : (shard + 1) * per_shard]
         counts = {

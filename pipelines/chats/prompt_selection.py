@@ -3,7 +3,6 @@
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from pipelines.chats.corpus import load_chat_corpus
 from pipelines.chats.prompts import PromptsConfig, PromptSource
 from pipelines.chats.source import ChatSource, require_images
 from pipelines.chats.spec import ChatCorpusSpec
+from pipelines.storage.threads import map_ahead
 from pipelines.training.mixture import check_weights
 from samtok.errors import ConfigError, DataError
 
@@ -88,8 +88,7 @@ def read_columns(source: ChatSource, columns: Sequence[str]) -> Iterator[pa.Tabl
         with storage.open_input(part[0]) as file:
             return pq.ParquetFile(file).read(columns=list(columns)).slice(0, part[1])
 
-    with ThreadPoolExecutor(shards.READ_THREADS) as threads:
-        yield from threads.map(read, wanted)
+    yield from map_ahead(read, wanted)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pipelines.generation import models
 from pipelines.generation.config import WHERE
 from pipelines.generation.environment import check_engine
 from pipelines.ingestion.reader import Input
-from pipelines.shard_job import left_of, open_plan
+from pipelines.planning.plans import left_of, open_plan
 from pipelines.shards import Plan
 from samtok.errors import ConfigError, DataError
 
@@ -188,5 +188,5 @@ def prepare(config: ColdStartConfig) -> ColdStart:
     if teacher.model is not None:
         require_images(source)
         check_engine(teacher, workers=config.workers)
-    config = dataclasses.replace(config, worker=with_device(config.worker))
+    config = dataclasses.replace(config, worker=with_device(config.worker, on_ray=config.workers > 0))
     return ColdStart(config, source, model_sha256)

@@ -14,7 +14,7 @@ from pipelines.dialogues import imports
 from pipelines.dialogues.compose import Settings, Slice, take_slice
 from pipelines.dialogues.config import ComposeDialoguesConfig, shares_of
 from pipelines.ingestion.reader import Input
-from pipelines.shard_job import left_of, open_plan
+from pipelines.planning.plans import left_of, open_plan
 from pipelines.shards import ROW_GROUP_ROWS, Plan
 from samtok.errors import ConfigError, DataError
 

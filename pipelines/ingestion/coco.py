@@ -3,8 +3,9 @@
 Serves COCO instances, LVIS, PACO, EntitySeg, V3Det (boxes), the official DLC-Bench file, Flickr30k-GCG
 (``mask_key="sam_mask"``) and the ``instances.json`` of the REFER family. Source: cocodataset/cocoapi.
 
-The file is parsed once, in ``inputs``; each image leaves with its own annotations as the payload, reduced to
-the fields that are used. Every annotation ends in one input or one reject:
+The file is read once, in ``inputs``, entry by entry, and sorted on the disk, so its size does not matter;
+each image leaves with its own annotations as the payload, reduced to the fields that are used. Every
+annotation ends in one input or one reject:
 
 - it is no object, or has no id while others have one, or its image is not in the file: a mask reject;
 - its id is repeated: of equal records one stays, of differing ones none (``records.by_id``).
@@ -12,13 +13,14 @@ the fields that are used. Every annotation ends in one input or one reject:
 """
 
 import json
-from collections import defaultdict
-from collections.abc import Container, Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from pipelines import storage
-from pipelines.ingestion import records
+from pipelines.ingestion import json_stream, records
+from pipelines.ingestion.external_sort import ExternalSort
 from pipelines.ingestion.file_reader import FileReader, ImageFolders
 from pipelines.ingestion.reader import Input, ReadResult, Reject
 from pipelines.ingestion.records import Record
@@ -27,11 +29,32 @@ from samtok.errors import ConfigError, DataError
 MASK_KEYS = ("segmentation", "sam_mask")
 
 _IMAGE_FIELDS = ("coco_url", "file_name", "height", "width")
+_OF_ANNOTATION = ("id", "image_id", "category_id", "iscrowd", "bbox")
 _OTHER_KINDS = {
     "segments_info": "of panoptic maps, whose masks are in PNG files",
     "caption": "of captions, which have no masks",
 }
 _NO_OWNER = "?"  # row id of annotations that do not say whose they are
+_NAMELESS, _IMAGE, _ANNOTATION = range(3)
+_Row: TypeAlias = tuple[str, int, int, Any]  # image id, one of these kinds, index in its list, entry
+
+
+@dataclass
+class _File:
+    """What is known of a file besides its images and annotations, once it is read."""
+
+    keys: list[str] = field(default_factory=list)
+    categories: list[Any] = field(default_factory=list)
+    objects: int = 0  # annotations that are one
+    has_ids: bool = False
+    seen: set[str] = field(default_factory=set)  # keys that tell what kind of annotations they are
+
+    def see(self, entry: Any, telling: frozenset[str]) -> None:
+        """Takes note of an annotation, and of which of the telling keys it has."""
+        if isinstance(entry, dict):
+            self.objects += 1
+            self.has_ids = self.has_ids or "id" in entry
+            self.seen |= telling & entry.keys()
 
 
 class Listed(NamedTuple):
@@ -68,8 +91,8 @@ class CocoReader(FileReader, CocoOptions):
                 payload, num_masks = records.compact_json(found.record), len(found.record["annotations"])
                 yield Input(key=found.image_id, payload=payload, num_masks=num_masks)
 
-    def listing(self, only: Container[str] | None = None) -> "Iterator[Listed | Reject]":
-        """Yields rejects, then the images by ascending id. Holds the whole file meanwhile.
+    def listing(self, only: Container[str] | None = None) -> Iterator[Listed | Reject]:
+        """Yields the images by ascending id, and rejects among them.
 
         Args:
             only: Ids of the images that are wanted. Other images, what was rejected of them included, are
@@ -79,34 +102,56 @@ class CocoReader(FileReader, CocoOptions):
             DataError: If the file is not JSON, its lists are missing or of another type, or its annotations
                 are of another kind.
             ConfigError: If no annotation has ``mask_key``, though it was named or another known key is there.
+            StorageError: If it cannot be read, or sorted on the local disk.
         """
-        corpus = self._load()
-        labels = _labels(corpus["categories"], self.source)
-        self._check_mask_key(corpus["annotations"])
-        images, image_rejects = self._images(corpus["images"])
-        annotations, mask_rejects = records.identify(
-            self.name,
-            corpus["annotations"],
-            lambda entry: records.id_of(entry, "image_id") or _NO_OWNER,
-            lambda entry: self._reduced(entry, labels),
-        )
-        by_image: dict[str, list[Record]] = defaultdict(list)
-        for (owner, mask_id), annotation in annotations.items():
-            if owner in images:
-                by_image[owner].append({"mask_id": mask_id, **self._reduced(annotation, labels)})
+        with ExternalSort[_Row]() as entries:
+            file = self._read_file(entries)
+            self._check_mask_key(file)
+            labels = _labels(file.categories, self.source)
+            for owner, rows in groupby(entries, lambda row: row[0]):
+                yield from self._of_owner(owner, rows, file, labels, only)
+
+    def _of_owner(
+        self,
+        owner: str,
+        rows: Iterable[_Row],
+        file: _File,
+        labels: dict[str, str],
+        only: Container[str] | None,
+    ) -> Iterator[Listed | Reject]:
+        """Yields an image with its annotations, or what is rejected of those that name no usable one."""
+        images, annotations = list[Record](), list[tuple[int, Any]]()
+        for _, kind, index, entry in rows:
+            if kind == _NAMELESS:
+                yield self._nameless(index, entry)
+            elif kind == _IMAGE:
+                images.append(entry)
             else:
+                annotations.append((index, entry))
+        image, image_rejects = self._image(owner, images)
+        found, mask_rejects = records.identify(
+            self.name,
+            annotations,
+            lambda _: owner,
+            lambda entry: self._reduced(entry, labels),
+            numbered=not file.has_ids,
+        )
+        if image is None:
+            for _, mask_id in found:
                 message = (
                     f"annotation {mask_id} is of image {owner}, which has no record here or differing ones"
                 )
                 mask_rejects.append(records.mask_reject(self.name, owner, mask_id, "unknown_image", message))
-
-        for entry in (*sorted(image_rejects, key=_reject_order), *sorted(mask_rejects, key=_reject_order)):
-            if only is None or entry["row_id"] in only or entry["row_id"] not in images:
-                yield entry
-        for image_id in sorted(images):
-            if only is None or image_id in only:
-                own = sorted(by_image[image_id], key=lambda entry: records.id_order(entry["mask_id"]))
-                yield Listed(image_id, {"image": _of_image(images[image_id]), "annotations": own})
+        elif only is not None and owner not in only:
+            return
+        yield from sorted(image_rejects, key=_reject_order)
+        yield from sorted(mask_rejects, key=_reject_order)
+        if image is not None and (only is None or owner in only):
+            own = [
+                {"mask_id": mask_id, **self._reduced(entry, labels)}
+                for (_, mask_id), entry in sorted(found.items(), key=lambda one: records.id_order(one[0][1]))
+            ]
+            yield Listed(owner, {"image": _of_image(image), "annotations": own})
 
     def read(self, item: Input) -> ReadResult:
         """Reads one image's record; ``num_masks_in`` of the result equals ``item.num_masks``."""
@@ -126,44 +171,75 @@ class CocoReader(FileReader, CocoOptions):
             return ReadResult.refused(self.name, image_id, error, num_masks=len(annotations))
         return records.make_row(self, image_id, image_uri, image_hw, annotations)
 
-    def _load(self) -> dict[str, Any]:
-        corpus = records.parse_json(storage.read_bytes(self.source), self.source)
-        if not isinstance(corpus, dict) or not {"images", "annotations"} <= corpus.keys():
-            keys = f" with {sorted(corpus)[:8]}" if isinstance(corpus, dict) else ""
-            expected = 'an object with the lists "images" and "annotations"'
-            raise _layout_error(self.source, f"a {type(corpus).__name__}{keys}", expected)
-        lists = {key: corpus.get(key) for key in ("images", "annotations", "categories")}
-        for key, entries in lists.items():
-            if entries is None and key == "categories":
-                lists[key] = entries = []  # some sets have none
-            if not isinstance(entries, list):
-                raise _layout_error(self.source, f'"{key}" as a {type(entries).__name__}', "a list")
-        return lists
+    def _read_file(self, entries: ExternalSort[_Row]) -> _File:
+        """Sorts the images and annotations of the file by image; returns what it says besides."""
+        file = _File()
+        with storage.open_input(self.source) as stream:
+            members = json_stream.members_of(stream, self.source)
+            if isinstance(members, str):
+                raise self._other_layout(f"a {members}")
+            for member in members:
+                if member.key in ("images", "annotations", "categories"):
+                    self._take(member, entries, file)
+                file.keys.append(member.key)
+        if not {"images", "annotations"} <= set(file.keys):
+            raise self._other_layout(f"a dict with {sorted(file.keys)[:8]}")
+        return file
 
-    def _check_mask_key(self, annotations: list[Any]) -> None:
+    def _take(self, member: json_stream.Member, entries: ExternalSort[_Row], file: _File) -> None:
+        if member.key in file.keys:
+            raise _layout_error(self.source, f'"{member.key}" twice', "it once")
+        if member.entries is None:
+            if member.key == "categories" and member.value is None:  # some sets have none
+                return
+            raise _layout_error(self.source, f'"{member.key}" as a {type(member.value).__name__}', "a list")
+        telling = frozenset((self.mask_key, *MASK_KEYS, *_OTHER_KINDS, "bbox"))
+        for index, (entry, chars) in enumerate(member.entries):
+            if member.key == "categories":
+                file.categories.append(entry)
+            elif member.key == "images":
+                owner = records.id_of(entry)
+                row = (
+                    (_NO_OWNER, _NAMELESS, index, entry)
+                    if owner is None
+                    else (owner, _IMAGE, index, _of_image(entry))
+                )
+                entries.add(row, chars)
+            else:
+                file.see(entry, telling)
+                if records.has_id(entry):
+                    entry = records.picked(entry, (*_OF_ANNOTATION, self.mask_key))
+                entries.add((records.id_of(entry, "image_id") or _NO_OWNER, _ANNOTATION, index, entry), chars)
+
+    def _other_layout(self, has: str) -> DataError:
+        return _layout_error(self.source, has, 'an object with the lists "images" and "annotations"')
+
+    def _check_mask_key(self, file: _File) -> None:
         """A wrong key would turn every mask into a box, or into nothing."""
-        objects = [entry for entry in annotations if isinstance(entry, dict)]
-        if not objects or any(self.mask_key in entry for entry in objects):
+        if not file.objects or self.mask_key in file.seen:
             return
-        others = [key for key in MASK_KEYS if any(key in entry for entry in objects)]
+        others = [key for key in MASK_KEYS if key in file.seen]
         if others or self.mask_key != MASK_KEYS[0]:
             raise ConfigError(
                 f"no annotation of {self.source} has the mask key {self.mask_key!r}; of the known "
                 f"keys it has {others or 'none'}. Set the reader option mask_key accordingly."
             )
-        kinds = [kind for key, kind in _OTHER_KINDS.items() if any(key in entry for entry in objects)]
-        if kinds and not any("bbox" in entry for entry in objects):
+        kinds = [kind for key, kind in _OTHER_KINDS.items() if key in file.seen]
+        if kinds and "bbox" not in file.seen:
             raise _layout_error(self.source, f"annotations {kinds[0]}", f'annotations with "{self.mask_key}"')
 
-    def _images(self, entries: list[Any]) -> tuple[dict[str, Record], list[Reject]]:
-        found = records.by_id(((records.id_of(entry), entry) for entry in entries), _of_image)
-        rejects: list[Reject] = []
-        for index, entry in found.nameless:
-            message = f"image at index {index} is {entry!r:.200}, expected an object with an id"
-            rejects.append(self.reject(f"#{index}", "image_id", message))
-        for image_id, _, end in found.repeated:
-            rejects.append(self.reject(image_id, "duplicate_image_id", f"image id {image_id} {end}"))
-        return found.kept, rejects
+    def _image(self, owner: str, entries: list[Record]) -> tuple[Record | None, list[Reject]]:
+        """Returns the record of an image of which the file has these, and what is rejected of them."""
+        found = records.by_id((owner, entry) for entry in entries)
+        rejects = [
+            self.reject(owner, "duplicate_image_id", f"image id {owner} {end}")
+            for _, _, end in found.repeated
+        ]
+        return found.kept.get(owner), rejects
+
+    def _nameless(self, index: int, entry: Any) -> Reject:
+        message = f"image at index {index} is {entry!r:.200}, expected an object with an id"
+        return self.reject(f"#{index}", "image_id", message)
 
     def _reduced(self, annotation: Record, labels: dict[str, str]) -> Record:
         """Keeps the fields that ``records.make_row`` uses; the box only where it stands in for the mask."""

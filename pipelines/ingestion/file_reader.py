@@ -1,18 +1,21 @@
 """What the readers of one annotation file have in common, whose images lie in a folder elsewhere."""
 
+import hashlib
 import io
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import ClassVar
 
 from pipelines import schema, storage
-from pipelines.ingestion import image_source, records
+from pipelines.ingestion import image_source
 from pipelines.ingestion.orientation import Orientation
 from pipelines.ingestion.reader import MAX_NAMES, STAGE, Head, Input, Reject
 
 _COUNTED_BYTES = 4 * 2**20
+_WITNESS_WINDOWS, _WITNESS_BYTES = 16, 2**16
 _NAMES = (b"file_name", b"coco_url", b"image_id", b"image", b"img_id", b"img_file_name")
 
 
@@ -64,9 +67,18 @@ class FileReader(ABC):
             return Head([], more=True, unlisted=min(limit, _count_names(self.source)))
         return first_of(self.inputs(), limit)
 
-    def sources(self) -> dict[str, str]:
-        """Returns ``{file name: "size:sha256"}`` of the annotation file."""
-        return records.file_digest(self.source)
+    def witness(self, inputs: Sequence[Input] = ()) -> dict[str, str]:
+        """Returns ``{file name: "size:sha256"}`` of the annotation file, as ``witness_of``."""
+        return witness_of(self.source)
+
+    def parts(self) -> tuple[str, ...]:
+        """Returns the name of the one part."""
+        return (PurePosixPath(self.source).name,)
+
+    def inputs_of(self, part: str) -> Iterator[Input | Reject]:
+        """Yields all; see ``inputs``."""
+        assert part in self.parts()
+        return self.inputs()
 
     def reject(
         self, row_id: str, reason: str, message: str, *, mask_id: str | None = None, num_masks: int = 0
@@ -100,6 +112,20 @@ def first_of(items: Iterator[Input | Reject], limit: int) -> Head:
             images += 1
         taken.append(item)
     return Head(taken, more=False)
+
+
+def witness_of(uri: str) -> dict[str, str]:
+    """Returns ``{file name: "size:sha256"}`` of a file, wherever it lies: the hash of all of it if it is
+    small, or else of ``_WITNESS_WINDOWS`` places spread over it, the first and last bytes among them."""
+    with storage.open_input(uri, buffer_bytes=_WITNESS_BYTES) as stream:
+        size = stream.seek(0, io.SEEK_END)
+        whole = size <= _WITNESS_WINDOWS * _WITNESS_BYTES
+        step = _WITNESS_BYTES if whole else (size - _WITNESS_BYTES) / (_WITNESS_WINDOWS - 1)
+        digest = hashlib.sha256()
+        for window in range(_WITNESS_WINDOWS):
+            stream.seek(round(window * step))
+            digest.update(stream.read(_WITNESS_BYTES))
+    return {PurePosixPath(uri).name: f"{size}:{digest.hexdigest()}"}
 
 
 def size_bytes(uri: str) -> int:

@@ -9,7 +9,7 @@ An image without relations gives a row without a scene graph; the official loade
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -53,14 +53,14 @@ class PsgReader(FileReader, PsgOptions):
     def _label_maps(self) -> str:
         return self.panoptic or storage.join(self.images, "annotations")
 
-    def sources(self) -> dict[str, str]:
+    def witness(self, inputs: Sequence[Input] = ()) -> dict[str, str]:
         """Returns ``{file name: "size:sha256"}``, and for the PNGs the hash of their names and sizes."""
         root = self._label_maps.rstrip("/") + "/"
         pngs = [found for found in storage.list_files(self._label_maps) if found.uri.endswith(".png")]
         files = sorted((found.uri.removeprefix(root), found.size) for found in pngs)
         digest = hashlib.sha256(records.compact_json(files).encode()).hexdigest()
         label_maps = f"{len(files)}:{sum(size for _, size in files)}:{digest}"
-        return {**super().sources(), "label maps": label_maps}
+        return {**super().witness(inputs), "label maps": label_maps}
 
     def inputs(self) -> Iterator[Input | Reject]:
         """Yields rejects, then one input per image of the split by ascending key. Holds the whole file.

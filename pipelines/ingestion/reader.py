@@ -1,7 +1,8 @@
 """What a dataset reader is, and what it hands over.
 
-Listing and reading are apart: ``inputs`` is cheap, runs once in the driver and fixes the order of the corpus;
-``read`` runs in many workers and opens no images. Both report what they could not use instead of dropping it:
+Listing and reading are apart: ``inputs`` is cheap, runs once and fixes the order of the corpus; ``read`` runs
+in many workers and opens no images. What can be listed apart (``parts``) is listed by many workers too. Both
+report what they could not use instead of dropping it:
 
 - masks counted in = masks in rows + masks in rejects, for every ``ReadResult`` (``ReadResult`` refuses to be
   built otherwise) and for a whole corpus: an annotation that ``inputs`` cannot give to an image is a reject
@@ -13,7 +14,7 @@ A reject without ``mask_id`` loses a whole row, a reject with one loses one mask
 Readers never decide policy: crowds, boxes without masks and empty masks are flagged, the pipeline filters.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -36,8 +37,7 @@ Reject = dict[str, Any]
 """An entry of the reject table, made by ``pipelines.schema.reject``."""
 
 
-@dataclass(frozen=True)
-class Input:
+class Input(NamedTuple):
     """One image to read."""
 
     key: str
@@ -46,6 +46,9 @@ class Input:
     """JSON with all that ``read`` needs besides the reader; names no folder outside the dataset."""
     num_masks: int | None
     """Masks that the record claims; None where only reading can tell."""
+    place: str = ""
+    """Where in the dataset the record is, if a key can come more than once; of those the first place
+    counts."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +102,22 @@ class Reader(Protocol):
         """Which way up images are read."""
         ...
 
-    def sources(self) -> dict[str, str]:
-        """Returns what the corpus is made of, for its fingerprint: a relative name -> size and SHA-256.
+    def witness(self, inputs: Sequence[Input] = ()) -> dict[str, str]:
+        """Returns what tells cheaply whether the dataset is still the same: a name of what was looked at ->
+        size and SHA-256. Of large files and listings only samples are looked at, of a listing the files of
+        these ``inputs`` of it.
 
         Neither absolute paths nor times of change are in it, so a copy elsewhere gives the same.
         """
+        ...
+
+    def parts(self) -> Sequence[str]:
+        """Returns the names of what is listed apart: archives, sub-folders; one for a single file."""
+        ...
+
+    def inputs_of(self, part: str) -> Iterator[Input | Reject]:
+        """Yields the images of a part by ascending key and place, and what cannot be used; raises as
+        ``inputs``."""
         ...
 
     def inputs(self) -> Iterator[Input | Reject]:
@@ -122,6 +136,32 @@ class Reader(Protocol):
     def read(self, item: Input) -> ReadResult:
         """Reads one image's record. Bad records and masks become rejects; only ``StorageError`` is raised."""
         ...
+
+
+def in_order(dataset: str, items: Iterable[Input | Reject]) -> Iterator[Input | Reject]:
+    """Yields the rejects among items of any order, then the inputs as ``unique``."""
+    inputs: list[Input] = []
+    for item in items:
+        if isinstance(item, Input):
+            inputs.append(item)
+        else:
+            yield item
+    inputs.sort(key=lambda item: (item.key, item.place))
+    yield from unique(dataset, inputs)
+
+
+def unique(dataset: str, items: Iterable[Input | Reject]) -> Iterator[Input | Reject]:
+    """Yields inputs that ascend by key and place, and the rejects among them; of inputs with the same key
+    only the first, and a reject for each other one."""
+    previous = None
+    for item in items:
+        if isinstance(item, Input):
+            if item.key == previous:
+                message = f"{item.place} is a further image named {item.key}"
+                yield schema.reject(STAGE, dataset, item.key, "duplicate_image_id", message)
+                continue
+            previous = item.key
+        yield item
 
 
 def read_record(reader: Reader, item: Input) -> ReadResult:

@@ -5,13 +5,11 @@ has them, ``label`` or ``unknown_category``, ``iscrowd``, ``ignore`` (a void), `
 in pixels) and ``segmentation`` in any form that ``samtok.masks.to_counts`` reads.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from pipelines import schema, storage
+from pipelines import schema
 from pipelines.ingestion import polygons
 from pipelines.ingestion.orientation import TURNED, frame_of
 from pipelines.ingestion.reader import STAGE, Reader, ReadResult, Reject
@@ -21,20 +19,9 @@ from samtok.errors import DataError
 MASK_FIELDS = ("segmentation", "bbox", "iscrowd", "ignore")
 """Of an annotation in the common shape, what datasets write under the same names."""
 
-_CHUNK_BYTES = 2**24
 _MAX_COORDINATE_PX = 2**24  # beyond this float32, in which rows keep boxes, misses whole pixels
 
 Record = dict[str, Any]
-
-
-def file_digest(uri: str) -> dict[str, str]:
-    """Returns ``{file name: "size:sha256"}`` of a file, as ``Reader.sources`` does."""
-    digest, size_bytes = hashlib.sha256(), 0
-    with storage.open_input(uri) as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            size_bytes += len(chunk)
-    return {PurePosixPath(uri).name: f"{size_bytes}:{digest.hexdigest()}"}
 
 
 def parse_json(raw: bytes, where: str) -> Any:
@@ -46,20 +33,37 @@ def parse_json(raw: bytes, where: str) -> Any:
     try:
         return json.loads(raw.decode().removeprefix("\ufeff"))  # utf-8-sig would misstate where a fault is
     except UnicodeDecodeError as error:
-        raise _json_error(where, error.start, f"is not UTF-8 ({error.reason})") from error
+        raise json_error(where, error.start, f"is not UTF-8 ({error.reason})") from error
     except json.JSONDecodeError as error:
         mark_bytes = len(raw) - len(error.doc.encode())
         position = len(error.doc[: error.pos].encode()) + mark_bytes
-        raise _json_error(where, position, f"is not JSON ({error.msg})") from error
-    except RecursionError as error:
-        raise DataError(f"{where} nests lists or objects too deeply to be read", reason="json") from error
-    except ValueError as error:  # an integer of thousands of digits
-        raise DataError(f"{where} cannot be read as JSON: {error}", reason="json") from error
+        raise json_error(where, position, f"is not JSON ({error.msg})") from error
+    except (RecursionError, ValueError) as error:  # an integer of thousands of digits
+        raise unreadable_json(where, error) from error
+
+
+def json_error(where: str, position: int, problem: str) -> DataError:
+    """Returns the error of a file with a fault at a byte."""
+    return DataError(
+        f"{where} {problem} at byte {position}; the file may be cut off or of another kind: fetch it again "
+        "or check the path",
+        reason="json",
+    )
+
+
+def unreadable_json(where: str, error: Exception) -> DataError:
+    """Returns the error of JSON that Python does not take: nested too deeply, or a number too long."""
+    if isinstance(error, RecursionError):
+        return DataError(f"{where} nests lists or objects too deeply to be read", reason="json")
+    return DataError(f"{where} cannot be read as JSON: {error}", reason="json")
+
+
+_COMPACT = json.JSONEncoder(separators=(",", ":"), sort_keys=True)
 
 
 def compact_json(value: Any) -> str:
     """Returns ASCII JSON without spaces and with sorted keys, so that equal values give equal text."""
-    return json.dumps(value, separators=(",", ":"), sort_keys=True)
+    return _COMPACT.encode(value)
 
 
 def is_utf8(text: str) -> bool:
@@ -169,37 +173,42 @@ def by_id(
 
 def identify(
     dataset: str,
-    entries: Sequence[Any],
+    entries: Iterable[tuple[int, Any]],
     row_id: Callable[[Any], str],
     content: Callable[[Any], Any] = lambda entry: entry,
+    *,
+    numbered: bool,
 ) -> tuple[dict[tuple[str, str], Record], list[Reject]]:
     """Gives annotations their ids: each entry is either among the records or one mask reject.
 
     An id is one of its image: several tools count from 1 in every image. Where no annotation has an id
-    (V3Det), they are numbered from 1 in file order. Otherwise those without one and those that repeat one
+    (V3Det), they are ``numbered`` from 1 in file order. Otherwise those without one and those that repeat one
     (``by_id``) are rejected.
 
     Args:
         dataset: Dataset name of the rejects.
-        entries: The annotations as they are in the file.
+        entries: Annotations as they are in the file, with their index there.
         row_id: Gives the image id of an entry, which can be any JSON value.
         content: Gives what is read of an entry, an object.
+        numbered: No annotation of the file ``has_id``.
 
     Returns:
         Usable annotations by image id and their own, and the rejects.
     """
-    numbered = not any(isinstance(entry, dict) and "id" in entry for entry in entries)
-    numbers = [str(n) if isinstance(entry, dict) else None for n, entry in enumerate(entries, start=1)]
-    names = numbers if numbered else map(id_of, entries)
-    found = by_id(
-        (
-            (None if name is None else (row_id(entry), name), entry)
-            for name, entry in zip(names, entries, strict=True)
-        ),
-        content,
-    )
+
+    def named(index: int, entry: Any) -> tuple[str, str] | None:
+        own = str(index + 1) if numbered and isinstance(entry, dict) else id_of(entry)
+        return None if own is None else (row_id(entry), own)
+
+    indices: list[int] = []
+    keyed: list[tuple[tuple[str, str] | None, Any]] = []
+    for index, entry in entries:
+        indices.append(index)
+        keyed.append((named(index, entry), entry))
+    found = by_id(keyed, content)
     rejects: list[Reject] = []
-    for index, entry in found.nameless:
+    for place, entry in found.nameless:
+        index = indices[place]
         reason = "annotation_id" if isinstance(entry, dict) else "annotation_type"
         message = f"annotation at index {index} is {entry!r:.200}, expected an object with an id"
         rejects.append(mask_reject(dataset, row_id(entry), f"#{index}", reason, message))
@@ -207,6 +216,11 @@ def identify(
         message = f"annotation id {mask_id} {end}"
         rejects.append(mask_reject(dataset, owner, mask_id, "duplicate_annotation_id", message))
     return found.kept, rejects
+
+
+def has_id(entry: object) -> bool:
+    """Returns whether an annotation says what its id is, usable or not."""
+    return isinstance(entry, dict) and "id" in entry
 
 
 def mask_reject(dataset: str, row_id: str, mask_id: str, reason: str, message: str) -> Reject:
@@ -313,11 +327,3 @@ def _is_coordinate(value: object) -> bool:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     return abs(value) <= _MAX_COORDINATE_PX  # also refuses NaN
-
-
-def _json_error(where: str, position: int, problem: str) -> DataError:
-    return DataError(
-        f"{where} {problem} at byte {position}; the file may be cut off or of another kind: fetch it again "
-        "or check the path",
-        reason="json",
-    )

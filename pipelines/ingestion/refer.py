@@ -12,7 +12,7 @@ rejected of other images is not reported. Splits are chosen by the official rule
 import json
 import posixpath
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -55,9 +55,9 @@ class ReferReader(FileReader, ReferOptions):
 
     max_refs_bytes: int = MAX_REFS_BYTES
 
-    def sources(self) -> dict[str, str]:
+    def witness(self, inputs: Sequence[Input] = ()) -> dict[str, str]:
         """Returns ``{file name: "size:sha256"}`` of refs and objects."""
-        return {**self._objects().sources(), **super().sources()}
+        return {**self._objects().witness(), **super().witness(inputs)}
 
     def inputs(self) -> Iterator[Input | Reject]:
         """Yields rejects, then one input per image with expressions by ascending key.

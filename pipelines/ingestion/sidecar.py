@@ -5,31 +5,29 @@ Source: facebookresearch/segment-anything, README. The dataset is a folder, flat
 place. The image id of a row is the stem (``sa_223750``), unique in SA-1B, so rows of all three are equal but
 for ``image_uri``.
 
-``inputs`` lists names only: a JSON without image, an image without JSON and a stem that was there before are
-rejects of a row each, with no masks counted, since none was read. The listing is held in memory, about a
-kilobyte per image. The headers of an archive lie between its images, so listing archives in an object store
-reads most of their bytes once; on a disk it only seeks. Archives are untrusted: only regular members count,
-their names may not leave the folder they would be unpacked to, and of one without its end mark nothing is
-taken.
+Listing takes names only: a JSON without image, an image without JSON and a stem that was there before are
+rejects of a row each, with no masks counted, since none was read. Each archive is a part of the listing; of
+loose files, those whose names begin alike (``storage.beginnings``).
 """
 
 import hashlib
 import json
 import logging
 import posixpath
-import tarfile
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, ClassVar, NamedTuple
+from itertools import chain, groupby, islice
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 from pipelines import schema, storage
 from pipelines.ingestion import records
+from pipelines.ingestion.archives import Member, check_uncompressed, list_members, name_fault
+from pipelines.ingestion.external_sort import ExternalSort
 from pipelines.ingestion.file_reader import NoOptions, size_bytes
 from pipelines.ingestion.image_source import member_uri
 from pipelines.ingestion.orientation import Orientation
-from pipelines.ingestion.reader import MAX_NAMES, STAGE, Head, Input, ReadResult, Reject
+from pipelines.ingestion.reader import MAX_NAMES, STAGE, Head, Input, ReadResult, Reject, in_order
+from pipelines.storage.threads import map_ahead
 from samtok.errors import DataError
 from samtok.images import safe_join
 
@@ -42,20 +40,9 @@ _ANNOTATION, _IMAGE = ".json", ".jpg"
 _KINDS = {".json": _ANNOTATION, ".jpg": _IMAGE, ".jpeg": _IMAGE}
 """Suffixes, in whatever case, of the two files of a pair."""
 _INCOMPLETE = ("missing_image", "missing_annotation")
-_HEAD_MEMBERS = 64  # names of a head: between them lie the images, which an object store reads too
-_ARCHIVES_AT_ONCE = 16  # threads: finding the headers of an archive is waiting for the storage
-
-
-class Member(NamedTuple):
-    """One file of an archive."""
-
-    name: str
-    """Path in the archive, without a leading ``./``."""
-    offset: int
-    """First byte of its content in the archive."""
-    size_bytes: int
-    fault: str | None
-    """Why it must not be read; None if it can be."""
+_HEAD_MEMBERS = 64  # names of a head: each costs an object store a request
+_PARTS = 64  # of a large listing, at least
+_TAR = ".tar"
 
 
 class _File(NamedTuple):
@@ -86,56 +73,118 @@ class Sa1bReader:
     orientation: Orientation = "stored"
     max_sidecar_bytes: int = MAX_SIDECAR_BYTES
 
-    def sources(self) -> dict[str, str]:
-        """Returns ``{kind: "count:total size:sha256"}``, with the hash of sorted names and sizes."""
-        files = sorted((file.name, file.size_bytes) for file in self._either(self._found()))
-        digest = hashlib.sha256()
-        for named in files:
-            digest.update(records.compact_json(named).encode() + b"\n")
-        kind = "archives" if files[0][0].endswith(".tar") else "side-cars and images"
-        return {kind: f"{len(files)}:{sum(size for _, size in files)}:{digest.hexdigest()}"}
+    def witness(self, inputs: Sequence[Input] = ()) -> dict[str, str]:
+        """Returns ``{name: size}`` of the files or archives that these images are in, ``missing`` for those
+        that are not there; without images ``{kind: "count:total size:sha256"}``, with the hash of the names
+        and sizes of all archives or of the first loose files."""
+        if inputs:
+            located = [_File(*values) for item in inputs for values in json.loads(item.payload).values()]
+            names = sorted({file.archive or file.name for file in located})
+            sizes = map_ahead(self._size_now, names)
+            return {
+                name: "missing" if size is None else str(size)
+                for name, size in zip(names, sizes, strict=True)
+            }
+        listed = [(file.name, file.size_bytes) for file in self._beginning()]
+        kind = "archives" if listed[0][0].endswith(_TAR) else "first side-cars and images"
+        digest = hashlib.sha256(records.compact_json(listed).encode()).hexdigest()
+        return {kind: f"{len(listed)}:{sum(size for _, size in listed)}:{digest}"}
 
-    def inputs(self) -> Iterator[Input | Reject]:
-        """Yields images and rejects, sorted by stem.
+    def _size_now(self, name: str) -> int | None:
+        try:
+            return size_bytes(self._archive_uri(name) if name.endswith(_TAR) else self._below(name))
+        except (storage.ObjectError, DataError):
+            return None
+
+    def parts(self) -> list[str]:
+        """Returns the names of the archives, or beginnings of the names of loose files.
 
         Raises:
-            DataError: If there are neither side-cars nor archives, or both, an archive is compressed, or all
-                are cut off; of some, those are rejected.
+            DataError: If there are neither side-cars nor archives, or both, or an archive is compressed.
             StorageError: If the source cannot be listed.
         """
-        yield from self._inputs(self._files(self._either(self._found())))
+        first = self._beginning()
+        if first[0].name.endswith(_TAR):
+            return [file.name for file in first]
+        return storage.beginnings(self.source, _PARTS)
+
+    def inputs_of(self, part: str) -> Iterator[Input | Reject]:
+        """Yields images and rejects of a part, sorted by stem. An archive that is one of several and cannot
+        be read is a reject; raises as ``inputs``."""
+        if not part.endswith(_TAR):
+            yield from self._paired(map(self._loose, self._listed(part)))
+            return
+        try:
+            members = list(self._members(part))
+        except DataError as error:
+            if self._is_archive:
+                raise
+            yield self._row_reject(part, error.reason, str(error))
+            return
+        yield from self._paired(self._in_archive(part, members))
+
+    def inputs(self) -> Iterator[Input | Reject]:
+        """Yields rejects, then images by ascending stem. Holds the whole listing meanwhile.
+
+        Raises:
+            DataError: As ``parts``, or if all archives are cut off; of some, those are rejected.
+            StorageError: If the source cannot be listed.
+        """
+        parts = self.parts()
+        items = list(chain.from_iterable(map(self.inputs_of, parts)))
+        self._check_archives(parts, items)
+        yield from in_order(self.name, items)
 
     def head(self, limit: int = MAX_NAMES) -> Head:
         """Lists the first images among ``limit`` names; of archives, the first members of the first one."""
-        found = self._found(limit + 1)
-        listing, more = self._either(found[:limit]), len(found) > limit
-        if listing[0].name.endswith(".tar"):
-            members = list(islice(self._members(listing[0]), _HEAD_MEMBERS + 1))
-            files = self._in_archive(listing[0], members[:_HEAD_MEMBERS])
-            more = more or len(listing) > 1 or len(members) > _HEAD_MEMBERS
+        first = self._beginning(limit + 1)
+        more = len(first) > limit
+        if first[0].name.endswith(_TAR):
+            members = list(islice(self._members(first[0].name), _HEAD_MEMBERS + 1))
+            files = self._in_archive(first[0].name, members[:_HEAD_MEMBERS])
+            more = len(first) > 1 or len(members) > _HEAD_MEMBERS
         else:
-            files = self._files(listing)
-        items = self._inputs(files)
+            files = map(self._loose, first[:limit])
+        items = in_order(self.name, self._paired(files))
         if more:  # the last pair may be cut in two
             items = (one for one in items if isinstance(one, Input) or one["reason"] not in _INCOMPLETE)
         return Head(list(items), more)
 
-    def _inputs(self, files: Iterable[_File | Reject]) -> Iterator[Input | Reject]:
-        pairs, rejects = self._pairs(files)
-        yield from rejects
-        previous = None
-        for (stem, archive, path), pair in sorted(pairs.items()):
-            where = f"{archive}: {path}" if archive else path
-            if len(pair) < 2:
-                present, missing = (_IMAGE, _ANNOTATION) if _IMAGE in pair else (_ANNOTATION, _IMAGE)
-                reason = "missing_image" if missing == _IMAGE else "missing_annotation"
-                yield self._row_reject(stem, reason, f"{where}{present} has no {stem}{missing} beside it")
-            elif stem == previous:
-                yield self._row_reject(stem, "duplicate_image_id", f"{where} is a further image named {stem}")
-            else:
-                previous = stem
-                located = {"annotation": pair[_ANNOTATION], "image": pair[_IMAGE]}
-                yield Input(key=stem, payload=records.compact_json(located), num_masks=None)
+    def _paired(self, files: Iterable[_File | Reject]) -> Iterator[Input | Reject]:
+        """Makes images of side-cars and images of the same name, in whatever order they come."""
+        with ExternalSort[tuple[Any, ...]]() as found:
+            for number, file in enumerate(files):
+                if isinstance(file, dict):
+                    yield file
+                    continue
+                path, suffix = posixpath.splitext(file.name)
+                row = (
+                    path.rpartition("/")[2],
+                    file.archive or "",
+                    path,
+                    number,
+                    _KINDS[suffix.lower()],
+                    file,
+                )
+                found.add(row, 4 * len(path))
+            for (stem, archive, path), rows in groupby(found, lambda row: row[:3]):
+                place = f"{archive}: {path}" if archive else path
+                pair: dict[str, _File] = {}
+                for *_, kind, file in rows:
+                    if kind in pair:  # unpacking the archive would leave the later one
+                        earlier, where = pair[kind].name, archive or "the folder"
+                        message = f"{earlier} is replaced later by {file.name} in {where}"
+                        yield self._row_reject(earlier, "duplicate_member", message)
+                    pair[kind] = file
+                if len(pair) < 2:
+                    present, missing = (_IMAGE, _ANNOTATION) if _IMAGE in pair else (_ANNOTATION, _IMAGE)
+                    reason = "missing_image" if missing == _IMAGE else "missing_annotation"
+                    message = f"{place}{present} has no {stem}{missing} beside it"
+                    yield self._row_reject(stem, reason, message)
+                else:
+                    located = {"annotation": pair[_ANNOTATION], "image": pair[_IMAGE]}
+                    payload = records.compact_json(located)
+                    yield Input(key=stem, payload=payload, num_masks=None, place=place)
 
     def read(self, item: Input) -> ReadResult:
         """Reads one side-car. If it cannot be parsed no masks are counted, else all of its annotations."""
@@ -148,8 +197,13 @@ class Sa1bReader:
             image_uri = self._uri(located["image"])
         except DataError as error:
             return ReadResult.refused(self.name, item.key, error, num_masks=num_masks)
+        entries = record["annotations"]
         annotations, rejects = records.identify(
-            self.name, record["annotations"], lambda _: item.key, _fields_of
+            self.name,
+            enumerate(entries),
+            lambda _: item.key,
+            _fields_of,
+            numbered=not any(map(records.has_id, entries)),
         )
         return records.make_row(
             self,
@@ -160,81 +214,72 @@ class Sa1bReader:
             rejects,
         )
 
-    def _found(self, limit: int | None = None) -> list[_File]:
-        check_uncompressed(self.source)
-        if self.source.endswith(".tar"):
-            return [_File(self.source.rpartition("/")[2], size_bytes(self.source))]
-        listed = storage.list_files(self.source, limit=limit)
-        root = self.source.rstrip("/") + "/"
-        return [_File(found.uri.removeprefix(root), found.size) for found in listed]
+    @property
+    def _is_archive(self) -> bool:
+        return self.source.endswith(_TAR)
 
-    def _either(self, files: list[_File]) -> list[_File]:
-        for file in files:
+    def _beginning(self, limit: int = MAX_NAMES) -> list[_File]:
+        """Returns the first loose files among so many names, or all archives."""
+        check_uncompressed(self.source)
+        if self._is_archive:
+            return [_File(self.source.rpartition("/")[2], size_bytes(self.source))]
+        listed = self._below_source(storage.list_files(self.source, limit=limit))
+        undecided = not any(_kind_of(file.name) for file in listed)  # or archives, which are needed whole
+        if undecided and len(listed) == limit:
+            listed = self._below_source(storage.list_files(self.source))
+        for file in listed:
             check_uncompressed(file.name)
-        archives = [file for file in files if file.name.endswith(".tar")]
-        loose = [file for file in files if _kind_of(file.name)]
+        archives = [file for file in listed if file.name.endswith(_TAR)]
+        loose = [file for file in listed if _kind_of(file.name)]
         if bool(archives) == bool(loose):
-            raise DataError(
-                f"{self.source} has {len(archives)} .tar archives and {len(loose)} {_ANNOTATION} and "
-                f"{_IMAGE} files among {len(files)} files, expected exactly one of the two kinds; let "
-                "--source name the folder of either the archives or what was unpacked from them",
-                reason="sa1b_layout",
-            )
+            self._refuse(f"{len(archives)} .tar archives and {len(loose)}", f"among {len(listed)} files")
         return archives or loose
 
-    def _pairs(
-        self, files: Iterable[_File | Reject]
-    ) -> tuple[dict[tuple[str, str, str], dict[str, _File]], list[Reject]]:
-        """Returns files by suffix for each (stem, archive, path without suffix), and what cannot be one."""
-        pairs: dict[tuple[str, str, str], dict[str, _File]] = {}
-        rejects: list[Reject] = []
-        for file in files:
-            if isinstance(file, dict):
-                rejects.append(file)
+    def _refuse(self, has: str, among: str) -> NoReturn:
+        raise DataError(
+            f"{self.source} has {has} {_ANNOTATION} and {_IMAGE} files {among}, expected exactly one of the "
+            "two kinds; let --source name the folder of either the archives or what was unpacked from them",
+            reason="sa1b_layout",
+        )
+
+    def _below_source(self, files: Iterable[storage.FileInfo]) -> list[_File]:
+        root = self.source.rstrip("/") + "/"
+        return [_File(found.uri.removeprefix(root), found.size) for found in files]
+
+    def _listed(self, part: str) -> Iterator[_File]:
+        root = len(self.source.rstrip("/")) + 1
+        for uri, size in storage.iter_files(self.source, beginning=part):
+            if _kind_of(uri):
+                yield _File(uri[root:], size)
                 continue
-            path, kind = posixpath.splitext(file.name)[0], _kind_of(file.name)
-            pair = pairs.setdefault((posixpath.basename(path), file.archive or "", path), {})
-            if (earlier := pair.get(kind)) is not None:  # unpacking the archive would leave the later one
-                message = f"{earlier.name} is replaced later by {file.name} in {file.archive or 'the folder'}"
-                rejects.append(self._row_reject(earlier.name, "duplicate_member", message))
-            pair[kind] = file
-        return pairs, rejects
+            check_uncompressed(uri)
+            if uri.endswith(_TAR):
+                self._refuse(f"the archive {uri[root:]} and", "besides")
 
-    def _files(self, listing: list[_File]) -> Iterator[_File | Reject]:
-        if not listing[0].name.endswith(".tar"):
-            for file in listing:
-                fault = name_fault(file.name)
-                yield self._unsafe(file.name, fault) if fault else file
+    def _loose(self, file: _File) -> _File | Reject:
+        fault = name_fault(file.name)
+        return self._unsafe(file.name, fault) if fault else file
+
+    def _members(self, archive: str) -> Iterator[Member]:
+        return list_members(self._archive_uri(archive), tuple(_KINDS))
+
+    def _check_archives(self, parts: list[str], items: Iterable[Input | Reject]) -> None:
+        """Says which archives are left out; raises DataError if all are."""
+        names = set(parts)
+        bad = [one for one in items if isinstance(one, dict) and one["row_id"] in names]
+        if not bad:
             return
-        bad: list[DataError] = []
-        with ThreadPoolExecutor(_ARCHIVES_AT_ONCE) as pool:
-            for archive, members in zip(listing, pool.map(self._members_or_fault, listing), strict=True):
-                if isinstance(members, DataError):
-                    bad.append(members)
-                    yield self._row_reject(archive.name, members.reason, str(members))
-                else:
-                    yield from self._in_archive(archive, members)
-        if bad:
-            text = "; ".join(map(str, bad))
-            if len(bad) == len(listing):
-                raise DataError(text, reason=bad[0].reason)
-            log.warning("%d of %d archives are left out: %s", len(bad), len(listing), text)
+        text = "; ".join(entry["message"] for entry in bad)
+        if len(bad) == len(parts):
+            raise DataError(text, reason=bad[0]["reason"])
+        log.warning("%d of %d archives are left out: %s", len(bad), len(parts), text)
 
-    def _members(self, archive: _File) -> Iterator[Member]:
-        return list_members(self._archive_uri(archive.name), tuple(_KINDS))
-
-    def _members_or_fault(self, archive: _File) -> list[Member] | DataError:
-        try:
-            return list(self._members(archive))
-        except DataError as error:
-            return error
-
-    def _in_archive(self, archive: _File, members: list[Member]) -> Iterator[_File | Reject]:
+    def _in_archive(self, archive: str, members: Iterable[Member]) -> Iterator[_File | Reject]:
         for member in members:
             if member.fault:
-                yield self._unsafe(f"{archive.name}: {member.name}", member.fault)
+                yield self._unsafe(f"{archive}: {member.name}", member.fault)
             else:
-                yield _File(member.name, member.size_bytes, member.offset, archive.name)
+                yield _File(member.name, member.size_bytes, member.offset, archive)
 
     def _unsafe(self, name: str, fault: str) -> Reject:
         shown = name.encode(errors="backslashreplace").decode()
@@ -244,7 +289,7 @@ class Sa1bReader:
         return schema.reject(STAGE, self.name, row_id, reason, f"{message} ({self.source})")
 
     def _archive_uri(self, archive: str) -> str:
-        return self.source if self.source.endswith(".tar") else self._below(archive)
+        return self.source if self._is_archive else self._below(archive)
 
     def _below(self, name: str) -> str:
         return safe_join(self.source, name, link_roots=self.link_root)
@@ -297,69 +342,3 @@ def _checked_size(image: dict[str, Any], stem: str) -> tuple[int, int]:
             reason="file_name",
         )
     return records.size_hw(image, f"side-car {stem}{_ANNOTATION}")
-
-
-# ---------------------------------------------------------------- archives
-
-COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
-
-
-def check_uncompressed(uri: str) -> None:
-    """Refuses the names of compressed archives (DataError): their members have no place of their own."""
-    if uri.lower().endswith(COMPRESSED_SUFFIXES):
-        raise DataError(
-            f"{uri} is a compressed archive, in which single images cannot be reached; unpack it to a folder "
-            "or to a plain .tar (SA-1B is published as plain .tar)",
-            reason="compressed_archive",
-        )
-
-
-def list_members(archive_uri: str, suffixes: tuple[str, ...]) -> Iterator[Member]:
-    """Yields members whose names end in one of the suffixes, which are in lower case, in archive order. Reads
-    headers, no contents.
-
-    Raises:
-        DataError: ``compressed_archive`` if it is compressed, ``archive`` if it is no tar or was cut off.
-        StorageError: If it cannot be opened.
-    """
-    check_uncompressed(archive_uri)
-    with storage.open_input(archive_uri) as stream:
-        try:
-            with tarfile.open(fileobj=stream, mode="r:") as archive:
-                for info in archive:
-                    name = info.name.removeprefix("./")
-                    if name.lower().endswith(suffixes) and not info.isdir():
-                        yield Member(name, info.offset_data, info.size, _fault(info, name))
-                end = archive.offset
-        except (tarfile.TarError, ValueError, OverflowError) as error:  # ValueError: extended headers
-            raise DataError(
-                f"{archive_uri} cannot be read as an uncompressed tar ({error}); fetch it again, or unpack "
-                "it if it is compressed",
-                reason="archive",
-            ) from error
-        stream.seek(end)
-        if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise DataError(
-                f"{archive_uri} has no end mark at byte {end}, behind its last member: it was cut off or is "
-                "damaged; fetch it again",
-                reason="archive",
-            )
-
-
-def name_fault(name: str) -> str | None:
-    """Returns why a relative name must not be used; None for a plain one below its folder."""
-    if not records.is_utf8(name):
-        return "is not UTF-8"
-    if not name.isprintable():
-        return "has control characters"
-    if name.startswith("/") or "\\" in name or ".." in name.split("/"):
-        return "leaves the folder"
-    return None
-
-
-def _fault(info: tarfile.TarInfo, name: str) -> str | None:
-    if not info.isreg() or info.issparse():
-        return "is a link, a device or a sparse file"
-    if info.size < 0:
-        return "has a negative size"
-    return name_fault(name)

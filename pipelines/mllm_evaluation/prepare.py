@@ -17,7 +17,7 @@ from pipelines.ingestion.reader import Input
 from pipelines.inputs import require_tokenizer
 from pipelines.mllm_evaluation.config import EvaluateMllmConfig
 from pipelines.mllm_evaluation.rows import inputs_of
-from pipelines.shard_job import left_of, open_plan
+from pipelines.planning.plans import left_of, open_plan
 from samtok import folders
 from samtok.config import MaskTokenizerConfig
 from samtok.errors import ConfigError, DataError
@@ -94,7 +94,7 @@ def prepare(config: EvaluateMllmConfig) -> Evaluation:
         CheckpointError: If model or tokenizer cannot be read.
         DataError: If the corpus is none of chats, or its images are not there.
     """
-    config = dataclasses.replace(config, worker=with_device(config.worker))
+    config = dataclasses.replace(config, worker=with_device(config.worker, on_ray=config.workers > 0))
     corpus = load_chat_corpus(config.chats, flag="--chats")
     require_images(ChatSource(corpus))
     require_tokenizer(config.tokenizer)

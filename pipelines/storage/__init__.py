@@ -21,11 +21,11 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 from pipelines import env
 from pipelines.storage import local, node_copies
@@ -61,8 +61,7 @@ class NotFoundError(ObjectError, FileNotFoundError):
     """The file or object does not exist."""
 
 
-@dataclass(frozen=True)
-class FileInfo:
+class FileInfo(NamedTuple):
     """One listed file: its full URI and its size in bytes."""
 
     uri: str
@@ -197,16 +196,31 @@ def list_files(prefix_uri: str, *, suffix: str = "", limit: int | None = None) -
     Files that are just being written are left out. With a limit only the first so many are
     listed, at the cost of as many.
     """
+    listed = iter_files(prefix_uri, limit=None if suffix else limit)
+    found = (file for file in listed if file.uri.endswith(suffix))
+    return sorted(islice(found, limit), key=lambda file: file.uri)
+
+
+def iter_files(prefix_uri: str, *, beginning: str = "", limit: int | None = None) -> Iterator[FileInfo]:
+    """Yields the files of ``list_files`` as they come, without holding them: those whose path below the
+    folder has a beginning that ``beginnings`` gave. ``limit`` is how many will be taken, if that is known."""
     folder = prefix_uri.rstrip("/") + "/"
-    found: list[FileInfo] = []
-    after: str | None = None
+    backend, after = _backend(folder), None
     while True:
         page, after = _patiently(
-            "list", folder, lambda token=after: _backend(folder).list_page(folder, token, limit)
+            "list", folder, lambda token=after: backend.list_page(folder, beginning, token, limit)
         )
-        found += [FileInfo(uri, size) for uri, size in page if uri.endswith(suffix) and uri[-1] != "/"]
-        if after is None or (limit is not None and len(found) >= limit):
-            return sorted(found, key=lambda file: file.uri)[:limit]
+        yield from (FileInfo(uri, size) for uri, size in page if uri[-1] != "/")
+        if after is None:
+            return
+
+
+def beginnings(prefix_uri: str, at_least: int) -> list[str]:
+    """Returns how the paths of files below a folder begin, so that parts of a large listing can be made at
+    once: at least so many of a store with many names, the sub-folders on a disk. A path that has a dot in its
+    last part begins with exactly one of them; paths that differ behind that dot only, with the same."""
+    folder = prefix_uri.rstrip("/") + "/"
+    return _patiently("list", folder, lambda: _backend(folder).beginnings(folder, at_least))
 
 
 class _ObjectFile(io.RawIOBase):
@@ -253,14 +267,15 @@ class _ObjectFile(io.RawIOBase):
         return data
 
 
-def open_input(uri: str) -> BinaryIO:
+def open_input(uri: str, *, buffer_bytes: int = _READ_BUFFER) -> BinaryIO:
     """Opens a file or object as a seekable binary file, for pyarrow, tarfile or PIL. Close it after use.
 
-    An object is read in ranges, each with retries; one that is replaced meanwhile gives an error, not a mix.
+    An object is read in ranges of at least ``buffer_bytes``, each with retries; one that is replaced
+    meanwhile gives an error, not a mix.
     """
     if not is_remote(uri):
         return _patiently("open", uri, lambda: local.open_file(uri))
-    return cast(BinaryIO, io.BufferedReader(_ObjectFile(uri), _READ_BUFFER))
+    return cast(BinaryIO, io.BufferedReader(_ObjectFile(uri), buffer_bytes))
 
 
 def file_sha256(uri: str) -> str:

@@ -152,9 +152,31 @@ def delete(uri: str) -> None:
     path_of(uri).unlink(missing_ok=True)
 
 
-def list_page(uri: str, _after: str | None, limit: int | None) -> tuple[list[tuple[str, int]], None]:
-    """Lists (URI, size in bytes) of the files below a folder, all or so many, in one page."""
-    return list(itertools.islice(_walk(uri, path_of(uri), frozenset()), limit)), None
+def list_page(
+    folder: str, beginning: str, _after: str | None, limit: int | None
+) -> tuple[list[tuple[str, int]], None]:
+    """Lists (URI, size in bytes) of the files below a folder or a sub-folder of it, all or so many, in one
+    page."""
+    root, place = path_of(folder), folder + beginning
+    above = (
+        frozenset({_identity(root.stat())}) if beginning and root.is_dir() else frozenset[tuple[int, int]]()
+    )
+    return list(itertools.islice(_walk(place, path_of(place), above), limit)), None
+
+
+def beginnings(folder: str, _at_least: int) -> list[str]:
+    """Splits the names below a folder by its sub-folders, if there is nothing else in it; see ``s3``."""
+    try:
+        entries = sorted(os.scandir(path_of(folder)), key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return [""]
+    if len(entries) < 2 or not all(entry.is_dir() for entry in entries):
+        return [""]
+    return [f"{entry.name}/" for entry in entries]
+
+
+def _identity(folder: os.stat_result) -> tuple[int, int]:
+    return folder.st_dev, folder.st_ino
 
 
 def _walk(uri: str, folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, int]]:
@@ -163,7 +185,7 @@ def _walk(uri: str, folder: Path, above: frozenset[tuple[int, int]]) -> Iterator
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
         return
-    identity = (here.st_dev, here.st_ino)
+    identity = _identity(here)
     if identity in above:  # a link that leads back up
         return
     for entry in entries:

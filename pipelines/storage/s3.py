@@ -26,6 +26,7 @@ from fsspec.asyn import sync
 from s3fs import S3FileSystem
 
 from pipelines import env
+from pipelines.storage import s3_listing
 from pipelines.storage.faults import MISSING, OBJECT_ON_HTTP, OBJECT_ON_S3, PASSING_ON_S3
 from samtok.errors import ConfigError
 
@@ -48,6 +49,9 @@ _TRANSIENT = (
     aiohttp.ClientError,
     TimeoutError,
 )
+PAGE_KEYS = 1000
+"""Most keys of a page of a listing (ListObjectsV2)."""
+_LAST_CHARACTER = "\U0010ffff"
 _WRITER = "samtok-writer"  # metadata that tells whose write created an object
 
 
@@ -70,6 +74,7 @@ def split(uri: str) -> tuple[str, str]:
 def _connect(_pid: int, region: str | None, **options: Any) -> S3FileSystem:
     filesystem = S3FileSystem(
         **options,
+        session=s3_listing.session(),
         client_kwargs={"region_name": region} if region else {},
         config_kwargs={
             "retries": {"total_max_attempts": 1},
@@ -184,17 +189,58 @@ def exists(uri: str) -> bool:
     return True
 
 
-def list_page(uri: str, after: str | None, _limit: int | None) -> tuple[list[tuple[str, int]], str | None]:
-    """Lists one page of the keys that start with the URI's key, a thousand at most.
+def list_page(
+    folder: str, beginning: str, after: str | None, limit: int | None
+) -> tuple[list[tuple[str, int]], str | None]:
+    """Lists one page of the keys below a folder that start with ``beginning``, a thousand or ``limit`` at
+    most.
 
     Returns:
         (URI, size in bytes) of each object, and the token of the next page or None after the last.
     """
-    bucket, prefix = split(uri)
-    token = {"ContinuationToken": after} if after else {}
-    answer = _call("list_objects_v2", Bucket=bucket, Prefix=prefix, **token)
+    bucket, prefix = split(folder + beginning)
+    more: dict[str, Any] = {"ContinuationToken": after} if after else {}
+    if limit is not None and limit < PAGE_KEYS:
+        more["MaxKeys"] = limit
+    answer = _call("list_objects_v2", Bucket=bucket, Prefix=prefix, **more)
     found = [(f"s3://{bucket}/{entry['Key']}", entry["Size"]) for entry in answer.get("Contents", [])]
     return found, answer["NextContinuationToken"] if answer["IsTruncated"] else None
+
+
+def beginnings(folder: str, at_least: int) -> list[str]:
+    """Splits the names below a folder, which ends in a slash, by how they begin, so that parts of a listing
+    can be asked for at once: at least so many beginnings where there are more names than fit on a page.
+
+    Each name with a dot begins with exactly one of them. Names that differ behind a dot only stay together,
+    as an image and its side-car do. Costs a request for each beginning and character.
+    """
+    found = [""]
+    if list_page(folder, "", None, None)[1] is None:
+        return found
+    while len(found) < at_least:
+        longer = [one for beginning in found for one in _longer(folder, beginning)]
+        if longer == found:
+            break
+        found = longer
+    return found
+
+
+def _longer(folder: str, beginning: str) -> list[str]:
+    """Returns the beginnings that are longer by a character, or the same if it has a dot in its last part."""
+    if "." in beginning.rpartition("/")[2]:
+        return [beginning]
+    bucket, root = split(folder)
+    found: list[str] = []
+    after = root + beginning
+    while True:
+        answer = _call("list_objects_v2", Bucket=bucket, Prefix=root + beginning, StartAfter=after, MaxKeys=1)
+        if not answer.get("Contents"):
+            return found
+        longer = answer["Contents"][0]["Key"][len(root) : len(root) + len(beginning) + 1]
+        if found and longer <= found[-1]:  # a store with another order, or one that takes no StartAfter
+            return [beginning]
+        found.append(longer)
+        after = root + longer + _LAST_CHARACTER
 
 
 def delete(uri: str) -> None:

@@ -16,6 +16,7 @@ from pipelines.config import (
     config,
 )
 from pipelines.ingestion.corpora import CorpusConfig
+from samtok.errors import ConfigError
 
 
 @config
@@ -46,6 +47,9 @@ class TokenizationConfig(ImageLimit, RunConfig):
     """Type of the networks' arithmetic."""
     workers: AtLeast0 = 1
     """Tokenizer actors; 0 tokenizes in this process, without Ray."""
+    min_workers: AtLeast1 | None = None
+    """Tokenizer actors that must be there at once; the pool grows to --workers as the cluster has room. By
+    default all."""
     worker: WorkerConfig = WorkerConfig()
     decoders: AtLeast1 = 1
     """Image decoding tasks that may run at a time."""
@@ -55,8 +59,24 @@ class TokenizationConfig(ImageLimit, RunConfig):
     """Images per shard: what a killed run repeats at most, per shard in flight."""
     chunk_rows: AtLeast1 | None = None
     """Images per unit of work. By default as many as fill 48 MB (16 at 1024 px), at most 64."""
+    recheck: bool = False
+    """List the whole corpus again and compare it with what was planned. By default a run that goes on looks
+    at samples: parts of annotation files, and sizes of some side-cars, images and archives."""
     report_images: AtLeast0 = 24
     """Images drawn in report/index.html, each encoded once more; 0 writes no report."""
+
+    def check(self) -> None:
+        """Refuses a pool that begins larger than it may become."""
+        super().check()
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ConfigError(
+                f"--.min-workers must be at most --.workers, got {self.min_workers} and {self.workers}."
+            )
+
+    @property
+    def least_workers(self) -> int:
+        """Tokenizer actors that the job begins with."""
+        return self.workers if self.min_workers is None else self.min_workers
 
 
 @config

@@ -41,11 +41,12 @@ class TokenizeCorpus(Job[TokenizeCorpusConfig]):
         return self.checked.size()
 
     def work(self, run: Run[TokenizeCorpusConfig]) -> Closing:
-        from pipelines.tokenization.run import make_words, publish  # loads torch
+        from pipelines.tokenization.run import listing_workers, make_words, publish  # loads torch
 
-        plan = self.checked.plan()
-        tracker = run.begin(self.config, tags=self.checked.tags)
-        manifest, done = make_words(self.checked, plan, tracker)
+        with listing_workers(self.config) as workers:
+            plan = self.checked.plan(workers)
+            tracker = run.begin(self.config, tags=self.checked.tags(plan))
+            manifest, done = make_words(self.checked, plan, tracker)
         publish(self.checked, manifest, done, tracker)
         rows = [
             ("rate", f"{done.rate('masks_out'):.1f} masks/s over {done.seconds:.0f} s"),

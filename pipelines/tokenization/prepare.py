@@ -14,7 +14,10 @@ from pipelines.ingestion.corpora import caveat_of, reader_of, require_source
 from pipelines.ingestion.peek import opened, peek
 from pipelines.ingestion.reader import MAX_NAMES, Input, Reader, Reject
 from pipelines.inputs import require_tokenizer
-from pipelines.shard_job import left_of, open_plan
+from pipelines.planning import listing
+from pipelines.planning.listing import Workers
+from pipelines.planning.plans import inputs_digest, left_of, open_plan
+from pipelines.shards import Plan
 from pipelines.tokenization.config import TokenizeCorpusConfig
 from samtok import folders
 from samtok.config import MaskTokenizerConfig
@@ -22,7 +25,7 @@ from samtok.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-CODE_VERSION = 5
+CODE_VERSION = 6
 """Raised with every change of the code that changes words or rows (tests/pipelines/test_fingerprints.py)."""
 
 MAX_CHUNK_BYTES = 2**30
@@ -41,9 +44,9 @@ class Tokenization:
     architecture: MaskTokenizerConfig
 
     @functools.cached_property
-    def fingerprint(self) -> Mapping[str, Any]:
-        """All that decides the bytes of the shards; a run with another one is refused. Goes through the
-        annotations of the dataset, and the names of its files. How many actors there are is not in it. Where
+    def settings(self) -> Mapping[str, Any]:
+        """All that decides the bytes of the shards, but for what the dataset lists, which the fingerprint of
+        the plan has besides; a run with other ones is refused. How many actors there are is not in it. Where
         the dataset lies is, since rows name their images."""
         config, reader, architecture = self.config, self.reader, self.architecture
         corpus, options = config.corpus, config.tokenizer_options
@@ -52,7 +55,6 @@ class Tokenization:
             "dataset": reader.name,
             "source": corpus.source,
             "images": corpus.images,
-            "sources": shards.digest(reader.sources()),
             "tokenizer": config.tokenizer,
             "weights_sha256": folders.weights_sha256(config.tokenizer, read=storage.read_bytes),
             "architecture": hashlib.sha256(architecture.architecture.to_json().encode()).hexdigest(),
@@ -87,37 +89,49 @@ class Tokenization:
         config = self.config
         return caveat_of(config.tokenizer, self.architecture, config.corpus.source, self.reader.name)
 
-    @property
-    def tags(self) -> dict[str, str]:
-        """What an MLflow run is found by."""
+    def tags(self, plan: Plan) -> dict[str, str]:
+        """Returns what an MLflow run is found by."""
         caveat = {"caveat": self.caveat} if self.caveat else {}
-        return {"fingerprint": shards.digest(self.fingerprint), **caveat}
+        return {"fingerprint": shards.digest(plan.fingerprint), **caveat}
 
-    def inputs(self) -> Iterator[Input | Reject]:
-        """Yields the rejects of the listing and the first ``limit`` images."""
+    def _inputs(self, index: str, workers: Workers) -> Iterator[Input | Reject]:
+        """Yields the rejects of the listing and the first ``limit`` images; a few of them are opened
+        first."""
+        listed = self._limited(listing.inputs_of(self.reader, index, workers))
+        careful, most = self.config.workers > 0, self.config.max_image_pixels
+        yield from opened(self.reader, listed, careful=careful, max_pixels=most)
+
+    def _limited(self, listed: Iterator[Input | Reject]) -> Iterator[Input | Reject]:
         taken, limit = 0, self.config.limit
-        for item in self.reader.inputs():
+        for item in listed:
             if isinstance(item, Input):
                 if taken == limit:
                     return
                 taken += 1
             yield item
 
-    def plan(self) -> shards.Plan:
+    def plan(self, workers: Workers) -> Plan:
         """Returns the plan of an earlier run with the same settings, or makes it; raises as ``open_plan`` and
-        ``opened``."""
-        return open_plan(
+        ``opened``. ``workers`` list the parts of the corpus."""
+        index = storage.join(self.config.out, "index", shards.digest(self.settings)[:8])
+        plan = open_plan(
             self.config.out,
-            self.fingerprint,
-            lambda: opened(
-                self.reader,
-                self.inputs(),
-                careful=self.config.workers > 0,
-                max_pixels=self.config.max_image_pixels,
-            ),
+            self.settings,
+            lambda: self._inputs(index, workers),
             shard_rows=self.config.shard_rows,
-            chunk_rows=self.fingerprint["chunk_rows"],
+            chunk_rows=self.settings["chunk_rows"],
+            witness=self.reader.witness,
         )
+        if self.config.recheck:
+            self._check_listing(plan, f"{index}-recheck", workers)
+        storage.delete_folder(storage.join(self.config.out, "index"))
+        return plan
+
+    def _check_listing(self, plan: Plan, index: str, workers: Workers) -> None:
+        log.info("listing all of %s again, as --recheck says", self.config.corpus.source)
+        storage.delete_folder(index)
+        listed = self._limited(listing.inputs_of(self.reader, index, workers))
+        shards.check_fingerprint(plan, {**self.settings, shards.SOURCES: inputs_digest(listed)})
 
     def size(self) -> str:
         """Returns how much there is to do, in one line; lists at most 1,000 images and reads 8.
@@ -125,7 +139,7 @@ class Tokenization:
         Raises:
             ConfigError: If an earlier run had other settings.
         """
-        left = left_of(self.config.out, self.fingerprint) if shards.load_plan(self.config.out) else None
+        left = left_of(self.config.out, self.settings, self.reader.witness)
         if left is not None:
             return left
         found = peek(
@@ -156,11 +170,13 @@ def prepare(config: TokenizeCorpusConfig) -> Tokenization:
             f"{MAX_CHUNK_BYTES // 2**20} fit. Lower it to {MAX_CHUNK_BYTES // pixels}.",
             owner=config,
         )
-    config = dataclasses.replace(config, chunk_rows=rows, worker=with_device(config.worker))
+    config = dataclasses.replace(
+        config, chunk_rows=rows, worker=with_device(config.worker, on_ray=config.workers > 0)
+    )
     reader = reader_of(config.corpus)
     tokenization = Tokenization(config, reader, architecture)
     if tokenization.caveat:
         log.warning("%s", tokenization.caveat)
     if not config.dry_run:
-        _ = tokenization.fingerprint  # fails here if a file is missing
+        _ = tokenization.settings  # fails here if a file is missing
     return tokenization

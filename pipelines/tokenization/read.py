@@ -54,7 +54,7 @@ class ReadImages:
         architecture: MaskTokenizerConfig,
         config: TokenizeCorpusConfig,
     ) -> None:
-        self.plan = dataclasses.replace(plan, shard_rows=())  # travels with every task; chunks say the rest
+        self.plan = dataclasses.replace(plan, shard_rows=plan.shard_rows[:1])  # travels with every task
         self.reader, self.config = reader, config
         self.image_size, self.mask_size = architecture.image_size, architecture.mask_size
 
@@ -75,7 +75,7 @@ class ReadImages:
                 pixels.append(picture)
                 prompts.append(MaskPrompts.of([mask for _, mask in masks], self.mask_size))
         body = {
-            **{name: [number] for name, number in dataclasses.asdict(chunk).items()},
+            **{name: [number] for name, number in chunk._asdict().items()},
             **chunks.pack(rows, pixels, prompts, self.mask_size),
             "rejects": [chunks.ipc(schema.table(rejects, schema.REJECT_ROW))],
             "counts": [json.dumps(counts)],

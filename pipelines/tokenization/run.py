@@ -6,13 +6,13 @@ job again resumes it. Without workers the same stages run in this process. ``pub
 """
 
 import contextlib
-import dataclasses
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from itertools import chain
 from typing import Any, cast
 
 import pyarrow as pa
@@ -20,10 +20,12 @@ import torch
 
 from pipelines import provenance, shards, storage
 from pipelines.cluster import session
+from pipelines.config import WorkerConfig
 from pipelines.job import CONFIG_FILE
+from pipelines.planning.listing import Workers
 from pipelines.reports import words, words_page
 from pipelines.shard_job import Work, do_shards
-from pipelines.shard_pool import careful
+from pipelines.shard_pool import careful, through_tasks
 from pipelines.shards import Plan
 from pipelines.tokenization.assemble import Assembler, commit_shard
 from pipelines.tokenization.config import TokenizationConfig
@@ -44,8 +46,12 @@ DECODER_BYTES = 256 * 2**20
 MAX_RETRIES = 8
 """Times a chunk is repeated after its worker died; without a bound, one that kills workers never ends."""
 
-MAX_BLOCKS = 10_000
-"""Blocks that Ray Data is given at once; each costs the driver a little time and memory."""
+MAX_BLOCKS = 2000
+"""Blocks that Ray Data is given at once: each takes the driver 6 ms before the first is done, and 60 KB.
+Actors start anew with the next ones."""
+
+LISTING_CPUS = 0.5
+"""Of a task that lists a part of the corpus."""
 
 COMMIT_THREADS = 4
 MAX_UNCOMMITTED = 16
@@ -67,17 +73,16 @@ def make_words(job: Tokenization, plan: Plan, tracker: Tracker | None = None) ->
 
     def stream(todo: Sequence[int]) -> Iterator[dict[str, Any]]:
         MaskTokenizer.from_pretrained(config.tokenizer, read=storage.read_bytes)  # a broken one fails here
-        blocks = _blocks(plan, todo)
         read = ReadImages(plan, job.reader, job.architecture, config)
         if not config.workers:
-            yield from _commit_all(plan, _here(job, read, blocks))
+            yield from _commit_all(plan, _here(job, read, _blocks(plan, todo)))
             return
         memory = config.decoders * _decoder_memory(job)
         with ray_for(config) as cluster:
             cluster.require(
-                cpus=_cpus(config), gpus=config.workers * (config.worker.gpus or 0), memory_bytes=memory
+                cpus=_cpus(config), gpus=config.least_workers * (config.worker.gpus or 0), memory_bytes=memory
             )
-            yield from _commit_all(plan, _through_ray(job, read, blocks))
+            yield from _commit_all(plan, _through_ray(job, read, _blocks(plan, todo)))
 
     return do_shards(
         plan, stream, units=(MASKS, IMAGES), max_reject_rate=config.max_reject_rate, tracker=tracker
@@ -87,7 +92,7 @@ def make_words(job: Tokenization, plan: Plan, tracker: Tracker | None = None) ->
 def _decoder_memory(job: Tokenization) -> int:
     """Returns the bytes that a decoding task needs: for one full-size image, and for a chunk of shrunken ones
     thrice, as arrays, joined and in Arrow."""
-    chunk = job.fingerprint["chunk_rows"] * 3 * job.architecture.image_size**2
+    chunk = job.settings["chunk_rows"] * 3 * job.architecture.image_size**2
     return DECODER_BYTES + 3 * chunk + job.config.max_image_pixels * DECODE_BYTES_PER_PIXEL
 
 
@@ -98,18 +103,37 @@ def ray_for(config: TokenizationConfig) -> AbstractContextManager[Any]:
     return session(num_cpus=config.num_cpus, at_least_cpus=_cpus(config))
 
 
+@contextlib.contextmanager
+def listing_workers(config: TokenizationConfig) -> Iterator[Workers]:
+    """Gives what lists the parts of a corpus: Ray tasks, for which Ray starts with the first call and then
+    runs on; or this process, without workers. A task that waits for the store takes half a CPU."""
+    with contextlib.ExitStack() as stack:
+
+        def workers(work: Callable[[int], Any], todo: Sequence[int]) -> Iterator[Any]:
+            if not config.workers:
+                return map(work, todo)
+            cluster = stack.enter_context(ray_for(config))
+            at_once = max(1, int(cluster.num_cpus / LISTING_CPUS))
+            worker = WorkerConfig(cpus=LISTING_CPUS, gpus=0)
+            return through_tasks(work, todo, at_once=at_once, worker=worker, remedy="--num-cpus")
+
+        yield workers
+
+
 def _cpus(config: TokenizationConfig) -> float:
-    return config.workers * config.worker.cpus + config.decoders
+    return config.least_workers * config.worker.cpus + config.decoders
 
 
-def _here(job: Tokenization, read: ReadImages, blocks: Sequence[pa.Table]) -> Iterator[dict[str, Any]]:
-    tokenize = TokenizeMasks(job.config, job.fingerprint["weights_sha256"])
-    for block in blocks:
+def _here(job: Tokenization, read: ReadImages, parts: Iterable[list[pa.Table]]) -> Iterator[dict[str, Any]]:
+    tokenize = TokenizeMasks(job.config, job.settings["weights_sha256"])
+    for block in chain.from_iterable(parts):
         for row in range(block.num_rows):
             yield from tokenize(read(block.slice(row, 1))).to_pylist()
 
 
-def _through_ray(job: Tokenization, read: ReadImages, blocks: list[pa.Table]) -> Iterator[dict[str, Any]]:
+def _through_ray(
+    job: Tokenization, read: ReadImages, parts: Iterable[list[pa.Table]]
+) -> Iterator[dict[str, Any]]:
     """Sends chunks through decoding tasks and tokenizer actors; yields them in any order."""
     import ray.data
     from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, WorkerCrashedError
@@ -127,29 +151,38 @@ def _through_ray(job: Tokenization, read: ReadImages, blocks: list[pa.Table]) ->
         with careful():
             return read(chunk)
 
-    dataset = ray.data.from_arrow(blocks)
-    dataset = dataset.map_batches(
-        read_carefully,
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=ray.data.TaskPoolStrategy(size=config.decoders),
-        num_cpus=1,
-        ray_remote_args_fn=lambda: {"max_retries": MAX_RETRIES},
-        memory=_decoder_memory(job),  # also keeps Ray Data from fusing this stage into the tokenizer actors
-    )
-    dataset = dataset.map_batches(
-        TokenizeCarefully,
-        fn_constructor_args=(config, job.fingerprint["weights_sha256"]),
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=config.workers),  # restarts killed actors
-        ray_remote_args_fn=lambda: {"max_task_retries": MAX_RETRIES},
-        num_cpus=config.worker.cpus,
-        num_gpus=config.worker.gpus or None,
-    )
+    def words_of(blocks: list[pa.Table]) -> ray.data.Dataset:
+        chunks = ray.data.from_arrow(blocks).map_batches(
+            read_carefully,
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.TaskPoolStrategy(size=config.decoders),
+            num_cpus=1,
+            ray_remote_args_fn=lambda: {"max_retries": MAX_RETRIES},
+            memory=_decoder_memory(
+                job
+            ),  # also keeps Ray Data from fusing this stage into the tokenizer actors
+        )
+        return chunks.map_batches(
+            TokenizeCarefully,
+            fn_constructor_args=(config, job.settings["weights_sha256"]),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(  # restarts killed actors
+                min_size=config.least_workers, max_size=config.workers
+            ),
+            ray_remote_args_fn=lambda: {"max_task_retries": MAX_RETRIES},
+            num_cpus=config.worker.cpus,
+            num_gpus=config.worker.gpus or None,
+        )
+
     try:
-        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            yield from cast(pa.Table, table).to_pylist()
+        for blocks in parts:
+            tables = words_of(blocks).iter_batches(
+                batch_size=None, batch_format="pyarrow", prefetch_batches=0
+            )
+            for table in tables:
+                yield from cast(pa.Table, table).to_pylist()
     except (WorkerCrashedError, ActorDiedError, ActorUnavailableError, OutOfMemoryError) as error:
         raise ClusterError(
             f"Workers died {MAX_RETRIES + 1} times on the same chunk ({type(error).__name__}). Usually "
@@ -165,13 +198,21 @@ class TokenizeCarefully(TokenizeMasks):
             return super().__call__(batch)
 
 
-def _blocks(plan: Plan, todo: Sequence[int]) -> list[pa.Table]:
-    """Lists the chunks to do, one row each. A small corpus has a block, so a decoding task, per chunk."""
-    chunks = [dataclasses.astuple(chunk) for shard in todo for chunk in plan.chunks(shard)]
-    names = [field.name for field in dataclasses.fields(shards.Chunk)]
-    columns = [pa.array(column, pa.int32()) for column in zip(*chunks, strict=True)]
-    table, rows = pa.table(columns, names=names), -(-len(chunks) // MAX_BLOCKS)
-    return [table.slice(start, rows) for start in range(0, len(chunks), rows)]
+def _blocks(plan: Plan, todo: Sequence[int]) -> Iterator[list[pa.Table]]:
+    """Lists the chunks to do, one row each, as blocks that Ray Data is given at once. A small corpus has a
+    block, so a decoding task, per chunk; a large one a block per shard, which is what is repeated if the task
+    dies."""
+    chunks = [list(plan.chunks(shard)) for shard in todo]
+    if sum(map(len, chunks)) <= MAX_BLOCKS:
+        chunks = [[chunk] for shard in chunks for chunk in shard]
+    for start in range(0, len(chunks), MAX_BLOCKS):
+        yield [
+            pa.table(
+                [pa.array(column, pa.int32()) for column in zip(*block, strict=True)],
+                names=shards.Chunk._fields,
+            )
+            for block in chunks[start : start + MAX_BLOCKS]
+        ]
 
 
 def _commit_all(plan: Plan, chunks: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:

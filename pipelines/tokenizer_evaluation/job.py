@@ -27,13 +27,15 @@ class EvaluateTokenizer(Job[EvaluateTokenizerConfig]):
         return "; ".join(f"{name}: {tokenization.size()}" for name, tokenization in self.checked.items())
 
     def work(self, run: Run[EvaluateTokenizerConfig]) -> Closing:
-        from pipelines.tokenizer_evaluation import outcome  # these load torch
+        from pipelines.tokenization.run import listing_workers  # these load torch
+        from pipelines.tokenizer_evaluation import outcome
         from pipelines.tokenizer_evaluation.run import measure
         from pipelines.tokenizer_evaluation.summary import table_of
 
-        plans = {name: tokenization.plan() for name, tokenization in self.checked.items()}
-        tracker = run.begin(self.config, tags=outcome.tags_of(self.checked))
-        corpora, works = measure(self.config, self.checked, plans)
+        with listing_workers(self.config) as workers:
+            plans = {name: tokenization.plan(workers) for name, tokenization in self.checked.items()}
+            tracker = run.begin(self.config, tags=outcome.tags_of(self.checked, plans))
+            corpora, works = measure(self.config, self.checked, plans)
         metrics = outcome.publish(self.config, self.checked, corpora, works, tracker)
         counts, codes = metrics["overall"]["counts"], metrics["overall"]["codes"]
         images = counts["images_in"]

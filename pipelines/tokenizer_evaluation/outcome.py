@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from pipelines import provenance, shards, storage
 from pipelines.shard_job import Work
+from pipelines.shards import Plan
 from pipelines.tokenization.prepare import Tokenization
 from pipelines.tokenization.run import tokenizer_of_reports
 from pipelines.tokenizer_evaluation import report
@@ -34,10 +35,11 @@ def lineage_of(corpora: Sequence[Corpus]) -> dict[str, Any]:
     return {"tokenizer": measured_with(corpora[0]), "corpora": prints, "versions": provenance.versions()}
 
 
-def tags_of(tokenizations: Mapping[str, Tokenization]) -> dict[str, str]:
+def tags_of(tokenizations: Mapping[str, Tokenization], plans: Mapping[str, Plan]) -> dict[str, str]:
     """Returns what an MLflow run is found by: weights, fingerprint of all corpora."""
-    prints = {name: dict(one.fingerprint) for name, one in tokenizations.items()}
-    tags = {name: value for one in tokenizations.values() for name, value in one.tags.items()}
+    prints = {name: dict(plan.fingerprint) for name, plan in plans.items()}
+    told = (one.tags(plans[name]) for name, one in tokenizations.items())
+    tags = {name: value for tags in told for name, value in tags.items()}
     weights = next(iter(prints.values()))["weights_sha256"]
     return {**tags, "weights_sha256": weights, "fingerprint": shards.digest(prints)}
 

@@ -119,7 +119,7 @@ def digest_of(specs: Sequence[CorpusSpec]) -> str:
 
 
 def _sources(specs: Sequence[CorpusSpec]) -> list[str]:
-    return [shards.digest(spec.reader().sources()) for spec in specs]
+    return [shards.digest(spec.reader().witness()) for spec in specs]
 
 
 def load_index(out: str) -> Index | None:

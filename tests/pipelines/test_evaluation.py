@@ -369,12 +369,12 @@ def test_every_corpus_is_reconstructed_in_a_folder_of_its_own(home, tmp_path):
     assert [job.config.out for job in jobs.values()] == [str(tmp_path / name) for name in ("first", "second")]
     assert [job.config.limit for job in jobs.values()] == [2, 1]
     for job in jobs.values():
-        assert job.fingerprint["reconstruct"] == 1.0 and job.fingerprint["boundary_iou"]
-        assert job.fingerprint["box_prompt"] is False
+        assert job.settings["reconstruct"] == 1.0 and job.settings["boundary_iou"]
+        assert job.settings["box_prompt"] is False
     again = resolved(wanted, jobs)
     assert resolved(again, prepare.tokenizations_of(again)) == again
-    assert {n: j.fingerprint for n, j in prepare.tokenizations_of(again).items()} == {
-        name: job.fingerprint for name, job in jobs.items()
+    assert {n: j.settings for n, j in prepare.tokenizations_of(again).items()} == {
+        name: job.settings for name, job in jobs.items()
     }
 
 

@@ -19,6 +19,7 @@ from pipelines.chats.prompts import (
 from pipelines.chats.source import rejected
 from pipelines.ingestion.reader import Input
 from pipelines.mllm_evaluation.rows import ANSWER_ROW
+from pipelines.planning import plans
 from samtok.errors import ConfigError, DataError
 from samtok.mllm.adapters import load_adapter
 from samtok.mllm.tiny.models import build_tiny
@@ -61,7 +62,7 @@ def sample_ids(source: PromptSource) -> list[str]:
 def write_evaluation(out: Path, answers: list[dict[str, Any]], *, sha256: str = "a" * 64) -> str:
     """Writes a finished evaluation with these answers: sample_id, turn, truth, said, broken, problem."""
     settings = {"kind": "predictions", "tokenizer_sha256": sha256}
-    plan = shards.make_plan(str(out), settings, [Input("0", "{}", None)], shard_rows=1, chunk_rows=1)
+    plan = plans.make_plan(str(out), settings, [Input("0", "{}", None)], shard_rows=1, chunk_rows=1)
     texts = ("dataset", "split", "image_id", "task", "image_uri", "question", "key", "truth")
     rows = []
     for answer in answers:

@@ -338,11 +338,11 @@ def test_a_reader_gives_the_same_after_pickling(tmp_path):
 def test_sources_name_content_and_not_place(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-    first, second = (reader_of(tmp_path / folder, [annotation()]).sources() for folder in ("a", "b"))
+    first, second = (reader_of(tmp_path / folder, [annotation()]).witness() for folder in ("a", "b"))
     content = (tmp_path / "a" / "instances.json").read_bytes()
 
     assert first == second == {"instances.json": f"{len(content)}:{hashlib.sha256(content).hexdigest()}"}
-    assert reader_of(tmp_path / "b", []).sources() != first
+    assert reader_of(tmp_path / "b", []).witness() != first
 
 
 @pytest.mark.parametrize(

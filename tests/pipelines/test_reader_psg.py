@@ -189,7 +189,7 @@ def test_a_split_without_images_and_a_file_of_another_layout_are_refused(tmp_pat
 
 def test_maps_may_lie_elsewhere_and_are_part_of_the_corpus(tmp_path):
     reader = reader_of(tmp_path, [entry()])
-    before = reader.sources()
+    before = reader.witness()
     (tmp_path / "annotations").rename(tmp_path / "maps")
     moved = build_reader(
         "psg",
@@ -199,10 +199,10 @@ def test_maps_may_lie_elsewhere_and_are_part_of_the_corpus(tmp_path):
         dataset="p",
         panoptic=f"{tmp_path}/maps",
     )
-    assert moved.sources() == before and set(before) == {"psg.json", "label maps"}
+    assert moved.witness() == before and set(before) == {"psg.json", "label maps"}
     assert len(read_all(pickle.loads(pickle.dumps(moved)))[0]) == 1
     (tmp_path / "maps" / "panoptic" / "9.png").unlink()
-    assert moved.sources() != before
+    assert moved.witness() != before
 
 
 RELATIONS = st.lists(st.sampled_from([[0, 1, 0], [1, 0, 1], [0, 9, 0], None, [1, 0, 5]]), max_size=4)

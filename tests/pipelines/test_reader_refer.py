@@ -310,7 +310,7 @@ def test_a_file_of_refs_beyond_the_limit_is_refused(tmp_path):
 
 def test_the_objects_may_lie_elsewhere_and_both_files_make_the_corpus(tmp_path):
     reader = reader_of(tmp_path, [ref()])
-    before = reader.sources()
+    before = reader.witness()
     assert set(before) == {"refs", "instances.json"}
     (tmp_path / "more").mkdir()
     moved = tmp_path / "more" / "objects.json"
@@ -323,7 +323,7 @@ def test_the_objects_may_lie_elsewhere_and_both_files_make_the_corpus(tmp_path):
         dataset="r",
         instances=str(moved),
     )
-    assert set(elsewhere.sources().values()) == set(before.values())
+    assert set(elsewhere.witness().values()) == set(before.values())
     assert len(read_all(elsewhere)[0]) == 1
     assert pickle.loads(pickle.dumps(elsewhere)) == elsewhere
 

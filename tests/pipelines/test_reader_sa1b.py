@@ -156,15 +156,16 @@ def test_a_pickled_reader_reads_in_another_process(source):
 
 
 def test_sources_follow_names_and_sizes_but_not_the_place(tmp_path):
-    first = reader_of(write_folder(tmp_path / "a", pairs("sa_1"))).sources()
-    copied = reader_of(write_folder(tmp_path / "b", pairs("sa_1"))).sources()
-    larger = reader_of(write_folder(tmp_path / "b", {"sa_1.jpg": b"another size"})).sources()
-    tar = reader_of(write_tar(tmp_path / "c" / "sa.tar", pairs("sa_1"))).sources()
-    folder_of_tar = reader_of(tmp_path / "c").sources()
+    first = reader_of(write_folder(tmp_path / "a", pairs("sa_1"))).witness()
+    copied = reader_of(write_folder(tmp_path / "b", pairs("sa_1"))).witness()
+    larger = reader_of(write_folder(tmp_path / "b", {"sa_1.jpg": b"another size"})).witness()
+    tar = reader_of(write_tar(tmp_path / "c" / "sa.tar", pairs("sa_1"))).witness()
+    folder_of_tar = reader_of(tmp_path / "c").witness()
 
     assert first == copied != larger
-    assert list(first) == ["side-cars and images"]
-    assert first["side-cars and images"].startswith(f"2:{len(image_of('sa_1')) + len(sidecar_of('sa_1'))}:")
+    assert list(first) == ["first side-cars and images"]
+    size = len(image_of("sa_1")) + len(sidecar_of("sa_1"))
+    assert first["first side-cars and images"].startswith(f"2:{size}:")
     assert tar == folder_of_tar
     assert list(tar) == ["archives"]
 
@@ -357,7 +358,7 @@ def test_a_source_without_pairs_or_with_both_kinds_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"0 \.tar archives and 0 .* among 1 files"):
         list(reader_of(tmp_path / "none").inputs())
     with pytest.raises(DataError, match=r"1 \.tar archives and 2 .* among 3 files"):
-        reader_of(tmp_path / "both").sources()
+        reader_of(tmp_path / "both").witness()
 
 
 def test_an_image_uri_is_parsed_into_what_it_was_made_of():

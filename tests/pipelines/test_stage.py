@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from pipelines import shards
 from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.reader import Input
 from pipelines.ingestion.shapes_corpus import make_shapes
+from pipelines.planning import plans
 from pipelines.tokenization import chunks
 from pipelines.tokenization.assemble import Assembler, summarize
 from pipelines.tokenization.read import ReadImages
@@ -45,7 +45,7 @@ def tokenize(
     reader = build_reader(
         "coco", source=str(source), images=str(source.parent / "images"), split="train", dataset="bad"
     )
-    plan = shards.make_plan(
+    plan = plans.make_plan(
         str(home / "words"),
         {"num_codes": 64, "num_levels": 2},
         reader.inputs(),
@@ -57,7 +57,7 @@ def tokenize(
     assembler, whole = Assembler(), None
     for chunk in reversed(list(plan.chunks(0))):  # the order of arrival does not matter
         assert whole is None
-        done = words(read(pa.table({k: [v] for k, v in asdict(chunk).items()})))
+        done = words(read(pa.table({k: [v] for k, v in chunk._asdict().items()})))
         whole = assembler.add(done.to_pylist()[0])
     assert whole is not None
     return plan, whole
@@ -181,15 +181,15 @@ def test_a_chunk_that_comes_again_changes_nothing(bad):
 def test_a_plan_file_of_another_size_is_refused(bad):
     plan, _ = bad
     wrong = shards.Chunk(shard=0, index=0, num_chunks=4, num_inputs=2)
-    with pytest.raises(DataError, match="has 3 images in chunk 0, expected 2"):
+    with pytest.raises(DataError, match="has 3 images in chunk 0 of shard 0, expected 2"):
         shards.read_inputs(plan, wrong)
 
 
 def test_two_jobs_that_plan_at_once_do_not_mix_their_files(tmp_path):
     inputs = [[Input(f"{name}{i}", "{}", 1) for i in range(2)] for name in "ab"]
-    first = shards.make_plan(str(tmp_path), {"job": "a"}, inputs[0], shard_rows=2, chunk_rows=2)
+    first = plans.make_plan(str(tmp_path), {"job": "a"}, inputs[0], shard_rows=2, chunk_rows=2)
     with pytest.raises(ConfigError, match="job: planned 'a', now 'b'"):
-        shards.make_plan(str(tmp_path), {"job": "b"}, inputs[1], shard_rows=2, chunk_rows=2)
+        plans.make_plan(str(tmp_path), {"job": "b"}, inputs[1], shard_rows=2, chunk_rows=2)
     (chunk,) = first.chunks(0)
     assert [item.key for item in shards.read_inputs(first, chunk)] == ["a0", "a1"]
 
@@ -201,11 +201,11 @@ def test_sa1b_corpora_give_the_same_words_from_folders_and_archives(tmp_path, to
     )
     assert make_shapes(config) == 0
     reader = build_reader("sa1b", source=config.out, split="train", dataset="sa1b")
-    plan = shards.make_plan(str(tmp_path / "out"), SIZE, reader.inputs(), shard_rows=9, chunk_rows=9)
+    plan = plans.make_plan(str(tmp_path / "out"), SIZE, reader.inputs(), shard_rows=9, chunk_rows=9)
     (chunk,) = plan.chunks(0)
     words = TokenizeMasks(tokenization(tokenizer_uri))
     read = ReadImages(plan, reader, words.tokenizer.config, tokenization())
-    done = words(read(pa.table({k: [v] for k, v in asdict(chunk).items()}))).to_pylist()[0]
+    done = words(read(pa.table({k: [v] for k, v in chunk._asdict().items()}))).to_pylist()[0]
     rows = chunks.read_ipc(done["rows"]).to_pylist()
     expected = [make_scene(0, index, config.world) for index in range(5)]
     assert [len(row["masks"]) for row in rows] == [len(scene.objects) for scene in expected]

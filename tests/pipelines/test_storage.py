@@ -138,6 +138,20 @@ def test_a_folder_that_does_not_exist_has_no_files(tmp_path: Path):
     assert storage.list_files(str(tmp_path / "absent")) == []
 
 
+def test_a_folder_of_folders_falls_into_them_and_another_stays_whole(tmp_path):
+    for name in ("b/1", "b/c/2", "a/3"):
+        storage.write_bytes(str(tmp_path / "data" / name), b"x")
+    (tmp_path / "data/a/up").symlink_to("..")
+    parts = storage.beginnings(str(tmp_path / "data"), 64)
+    assert parts == ["a/", "b/"]
+    found = [file for part in parts for file in storage.iter_files(str(tmp_path / "data"), beginning=part)]
+    assert found == storage.list_files(str(tmp_path / "data"))
+    storage.write_bytes(str(tmp_path / "data" / "4"), b"x")
+    assert (
+        storage.beginnings(str(tmp_path / "data"), 64) == storage.beginnings(str(tmp_path / "no"), 64) == [""]
+    )
+
+
 def test_a_folder_is_not_a_file_and_cannot_be_read(tmp_path: Path):
     assert not storage.exists(str(tmp_path))
     with pytest.raises(StorageError, match=r"does not exist.*\(Is a directory\)"):

@@ -238,3 +238,17 @@ if __name__ == "__main__":
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert (done.stdout, done.stderr) == ("1 from the parent\n", "")
     assert len(storage.list_files(bucket)) == 8
+
+
+def test_a_large_listing_falls_into_parts_that_have_each_file_once(bucket: str):
+    names = [f"sa_{number}.{kind}" for number in range(1, LISTING_PAGE) for kind in ("jpg", "json")]
+    with ThreadPoolExecutor(16) as threads:
+        list(
+            threads.map(lambda name: storage.write_bytes(f"{bucket}/data/{name}", b"x"), [*names, "read.me"])
+        )
+    few, many = storage.beginnings(f"{bucket}/data", 2), storage.beginnings(f"{bucket}/data", 10)
+    assert few[0] == "r" and "sa_1" not in few and {"sa_2", "read"} <= set(many) and len(many) >= 10
+    for parts in (few, many):
+        found = [file.uri for part in parts for file in storage.iter_files(f"{bucket}/data", beginning=part)]
+        assert sorted(found) == sorted(f"{bucket}/data/{name}" for name in [*names, "read.me"])
+    assert storage.beginnings(f"{bucket}/nothing", 10) == [""]
