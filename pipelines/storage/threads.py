@@ -20,17 +20,13 @@ def map_ahead(
     """Yields what a call returns for each item, in their order. At most twice as many results as threads wait
     to be taken, so memory is bounded; ``items`` are taken as they are needed. Raises what a call raises."""
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(call, item))
-                if len(waiting) >= 2 * threads:
-                    yield waiting.popleft().result()
-            while waiting:
+    with ThreadPoolExecutor(threads) as pool:  # which at its end waits for what was begun
+        for item in items:
+            waiting.append(pool.submit(call, item))
+            while waiting and (waiting[0].done() or len(waiting) >= 2 * threads):
                 yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 @contextlib.contextmanager

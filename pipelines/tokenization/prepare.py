@@ -21,7 +21,7 @@ from pipelines.shards import Plan
 from pipelines.tokenization.config import TokenizeCorpusConfig
 from samtok import folders
 from samtok.config import MaskTokenizerConfig
-from samtok.errors import ConfigError
+from samtok.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
@@ -114,14 +114,18 @@ class Tokenization:
         """Returns the plan of an earlier run with the same settings, or makes it; raises as ``open_plan`` and
         ``opened``. ``workers`` list the parts of the corpus."""
         index = storage.join(self.config.out, "index", shards.digest(self.settings)[:8])
-        plan = open_plan(
-            self.config.out,
-            self.settings,
-            lambda: self._inputs(index, workers),
-            shard_rows=self.config.shard_rows,
-            chunk_rows=self.settings["chunk_rows"],
-            witness=self.reader.witness,
-        )
+        try:
+            plan = open_plan(
+                self.config.out,
+                self.settings,
+                lambda: self._inputs(index, workers),
+                shard_rows=self.config.shard_rows,
+                chunk_rows=self.settings["chunk_rows"],
+                witness=self.reader.witness,
+            )
+        except DataError:  # which its user mends, so what was listed of it will not hold
+            storage.delete_folder(index)
+            raise
         if self.config.recheck:
             self._check_listing(plan, f"{index}-recheck", workers)
         storage.delete_folder(storage.join(self.config.out, "index"))

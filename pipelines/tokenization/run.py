@@ -10,8 +10,8 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import chain
 from typing import Any, cast
 
@@ -27,6 +27,7 @@ from pipelines.reports import words, words_page
 from pipelines.shard_job import Work, do_shards
 from pipelines.shard_pool import careful, through_tasks
 from pipelines.shards import Plan
+from pipelines.storage.threads import map_ahead
 from pipelines.tokenization.assemble import Assembler, commit_shard
 from pipelines.tokenization.config import TokenizationConfig
 from pipelines.tokenization.job import IMAGES, MASKS
@@ -54,8 +55,7 @@ LISTING_CPUS = 0.5
 """Of a task that lists a part of the corpus."""
 
 COMMIT_THREADS = 4
-MAX_UNCOMMITTED = 16
-"""Whole shards that may wait for storage before the driver stops taking chunks."""
+"""Shards that are committed at a time; twice as many may wait before the driver stops taking chunks."""
 
 
 def make_words(job: Tokenization, plan: Plan, tracker: Tracker | None = None) -> tuple[dict[str, Any], Work]:
@@ -218,16 +218,8 @@ def _blocks(plan: Plan, todo: Sequence[int]) -> Iterator[list[pa.Table]]:
 def _commit_all(plan: Plan, chunks: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Assembles shards and commits them in threads; yields the records as they come to hold."""
     assembler = Assembler()
-    waiting: list[Future[dict[str, Any]]] = []
-    with ThreadPoolExecutor(COMMIT_THREADS) as threads:
-        for chunk in chunks:
-            shard = assembler.add(chunk)
-            if shard is not None:
-                waiting.append(threads.submit(commit_shard, plan, shard))
-            while waiting and (waiting[0].done() or len(waiting) >= MAX_UNCOMMITTED):
-                yield waiting.pop(0).result()
-        for future in waiting:
-            yield future.result()
+    whole = (shard for chunk in chunks if (shard := assembler.add(chunk)) is not None)
+    yield from map_ahead(partial(commit_shard, plan), whole, threads=COMMIT_THREADS)
     if assembler.in_flight:
         raise ClusterError(f"{assembler.in_flight} shards lack chunks although Ray Data ended. Run again.")
 

@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 
 from pipelines import schema, shards, storage
 from pipelines.ingestion import archives, external_sort, json_stream
+from pipelines.ingestion.corpora import CorpusConfig
 from pipelines.ingestion.external_sort import ExternalSort
 from pipelines.ingestion.reader import Input
 from pipelines.ingestion.records import parse_json
 from pipelines.ingestion.sidecar import Sa1bReader
 from pipelines.planning import listing, plans
+from pipelines.tokenization.config import TokenizeCorpusConfig
+from pipelines.tokenization.prepare import prepare
 from samtok.errors import ConfigError, DataError, StorageError
 from tests.pipelines.test_reader_coco import reader_of as coco_reader
 from tests.pipelines.test_reader_sa1b import pairs, reader_of, write_folder, write_tar
@@ -243,6 +246,25 @@ def test_workers_see_the_parts_that_the_first_call_found(tmp_path):
         return map(work, todo)
 
     assert plan_of(tmp_path / "out", reader, adds).num_inputs == 18
+
+
+def test_what_was_listed_of_a_corpus_that_was_refused_is_forgotten(tmp_path):
+    """Its user mends the corpus, and the same command must see it; a kill leaves what was listed."""
+    corpus = CorpusConfig(reader="sa1b", source=str(many(tmp_path / "data")))
+    config = TokenizeCorpusConfig(corpus=corpus, out=str(tmp_path / "out"), tokenizer="tiny", workers=0)
+    tokenization = prepare(config)
+
+    def ends(error: type[BaseException]):
+        def workers(work, todo: Sequence[int]) -> Iterator[int]:
+            yield work(todo[0])
+            raise error("at the second part")
+
+        return workers
+
+    for error, left in ((KeyboardInterrupt, 1), (DataError, 0)):
+        with pytest.raises(error, match="second part"):
+            tokenization.plan(ends(error))
+        assert len(list((tmp_path / "out").glob("index/*/part-*.json"))) == left
 
 
 # ---------------------------------------------------------------- looking again
