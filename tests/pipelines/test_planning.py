@@ -22,6 +22,7 @@ from pipelines.tokenization.prepare import prepare
 from samtok.errors import ConfigError, DataError, StorageError
 from tests.pipelines.test_reader_coco import reader_of as coco_reader
 from tests.pipelines.test_reader_sa1b import pairs, reader_of, write_folder, write_tar
+from tests.s3_server import LISTING_PAGE
 
 SETTINGS = {"kind": "chat", "seed": 0}
 
@@ -265,6 +266,23 @@ def test_what_was_listed_of_a_corpus_that_was_refused_is_forgotten(tmp_path):
         with pytest.raises(error, match="second part"):
             tokenization.plan(ends(error))
         assert len(list((tmp_path / "out").glob("index/*/part-*.json"))) == left
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_store_lists_the_same_images_and_rejects_as_a_disk(tmp_path, bucket):
+    files = {f"{number}/{name}": data for number in range(3) for name, data in pairs(f"sa_{number}").items()}
+    files |= {"0/sa_7.jpg": b"alone", "1/sa_8.json": b"alone", "notes.txt": b"", **pairs("sa_0", folder="2/")}
+    files |= {f"3/a_{number}.jpg": b"alone" for number in range(LISTING_PAGE)}
+    found = []
+    for root in (str(tmp_path / "data"), f"{bucket}/data"):
+        for name, data in files.items():
+            storage.write_bytes(f"{root}/{name}", data)
+        reader = reader_of(root)
+        found.append(
+            [str(item).replace(root, "") for item in listing.inputs_of(reader, f"{root}-index", here)]
+        )
+    assert sorted(found[0]) == sorted(found[1]) and len(found[0]) == 3 + 3 + LISTING_PAGE
 
 
 # ---------------------------------------------------------------- looking again
