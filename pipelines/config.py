@@ -111,6 +111,8 @@ def _check_field(flag: str, value: Any, limits: Sequence[Any]) -> None:
                 raise ConfigError(f"{flag} must be a multiple of {limit.multiple_of}, got {value}.")
         else:
             sides |= dataclasses.asdict(limit)
+    if isinstance(value, str):  # a word in the place of a number, such as auto
+        return
     if not all(getattr(operator, name)(value, bound) for name, bound in sides.items()):
         raise ConfigError(f"{flag} must be {_range(sides)}, got {value}.")
 

@@ -26,6 +26,8 @@ DECODE_BYTES_PER_PIXEL = 20
 """Memory that decoding and shrinking an image takes at most; measured for every mode of ``FORMATS``."""
 
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap height and width
+_STORED_HW = "samtok_stored_hw"
+"""Entry of ``Image.info``: height and width of the file of an image that was decoded at a reduced size."""
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
@@ -56,11 +58,17 @@ def decode_image(
 
 
 def open_image(
-    data: bytes, *, where: str, formats: Sequence[str] = FORMATS, max_pixels: int = MAX_PIXELS
+    data: bytes,
+    *,
+    where: str,
+    formats: Sequence[str] = FORMATS,
+    max_pixels: int = MAX_PIXELS,
+    least_side: int | None = None,
 ) -> Image.Image:
     """Opens and decodes an image without changing its pixels; the errors are those of ``decode_image``.
 
-    A file that is damaged only besides its pixels is mended (``samtok.mending``).
+    A file that is damaged only besides its pixels is mended (``samtok.mending``). With ``least_side`` a JPEG
+    is decoded at a half, a quarter or an eighth of its size, the smallest whose sides are not below it.
     """
     if not data:
         raise DataError(f"{where}: the image file is empty.", reason="image_empty")
@@ -73,7 +81,7 @@ def open_image(
     # thread, since a block that restores the filters would restore them for other threads too.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        return _loaded(data, where, formats, max_pixels)
+        return _loaded(data, where, formats, max_pixels, least_side)
     except DataError as error:
         whole = None
         if error.reason in ("image_format", "image_truncated"):
@@ -81,11 +89,16 @@ def open_image(
                 whole = mended(data, max_pixels=max_pixels)
         if whole is None:
             raise
-    return _loaded(whole, where, formats, max_pixels)
+    return _loaded(whole, where, formats, max_pixels, least_side)
 
 
-def _loaded(data: bytes, where: str, formats: Sequence[str], max_pixels: int) -> Image.Image:
+def _loaded(
+    data: bytes, where: str, formats: Sequence[str], max_pixels: int, least_side: int | None
+) -> Image.Image:
     image = _opened(data, where, formats, max_pixels)
+    if least_side is not None and image.format == "JPEG" and min(image.size) >= 2 * least_side:
+        image.info[_STORED_HW] = image.height, image.width
+        image.draft(None, (least_side, least_side))
     try:
         image.load()
     except Exception as error:
@@ -137,22 +150,25 @@ def framed(
     image: Image.Image, where: str, expected_hw: tuple[int, int] | None = None, *, upright: bool = False
 ) -> Image.Image:
     """Returns an open image as its masks were drawn: as it is stored, or turned as its EXIF orientation says
-    if ``upright`` asks for that, or else if only that gives the expected size.
+    if ``upright`` asks for that, or else if only that gives the expected size. The size is that of the file,
+    also of an image that was decoded at a reduced one.
 
     Raises:
         DataError: ``image_size`` for another size than ``expected_hw``.
     """
-    orientation, stored_hw = orientation_of(image), (image.height, image.width)
-    only_upright = orientation >= 5 and stored_hw != expected_hw == stored_hw[::-1]
+    orientation = orientation_of(image)
+    size_hw = image.info.get(_STORED_HW, (image.height, image.width))
+    only_upright = orientation >= 5 and size_hw != expected_hw == size_hw[::-1]
     if orientation > 1 and (upright or only_upright):
         try:
             image = ImageOps.exif_transpose(image)
         except Exception as error:
             fault = f"{where}: the EXIF data cannot be read: {error}."
             raise DataError(fault, reason="image_size") from error
-    if expected_hw is not None and (image.height, image.width) != expected_hw:
+        size_hw = size_hw[::-1] if orientation >= 5 else size_hw
+    if expected_hw is not None and size_hw != expected_hw:
         raise DataError(
-            f"{where}: the image has {image.height}x{image.width} pixels (EXIF orientation {orientation}), "
+            f"{where}: the image has {size_hw[0]}x{size_hw[1]} pixels (EXIF orientation {orientation}), "
             f"the annotation states {expected_hw[0]}x{expected_hw[1]}; is it another version of the image?",
             reason="image_size",
         )

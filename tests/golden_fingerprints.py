@@ -85,7 +85,18 @@ def _found(pattern: str) -> list[Path]:
 def digest_of(source: str) -> str:
     """Returns a digest of a file's code that wording, layout, annotations and imports do not change."""
     tree = _Bare().visit(ast.parse(source))
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+    return hashlib.sha256(_dump(tree).encode()).hexdigest()[:16]
+
+
+def _dump(node: object) -> str:
+    """Returns a tree as text that is the same for every Python: fields that are empty are left out, since
+    later ones have more of them."""
+    if isinstance(node, list):
+        return f"[{', '.join(map(_dump, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = ((name, value) for name, value in ast.iter_fields(node) if value not in (None, []))
+    return f"{type(node).__name__}({', '.join(f'{name}={_dump(value)}' for name, value in fields)})"
 
 
 class _Bare(ast.NodeTransformer):

@@ -109,19 +109,28 @@ def read_image(
     return read_picture(image_uri, expected_hw=expected_hw, max_pixels=max_pixels).pixels
 
 
-def read_picture(image_uri: str, *, expected_hw: tuple[int, int], max_pixels: int = MAX_PIXELS) -> Picture:
-    """Reads and decodes an image.
+def read_picture(
+    image_uri: str,
+    *,
+    expected_hw: tuple[int, int],
+    max_pixels: int = MAX_PIXELS,
+    least_side: int | None = None,
+) -> Picture:
+    """Reads and decodes an image; a JPEG at a reduced size if ``least_side`` says so, as in ``open_image``.
 
     Raises:
         DataError: As ``read_image_bytes``, ``samtok.images.decode_image`` and ``apart.isolated``.
         StorageError: If the storage fails.
     """
-    decode = partial(_decoded, read_image_bytes(image_uri), image_uri, expected_hw, max_pixels)
+    data = read_image_bytes(image_uri)
+    decode = partial(_decoded, data, image_uri, expected_hw, max_pixels, least_side)
     return apart.isolated(decode, image_uri)
 
 
-def _decoded(data: bytes, image_uri: str, expected_hw: tuple[int, int] | None, max_pixels: int) -> Picture:
-    stored = open_image(data, where=image_uri, max_pixels=max_pixels)
+def _decoded(
+    data: bytes, image_uri: str, expected_hw: tuple[int, int], max_pixels: int, least_side: int | None
+) -> Picture:
+    stored = open_image(data, where=image_uri, max_pixels=max_pixels, least_side=least_side)
     image = framed(stored, image_uri, expected_hw, upright=parse_image_uri(image_uri).upright)
     return Picture(rgb_of(image, image_uri), orientation_of(stored), image is not stored)
 

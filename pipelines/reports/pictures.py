@@ -17,6 +17,9 @@ from pipelines import storage
 from pipelines.ingestion.image_source import read_image
 from samtok import masks
 from samtok.errors import DataError, StorageError
+from samtok.masks import RunMask
+from samtok.metrics import codebook
+from samtok.metrics.codebook import Agreement
 from samtok.model.tokenizer import MaskTokenizer
 from samtok.plots import pictures as viz
 
@@ -77,6 +80,16 @@ class Gallery:
     num_compared: int = 0
     num_differing: int = 0
     """Masks whose recorded IoU is not that of the picture: another tokenizer made the words."""
+    recorded: list[np.ndarray] = field(default_factory=list)
+    """Codes of drawn masks as they are in the corpus, image by image."""
+    made: list[np.ndarray] = field(default_factory=list)
+    """Codes that the tokenizer of the report gives them."""
+
+    def agreement(self) -> Agreement | None:
+        """Returns how far recorded words are those of the report's tokenizer; None if it made none."""
+        if not self.made:
+            return None
+        return codebook.agreement(np.concatenate(self.recorded), np.concatenate(self.made))
 
     def contact_sheet(self) -> bytes:
         """Returns all images with pictures as one PNG."""
@@ -179,6 +192,7 @@ def make_gallery(
     threshold: float,
     rng: np.random.Generator,
     max_worst: int = MAX_WORST,
+    box_prompt: bool | None = None,
 ) -> Gallery:
     """Makes the pictures of code rows, one image at a time; without a tokenizer only of original masks.
 
@@ -188,6 +202,7 @@ def make_gallery(
         threshold: On the logits, as the corpus was made with.
         rng: Decides which masks are drawn of an image with very many.
         max_worst: Close-ups to make, of the masks with the lowest IoUs.
+        box_prompt: How words were made, if the tokenizer is to make them once more, to compare them.
     """
     gallery = Gallery(max_worst)
     for row in rows:
@@ -198,7 +213,7 @@ def make_gallery(
             note = f"{MAX_SHOWN} of {len(shown)} masks, drawn at random"
             shown = [shown[index] for index in kept]
         try:
-            _add_picture(gallery, row, shown, note, tokenizer, threshold)
+            _add_picture(gallery, row, shown, note, tokenizer, threshold, box_prompt)
         except (DataError, StorageError) as error:
             lines = _lines(shown, [mask["iou"] for mask in shown])
             gallery.cards.append(Card(row, (), lines, problem=str(error), note=note))
@@ -212,6 +227,7 @@ def _add_picture(
     note: str | None,
     tokenizer: MaskTokenizer | None,
     threshold: float,
+    box_prompt: bool | None,
 ) -> None:
     height, width = row["height"], row["width"]
     image = image_of(row["image_uri"], height, width)
@@ -221,7 +237,12 @@ def _add_picture(
     decoded = None
     if tokenizer is not None and shown:
         codes = np.array([mask["codes"] for mask in shown], np.int64)
-        decoded = list(tokenizer.decode(image, codes, threshold=threshold))
+        features = tokenizer.features_of([image])
+        decoded = list(tokenizer.masks_of(features, codes, (height, width), threshold))
+        if wanted is not None and box_prompt is not None:
+            runs = [RunMask.of_counts(mask["rle"], height=height, width=width) for mask in shown]
+            gallery.recorded.append(codes)
+            gallery.made.append(tokenizer.codes_of(features, runs, [0] * len(runs), box_prompt=box_prompt))
     ious: list[float | None] = [mask["iou"] for mask in shown]
     if wanted is not None and decoded is not None:
         ious = _compare(gallery, ious, [masks.iou(a, b) for a, b in zip(wanted, decoded, strict=True)])

@@ -18,6 +18,8 @@ from samtok.errors import DataError
 from samtok.metrics import codebook
 
 FOLDER = "report"
+GPUS = "gpus.json"
+"""Kinds of GPU that made the words, each with its PyTorch; no file for CPUs."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,14 @@ class Corpus:
         manifest: As ``_MANIFEST.json`` holds it; of an unfinished corpus, what it would hold now.
         missing: Shards without a commit record.
         num_planned: Images of the plan, those that could not be listed included; None where there is no plan.
+        gpus: Kinds of GPU that made the words.
     """
 
     out: str
     manifest: Mapping[str, Any]
     missing: tuple[int, ...]
     num_planned: int | None
+    gpus: tuple[str, ...] = ()
 
     @property
     def records(self) -> list[Mapping[str, Any]]:
@@ -56,9 +60,11 @@ def load_corpus(out: str) -> Corpus:
     plan = shards.load_plan(out)
     if plan is not None and (kind := shards.kind_of(plan.fingerprint)) != "words":
         raise DataError(f"{out} is a corpus of {kind}, not of words; its pictures are in report/index.html.")
+    where = storage.join(out, GPUS)
+    gpus = tuple(storage.read_json(where)) if storage.exists(where) else ()
     if storage.exists(storage.join(out, shards.MANIFEST)):
         planned = None if plan is None else _num_planned(plan)
-        return Corpus(out, shards.load_manifest(out), (), planned)
+        return Corpus(out, shards.load_manifest(out), (), planned, gpus)
     if plan is None:
         raise DataError(
             f"{out} is no corpus of words: it has neither {shards.MANIFEST} nor {shards.PLAN}. "
@@ -67,7 +73,7 @@ def load_corpus(out: str) -> Corpus:
     manifest = shards.manifest_of(plan)
     records = {record["shard"] for record in manifest["shards"]}
     missing = tuple(shard for shard in range(len(plan.shard_rows)) if shard not in records)
-    return Corpus(out, manifest, missing, _num_planned(plan))
+    return Corpus(out, manifest, missing, _num_planned(plan), gpus)
 
 
 def _num_planned(plan: shards.Plan) -> int:

@@ -10,12 +10,12 @@ give the same page.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from pipelines import rejects, storage
+from pipelines import rejects
 from pipelines.rejects import Reason
 from pipelines.reports import gallery, html, words
 from pipelines.reports.pictures import MAX_WORST, draw_rows, make_gallery, rows_of_worst
@@ -23,15 +23,23 @@ from pipelines.reports.training import write_page
 from pipelines.reports.words import Corpus
 from samtok.errors import ConfigError
 from samtok.metrics import codebook
-from samtok.metrics.codebook import LevelUsage
+from samtok.metrics.codebook import Agreement, LevelUsage
 from samtok.model.tokenizer import MaskTokenizer
 from samtok.plots.base import code_usage_plot, histogram_plot
 
 
+class Report(NamedTuple):
+    """A page, its pictures by file name, and how far the words of what is drawn are those of float32."""
+
+    page: str
+    pictures: dict[str, bytes]
+    agreement: Agreement | None
+
+
 def write_report(
     out: str, *, tokenizer: MaskTokenizer | None, max_images: int = 24, seed: int = 0, caveat: str = ""
-) -> str:
-    """Writes the report of a corpus to ``OUT/report`` and returns the URI of its page.
+) -> Report:
+    """Writes the report of a corpus to ``OUT/report``, as ``index.html`` and its pictures.
 
     Raises:
         ConfigError: If the tokenizer cannot have made these words.
@@ -39,18 +47,18 @@ def write_report(
         StorageError: If something cannot be read or written.
     """
     corpus = words.load_corpus(out)
-    page, pictures = make_report(corpus, tokenizer=tokenizer, max_images=max_images, seed=seed, caveat=caveat)
-    write_page(out, page, pictures)
-    return storage.join(out, words.FOLDER, "index.html")
+    made = make_report(corpus, tokenizer=tokenizer, max_images=max_images, seed=seed, caveat=caveat)
+    write_page(out, made.page, made.pictures)
+    return made
 
 
 def make_report(
     corpus: Corpus, *, tokenizer: MaskTokenizer | None, max_images: int = 24, seed: int = 0, caveat: str = ""
-) -> tuple[str, dict[str, bytes]]:
-    """Returns the page and its pictures by file name, and writes nothing.
+) -> Report:
+    """Makes the report, and writes nothing.
 
-    The tokenizer decodes the words of the drawn images; None shows the original masks alone. ``caveat`` is
-    what speaks against it.
+    The tokenizer, in float32, decodes the words of the drawn images, and makes those of their masks once more
+    to compare them; None shows the original masks alone. ``caveat`` is what speaks against it.
 
     Raises:
         ConfigError: If the tokenizer cannot have made these words.
@@ -69,7 +77,8 @@ def make_report(
     threshold = float(fingerprint.get("threshold", 0.0))
     lowest = rows_of_worst(corpus.out, corpus.records, MAX_WORST) if max_images and tokenizer else []
     most = 0 if lowest else MAX_WORST
-    shown = make_gallery(rows, tokenizer, threshold=threshold, rng=rng, max_worst=most)
+    box_prompt = fingerprint.get("box_prompt", True)
+    shown = make_gallery(rows, tokenizer, threshold=threshold, rng=rng, max_worst=most, box_prompt=box_prompt)
     of_corpus = make_gallery(lowest, tokenizer, threshold=threshold, rng=rng)
     counts, metrics = words.code_counts(manifest), words.summary(manifest)
     usage = codebook.usage(counts)
@@ -100,7 +109,7 @@ def make_report(
         corpus.out,
         *_unfinished(corpus),
         *caveats([caveat]),
-        html.tiles(_tiles(corpus, metrics, usage)),
+        html.tiles(_tiles(corpus, metrics, usage, shown.agreement())),
         html.section("Counts", _counts(corpus)),
         html.beside(
             _reconstruction(metrics, pictures.get("iou_histogram.png"), fingerprint),
@@ -113,10 +122,21 @@ def make_report(
             gallery.images(shown),
             note=html.join(f"{len(shown.cards)} images drawn at random, seed {seed}.", kind),
         ),
-        html.section("Fingerprint", html.card(html.settings(sorted(fingerprint.items())))),
+        html.section("Fingerprint", html.card(html.settings(_made_with(corpus)))),
         html.section("Schema", html.card(html.grid(["column", "type", ""], columns))),
     )
-    return page, pictures
+    return Report(page, pictures, shown.agreement())
+
+
+def _made_with(corpus: Corpus) -> list[tuple[str, Any]]:
+    gpus = [("gpus", "; ".join(corpus.gpus))] if corpus.gpus else []
+    return sorted([*corpus.fingerprint.items(), *gpus])
+
+
+def told_agreement(found: Agreement) -> str:
+    """Returns how far words are those of float32, in a line."""
+    levels = ", ".join(f"level {number} {share:.1%}" for number, share in enumerate(found.by_level))
+    return f"{found.equal:.1%} of {found.masks} drawn masks have the words of float32 ({levels})"
 
 
 def caveats(texts: Iterable[str]) -> list[html.Block]:
@@ -142,8 +162,9 @@ def some_of(numbers: Sequence[int]) -> str:
 
 
 def _tiles(
-    corpus: Corpus, metrics: Mapping[str, float], usage: Sequence[LevelUsage]
+    corpus: Corpus, metrics: Mapping[str, float], usage: Sequence[LevelUsage], agreement: Agreement | None
 ) -> list[tuple[str, str]]:
+    same = [(f"{agreement.equal:.1%}", "of drawn masks with the words of float32")] if agreement else []
     totals, num_codes = corpus.manifest["totals"], corpus.fingerprint["num_codes"]
     lost = totals["masks_rejected"] + totals["masks_filtered"]
     return [
@@ -152,6 +173,7 @@ def _tiles(
         (html.share_of(lost, totals["masks_in"]), "of the masks without words"),
         (html.decimal(metrics.get("iou/mean")), "mean IoU of reconstructions"),
         (" / ".join(str(level.used) for level in usage), f"of {num_codes} codes used, by level"),
+        *same,
         (_size(metrics["corpus/size_bytes"]), f"in {len(corpus.records)} shards"),
     ]
 

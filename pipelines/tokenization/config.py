@@ -8,7 +8,6 @@ from pipelines.config import (
     AtLeast0,
     AtLeast1,
     ImageLimit,
-    Precision,
     RunConfig,
     Share,
     ShippedPlace,
@@ -25,6 +24,8 @@ class TokenizerOptions:
 
     compile: bool = False
     """Compile the image encoder: slow first image, faster later ones."""
+    channels_last: bool = False
+    """Keep channels as the last axis in memory, which convolutions on GPUs are faster with."""
     images_per_batch: AtLeast1 = 4
     """Images per pass of the image encoder."""
     masks_per_batch: AtLeast1 = 64
@@ -43,22 +44,29 @@ class TokenizationConfig(ImageLimit, RunConfig):
     """Mask tokenizer: a shipped name (tiny, tour), a folder written by save_pretrained (local or s3://) or
     a hub id."""
     tokenizer_options: TokenizerOptions = TokenizerOptions()
-    precision: Precision = "float32"
-    """Type of the networks' arithmetic."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Type of the networks' arithmetic; in tf32 a GPU multiplies float32 with 10 bits of their fractions."""
     workers: AtLeast0 = 1
     """Tokenizer actors; 0 tokenizes in this process, without Ray."""
     min_workers: AtLeast1 | None = None
     """Tokenizer actors that must be there at once; the pool grows to --workers as the cluster has room. By
     default all."""
     worker: WorkerConfig = WorkerConfig()
-    decoders: AtLeast1 = 1
-    """Image decoding tasks that may run at a time."""
+    decoders: AtLeast1 | Literal["auto"] = "auto"
+    """Image decoding tasks that may run at a time; auto measures the first chunks, and takes as many as keep
+    the tokenizers busy, or as the cluster has CPUs and memory for."""
+    reduced_jpeg: bool = False
+    """Decode JPEGs at a half, a quarter or an eighth where both sides stay at least the tokenizer's: faster,
+    with other pixels."""
     num_cpus: AtLeast1 | None = None
     """Logical CPUs of a Ray that the job starts; by default the machine's, and at least enough."""
     shard_rows: AtLeast1 = 256
     """Images per shard: what a killed run repeats at most, per shard in flight."""
     chunk_rows: AtLeast1 | None = None
     """Images per unit of work. By default as many as fill 48 MB (16 at 1024 px), at most 64."""
+    allow_other_gpus: bool = False
+    """Go on although other chunks of the corpus were made on another kind of GPU, or by another PyTorch: a
+    few words may differ. gpus.json names all that were used."""
     recheck: bool = False
     """List the whole corpus again and compare it with what was planned. By default a run that goes on looks
     at samples: parts of annotation files, and sizes of some side-cars, images and archives."""
@@ -157,7 +165,6 @@ PRESETS: dict[str, TokenizeCorpusConfig] = {
         tokenizer_options=TokenizerOptions(images_per_batch=8, masks_per_batch=128),
         precision="bfloat16",
         worker=WorkerConfig(gpus=1.0),
-        decoders=12,
         reconstruct=0.02,
     ),
 }

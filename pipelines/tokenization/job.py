@@ -41,22 +41,27 @@ class TokenizeCorpus(Job[TokenizeCorpusConfig]):
         return self.checked.size()
 
     def work(self, run: Run[TokenizeCorpusConfig]) -> Closing:
-        from pipelines.tokenization.run import listing_workers, make_words, publish  # loads torch
+        from pipelines.reports.words_page import told_agreement  # these load torch
+        from pipelines.tokenization.outcome import publish
+        from pipelines.tokenization.run import listing_workers, make_words
 
         with listing_workers(self.config) as workers:
             plan = self.checked.plan(workers)
             tracker = run.begin(self.config, tags=self.checked.tags(plan))
-            manifest, done = make_words(self.checked, plan, tracker)
-        publish(self.checked, manifest, done, tracker)
+            manifest, done, times = make_words(self.checked, plan, tracker)
+        agreement = publish(self.checked, manifest, done, times, tracker)
         rows = [
             ("rate", f"{done.rate('masks_out'):.1f} masks/s over {done.seconds:.0f} s"),
             ("words", storage.join(plan.out, shards.MANIFEST)),
         ]
         if self.config.report_images:
             rows.append(("report", storage.join(plan.out, "report/index.html")))
+        if agreement is not None:
+            rows.append(("agreement", told_agreement(agreement)))
         totals = manifest["totals"]
         reasons = rejects.of_corpus(plan.out, manifest)
-        return Closing(rows, (IMAGES.items(totals), MASKS.items(totals)), reasons=reasons)
+        tables = [table] if (table := times.table()) else []
+        return Closing(rows, (IMAGES.items(totals), MASKS.items(totals)), tables, reasons)
 
 
 def tokenize_corpus(config: TokenizeCorpusConfig, *, inputs: Inputs | None = None) -> int:

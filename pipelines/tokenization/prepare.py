@@ -65,6 +65,7 @@ class Tokenization:
             "threshold": options.threshold,
             "device": config.worker.device,
             "compile": options.compile,
+            "channels_last": options.channels_last,
             "images_per_batch": options.images_per_batch,
             "masks_per_batch": options.masks_per_batch,
             "threads_per_actor": config.worker.threads,
@@ -77,6 +78,7 @@ class Tokenization:
             "skip": sorted(config.skip),
             "min_area_px": config.min_area_px,
             "max_image_pixels": config.max_image_pixels,
+            "reduced_jpeg": config.reduced_jpeg,
             "limit": config.limit,
             "seed": config.seed,
             "schema_version": schema.SCHEMA_VERSION,
@@ -177,6 +179,8 @@ def prepare(config: TokenizeCorpusConfig) -> Tokenization:
     config = dataclasses.replace(
         config, chunk_rows=rows, worker=with_device(config.worker, on_ray=config.workers > 0)
     )
+    if config.precision == "tf32" and config.worker.device != "cuda":
+        raise ConfigError("--.precision tf32 is arithmetic of GPUs; on CPUs give float32.", owner=config)
     reader = reader_of(config.corpus)
     tokenization = Tokenization(config, reader, architecture)
     if tokenization.caveat:

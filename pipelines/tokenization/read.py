@@ -6,6 +6,7 @@ are the same in every run and the codes do not depend on scheduling.
 
 import dataclasses
 import json
+import time
 from typing import Any
 
 import numpy as np
@@ -59,8 +60,8 @@ class ReadImages:
         self.image_size, self.mask_size = architecture.image_size, architecture.mask_size
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Adds to a chunk its images as ``chunks.unpack`` reads them, and its rejects."""
-        chunk = shards.Chunk(**batch.to_pylist()[0])
+        """Adds to a chunk its images as ``chunks.unpack`` reads them, its rejects, and the time it took."""
+        started, chunk = time.perf_counter(), shards.Chunk(**batch.to_pylist()[0])
         rows, pixels, prompts, rejects, counts = [], [], [], [], dict.fromkeys(COUNTS, 0)
         for item in shards.read_inputs(self.plan, chunk):
             result = read_record(self.reader, item)
@@ -79,14 +80,19 @@ class ReadImages:
             **chunks.pack(rows, pixels, prompts, self.mask_size),
             "rejects": [chunks.ipc(schema.table(rejects, schema.REJECT_ROW))],
             "counts": [json.dumps(counts)],
+            "decode_s": [time.perf_counter() - started],
         }
         return pa.table(body)
 
     def _picture(self, row: dict[str, Any], rejects: list[dict[str, Any]]) -> np.ndarray | None:
         """Returns the image at the tokenizer's size; None, and a reject, if it cannot be used."""
         try:
-            size_hw, most = (row["height"], row["width"]), self.config.max_image_pixels
-            picture = read_picture(row["image_uri"], expected_hw=size_hw, max_pixels=most)
+            picture = read_picture(
+                row["image_uri"],
+                expected_hw=(row["height"], row["width"]),
+                max_pixels=self.config.max_image_pixels,
+                least_side=self.image_size if self.config.reduced_jpeg else None,
+            )
             rejects += orientation.note("decode", row, picture)
             return images.resize_square(picture.pixels, self.image_size)
         except DataError as error:

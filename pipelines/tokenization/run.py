@@ -2,12 +2,12 @@
 
 Ray Data moves chunks: CPU tasks read and decode, tokenizer actors make words. The driver collects finished
 chunks (small: no pixels), commits whole shards, and starts only what has no commit record yet, so running the
-job again resumes it. Without workers the same stages run in this process. ``publish`` says what came out.
+job again resumes it. Without workers the same stages run in this process.
 """
 
 import contextlib
-import json
 import logging
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -16,24 +16,24 @@ from itertools import chain
 from typing import Any, cast
 
 import pyarrow as pa
-import torch
 
 from pipelines import provenance, shards, storage
-from pipelines.cluster import session
+from pipelines.cluster import ClusterInfo, session
 from pipelines.config import WorkerConfig
 from pipelines.job import CONFIG_FILE
 from pipelines.planning.listing import Workers
-from pipelines.reports import words, words_page
 from pipelines.shard_job import Work, do_shards
 from pipelines.shard_pool import careful, through_tasks
 from pipelines.shards import Plan
 from pipelines.storage.threads import map_ahead
-from pipelines.tokenization.assemble import Assembler, commit_shard
+from pipelines.tokenization.assemble import Assembler, Shard, commit_shard
 from pipelines.tokenization.config import TokenizationConfig
+from pipelines.tokenization.gpus import Gpus
 from pipelines.tokenization.job import IMAGES, MASKS
 from pipelines.tokenization.prepare import Tokenization
 from pipelines.tokenization.read import ReadImages
 from pipelines.tokenization.stage import TokenizeMasks
+from pipelines.tokenization.stage_times import StageTimes
 from pipelines.tracking import Tracker
 from samtok.errors import ClusterError
 from samtok.images import DECODE_BYTES_PER_PIXEL
@@ -54,39 +54,81 @@ Actors start anew with the next ones."""
 LISTING_CPUS = 0.5
 """Of a task that lists a part of the corpus."""
 
+FIRST_CHUNKS = 8
+"""Per tokenizer, that are measured before ``--decoders auto`` settles; a tenth of what is to do at most."""
+
 COMMIT_THREADS = 4
 """Shards that are committed at a time; twice as many may wait before the driver stops taking chunks."""
 
 
-def make_words(job: Tokenization, plan: Plan, tracker: Tracker | None = None) -> tuple[dict[str, Any], Work]:
-    """Does what is left of a corpus; returns its manifest, and what this call did.
+def make_words(
+    job: Tokenization, plan: Plan, tracker: Tracker | None = None
+) -> tuple[dict[str, Any], Work, StageTimes]:
+    """Does what is left of a corpus; returns its manifest, what this call did, and how busy it was.
 
     Ray is started for it, unless this process is connected already (``ray_for``) or there are no workers.
 
     Raises:
         DataError: If more images are rejected than ``max_reject_rate`` allows.
         ClusterError: If the cluster is too small, or a chunk kills its workers.
+        ConfigError: If it goes on on another kind of GPU, and that is not allowed.
     """
     config = job.config
     text = provenance.config_json(config)
     storage.write_bytes(storage.join(plan.out, CONFIG_FILE), text.encode())
+    processes = {"decode": 1, "tokenize": max(1, config.workers), "commit": COMMIT_THREADS}
+    times, gpus = StageTimes(processes), Gpus(plan.out, allow_other=config.allow_other_gpus)
 
     def stream(todo: Sequence[int]) -> Iterator[dict[str, Any]]:
         MaskTokenizer.from_pretrained(config.tokenizer, read=storage.read_bytes)  # a broken one fails here
         read = ReadImages(plan, job.reader, job.architecture, config)
         if not config.workers:
-            yield from _commit_all(plan, _here(job, read, _blocks(plan, todo)))
+            yield from _commit_all(plan, _here(job, read, _blocks(plan, todo)), gpus, times)
             return
-        memory = config.decoders * _decoder_memory(job)
         with ray_for(config) as cluster:
             cluster.require(
-                cpus=_cpus(config), gpus=config.least_workers * (config.worker.gpus or 0), memory_bytes=memory
+                cpus=_cpus(config),
+                gpus=config.least_workers * (config.worker.gpus or 0),
+                memory_bytes=_least_decoders(config) * _decoder_memory(job),
             )
-            yield from _commit_all(plan, _through_ray(job, read, _blocks(plan, todo)))
+            most = _most_decoders(job, cluster)
+            measured = config.decoders == "auto" and most > 1
+            parts = _blocks(plan, todo, first=FIRST_CHUNKS * config.workers if measured else MAX_BLOCKS)
+            yield from _commit_all(plan, _through_ray(job, read, parts, most, times), gpus, times)
 
-    return do_shards(
+    manifest, work = do_shards(
         plan, stream, units=(MASKS, IMAGES), max_reject_rate=config.max_reject_rate, tracker=tracker
     )
+    return manifest, work, times
+
+
+def _least_decoders(config: TokenizationConfig) -> int:
+    return 1 if config.decoders == "auto" else config.decoders
+
+
+def _most_decoders(job: Tokenization, cluster: ClusterInfo) -> int:
+    """Returns how many decoding tasks there are at most: with auto, what tokenizers leave of the cluster."""
+    config = job.config
+    if config.decoders != "auto":
+        return config.decoders
+    cpus = cluster.num_cpus - config.workers * config.worker.cpus
+    return max(1, int(min(cpus, cluster.memory_bytes / _decoder_memory(job))))
+
+
+def _decoders(config: TokenizationConfig, most: int, times: StageTimes) -> int:
+    """Returns how many decoding tasks the next chunks get."""
+    if config.decoders != "auto":
+        return config.decoders
+    wanted = times.decoders_for(config.workers)
+    if wanted is None:
+        return most
+    found = min(most, wanted)
+    log.info(
+        "decoders: %d of at most %d, since per image decoding takes %.3g s and a tokenizer %.3g s",
+        *(found, most),
+        *times.seconds_per_image().values(),
+    )
+    return found
 
 
 def _decoder_memory(job: Tokenization) -> int:
@@ -121,7 +163,7 @@ def listing_workers(config: TokenizationConfig) -> Iterator[Workers]:
 
 
 def _cpus(config: TokenizationConfig) -> float:
-    return config.least_workers * config.worker.cpus + config.decoders
+    return config.least_workers * config.worker.cpus + _least_decoders(config)
 
 
 def _here(job: Tokenization, read: ReadImages, parts: Iterable[list[pa.Table]]) -> Iterator[dict[str, Any]]:
@@ -132,9 +174,9 @@ def _here(job: Tokenization, read: ReadImages, parts: Iterable[list[pa.Table]]) 
 
 
 def _through_ray(
-    job: Tokenization, read: ReadImages, parts: Iterable[list[pa.Table]]
+    job: Tokenization, read: ReadImages, parts: Iterable[list[pa.Table]], most: int, times: StageTimes
 ) -> Iterator[dict[str, Any]]:
-    """Sends chunks through decoding tasks and tokenizer actors; yields them in any order."""
+    """Sends chunks through at most so many decoding tasks, and tokenizer actors; yields them in any order."""
     import ray.data
     from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, WorkerCrashedError
 
@@ -156,7 +198,7 @@ def _through_ray(
             read_carefully,
             batch_size=1,
             batch_format="pyarrow",
-            compute=ray.data.TaskPoolStrategy(size=config.decoders),
+            compute=ray.data.TaskPoolStrategy(size=times.processes["decode"]),
             num_cpus=1,
             ray_remote_args_fn=lambda: {"max_retries": MAX_RETRIES},
             memory=_decoder_memory(
@@ -178,6 +220,7 @@ def _through_ray(
 
     try:
         for blocks in parts:
+            times.processes["decode"] = _decoders(config, most, times)
             tables = words_of(blocks).iter_batches(
                 batch_size=None, batch_format="pyarrow", prefetch_batches=0
             )
@@ -198,65 +241,49 @@ class TokenizeCarefully(TokenizeMasks):
             return super().__call__(batch)
 
 
-def _blocks(plan: Plan, todo: Sequence[int]) -> Iterator[list[pa.Table]]:
+def _blocks(plan: Plan, todo: Sequence[int], *, first: int = MAX_BLOCKS) -> Iterator[list[pa.Table]]:
     """Lists the chunks to do, one row each, as blocks that Ray Data is given at once. A small corpus has a
     block, so a decoding task, per chunk; a large one a block per shard, which is what is repeated if the task
-    dies."""
+    dies. ``first`` chunks are given before the others, if they are few of them."""
     chunks = [list(plan.chunks(shard)) for shard in todo]
-    if sum(map(len, chunks)) <= MAX_BLOCKS:
+    total = sum(map(len, chunks))
+    few = first if 10 * first <= total else 0
+    ahead: list[list[shards.Chunk]] = []
+    while few > len(ahead):
+        ahead += [[chunk] for chunk in chunks.pop(0)]
+    if total <= MAX_BLOCKS:
         chunks = [[chunk] for shard in chunks for chunk in shard]
-    for start in range(0, len(chunks), MAX_BLOCKS):
-        yield [
-            pa.table(
-                [pa.array(column, pa.int32()) for column in zip(*block, strict=True)],
-                names=shards.Chunk._fields,
-            )
-            for block in chunks[start : start + MAX_BLOCKS]
-        ]
+    for part in (ahead, *(chunks[start : start + MAX_BLOCKS] for start in range(0, len(chunks), MAX_BLOCKS))):
+        if part:
+            yield [
+                pa.table(
+                    [pa.array(column, pa.int32()) for column in zip(*block, strict=True)],
+                    names=shards.Chunk._fields,
+                )
+                for block in part
+            ]
 
 
-def _commit_all(plan: Plan, chunks: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _commit_all(
+    plan: Plan, chunks: Iterator[dict[str, Any]], gpus: Gpus, times: StageTimes
+) -> Iterator[dict[str, Any]]:
     """Assembles shards and commits them in threads; yields the records as they come to hold."""
     assembler = Assembler()
-    whole = (shard for chunk in chunks if (shard := assembler.add(chunk)) is not None)
-    yield from map_ahead(partial(commit_shard, plan), whole, threads=COMMIT_THREADS)
+
+    def whole() -> Iterator[Shard]:
+        for chunk in chunks:
+            gpus.add(chunk["gpu"])
+            times.add(chunk)
+            if (shard := assembler.add(chunk)) is not None:
+                yield shard
+
+    for record, seconds in map_ahead(partial(_commit, plan), whole(), threads=COMMIT_THREADS):
+        times.committed(seconds)
+        yield record
     if assembler.in_flight:
         raise ClusterError(f"{assembler.in_flight} shards lack chunks although Ray Data ended. Run again.")
 
 
-def publish(job: Tokenization, manifest: dict[str, Any], work: Work, tracker: Tracker) -> None:
-    """Writes rate and report beside the shards, and metrics, lineage and pictures to MLflow.
-
-    ``last_run.json`` is how fast the last call of the job that had work to do was.
-    """
-    config, metrics = job.config, words.summary(manifest)
-    if work.counts.get("masks_out"):
-        speed = {
-            "images": work.counts["rows_out"],
-            "masks": work.counts["masks_out"],
-            "seconds": work.seconds,
-            "masks_per_s": work.rate("masks_out"),
-            "steady_masks_per_s": work.steady_rate("masks_out"),
-        }
-        storage.write_bytes(storage.join(config.out, "last_run.json"), json.dumps(speed, indent=1).encode())
-        metrics |= {f"throughput/{name}": value for name, value in speed.items()}
-    tracker.metrics(metrics)
-    tracker.text(json.dumps(manifest["fingerprint"], indent=2), "lineage/fingerprint.json")
-    tracker.text(json.dumps(manifest["totals"], indent=2), "lineage/totals.json")
-    if not config.report_images:
-        return
-    tokenizer = tokenizer_of_reports(config)
-    words_page.write_report(
-        config.out,
-        tokenizer=tokenizer,
-        max_images=config.report_images,
-        seed=config.seed,
-        caveat=job.caveat,
-    )
-    tracker.folder(storage.join(config.out, words.FOLDER), "report")
-
-
-def tokenizer_of_reports(config: TokenizationConfig) -> MaskTokenizer:
-    """Loads the tokenizer in the driver, on a GPU if the actors use them and one is here."""
-    device = "cuda" if config.worker.gpus and torch.cuda.is_available() else "cpu"
-    return MaskTokenizer.from_pretrained(config.tokenizer, device=device, read=storage.read_bytes)
+def _commit(plan: Plan, shard: Shard) -> tuple[dict[str, Any], float]:
+    started = time.perf_counter()
+    return commit_shard(plan, shard), time.perf_counter() - started

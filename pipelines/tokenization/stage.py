@@ -6,6 +6,7 @@ of a chunk is begun before the one ahead of it is waited for.
 
 import functools
 import json
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -21,7 +22,7 @@ from torch import Tensor
 from pipelines import schema, storage
 from pipelines.ingestion import apart
 from pipelines.rejects import FILTER
-from pipelines.tokenization import chunks
+from pipelines.tokenization import chunks, gpus
 from pipelines.tokenization.chunks import Images
 from pipelines.tokenization.config import TokenizeCorpusConfig
 from samtok import masks
@@ -29,10 +30,11 @@ from samtok.errors import CheckpointError, DataError
 from samtok.masks import RunMask
 from samtok.metrics import regions
 from samtok.model.backbone import ImageFeatures
+from samtok.model.precision import set_tf32
 from samtok.model.prompts import MaskPrompts
 from samtok.model.tokenizer import MaskTokenizer
 
-DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": None, "tf32": None, "bfloat16": torch.bfloat16}
 
 STAGE = "tokenize"
 """Stage of rejects of images that were read and cannot be made words of."""
@@ -57,6 +59,7 @@ class TokenizeMasks:
 
     def __init__(self, config: TokenizeCorpusConfig, weights_sha256: str | None = None) -> None:
         torch.set_num_threads(config.worker.threads)
+        set_tf32(config.precision == "tf32")
         self.config, self.options = config, config.tokenizer_options
         self.tokenizer = MaskTokenizer.from_pretrained(
             config.tokenizer,
@@ -64,8 +67,10 @@ class TokenizeMasks:
             dtype=DTYPES[config.precision],
             max_masks=self.options.masks_per_batch,
             compile=self.options.compile,
+            channels_last=self.options.channels_last,
             read=storage.read_bytes,
         )
+        self.gpu = gpus.kind_of(config.worker.device)
         if weights_sha256 not in (None, self.tokenizer.weights_sha256):
             raise CheckpointError(
                 f"the weights of {config.tokenizer} are no longer those that the corpus was planned with. "
@@ -73,7 +78,8 @@ class TokenizeMasks:
             )
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Replaces a chunk's images by code rows."""
+        """Replaces a chunk's images by code rows, and adds the kind of GPU and the time it took."""
+        started = time.perf_counter()
         assert batch.num_rows == 1, f"a batch must be one chunk, got {batch.num_rows}; see run.py"
         architecture = self.tokenizer.config
         images = chunks.unpack(batch, side=architecture.image_size, size=architecture.mask_size)
@@ -89,10 +95,10 @@ class TokenizeMasks:
                 f"shard {body['shard']}: {counts['rows_in']} rows and {counts['masks_in']} masks went in, "
                 f"{rows_found} and {masks_found} are accounted for; this is a defect of samtok"
             )
-        kept = {name: [body[name]] for name in ("shard", "index", "num_chunks", "num_inputs")}
+        kept = {name: [body[name]] for name in ("shard", "index", "num_chunks", "num_inputs", "decode_s")}
         lost = schema.table(rejects, schema.REJECT_ROW)
         sent = {"rejects": [chunks.ipc(lost)], "rows": [chunks.ipc(done)], "counts": [json.dumps(counts)]}
-        return pa.table({**kept, **sent})
+        return pa.table({**kept, **sent, "gpu": [self.gpu], "tokenize_s": [time.perf_counter() - started]})
 
     def _coded(self, images: Images, rejects: list[dict[str, Any]]) -> Iterator[pa.Table]:
         """Yields code rows part by part, of which one is always ahead."""

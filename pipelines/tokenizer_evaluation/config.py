@@ -40,6 +40,5 @@ PRESETS: dict[str, EvaluateTokenizerConfig] = {
         tokenizer=tyro.MISSING,
         tokenizer_options=TokenizerOptions(threshold=0.5),
         worker=WorkerConfig(gpus=1.0),
-        decoders=8,
     ),
 }

@@ -35,7 +35,7 @@ class EvaluateTokenizer(Job[EvaluateTokenizerConfig]):
         with listing_workers(self.config) as workers:
             plans = {name: tokenization.plan(workers) for name, tokenization in self.checked.items()}
             tracker = run.begin(self.config, tags=outcome.tags_of(self.checked, plans))
-            corpora, works = measure(self.config, self.checked, plans)
+            corpora, works, times = measure(self.config, self.checked, plans)
         metrics = outcome.publish(self.config, self.checked, corpora, works, tracker)
         counts, codes = metrics["overall"]["counts"], metrics["overall"]["codes"]
         images = counts["images_in"]
@@ -51,7 +51,8 @@ class EvaluateTokenizer(Job[EvaluateTokenizerConfig]):
             Items("masks", *(counts[f"masks_{end}"] for end in ("in", "measured", "rejected", "filtered"))),
         ]
         reasons = rejects.together(rejects.of_corpus(one.out, one.manifest) for one in corpora)
-        return Closing(rows, items, (table_of(metrics),), reasons)
+        tables = [table_of(metrics), *(table for one in times if (table := one.table()))]
+        return Closing(rows, items, tables, reasons)
 
 
 def evaluate_tokenizer(config: EvaluateTokenizerConfig, *, inputs: Inputs | None = None) -> int:

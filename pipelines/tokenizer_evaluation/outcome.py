@@ -9,8 +9,8 @@ import pyarrow as pa
 from pipelines import provenance, shards, storage
 from pipelines.shard_job import Work
 from pipelines.shards import Plan
+from pipelines.tokenization.outcome import tokenizer_of_reports
 from pipelines.tokenization.prepare import Tokenization
-from pipelines.tokenization.run import tokenizer_of_reports
 from pipelines.tokenizer_evaluation import report
 from pipelines.tokenizer_evaluation.config import EvaluateTokenizerConfig
 from pipelines.tokenizer_evaluation.prepare import LINEAGE, MASKS, METRICS

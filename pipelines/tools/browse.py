@@ -55,10 +55,11 @@ def browse(flags: argparse.Namespace) -> int:
     if tokenizer is not None and "source" in made:
         options["caveat"] = caveat_of(made["tokenizer"], tokenizer.config, made["source"], made["dataset"])
     if flags.output is None:
-        where = words_page.write_report(corpus.out, **options)
+        words_page.write_report(corpus.out, **options)
+        where = storage.join(corpus.out, words.FOLDER, "index.html")
     else:
         where = flags.output
-        storage.write_bytes(where, words_page.make_report(corpus, **options)[0].encode())
+        storage.write_bytes(where, words_page.make_report(corpus, **options).page.encode())
     sys.stdout.write(f"\npage      {where}\n")
     return 0
 

@@ -18,6 +18,17 @@ class LevelUsage:
     """exp of the histogram's entropy: 1 if one code does all, the codebook size if all are equally used."""
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """How far two sets of codes of the same masks agree."""
+
+    masks: int
+    equal: float
+    """Share of the masks whose codes are the same at all levels."""
+    by_level: tuple[float, ...]
+    """Share of equal codes of each level."""
+
+
 def histogram(codes: Int[np.ndarray, "mask level"], num_codes: int) -> Int[np.ndarray, "level num_codes"]:
     """Counts every code of every level."""
     return np.stack(
@@ -36,6 +47,16 @@ def _level(row: np.ndarray) -> LevelUsage:
         return LevelUsage(0, len(row), 0.0)
     share = row[row > 0] / row.sum()
     return LevelUsage(used, len(row) - used, float(np.exp(-(share * np.log(share)).sum())))
+
+
+def agreement(
+    first: Int[np.ndarray, "mask level"], second: Int[np.ndarray, "mask level"]
+) -> Agreement | None:
+    """Compares two sets of codes; None for no masks."""
+    if not len(first):
+        return None
+    same = first == second
+    return Agreement(len(same), float(same.all(1).mean()), tuple(same.mean(0).tolist()))
 
 
 def distinct(codes: Int[np.ndarray, "mask level"]) -> int:

@@ -70,6 +70,7 @@ class MaskTokenizer(nn.Module):
         self.no_mem_embed = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.quantizer = build_quantizer(config.quantizer, config.dim)
         self.autocast_dtype: torch.dtype | None = None
+        self.memory_format = torch.contiguous_format
         self.max_masks, self.max_images = 64, 4
         self.weights_sha256: str | None = None
         """Of the file that the weights were loaded from; None if they were not."""
@@ -91,6 +92,7 @@ class MaskTokenizer(nn.Module):
         max_masks: int = 64,
         max_images: int = 4,
         compile: bool = False,
+        channels_last: bool = False,
         read: Read | None = None,
     ) -> "MaskTokenizer":
         """Loads a tokenizer for inference.
@@ -104,6 +106,8 @@ class MaskTokenizer(nn.Module):
             max_masks: Masks per forward pass; bounds the memory (about 40 MB each at 1024 px in float32).
             max_images: Images per forward pass of ``encode_batch``; bounds the memory too.
             compile: Compiles the image encoder; the first image is slow, the following ones are faster.
+            channels_last: Keeps images and the weights of convolutions with channels as the last axis in
+                memory, as GPUs take them in low precision.
             read: Reads a file by its URI, in the place of fsspec.
 
         Raises:
@@ -113,6 +117,9 @@ class MaskTokenizer(nn.Module):
         model = cls(read_config(uri, read=read))
         fill(model, weights, where=f"the tokenizer in {uri}")
         model.to(device).eval().requires_grad_(False)
+        if channels_last:
+            model.to(memory_format=torch.channels_last)
+            model.memory_format = torch.channels_last
         model.weights_sha256 = sha256
         model.autocast_dtype, model.max_masks, model.max_images = dtype, max_masks, max_images
         if compile:
@@ -205,7 +212,7 @@ class MaskTokenizer(nn.Module):
             pixels = pixels.pin_memory()
         pixels = pixels.to(self.device, non_blocking=True)
         with self.autocast():
-            return self.embed_images(normalize(pixels))
+            return self.embed_images(normalize(pixels).contiguous(memory_format=self.memory_format))
 
     @torch.inference_mode()
     def embeddings_of(
@@ -315,7 +322,7 @@ class MaskTokenizer(nn.Module):
         pixels, rows = rgb_image(image, where="the image"), code_rows(codes, self.num_levels)
         if not len(rows):
             return np.empty((0, *pixels.shape[:2]), dtype=bool)
-        return self._masks(self.features_of([pixels]), rows, pixels.shape[:2], threshold)
+        return self.masks_of(self.features_of([pixels]), rows, pixels.shape[:2], threshold)
 
     def decode_logits(self, image: ImageLike, codes: CodesLike) -> Float[np.ndarray, "mask size size"]:
         """Returns the logits of codes at ``config.mask_size``, before they are resized to the image."""
@@ -334,7 +341,7 @@ class MaskTokenizer(nn.Module):
             return Reconstruction(code_rows([], self.num_levels), decoded, np.empty(0))
         features = self.features_of([pixels])
         codes = self.codes_of(features, wanted, [0] * len(wanted))
-        decoded = self._masks(features, codes, pixels.shape[:2], threshold)
+        decoded = self.masks_of(features, codes, pixels.shape[:2], threshold)
         ious = [iou(a, b) for a, b in zip(wanted, decoded, strict=True)]
         return Reconstruction(codes, decoded, np.array(ious))
 
@@ -349,13 +356,14 @@ class MaskTokenizer(nn.Module):
             masks[i] = (full[0, 0] > threshold).cpu().numpy()
         return masks
 
-    def _masks(
+    def masks_of(
         self,
         features: ImageFeatures,
         codes: Int[np.ndarray, "mask level"],
         size_hw: tuple[int, int],
-        threshold: float,
+        threshold: float = 0.0,
     ) -> Bool[np.ndarray, "mask height width"]:
+        """Returns the masks of codes of one image, at (height, width), from its features."""
         chunks = self.logits_of(features, codes, [0] * len(codes))
         return np.concatenate([self.masks_from_logits(logits, size_hw, threshold) for logits in chunks])
 

@@ -88,6 +88,8 @@ def test_an_unknown_key_in_a_config_file_is_named(tmp_path: Path, capsys):
         (["--reconstruct", "2"], "--reconstruct must be in [0, 1], got 2"),
         (["--shard-rows", "0"], "--shard-rows must be >= 1"),
         (["--decoders", "0"], "--decoders must be >= 1"),
+        (["--decoders", "some"], "auto"),
+        (["--precision", "float16"], "tf32"),
         (["--worker.gpus", "1.5"], "--worker.gpus above 1 must be whole"),
         (["--tokenizer-options.masks-per-batch", "0"], "--tokenizer-options.masks-per-batch must be >= 1"),
     ],

@@ -67,8 +67,8 @@ def finished(home):
 
 @pytest.fixture(scope="module")
 def page(finished, tokenizer):
-    where = words_page.write_report(finished, tokenizer=tokenizer)
-    return Page(Path(where).read_text())
+    words_page.write_report(finished, tokenizer=tokenizer)
+    return Page((Path(finished) / "report" / "index.html").read_text())
 
 
 def rows_of(out):
@@ -99,7 +99,7 @@ def test_the_worst_masks_are_those_of_the_whole_corpus(finished, tokenizer):
     found = [(mask["iou"], row["image_id"], mask["mask_id"]) for row in lowest for mask in row["masks"]]
     assert sorted(found) == scored[:8] and len({image for _, image, _ in found}) > 1
 
-    page = Page(words_page.make_report(corpus, tokenizer=tokenizer, max_images=1)[0])
+    page = Page(words_page.make_report(corpus, tokenizer=tokenizer, max_images=1).page)
     assert "The lowest IoUs of all that were compared" in page.text
     shown = re.findall(r"IoU (\d\.\d\d) ", page.text)[:8]
     assert [float(iou) for iou in shown] == [pytest.approx(iou, abs=0.006) for iou, _, _ in scored[:8]]
@@ -131,7 +131,7 @@ def test_counts_that_do_not_add_up_are_told(finished):
     totals = {**corpus.manifest["totals"]}
     totals["masks_in"] += 3
     wrong = report.Corpus(finished, {**corpus.manifest, "totals": totals}, (), None)
-    text = Page(words_page.make_report(wrong, tokenizer=None, max_images=0)[0]).text
+    text = Page(words_page.make_report(wrong, tokenizer=None, max_images=0).page).text
     assert "does not add up: +3 unaccounted for" in text
 
 
@@ -233,7 +233,7 @@ def test_the_same_seed_gives_the_same_page_and_another_one_other_images(finished
         words_page.make_report(corpus, tokenizer=tokenizer, max_images=3, seed=seed) for seed in (1, 1, 2)
     )
     assert first == again
-    assert first[0] != other[0]
+    assert first.page != other.page
 
 
 def test_all_rows_are_drawn_once_if_there_are_few(finished):
@@ -262,14 +262,14 @@ def test_an_unfinished_corpus_says_what_is_missing(home, tokenizer):
     assert corpus.missing == (0, 2)
     assert corpus.num_planned == NUM_IMAGES
     assert corpus.manifest["totals"]["rows_in"] == 4
-    text = Page(words_page.make_report(corpus, tokenizer=tokenizer)[0]).text
+    text = Page(words_page.make_report(corpus, tokenizer=tokenizer).page).text
     assert "1 of 3 shards are committed; without a commit record: 0, 2." in text
     assert "The plan has 10 images." in text
 
 
 def test_a_corpus_that_is_only_planned_has_a_report_too(home, tokenizer):
     out = make(home, "planned", only_shards=())
-    text = Page(Path(words_page.write_report(out, tokenizer=tokenizer)).read_text()).text
+    text = Page(words_page.write_report(out, tokenizer=tokenizer).page).text
     assert "0 of 3 shards are committed" in text
     assert "0 images drawn at random" in text
 
@@ -291,9 +291,18 @@ def test_a_tokenizer_with_other_codebooks_is_refused(home, tokenizer):
 
 def test_another_tokenizer_of_the_same_kind_is_noticed(home, finished, page):
     other = MaskTokenizer.from_pretrained(corpora.save_micro_tokenizer(home / "other", seed=9))
-    text = Page(words_page.make_report(report.load_corpus(finished), tokenizer=other)[0]).text
-    assert "recorded IoUs are not those of the pictures" in text
+    made = words_page.make_report(report.load_corpus(finished), tokenizer=other)
+    assert "recorded IoUs are not those of the pictures" in Page(made.page).text
     assert "recorded IoUs" not in page.text
+    assert made.agreement is not None and made.agreement.equal < 0.5
+
+
+def test_words_are_compared_with_those_that_float32_gives(home, finished, tokenizer, page):
+    found = words_page.make_report(report.load_corpus(finished), tokenizer=tokenizer).agreement
+    assert found is not None and found.masks > 20
+    assert found.equal == 1 and found.by_level == (1, 1)
+    assert "of drawn masks with the words of float32" in page.text
+    assert words_page.make_report(report.load_corpus(finished), tokenizer=None).agreement is None
 
 
 def test_images_that_are_gone_keep_their_words_and_say_why(home, tokenizer, tmp_path):

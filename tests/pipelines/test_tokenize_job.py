@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,6 +74,17 @@ def test_without_workers_there_is_no_ray_and_the_bytes_are_the_same(home, whole)
     more = flags(home, str(out), *HERE)
     code, output = run_job("tokenize_corpus", *more, log=home / "here.log", env=nowhere)
     assert code == 0, output[-3000:]
+    assert data_digests(read_manifest(out)) == data_digests(read_manifest(whole))
+
+
+def test_decoders_are_as_many_as_the_first_chunks_say_and_bytes_are_the_same(home, whole):
+    out = home / "auto"
+    more = flags(home, str(out), "--num-cpus", "4", "--chunk-rows", "1")
+    code, output = run_job("tokenize_corpus", *more, log=home / "auto.log")
+    assert code == 0, output[-3000:]
+    found = re.search(r"decoders: (\d) of at most 3, since per image decoding takes", output)
+    assert found and 1 <= int(found[1]) <= 3
+    assert re.search(r"^decode +[1-3] +0\.\d+ +\d+%", output, re.M) and "tokenize  " in output
     assert data_digests(read_manifest(out)) == data_digests(read_manifest(whole))
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from samtok.errors import ConfigError, DataError
-from samtok.images import decode_image, resize_square, safe_join
+from samtok.images import decode_image, framed, open_image, resize_square, safe_join
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
@@ -29,6 +29,12 @@ def _with_orientation(orientation: int, format: str = "PNG") -> bytes:
     return _file(Image.fromarray(RGB), format, exif=exif)
 
 
+def _smooth(width: int, height: int) -> Image.Image:
+    """A picture that a reduced JPEG shows as well as a whole one."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([x, y, (x + y) / 2], axis=2).astype(np.uint8))
+
+
 def _png_header(height: int, width: int) -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -40,6 +46,36 @@ def _png_header(height: int, width: int) -> bytes:
         + chunk(b"IDAT", zlib.compress(b""))
         + chunk(b"IEND", b"")
     )
+
+
+@pytest.mark.parametrize(
+    ("format", "size", "decoded"),
+    [
+        ("JPEG", (512, 256), (256, 128)),  # both sides are at least 2 * 128
+        ("JPEG", (512, 255), (512, 255)),
+        ("JPEG", (1040, 600), (260, 150)),  # a quarter
+        ("JPEG", (129, 2000), (129, 2000)),
+        ("JPEG", (4096, 4096), (512, 512)),  # an eighth is the least
+        ("PNG", (512, 512), (512, 512)),
+    ],
+)
+def test_large_jpegs_are_decoded_at_a_reduced_size_where_that_is_asked_for(format, size, decoded):
+    data = _file(_smooth(*size), format)
+    image = open_image(data, where="x", least_side=128)
+    assert image.size == decoded
+    assert framed(image, "x", size[::-1]) is image  # of the size that the annotation states
+    with pytest.raises(DataError, match=f"has {size[1]}x{size[0]} pixels"):
+        framed(open_image(data, where="x", least_side=128), "x", (7, 7))
+    whole, reduced = (resize_square(np.array(one), 128) for one in (open_image(data, where="x"), image))
+    assert np.abs(whole.astype(int) - reduced).max() <= 6
+
+
+def test_a_reduced_jpeg_is_turned_as_its_whole_would_be():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = _file(_smooth(512, 300), "JPEG", exif=exif)
+    turned = framed(open_image(data, where="x", least_side=64), "x", (512, 300))
+    assert turned.size == (75, 128)
 
 
 @pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "WEBP"])

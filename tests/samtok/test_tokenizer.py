@@ -8,6 +8,7 @@ from PIL import Image
 from samtok.config import PRESETS
 from samtok.errors import CheckpointError
 from samtok.masks import encode as encode_mask
+from samtok.model.precision import tf32
 from samtok.model.prompts import MaskPrompts
 from samtok.model.tokenizer import MaskTokenizer
 
@@ -38,6 +39,29 @@ def test_an_image_is_encoded_once_for_all_its_masks(tokenizer):
     tokenizer.reconstruct(picture(), rectangles(9))
     hook.remove()
     assert len(calls) == 1
+
+
+def test_codes_do_not_depend_on_where_channels_are_in_memory(tokenizer, tmp_path):
+    tokenizer.save_pretrained(str(tmp_path))
+    other = MaskTokenizer.from_pretrained(str(tmp_path), channels_last=True)
+    weight = other.image_encoder.neck.convs[0].conv.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    image, masks = picture(), rectangles(7)
+    np.testing.assert_array_equal(tokenizer.encode(image, masks), other.encode(image, masks))
+    own = tokenizer.features_of([image]).coarse
+    assert not torch.equal(own, torch.zeros_like(own))
+    torch.testing.assert_close(other.features_of([image]).coarse, own, rtol=1e-4, atol=1e-4)
+
+
+def test_products_in_tf32_are_a_setting_of_the_process_that_a_block_gives_back():
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in backends]
+    with tf32(True):
+        assert all(backend.allow_tf32 for backend in backends)
+        with tf32(False):
+            assert not any(backend.allow_tf32 for backend in backends)
+        assert all(backend.allow_tf32 for backend in backends)
+    assert [backend.allow_tf32 for backend in backends] == before
 
 
 def test_codes_do_not_depend_on_how_masks_are_chunked(tokenizer):

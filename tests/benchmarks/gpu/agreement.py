@@ -13,8 +13,9 @@ from torch import Tensor
 
 from samtok.masks import iou
 from samtok.metrics.codebook import distinct
+from samtok.model.precision import tf32
 from samtok.model.tokenizer import MaskTokenizer
-from tests.benchmarks.gpu.place import Found, Place, exact_products
+from tests.benchmarks.gpu.place import Found, Place
 
 LEAST_EQUAL = 0.97
 """Share of codes that must be equal in float32; those that differ lie between two entries of a codebook."""
@@ -61,7 +62,7 @@ def parity(place: Place) -> Found:
         sides.append(_Side(alone, [scene]))
     z = torch.cat([side.z for side in sides])
     codes = np.concatenate([side.codes for side in sides])
-    with exact_products():
+    with tf32(False):
         other = _Side(place.tokenizer, scenes)
         logits = other.logits(codes)
     reference = torch.cat([side.logits(side.codes) for side in sides])
@@ -84,7 +85,7 @@ def parity(place: Place) -> Found:
 def bfloat16(place: Place) -> Found:
     """Compares float32 with bfloat16 on the device; each decodes its own words in its own type."""
     scenes = list(place.scenes(place.sizes.agreement))
-    with exact_products(), place.tokenizer_in("float32") as model:
+    with tf32(False), place.tokenizer_in("float32") as model:
         exact = _Side(model, scenes)
         reference = exact.logits(exact.codes)
     with place.tokenizer_in("bfloat16") as model:

@@ -2,7 +2,8 @@
 
 import torch
 
-from tests.benchmarks.gpu.place import Found, Place, exact_products
+from samtok.model.precision import tf32
+from tests.benchmarks.gpu.place import Found, Place
 
 
 def measure(place: Place) -> Found:
@@ -14,7 +15,7 @@ def measure(place: Place) -> Found:
     rows = []
     for name, dtype, exact in kinds:
         left, right = (torch.randn(side, side, device=place.device).to(dtype) for _ in range(2))
-        with exact_products(exact):
+        with tf32(not exact):
             took = place.median_s(lambda left=left, right=right: left @ right)
         place.peaks[name] = 2 * side**3 / took
         rows.append({"dtype": name, "side": side, "ms": 1e3 * took, "tflops": place.peaks[name] / 1e12})

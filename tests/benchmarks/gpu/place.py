@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from samtok.config import PRESETS, BackboneConfig, MaskTokenizerConfig, QuantizerConfig
+from samtok.model.precision import tf32
 from samtok.model.tokenizer import MaskTokenizer
 from samtok.shapes import WorldConfig, make_scene
 from tests.benchmarks.measuring import ellipses, seconds
@@ -124,7 +125,7 @@ class Place:
         """
         torch.manual_seed(0)
         model = MaskTokenizer(self.sizes.tokenizer).eval().requires_grad_(False).to(self.device)
-        with exact_products():
+        with tf32(False):
             z = torch.cat([embeddings(model, *scene) for scene in self.scenes(self.sizes.fit, first=1000)])
         model.quantizer.start(z, torch.Generator().manual_seed(0))
         return model
@@ -185,16 +186,3 @@ def flops_of(work: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
-
-
-@contextmanager
-def exact_products(exact: bool = True) -> Iterator[None]:
-    """Multiplies in full float32 on a GPU, or all in TF32; torch's default is TF32 in convolutions only."""
-    matmul: Any = torch.backends.cuda.matmul
-    cudnn: Any = torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = not exact
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
