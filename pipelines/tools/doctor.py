@@ -9,6 +9,7 @@ Ends with 0, or with 1 if anything failed. The last block can be pasted into an 
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import re
 import sys
@@ -27,6 +28,8 @@ from samtok.errors import ConfigError
 
 BUDGET_S = 16.0
 """For all checks together; a check that is not done by then fails. Ray has its own time."""
+NODE_BUDGET_S = 60.0
+"""For the write test of a node, its start included."""
 _SECRET_NAME = re.compile(r"TOKEN$|SECRET|PASSWORD|PASSWD|CREDENTIAL|^AWS_|API_KEY")
 _USER_IN_URI = re.compile(r"(?<=://)[^/@\s]+@")
 
@@ -42,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     add(
         "--storage",
         metavar="URI",
-        help="folder or s3:// prefix for the write test; by default a temporary one",
+        help="folder or s3:// prefix for the write test, with --ray from every node too; by default a "
+        "temporary one",
     )
     add("--tracking", metavar="URI", default=default, help=f"MLflow, or off (default {default})")
     add("--ray", action="store_true", help="really start a local Ray, or join the one of the environment")
@@ -57,7 +61,13 @@ def main(argv: list[str] | None = None) -> int:
     settings = list(variables_set())
     with impatient_storage(), tempfile.TemporaryDirectory(prefix="samtok-doctor-") as folder:
         checks = []
-        for check in examine(flags.storage or folder, flags.tracking, ray=flags.ray, vllm=flags.vllm):
+        for check in examine(
+            flags.storage or folder,
+            flags.tracking,
+            ray=flags.ray,
+            from_nodes=flags.storage,
+            vllm=flags.vllm,
+        ):
             checks.append(check)
             _say(*lines_of(check))
     failed = sum(check.state == "FAIL" for check in checks)
@@ -81,9 +91,18 @@ def impatient_storage() -> Iterator[None]:
 
 
 def examine(
-    storage_uri: str, tracking_uri: str, *, ray: bool = False, vllm: str | None = None
+    storage_uri: str,
+    tracking_uri: str,
+    *,
+    ray: bool = False,
+    from_nodes: str | None = None,
+    vllm: str | None = None,
 ) -> Iterator[Check]:
-    """Yields the outcome of all checks, in order and as they come; ``vllm`` is the flag's text."""
+    """Yields the outcome of all checks, in order and as they come.
+
+    ``from_nodes`` is a place that every node of Ray must be able to write to as well; ``vllm`` is the flag's
+    text.
+    """
     todo: list[tuple[str, Callable[[], Iterable[Check]]]] = [
         ("versions", health.check_versions),
         ("machine", health.check_machine),
@@ -98,7 +117,7 @@ def examine(
     for name, work in todo:
         yield from in_time(name, work, max(1.0, end - time.monotonic()))
     if ray:
-        yield from attempt("Ray, started", _start_ray)
+        yield from attempt("Ray, started", lambda: _start_ray(from_nodes))
     if vllm is not None:
         yield from attempt("vLLM, imported", lambda: _import_vllm(vllm or None))
 
@@ -124,7 +143,8 @@ def attempt(name: str, work: Callable[[], Iterable[Check]]) -> list[Check]:
         return [Check(name, "FAIL", text, "Look up the message; if it is a fault of samtok, open an issue.")]
 
 
-def _start_ray() -> Iterator[Check]:
+def _start_ray(from_nodes: str | None) -> Iterator[Check]:
+    """Starts or joins Ray and does a task; then each node writes to the storage, with its own credentials."""
     from pipelines.cluster import session
 
     started = time.monotonic()
@@ -132,11 +152,38 @@ def _start_ray() -> Iterator[Check]:
         import ray
 
         here, there = _python(), ray.get(ray.remote(num_cpus=0)(_python).remote(), timeout=120)
-        text = f"nodes: {sum(node['Alive'] for node in ray.nodes())}, "
+        nodes = [(node["NodeID"], node["NodeManagerAddress"]) for node in ray.nodes() if node["Alive"]]
+        written = [] if from_nodes is None else list(_written_by_nodes(nodes, from_nodes))
+    text = f"nodes: {len(nodes)}, "
     text += f"CPUs: {cluster.num_cpus:g}, GPUs: {cluster.num_gpus:g}; a task came back; "
     text += f"{time.monotonic() - started:.0f} s in all"
     text += "" if here == there else f"; workers have {there}, here is {here}"
     yield Check.of("Ray, started", here == there, text, "Give all nodes the same image.", state="FAIL")
+    yield from written
+
+
+def _written_by_nodes(nodes: Iterable[tuple[str, str]], uri: str) -> Iterator[Check]:
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def work() -> list[Check]:
+        return list(health.check_storage(uri))
+
+    tasks = []
+    for node, address in nodes:
+        there = NodeAffinitySchedulingStrategy(node, soft=False)
+        task = ray.remote(num_cpus=0, max_retries=0)(work).options(scheduling_strategy=there)
+        tasks.append((address, task.remote()))
+    for address, task in tasks:
+        name = f"storage, {address}"
+        try:
+            found = ray.get(task, timeout=NODE_BUDGET_S)
+        except RayError as error:
+            found = [
+                Check(name, "FAIL", f"{type(error).__name__}: {error}", "Look at this node and its logs.")
+            ]
+        yield from (dataclasses.replace(check, name=name) for check in found)
 
 
 def _import_vllm(python: str | None) -> Iterator[Check]:

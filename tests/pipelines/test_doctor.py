@@ -1,7 +1,11 @@
 """The doctor: every state it can find, remedies, time limits, and that no secret is printed."""
 
 import json
+import os
+import re
 import sqlite3
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +16,7 @@ from pipelines import env
 from pipelines.tools import doctor, health
 from pipelines.tools.health import Check
 from tests import corpora
+from tests.ray_head import RayHead
 
 RAY_NAMES = (env.RAY_ADDRESS, env.RAY_AUTH_MODE, env.RAY_AUTH_TOKEN, env.RAY_AUTH_TOKEN_PATH)
 
@@ -300,3 +305,22 @@ def test_a_tokenizer_is_tried(tmp_path):
 def test_the_storage_check_works_in_s3(bucket):
     check = only(health.check_storage(f"{bucket}/prefix"))
     assert check.state == "ok", check.text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_every_node_of_ray_writes_to_the_storage_with_its_own_credentials(bucket, s3, tmp_path):
+    """One node has credentials of its own that are wrong; the driver's are right."""
+    command = [sys.executable, "-m", "pipelines.tools.doctor"]
+    command += ["--ray", "--storage", f"{bucket}/prefix", "--tracking", "off"]
+    with RayHead(tmp_path, env={**s3.env, "AWS_SECRET_ACCESS_KEY": "wrong"}) as head:
+        head.env |= s3.env
+        head.add_node()
+        address = {"RAY_ADDRESS": f"127.0.0.1:{head.ports[0]}", "RAY_AUTH_MODE": "disabled"}
+        done = subprocess.run(
+            command, env={**os.environ, **address}, capture_output=True, text=True, timeout=240, check=False
+        )
+    assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-3000:]
+    states = re.findall(r"^(ok|FAIL) {2,}storage, ", done.stdout, re.M)
+    assert sorted(states) == ["FAIL", "ok"], done.stdout
+    assert "ok    storage  " in done.stdout
