@@ -285,19 +285,6 @@ def file_sha256(uri: str) -> str:
 
 
 @contextlib.contextmanager
-def local_copy(uri: str) -> Iterator[Path]:
-    """Gives a local path with the content: the path itself, or a copy that is deleted at the end."""
-    if not is_remote(uri):
-        open_input(uri).close()
-        yield local.path_of(uri)
-        return
-    with tempfile.TemporaryDirectory(prefix="samtok-") as folder:
-        target = Path(folder) / uri.rpartition("/")[2]
-        _download(_ObjectFile(uri), target)
-        yield target
-
-
-@contextlib.contextmanager
 def local_folder(uri: str) -> Iterator[Path]:
     """Gives a local folder with the files below ``uri``: itself, or a copy that is deleted at the end, but
     not ``.pt`` and ``.pth`` (mask tokenizers beside a model). Raises NotFoundError if there is no file,
@@ -316,7 +303,20 @@ def node_folder(uri: str) -> Path:
     is fetched once, and stays until they have ended (``node_copies``)."""
     if not is_remote(uri):
         return _own_folder(uri)
-    versions = _versions_below(uri)
+    return _shared(uri, _versions_below(uri))
+
+
+def node_file(uri: str) -> Path:
+    """Returns a local path with the content: the path itself, or a copy, shared as those of ``node_folder``
+    are."""
+    if not is_remote(uri):
+        open_input(uri).close()
+        return local.path_of(uri)
+    name = uri.rpartition("/")[2]
+    return _shared(uri, {name: _ObjectFile(uri)}) / name
+
+
+def _shared(uri: str, versions: Mapping[str, _ObjectFile]) -> Path:
     parts = [part for name, file in sorted(versions.items()) for part in (name, *map(str, file.version))]
     key = hashlib.sha256("\0".join([uri, *parts]).encode()).hexdigest()[:32]
     return node_copies.shared(key, partial(_download_all, versions))

@@ -159,6 +159,8 @@ class TrainTokenizerConfig(TrainingConfig):
     """Latest embeddings that k-means is fitted to."""
     codebooks: CodebooksConfig = CodebooksConfig()
     loss: LossConfig = LossConfig()
+    compile: bool = False
+    """Compile the image encoder: slow first step, faster later ones."""
     engine: EngineConfig = EngineConfig()
     validation: ValidationConfig = ValidationConfig()
 

@@ -155,19 +155,16 @@ class CorpusSource:
 
 @functools.cache
 def _mapped(uri: str) -> pa.Table:
-    """Maps an index file into this process, once.
-
-    An object is copied to a file first, which is deleted at once: the mapping keeps its content until the
-    process ends.
-    """
-    with storage.local_copy(uri) as path:
-        try:
-            return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise StorageError(
-                f"{uri} cannot be read as an Arrow file: {error}. Delete its folder; the same command "
-                "makes it again."
-            ) from error
+    """Maps an index file into this process, once; an object's copy is one for all processes of a node, and so
+    is its memory."""
+    path = storage.node_file(uri)
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise StorageError(
+            f"{uri} cannot be read as an Arrow file: {error}. Delete its folder; the same command "
+            "makes it again."
+        ) from error
 
 
 @dataclass(frozen=True)

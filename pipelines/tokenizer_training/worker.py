@@ -56,6 +56,8 @@ class TokenizerWorker(TrainWorker[TrainTokenizerConfig, MicroBatch]):
         if world.size() > 1:
             for tensor in self.trainee.state_dict().values():
                 distributed.broadcast(tensor, src=0)
+        if config.compile:
+            self.tokenizer.image_encoder.compile()  # in place: the names of the weights stay
         engine = engine_of(self.trainee, config.optimizer, task.deepspeed)
         self.loop = Trainer(self.trainee, engine, config)
         super().__init__(task, notify, self.loop, config.validation)

@@ -5,10 +5,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pipelines import storage
 from pipelines.storage import node_copies
+from pipelines.tokenizer_training import sources
 
 PROCESS = """
 import sys, time
@@ -102,3 +104,14 @@ def test_a_folder_of_a_store_is_fetched_once_until_it_changes(bucket: str):
     storage.write_bytes(f"{uri}/config.json", b"22")
     second = storage.node_folder(uri)
     assert second != first and (second / "config.json").read_bytes() == b"22"
+
+
+@pytest.mark.slow
+def test_an_index_of_a_store_is_mapped_from_the_one_copy_of_a_machine(bucket: str):
+    uri, sink = f"{bucket}/index/00-x.arrow", pa.BufferOutputStream()
+    table = pa.table({"key": ["a", "b"], "payload": ["1", "2"]})
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    storage.write_bytes(uri, sink.getvalue().to_pybytes())
+    assert sources._mapped(uri).equals(table)
+    assert str(storage.node_file(uri)) in Path("/proc/self/maps").read_text()

@@ -96,8 +96,8 @@ def test_a_missing_file_is_not_found_and_says_what_to_check(tmp_path: Path):
         storage.NotFoundError, match=r"Cannot read .*absent: it does not exist. Check the URI"
     ):
         storage.read_bytes(str(tmp_path / "absent"))
-    with pytest.raises(storage.NotFoundError), storage.local_copy(str(tmp_path / "absent")):
-        pass
+    with pytest.raises(storage.NotFoundError):
+        storage.node_file(str(tmp_path / "absent"))
 
 
 def test_json_that_is_damaged_names_the_file(tmp_path: Path):
@@ -167,13 +167,12 @@ def test_delete_removes_and_does_not_mind_what_is_missing(tmp_path: Path):
     assert not storage.exists(uri)
 
 
-def test_an_input_serves_pyarrow_and_a_local_copy_is_the_file_itself(tmp_path: Path):
+def test_an_input_serves_pyarrow_and_a_local_file_is_its_own_copy(tmp_path: Path):
     table = pa.table({"a": [1, 2, 3]})
     pq.write_table(table, tmp_path / "t.parquet")
     with storage.open_input(str(tmp_path / "t.parquet")) as file:
         assert pq.read_table(file).equals(table)
-    with storage.local_copy(str(tmp_path / "t.parquet")) as path:
-        assert path == tmp_path / "t.parquet"
+    assert storage.node_file(str(tmp_path / "t.parquet")) == tmp_path / "t.parquet"
 
 
 # ---------------------------------------------------------------- local writing

@@ -3,9 +3,12 @@
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from jobs.train_tokenizer import main as train_tokenizer
 from pipelines import shards, storage
@@ -42,6 +45,7 @@ from samtok.errors import CheckpointError, ConfigError
 from samtok.folders import SHIPPED
 from samtok.model.tokenizer import MaskTokenizer
 from tests.corpora import write_shapes
+from tests.jobs import ROOT
 from tests.training import curve_of, record_of, short, task_for, train, weights_of
 
 pytestmark = pytest.mark.slow
@@ -98,6 +102,25 @@ def test_which_codes_begin_anew_is_a_setting(tmp_path, dead_below, restarts):
     codebooks = CodebooksConfig(start="random", dead_below=dead_below)
     trainer = trainer_of(short(tmp_path, quantize_from=0.0, codebooks=codebooks))
     assert bool(trainer.take_step(next(steps_of(trainer.config)))["codes_restarted"]) == restarts
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_a_compiled_encoder_learns_what_an_uncompiled_one_does(tmp_path):
+    """In a process of its own: the compiler does not see through the type checks of tests."""
+    code = (
+        "import sys; from pathlib import Path; from tests.training import short, train\n"
+        "from pipelines.tokenizer_training.config import CodebooksConfig\n"
+        "for compiled in (False, True):\n"
+        "    begin = dict(quantize_from=0.0, codebooks=CodebooksConfig(start='random'), compile=compiled)\n"
+        "    train(short(Path(sys.argv[1]) / str(compiled), steps=4, **begin))\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True, timeout=300)
+    plain, compiled = (curve_of(tmp_path / name) for name in ("False", "True"))
+    losses = [[row["loss"] for row in curve if "loss" in row] for curve in (plain, compiled)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3) and len(losses[0]) == 4
+    found = [load_file(tmp_path / name / "final" / "model.safetensors").keys() for name in ("False", "True")]
+    assert found[0] == found[1]
 
 
 def test_the_preset_of_the_authors_restarts_below_a_moving_count_of_one():
@@ -399,13 +422,15 @@ def without_later_settings(settings):
     then = json.loads(json.dumps(settings))
     assert then["loss"].pop("targets") == "area"
     assert then["optimizer"].pop("warmup_share") is None
+    assert then.pop("compile") is False
     assert then.pop("codebooks") == {"start": "kmeans", "decay": 0.99, "dead_below": 0.1}
     return then
 
 
 def test_settings_have_the_fingerprint_that_they_had_before_their_flags_were_renamed():
     """Flags have other names, what decides the result has not; of what code did with it the version tells.
-    The limit of pixels, the kind of targets, the codebooks' settings and the warm-up's share came later."""
+    The limit of pixels, the kind of targets, the codebooks' settings, the warm-up's share and
+    compilation came later."""
     record = json.loads((SHIPPED / "tour" / "record.json").read_text(encoding="utf-8"))
     ready = prepare(resolved(dataclasses.replace(PRESETS["tour"], tracking="off")))
     then = {name: value for name, value in ready.fingerprint.items() if name != "max_image_pixels"}
