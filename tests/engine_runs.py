@@ -28,6 +28,7 @@ from pipelines.training.writing import CheckpointWriter
 from samtok.errors import ConfigError
 from samtok.words import format_words
 from tests.engine_state import optimizer_state, put
+from tests.tiny_mllm import QWEN
 
 CONFIG = OptimizerConfig(lr=1e-2, clip_norm=1.0, weight_decay=0.05)
 RATE, IMAGES, STEPS, HALF, BAD_STEP = 1e-2, 16, 12, 6, 3
@@ -231,11 +232,13 @@ def restarted(kind: str) -> dict[str, Any]:
     return train(module, engine, range(STEPS))
 
 
-def mllm(kind: str, folder: Path) -> dict[str, Any]:
-    """A tiny MLLM: tied embeddings, new rows with their own rate, frozen vision, recomputed activations."""
+def mllm(kind: str, folder: Path, *, packed: bool = False) -> dict[str, Any]:
+    """A tiny MLLM: tied embeddings, new rows with their own rate, frozen vision, recomputed activations. With
+    ``packed`` its row has two dialogues."""
     from samtok.mllm.adapters import load_adapter  # transformers takes seconds, and one pass alone needs it
     from samtok.mllm.chat import Turn
     from samtok.mllm.loss import answer_loss
+    from samtok.mllm.packed_attention import attend_by_dialogue
 
     adapter = load_adapter(folder)
     model: Any = adapter.load_model(folder)
@@ -246,7 +249,11 @@ def mllm(kind: str, folder: Path) -> dict[str, Any]:
     image = np.random.default_rng(distributed.get_rank()).integers(0, 256, (28, 28, 3), dtype=np.uint8)
     says = f"It is {format_words((distributed.get_rank(), 2), num_codes=4)}."
     chat = [Turn("user", (0, "Segment it.")), Turn("assistant", (says,))]
-    batch = adapter.collate([adapter.encode(chat, [image])])
+    own = adapter.encode(chat, [image])
+    other = [Turn("user", ("Segment it.",)), Turn("assistant", ("It is here.",))]
+    if packed:
+        attend_by_dialogue(model)
+    batch = adapter.pack([own, adapter.encode(other, [])]) if packed else adapter.collate([own])
     losses = []
     for _ in range(3):
         with torch.inference_mode():
@@ -270,9 +277,17 @@ def first_pass(world: int, folder: Path) -> dict[str, Any]:
     if world == 2:
         results["one_uses_less"] = {kind: uneven(kind, [(0, 1), (0,)]) for kind in ("plain", "zero1")}
         results["other_order"] = {kind: uneven(kind, [(0, 1), (1, 0)]) for kind in ENGINES}
-        for model in folder.glob("mllm-*"):
-            results[model.name] = {kind: mllm(kind, model) for kind in ENGINES}
     return results
+
+
+def families(folder: Path) -> dict[str, Any]:
+    """Each MLLM below a folder with each engine, and those that can be packed with two dialogues in a row."""
+    found = {}
+    for model in folder.glob("mllm-*"):
+        found[model.name] = {kind: mllm(kind, model) for kind in ENGINES}
+        if model.name.removeprefix("mllm-") in QWEN:
+            found[f"{model.name}, packed"] = {kind: mllm(kind, model, packed=True) for kind in ENGINES}
+    return found
 
 
 def second_pass(folder: Path) -> dict[str, Any]:
@@ -289,6 +304,10 @@ def work(rank: int, world: int, name: str, folder: str) -> None:
     os.environ["TORCH_EXTENSIONS_DIR"] = f"{folder}/compiled"
     meet = f"file://{folder}/meet-{name}-{world}"
     distributed.init_process_group("gloo", init_method=meet, rank=rank, world_size=world)
-    results = first_pass(world, Path(folder)) if name == "first" else second_pass(Path(folder))
+    place = Path(folder)
+    if name == "families":
+        results = families(place)
+    else:
+        results = first_pass(world, place) if name == "first" else second_pass(place)
     torch.save(results, Path(folder) / f"{name}-{world}-{rank}.pt")
     distributed.destroy_process_group()

@@ -14,9 +14,11 @@ from samtok.mllm.tiny.models import TinyConfig, build_tiny
 from samtok.mllm.vocab import MaskVocabulary
 
 FAMILIES = tuple(KNOWN)
-_FAST = ("qwen2_5_vl", "qwen3_5")
+FAST = ("qwen2_5_vl", "qwen3_5")
+"""Those that `make test` builds, and CI trains with every engine: each has something of its own, a vision of
+windows and linear attention."""
 _SLOW = [pytest.mark.slow, pytest.mark.numerics]
-EACH_FAMILY = tuple(name if name in _FAST else pytest.param(name, marks=_SLOW) for name in FAMILIES)
+EACH_FAMILY = tuple(name if name in FAST else pytest.param(name, marks=_SLOW) for name in FAMILIES)
 """All of them, for parameters of tests; some are left to the slow tests."""
 QWEN = tuple(name for name, family in KNOWN.items() if family.mrope)
 """Those whose rows can be packed."""

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ from samtok.mllm.adapters import load_adapter
 from samtok.mllm.tiny.models import TinyConfig, build_tiny
 from samtok.mllm.vocab import MaskVocabulary
 from tests.engine_runs import CONFIG, ENGINES, HALF, RESUMES, TABLE, VARIANTS, WORLDS, Net, work
-from tests.tiny_mllm import FAMILIES
+from tests.tiny_mllm import FAMILIES, FAST, QWEN
+
+LONG = tuple(name for name in FAMILIES if name not in FAST)
+MLLMS = [
+    pytest.param(family, rows, marks=[] if family in FAST else pytest.mark.long, id=f"{family}{rows}")
+    for family in FAMILIES
+    for rows in ("", ", packed")
+    if not rows or family in QWEN
+]
 
 MEASURED = ("weights", "moments", "steps")
 
@@ -26,14 +35,26 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # whichever test come
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where processes put their results, after both passes on one and on two ranks."""
     folder = tmp_path_factory.mktemp("ranks")
-    texts = ["Segment it.", "It is here."]
-    for family in FAMILIES:
-        named = {"vocabulary": MaskVocabulary(4, 2), "texts": texts, "seed": 0, "config": TINY}
-        build_tiny(family, folder / f"mllm-{family}", **named)
     for name in ("first", "second"):
         for world in WORLDS:
             spawn(work, args=(world, name, str(folder)), nprocs=world)
     return folder
+
+
+@pytest.fixture(scope="module")
+def mllms(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives the folder in which an MLLM of a family was trained on two ranks: CI's in one, others in one."""
+
+    @functools.cache
+    def trained(families: tuple[str, ...]) -> Path:
+        folder = tmp_path_factory.mktemp("mllms")
+        for family in families:
+            named = {"vocabulary": MaskVocabulary(4, 2), "texts": ["Segment it.", "It is here."], "seed": 0}
+            build_tiny(family, folder / f"mllm-{family}", config=TINY, **named)
+        spawn(work, args=(2, "families", str(folder)), nprocs=2)
+        return folder
+
+    return lambda family: trained(FAST if family in FAST else LONG)
 
 
 @functools.cache
@@ -146,19 +167,20 @@ def test_gradients_of_different_parameters_are_not_mixed(folder: Path, kind: str
         assert_close(results["zero1"], results["plain"])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "rows"), MLLMS)
 @pytest.mark.parametrize("kind", [kind for kind in ENGINES if kind != "plain"])
 def test_an_mllm_learns_the_same_with_tied_embeddings_and_rows_of_their_own_rate(
-    folder: Path, kind: str, family: str
+    mllms: Callable[[str], Path], kind: str, family: str, rows: str
 ):
-    name = f"mllm-{family}"
-    plain = load(folder, "first", 2)[name]["plain"]
-    untrained = load_adapter(folder / name).load_model(folder / name).state_dict()
+    folder, model = mllms(family), f"mllm-{family}"
+    name = f"{model}{rows}"
+    plain = load(folder, "families", 2)[name]["plain"]
+    untrained = load_adapter(folder / model).load_model(folder / model).state_dict()
     for rank in range(2):
-        result = load(folder, "first", 2, rank)[name][kind]
+        result = load(folder, "families", 2, rank)[name][kind]
         # AdamW makes steps of 1e-2, also from gradients that are next to nothing and so mostly rounding
         assert_close({k: result[k] for k in MEASURED}, {k: plain[k] for k in MEASURED}, noise=100)
-        own = load(folder, "first", 2, rank)[name]["plain"]["losses"]  # each rank has a picture of its own
+        own = load(folder, "families", 2, rank)[name]["plain"]["losses"]  # each rank has a picture of its own
         assert result["losses"] == pytest.approx(own, rel=1e-4) and own[-1] < own[0]
         assert result["tied"]
         assert all(torch.equal(v, untrained[k]) for k, v in result["weights"].items() if ".patch_embed." in k)
