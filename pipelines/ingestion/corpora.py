@@ -28,6 +28,7 @@ from pipelines.ingestion.coco import CocoOptions, CocoReader
 from pipelines.ingestion.grounded import GroundedReader
 from pipelines.ingestion.orientation import Orientation
 from pipelines.ingestion.osprey import OspreyReader
+from pipelines.ingestion.parquet_rows import ParquetReader
 from pipelines.ingestion.psg import PsgOptions, PsgReader
 from pipelines.ingestion.reader import Reader
 from pipelines.ingestion.refer import ReferOptions, ReferReader
@@ -37,7 +38,7 @@ from pipelines.inputs import require
 from samtok.config import SYNTHETIC, MaskTokenizerConfig
 from samtok.errors import ConfigError
 
-ReaderKind = Literal["coco", "sa1b", "refer", "granf", "psg", "dam", "osprey"]
+ReaderKind = Literal["coco", "sa1b", "refer", "granf", "psg", "dam", "osprey", "parquet"]
 
 READERS: dict[str, Any] = {
     "coco": CocoReader,
@@ -47,6 +48,7 @@ READERS: dict[str, Any] = {
     "psg": PsgReader,
     "dam": DamReader,
     "osprey": OspreyReader,
+    "parquet": ParquetReader,
 }
 """Classes of readers. ``options`` of each is the class of the options that only it has."""
 
@@ -59,11 +61,12 @@ class CorpusConfig(CocoOptions, ReferOptions, PsgOptions):
     """Layout: ``coco`` is an instances JSON, ``sa1b`` a folder or tar of image + JSON pairs, ``refer`` the
     refs of RefCOCO, RefCOCO+, RefCOCOg, RefClef (pickle) or gRefCOCO (JSON), ``granf`` grounded captions
     (GranDf, OpenPSG-GCG, RefCOCOg-GCG, Flickr30k-GCG), ``psg`` scene graphs, ``dam`` captions of masks,
-    ``osprey`` descriptions of masks and dialogues."""
+    ``osprey`` descriptions of masks and dialogues, ``parquet`` rows with embedded images (the authors' gres
+    and ver files, RefCOCO-M)."""
     source: Place
-    """URI of the annotation file, or of the folder or archive (sa1b)."""
+    """URI of the annotation file, of the folder or archive (sa1b), of a Parquet file or a folder of them."""
     images: Place | None = None
-    """URI of the folder that the names of images are relative to; none for sa1b."""
+    """URI of the folder that the names of images are relative to; none for sa1b and parquet."""
     link_root: tuple[Place, ...] = ()
     """Folders that links below --.images (sa1b: --.source) may lead into, such as the blobs of a Hugging Face
     cache. By default links must stay below it."""
@@ -99,9 +102,7 @@ class CorpusConfig(CocoOptions, ReferOptions, PsgOptions):
                 "are relative to."
             )
         if self.images and not has_folder:
-            raise ConfigError(
-                f"--.reader {self.reader} finds images beside the side-cars in --.source; drop --.images."
-            )
+            raise ConfigError(f"--.reader {self.reader} finds images in --.source; drop --.images.")
         for flag, places in places_of(self).items():
             for place in places if isinstance(places, tuple) else (places,):
                 _check_place(f"--.{flag}", place)
@@ -159,7 +160,8 @@ def require_source(corpus: CorpusConfig) -> None:
     Raises:
         ConfigError: Names the command that makes a synthetic one.
     """
-    layout = "coco" if corpus.reader == "osprey" else corpus.reader  # which make_shapes does not write
+    unwritten = ("osprey", "parquet")  # by make_shapes
+    layout = "coco" if corpus.reader in unwritten else corpus.reader
     command = f"python jobs/make_shapes.py --format {layout} --out runs/shapes"
     require(corpus.source, flag=f"source of the corpus {corpus.dataset or corpus.reader}", command=command)
 

@@ -1,4 +1,5 @@
-"""Where the bytes of an image are: a file or object of its own, or a member of an uncompressed tar.
+"""Where the bytes of an image are: a file or object of its own, a member of an uncompressed tar, or a value
+in a Parquet file (``parquet_cells``).
 
 A member is written ``archive.tar#offset:size:name``: where its bytes start in the archive, how many there
 are, and its name there, as in ``s3://bucket/sa_000020.tar#1536:204800:sa_223750.jpg``. So reading one image
@@ -18,7 +19,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from pipelines import storage
-from pipelines.ingestion import apart
+from pipelines.ingestion import apart, parquet_cells
 from samtok.errors import DataError
 from samtok.images import framed, open_image, orientation_of, read_header, rgb_of, safe_join
 from samtok.masks import MAX_PIXELS
@@ -77,20 +78,28 @@ def read_image_bytes(image_uri: str, *, max_bytes: int = MAX_IMAGE_BYTES) -> byt
 
     Raises:
         DataError: ``image_too_large`` beyond ``max_bytes``, ``image_cut`` if an archive ends inside the
-            member, ``image_empty`` if there are no bytes; ``image_missing``, ``image_refused``,
+            member, ``image_empty`` if there are no bytes, ``image_cell`` and ``parquet_layout`` as
+            ``parquet_cells.read``; ``image_missing``, ``image_refused``,
             ``image_kind`` or ``image_bucket`` for what ``storage.faults`` lists as faults of one file.
         StorageError: If the storage fails.
     """
     location = parse_image_uri(image_uri)
+    cell = parquet_cells.parse(location.uri)
     if (location.size_bytes or 0) > max_bytes:
         raise _too_large(image_uri, f"{location.size_bytes} bytes", max_bytes)
     size = max_bytes + 1 if location.size_bytes is None else location.size_bytes
     try:
-        content = storage.read_bytes(location.uri, offset=location.offset, size=size)
+        content = (
+            storage.read_bytes(location.uri, offset=location.offset, size=size)
+            if cell is None
+            else parquet_cells.read(cell)
+        )
     except storage.ObjectError as error:
         raise DataError(str(error), reason=f"image_{error.reason}") from error
     if len(content) > max_bytes:
         raise _too_large(image_uri, f"over {max_bytes} bytes", max_bytes)
+    if cell is not None:
+        return content
     if location.size_bytes is not None and len(content) != location.size_bytes:
         raise DataError(
             f"{image_uri} ends after {len(content)} of {location.size_bytes} bytes; the archive was cut off "
@@ -138,8 +147,11 @@ def _decoded(
 def below_root(root: str, name: str, *, link_roots: Sequence[str] = ()) -> str:
     """Returns the URI of an image that a dataset names; DataError ``unsafe_path`` if it may lie elsewhere."""
     uri = safe_join(root, name, link_roots=link_roots)
-    if parse_image_uri(uri) != ImageLocation(uri):  # would be read from inside an archive, past safe_join
-        fault = f"image name {name!r:.200} has the form of a tar member, or ends in {UPRIGHT}"
+    inside = parquet_cells.parse(uri) or parse_image_uri(uri) != ImageLocation(uri)
+    if inside:  # would be read from inside another file, past safe_join
+        fault = (
+            f"image name {name!r:.200} has the form of a tar member or a Parquet value, or ends in {UPRIGHT}"
+        )
         raise DataError(fault, reason="unsafe_path")
     return uri
 

@@ -32,6 +32,7 @@ from pipelines.ingestion.coco import CocoReader
 from pipelines.ingestion.corpora import CorpusConfig
 from pipelines.ingestion.sidecar import Sa1bReader
 from pipelines.planning import listing, plans
+from pipelines.reports import words
 from pipelines.shards import Plan
 from samtok import masks
 from tests.benchmarks.measuring import machine
@@ -125,6 +126,20 @@ def read_commits() -> dict[str, Any]:
     return {"records": sum(1 for _ in shards.records_of(plan))}
 
 
+def finish() -> dict[str, Any]:
+    """Finishes the corpus, and reads what its report says of it."""
+    plan = shards.load_plan(OUT)
+    assert plan is not None
+    shards.finish(plan)
+    metrics = words.summary(words.load_corpus(OUT).manifest)
+    return {"shards": metrics["corpus/shards"], "size_mb": storage_mb(f"{OUT}/{shards.MANIFEST}")}
+
+
+def storage_mb(uri: str) -> float:
+    """Returns the size of an object."""
+    return len(storage.read_bytes(uri)) / 2**20
+
+
 def write_groups() -> dict[str, Any]:
     """Writes the groups that a run would have written as it went."""
     plan = shards.load_plan(OUT)
@@ -152,7 +167,7 @@ def commit_records(count: int) -> None:
         "fingerprint": shards.digest(plan.fingerprint),
         "data": file,
         "rejects": file,
-        "counts": dict.fromkeys(shards.COUNTS["words"], 5000),
+        "counts": dict.fromkeys(shards.COUNTS["words"], 5000) | {"rows_in": ROWS["shard_rows"]},
         "code_histogram": [codes, codes],
         "iou_histogram": list(range(100)),
         "iou_sum": 4000.0,
@@ -228,6 +243,8 @@ def main() -> None:
             measured(write_groups)
             rows["groups"] = measured(read_commits)
             row("commit records in groups", rows["groups"])
+            rows["finish"] = measured(finish)
+            row("the manifest is written, and read for the report", rows["finish"])
     if "coco" in args.parts:
         for images in args.coco_images:
             with tempfile.TemporaryDirectory(prefix="samtok-") as folder:

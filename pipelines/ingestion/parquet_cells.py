@@ -1,0 +1,134 @@
+"""Files inside Parquet files, as Hugging Face datasets embed images: a struct of ``bytes`` and ``path``.
+
+One of them is written ``file.parquet#row:12:images``, row and column; of a column with a list per row the
+first entry counts. A row group is what is read at once, so images are cheap in the order of the file and dear
+at random: the group that was read last is kept.
+"""
+
+import contextlib
+import functools
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import storage
+from samtok.errors import DataError
+
+MAX_GROUP_BYTES = 2**31
+"""Largest column of a row group that is read: it is held in memory."""
+
+_CELL = re.compile(r"(?P<file>.+?\.parquet)#row:(?P<row>\d{1,12}):(?P<column>[^:#]+)", re.DOTALL)
+
+
+class Cell(NamedTuple):
+    """A value of a Parquet file."""
+
+    file: str
+    row: int
+    column: str
+
+    @property
+    def uri(self) -> str:
+        """What ``parse`` reads."""
+        return f"{self.file}#row:{self.row}:{self.column}"
+
+
+def parse(uri: str) -> Cell | None:
+    """Returns the cell that a URI names; None if it names none."""
+    match = _CELL.fullmatch(uri)
+    return match and Cell(match["file"], int(match["row"]), match["column"])
+
+
+def read(cell: Cell) -> bytes:
+    """Returns the bytes of an embedded file.
+
+    Raises:
+        DataError: ``image_cell`` if there is no such row or column, or it holds no bytes.
+        StorageError: If the file cannot be read.
+    """
+    group, first = _group_of(cell)
+    value = _values(cell.file, group, cell.column)[cell.row - first].as_py()
+    value = value[0] if isinstance(value, list) and value else value
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(data, bytes) or not data:
+        path = value.get("path") if isinstance(value, dict) else None
+        raise _fault(cell, f"no bytes are embedded; its path is {path!r:.200}")
+    return data
+
+
+def _group_of(cell: Cell) -> tuple[int, int]:
+    """Returns the row group of a cell and the first row of that group."""
+    found, first, names = metadata(cell.file), 0, columns_of(cell.file)
+    if cell.column not in names:
+        raise _fault(cell, f"its columns are {', '.join(names)}")
+    for number in range(found.num_row_groups):
+        group = found.row_group(number)
+        if cell.row < first + group.num_rows:
+            columns = [group.column(i) for i in range(group.num_columns)]
+            own = [one for one in columns if one.path_in_schema.partition(".")[0] == cell.column]
+            size = sum(one.total_uncompressed_size for one in own)
+            if size > MAX_GROUP_BYTES:
+                text = f"its row group has {size / 2**30:.1f} GB of this column, expected at most 2"
+                raise _fault(cell, f"{text}; write it anew with smaller ones")
+            return number, first
+        first += group.num_rows
+    raise _fault(cell, f"it has {first} rows")
+
+
+@functools.lru_cache(maxsize=64)
+def metadata(file: str) -> pq.FileMetaData:
+    """Returns what the end of a file says of its row groups.
+
+    Raises:
+        DataError: ``parquet_layout`` if it is no Parquet file.
+        StorageError: If it cannot be read.
+    """
+    with storage.open_input(file) as stream:
+        return _opened(stream, file).metadata
+
+
+def columns_of(file: str) -> list[str]:
+    """Returns the names of the columns; raises as ``metadata``."""
+    return metadata(file).schema.to_arrow_schema().names
+
+
+def rows_of(file: str, group: int, columns: list[str], at_once: int) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a row group, ``at_once`` in memory; raises as ``metadata``."""
+    with storage.open_input(file) as stream:
+        found = _opened(stream, file)
+        batches = found.iter_batches(at_once, row_groups=[group], columns=columns)
+        while True:
+            with _sound(file):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield from batch.to_pylist()
+
+
+@functools.lru_cache(maxsize=1)
+def _values(file: str, group: int, column: str) -> pa.ChunkedArray:
+    with storage.open_input(file) as stream:
+        found = _opened(stream, file)
+        with _sound(file):
+            return found.read_row_group(group, columns=[column])[column]
+
+
+def _opened(stream: Any, file: str) -> pq.ParquetFile:
+    with _sound(file):
+        return pq.ParquetFile(stream)
+
+
+@contextlib.contextmanager
+def _sound(file: str) -> Iterator[None]:
+    """Turns what Arrow says of a broken file into a DataError; the storage's errors stay."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file} is no Parquet file, or damaged: {error}", reason="parquet_layout") from error
+
+
+def _fault(cell: Cell, text: str) -> DataError:
+    return DataError(f"{cell.uri}: {text}", reason="image_cell")
