@@ -41,7 +41,7 @@ COLUMNS: dict[str, Column] = {
     "vLLM": Column(
         "tests/vllm/test_engine.py::test_log_probabilities_agree_before_and_after_weights_change",
         VLLM,
-        {"qwen3_5": "not tried"},
+        {"qwen3_5": "not on CPUs"},
     ),
     "GRPO": Column(f"{_PIPELINES}::test_each_family_learns_from_its_own_samples"),
     "export": Column(f"{_SAMTOK}::test_a_saved_model_comes_back_bit_for_bit"),

@@ -115,6 +115,15 @@ def test_log_probabilities_agree_before_and_after_weights_change(engine: VllmEng
     assert engine.greedy(asked) == before
 
 
+@pytest.mark.long
+def test_a_family_that_vllm_cannot_run_here_is_refused_with_its_reason(
+    tmp_path: Path, settings: EngineConfig
+):
+    """Linear attention: on CPUs vLLM has it in bfloat16 alone."""
+    with pytest.raises(CheckpointError, match=r"requires BF16.*Use the engine hf"):
+        opened(tiny_mllm.build(tmp_path / "model", "qwen3_5"), settings)
+
+
 def test_equal_seeds_repeat_and_places_have_seeds_of_their_own(engine: VllmEngine):
     asked = prompts(engine)[:1] * 2
     first, again, other = (
