@@ -93,7 +93,7 @@ def make_words(
             )
             most = _most_decoders(job, cluster)
             measured = config.decoders == "auto" and most > 1
-            parts = _blocks(plan, todo, first=FIRST_CHUNKS * config.workers if measured else MAX_BLOCKS)
+            parts = _blocks(plan, todo, first=FIRST_CHUNKS * config.workers if measured else 0)
             yield from _commit_all(plan, _through_ray(job, read, parts, most, times), gpus, times)
 
     manifest, work = do_shards(
@@ -241,10 +241,10 @@ class TokenizeCarefully(TokenizeMasks):
             return super().__call__(batch)
 
 
-def _blocks(plan: Plan, todo: Sequence[int], *, first: int = MAX_BLOCKS) -> Iterator[list[pa.Table]]:
+def _blocks(plan: Plan, todo: Sequence[int], *, first: int = 0) -> Iterator[list[pa.Table]]:
     """Lists the chunks to do, one row each, as blocks that Ray Data is given at once. A small corpus has a
     block, so a decoding task, per chunk; a large one a block per shard, which is what is repeated if the task
-    dies. ``first`` chunks are given before the others, if they are few of them."""
+    dies. ``first`` chunks are given before the others, if they are at most a tenth of them."""
     chunks = [list(plan.chunks(shard)) for shard in todo]
     total = sum(map(len, chunks))
     few = first if 10 * first <= total else 0
