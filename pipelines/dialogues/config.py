@@ -27,7 +27,8 @@ class JsonlConfig:
     """A file of chats in another project's format, to be imported instead of composing."""
 
     source: Place | None = None
-    """JSONL, local or s3://: ms-swift (messages, images) or LLaVA (conversations, image), by its keys."""
+    """JSONL or one JSON list, local or s3://: ms-swift (messages, images) or LLaVA (conversations, image), by
+    its keys. The authors' mask_generation_gres209k.json is such a list."""
     images: Place = ""
     """Folder that relative names of images start from."""
     dataset: str = "imported"

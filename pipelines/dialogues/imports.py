@@ -12,7 +12,7 @@ from pipelines.chats.commit import Composed
 from pipelines.dialogues.config import JsonlConfig
 from pipelines.dialogues.exchange import from_record
 from pipelines.ingestion.image_source import below_root, read_size_hw
-from pipelines.ingestion.json_lines import MAX_LINE_BYTES, parse_line, read_lines
+from pipelines.ingestion.json_lines import MAX_LINE_BYTES, entries_of, parse_line, read_lines
 from pipelines.ingestion.reader import Input
 from pipelines.ingestion.records import image_name
 from samtok.errors import DataError
@@ -23,7 +23,8 @@ _PART_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Lines:
-    """``count`` lines of a JSONL file in ``size`` bytes from ``offset``; ``first`` lines are before them.
+    """``count`` lines of a JSONL file, or entries of its list, in ``size`` bytes from ``offset``; ``first``
+    are before them.
 
     Blank lines are not counted but in ``first``. A line that is too long is a part of its own, cut off.
     """
@@ -32,13 +33,14 @@ class Lines:
     size: int
     first: int
     count: int
+    listed: bool = False
 
 
 def inputs_of(uri: str, *, lines_per_shard: int, limit: int | None) -> Iterator[Input]:
-    """Cuts a JSONL file into parts, one input each; reads it once, line by line.
+    """Cuts a JSONL file, or a JSON list, into parts, one input each; reads it once, line by line.
 
     Raises:
-        ConfigError: If it is something else than JSON lines.
+        ConfigError: If it is something else.
     """
     part: Lines | None = None
     for line in islice(read_lines(uri, flag="--jsonl.source"), limit):
@@ -47,9 +49,9 @@ def inputs_of(uri: str, *, lines_per_shard: int, limit: int | None) -> Iterator[
             yield _input(part)
             part = None
         if alone:
-            yield _input(Lines(line.offset, MAX_LINE_BYTES + 1, line.number - 1, 1))
+            yield _input(Lines(line.offset, MAX_LINE_BYTES + 1, line.number - 1, 1, line.listed))
         elif part is None:
-            part = Lines(line.offset, line.size, line.number - 1, 1)
+            part = Lines(line.offset, line.size, line.number - 1, 1, line.listed)
         else:
             part = replace(part, size=line.offset + line.size - part.offset, count=part.count + 1)
     if part:
@@ -57,7 +59,8 @@ def inputs_of(uri: str, *, lines_per_shard: int, limit: int | None) -> Iterator[
 
 
 def _input(part: Lines) -> Input:
-    return Input(f"{part.first:012d}", json.dumps(asdict(part), sort_keys=True), None)
+    body = {name: value for name, value in asdict(part).items() if value is not False}
+    return Input(f"{part.first:012d}", json.dumps(body, sort_keys=True), None)
 
 
 def take_lines(jsonl: JsonlConfig, payload: dict[str, Any], done: Composed) -> None:
@@ -65,7 +68,10 @@ def take_lines(jsonl: JsonlConfig, payload: dict[str, Any], done: Composed) -> N
     part = Lines(**payload)
     assert jsonl.source is not None
     data = storage.read_bytes(jsonl.source, offset=part.offset, size=part.size)
-    numbered = enumerate(data.removesuffix(b"\n").split(b"\n"), start=part.first + 1)
+    cut = data.removesuffix(b"\n").split(b"\n")
+    if part.listed:
+        cut = entries_of(data) if part.count > 1 else [data]
+    numbered = enumerate(cut, start=part.first + 1)
     lines = [(number, line) for number, line in numbered if line.strip()]
     if len(lines) != part.count:
         raise DataError(
@@ -73,7 +79,7 @@ def take_lines(jsonl: JsonlConfig, payload: dict[str, Any], done: Composed) -> N
             f"{part.offset}. Restore it, or choose another --out."
         )
     for number, line in lines:
-        _take_line(jsonl, f"line-{number:08d}", line, done)
+        _take_line(jsonl, f"{'entry' if part.listed else 'line'}-{number:08d}", line, done)
 
 
 def _take_line(jsonl: JsonlConfig, row_id: str, line: bytes, done: Composed) -> None:

@@ -1,6 +1,7 @@
 """Files of JSON lines that other people wrote: what is none is refused, and a bad line costs itself alone."""
 
 import codecs
+import io
 import json
 import tempfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from jobs.compose_dialogues import main as compose
 from pipelines import shards, storage
 from pipelines.cold_start.replies import of_file
+from pipelines.ingestion import json_lines
 from pipelines.ingestion.json_lines import MAX_LINE_BYTES, parse_line, read_lines
 from pipelines.tools.reward_check import main as check
 from pipelines.tools.reward_check import responses_of
@@ -69,6 +71,70 @@ def test_every_bad_line_is_a_reject_and_the_others_are_chats(tmp_path):
     }
 
 
+LISTED = {name: data for name, data in BAD.items() if name in ("latin-1", "half a character", "not a number")}
+"""Bad lines that are entries of a list too: their brackets and quotes are right."""
+
+
+@pytest.mark.parametrize("piece_bytes", [7, 2**20])
+def test_a_list_is_read_like_lines(tmp_path, monkeypatch, piece_bytes):
+    monkeypatch.setattr(json_lines, "_HEAD_BYTES", piece_bytes)
+    tricky = json.dumps({"messages": [{"role": "user", "content": 'a ] " \\ } , [ {'}, CHAT["messages"][1]]})
+    entries = [GOOD, *LISTED.values(), b" ", b"3", tricky.encode(), b" \n" + GOOD + b"\t"]
+    data = codecs.BOM_UTF8 + b" [\n" + b",".join(entries) + b"\n] \n"
+    if piece_bytes == 7:  # the head must be seen whole to know the kind of file
+        lines = list(json_lines._entries(io.BytesIO(data)))
+    else:
+        (tmp_path / "list.json").write_bytes(data)
+        lines = list(read_lines(str(tmp_path / "list.json"), flag="--x"))
+    assert [line.raw for line in lines] == [entry.strip() or b"," for entry in entries]
+    assert [line.number for line in lines] == list(range(1, len(entries) + 1))
+    for line in lines:
+        assert data[line.offset : line.offset + line.size].strip() == line.raw.strip(b",")
+    code, totals, reasons = imported(tmp_path, b"[" + b",".join(entries * 20) + b"]", "--shard-rows", "64")
+    assert (code, totals["items_in"], totals["samples_out"]) == (0, 20 * len(entries), 60)
+    assert set(reasons) == {"compose/json", "compose/record", "compose/text_encoding"}
+    assert len(read_manifest(tmp_path / "out")["shards"]) > 1
+
+
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [
+        (json.dumps([CHAT, CHAT]).encode()[:-1], "does not end"),
+        (b"[" + GOOD + b', "]', "does not end"),
+        (b"[" + GOOD + b"]\n" + GOOD, "with something behind its end"),
+    ],
+)
+def test_a_list_that_is_not_all_of_its_file_is_refused(tmp_path, data, fault):
+    (tmp_path / "list.json").write_bytes(data)
+    with pytest.raises(ConfigError, match=f"--x .* is a JSON list .*{fault}.*Fetch it again"):
+        list(read_lines(str(tmp_path / "list.json"), flag="--x"))
+    assert imported(tmp_path, data)[0] == 2
+
+
+def test_an_entry_that_is_too_long_costs_itself_alone(tmp_path):
+    data = b"[" + GOOD + b', "' + b"x" * (MAX_LINE_BYTES + 9) + b'", ' + GOOD + b"]"
+    code, totals, reasons = imported(tmp_path, data)
+    assert (code, totals["samples_out"], reasons) == (0, 2, ["compose/line_too_long"])
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+)
+
+
+@given(values=st.lists(JSON, max_size=8), indent=st.none() | st.integers(0, 3), piece=st.integers(1, 40))
+def test_any_list_is_cut_into_its_entries(values, indent, piece):
+    data = json.dumps(values, indent=indent, ensure_ascii=False).encode()
+
+    class Pieces(io.BytesIO):
+        def read(self, size=-1):
+            return super().read(min(size, piece))
+
+    found = [json.loads(line.raw) for line in json_lines._entries(Pieces(data))]
+    assert found == values
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     lines=st.lists(
@@ -90,14 +156,10 @@ OTHER_FILES = {
     "pretty": json.dumps(CHAT, indent=2).encode(),
     "pretty, one after the other": b"\n".join([json.dumps(CHAT, indent=1).encode()] * 3),
     "half pretty": GOOD.replace(b'{"role": "user"', b'\n{"role": "user"'),
-    "a list": json.dumps([CHAT, CHAT]).encode(),
-    "a marked list": codecs.BOM_UTF8 + b" \n[\n" + GOOD + b"\n]",
 }
 WORDS = {
     "UTF-16 with a mark": "no UTF-8",
     "UTF-16": "no UTF-8",
-    "a list": "JSON list",
-    "a marked list": "JSON list",
 }
 
 
