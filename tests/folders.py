@@ -15,18 +15,20 @@ from tests.readers import build_reader, read_all
 
 HEIGHT, WIDTH = 20, 30
 KINDS_OF_FOLDERS = ("masks", "labelme", "yolo")
+"""Readers of plain folders."""
 SQUARE = np.pad(np.ones((6, 8), bool), ((3, HEIGHT - 9), (4, WIDTH - 12)))
 SQUARE_RLE = masks.encode(SQUARE)
 POINTS = [[4, 3], [12, 3], [12, 9], [4, 9]]
+"""The corners of the square, and below those of YOLO."""
 SHARES = "0.133333 0.15 0.4 0.15 0.4 0.45 0.133333 0.45"
 
 
-def png(pixels: np.ndarray, **options: Any) -> bytes:
+def png(pixels: np.ndarray, palette: list[int] | None = None) -> bytes:
+    """Encodes an image, with a palette one of indices."""
     buffer = io.BytesIO()
     image = Image.fromarray(pixels)
-    if "palette" in options:
-        image = image.convert("P") if image.mode != "L" else image
-        image.putpalette(options["palette"])
+    if palette is not None:
+        image.putpalette(palette)
     image.save(buffer, "PNG")
     return buffer.getvalue()
 
@@ -34,8 +36,6 @@ def png(pixels: np.ndarray, **options: Any) -> bytes:
 MASK = png(SQUARE.astype(np.uint8) * 255)
 SMALL = png(SQUARE[:9, :14].astype(np.uint8))
 PICTURE = png(np.zeros((HEIGHT, WIDTH, 3), np.uint8))
-
-
 A = {"images/a.jpg": PICTURE}
 """An image that annotations may be of."""
 

@@ -66,7 +66,7 @@ PALETTE = [255, 255, 255, 0, 0, 0] + [9] * 762
         png(SQUARE),
         png(SQUARE.astype(np.uint8)),
         png(SQUARE.astype(np.uint16) * 700),
-        png(SQUARE.astype(np.uint8), palette=PALETTE),
+        png(SQUARE.astype(np.uint8), PALETTE),
         png(np.stack([SQUARE.astype(np.uint8) * n for n in (255, 0, 3)], axis=-1)),
     ],
     ids=["1 bit", "gray", "16 bits", "palette", "RGB"],
