@@ -74,8 +74,8 @@ class CorpusConfig(CocoOptions, ReferOptions, PsgOptions, MasksOptions, YoloOpti
     """URI of the folder that the names of images are relative to, with labelme often --.source; none for
     sa1b."""
     link_root: tuple[Place, ...] = ()
-    """Folders that links below --.images (sa1b: --.source) may lead into, such as the blobs of a Hugging Face
-    cache. By default links must stay below it."""
+    """Folders that links below --.images, and below --.source where that is a folder, may lead into, such as
+    the blobs of a Hugging Face cache. By default links must stay below it."""
     orientation: Orientation = "stored"
     """Which way up images with an EXIF orientation are read. ``stored``: as they are stored, upright where
     only that has the size in the annotations. ``upright``: upright; a size in the annotations that is the

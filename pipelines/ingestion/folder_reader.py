@@ -108,7 +108,7 @@ class FolderReader(FileReader):
         """Lists the first images; of folders with more names only those that have annotation files."""
         pictures, more = self.first_pictures(limit) if self.lists_images else ([], False)
         files, cut = self.first_files(_HEAD_FILES * limit)
-        if not more and not cut and len(files) <= limit:
+        if not more and not cut:
             return first_of(self.inputs(), limit)
         listed = self.resolved()._items(pictures, files)
         found = [one for one in listed if isinstance(one, Input) and json.loads(one.payload)["files"]]
@@ -160,10 +160,10 @@ class FolderReader(FileReader):
         return list(self._kept(listed[:limit], root, suffixes)), len(listed) > limit
 
     def _kept(self, files: Iterable[storage.FileInfo], root: str, suffixes: tuple[str, ...]) -> Iterator[str]:
-        """Yields names of these suffixes; what lies in the other folder, if that is in this one, is left
-        out."""
+        """Yields names of these suffixes. Where annotation files are images themselves, what lies in the
+        other folder, if that is in this one, is left out."""
         start = root.rstrip("/") + "/"
-        others = [one.rstrip("/") + "/" for one in (self.source, self.images)]
+        others = [one.rstrip("/") + "/" for one in (self.source, self.images) if self.suffix in PICTURES]
         inner = tuple(one for one in others if one != start and one.startswith(start))
         for found in files:
             if posixpath.splitext(found.uri)[1].lower() in suffixes and not found.uri.startswith(inner):

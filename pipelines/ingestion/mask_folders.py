@@ -36,6 +36,7 @@ from pipelines.ingestion.folder_reader import (
 )
 from pipelines.ingestion.reader import MAX_NAMES, Input, ReadResult, Reject
 from pipelines.ingestion.records import Record
+from pipelines.storage.threads import map_ahead
 from samtok import masks
 from samtok.errors import ConfigError, DataError
 from samtok.labelmaps import read_label_map, split_labels
@@ -45,6 +46,7 @@ MaskLayout = Literal["auto", "objects", "labelmap"]
 MAX_VALUES = 2**16
 """Most values of a label map; a photograph in its place has more."""
 
+_THREADS = 8  # PNGs of an image that are fetched at a time
 _SEPARATORS = " _-."
 _COUNTER = re.compile(r"[ _.-]+\d+$")
 
@@ -167,7 +169,7 @@ class MasksReader(FolderReader, MasksOptions):
 
     def _of_label_map(self, place: Record) -> tuple[tuple[int, int], list[Record]]:
         (name,) = place["files"]
-        labels = self._values(name, "label_map")
+        labels = _values(self._fetched(name), name, "label_map")
         height, width = labels.shape
         if np.unique(labels).size > MAX_VALUES:
             fault = f"{name} has over {MAX_VALUES} values; is it a picture instead of a label map?"
@@ -189,13 +191,14 @@ class MasksReader(FolderReader, MasksOptions):
         ids = Counter(_mask_id(key, name) for name in files)
         made: list[Record] = []
         rejects: list[Reject] = []
-        for name in files:
+        fetched = map_ahead(self._fetched, files, threads=_THREADS)
+        for name, data in zip(files, fetched, strict=True):
             mask_id = _mask_id(key, name)
             try:
                 if ids[mask_id] > 1:
                     fault = f"{ids[mask_id]} files of the image have the name {mask_id}; none is kept"
                     raise DataError(fault, reason="duplicate_annotation_id")
-                values = self._values(name, "mask_file")
+                values = _values(data, name, "mask_file")
                 size, counts = [*values.shape], masks.encode(values)
                 mask = {"mask_id": mask_id, "segmentation": {"size": size, "counts": counts}}
                 made.append({**mask, "label": _label(key, mask_id)})
@@ -206,13 +209,22 @@ class MasksReader(FolderReader, MasksOptions):
         height, width = sizes.pop() if len(sizes) == 1 else self.size_of(image_uri)
         return records.make_row(self, key, image_uri, (height, width), made, rejects)
 
-    def _values(self, name: str, kind: str) -> Int[np.ndarray, "height width"]:
-        """Returns the values of a PNG; errors of reading it have the kind instead of the image."""
-        uri = self.below(self.source, name)
+    def _fetched(self, name: str) -> bytes | DataError:
+        """Returns the bytes of a PNG, or what speaks against them."""
         try:
-            return read_label_map(image_source.read_image_bytes(uri), where=uri)
+            return image_source.read_image_bytes(self.below(self.source, name))
         except DataError as error:
-            raise DataError(str(error), reason=error.reason.replace("image", kind, 1)) from error
+            return error
+
+
+def _values(data: bytes | DataError, name: str, kind: str) -> Int[np.ndarray, "height width"]:
+    """Returns the values of a PNG; errors of reading it have the kind instead of the image."""
+    try:
+        if isinstance(data, DataError):
+            raise data
+        return read_label_map(data, where=name)
+    except DataError as error:
+        raise DataError(str(error), reason=error.reason.replace("image", kind, 1)) from error
 
 
 def _is_object(image: str, file: str) -> bool:

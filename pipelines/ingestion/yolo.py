@@ -73,10 +73,10 @@ class YoloReader(FolderReader, YoloOptions):
     parse_names: ClassVar[ParseNames] = staticmethod(_class_names)
 
     def names_uri(self) -> str | None:
-        """Returns where the names of the classes are; raises StorageError if that cannot be looked up."""
+        """Returns where the names of the classes are; raises DataError if a link leads them elsewhere."""
         if self.class_names is not None:
             return self.class_names
-        beside = storage.join(self.source, CLASSES)
+        beside = self.below(self.source, CLASSES)
         return beside if storage.exists(beside) else None
 
     def files(self) -> Iterator[str]:
@@ -138,7 +138,7 @@ class YoloReader(FolderReader, YoloOptions):
     def _names_in(self, place: Record) -> dict[int, str] | None:
         if "names" not in place:
             return None
-        uri = self.class_names or storage.join(self.source, CLASSES)
+        uri = self.class_names or self.below(self.source, CLASSES)
         return names_of(uri, place["names"], self.parse_names)
 
 

@@ -231,6 +231,13 @@ def test_an_image_is_found_in_the_folder_of_its_file_or_that_of_its_name(tmp_pat
     }
 
 
+def test_images_may_lie_in_a_part_of_the_folder_of_the_files(tmp_path):
+    put(tmp_path, {"a.jpg": PICTURE, "b/b.jpg": PICTURE})
+    put(tmp_path, {"a.json": labelme(image="b\\b.jpg"), "b/b.json": labelme(image="b.jpg")})
+    reader = build_reader("labelme", source=str(tmp_path), images=f"{tmp_path}/b")
+    assert [row["image_id"] for row in read_all(reader)[0]] == ["a", "b/b"]
+
+
 def test_a_file_that_does_not_state_the_size_has_that_of_its_image(tmp_path):
     row = labelme_row(tmp_path, shape(), imageHeight=None, imageWidth=None)
     assert (row["height"], row["width"]) == (HEIGHT, WIDTH) and row["masks"][0]["rle"] == SQUARE_RLE

@@ -18,6 +18,7 @@ from pipelines.ingestion.reader import Input, read_record
 from pipelines.ingestion.shapes_corpus import write_shapes
 from pipelines.shards import load_manifest
 from samtok import masks
+from samtok.errors import DataError
 from samtok.shapes import KINDS, WorldConfig, description, make_scene, trace_outline
 from tests.folders import (
     KINDS_OF_FOLDERS,
@@ -262,6 +263,13 @@ def test_links_that_leave_a_folder_are_refused_unless_allowed(tmp_path, kind):
         found = rejected(reader_of(kind, root))
         assert [(reason, row) for row, _, reason, _ in found] == [("unsafe_path", "a")]
         assert len(read_all(reader_of(kind, root, link_root=(f"{tmp_path}/elsewhere",)))[0]) == 1
+
+
+def test_names_of_classes_behind_a_link_that_leaves_the_folder_are_refused(tmp_path):
+    put(tmp_path, {**A, "labels/a.txt": b"", "secret": b"key"})
+    (tmp_path / "labels" / "classes.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(DataError, match="a link leads outside"):
+        list(reader_of("yolo", tmp_path).inputs())
 
 
 def test_files_that_go_away_or_may_not_be_read_are_rejects(tmp_path):
