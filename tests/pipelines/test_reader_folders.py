@@ -3,15 +3,19 @@
 import json
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
 from jobs.tokenize_corpus import main as tokenize_corpus
 from pipelines import storage
-from pipelines.ingestion import folder_reader
+from pipelines.ingestion import external_sort, folder_reader
 from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.peek import peek
 from pipelines.ingestion.reader import Input, read_record
@@ -21,13 +25,17 @@ from samtok import masks
 from samtok.errors import DataError
 from samtok.shapes import KINDS, WorldConfig, description, make_scene, trace_outline
 from tests.folders import (
+    HEIGHT,
     KINDS_OF_FOLDERS,
     MASK,
     PICTURE,
     SHARES,
     SMALL,
+    SQUARE,
+    WIDTH,
     A,
     labelme,
+    only_row,
     png,
     put,
     reader_of,
@@ -158,6 +166,38 @@ def test_a_head_of_folders_that_begin_with_other_names_looks_further(tmp_path):
     assert [item.key for item in reader_of("masks", tmp_path).head(5).items if isinstance(item, Input)] == [
         "z"
     ]
+
+
+STEMS = st.lists(st.text("ab_/-", max_size=5).map("a{}b".format), max_size=8, unique=True)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(images=STEMS, files=STEMS, run=st.integers(1, 5))
+def test_each_file_belongs_to_the_image_with_the_longest_name(monkeypatch, images, files, run):
+    monkeypatch.setattr(external_sort, "RUN_ROWS", run)  # so that runs are merged
+    reader = replace(reader_of("masks", "s3://nowhere"), mask_layout="objects")
+    names = [f"{stem}.jpg" for stem in images], [f"{stem}.png" for stem in files]
+    found = [one for one in reader.groups(*names, reader.belongs()) if isinstance(one, folder_reader.Group)]
+    made = {name: group.stem for group in found if group.images for name in group.files}
+    assert sorted(name for one in found for name in one.images) == sorted(names[0])
+    assert sorted(name for one in found for name in one.files) == sorted(names[1])
+    for stem in files:
+        fits = [image for image in images if stem.startswith((f"{image}/", f"{image}_"))]
+        assert made.get(f"{stem}.png") == max(fits, key=len, default=None)
+
+
+@pytest.mark.parametrize("orientation", ["stored", "upright", "auto"])
+def test_masks_of_either_way_up_fit_an_image_on_its_side(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, mask in (("drawn-upright", SQUARE), ("drawn-as-stored", SQUARE.T)):
+        (tmp_path / name / "images").mkdir(parents=True)
+        Image.new("RGB", (HEIGHT, WIDTH)).save(tmp_path / name / "images" / "a.jpg", exif=exif)
+        put(tmp_path / name, {"masks/a/1.png": png(mask.astype(np.uint8))})
+        reader = reader_of("masks", tmp_path / name, orientation=orientation)
+        row = only_row(reader)
+        assert (row["height"], row["width"]) == mask.shape and row["masks"][0]["rle"] == masks.encode(mask)
+        assert not [text for text in peek(reader).faults if "EXIF orientation 6 and is" not in text]
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_FOLDERS)
