@@ -14,7 +14,7 @@ from samtok.shapes import FAMILIES, TOUR_WORLD, WORLD_VERSION, Family, WorldConf
 STARTED, COMPLETE = "shapes.started", "shapes.complete"
 """Files in the folder of a synthetic corpus, the first and the last that are written."""
 
-Format = Literal["coco", "sa1b", "refer", "granf", "psg", "dam", "vqa"]
+Format = Literal["coco", "sa1b", "refer", "granf", "psg", "dam", "vqa", "masks", "labelme", "yolo"]
 
 
 @config
@@ -50,7 +50,8 @@ class ShapesConfig:
     format: Format = "coco"
     """Layout: COCO instances, SA-1B side-cars, refer (gRefCOCO: referring expressions), granf (grounded
     captions), psg (panoptic maps and relations), dam (a caption for every mask), vqa (chats without masks,
-    half of them without an image, for --jsonl.source of compose_dialogues)."""
+    half of them without an image, for --jsonl.source of compose_dialogues), masks (PNGs in a folder),
+    labelme (a JSON beside each image), yolo (a text file for each image)."""
     world: WorldConfig = field(default_factory=WorldConfig)
     expressions: ExpressionsConfig = field(default_factory=ExpressionsConfig)
     """refer: expressions of each scene."""
@@ -63,9 +64,11 @@ class ShapesConfig:
     split: str = "train"
     """Name of the split, of the image folder and of the annotation file; not for sa1b."""
     segmentation: Literal["rle", "polygon"] = "rle"
-    """coco, refer: compressed RLE, or a polygon where one polygon is exactly the mask and RLE elsewhere."""
+    """coco, refer: compressed RLE, or a polygon where one polygon is exactly the mask and RLE elsewhere;
+    labelme: likewise, with shapes of type mask for RLE."""
     crowd_share: Share = 0.0
-    """coco, refer: share of annotations that are crowds (iscrowd 1, uncompressed RLE)."""
+    """coco, refer: share of annotations that are crowds (iscrowd 1, uncompressed RLE); labelme: of shapes
+    that have the flag crowd."""
     image_format: Literal["jpg", "png"] = "jpg"
     """Image files. SA-1B has JPEG only."""
     jpeg_quality: Annotated[int, Interval(ge=1, le=95)] = 95
@@ -74,6 +77,8 @@ class ShapesConfig:
     """sa1b: one folder, numbered sub-folders, or uncompressed archives as published."""
     images_per_folder: AtLeast1 = 1000
     """sa1b: images per sub-folder or archive; an archive is held in memory while it is made."""
+    mask_layout: Literal["objects", "labelmap"] = "objects"
+    """masks: a PNG for each shape, or one for each image with the kinds of shapes as values."""
     dry_run: bool = False
     """Print the resolved config and what would be written, and write nothing."""
 
@@ -92,6 +97,8 @@ class ShapesConfig:
             fields["expressions"]["families"] = list(self.expressions.families)
         else:
             del fields["expressions"]
+        if self.format != "masks":
+            del fields["mask_layout"]
         fields["world"]["sizes_hw"] = [list(size) for size in self.world.sizes_hw]
         fields["world"] = {k: list(v) if isinstance(v, tuple) else v for k, v in fields["world"].items()}
         return {**fields, "world_version": WORLD_VERSION}

@@ -26,6 +26,8 @@ from pipelines.config import (
 from pipelines.ingestion import config as shapes
 from pipelines.ingestion.coco import CocoOptions, CocoReader
 from pipelines.ingestion.grounded import GroundedReader
+from pipelines.ingestion.labelme import LabelmeReader
+from pipelines.ingestion.mask_folders import MasksOptions, MasksReader
 from pipelines.ingestion.orientation import Orientation
 from pipelines.ingestion.osprey import OspreyReader
 from pipelines.ingestion.parquet_rows import ParquetReader
@@ -34,11 +36,14 @@ from pipelines.ingestion.reader import Reader
 from pipelines.ingestion.refer import ReferOptions, ReferReader
 from pipelines.ingestion.regions import DamReader
 from pipelines.ingestion.sidecar import Sa1bReader
+from pipelines.ingestion.yolo import YoloOptions, YoloReader
 from pipelines.inputs import require
 from samtok.config import SYNTHETIC, MaskTokenizerConfig
 from samtok.errors import ConfigError
 
-ReaderKind = Literal["coco", "sa1b", "refer", "granf", "psg", "dam", "osprey", "parquet"]
+ReaderKind = Literal[
+    "coco", "sa1b", "refer", "granf", "psg", "dam", "osprey", "parquet", "masks", "labelme", "yolo"
+]
 
 READERS: dict[str, Any] = {
     "coco": CocoReader,
@@ -49,12 +54,15 @@ READERS: dict[str, Any] = {
     "dam": DamReader,
     "osprey": OspreyReader,
     "parquet": ParquetReader,
+    "masks": MasksReader,
+    "labelme": LabelmeReader,
+    "yolo": YoloReader,
 }
 """Classes of readers. ``options`` of each is the class of the options that only it has."""
 
 
 @config
-class CorpusConfig(CocoOptions, ReferOptions, PsgOptions):
+class CorpusConfig(CocoOptions, ReferOptions, PsgOptions, MasksOptions, YoloOptions):
     """Which dataset is read."""
 
     reader: ReaderKind
@@ -62,14 +70,17 @@ class CorpusConfig(CocoOptions, ReferOptions, PsgOptions):
     refs of RefCOCO, RefCOCO+, RefCOCOg, RefClef (pickle) or gRefCOCO (JSON), ``granf`` grounded captions
     (GranDf, OpenPSG-GCG, RefCOCOg-GCG, Flickr30k-GCG), ``psg`` scene graphs, ``dam`` captions of masks,
     ``osprey`` descriptions of masks and dialogues, ``parquet`` rows with embedded images (the authors' gres
-    and ver files, RefCOCO-M)."""
+    and ver files, RefCOCO-M); ``masks`` a folder of PNG masks or label maps, ``labelme`` one of LabelMe's
+    JSON files, ``yolo`` one of YOLO's text files."""
     source: Place
-    """URI of the annotation file, of the folder or archive (sa1b), of a Parquet file or a folder of them."""
+    """URI of the annotation file, of the folder of annotation files (masks, labelme, yolo), of the folder or
+    archive (sa1b), or of a Parquet file or a folder of them."""
     images: Place | None = None
-    """URI of the folder that the names of images are relative to; none for sa1b and parquet."""
+    """URI of the folder that the names of images are relative to, with labelme often --.source; none for
+    sa1b and parquet."""
     link_root: tuple[Place, ...] = ()
-    """Folders that links below --.images (sa1b: --.source) may lead into, such as the blobs of a Hugging Face
-    cache. By default links must stay below it."""
+    """Folders that links below --.images, and below --.source where that is a folder, may lead into, such as
+    the blobs of a Hugging Face cache. By default links must stay below it."""
     orientation: Orientation = "stored"
     """Which way up images with an EXIF orientation are read. ``stored``: as they are stored, upright where
     only that has the size in the annotations. ``upright``: upright; a size in the annotations that is the
@@ -286,6 +297,8 @@ def _typed(key: str, text: str, where: str) -> Any:
     kind = _HINTS[key]
     if get_origin(kind) is tuple:
         return tuple(part.strip() for part in text.split(",") if part.strip())
+    if any(int in (part, get_origin(part), *get_args(part)) for part in (kind, *get_args(kind))):
+        return int(number(text, where=f"{where}: {key}", kind=int))
     if get_origin(kind) is Literal and text not in get_args(kind):
         raise ConfigError(f"{where}: {key} must be one of {', '.join(get_args(kind))}, got {text}.")
     return text

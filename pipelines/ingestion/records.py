@@ -314,7 +314,7 @@ def _mask(annotation: Record, height: int, width: int) -> Record:
 
 def _box_xyxy(bbox: object) -> list[float] | None:
     """Turns x, y, width, height into x0, y0, x1, y1, both in pixels; None for a box without area."""
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_coordinate, bbox)):
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(is_coordinate, bbox)):
         raise DataError(
             f"bbox is {bbox!r:.80}, expected four finite numbers [x, y, width, height] in pixels",
             reason="bbox",
@@ -323,7 +323,8 @@ def _box_xyxy(bbox: object) -> list[float] | None:
     return [float(x), float(y), float(x + width), float(y + height)] if width > 0 and height > 0 else None
 
 
-def _is_coordinate(value: object) -> bool:
+def is_coordinate(value: object) -> bool:
+    """Tells whether a value is a finite number of pixels that a row can keep."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     return abs(value) <= _MAX_COORDINATE_PX  # also refuses NaN

@@ -3,8 +3,6 @@
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from pipelines import storage
 from pipelines.ingestion import shapes_scenes as common
 from pipelines.ingestion.config import ShapesConfig
@@ -38,8 +36,7 @@ def write_instances(name: str, scenes: Iterable[Scene], config: ShapesConfig) ->
 
 
 def _annotations(scene: Scene, config: ShapesConfig) -> list[dict[str, Any]]:
-    rng = np.random.default_rng([scene.seed, scene.index, common.CROWD_STREAM])
-    crowds = rng.random(len(scene.objects)) < config.crowd_share
+    crowds = common.crowds(scene, config.crowd_share)
     return [
         {
             "id": common.mask_id(scene, number),

@@ -7,6 +7,10 @@
     PSG               OUT/psg.json, OUT/annotations/panoptic_train/000000000001.png, images as before
     DAM               OUT/annotations.json, images as before
     chats             OUT/vqa.jsonl, images as before
+    masks             OUT/masks/train/000000000001/star_1.png, or OUT/masks/train/000000000001.png and
+                      OUT/legend.json; images as before
+    LabelMe           OUT/train/000000000001.json, beside the images
+    YOLO              OUT/labels/train/000000000001.txt, OUT/images/train/000000000001.jpg, OUT/data.yaml
 
 Image ids are the scene's index + 1, so corpora of disjoint ranges can share a table. The same config gives
 the same bytes: repeating a killed run finishes it, a finished corpus is left alone, and a folder with
@@ -22,6 +26,7 @@ from typing import Any
 from pipelines import storage
 from pipelines.ingestion.config import COMPLETE, STARTED, Format, ShapesConfig
 from pipelines.ingestion.shapes_coco import coco_files
+from pipelines.ingestion.shapes_folders import labelme_files, mask_files, yolo_files
 from pipelines.ingestion.shapes_layouts import dam_files, granf_files, psg_files, refer_files, vqa_files
 from pipelines.ingestion.shapes_sa1b import sa1b_files
 from pipelines.ingestion.shapes_scenes import json_bytes
@@ -51,6 +56,9 @@ _WRITERS: dict[Format, Callable[[ShapesConfig], int]] = {
     "psg": psg_files,
     "dam": dam_files,
     "vqa": vqa_files,
+    "masks": mask_files,
+    "labelme": labelme_files,
+    "yolo": yolo_files,
 }
 
 

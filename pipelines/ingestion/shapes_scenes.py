@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+from jaxtyping import Bool
 from PIL import Image
 
 from pipelines import storage
@@ -40,10 +42,12 @@ def image_name(scene: Scene, config: ShapesConfig) -> str:
     return f"{image_id(scene):012d}.{config.image_format}"
 
 
-def pictured(config: ShapesConfig) -> Iterator[Scene]:
-    """Makes the scenes of a corpus; writes each image to the folder of the split unless it is there."""
+def pictured(config: ShapesConfig, folder: str = "") -> Iterator[Scene]:
+    """Makes the scenes of a corpus; writes each image to the folder of the split unless it is there, below a
+    folder of the corpus."""
+    place = storage.join(config.out, folder) if folder else config.out
     for scene in scenes(config):
-        uri = storage.join(config.out, config.split, image_name(scene, config))
+        uri = storage.join(place, config.split, image_name(scene, config))
         put_new(uri, lambda scene=scene: image_bytes(scene, config.image_format, config.jpeg_quality))
         yield scene
 
@@ -57,6 +61,11 @@ def image_bytes(scene: Scene, image_format: str, jpeg_quality: int) -> bytes:
     else:  # full colour resolution: chroma subsampling would smear the edges of small shapes
         image.save(buffer, "JPEG", quality=jpeg_quality, subsampling=0)
     return buffer.getvalue()
+
+
+def crowds(scene: Scene, share: float) -> Bool[np.ndarray, " shape"]:
+    """Draws which shapes of a scene are crowds."""
+    return np.random.default_rng([scene.seed, scene.index, CROWD_STREAM]).random(len(scene.objects)) < share
 
 
 def json_bytes(value: Any) -> bytes:

@@ -26,6 +26,7 @@ from jobs.tokenize_corpus import main as tokenize_corpus
 from pipelines import shards, storage
 from samtok import masks
 from tests.corpora import save_micro_tokenizer
+from tests.folders import labelme, png, shape
 
 HEIGHT, WIDTH = 24, 32
 RLE = masks.encode(np.pad(np.ones((8, 8), bool), ((4, HEIGHT - 12), (5, WIDTH - 13))))
@@ -227,6 +228,86 @@ def test_any_mix_has_the_same_verdicts_on_s3(tmp_path_factory, bucket, tokenizer
         found.append((code, verdicts(f"{root}/words") if planned else None))
     assert found[0] == found[1]
     assert found[0][0] in (0, 3)
+
+
+# ---------------------------------------------------------------- plain folders
+
+SQUARE = np.pad(np.ones((8, 8), np.uint8), ((4, HEIGHT - 12), (5, WIDTH - 13)))
+POINTS = [[5, 4], [13, 4], [13, 12], [5, 12]]
+LINE = b"0 0.15 0.17 0.4 0.17 0.4 0.5 0.15 0.5\n"
+PLACES = {"masks": "masks/{}/dog.png", "labelme": "json/{}.json", "yolo": "labels/{}.txt"}
+"""Where the annotations of an image are."""
+CONTENTS: dict[str, tuple[bytes | None, ...]] = {
+    "masks": (png(SQUARE), png(SQUARE * 0), png(SQUARE)[:40], png(SQUARE[:9]), PNG, HEADER, b"", b"x", None),
+    "labelme": (
+        *(labelme(shape(POINTS), image=name, imageHeight=HEIGHT, imageWidth=WIDTH) for name in NAMES),
+        *(labelme(shape(POINTS), 7, shape(kind="point"), image="{}.png", imageHeight=None, imageWidth=None),),
+        *(b"", b"{", b"[]", b"null", b'{"shapes": [], "imagePath": "{}.png"}', None),
+    ),
+    "yolo": (LINE, LINE * 2 + b"x", b"1 0.5 0.5 0.1 0.1", b"0 5 5 9 9", b"0 nan 1 1 1", b"\xff", b"", None),
+}
+"""What these files may hold, by reader; None for no file."""
+
+folder_record = st.fixed_dictionaries(
+    {"file": st.sampled_from(["good", *sorted(FILES)]), "suffix": st.sampled_from(["png", "JPG", "webp"])}
+)
+
+
+def tokenize_folder(root: str, kind: str, tokenizer: str) -> int:
+    place = PLACES[kind].partition("/")[0]
+    return tokenize_corpus(
+        [
+            *(
+                "--corpus.reader",
+                kind,
+                "--corpus.source",
+                f"{root}/{place}",
+                "--corpus.images",
+                f"{root}/images",
+            ),
+            *("--out", f"{root}/words", "--tokenizer", tokenizer, "--workers", "0", "--tracking", "off"),
+            *("--report-images", "0", "--max-image-pixels", "1000000", "--max-reject-rate", "1"),
+        ]
+    )
+
+
+def write_folder(root: str, kind: str, mix: Sequence[tuple[dict[str, Any], bytes | None]]) -> None:
+    for number, (one, content) in enumerate(mix, start=1):
+        image = FILES[one["file"]]
+        if image is not None:
+            storage.write_bytes(f"{root}/images/{number}.{one['suffix']}", image)
+        if content is not None:
+            data = content.replace(b"{}", b"%d" % number).replace(b"ROOT", f"{root}/images".encode())
+            storage.write_bytes(f"{root}/{PLACES[kind].format(number)}", data)
+
+
+@EXAMPLES
+@given(data=st.data(), kind=st.sampled_from(sorted(PLACES)))
+def test_any_mix_of_a_plain_folder_ends_with_exit_0_or_3(tmp_path_factory, tokenizer, data, kind):
+    root = str(tmp_path_factory.mktemp("mix"))
+    pair = st.tuples(folder_record, st.sampled_from(CONTENTS[kind]))
+    write_folder(root, kind, data.draw(st.lists(pair, min_size=1, max_size=5)))
+    storage.write_bytes(f"{root}/images/some.txt", b"x")
+    storage.write_bytes(f"{root}/{PLACES[kind].partition('/')[0]}/some.md", b"x")
+    assert tokenize_folder(root, kind, tokenizer) in (0, 3)
+    if shards.load_plan(f"{root}/words") is not None:
+        verdicts(f"{root}/words")
+    shutil.rmtree(root)
+
+
+@pytest.mark.parametrize("kind", sorted(PLACES))
+def test_every_kind_of_file_of_a_plain_folder_at_once_is_counted(tmp_path: Path, tokenizer: str, kind: str):
+    good = {"file": "good", "suffix": "png"}
+    mix = [(good, content) for content in CONTENTS[kind]]
+    mix += [({**good, "file": file}, CONTENTS[kind][0]) for file in FILES]
+    write_folder(str(tmp_path), kind, mix)
+    assert tokenize_folder(str(tmp_path), kind, tokenizer) == 0
+    _, totals = verdicts(str(tmp_path / "words"))
+    unseen = {"masks": 1, "labelme": 1, "yolo": 0}[
+        kind
+    ]  # a mask without image is no row, nor is a lone image
+    assert totals["rows_in"] == len(mix) - unseen
+    assert totals["rows_out"] >= {"masks": 3, "labelme": 4, "yolo": 7}[kind]
 
 
 # ---------------------------------------------------------------- chats

@@ -77,7 +77,7 @@ def test_the_keys_of_expressions_reach_their_reader(tmp_path, monkeypatch):
     assert plain.corpus.instances is None and plain.reader().sentence == "sent"
 
 
-@pytest.mark.parametrize("reader", ["granf", "psg", "dam", "osprey"])
+@pytest.mark.parametrize("reader", ["granf", "psg", "dam", "osprey", "masks", "labelme", "yolo"])
 def test_readers_of_other_texts_need_a_source_and_images(reader):
     assert parse(f"reader={reader},source=a.json,images=pictures").reader().name == reader
     with pytest.raises(ConfigError, match=f"reader {reader} needs images"):
@@ -124,6 +124,12 @@ def test_a_value_may_hold_an_equals_sign():
         ("reader=sa1b,source=gs://a/b", "gs:// is unknown"),
         ("reader=sa1b,source=a,mask_key=m", "mask_key is no option of reader sa1b, whose options are none"),
         ("reader=psg,source=a,images=b,sentence=raw", "sentence is no option of reader psg.* are panoptic"),
+        (
+            "reader=masks,source=a,images=b,mask_layout=map",
+            "mask_layout must be one of auto, objects, labelmap",
+        ),
+        ("reader=masks,source=a,images=b,void_value=x", "void_value must be a whole number >= 1, got x"),
+        ("reader=masks,source=a,images=b,void_value=99999999", "void_value must be in .1, 1.67772e.07., got"),
         ("reader=sa1b,source=a,weight=0", "weight must be a number > 0, got 0"),
         ("reader=sa1b,source=a,weight=nan", "weight must be a number > 0, got nan"),
         ("reader=sa1b,source=a,weight=inf", "weight must be a number > 0, got inf"),
@@ -158,6 +164,10 @@ OPTIONS = [
     ("refer", "sentence", "raw"),
     ("granf", "image_folders", ("train2017",)),
     ("psg", "panoptic", "/data/maps"),
+    ("masks", "mask_layout", "labelmap"),
+    ("masks", "legend", "/data/legend.json"),
+    ("masks", "void_value", 255),
+    ("yolo", "class_names", "/data/data.yaml"),
 ]
 
 
@@ -181,7 +191,7 @@ def test_an_option_reaches_its_reader_from_the_command_line(reader, name, value)
     flags = [part for key, text in given.items() for part in (f"--corpus.{key}", *listed(text))]
     config = cli.parse(TokenizeCorpusConfig, {}, [*flags, "--out", "/out", "--tokenizer", "tiny"], doc="")
     assert getattr(reader_of(config.corpus), name) == value
-    in_fingerprint = {} if name in ("instances", "panoptic") else {name: value}
+    in_fingerprint = {} if name in ("instances", "panoptic", "legend", "class_names") else {name: value}
     expected = CorpusConfig(**place(reader)).identity() | in_fingerprint
     assert json.dumps(config.corpus.identity(), sort_keys=True) == json.dumps(expected, sort_keys=True)
 

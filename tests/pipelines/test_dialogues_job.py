@@ -279,6 +279,8 @@ SHAPES = {  # what the synthetic corpus has in each published format, and where
     "granf": ("granf.json", "train", "gcg"),
     "psg": ("psg.json", "", "psg,multi_round,instances"),
     "dam": ("annotations.json", "", "region_caption"),
+    "masks": ("masks/train", "train", "instances"),
+    "labelme": ("train", "train", "instances,region_caption"),
 }
 
 

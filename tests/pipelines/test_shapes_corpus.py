@@ -193,7 +193,8 @@ def test_a_side_car_has_all_published_fields(tmp_path):
 
 # --- repeating --------------------------------------------------------------------------------------------
 
-FORMATS = [(name, {}) for name in ("coco", "refer", "granf", "psg", "dam", "vqa")]
+FORMATS = [(name, {}) for name in ("coco", "refer", "granf", "psg", "dam", "vqa", "masks", "labelme", "yolo")]
+FORMATS += [("masks", {"mask_layout": "labelmap"})]
 FORMATS += [("sa1b", {"layout": layout, "images_per_folder": 5}) for layout in LAYOUTS]
 
 
