@@ -26,9 +26,12 @@ from pipelines.config import (
 from pipelines.ingestion import config as shapes
 from pipelines.ingestion.coco import CocoOptions, CocoReader
 from pipelines.ingestion.grounded import GroundedReader
+from pipelines.ingestion.label_maps import PanopticOptions
+from pipelines.ingestion.labelmap import LabelMapOptions, LabelMapReader, check_options
 from pipelines.ingestion.orientation import Orientation
 from pipelines.ingestion.osprey import OspreyReader
-from pipelines.ingestion.psg import PsgOptions, PsgReader
+from pipelines.ingestion.panoptic import PanopticReader
+from pipelines.ingestion.psg import PsgReader
 from pipelines.ingestion.reader import Reader
 from pipelines.ingestion.refer import ReferOptions, ReferReader
 from pipelines.ingestion.regions import DamReader
@@ -37,7 +40,7 @@ from pipelines.inputs import require
 from samtok.config import SYNTHETIC, MaskTokenizerConfig
 from samtok.errors import ConfigError
 
-ReaderKind = Literal["coco", "sa1b", "refer", "granf", "psg", "dam", "osprey"]
+ReaderKind = Literal["coco", "sa1b", "refer", "granf", "psg", "dam", "osprey", "panoptic", "labelmap"]
 
 READERS: dict[str, Any] = {
     "coco": CocoReader,
@@ -47,21 +50,24 @@ READERS: dict[str, Any] = {
     "psg": PsgReader,
     "dam": DamReader,
     "osprey": OspreyReader,
+    "panoptic": PanopticReader,
+    "labelmap": LabelMapReader,
 }
 """Classes of readers. ``options`` of each is the class of the options that only it has."""
 
 
 @config
-class CorpusConfig(CocoOptions, ReferOptions, PsgOptions):
+class CorpusConfig(CocoOptions, ReferOptions, PanopticOptions, LabelMapOptions):
     """Which dataset is read."""
 
     reader: ReaderKind
     """Layout: ``coco`` is an instances JSON, ``sa1b`` a folder or tar of image + JSON pairs, ``refer`` the
     refs of RefCOCO, RefCOCO+, RefCOCOg, RefClef (pickle) or gRefCOCO (JSON), ``granf`` grounded captions
     (GranDf, OpenPSG-GCG, RefCOCOg-GCG, Flickr30k-GCG), ``psg`` scene graphs, ``dam`` captions of masks,
-    ``osprey`` descriptions of masks and dialogues."""
+    ``osprey`` descriptions of masks and dialogues, ``panoptic`` a panoptic JSON and its PNGs (COCO, COCONut,
+    Cityscapes), ``labelmap`` a folder of label maps (ADE20K, Cityscapes, COCO-Stuff)."""
     source: Place
-    """URI of the annotation file, or of the folder or archive (sa1b)."""
+    """URI of the annotation file, or of the folder or archive (sa1b), or of the folder of maps (labelmap)."""
     images: Place | None = None
     """URI of the folder that the names of images are relative to; none for sa1b."""
     link_root: tuple[Place, ...] = ()
@@ -92,6 +98,8 @@ class CorpusConfig(CocoOptions, ReferOptions, PsgOptions):
         for name in ("source", "split", "dataset"):
             if getattr(self, name) == "":
                 raise ConfigError(f"--.{name} must not be empty.")
+        if self.reader == "labelmap":
+            check_options(self.encoding, self.part_levels)
         has_folder = "images" in {field.name for field in dataclasses.fields(READERS[self.reader])}
         if has_folder and not self.images:
             raise ConfigError(
@@ -159,7 +167,12 @@ def require_source(corpus: CorpusConfig) -> None:
     Raises:
         ConfigError: Names the command that makes a synthetic one.
     """
-    layout = "coco" if corpus.reader == "osprey" else corpus.reader  # which make_shapes does not write
+    layouts = {
+        "osprey": "coco",
+        "labelmap": "ade20k",
+    }  # make_shapes does not write the one, the other has two
+    layout = layouts.get(corpus.reader, corpus.reader)
+    layout = "cityscapes" if (corpus.encoding or "").startswith("cityscapes") else layout
     command = f"python jobs/make_shapes.py --format {layout} --out runs/shapes"
     require(corpus.source, flag=f"source of the corpus {corpus.dataset or corpus.reader}", command=command)
 
@@ -282,6 +295,10 @@ CorpusText = Annotated[str, PlaceMark(rewrite=_rewritten)]
 
 def _typed(key: str, text: str, where: str) -> Any:
     kind = _HINTS[key]
+    optional = [one for one in get_args(kind) if get_origin(one) is Literal]
+    kind = optional[0] if optional else kind  # of one that may be None
+    if get_origin(kind) is Annotated and get_args(kind)[0] is int:
+        return int(number(text, where=f"{where}: {key}", kind=int))
     if get_origin(kind) is tuple:
         return tuple(part.strip() for part in text.split(",") if part.strip())
     if get_origin(kind) is Literal and text not in get_args(kind):
