@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from pipelines import storage
@@ -77,6 +78,12 @@ def image_id(scene: Scene) -> int:
 def mask_id(scene: Scene, number: int) -> int:
     """Returns the id of a scene's shape; numbers count from 1."""
     return image_id(scene) * 100 + number  # a scene has at most 99 shapes
+
+
+def crowds(scene: Scene, config: ShapesConfig) -> list[bool]:
+    """Returns which shapes of a scene are crowds."""
+    rng = np.random.default_rng([scene.seed, scene.index, CROWD_STREAM])
+    return (rng.random(len(scene.objects)) < config.crowd_share).tolist()
 
 
 def bbox_xywh(shape: ShapeObject) -> list[float]:
