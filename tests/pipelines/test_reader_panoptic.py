@@ -17,12 +17,13 @@ from pipelines import storage
 from pipelines.ingestion import external_sort, label_maps
 from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.image_source import read_size_hw
-from pipelines.ingestion.reader import Reader
+from pipelines.ingestion.reader import Input, Reader
 from pipelines.ingestion.shapes_corpus import write_shapes
 from pipelines.ingestion.shapes_scenes import crowds
 from samtok import masks
 from samtok.errors import DataError
 from samtok.shapes import WorldConfig, make_scene
+from tests.label_maps import inputs_of, reasons
 from tests.readers import build_reader, read_all
 
 HEIGHT, WIDTH = 6, 8
@@ -76,10 +77,6 @@ def write(folder: Path, images: Any, annotations: Any, categories: Any = CATEGOR
 def reader_of(folder: Path | str, **options: Any) -> Reader:
     place = {"source": f"{folder}/panoptic_val.json", "images": f"{folder}/val"}
     return build_reader("panoptic", **{**place, "dataset": "p", **options})
-
-
-def reasons(rejects: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    return sorted((one["reason"], one["row_id"], one["mask_id"] or "", one["num_masks"]) for one in rejects)
 
 
 def test_segments_become_masks_with_the_names_of_categories_and_flags(tmp_path):
@@ -285,7 +282,7 @@ def test_a_file_larger_than_memory_is_sorted_on_the_disk(tmp_path, monkeypatch):
 
 def test_maps_may_lie_elsewhere_and_are_part_of_the_corpus(tmp_path):
     reader = write(tmp_path, [image()], [annotation()])
-    inputs = list(reader.inputs())
+    inputs = inputs_of(reader)
     before = reader.witness(), reader.witness(inputs)
     assert set(before[0]) == {"panoptic_val.json", "label maps"}
     assert set(before[1]) == {"panoptic_val.json", "7.png"}
@@ -300,7 +297,8 @@ def test_maps_may_lie_elsewhere_and_are_part_of_the_corpus(tmp_path):
 def test_a_head_has_the_first_images(tmp_path):
     reader = write(tmp_path, [image(one) for one in (9, 8, 7)], [annotation(7)])
     head = reader.head(2)
-    assert [item.key for item in head.items] == ["7", "8"] and head.more  # type: ignore[union-attr]
+    keys = [item.key for item in head.items if isinstance(item, Input)]
+    assert keys == ["7", "8"] and head.more
 
 
 def synthetic(root: str, **fields: Any) -> tuple[ShapesConfig, Reader]:
@@ -337,9 +335,9 @@ def test_the_synthetic_corpus_is_read_back_as_it_was_written(tmp_path):
 def test_a_corpus_on_s3_is_read_as_on_a_disk(tmp_path, bucket):
     config, there = synthetic(f"{bucket}/shapes", crowd_share=0.4)
     _, here = synthetic(str(tmp_path), crowd_share=0.4)
-    inputs = list(there.inputs())
-    assert inputs == list(here.inputs())
-    assert there.witness() == here.witness() and there.witness(inputs) == here.witness(inputs)  # type: ignore
+    inputs = inputs_of(there)
+    assert inputs == inputs_of(here)
+    assert there.witness() == here.witness() and there.witness(inputs) == here.witness(inputs)
     rows, rejects = read_all(there)
     assert not rejects
     check_synthetic(config, rows)
@@ -398,6 +396,7 @@ def test_whatever_a_file_lists_each_mask_is_kept_or_rejected(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_map_of_any_bytes_is_read_or_rejected(tmp_path, data):
+    shutil.rmtree(tmp_path / "panoptic_val", ignore_errors=True)
     reader = write(tmp_path, [image()], [annotation()])
     raw = bytearray(map_bytes(tmp_path))
     for place in data.draw(st.lists(st.integers(0, len(raw) - 1), min_size=1, max_size=4)):
@@ -405,7 +404,6 @@ def test_a_map_of_any_bytes_is_read_or_rejected(tmp_path, data):
     (tmp_path / "panoptic_val" / "7.png").write_bytes(raw[: data.draw(st.integers(0, len(raw)))])
     rows, rejects = read_all(reader)
     assert sum(len(row["masks"]) for row in rows) + sum(one["num_masks"] for one in rejects) == 3
-    shutil.rmtree(tmp_path / "panoptic_val")
 
 
 def test_as_many_numbers_as_a_map_may_have_are_read(monkeypatch):
