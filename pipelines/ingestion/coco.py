@@ -31,7 +31,7 @@ MASK_KEYS = ("segmentation", "sam_mask")
 _IMAGE_FIELDS = ("coco_url", "file_name", "height", "width")
 _OF_ANNOTATION = ("id", "image_id", "category_id", "iscrowd", "bbox")
 _OTHER_KINDS = {
-    "segments_info": "of panoptic maps, whose masks are in PNG files",
+    "segments_info": "of panoptic maps, whose masks are in PNG files (reader panoptic)",
     "caption": "of captions, which have no masks",
 }
 _NO_OWNER = "?"  # row id of annotations that do not say whose they are
