@@ -15,19 +15,31 @@ from samtok.errors import DataError
 from samtok.images import open_image
 
 
-def read_label_map(data: bytes, *, where: str) -> Int[np.ndarray, "height width"]:
+def read_label_map(data: bytes, *, where: str, rgb: bool | None = None) -> Int[np.ndarray, "height width"]:
     """Reads the object id of each pixel of a PNG file as int32.
+
+    Args:
+        where: Names the file in errors.
+        rgb: Whether the format has its ids in colours; by default both kinds are read. Read as the other
+            kind, ids would be wrong without any fault.
 
     RGB is ``R + 256 * G + 65536 * B`` (panoptic format, cocodataset/panopticapi); palette images give the
     index, not the colour; gray of 1, 2, 4, 8 or 16 bits gives the stored number.
 
     Raises:
-        DataError: ``label_mode`` for pixels that are no ids (alpha, 16-bit colour), otherwise the reasons of
-            ``samtok.images.open_image``.
+        DataError: ``label_mode`` for pixels that are no ids (alpha, 16-bit colour) or of the other kind,
+            otherwise the reasons of ``samtok.images.open_image``.
     """
     image = open_image(data, where=where, formats=("PNG",))
     depth = data[24] if data[12:16] == b"IHDR" else 0  # IHDR comes first, then width, height, bit depth
     pixels = np.asarray(image)
+    if rgb is not None and rgb != (image.mode == "RGB"):
+        expected = "three channels of colour" if rgb else "one number per pixel (gray or palette)"
+        raise DataError(
+            f"{where}: the label map has pixels of mode {image.mode}, its format has {expected}; is it a map "
+            "of another kind?",
+            reason="label_mode",
+        )
     if image.mode == "RGB" and depth == 8:
         ids = pixels.astype(np.int32)  # before the arithmetic: uint8 would wrap
         return ids[:, :, 0] + 256 * ids[:, :, 1] + 65536 * ids[:, :, 2]

@@ -31,7 +31,7 @@ MASK_KEYS = ("segmentation", "sam_mask")
 _IMAGE_FIELDS = ("coco_url", "file_name", "height", "width")
 _OF_ANNOTATION = ("id", "image_id", "category_id", "iscrowd", "bbox")
 _OTHER_KINDS = {
-    "segments_info": "of panoptic maps, whose masks are in PNG files",
+    "segments_info": "of panoptic maps, whose masks are in PNG files (reader panoptic)",
     "caption": "of captions, which have no masks",
 }
 _NO_OWNER = "?"  # row id of annotations that do not say whose they are
@@ -107,7 +107,7 @@ class CocoReader(FileReader, CocoOptions):
         with ExternalSort[_Row]() as entries:
             file = self._read_file(entries)
             self._check_mask_key(file)
-            labels = _labels(file.categories, self.source)
+            labels = labels_of(file.categories, self.source)
             for owner, rows in groupby(entries, lambda row: row[0]):
                 yield from self._of_owner(owner, rows, file, labels, only)
 
@@ -262,7 +262,8 @@ def _of_image(image: Record) -> Record:
     return records.picked(image, _IMAGE_FIELDS)
 
 
-def _labels(categories: list[Any], where: str) -> dict[str, str]:
+def labels_of(categories: list[Any], where: str) -> dict[str, str]:
+    """Returns the names of categories by their ids as text; raises DataError if one has two names."""
     labels: dict[str, str] = {}
     for entry in categories:
         category_id = records.id_of(entry)

@@ -14,7 +14,21 @@ from samtok.shapes import FAMILIES, TOUR_WORLD, WORLD_VERSION, Family, WorldConf
 STARTED, COMPLETE = "shapes.started", "shapes.complete"
 """Files in the folder of a synthetic corpus, the first and the last that are written."""
 
-Format = Literal["coco", "sa1b", "refer", "granf", "psg", "dam", "vqa", "masks", "labelme", "yolo"]
+Format = Literal[
+    "coco",
+    "sa1b",
+    "refer",
+    "granf",
+    "psg",
+    "dam",
+    "vqa",
+    "panoptic",
+    "ade20k",
+    "cityscapes",
+    "masks",
+    "labelme",
+    "yolo",
+]
 
 
 @config
@@ -50,8 +64,9 @@ class ShapesConfig:
     format: Format = "coco"
     """Layout: COCO instances, SA-1B side-cars, refer (gRefCOCO: referring expressions), granf (grounded
     captions), psg (panoptic maps and relations), dam (a caption for every mask), vqa (chats without masks,
-    half of them without an image, for --jsonl.source of compose_dialogues), masks (PNGs in a folder),
-    labelme (a JSON beside each image), yolo (a text file for each image)."""
+    half of them without an image, for --jsonl.source of compose_dialogues), panoptic (COCO panoptic JSON and
+    PNGs), ade20k (full release: *_seg.png and JSON), cityscapes (*_instanceIds.png, *_labelIds.png), masks
+    (PNGs in a folder), labelme (a JSON beside each image), yolo (a text file for each image)."""
     world: WorldConfig = field(default_factory=WorldConfig)
     expressions: ExpressionsConfig = field(default_factory=ExpressionsConfig)
     """refer: expressions of each scene."""
@@ -67,10 +82,10 @@ class ShapesConfig:
     """coco, refer: compressed RLE, or a polygon where one polygon is exactly the mask and RLE elsewhere;
     labelme: likewise, with shapes of type mask for RLE."""
     crowd_share: Share = 0.0
-    """coco, refer: share of annotations that are crowds (iscrowd 1, uncompressed RLE); labelme: of shapes
-    that have the flag crowd."""
+    """coco, refer, panoptic, cityscapes: share of annotations that are crowds (coco, refer: iscrowd 1,
+    uncompressed RLE; cityscapes: a group of its class); labelme: of shapes that have the flag crowd."""
     image_format: Literal["jpg", "png"] = "jpg"
-    """Image files. SA-1B has JPEG only."""
+    """Image files. SA-1B and ADE20K have JPEG only, cityscapes is PNG whatever is said here."""
     jpeg_quality: Annotated[int, Interval(ge=1, le=95)] = 95
     """JPEG quality."""
     layout: Literal["flat", "nested", "tar"] = "nested"
@@ -83,11 +98,12 @@ class ShapesConfig:
     """Print the resolved config and what would be written, and write nothing."""
 
     def check(self) -> None:
-        """Refuses a split that is no plain name, and PNGs of SA-1B."""
+        """Refuses a split that is no plain name, and PNGs of what has JPEGs only."""
         if not self.split.isidentifier():
             raise ConfigError(f"--.split must be a plain name such as train or val2017, got {self.split!r}.")
-        if self.format == "sa1b" and self.image_format != "jpg":
-            raise ConfigError(f"SA-1B has JPEG images only; drop --.image-format {self.image_format}.")
+        name = {"sa1b": "SA-1B", "ade20k": "ADE20K"}.get(self.format)
+        if name and self.image_format != "jpg":
+            raise ConfigError(f"{name} has JPEG images only; drop --.image-format {self.image_format}.")
 
     def identity(self) -> dict[str, Any]:
         """Returns all that decides the corpus, as plain JSON values; not where it is."""

@@ -26,12 +26,15 @@ from pipelines.config import (
 from pipelines.ingestion import config as shapes
 from pipelines.ingestion.coco import CocoOptions, CocoReader
 from pipelines.ingestion.grounded import GroundedReader
+from pipelines.ingestion.label_maps import PanopticOptions
+from pipelines.ingestion.labelmap import LabelMapOptions, LabelMapReader, check_options
 from pipelines.ingestion.labelme import LabelmeReader
 from pipelines.ingestion.mask_folders import MasksOptions, MasksReader
 from pipelines.ingestion.orientation import Orientation
 from pipelines.ingestion.osprey import OspreyReader
+from pipelines.ingestion.panoptic import PanopticReader
 from pipelines.ingestion.parquet_rows import ParquetReader
-from pipelines.ingestion.psg import PsgOptions, PsgReader
+from pipelines.ingestion.psg import PsgReader
 from pipelines.ingestion.reader import Reader
 from pipelines.ingestion.refer import ReferOptions, ReferReader
 from pipelines.ingestion.regions import DamReader
@@ -42,7 +45,19 @@ from samtok.config import SYNTHETIC, MaskTokenizerConfig
 from samtok.errors import ConfigError
 
 ReaderKind = Literal[
-    "coco", "sa1b", "refer", "granf", "psg", "dam", "osprey", "parquet", "masks", "labelme", "yolo"
+    "coco",
+    "sa1b",
+    "refer",
+    "granf",
+    "psg",
+    "dam",
+    "osprey",
+    "panoptic",
+    "labelmap",
+    "parquet",
+    "masks",
+    "labelme",
+    "yolo",
 ]
 
 READERS: dict[str, Any] = {
@@ -53,6 +68,8 @@ READERS: dict[str, Any] = {
     "psg": PsgReader,
     "dam": DamReader,
     "osprey": OspreyReader,
+    "panoptic": PanopticReader,
+    "labelmap": LabelMapReader,
     "parquet": ParquetReader,
     "masks": MasksReader,
     "labelme": LabelmeReader,
@@ -62,19 +79,20 @@ READERS: dict[str, Any] = {
 
 
 @config
-class CorpusConfig(CocoOptions, ReferOptions, PsgOptions, MasksOptions, YoloOptions):
+class CorpusConfig(CocoOptions, ReferOptions, PanopticOptions, LabelMapOptions, MasksOptions, YoloOptions):
     """Which dataset is read."""
 
     reader: ReaderKind
     """Layout: ``coco`` is an instances JSON, ``sa1b`` a folder or tar of image + JSON pairs, ``refer`` the
     refs of RefCOCO, RefCOCO+, RefCOCOg, RefClef (pickle) or gRefCOCO (JSON), ``granf`` grounded captions
     (GranDf, OpenPSG-GCG, RefCOCOg-GCG, Flickr30k-GCG), ``psg`` scene graphs, ``dam`` captions of masks,
-    ``osprey`` descriptions of masks and dialogues, ``parquet`` rows with embedded images (the authors' gres
-    and ver files, RefCOCO-M); ``masks`` a folder of PNG masks or label maps, ``labelme`` one of LabelMe's
-    JSON files, ``yolo`` one of YOLO's text files."""
+    ``osprey`` descriptions of masks and dialogues, ``panoptic`` a panoptic JSON and its PNGs (COCO, COCONut,
+    Cityscapes), ``labelmap`` a folder of label maps (ADE20K, Cityscapes, COCO-Stuff), ``parquet`` rows with
+    embedded images (the authors' gres and ver files, RefCOCO-M); ``masks`` a folder of PNG masks or label
+    maps of your own, ``labelme`` one of LabelMe's JSON files, ``yolo`` one of YOLO's text files."""
     source: Place
-    """URI of the annotation file, of the folder of annotation files (masks, labelme, yolo), of the folder or
-    archive (sa1b), or of a Parquet file or a folder of them."""
+    """URI of the annotation file, of the folder of annotation files (labelmap, masks, labelme, yolo), of the
+    folder or archive (sa1b), or of a Parquet file or a folder of them."""
     images: Place | None = None
     """URI of the folder that the names of images are relative to, with labelme often --.source; none for
     sa1b and parquet."""
@@ -106,6 +124,8 @@ class CorpusConfig(CocoOptions, ReferOptions, PsgOptions, MasksOptions, YoloOpti
         for name in ("source", "split", "dataset"):
             if getattr(self, name) == "":
                 raise ConfigError(f"--.{name} must not be empty.")
+        if self.reader == "labelmap":
+            check_options(self.encoding, self.part_levels)
         has_folder = "images" in {field.name for field in dataclasses.fields(READERS[self.reader])}
         if has_folder and not self.images:
             raise ConfigError(
@@ -171,8 +191,9 @@ def require_source(corpus: CorpusConfig) -> None:
     Raises:
         ConfigError: Names the command that makes a synthetic one.
     """
-    unwritten = ("osprey", "parquet")  # by make_shapes
-    layout = "coco" if corpus.reader in unwritten else corpus.reader
+    layouts = {"osprey": "coco", "parquet": "coco", "labelmap": "ade20k"}  # which make_shapes does not write
+    layout = layouts.get(corpus.reader, corpus.reader)
+    layout = "cityscapes" if (corpus.encoding or "").startswith("cityscapes") else layout
     command = f"python jobs/make_shapes.py --format {layout} --out runs/shapes"
     require(corpus.source, flag=f"source of the corpus {corpus.dataset or corpus.reader}", command=command)
 
@@ -295,6 +316,10 @@ CorpusText = Annotated[str, PlaceMark(rewrite=_rewritten)]
 
 def _typed(key: str, text: str, where: str) -> Any:
     kind = _HINTS[key]
+    optional = [one for one in get_args(kind) if get_origin(one) is Literal]
+    kind = optional[0] if optional else kind  # of one that may be None
+    if get_origin(kind) is Annotated and get_args(kind)[0] is int:
+        return int(number(text, where=f"{where}: {key}", kind=int))
     if get_origin(kind) is tuple:
         return tuple(part.strip() for part in text.split(",") if part.strip())
     if any(int in (part, get_origin(part), *get_args(part)) for part in (kind, *get_args(kind))):

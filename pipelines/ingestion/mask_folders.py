@@ -23,17 +23,16 @@ import numpy as np
 from annotated_types import Interval
 from jaxtyping import Int
 
-from pipelines.config import Place
-from pipelines.ingestion import image_source, records
+from pipelines.ingestion import image_source, legends, records
 from pipelines.ingestion.folder_reader import (
     Belongs,
     FolderReader,
     Group,
     ParseNames,
-    checked_names,
     names_of,
     same_stem,
 )
+from pipelines.ingestion.legends import LegendOption
 from pipelines.ingestion.reader import MAX_NAMES, Input, ReadResult, Reject
 from pipelines.ingestion.records import Record
 from pipelines.storage.threads import map_ahead
@@ -52,22 +51,15 @@ _COUNTER = re.compile(r"[ _.-]+\d+$")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MasksOptions:
+class MasksOptions(LegendOption):
     """Options of folders of masks."""
 
     mask_layout: MaskLayout = "auto"
     """masks: what a PNG is. ``objects``: one mask, in a folder of its image's name or named after it;
     ``labelmap``: all masks of the image of its name, a value each. ``auto``: what the names there say, if all
     say the same."""
-    legend: Place | None = None
-    """masks: JSON with the names of a label map's values, such as {"1": "road", "2": "car"}, which become
-    labels."""
     void_value: Annotated[int, Interval(ge=1, le=2**24 - 1)] | None = None
     """masks: value of a label map besides 0 that means nothing, such as 255; its mask is kept as void."""
-
-
-def _legend(raw: bytes, where: str) -> dict[int, str]:
-    return checked_names(records.parse_json(raw, where), where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +68,7 @@ class MasksReader(FolderReader, MasksOptions):
 
     options: ClassVar[type] = MasksOptions
     suffix: ClassVar[str] = ".png"
-    parse_names: ClassVar[ParseNames] = staticmethod(_legend)
+    parse_names: ClassVar[ParseNames] = staticmethod(legends.parsed)
 
     def names_uri(self) -> str | None:
         """Returns where the legend is."""
@@ -176,7 +168,7 @@ class MasksReader(FolderReader, MasksOptions):
             raise DataError(fault, reason="label_map_values")
         names: dict[int, str] = {}
         if self.legend is not None:
-            names = names_of(self.legend, place["names"], _legend)
+            names = names_of(self.legend, place["names"], legends.parsed)
         made = []
         for value, counts in split_labels(labels):
             mask = {"mask_id": str(value), "segmentation": {"size": [height, width], "counts": counts}}

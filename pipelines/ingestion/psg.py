@@ -14,39 +14,28 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pipelines import storage
-from pipelines.config import Place
-from pipelines.ingestion import annotations, image_source, records
+from pipelines.ingestion import annotations, label_maps, records
 from pipelines.ingestion.file_reader import FileReader
+from pipelines.ingestion.label_maps import SEGMENT_FIELDS, PanopticOptions
 from pipelines.ingestion.reader import Input, ReadResult, Reject
 from pipelines.ingestion.records import Record
-from samtok import masks
 from samtok.errors import ConfigError, DataError
-from samtok.labelmaps import read_label_map, split_labels
 
 GRAPH_ID = "graph"
 """Id of the one annotation of an image."""
 
 _IMAGE_FIELDS = ("file_name", "height", "width", "pan_seg_file_name")
-_SEGMENT_FIELDS = ("id", "category_id", "iscrowd", "area")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PsgOptions:
-    """Options of PSG."""
-
-    panoptic: Place | None = None
-    """psg: URI of the folder of panoptic maps; by default annotations below the images, as in COCO."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PsgReader(FileReader, PsgOptions):
+class PsgReader(FileReader, PanopticOptions):
     """Reads one PSG file.
 
     The splits ``test`` and ``val`` take the images of ``test_image_ids``, ``train`` all others, any other
     name takes all.
     """
 
-    options: ClassVar[type] = PsgOptions
+    options: ClassVar[type] = PanopticOptions
     max_head_bytes: ClassVar[int] = 512 * 2**20  # which split an image is of stands at the end
 
     @property
@@ -103,16 +92,16 @@ class PsgReader(FileReader, PsgOptions):
         try:
             image_hw = records.size_hw(record["image"], f"image {item.key}")
             image_uri = self._uri(self.images, record["image"], "file_name", item.key)
-            counts, masks_hw = self._counts(record["image"], image_hw, item.key)
+            uri = self._uri(self._label_maps, record["image"], "pan_seg_file_name", item.key)
+            counts, masks_hw = label_maps.read_counts(uri, image_hw, self.orientation)
         except DataError as error:
             return ReadResult.refused(self.name, item.key, error, num_masks=len(record["segments"]))
         usable, rejects, mask_ids = self._segments(record["segments"], counts, masks_hw, item.key)
         result = records.make_row(self, item.key, image_uri, image_hw, usable, rejects)
         triplets, lost = self._triplets(record["relations"], len(mask_ids), item.key)
         payload = {"triplets": triplets}
-        known = {segment.get("id") for segment in record["segments"] if type(segment.get("id")) is int}
         message = f"pixels of image {item.key} have this id, which no segment has"
-        for number in sorted(counts.keys() - known):
+        for number in label_maps.unlisted(record["segments"], counts):
             lost.append(self.reject(item.key, "unknown_segment", message, mask_id=str(number)))
         graph = annotations.annotation(GRAPH_ID, "scene_graph", mask_ids, payload=payload)
         return annotations.attach(result, [graph] if triplets else [], lost)
@@ -136,34 +125,11 @@ class PsgReader(FileReader, PsgOptions):
     def _uri(self, root: str, image: Record, field: str, image_id: str) -> str:
         return self.below(root, records.image_name(image.get(field), f"{field} of image {image_id}"))
 
-    def _counts(
-        self, image: Record, image_hw: tuple[int, int], image_id: str
-    ) -> tuple[dict[int, str], tuple[int, int]]:
-        """Returns the masks of a label map by their ids, and its size, which the image may have upright."""
-        uri = self._uri(self._label_maps, image, "pan_seg_file_name", image_id)
-        try:
-            data = image_source.read_image_bytes(uri)
-        except DataError as error:
-            raise DataError(str(error), reason=error.reason.replace("image", "label_map", 1)) from error
-        labels = read_label_map(data, where=uri)
-        height, width = labels.shape
-        turned_hw = image_hw if self.orientation == "stored" else image_hw[::-1]
-        if (height, width) not in (image_hw, turned_hw):
-            raise DataError(
-                f"{uri} has (height, width) {labels.shape}, its image {image_hw}: is it of another image?",
-                reason="label_map_size",
-            )
-        return dict(split_labels(labels)), (height, width)
-
     def _segments(
         self, segments: list[Record], counts: dict[int, str], image_hw: tuple[int, int], image_id: str
     ) -> tuple[list[Record], list[Reject], list[str]]:
-        """Returns usable segments, a reject for each other one, and the ids of all.
-
-        A mask's id is its segment's; one without an id, or with that of another, goes by its index.
-        """
-        ids = [records.id_text(segment.get("id")) for segment in segments]
-        mask_ids = [own if own and ids.count(own) == 1 else f"#{i}" for i, own in enumerate(ids)]
+        """Returns usable segments, a reject for each other one, and the ids of all."""
+        mask_ids = label_maps.mask_ids_of(segments)
         usable, rejects = [], []
         for mask_id, segment in zip(mask_ids, segments, strict=True):
             try:
@@ -213,7 +179,7 @@ def _reduced(entry: Record, labels: list[str], predicates: list[str]) -> Record:
     segments = []
     for segment in entry["segments_info"]:
         fields = segment if isinstance(segment, dict) else {}
-        kept = {key: fields[key] for key in _SEGMENT_FIELDS if key in fields}
+        kept = {key: fields[key] for key in SEGMENT_FIELDS if key in fields}
         segments.append({**kept, "label": _named(fields.get("category_id"), labels)})
     relations = entry.get("relations")
     if isinstance(relations, list):
@@ -230,21 +196,10 @@ def _named(number: object, names: list[str]) -> str | None:
 
 
 def _segment(mask_id: str, segment: Record, counts: dict[int, str], image_hw: tuple[int, int]) -> Record:
-    number = segment.get("id")
-    if type(number) is not int or mask_id != str(number):
-        raise DataError(f"segment {mask_id} has the id {number!r:.40}, expected its own", reason="segment_id")
+    number = label_maps.check_id(mask_id, segment)
     if segment["label"] is None:
         message = f"segment {mask_id} has category_id {segment.get('category_id')!r:.40}, which has no name"
         raise DataError(message, reason="category_id")
     if number not in counts:
         raise DataError(f"segment {mask_id} has no pixel in the label map", reason="segment_missing")
-    area = masks.area(counts[number], height=image_hw[0], width=image_hw[1])
-    if segment.get("area", area) != area:
-        message = f"segment {mask_id} has {area} pixels in the label map, its area is {segment['area']!r:.40}"
-        raise DataError(f"{message}; is it the map of another image?", reason="segment_area")
-    return {
-        "mask_id": mask_id,
-        "label": segment["label"],
-        "iscrowd": segment.get("iscrowd"),
-        "segmentation": {"size": list(image_hw), "counts": counts[number]},
-    }
+    return {**label_maps.segment_of(mask_id, segment, counts, image_hw), "label": segment["label"]}

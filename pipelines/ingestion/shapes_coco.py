@@ -36,19 +36,20 @@ def write_instances(name: str, scenes: Iterable[Scene], config: ShapesConfig) ->
 
 
 def _annotations(scene: Scene, config: ShapesConfig) -> list[dict[str, Any]]:
-    crowds = common.crowds(scene, config.crowd_share)
     return [
         {
             "id": common.mask_id(scene, number),
             "image_id": common.image_id(scene),
             "category_id": KINDS.index(shape.kind) + 1,
-            "segmentation": _coco_segmentation(shape, config.segmentation, crowd=bool(crowd)),
+            "segmentation": _coco_segmentation(shape, config.segmentation, crowd=crowd),
             "area": int(shape.mask.sum()),
             "bbox": common.bbox_xywh(shape),
             "iscrowd": int(crowd),
             "attributes": {"colour": shape.colour, "size": shape.size},
         }
-        for number, (shape, crowd) in enumerate(zip(scene.objects, crowds, strict=True), start=1)
+        for number, (shape, crowd) in enumerate(
+            zip(scene.objects, common.crowds(scene, config.crowd_share), strict=True), start=1
+        )
     ]
 
 

@@ -6,6 +6,10 @@
     GranDf            OUT/granf.json, OUT/train/000000000001.jpg
     PSG               OUT/psg.json, OUT/annotations/panoptic_train/000000000001.png, images as before
     DAM               OUT/annotations.json, images as before
+    panoptic          OUT/annotations/panoptic_train.json, maps and images as those of PSG
+    ADE20K            OUT/ADE/training/shapes/ADE_train_00000001.jpg, _seg.png and .json
+    Cityscapes        OUT/gtFine/train/shapes/shapes_000000_000001_gtFine_instanceIds.png, _labelIds.png,
+                      OUT/leftImg8bit/train/shapes/shapes_000000_000001_leftImg8bit.png, OUT/legend.json
     chats             OUT/vqa.jsonl, images as before
     masks             OUT/masks/train/000000000001/star_1.png, or OUT/masks/train/000000000001.png and
                       OUT/legend.json; images as before
@@ -28,6 +32,7 @@ from pipelines.ingestion.config import COMPLETE, STARTED, Format, ShapesConfig
 from pipelines.ingestion.shapes_coco import coco_files
 from pipelines.ingestion.shapes_folders import labelme_files, mask_files, yolo_files
 from pipelines.ingestion.shapes_layouts import dam_files, granf_files, psg_files, refer_files, vqa_files
+from pipelines.ingestion.shapes_maps import ade20k_files, cityscapes_files, panoptic_files
 from pipelines.ingestion.shapes_sa1b import sa1b_files
 from pipelines.ingestion.shapes_scenes import json_bytes
 from pipelines.job import config_json
@@ -59,6 +64,9 @@ _WRITERS: dict[Format, Callable[[ShapesConfig], int]] = {
     "masks": mask_files,
     "labelme": labelme_files,
     "yolo": yolo_files,
+    "panoptic": panoptic_files,
+    "ade20k": ade20k_files,
+    "cityscapes": cityscapes_files,
 }
 
 

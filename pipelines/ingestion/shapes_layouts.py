@@ -11,17 +11,16 @@
 Each writer returns the number of masks.
 """
 
-import io
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from pipelines import storage
 from pipelines.ingestion import shapes_scenes as common
 from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.shapes_coco import write_instances
+from pipelines.ingestion.shapes_maps import panoptic_map, segment_id
 from samtok.shapes import (
     KINDS,
     PREDICATES,
@@ -52,7 +51,7 @@ def psg_files(config: ShapesConfig) -> int:
     for scene in common.pictured(config):
         entry = _graph(scene, config)
         uri = storage.join(config.out, "annotations", entry["pan_seg_file_name"])
-        common.put_new(uri, lambda scene=scene: _label_map(scene))
+        common.put_new(uri, lambda scene=scene: panoptic_map(scene))
         entries.append(common.json_bytes(entry))
         ids.append(common.image_id(scene))
         num_masks += len(scene.objects)
@@ -114,7 +113,7 @@ def _graph(scene: Scene, config: ShapesConfig) -> dict[str, Any]:
         category = KINDS.index(shape.kind)
         area = int(shape.mask.sum())
         segments.append(
-            {"id": _segment_id(number), "category_id": category, "isthing": 1, "iscrowd": 0, "area": area}
+            {"id": segment_id(number), "category_id": category, "isthing": 1, "iscrowd": 0, "area": area}
         )
         left, top, right, bottom = shape.box_xyxy
         boxes.append({"bbox": [left, top, right + 1, bottom + 1], "category_id": category})
@@ -128,20 +127,6 @@ def _graph(scene: Scene, config: ShapesConfig) -> dict[str, Any]:
         "annotations": boxes,
         "relations": [[i, j, PREDICATES.index(word)] for i, word, j in relations(scene)],
     }
-
-
-def _segment_id(number: int) -> int:
-    return number * 70_001  # needs all three channels of the map
-
-
-def _label_map(scene: Scene) -> bytes:
-    ids = np.zeros(scene.size_hw, np.uint32)
-    for number, shape in enumerate(scene.objects, start=1):
-        ids[shape.mask] = _segment_id(number)
-    channels = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(channels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def vqa_files(config: ShapesConfig) -> int:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
 from PIL import Image
 
 from pipelines import storage
@@ -63,11 +62,6 @@ def image_bytes(scene: Scene, image_format: str, jpeg_quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def crowds(scene: Scene, share: float) -> Bool[np.ndarray, " shape"]:
-    """Draws which shapes of a scene are crowds."""
-    return np.random.default_rng([scene.seed, scene.index, CROWD_STREAM]).random(len(scene.objects)) < share
-
-
 def json_bytes(value: Any) -> bytes:
     """Returns compact JSON."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
@@ -86,6 +80,12 @@ def image_id(scene: Scene) -> int:
 def mask_id(scene: Scene, number: int) -> int:
     """Returns the id of a scene's shape; numbers count from 1."""
     return image_id(scene) * 100 + number  # a scene has at most 99 shapes
+
+
+def crowds(scene: Scene, share: float) -> list[bool]:
+    """Draws which shapes of a scene are crowds."""
+    rng = np.random.default_rng([scene.seed, scene.index, CROWD_STREAM])
+    return (rng.random(len(scene.objects)) < share).tolist()
 
 
 def bbox_xywh(shape: ShapeObject) -> list[float]:

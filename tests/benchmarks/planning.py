@@ -172,6 +172,7 @@ def commit_records(count: int) -> None:
         "iou_histogram": list(range(100)),
         "iou_sum": 4000.0,
         "iou_count": 5000,
+        "reject_reasons": {},
     }
     storage.write_bytes(f"{OUT}/made-commits", json.dumps({"count": count, "record": record}).encode())
 

@@ -1,7 +1,7 @@
 """Whatever records a dataset mixes, a run whose store is healthy ends with exit 0 or 3, and counts add up.
 
-Names of images, image files, annotations and lines of chats are drawn from good ones and from every kind of
-bad one; on a disk and on S3 the verdicts are the same.
+Names of images, image files, annotations, label maps and lines of chats are drawn from good ones and from
+every kind of bad one; on a disk and on S3 the verdicts are the same.
 """
 
 import io
@@ -308,6 +308,102 @@ def test_every_kind_of_file_of_a_plain_folder_at_once_is_counted(tmp_path: Path,
     ]  # a mask without image is no row, nor is a lone image
     assert totals["rows_in"] == len(mix) - unseen
     assert totals["rows_out"] >= {"masks": 3, "labelme": 4, "yolo": 7}[kind]
+
+
+# ---------------------------------------------------------------- label maps
+
+IDS = np.pad(np.full((8, 8), 26, np.uint8), ((4, HEIGHT - 12), (5, WIDTH - 13)))
+
+
+def label_map(ids: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(ids).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+MAPS = {**FILES, "good": label_map(IDS), "another size": label_map(IDS[:-1])}
+
+SEGMENTS: tuple[Any, ...] = (
+    *({"id": 26, "category_id": 1}, {"id": 26, "area": 64, "iscrowd": 1}, {"id": 26, "area": 9}, {"id": 5}),
+    *({"id": 0}, {"id": None}, {"id": "26"}, {}, None, 5, [], {"id": 26, "category_id": [1], "iscrowd": "x"}),
+)
+
+marked = st.fixed_dictionaries(
+    {
+        "file": st.sampled_from(sorted(FILES)),
+        "map": st.sampled_from(sorted(MAPS)),
+        "name": st.one_of(st.just("{}.png"), st.sampled_from(NAMES)),
+        "map_name": st.one_of(st.just("{}.png"), st.sampled_from(NAMES)),
+        "segments": st.lists(st.sampled_from(SEGMENTS), max_size=3),
+        "image_id": st.sampled_from([None, None, None, 99, "x", [3]]),
+    }
+)
+
+
+def write_maps(root: str, mix: list[dict[str, Any]]) -> None:
+    """Writes the images, their maps for both readers of them, and panoptic.json of a mix."""
+    images, annotations = [], []
+    for number, one in enumerate(mix, start=1):
+        for place, data in (
+            (f"images/{number}.png", FILES[one["file"]]),
+            (f"images/{number}_leftImg8bit.png", FILES[one["file"]]),
+            (f"panoptic/{number}.png", MAPS[one["map"]]),
+            (f"maps/{number}_gtFine_instanceIds.png", MAPS[one["map"]]),
+        ):
+            if data is not None:
+                storage.write_bytes(f"{root}/{place}", data)
+        size = {"height": HEIGHT, "width": WIDTH}
+        images.append({"id": number, "file_name": named(one["name"], f"{root}/images", number), **size})
+        own = {"image_id": one["image_id"] or number, "segments_info": one["segments"]}
+        annotations.append({**own, "file_name": named(one["map_name"], f"{root}/panoptic", number)})
+    body = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "a"}]}
+    storage.write_bytes(f"{root}/panoptic.json", json.dumps(body).encode())
+
+
+def tokenize_maps(root: str, tokenizer: str) -> list[Any]:
+    """Tokenizes a mix with both readers; returns exit codes and verdicts."""
+    found = []
+    for reader, source, more in (
+        ("panoptic", "panoptic.json", ()),
+        ("labelmap", "maps", ("--corpus.encoding", "cityscapes")),
+    ):
+        if reader == "labelmap" and not storage.list_files(f"{root}/maps"):
+            continue  # which is no folder of maps
+        out = f"{root}/words-{reader}"
+        code = tokenize_corpus(
+            [
+                *("--corpus.reader", reader, "--corpus.source", f"{root}/{source}", "--corpus.images"),
+                *(f"{root}/images", "--out", out, "--tokenizer", tokenizer, "--workers", "0"),
+                *("--tracking", "off", "--report-images", "0", "--max-image-pixels", "1000000"),
+                *("--max-reject-rate", "1", *more),
+            ]
+        )
+        assert code in (0, 3)
+        planned = shards.load_plan(out) is not None  # else no image was there at all
+        found.append((code, verdicts(out) if planned else None))
+    return found
+
+
+@EXAMPLES
+@given(mix=st.lists(marked, min_size=1, max_size=5))
+def test_any_mix_of_label_maps_ends_with_exit_0_or_3(tmp_path_factory, tokenizer, mix):
+    root = str(tmp_path_factory.mktemp("maps"))
+    write_maps(root, mix)
+    found = tokenize_maps(root, tokenizer)
+    if found[0][1] is not None:
+        assert found[0][1][1]["masks_in"] == sum(len(one["segments"]) for one in mix)
+    shutil.rmtree(root)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@settings(EXAMPLES, max_examples=4)
+@given(mix=st.lists(marked, min_size=1, max_size=5))
+def test_any_mix_of_label_maps_has_the_same_verdicts_on_s3(tmp_path_factory, bucket, tokenizer, mix):
+    roots = str(tmp_path_factory.mktemp("maps")), fresh(bucket)
+    for root in roots:
+        write_maps(root, mix)
+    assert tokenize_maps(roots[0], tokenizer) == tokenize_maps(roots[1], tokenizer)
 
 
 # ---------------------------------------------------------------- chats

@@ -77,7 +77,7 @@ def test_the_keys_of_expressions_reach_their_reader(tmp_path, monkeypatch):
     assert plain.corpus.instances is None and plain.reader().sentence == "sent"
 
 
-@pytest.mark.parametrize("reader", ["granf", "psg", "dam", "osprey", "masks", "labelme", "yolo"])
+@pytest.mark.parametrize("reader", ["granf", "psg", "dam", "osprey", "panoptic", "masks", "labelme", "yolo"])
 def test_readers_of_other_texts_need_a_source_and_images(reader):
     assert parse(f"reader={reader},source=a.json,images=pictures").reader().name == reader
     with pytest.raises(ConfigError, match=f"reader {reader} needs images"):
@@ -168,11 +168,18 @@ OPTIONS = [
     ("masks", "legend", "/data/legend.json"),
     ("masks", "void_value", 255),
     ("yolo", "class_names", "/data/data.yaml"),
+    ("panoptic", "panoptic", "/data/maps"),
+    ("panoptic", "image_folders", ("train2017", "unlabeled2017")),
+    ("labelmap", "encoding", "ade20k_instances"),
+    ("labelmap", "legend", "/data/names.json"),
+    ("labelmap", "part_levels", 2),
 ]
 
 
 def place(reader: str) -> dict[str, Any]:
-    return {"reader": reader, "source": "/data/a.json"} | ({} if reader == "sa1b" else {"images": "/data/i"})
+    more = {} if reader == "sa1b" else {"images": "/data/i"}
+    more |= {"encoding": "ade20k"} if reader == "labelmap" else {}
+    return {"reader": reader, "source": "/data/a.json", **more}
 
 
 def listed(value: object) -> tuple[str, ...]:
@@ -198,8 +205,8 @@ def test_an_option_reaches_its_reader_from_the_command_line(reader, name, value)
 
 @pytest.mark.parametrize(("reader", "name", "value"), OPTIONS)
 def test_an_option_reaches_its_reader_in_one_flag_and_is_written_back(reader, name, value):
-    text = ",".join(f"{key}={given}" for key, given in place(reader).items())
-    spec = parse(f'{text},{name}="{",".join(listed(value))}"')
+    given = {**place(reader), name: f'"{",".join(listed(value))}"'}
+    spec = parse(",".join(f"{key}={text}" for key, text in given.items()))
     assert getattr(spec.reader(), name) == value
     assert parse(spec.text) == spec
 

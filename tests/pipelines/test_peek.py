@@ -33,12 +33,15 @@ FILES = {
     "psg": "psg.json",
     "dam": "annotations.json",
     "sa1b": "",
+    "panoptic": "annotations/panoptic_train.json",
+    "ade20k": "ADE/training",
+    "cityscapes": "gtFine/train",
     "masks": "masks/train",
     "labelme": "train",
     "yolo": "labels/train",
 }
-UNCOUNTED = ("sa1b", "labelme", "yolo")
-"""Layouts whose masks only reading counts."""
+WITHOUT_COUNTS = ("sa1b", "ade20k", "cityscapes", "labelme", "yolo")
+"""Layouts of which only reading shows how many masks there are."""
 
 
 def corpus(folder: Path, kind: str, **fields) -> Reader:
@@ -46,10 +49,14 @@ def corpus(folder: Path, kind: str, **fields) -> Reader:
     world = WorldConfig.square(48)
     config = ShapesConfig(out=str(folder), format=kind, num_images=20, world=world, **fields)  # type: ignore
     make_shapes(config)
-    images = dict.fromkeys(("granf", "coco", "refer", "masks", "labelme"), f"{folder}/train")
+    images = dict.fromkeys(("granf", "coco", "refer", "panoptic", "masks", "labelme"), f"{folder}/train")
+    images |= {"ade20k": f"{folder}/ADE/training", "cityscapes": f"{folder}/leftImg8bit/train"}
     images["yolo"] = f"{folder}/images/train"
     place = {} if kind == "sa1b" else {"images": images.get(kind, str(folder))}
-    return build_reader(kind, source=str(folder / FILES[kind]).rstrip("/"), **place)
+    source = str(folder / FILES[kind]).rstrip("/")
+    if kind in ("ade20k", "cityscapes"):
+        return build_reader("labelmap", source=source, encoding=kind, **place)
+    return build_reader(kind, source=source, **place)
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -59,7 +66,7 @@ def test_a_small_corpus_is_counted_whole_and_eight_images_are_read(tmp_path, kin
     found = peek(reader)
     inputs = [item for item in reader.inputs() if isinstance(item, Input)]
     assert (found.images, found.more, found.rejects, found.read) == (len(inputs), False, 0, 8)
-    assert found.masks == (None if kind in UNCOUNTED else sum(item.num_masks or 0 for item in inputs))
+    assert found.masks == (None if kind in WITHOUT_COUNTS else sum(item.num_masks or 0 for item in inputs))
     assert not found.faults and str(found).startswith(f"{len(inputs)} images, ")
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 

@@ -193,7 +193,8 @@ def test_a_side_car_has_all_published_fields(tmp_path):
 
 # --- repeating --------------------------------------------------------------------------------------------
 
-FORMATS = [(name, {}) for name in ("coco", "refer", "granf", "psg", "dam", "vqa", "masks", "labelme", "yolo")]
+NAMES = ("coco", "refer", "granf", "psg", "dam", "vqa", "panoptic", "ade20k", "cityscapes")
+FORMATS = [(name, {}) for name in (*NAMES, "masks", "labelme", "yolo")]
 FORMATS += [("masks", {"mask_layout": "labelmap"})]
 FORMATS += [("sa1b", {"layout": layout, "images_per_folder": 5}) for layout in LAYOUTS]
 
@@ -282,7 +283,8 @@ def test_disjoint_ranges_share_no_id_and_the_same_scene_is_the_same_anywhere(tmp
         ({"crowd_share": 2.0}, "--crowd-share must be in"),
         ({"jpeg_quality": 100}, r"--jpeg-quality must be in \[1, 95\], got 100"),
         ({"split": "../train"}, "--split must be a plain name"),
-        ({"format": "sa1b", "image_format": "png"}, "JPEG images only"),
+        ({"format": "sa1b", "image_format": "png"}, "SA-1B has JPEG images only"),
+        ({"format": "ade20k", "image_format": "png"}, "ADE20K has JPEG images only"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(fields, message):
