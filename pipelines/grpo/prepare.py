@@ -1,6 +1,8 @@
 """What is known of a run before anything runs: checks, fingerprint, lineage, prompts. Loads no torch."""
 
 import dataclasses
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,8 @@ from pipelines.training.resume import has_begun
 from samtok import folders
 from samtok.errors import ConfigError
 from samtok.rewards.iou import NAME as IOU
+
+log = logging.getLogger(__name__)
 
 CODE_VERSION = 3
 """Raised with every change of the code that changes what is learnt or what this fingerprint holds."""
@@ -79,6 +83,8 @@ def prepare(config: GrpoConfig) -> PreparedGrpo:
     is_whole = not config.dry_run or has_begun(config.out)
     peek = None if is_whole else PEEKED
     prompts = load_prompts(config.chats, config.prompts, seed=config.seed, limit=config.limit, peek=peek)
+    if (told := silence_pays(prompts.counts)) is not None:
+        log.warning("%s", told)
     held_out = _held_out(config, peek)
     _check_model(config, prompts, held_out)
     check_engine(config.rollout)
@@ -107,6 +113,21 @@ def prepare(config: GrpoConfig) -> PreparedGrpo:
         fingerprint=fingerprint,
         lineage=lineage,
         deepspeed=deepspeed_of(config.learner, (1, 2, 3)),
+    )
+
+
+def silence_pays(counts: Mapping[str, int]) -> str | None:
+    """Returns a warning if prompts without a target are more than those with one, by ``none`` and ``prompts``
+    of a selection: whatever masks earn then is less than what saying nothing does."""
+    none, targets = counts["none"], counts["prompts"] - counts["none"]
+    if none <= targets:
+        return None
+    share = none / counts["prompts"]
+    ratio = f"{none / targets:.2f}" if targets else "infinite"
+    return (
+        f"{share:.0%} of the prompts have no target: always saying so earns {share:.2f} on average, "
+        f"masks with at most {1 - share:.2f} (p/(1-p) is {ratio}), so the model may stop saying masks. "
+        "--prompts.none-share 0.3 leaves some of them out."
     )
 
 

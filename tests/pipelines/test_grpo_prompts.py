@@ -1,6 +1,7 @@
 """Prompts of reinforcement learning: which samples are asked, in which order, and what is asked."""
 
 import pickle
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pipelines.chats.prompts import (
     prompt_of,
 )
 from pipelines.chats.source import rejected
+from pipelines.grpo.prepare import silence_pays
 from pipelines.ingestion.reader import Input
 from pipelines.mllm_evaluation.rows import ANSWER_ROW
 from pipelines.planning import plans
@@ -162,6 +164,25 @@ def test_the_share_without_a_target_is_exact_and_drawn_by_the_seed(home, share, 
     assert sample_ids(load(home / "a", home / "b", none_share=share)) == sample_ids(source)
     if share in (0.1, 0.5, 0.8):
         assert sample_ids(load(home / "a", home / "b", none_share=share, seed=1)) != sample_ids(source)
+
+
+@pytest.mark.parametrize(
+    ("none", "prompts", "told"),
+    [
+        (0, 10, None),
+        (5, 10, None),
+        (
+            4666,
+            8337,
+            r"^56% of .* earns 0\.56 on average, .* 0\.44 \(p/\(1-p\) is 1\.27\).*--prompts\.none-share",
+        ),
+        (10, 10, r"^100% .* is infinite"),
+    ],
+)
+def test_prompts_for_which_silence_pays_are_warned_of(none, prompts, told):
+    """The second is the authors' GRES-8k."""
+    found = silence_pays({"none": none, "prompts": prompts})
+    assert (found is None) if told is None else re.match(told, found or "")
 
 
 def test_a_share_that_cannot_be_is_refused(home, tmp_path):
