@@ -281,6 +281,7 @@ def write_folder(root: str, kind: str, mix: Sequence[tuple[dict[str, Any], bytes
             storage.write_bytes(f"{root}/{PLACES[kind].format(number)}", data)
 
 
+@pytest.mark.slow
 @EXAMPLES
 @given(data=st.data(), kind=st.sampled_from(sorted(PLACES)))
 def test_any_mix_of_a_plain_folder_ends_with_exit_0_or_3(tmp_path_factory, tokenizer, data, kind):
@@ -384,6 +385,7 @@ def tokenize_maps(root: str, tokenizer: str) -> list[Any]:
     return found
 
 
+@pytest.mark.slow
 @EXAMPLES
 @given(mix=st.lists(marked, min_size=1, max_size=5))
 def test_any_mix_of_label_maps_ends_with_exit_0_or_3(tmp_path_factory, tokenizer, mix):

@@ -322,6 +322,17 @@ def test_a_file_is_cut_into_shards_at_its_lines(tmp_path, limit, count):
     assert found == {f"imported/train/line-{n + 1:08d}": f"{n} é" for n in range(count)}
 
 
-def test_a_json_list_is_no_jsonl_file(tmp_path):
-    (source := tmp_path / "list.json").write_text("[{}]")
-    assert run("--jsonl.source", str(source), "--out", str(tmp_path / "chats")) == 2
+def test_a_json_list_is_imported_like_lines(tmp_path):
+    """In the form of the authors' mask_generation_gres209k.json."""
+    pixels = np.zeros((8, 9, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    said = '```json\n[{"mask_2d": "<|mt_start|><|mt_0012|><|mt_0301|><|mt_end|>", "label": "man"}]\n```'
+    turns = [{"from": "human", "value": "<image>\nThe man."}, {"from": "gpt", "value": said}]
+    body = [{"image": "a.png", "conversations": turns}, {}, {"image": "gone.png", "conversations": turns}]
+    (source := tmp_path / "list.json").write_text(json.dumps(body, indent=1))
+    out = tmp_path / "chats"
+    more = ("--jsonl.images", str(tmp_path), "--max-reject-rate", "1")
+    assert run("--jsonl.source", str(source), "--out", str(out), *more) == 0
+    (row,) = rows_of(load_chat_corpus(str(out)))
+    assert row["sample_id"] == "imported/train/entry-00000001"
+    assert [mask["codes"] for mask in row["masks"]] == [[12, 45]]

@@ -35,6 +35,7 @@ def test_the_first_kind_holds_and_another_is_refused_or_recorded(tmp_path: Path,
     assert sum("now on NVIDIA A100" in line for line in lines) == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_elsewhere_is_refused_before_anything_is_committed(tmp_path: Path, monkeypatch):
     """The kind is what the process with the network says; here it is told what to say."""
     write_shapes(tmp_path / "shapes", num_images=12)
