@@ -308,6 +308,7 @@ def test_the_storage_check_works_in_s3(bucket):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_every_node_of_ray_writes_to_the_storage_with_its_own_credentials(bucket, s3, tmp_path):
     """One node has credentials of its own that are wrong; the driver's are right."""

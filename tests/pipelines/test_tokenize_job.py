@@ -77,6 +77,7 @@ def test_without_workers_there_is_no_ray_and_the_bytes_are_the_same(home, whole)
     assert data_digests(read_manifest(out)) == data_digests(read_manifest(whole))
 
 
+@pytest.mark.long
 def test_decoders_are_as_many_as_the_first_chunks_say_and_bytes_are_the_same(home, whole):
     out = home / "auto"
     more = flags(home, str(out), "--num-cpus", "4", "--chunk-rows", "1")
