@@ -26,8 +26,7 @@ _PAPER = GrpoConfig(
     model=_REQUIRED,
     tokenizer=_REQUIRED,
     chats=_REQUIRED,
-    # Of the authors' GRES-8k 56 % have no target, so always saying so would pay more than any mask.
-    prompts=PromptsConfig(thinking=True, none_share=0.3),
+    prompts=PromptsConfig(thinking=True),
     prompts_per_step=512,
     steps=100,
     reward=RewardConfig(true_positives="distinct", count_malformed=False),

@@ -155,8 +155,15 @@ def build(home: Path) -> None:
     ):
         (home / f"data/{place}.json").parent.mkdir(exist_ok=True)
         shutil.copy(objects, home / f"data/{place}.json")
-    sa1b = ShapesConfig(out=str(home / "data/sa1b"), format="sa1b", num_images=8)
-    assert make_shapes(sa1b) == 0
+    for place, more in {
+        "sa1b": {"format": "sa1b"},
+        "own": {"format": "masks"},
+        "coco2017": {"format": "panoptic", "split": "val2017"},
+        "cityscapes": {"format": "cityscapes"},
+    }.items():
+        assert make_shapes(ShapesConfig(out=str(home / "data" / place), num_images=8, **more)) == 0
+    (home / "data/own/images").mkdir()
+    (home / "data/own/train").rename(home / "data/own/images/train")
     (home / "models/sam2.1_hiera_large.pt").write_bytes(b"")
     words = format_words((1, 2), num_codes=256)
     for name, lines in {
