@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Any, ClassVar, NamedTuple
 
 from pipelines import storage
-from pipelines.ingestion import image_source, records
+from pipelines.ingestion import image_source, legends, records
 from pipelines.ingestion.archives import name_fault
 from pipelines.ingestion.external_sort import ExternalSort
 from pipelines.ingestion.file_reader import FileReader, first_of, size_bytes, witness_of
@@ -27,9 +27,6 @@ from samtok.errors import DataError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Suffixes of images, in whatever case."""
-
-MAX_NAMES_BYTES = 16 * 2**20
-"""Largest file of names of classes that is read."""
 
 _HEAD_FILES = 16  # annotation files that a head lists for each image
 
@@ -199,7 +196,7 @@ class FolderReader(FileReader):
         uri = self.names_uri()
         if uri is None:
             return {}
-        digest = hashlib.sha256(_names_bytes(uri)).hexdigest()[:16]
+        digest = hashlib.sha256(legends.file_bytes(uri)).hexdigest()[:16]
         names_of(uri, digest, self.parse_names)
         return {"names": digest}
 
@@ -289,16 +286,6 @@ def _digest(root: str) -> str:
 # ---------------------------------------------------------------- names of classes
 
 
-def _names_bytes(uri: str) -> bytes:
-    raw = storage.read_bytes(uri, size=MAX_NAMES_BYTES + 1)
-    if len(raw) > MAX_NAMES_BYTES:
-        raise DataError(
-            f"{uri} has over {MAX_NAMES_BYTES} bytes, more than names of classes can have",
-            reason="names_layout",
-        )
-    return raw
-
-
 @lru_cache(maxsize=8)
 def names_of(uri: str, digest: str, parse: ParseNames) -> dict[int, str]:
     """Returns the names of classes by their number, as ``parse`` reads a file that has the digest.
@@ -307,32 +294,7 @@ def names_of(uri: str, digest: str, parse: ParseNames) -> dict[int, str]:
         DataError: ``names_changed`` for another digest than when the corpus was listed, and what ``parse``
             raises.
     """
-    raw = _names_bytes(uri)
+    raw = legends.file_bytes(uri)
     if hashlib.sha256(raw).hexdigest()[:16] != digest:
         raise DataError(f"{uri} has changed since the corpus was listed", reason="names_changed")
     return parse(raw, uri)
-
-
-def checked_names(value: Any, where: str) -> dict[int, str]:
-    """Returns names by number: of a list by place from 0, of an object by its keys.
-
-    Raises:
-        DataError: ``names_layout`` for anything else, numbers below 0, and names that are no text.
-    """
-    if not isinstance(value, list | dict):
-        raise _no_names(where, f"a {type(value).__name__}")
-    names: dict[int, str] = {}
-    for key, name in value.items() if isinstance(value, dict) else enumerate(value):
-        number = records.id_text(key) or ""
-        plain = number.isascii() and number.isdigit() and len(number) <= 9
-        if not plain or not isinstance(name, str) or not name or not records.is_utf8(name):
-            raise _no_names(where, f"{key!r:.40}: {name!r:.80}")
-        names[int(number)] = name
-    return names
-
-
-def _no_names(where: str, got: str) -> DataError:
-    return DataError(
-        f"{where} holds {got}, expected names of classes by whole numbers from 0, or a list of them",
-        reason="names_layout",
-    )

@@ -1,7 +1,7 @@
 """Names of the classes of label maps: from a file of the user's, or from the JSON beside a map of ADE20K."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -44,18 +44,33 @@ def legend_of(uri: str) -> Legend:
             and so on if it cannot be read.
         StorageError: If the storage fails.
     """
+    return parsed(file_bytes(uri), uri)
+
+
+def file_bytes(uri: str) -> bytes:
+    """Returns a file of names; raises DataError ``legend`` if it is too large, else as ``legend_of``."""
     try:
         raw = storage.read_bytes(uri, size=MAX_BYTES + 1)
     except storage.ObjectError as error:
         raise DataError(str(error), reason=f"legend_{error.reason}") from error
     if len(raw) > MAX_BYTES:
         raise _fault(uri, f"over {MAX_BYTES} bytes")
-    return parsed(raw, uri)
+    return raw
 
 
 def parsed(raw: bytes, uri: str) -> Legend:
     """Returns the names in the bytes of a legend; raises as ``legend_of``."""
-    pairs = _of_json(records.parse_json(raw, uri), uri) if uri.endswith(".json") else _of_text(raw, uri)
+    if uri.endswith(".json"):
+        return of_value(records.parse_json(raw, uri), uri)
+    return _checked(_of_text(raw, uri), uri)
+
+
+def of_value(value: Any, uri: str) -> Legend:
+    """Returns the names in parsed JSON or YAML of the forms of ``legend_of``; raises as it does."""
+    return _checked(_of_value(value, uri), uri)
+
+
+def _checked(pairs: Iterable[tuple[int, Any]], uri: str) -> Legend:
     legend: Legend = {}
     for number, name in pairs:
         if not isinstance(name, str) or not name.strip() or not records.is_utf8(name):
@@ -78,13 +93,11 @@ def names_beside(uri: str) -> Legend:
         StorageError: If the storage fails.
     """
     try:
-        raw = storage.read_bytes(uri, size=MAX_BYTES + 1)
-    except storage.NotFoundError:
-        return {}
-    except storage.ObjectError as error:
-        raise DataError(str(error), reason=f"legend_{error.reason}") from error
-    if len(raw) > MAX_BYTES:
-        raise _fault(uri, f"over {MAX_BYTES} bytes")
+        raw = file_bytes(uri)
+    except DataError as error:
+        if error.reason == "legend_missing":
+            return {}
+        raise
     try:
         raw.decode()
     except UnicodeDecodeError:
@@ -102,10 +115,10 @@ def names_beside(uri: str) -> Legend:
     return legend
 
 
-def _of_json(legend: Any, uri: str) -> Iterator[tuple[int, Any]]:
+def _of_value(legend: Any, uri: str) -> Iterator[tuple[int, Any]]:
     if isinstance(legend, dict):
         for key, name in legend.items():
-            if not re.fullmatch(r"[0-9]{1,9}", key):
+            if not re.fullmatch(r"[0-9]{1,9}", records.id_text(key) or ""):
                 raise _fault(uri, f"the key {key!r:.80}")
             yield int(key), name
     elif isinstance(legend, list):
@@ -135,7 +148,7 @@ def _of_text(raw: bytes, uri: str) -> Iterator[tuple[int, str]]:
 
 def _fault(uri: str, got: str) -> DataError:
     return DataError(
-        f"{uri} holds {got}, expected names of classes by number: a JSON object or list, or a number "
-        "and a name per line.",
+        f"{uri} holds {got}, expected names of classes by number: an object or list of names, or a "
+        "number and a name per line.",
         reason="legend",
     )

@@ -12,7 +12,6 @@ listed apart, without their images; those are read one row group at a time (``pa
 """
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -88,7 +87,7 @@ class ParquetReader:
             {"mask_id": str(number), "segmentation": rle} for number, rle in enumerate(body["masks"], start=1)
         ]
         try:
-            image_hw = _size_of(body["masks"]) or image_source.read_size_hw(uri)
+            image_hw = records.size_hw_of_masks(body["masks"], "the image") or image_source.read_size_hw(uri)
         except DataError as error:
             return ReadResult.refused(self.name, item.key, error, num_masks=len(named))
         made: list[Annotation] = []
@@ -199,16 +198,3 @@ def _rle(value: Any) -> Any:
     if isinstance(value, dict) and isinstance(value.get("counts"), bytes):
         value = {**value, "counts": value["counts"].decode("ascii", errors="replace")}
     return value
-
-
-def _size_of(rles: Sequence[Any]) -> tuple[int, int] | None:
-    """Returns the size that most masks state; None if none states one."""
-    sizes: Counter[tuple[int, int]] = Counter()
-    for rle in rles:
-        size = rle.get("size") if isinstance(rle, dict) else None
-        if isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size):
-            sizes[size[0], size[1]] += 1
-    if not sizes:
-        return None
-    height, width = max(sizes, key=lambda size: (sizes[size], size))
-    return records.size_hw({"height": height, "width": width}, "the image, by its masks,")

@@ -6,6 +6,7 @@ in pixels) and ``segmentation`` in any form that ``samtok.masks.to_counts`` read
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -130,6 +131,20 @@ def size_hw(record: Mapping[str, Any], where: str) -> tuple[int, int]:
             reason="image_size",
         )
     return height, width
+
+
+def size_hw_of_masks(rles: Iterable[Any], where: str) -> tuple[int, int] | None:
+    """Returns height and width of an image whose record states none: the ``size`` of most of its RLEs, of
+    several the largest. None if no RLE states one; raises as ``size_hw``."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    for rle in rles:
+        size = rle.get("size") if isinstance(rle, dict) else None
+        if isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size):
+            sizes[size[0], size[1]] += 1
+    if not sizes:
+        return None
+    height, width = max(sizes, key=lambda size: (sizes[size], size))
+    return size_hw({"height": height, "width": width}, f"{where}, by its masks,")
 
 
 K = TypeVar("K", str, tuple[str, str])

@@ -59,7 +59,9 @@ class DamReader(FileReader):
         entries = json.loads(item.payload)
         num_masks = len({entry["mask_id"] for entry in entries})
         try:
-            image_hw = _size_hw(entries, item.key)
+            rles = (entry["mask_rle"] for entry in entries)
+            where = f"image {item.key}"
+            image_hw = records.size_hw_of_masks(rles, where) or records.size_hw({}, where)
             image_uri = self.image_uri(item.key)
         except DataError as error:
             return ReadResult.refused(self.name, item.key, error, num_masks=num_masks)
@@ -118,14 +120,3 @@ def _image_of(entry: Any) -> str | None:
         return name if isinstance(name, str) and name and records.is_utf8(name) else None
     image_id = records.id_text(entry.get("img_id"))
     return None if image_id is None else f"{image_id}.jpg"
-
-
-def _size_hw(entries: list[Record], image_id: str) -> tuple[int, int]:
-    """Returns the size that most masks have, of several the largest; the other masks are rejected by it."""
-    sizes: Counter[tuple[int, int]] = Counter()
-    for entry in entries:
-        size = entry["mask_rle"].get("size") if isinstance(entry["mask_rle"], dict) else None
-        if isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size):
-            sizes[size[0], size[1]] += 1
-    height, width = max(sizes, key=lambda size: (sizes[size], size), default=(None, None))
-    return records.size_hw({"height": height, "width": width}, f"image {image_id}, by its masks,")

@@ -20,8 +20,8 @@ import yaml
 
 from pipelines import storage
 from pipelines.config import Place
-from pipelines.ingestion import records
-from pipelines.ingestion.folder_reader import FolderReader, Group, ParseNames, checked_names, names_of
+from pipelines.ingestion import legends, records
+from pipelines.ingestion.folder_reader import FolderReader, Group, ParseNames, names_of
 from pipelines.ingestion.reader import Input, ReadResult, Reject
 from pipelines.ingestion.records import Record
 from samtok.errors import DataError
@@ -49,7 +49,7 @@ def _class_names(raw: bytes, where: str) -> dict[int, str]:
     """Reads a ``data.yaml``, or a text with a name per line.
 
     Raises:
-        DataError: ``names_layout``.
+        DataError: ``legend``.
     """
     try:
         text = raw.decode().removeprefix("\ufeff")
@@ -60,8 +60,8 @@ def _class_names(raw: bytes, where: str) -> dict[int, str]:
             found = [line.strip() for line in text.rstrip().split("\n")]
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         fault = f"{where} cannot be read as names of classes: {error}"
-        raise DataError(fault, reason="names_layout") from error
-    return checked_names(found, where)
+        raise DataError(fault, reason="legend") from error
+    return legends.of_value(found, where)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -287,11 +287,11 @@ def test_names_of_classes_are_read_of_yaml_or_text(tmp_path, name, text):
     [
         ("data.yaml", b"names: 3", "a int"),
         ("data.yaml", b"[1, 2]", "a NoneType"),
-        ("data.yaml", b"names: [cat, 3]", "1: 3"),
-        ("data.yaml", b"names: {a: cat}", "'a': 'cat'"),
+        ("data.yaml", b"names: [cat, 3]", "name 3 of the class 1"),
+        ("data.yaml", b"names: {a: cat}", "the key 'a'"),
         ("data.yaml", b"names: [", "cannot be read as names"),
         ("data.yaml", b"names: !!python/object/apply:os.system ['x']", "cannot be read as names"),
-        ("c.txt", b"", "0: ''"),
+        ("c.txt", b"", "name '' of the class 0"),
         ("c.txt", b"cat\n\xff", "cannot be read as names"),
     ],
 )
