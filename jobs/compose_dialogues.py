@@ -3,7 +3,7 @@
     python jobs/compose_dialogues.py --preset smoke
     python jobs/compose_dialogues.py --words runs/words --out runs/chats --tasks gres=1,instances=0.5
 
-Instead of --words, --jsonl.source FILE imports chats of ms-swift or LLaVA; --export writes either format.
+Instead of --words, --chats.source FILE imports chats of other projects; --export writes their formats.
 Running it again resumes: only shards without a commit record are done.
 """
 

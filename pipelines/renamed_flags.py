@@ -15,6 +15,7 @@ RENAMED: tuple[tuple[str, str], ...] = (
     ("corpora", "chats"),
     ("prompts.corpora", "chats"),
     ("chat", "chats"),
+    ("jsonl.*", "chats.*"),
     ("validation-corpora", "validation.chats"),
     ("validation-corpora", "validation.corpora"),
     ("training.looks", "training.evals"),

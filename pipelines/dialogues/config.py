@@ -12,6 +12,7 @@ from pipelines.config import (
     Place,
     RunConfig,
     Share,
+    ShippedPlace,
     config,
     parse_pairs,
 )
@@ -23,14 +24,15 @@ Style = Literal["words", "sentence", "json", "authors"]
 
 
 @config
-class JsonlConfig:
-    """A file of chats in another project's format, to be imported instead of composing."""
+class ImportConfig:
+    """Chats in another project's format, to be imported instead of composing."""
 
     source: Place | None = None
-    """JSONL or one JSON list, local or s3://: ms-swift (messages, images) or LLaVA (conversations, image), by
-    its keys. The authors' mask_generation_gres209k.json is such a list."""
+    """JSONL or one JSON list, local or s3://: ms-swift or OpenAI (messages), LLaVA (conversations), by their
+    keys; the authors' mask_generation_gres209k.json is such a list. Or a Parquet file or a folder of them:
+    EasyR1 (images, problem, answer; the authors' gres8k, mix_gres8k_ver4k) or verl (prompt, reward_model)."""
     images: Place = ""
-    """Folder that relative names of images start from."""
+    """Folder that relative names of images start from; Parquet files without bytes of images name theirs."""
     dataset: str = "imported"
     """Name in the column dataset, and in the ids of samples."""
     split: str = "train"
@@ -41,6 +43,10 @@ class JsonlConfig:
     """Codes per level of the mask words in the texts."""
     num_levels: AtLeast1 = 2
     """Codes of a mask word."""
+    tokenizer: ShippedPlace | None = None
+    """Mask tokenizer that the words are of. Its weights are noted, so later jobs can refuse models of other
+    words; and where rows have masks, its words are decoded and their IoU is noted (see --min-iou), on a GPU
+    if there is one and --workers is 0."""
     ignore: tuple[str, ...] = ("source", "data_source", "dataset", "split")
     """Fields of a line that may be left unread. A line with another field that is not known, such as label,
     tools or videos, is rejected, since what is learnt would not be what was meant."""
@@ -63,7 +69,7 @@ class ComposeDialoguesConfig(RunConfig):
 
     words: tuple[Place, ...] = ()
     """Corpora of words, written by jobs/tokenize_corpus.py with one tokenizer."""
-    jsonl: JsonlConfig = JsonlConfig()
+    chats: ImportConfig = ImportConfig()
     tasks: str = "gres"
     """Tasks with the share of their items that is taken, as gres=1,instances=0.5; by default 1."""
     styles: Annotated[tuple[Style, ...], NotEmpty] = ("words",)
@@ -77,7 +83,8 @@ class ComposeDialoguesConfig(RunConfig):
     max_masks: AtLeast1 = 64
     """Questions that need more masks than this are filtered."""
     min_iou: Share | None = None
-    """Filter what needs a mask whose reconstruction IoU is below this; the words need --reconstruct 1."""
+    """Filter what needs a mask whose reconstruction IoU is below this; the words need --reconstruct 1, an
+    import --chats.tokenizer."""
     keep_rle: bool = True
     """Copy the original masks of a chat into its row, so that answers can be scored against them."""
     psg_vocabulary: Place | None = None
@@ -87,16 +94,17 @@ class ComposeDialoguesConfig(RunConfig):
     workers: AtLeast0 = 0
     """Ray tasks that compose at a time; they read words and write chats, so both must be reachable from every
     node. 0 composes in this process, without Ray."""
-    export: Literal["ms-swift", "llava"] | None = None
-    """Write the finished corpus as JSONL too, a file per shard, to OUT/export/NAME."""
+    export: Literal["ms-swift", "ms-swift-boxes", "llava", "openai", "easyr1", "verl"] | None = None
+    """Write the finished corpus for other trainers too, a file per shard, to OUT/export/FORMAT: JSONL, or for
+    easyr1 and verl Parquet with the images. ms-swift-boxes has boxes in objects instead of mask words."""
     report_samples: AtLeast0 = 24
     """Chats that are drawn in report/index.html; 0 writes no report."""
 
     def check(self) -> None:
         """Refuses two inputs or none, and tasks that do not exist."""
         super().check()
-        if bool(self.words) == (self.jsonl.source is not None):
-            raise ConfigError("give either --.words CORPUS to compose, or --.jsonl.source FILE to import.")
+        if bool(self.words) == (self.chats.source is not None):
+            raise ConfigError("give either --.words CORPUS to compose, or --.chats.source FILE to import.")
         shares_of(self.tasks)
 
 

@@ -1,10 +1,13 @@
-"""Chats in the formats of two other projects, written and read.
+"""Chats in the formats of other projects, written and read.
 
     ms-swift   {"messages": [{"role": "user", "content": "<image>..."}, ...], "images": ["a.jpg"]}
     LLaVA      {"image": "a.jpg" or a list, "conversations": [{"from": "human", "value": "<image> ..."}, ...]}
+    OpenAI     {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a"}},
+               {"type": "text", "text": "..."}]}, ...]}
 
-Either may have ``image`` or ``images``, a text ``system``, ``objects`` (``boxes``), and ``"loss": false`` at
-an answer that is not learnt. A line with another field is refused, since it might mean something else.
+The first two may have ``image`` or ``images``, a text ``system``, ``objects`` (``boxes``), and ``"loss":
+false`` at an answer that is not learnt. A line with another field is refused, since it might mean something
+else. Rows of EasyR1 and verl (``pipelines.ingestion.rl_rows``) are read as ms-swift's records.
 
 An image is the placeholder ``<image>`` in the text, in LLaVA followed by a line break. Our rows have images
 as parts of their own, so a text that holds the placeholder literally has no unambiguous form and is refused
@@ -14,65 +17,19 @@ both ways. Mask words are plain text in all of them; reading gives masks with co
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pipelines.chats.corpus import unlearnt_of
 from pipelines.chats.tokens import refuse_control_tokens, without_ours
 from pipelines.dialogues.boxes import BBOX, REF, with_objects
+from pipelines.ingestion.rl_rows import PLACEHOLDER
 from samtok import words
 from samtok.errors import DataError
 
-FORMATS = ("ms-swift", "llava")
-PLACEHOLDER = "<image>"
 _OTHER_PLACEHOLDERS = ("<video>", "<audio>", BBOX, REF)
 _FIELDS = ("id", "messages", "conversations", "images", "image", "system", "objects")
-_LLAVA_ROLES = {"system": "system", "user": "human", "assistant": "gpt"}
+LLAVA_ROLES = {"system": "system", "user": "human", "assistant": "gpt"}
 _ROLES = {
-    "ms-swift": {role: role for role in _LLAVA_ROLES},
-    "llava": {theirs: ours for ours, theirs in _LLAVA_ROLES.items()},
+    "ms-swift": {role: role for role in LLAVA_ROLES},
+    "llava": {theirs: ours for ours, theirs in LLAVA_ROLES.items()},
 }
-
-
-def to_record(row: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """Returns a chat row as a record of ``ms-swift`` or ``llava``; raises DataError ``placeholder`` if a text
-    holds ``<image>``, or images are not shown once and in order."""
-    break_ = "\n" if kind == "llava" else ""
-    texts = [(message["role"], _flat(row["sample_id"], message, break_)) for message in row["messages"]]
-    order = [p["image"] for message in row["messages"] for p in message["content"] if p["text"] is None]
-    uris = [image["uri"] for image in row["images"]]
-    if order != list(range(len(uris))):
-        raise DataError(
-            f"sample {row['sample_id']!r} shows its {len(uris)} images in the order {order}; these formats "
-            "can only show each once, in order",
-            reason="placeholder",
-        )
-    unlearnt = unlearnt_of(row)
-    if kind == "ms-swift":
-        messages = [{"role": role, "content": text} for role, text in texts]
-        for place in unlearnt:
-            messages[place]["loss"] = False
-        return {"messages": messages, "images": uris}
-    if unlearnt:
-        raise DataError(
-            f"sample {row['sample_id']!r} has answers that are not learnt, which LLaVA's format cannot say",
-            reason="loss",
-        )
-    turns = [{"from": _LLAVA_ROLES[role], "value": text} for role, text in texts]
-    image = {"image": uris[0] if len(uris) == 1 else uris} if uris else {}
-    return {"id": row["sample_id"], **image, "conversations": turns}
-
-
-def _flat(sample_id: str, message: Mapping[str, Any], break_: str) -> str:
-    found = []
-    for part in message["content"]:
-        if part["text"] is None:
-            found.append(PLACEHOLDER + break_)
-        elif PLACEHOLDER in part["text"]:
-            raise DataError(
-                f"sample {sample_id!r} has the text {PLACEHOLDER}, which would be read as an image",
-                reason="placeholder",
-            )
-        else:
-            found.append(part["text"])
-    return "".join(found)
 
 
 def from_record(
@@ -83,7 +40,7 @@ def from_record(
     size_hw: Callable[[str], tuple[int, int]],
     ignore: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Reads a record of either format; its keys say which.
+    """Reads a record of any of the formats; its keys say which.
 
     Args:
         size_hw: Opens an image of the record by its name; for boxes in pixels.
@@ -98,7 +55,7 @@ def from_record(
         DataError: With the reason ``record``, ``field``, ``role``, ``loss``, ``objects``, ``placeholder``,
             ``malformed_words``, ``control_token`` or ``text_encoding``.
     """
-    chat = _chat_of(record, ignore)
+    chat = _chat_of(_flattened(record), ignore)
     texts = [text for _, text in chat.turns]
     if record.get("objects"):
         texts = with_objects(texts, record["objects"], chat.images, size_hw)
@@ -111,6 +68,41 @@ def from_record(
         raise DataError(f"{shown} times {PLACEHOLDER} for {len(chat.images)} images", reason="placeholder")
     masks = list(masks.values())
     return {"images": chat.images, "messages": messages, "masks": masks, "unlearnt": chat.unlearnt}
+
+
+def _flattened(record: Any) -> Any:
+    """Returns OpenAI's messages, whose contents are lists of parts, as ms-swift's; anything else as it is."""
+    messages = record.get("messages") if isinstance(record, dict) else None
+    if not isinstance(messages, list) or not all(isinstance(one, dict) for one in messages):
+        return record
+    if not any(isinstance(one.get("content"), list) for one in messages):
+        return record
+    if record.get("images") or record.get("image"):
+        raise DataError("images stand in the messages and beside them", reason="record")
+    images: list[str] = []
+    flat = []
+    for message in messages:
+        content = message.get("content")
+        parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+        flat.append({**message, "content": "".join(_flat_part(part, images) for part in parts)})
+    return {**record, "messages": flat, "images": images}
+
+
+def _flat_part(part: Any, images: list[str]) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    value = part.get(kind) if kind in ("text", "image", "image_url") else None
+    if kind == "image_url" and isinstance(value, dict):
+        value = value.get("url")
+    if not isinstance(value, str):
+        raise DataError(
+            f"expected a part of type text, image or image_url, got {part!r:.200}", reason="record"
+        )
+    if kind != "text":
+        images.append(value)
+        return PLACEHOLDER
+    if PLACEHOLDER in value:
+        raise DataError(f"a text holds {PLACEHOLDER}, which stands for nothing here", reason="placeholder")
+    return value
 
 
 class _Chat(NamedTuple):
@@ -158,7 +150,7 @@ def _refuse_others(found: Mapping[str, Any], known: Collection[str], where: str)
     if other:
         raise DataError(
             f"the field {other[0]!r:.80} {where} is not known, so what is learnt might not be what was "
-            "meant; name it in --jsonl.ignore if it may be left unread",
+            "meant; name it in --chats.ignore if it may be left unread",
             reason="field",
         )
 

@@ -1,7 +1,7 @@
 """The job ``compose_dialogues``: corpora of words become a corpus of chats.
 
 OUT/config.json, plan.json, plan/, data/, rejects/, commits/, _MANIFEST.json   see ``pipelines.shards``
-OUT/export/NAME/        the chats as JSONL of another project, if asked for
+OUT/export/FORMAT/      the chats in the format of another project, if asked for
 OUT/report/index.html   counts, rejects, chats drawn at random
 """
 
@@ -30,20 +30,22 @@ class ComposeDialogues(Job[ComposeDialoguesConfig]):
 
     def work(self, run: Run[ComposeDialoguesConfig]) -> Closing:
         from pipelines.chats import outcome  # draws pictures
-        from pipelines.dialogues.run import export, make_chats
+        from pipelines.dialogues.exports import export
+        from pipelines.dialogues.run import make_chats
 
         plan = self.checked.plan()
         tracker = run.begin(tags={"fingerprint": shards.digest(plan.fingerprint)})
         manifest, _ = make_chats(self.checked, plan, tracker)
-        export(self.config)
         outcome.publish(
             self.config.out, manifest, tracker, samples=self.config.report_samples, seed=self.config.seed
         )
-        totals = manifest["totals"]
+        kind, totals = self.config.export, manifest["totals"]
+        exported = [] if kind is None else [(f"export/{kind}", export(self.config.out, kind))]
         rows = [
             ("images", f"{totals['rows_in']}, {totals['rows_out']} of them with chats"),
             ("notes", f"{totals['annotations_in']}, {totals['annotations_unused']} of them for other tasks"),
             *outcome.rows_of(self.config.out, manifest, samples=self.config.report_samples),
+            *exported,
         ]
         reasons = rejects.of_corpus(self.config.out, manifest)
         return Closing(rows, (ITEMS.items(totals),), (outcome.table_of(totals),), reasons)

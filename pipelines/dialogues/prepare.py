@@ -12,10 +12,13 @@ from pipelines import schema, shards, storage
 from pipelines.chats.commit import Composed
 from pipelines.dialogues import imports
 from pipelines.dialogues.compose import Settings, Slice, take_slice
-from pipelines.dialogues.config import ComposeDialoguesConfig, shares_of
+from pipelines.dialogues.config import ComposeDialoguesConfig, ImportConfig, shares_of
+from pipelines.ingestion import parquet_cells
 from pipelines.ingestion.reader import Input
+from pipelines.inputs import require_tokenizer
 from pipelines.planning.plans import left_of, open_plan
 from pipelines.shards import ROW_GROUP_ROWS, Plan
+from samtok import folders
 from samtok.errors import ConfigError, DataError
 
 CODE_VERSION = 2
@@ -69,7 +72,7 @@ def prepare(config: ComposeDialoguesConfig) -> Composition:
             setting cannot work.
         DataError: If one is not a corpus of words.
     """
-    return _import(config) if config.jsonl.source is not None else _composition(config)
+    return _import(config) if config.chats.source is not None else _composition(config)
 
 
 def _composition(config: ComposeDialoguesConfig) -> Composition:
@@ -95,16 +98,20 @@ def _composition(config: ComposeDialoguesConfig) -> Composition:
 
 
 def _import(config: ComposeDialoguesConfig) -> Composition:
-    source = config.jsonl.source
+    chats, source = config.chats, config.chats.source
     assert source is not None
-    if not storage.exists(source):
-        raise ConfigError(f"--jsonl.source {source} does not exist.")
+    files = _source_files(source)
+    if config.min_iou is not None and chats.tokenizer is None:
+        raise ConfigError("--min-iou needs --chats.tokenizer, which the words of the chats are decoded with.")
+    options = dataclasses.asdict(chats)
+    added = {"min_iou": config.min_iou, "keep_rle": config.keep_rle} if imports.is_parquet(source) else {}
     fingerprint = {
         "kind": "chat",
         "weights_sha256": None,
-        "tokenizer": None,
-        **{name: value for name, value in dataclasses.asdict(config.jsonl).items() if name != "source"},
-        "source_sha256": storage.file_sha256(source),
+        **{name: value for name, value in options.items() if name != "source"},
+        **_words_of(chats),
+        "source_sha256": files[""] if "" in files else shards.digest(files),
+        **added,
         "shard_rows": config.shard_rows,
         "limit": config.limit,
         "schema_version": schema.SCHEMA_VERSION,
@@ -113,9 +120,38 @@ def _import(config: ComposeDialoguesConfig) -> Composition:
     return Composition(
         config,
         fingerprint,
-        lambda: imports.inputs_of(source, lines_per_shard=config.shard_rows, limit=config.limit),
-        partial(imports.take_lines, config.jsonl),
+        lambda: imports.inputs_of(source, rows_per_shard=config.shard_rows, limit=config.limit),
+        partial(imports.take_part, imports.Settings(chats, config.min_iou, config.keep_rle)),
     )
+
+
+def _source_files(source: str) -> dict[str, str]:
+    """Returns the SHA-256 of each file of an import by its name, of a single one by none."""
+    if storage.exists(source):
+        return {"": storage.file_sha256(source)}
+    try:
+        names = parquet_cells.files_of(source)
+    except DataError as error:
+        raise ConfigError(
+            f"--chats.source {source} does not exist, or has no Parquet file below it."
+        ) from error
+    return {name: storage.file_sha256(storage.join(source, name)) for name in names}
+
+
+def _words_of(chats: ImportConfig) -> dict[str, Any]:
+    """Returns what is known of the tokenizer of imported words; refuses one of other words."""
+    if chats.tokenizer is None:
+        return {}
+    require_tokenizer(chats.tokenizer, flag="--chats.tokenizer")
+    spoken = folders.read_config(chats.tokenizer, read=storage.read_bytes).quantizer
+    if (spoken.num_codes, spoken.num_levels) != (chats.num_codes, chats.num_levels):
+        raise ConfigError(
+            f"--chats.tokenizer {chats.tokenizer} has {spoken.num_levels} levels of {spoken.num_codes} "
+            f"codes. If the texts have, too, give --chats.num-levels {spoken.num_levels} --chats.num-codes "
+            f"{spoken.num_codes}."
+        )
+    sha256 = folders.weights_sha256(chats.tokenizer, read=storage.read_bytes)
+    return {"weights_sha256": sha256, "tokenizer": chats.tokenizer}
 
 
 def _manifest(uri: str) -> dict[str, Any]:

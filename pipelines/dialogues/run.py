@@ -4,18 +4,15 @@ A shard is composed and committed where it runs, so nothing but commit records t
 """
 
 import functools
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipelines import storage
 from pipelines.chats.commit import compose_shard
-from pipelines.chats.corpus import load_chat_corpus, rows_of_shard
 from pipelines.cluster import pool_session
 from pipelines.config import WorkerConfig
 from pipelines.dialogues.config import ComposeDialoguesConfig
-from pipelines.dialogues.exchange import to_record
 from pipelines.dialogues.job import ITEMS
 from pipelines.dialogues.prepare import Composition
 from pipelines.shard_job import Work, do_shards
@@ -67,15 +64,3 @@ def _warn_of_local_folders(config: ComposeDialoguesConfig) -> None:
             "not, use s3:// or --workers 0.",
             ", ".join(local),
         )
-
-
-def export(config: ComposeDialoguesConfig) -> None:
-    """Writes the corpus in another project's format, a file per shard, if that is asked for."""
-    if config.export is None:
-        return
-    corpus = load_chat_corpus(config.out)
-    for number, shard in enumerate(corpus.shards):
-        name = f"export/{config.export}/shard-{number:05d}.jsonl"
-        records = (to_record(row, config.export) for row in rows_of_shard(shard))
-        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        storage.write_bytes(storage.join(config.out, name), lines.encode())

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pipelines import storage
 from pipelines.chats.corpus import load_chat_corpus, rows_of
-from pipelines.dialogues.config import ComposeDialoguesConfig, JsonlConfig
+from pipelines.dialogues.config import ComposeDialoguesConfig, ImportConfig
 from pipelines.dialogues.job import compose_dialogues
 from pipelines.ingestion import shapes_corpus
 from pipelines.ingestion.config import HELD_OUT_INDEX, PRESETS, ExpressionsConfig, Format, ShapesConfig
@@ -45,7 +45,7 @@ def make_questions(folder: str, *, held_out: bool = False) -> None:
     that they are about; held out as ``make_chats``."""
     shapes, split = _make_scenes(folder, "vqa", held_out=held_out)
     spoken = folders.read_config(TOKENIZER, read=storage.read_bytes).quantizer
-    source = JsonlConfig(
+    source = ImportConfig(
         source=storage.join(shapes, "vqa.jsonl"),
         images=shapes,
         dataset="shapes-vqa",
@@ -53,7 +53,7 @@ def make_questions(folder: str, *, held_out: bool = False) -> None:
         num_codes=spoken.num_codes,
         num_levels=spoken.num_levels,
     )
-    _compose(folder, jsonl=source)
+    _compose(folder, chats=source)
 
 
 def make_chats(folder: str, task: Task, *, held_out: bool = False) -> None:

@@ -64,7 +64,7 @@ class ShapesConfig:
     format: Format = "coco"
     """Layout: COCO instances, SA-1B side-cars, refer (gRefCOCO: referring expressions), granf (grounded
     captions), psg (panoptic maps and relations), dam (a caption for every mask), vqa (chats without masks,
-    half of them without an image, for --jsonl.source of compose_dialogues), panoptic (COCO panoptic JSON and
+    half of them without an image, for --chats.source of compose_dialogues), panoptic (COCO panoptic JSON and
     PNGs), ade20k (full release: *_seg.png and JSON), cityscapes (*_instanceIds.png, *_labelIds.png), masks
     (PNGs in a folder), labelme (a JSON beside each image), yolo (a text file for each image)."""
     world: WorldConfig = field(default_factory=WorldConfig)

@@ -1,14 +1,15 @@
 """Files inside Parquet files, as Hugging Face datasets embed images: a struct of ``bytes`` and ``path``.
 
-One of them is written ``file.parquet#row:12:images``, row and column; of a column with a list per row the
-first entry counts. A row group is what is read at once, so images are cheap in the order of the file and dear
-at random: the group that was read last is kept.
+One of them is written ``file.parquet#row:12:images``, row and column, and ``#row:12:images:2`` for an entry
+after the first where a row has a list. A row group is what is read at once, so images are cheap in the order
+of the file and dear at random: the group that was read last is kept.
 """
 
 import contextlib
 import functools
 import re
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -20,7 +21,11 @@ from samtok.errors import DataError
 MAX_GROUP_BYTES = 2**31
 """Largest column of a row group that is read: it is held in memory."""
 
-_CELL = re.compile(r"(?P<file>.+?\.parquet)#row:(?P<row>\d{1,12}):(?P<column>[^:#]+)", re.DOTALL)
+SUFFIX = ".parquet"
+
+_CELL = re.compile(
+    r"(?P<file>.+?\.parquet)#row:(?P<row>\d{1,12}):(?P<column>[^:#]+)(:(?P<entry>\d{1,6}))?", re.DOTALL
+)
 
 
 class Cell(NamedTuple):
@@ -29,17 +34,18 @@ class Cell(NamedTuple):
     file: str
     row: int
     column: str
+    entry: int = 0
 
     @property
     def uri(self) -> str:
         """What ``parse`` reads."""
-        return f"{self.file}#row:{self.row}:{self.column}"
+        return f"{self.file}#row:{self.row}:{self.column}" + (f":{self.entry}" if self.entry else "")
 
 
 def parse(uri: str) -> Cell | None:
     """Returns the cell that a URI names; None if it names none."""
     match = _CELL.fullmatch(uri)
-    return match and Cell(match["file"], int(match["row"]), match["column"])
+    return match and Cell(match["file"], int(match["row"]), match["column"], int(match["entry"] or 0))
 
 
 def read(cell: Cell) -> bytes:
@@ -49,14 +55,31 @@ def read(cell: Cell) -> bytes:
         DataError: ``image_cell`` if there is no such row or column, or it holds no bytes.
         StorageError: If the file cannot be read.
     """
+    found = entries(cell)
+    if cell.entry >= len(found):
+        raise _fault(cell, f"there are {len(found)} entries")
+    if not found[cell.entry].data:
+        raise _fault(cell, f"no bytes are embedded; its path is {found[cell.entry].path!r:.200}")
+    return found[cell.entry].data
+
+
+class Entry(NamedTuple):
+    """An embedded file: its bytes, which may be none, and the name that it had."""
+
+    data: bytes
+    path: str | None
+
+
+def entries(cell: Cell) -> list[Entry]:
+    """Returns all files in the row and column of a cell; raises as ``read``."""
     group, first = _group_of(cell)
     value = _values(cell.file, group, cell.column)[cell.row - first].as_py()
-    value = value[0] if isinstance(value, list) and value else value
-    data = value.get("bytes") if isinstance(value, dict) else value
-    if not isinstance(data, bytes) or not data:
-        path = value.get("path") if isinstance(value, dict) else None
-        raise _fault(cell, f"no bytes are embedded; its path is {path!r:.200}")
-    return data
+    return [_entry(one) for one in (value if isinstance(value, list) else [value])]
+
+
+def _entry(value: Any) -> Entry:
+    data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+    return Entry(data if isinstance(data, bytes) else b"", path if isinstance(path, str) else None)
 
 
 def _group_of(cell: Cell) -> tuple[int, int]:
@@ -132,3 +155,24 @@ def _sound(file: str) -> Iterator[None]:
 
 def _fault(cell: Cell, text: str) -> DataError:
     return DataError(f"{cell.uri}: {text}", reason="image_cell")
+
+
+def files_of(source: str) -> list[str]:
+    """Returns the names of the Parquet files below a folder or prefix, or of the one that is the source.
+
+    Raises:
+        DataError: ``parquet_layout`` if there is none.
+        StorageError: If the storage fails.
+    """
+    if source.endswith(SUFFIX):
+        return [PurePosixPath(source).name]
+    start = source.rstrip("/") + "/"
+    listed = [one.uri.removeprefix(start) for one in storage.list_files(source, suffix=SUFFIX)]
+    if not listed:
+        raise DataError(f"there is no {SUFFIX} file below {source}", reason="parquet_layout")
+    return sorted(listed, key=stem)  # so that rows ascend by their keys
+
+
+def stem(name: str) -> str:
+    """Returns what the keys of a file's rows begin with."""
+    return f"{name.removesuffix(SUFFIX)}-"

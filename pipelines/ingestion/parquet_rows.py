@@ -14,11 +14,10 @@ listed apart, without their images; those are read one row group at a time (``pa
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any, ClassVar
 
-from pipelines import schema, storage
-from pipelines.ingestion import annotations, image_source, parquet_cells, records
+from pipelines import schema
+from pipelines.ingestion import annotations, image_source, parquet_cells, records, rl_rows
 from pipelines.ingestion.annotations import Annotation
 from pipelines.ingestion.file_reader import NoOptions, first_of, witness_of
 from pipelines.ingestion.image_source import below_root
@@ -31,8 +30,6 @@ from samtok.errors import DataError
 
 BATCH_ROWS = 256
 """Rows that are listed at a time: RLEs of very many masks are long."""
-
-_SUFFIX = ".parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +51,13 @@ class ParquetReader:
 
     def witness(self, inputs: Sequence[Input] = ()) -> dict[str, str]:
         """Returns ``{name below the source: "size:sha256"}`` of every file, of large ones by samples."""
-        files = self._files()
+        files = parquet_cells.files_of(self.source)
         found = map_ahead(witness_of, map(self._uri, files))
         return {name: text for name, one in zip(files, found, strict=True) for text in one.values()}
 
     def parts(self) -> tuple[str, ...]:
         """Returns ``file#group`` of every row group."""
-        files = self._files()
+        files = parquet_cells.files_of(self.source)
         found = map_ahead(parquet_cells.metadata, map(self._uri, files))
         groups = [(name, range(one.num_row_groups)) for name, one in zip(files, found, strict=True)]
         return tuple(f"{name}#{group}" for name, numbers in groups for group in numbers)
@@ -103,18 +100,8 @@ class ParquetReader:
             made.append(annotations.annotation(str(number), "referring", ids, text=text, **about))
         return annotations.attach(records.make_row(self, item.key, uri, image_hw, named), made, lost)
 
-    def _files(self) -> list[str]:
-        """Returns the names of the files below the source."""
-        if self.source.endswith(_SUFFIX):
-            return [PurePosixPath(self.source).name]
-        start = self.source.rstrip("/") + "/"
-        listed = [one.uri.removeprefix(start) for one in storage.list_files(self.source, suffix=_SUFFIX)]
-        if not listed:
-            raise DataError(f"there is no {_SUFFIX} file below {self.source}", reason="parquet_layout")
-        return sorted(listed, key=_stem)  # so that rows ascend by their keys
-
     def _uri(self, name: str) -> str:
-        if self.source.endswith(_SUFFIX):
+        if self.source.endswith(parquet_cells.SUFFIX):
             return self.source
         return below_root(self.source, name, link_roots=self.link_root)
 
@@ -124,7 +111,7 @@ class ParquetReader:
         column, columns, body_of = _layout(parquet_cells.columns_of(uri), uri)
         row = sum(metadata.row_group(number).num_rows for number in range(group))
         for values in parquet_cells.rows_of(uri, group, columns, BATCH_ROWS):
-            key = f"{_stem(name)}{row:08d}"
+            key = f"{parquet_cells.stem(name)}{row:08d}"
             place = {"file": name, "row": row, "column": column}
             row += 1
             try:
@@ -134,10 +121,6 @@ class ParquetReader:
                 yield schema.reject(STAGE, self.name, key, error.reason, str(error))
             else:
                 yield Input(key=key, payload=payload, num_masks=len(body["masks"]))
-
-
-def _stem(name: str) -> str:
-    return f"{name.removesuffix(_SUFFIX)}-"
 
 
 BodyOf = Callable[[Record], dict[str, Any]]
@@ -160,41 +143,25 @@ def _layout(found: Sequence[str], uri: str) -> tuple[str, list[str], BodyOf]:
 
 def _of_problem(values: Record) -> dict[str, Any]:
     """EasyR1: all masks of a row are the targets of its prompt, a text or a list of one."""
-    problem = values["problem"]
-    text = problem[0] if isinstance(problem, list) and len(problem) == 1 else problem
-    rles = [_rle(one) for one in _listed(values["masks"], "masks")]
-    entry = {"text": text, "masks": list(range(1, len(rles) + 1))}
-    if isinstance(values.get("source"), str):
-        entry["tags"] = [values["source"]]
-    if isinstance(values.get("answer"), str):
-        entry["payload"] = {"answer": values["answer"]}
-    return {"masks": rles, "texts": [entry]}
+    row = rl_rows.of_easyr1(values)
+    entry = {"text": row.problem, "masks": list(range(1, len(row.masks) + 1))}
+    if row.source is not None:
+        entry["tags"] = [row.source]
+    if row.answer is not None:
+        entry["payload"] = {"answer": row.answer}
+    return {"masks": row.masks, "texts": [entry]}
 
 
 def _of_samples(values: Record) -> dict[str, Any]:
     """RefCOCO-M: each sample has a mask, and sentences about it."""
     rles, texts = [], []
-    for number, sample in enumerate(_listed(values["samples"], "samples"), start=1):
+    for number, sample in enumerate(rl_rows.listed(values["samples"], "samples"), start=1):
         if not isinstance(sample, dict) or "mask" not in sample or "sentences" not in sample:
             raise DataError(
                 f"sample {number} is {sample!r:.200}, expected mask and sentences", reason="sample"
             )
-        rles.append(_rle(sample["mask"]))
-        texts += [{"text": one, "masks": [number]} for one in _listed(sample["sentences"], "sentences")]
+        rles.append(rl_rows.rle_of(sample["mask"]))
+        texts += [
+            {"text": one, "masks": [number]} for one in rl_rows.listed(sample["sentences"], "sentences")
+        ]
     return {"masks": rles, "texts": texts}
-
-
-def _listed(value: Any, what: str) -> list[Any]:
-    """Returns a list; nothing is an empty one."""
-    if value is not None and not isinstance(value, list):
-        raise DataError(f"{what} is a {type(value).__name__}, expected a list", reason="parquet_value")
-    return value or []
-
-
-def _rle(value: Any) -> Any:
-    """Returns a mask as JSON has it: RLEs may be JSON texts, and their counts bytes."""
-    if isinstance(value, str):
-        value = records.parse_json(value.encode(errors="replace"), "a mask")
-    if isinstance(value, dict) and isinstance(value.get("counts"), bytes):
-        value = {**value, "counts": value["counts"].decode("ascii", errors="replace")}
-    return value

@@ -50,8 +50,8 @@ def _runs(folder: Path, work: Path) -> Iterator[tuple[str, str, list[str]]]:
         yield case.name, "tokenize_corpus", [*corpus, "--out", str(work / case.name)]
     for chats in sorted(folder.glob("*/*.jsonl")):
         name, out = f"{chats.parent.name}/{chats.name}", work / f"{chats.parent.name}-{chats.stem}"
-        imported = ["--jsonl.source", str(chats), "--jsonl.images", str(chats.parent / "img")]
-        imported += ["--jsonl.task", "gres", "--jsonl.num-codes", "8"]  # those of the models that ship
+        imported = ["--chats.source", str(chats), "--chats.images", str(chats.parent / "img")]
+        imported += ["--chats.task", "gres", "--chats.num-codes", "8"]  # those of the models that ship
         yield name, "compose_dialogues", [*imported, "--out", str(out)]
         if not (out / "_MANIFEST.json").exists():
             continue

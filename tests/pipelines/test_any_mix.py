@@ -449,7 +449,7 @@ def import_chats(root: Path, lines: Sequence[bytes], file: bytes | None) -> dict
     lines = [json.dumps(chat("1.png")).encode(), *lines]  # else it could be no file of lines at all
     body = b"\n".join(text.replace(b"ROOT", str(folder).encode()).replace(b"{}.", b"1.") for text in lines)
     (root / "chats.jsonl").write_bytes(body)
-    flags = ("--jsonl.source", str(root / "chats.jsonl"), "--jsonl.images", str(folder), "--workers", "0")
+    flags = ("--chats.source", str(root / "chats.jsonl"), "--chats.images", str(folder), "--workers", "0")
     flags += ("--out", str(root / "out"), "--tracking", "off", "--report-samples", "0")
     assert compose_dialogues([*flags, "--max-reject-rate", "1"]) in (0, 3)
     totals = shards.load_manifest(str(root / "out"))["totals"]

@@ -1,4 +1,4 @@
-"""The JSONL of ms-swift and LLaVA: what is written is read back, and what cannot be is refused."""
+"""Chats for other projects and of theirs: what is written is read back, and what cannot be is refused."""
 
 import json
 import random
@@ -15,8 +15,10 @@ from PIL import Image
 from jobs.compose_dialogues import main
 from pipelines.chats.corpus import load_chat_corpus, rows_of, text_of, turns_of
 from pipelines.dialogues.compose import TASKS, Settings, compose_row
-from pipelines.dialogues.exchange import FORMATS, from_record, to_record
+from pipelines.dialogues.exchange import from_record
+from pipelines.dialogues.exports import to_record
 from pipelines.dialogues.style import STYLES
+from pipelines.ingestion.image_source import read_image_bytes
 from pipelines.mllm_evaluation.rows import inputs_of
 from samtok.errors import DataError
 from samtok.mllm.chat import IGNORE
@@ -27,6 +29,7 @@ from tests.tiny_mllm import build, loaded
 
 SIZE: dict[str, Any] = {"num_codes": NUM_CODES, "num_levels": NUM_LEVELS}
 READ = {**SIZE, "size_hw": lambda name: (200, 100)}
+FORMATS = ("ms-swift", "llava", "openai")  # that say every chat as JSON
 WORD, OTHER = (format_words(codes, num_codes=NUM_CODES) for codes in ((1, 2), (3, 4)))
 
 
@@ -154,7 +157,7 @@ def test_records_of_another_shape_are_refused_with_a_reason(record, reason):
 def test_a_field_that_would_be_left_unread_is_refused_by_its_name(field):
     (name,) = field
     record = swift(("user", "<image>hi"), ("assistant", "x"), **field)
-    with pytest.raises(DataError, match=f"the field '{name}' of the record .*--jsonl.ignore") as caught:
+    with pytest.raises(DataError, match=f"the field '{name}' of the record .*--chats.ignore") as caught:
         from_record(record, **READ)
     assert caught.value.reason == "field"
     from_record(record, **READ, ignore=(name,))
@@ -182,7 +185,7 @@ def test_an_answer_without_a_loss_is_read_and_not_learnt(tmp_path):
     record["messages"][1]["loss"] = False
     record["messages"][3]["loss"] = True
     (source := tmp_path / "one.jsonl").write_text(json.dumps(record))
-    assert run("--jsonl.source", str(source), "--out", str(tmp_path / "chats")) == 0
+    assert run("--chats.source", str(source), "--out", str(tmp_path / "chats")) == 0
     (row,) = rows_of(load_chat_corpus(str(tmp_path / "chats")))
     assert [turn.learnt for turn in turns_of(row)] == [True, True, False, True, True]
     adapter = loaded(build(tmp_path / "tiny"))
@@ -266,21 +269,38 @@ def pictures(tmp_path: Path) -> list[dict]:
     return rows
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", [*FORMATS, "easyr1", "verl"])
 def test_a_corpus_is_exported_and_imported(tmp_path, pictures, kind):
     words, out, back = (str(tmp_path / name) for name in ("words", "chats", "back"))
     write_words(words, pictures)
     assert run("--words", words, "--out", out, "--tasks", "gres,region_qa,psg", "--export", kind) == 0
-    files = sorted(Path(out, "export", kind).glob("*.jsonl"))
+    files = sorted(Path(out, "export", kind).iterdir())
     assert len(files) == 2
-    (source := tmp_path / "all.jsonl").write_bytes(b"".join(file.read_bytes() for file in files))
-    size = ("--jsonl.num-codes", str(NUM_CODES))
-    assert run("--jsonl.source", str(source), *size, "--out", back, "--shard-rows", "64") == 0
+    source = Path(out, "export", kind)
+    if kind in FORMATS:
+        source = tmp_path / "all.jsonl"
+        source.write_bytes(b"".join(file.read_bytes() for file in files))
+    size = ("--chats.num-codes", str(NUM_CODES))
+    assert run("--chats.source", str(source), *size, "--out", back, "--shard-rows", "64") == 0
     before, after = (list(rows_of(load_chat_corpus(uri))) for uri in (out, back))
     assert list(map(spoken, before)) == list(map(spoken, after)) and len(after) > 10
-    assert [row["images"] for row in before] == [row["images"] for row in after]
     assert {row["task"] for row in after} == {"dialogue"}
     assert load_chat_corpus(back).weights_sha256 is None
+    if kind in FORMATS:
+        assert [row["images"] for row in before] == [row["images"] for row in after]
+        return
+    for one, other in zip(before, after, strict=True):  # Parquet has the images and the masks in it
+        assert outlines(other) == outlines(one)
+        assert [image["height"] for image in other["images"]] == [image["height"] for image in one["images"]]
+        for image, again in zip(one["images"], other["images"], strict=True):
+            assert read_image_bytes(again["uri"]) == Path(image["uri"]).read_bytes()
+            assert ".parquet#row:" in again["uri"]
+
+
+def outlines(row: dict) -> list[list[str]]:
+    """Returns the RLEs of the words of the last answer."""
+    found = {mask["mask_id"]: mask["rle"] for mask in row["masks"]}
+    return [found[mask_id] for mask_id in row["messages"][-1]["mask_ids"]]
 
 
 def test_lines_that_cannot_be_imported_are_listed_and_the_others_kept(tmp_path, pictures):
@@ -295,7 +315,7 @@ def test_lines_that_cannot_be_imported_are_listed_and_the_others_kept(tmp_path, 
     ]
     (source := tmp_path / "some.jsonl").write_text("\n".join(lines))
     out = tmp_path / "chats"
-    flags = ("--jsonl.source", str(source), "--jsonl.images", str(tmp_path), "--jsonl.num-codes", "64")
+    flags = ("--chats.source", str(source), "--chats.images", str(tmp_path), "--chats.num-codes", "64")
     assert run(*flags, "--out", str(out), "--max-reject-rate", "0.5") == 3
     first, last = rows_of(load_chat_corpus(str(out)))
     assert text_of(first["messages"][1]) == f"It is {WORD}." and first["images"][0]["height"] == 2
@@ -315,7 +335,7 @@ def test_a_file_is_cut_into_shards_at_its_lines(tmp_path, limit, count):
     lines = [json.dumps(swift(("user", f"{n} é"), ("assistant", "x"), images=[])) for n in range(70)]
     (source := tmp_path / "long.jsonl").write_text("\n".join(lines) + "\n")
     out = str(tmp_path / "chats")
-    assert run("--jsonl.source", str(source), "--out", out, "--shard-rows", "64", *limit) == 0
+    assert run("--chats.source", str(source), "--out", out, "--shard-rows", "64", *limit) == 0
     corpus = load_chat_corpus(out)
     assert [shard.rows for shard in corpus.shards] == [64, count - 64]
     found = {row["sample_id"]: text_of(row["messages"][0]) for row in rows_of(corpus)}
@@ -331,8 +351,8 @@ def test_a_json_list_is_imported_like_lines(tmp_path):
     body = [{"image": "a.png", "conversations": turns}, {}, {"image": "gone.png", "conversations": turns}]
     (source := tmp_path / "list.json").write_text(json.dumps(body, indent=1))
     out = tmp_path / "chats"
-    more = ("--jsonl.images", str(tmp_path), "--max-reject-rate", "1")
-    assert run("--jsonl.source", str(source), "--out", str(out), *more) == 0
+    more = ("--chats.images", str(tmp_path), "--max-reject-rate", "1")
+    assert run("--chats.source", str(source), "--out", str(out), *more) == 0
     (row,) = rows_of(load_chat_corpus(str(out)))
     assert row["sample_id"] == "imported/train/entry-00000001"
     assert [mask["codes"] for mask in row["masks"]] == [[12, 45]]

@@ -52,7 +52,7 @@ def imported(folder: Path, data: bytes, *flags: str) -> tuple[int, dict[str, int
     (source := folder / "chats.jsonl").write_bytes(data)
     out = folder / "out"
     end = ("--out", str(out), "--tracking", "off", "--report-samples", "0", "--max-reject-rate", "1")
-    code = compose(["--jsonl.source", str(source), *end, *flags])
+    code = compose(["--chats.source", str(source), *end, *flags])
     if not (out / shards.MANIFEST).exists():
         return code, {}, []
     manifest = read_manifest(out)
@@ -176,7 +176,7 @@ def test_a_file_of_another_kind_is_refused_by_every_reader_with_the_way_out(tmp_
             read()
     assert check(["--responses", str(path)]) == 2
     assert imported(tmp_path, OTHER_FILES[kind])[0] == 2
-    assert f"--jsonl.source {tmp_path / 'chats.jsonl'} " in capsys.readouterr().err
+    assert f"--chats.source {tmp_path / 'chats.jsonl'} " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", BAD)
