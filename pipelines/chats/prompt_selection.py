@@ -122,7 +122,8 @@ def _check_sources(
     if config.none_share is not None and weights[0] is not None:
         raise ConfigError(
             "--.none-share is a share of all prompts, and weight= in the chat corpora would make it another "
-            "share of what is drawn. Leave one of them out; limit= also balances corpora.",
+            "share of what is drawn. Leave the weights out (limit= also balances corpora), or give "
+            "--.none-share None.",
             owner=config,
         )
 
@@ -214,24 +215,18 @@ def _last_answers(messages: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _thin(chosen: Sequence[_Chosen], share: float, seed: int, counts: Counter[str]) -> list[_Chosen]:
-    """Leaves out, over all corpora, what is too much of prompts without or with a target."""
+    """Leaves out, over all corpora, what is too much of prompts without a target."""
     none = np.concatenate([one.none for one in chosen])
-    empty, full = np.flatnonzero(none), np.flatnonzero(~none)
-    if not len(full) or (share and not len(empty)):
+    empty = np.flatnonzero(none)
+    if len(none) and len(empty) == len(none):
         raise DataError(
-            f"--prompts.none-share {share:g} cannot be reached: {len(empty)} prompts are without a target "
-            f"and {len(full)} have one. Leave it out, or add a corpus with the others."
+            f"--prompts.none-share {share:g} cannot be reached: none of the {len(none)} prompts has a "
+            "target. Add a corpus with targets, or give --prompts.none-share None."
         )
-    kept_empty = min(len(empty), round(len(full) * share / (1 - share)))
-    kept_full = len(full)
-    if kept_empty == len(empty) and share:
-        kept_full = min(len(full), round(len(empty) * (1 - share) / share))
-    rng = np.random.default_rng([_THINNING, seed])
-    keep = np.zeros(len(none), bool)
-    keep[rng.permutation(empty)[:kept_empty]] = True
-    keep[rng.permutation(full)[:kept_full]] = True
-    counts["too_many_none"] += len(empty) - kept_empty
-    counts["too_many_targets"] += len(full) - kept_full
+    kept = min(len(empty), round((len(none) - len(empty)) * share / (1 - share)))
+    keep = ~none
+    keep[np.random.default_rng([_THINNING, seed]).permutation(empty)[:kept]] = True
+    counts["too_many_none"] += len(empty) - kept
     ends = np.cumsum([len(one.none) for one in chosen])[:-1]
     return [one.only(part) for one, part in zip(chosen, np.split(keep, ends), strict=True)]
 

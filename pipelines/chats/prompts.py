@@ -49,8 +49,9 @@ class PromptsConfig:
     failures: Place | None = None
     """Finished --out of jobs/evaluate_mllm.py: ask only what was answered there and not exactly right."""
     none_share: Annotated[float, Interval(ge=0, lt=1)] | None = None
-    """Share of prompts without a target, reached by leaving some out at random; by default as they come.
-    "No target." is always one word away, so with too many of them it pays to answer nothing else."""
+    """Most that prompts without a target may be of all; what is too much of them is left out at random. By
+    default they are as they come. "No target." is always one word away, so with too many of them it pays to
+    answer nothing else."""
     max_prompt_tokens: AtLeast1 = 2048
     """Prompts with more tokens, image tokens included, are left out and counted; nothing is ever cut."""
 

@@ -215,7 +215,8 @@ def _boxed(row: Row, record: dict[str, Any]) -> dict[str, Any]:
             size = {"height": image["height"], "width": image["width"]}
             box = None if mask["rle"] is None else masks.box_xyxy(mask["rle"], **size)
             if box is None:
-                raise _unsaid(row, f"a mask {mask['mask_id']!r} without an outline", "ms-swift-boxes", "no_mask")
+                what = f"a mask {mask['mask_id']!r} without an outline"
+                raise _unsaid(row, what, "ms-swift-boxes", "no_mask")
             boxes.append([box[0], box[1], box[2] + 1, box[3] + 1])
             owners.append(mask["image"])
         record["messages"][place]["content"] = text

@@ -112,7 +112,8 @@ def test_several_images_and_turns_of_verl_are_read(tmp_path):
         "extra_info": {"masks": found},
     }
     broken = {**row, "reward_model": {"style": "rule", "ground_truth": None}}
-    assert run(write(tmp_path / "verl" / "a.parquet", [row, broken]).rpartition("/")[0], tmp_path / "out") == 0
+    write(tmp_path / "verl" / "a.parquet", [row, broken])
+    assert run(tmp_path / "verl", tmp_path / "out") == 0
     (chat,) = rows_in(tmp_path / "out")
     assert reasons_in(tmp_path / "out") == ["parquet_value"]
     assert [message["role"] for message in chat["messages"]][:2] == ["system", "user"]
