@@ -17,6 +17,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jobs.compose_dialogues import main as compose_dialogues
@@ -172,6 +174,8 @@ def build(home: Path) -> None:
         "chats": [{"messages": [{"role": "user", "content": "<image>Which?"}], "images": ["1.jpg"]}],
     }.items():
         (home / f"data/{name}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    row = {"images": [{"bytes": b"", "path": "1.jpg"}], "problem": ["<image>Which?"], "answer": words}
+    pq.write_table(pa.Table.from_pylist([row]), home / "data/mix_gres8k_ver4k_train.parquet")
     _made_here(home)
 
 
