@@ -44,8 +44,11 @@ INPUT_ROW = pa.schema(
         pa.field("num_masks", pa.int32()),
     ]
 )
-SUMMED = ("code_histogram", "iou_histogram", "iou_sum", "iou_count")
+SUMMED = ("code_histogram", "iou_histogram", "iou_sum", "iou_count", "datasets")
 """Entries of a commit record that the manifest holds as sums over all shards."""
+
+OF_DATASET = ("rows", "masks", "masks_rejected", "masks_filtered", "iou_sum", "iou_count")
+"""What a mixture's commit records and manifest have of each dataset, in ``datasets``."""
 
 COUNTS = {
     "words": (
@@ -310,9 +313,14 @@ def manifest_of(plan: Plan) -> dict[str, Any]:
     codes = None
     if kind_of(plan.fingerprint) == "words":
         codes = np.zeros((plan.fingerprint["num_levels"], plan.fingerprint["num_codes"]), np.int64)
-    shards = {}
+    shards: dict[int, dict[str, Any]] = {}
+    datasets: dict[str, dict[str, float]] = {}
     for record in records_of(plan):
         shards[record["shard"]] = slim(record)
+        for name, counts in record.get("datasets", {}).items():
+            summed = datasets.setdefault(name, dict.fromkeys(OF_DATASET, 0))
+            for key, count in counts.items():
+                summed[key] += count
         if codes is not None:
             add_sums(codes, iou, record)
     ordered = [shards[shard] for shard in sorted(shards)]
@@ -322,6 +330,7 @@ def manifest_of(plan: Plan) -> dict[str, Any]:
         "plan_rejects": plan.rejects,
         "totals": totals(plan, ordered),
         **({} if codes is None else {"code_histogram": codes.tolist(), "iou": iou}),
+        **({"datasets": dict(sorted(datasets.items()))} if datasets else {}),
         "shards": ordered,
     }
 

@@ -14,7 +14,7 @@ from pipelines import shards, storage
 from pipelines.chats.corpus import load_chat_corpus
 from pipelines.chats.prompts import PromptsConfig, PromptSource
 from pipelines.chats.source import ChatSource, require_images
-from pipelines.chats.spec import ChatCorpusSpec
+from pipelines.chats.spec import chat_specs_of
 from pipelines.storage.threads import map_ahead
 from pipelines.training.mixture import check_weights
 from samtok.errors import ConfigError, DataError
@@ -42,7 +42,7 @@ def load_prompts(
     """Chooses the prompts of a run.
 
     Args:
-        chats: Chat corpora, as ``ChatCorpusSpec.parse`` reads them.
+        chats: Chat corpora, as ``chat_specs_of`` reads them.
         config: Says which of their samples.
         seed: Of the order, and of what ``none_share`` leaves out.
         limit: Take only the first so many fitting prompts of each corpus, before ``none_share``.
@@ -54,7 +54,7 @@ def load_prompts(
             work, or failures are of other words.
         DataError: Nothing is left of a corpus, or its images are not there.
     """
-    specs = [ChatCorpusSpec.parse(text, flag=flag) for text in chats]
+    specs = chat_specs_of(chats, flag=flag)
     corpora = [load_chat_corpus(spec.uri, flag=f"--{flag}") for spec in specs]
     limits = [min(filter(None, (spec.limit, peek)), default=None) for spec in specs]
     sources = tuple(map(ChatSource, corpora, limits))

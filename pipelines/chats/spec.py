@@ -1,12 +1,15 @@
-"""Naming one chat corpus of several in a flag: ``uri=FOLDER,weight=2,limit=1000``."""
+"""Naming one chat corpus of several in a flag: ``uri=FOLDER,weight=2,limit=1000``; or several in a file."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from pipelines.config import PlaceMark, format_pairs, number, parse_pairs
+from pipelines.ingestion.mixtures import MIXTURE_SUFFIXES, placed, read_entries
 from samtok.errors import ConfigError
+
+_KEYS = ("uri", "weight", "limit")
 
 
 def names_apart(uris: Sequence[str]) -> list[str]:
@@ -36,8 +39,10 @@ class ChatCorpusSpec:
         """
         if "=" not in text:
             return cls(text)
-        where = f"--{flag} {text}"
-        parts = parse_pairs(text, flag=flag, keys=("uri", "weight", "limit"))
+        return cls._of_parts(parse_pairs(text, flag=flag, keys=_KEYS), f"--{flag} {text}")
+
+    @classmethod
+    def _of_parts(cls, parts: Mapping[str, str], where: str) -> "ChatCorpusSpec":
         if "uri" not in parts:
             raise ConfigError(f"{where}: uri=, the folder of a chat corpus, must be given.")
         weight, limit = parts.get("weight"), parts.get("limit")
@@ -46,6 +51,28 @@ class ChatCorpusSpec:
             None if weight is None else number(weight, where=f"{where}: weight"),
             None if limit is None else int(number(limit, where=f"{where}: limit", kind=int)),
         )
+
+
+def chat_specs_of(texts: Sequence[str], *, flag: str) -> list[ChatCorpusSpec]:
+    """Reads the chat corpora of a flag; a mixture file (``pipelines.ingestion.mixtures``), whose name ends
+    with ``.yaml``, stands for its ``chats``. Raises ConfigError as ``ChatCorpusSpec.parse``, and for a file
+    that has none or an unknown key."""
+    specs = []
+    for text in texts:
+        if not text.endswith(MIXTURE_SUFFIXES):
+            specs.append(ChatCorpusSpec.parse(text, flag=flag))
+            continue
+        entries = read_entries(text, flag=f"--{flag}").chats
+        for place, entry in enumerate(entries, start=1):
+            where = f"--{flag} {text}: chats[{place}]"
+            root = entry.get("root", "")
+            if unknown := sorted(set(entry) - {*_KEYS, "root"}):
+                raise ConfigError(f"{where} has the key {unknown[0]}, expected {', '.join(_KEYS)}.")
+            spec = ChatCorpusSpec._of_parts(entry, where)
+            specs.append(dataclasses.replace(spec, uri=placed(root, spec.uri)))
+        if not entries:
+            raise ConfigError(f"--{flag} {text} names no chats.")
+    return specs
 
 
 def _rewritten(text: str, absolute: Callable[[str], str]) -> str:
@@ -60,4 +87,4 @@ def _rewritten(text: str, absolute: Callable[[str], str]) -> str:
 
 
 ChatCorpusText = Annotated[str, PlaceMark(rewrite=_rewritten)]
-"""Type of a field that holds a chat corpus as ``ChatCorpusSpec.parse`` reads it."""
+"""Type of a field that holds a chat corpus, or a mixture file, as ``chat_specs_of`` reads it."""

@@ -79,6 +79,7 @@ class Settings:
     keep_rle: bool = True
     psg: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+    tasks_of: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by dataset; else ``tasks``
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,10 @@ def compose_row(row: Mapping[str, Any], settings: Settings) -> Composed:
     """
     scene = Scene(row, num_codes=settings.num_codes, num_levels=settings.num_levels)
     done = Composed()
-    for name in settings.tasks:
-        _Composer(name, scene, settings, done).compose()
-    used = {kind for name in settings.tasks for kind in TASKS[name].annotation_tasks}
+    tasks = settings.tasks_of.get(row["dataset"], settings.tasks)
+    for name, share in tasks.items():
+        _Composer(name, share, scene, settings, done).compose()
+    used = {kind for name in tasks for kind in TASKS[name].annotation_tasks}
     kinds = [annotation["task"] for annotation in row["annotations"]]
     done.counts["rows_in"] += 1
     done.counts["rows_out"] += bool(done.samples)
@@ -139,8 +141,9 @@ def compose_row(row: Mapping[str, Any], settings: Settings) -> Composed:
 class _Composer:
     """Composes the chats of one task for one image into ``done``."""
 
-    def __init__(self, name: str, scene: Scene, settings: Settings, done: Composed) -> None:
-        self.name, self.task, self.scene, self.settings, self.done = name, TASKS[name], scene, settings, done
+    def __init__(self, name: str, share: float, scene: Scene, settings: Settings, done: Composed) -> None:
+        self.name, self.task, self.share = name, TASKS[name], share
+        self.scene, self.settings, self.done = scene, settings, done
 
     def compose(self) -> None:
         items = self._distinct(self.task.find(self.scene))
@@ -166,7 +169,7 @@ class _Composer:
 
     def _is_kept(self, item: Item) -> bool:
         """Draws the item by its id; a chat of several rounds is drawn as a whole, by its image."""
-        share = self.settings.tasks[self.name]
+        share = self.share
         if share < 1 and self._rng("share", "" if self.task.rounds else item.item_id).random() >= share:
             self._count("items_thinned", 1)
             return False

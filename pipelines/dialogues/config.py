@@ -72,6 +72,8 @@ class ComposeDialoguesConfig(RunConfig):
     chats: ImportConfig = ImportConfig()
     tasks: str = "gres"
     """Tasks with the share of their items that is taken, as gres=1,instances=0.5; by default 1."""
+    mixture: Place | None = None
+    """Mixture file (YAML) whose datasets have tasks of their own; those without have --tasks."""
     styles: Annotated[tuple[Style, ...], NotEmpty] = ("words",)
     """How masks are answered; each chat draws one. authors: the authors' questions and their JSON."""
     wordings: AtLeast1 | None = None

@@ -14,6 +14,7 @@ from pipelines.dialogues import imports
 from pipelines.dialogues.compose import Settings, Slice, take_slice
 from pipelines.dialogues.config import ComposeDialoguesConfig, ImportConfig, shares_of
 from pipelines.ingestion import parquet_cells
+from pipelines.ingestion.corpora import tasks_of
 from pipelines.ingestion.reader import Input
 from pipelines.inputs import require_tokenizer
 from pipelines.planning.plans import left_of, open_plan
@@ -35,7 +36,7 @@ _OPTIONS = (
 )
 """Options of the job that are settings as they are."""
 
-_OF_WORDS_AND_LISTS = ("num_codes", "num_levels", "psg", "styles")
+_OF_WORDS_AND_LISTS = ("num_codes", "num_levels", "psg", "styles", "tasks_of")
 """Settings that fingerprints hold in another form."""
 
 MAX_PEEKED = 1000
@@ -87,6 +88,7 @@ def _composition(config: ComposeDialoguesConfig) -> Composition:
         num_codes=prints[0]["num_codes"],
         num_levels=prints[0]["num_levels"],
         tasks=shares_of(config.tasks),
+        tasks_of=_tasks_of(config),
         psg=_psg(config.psg_vocabulary),
     )
     return Composition(
@@ -215,6 +217,19 @@ def _check_ious(config: ComposeDialoguesConfig, manifests: Sequence[Mapping[str,
             )
 
 
+def _tasks_of(config: ComposeDialoguesConfig) -> dict[str, dict[str, float]]:
+    """Returns the tasks of each dataset that has its own in the mixture file, with their shares."""
+    if config.mixture is None:
+        return {}
+    texts = tasks_of(config.mixture, flag="--mixture")
+    if not texts:
+        raise ConfigError(f"--mixture {config.mixture} has no dataset with tasks; leave it out.")
+    try:
+        return {name: shares_of(text) for name, text in texts.items()}
+    except ConfigError as error:
+        raise ConfigError(f"--mixture {config.mixture}: {error.message}") from error
+
+
 def _psg(uri: str | None) -> dict[str, list[str]]:
     if uri is None:
         return {}
@@ -245,6 +260,7 @@ def _fingerprint(
         ],
         **{name: value for name, value in options.items() if name not in _OF_WORDS_AND_LISTS},
         "styles": list(settings.styles),
+        **({"tasks_of": options["tasks_of"]} if settings.tasks_of else {}),
         "psg_vocabulary": shards.digest(options["psg"]) if options["psg"] else None,
         "shard_rows": config.shard_rows,
         "limit": config.limit,

@@ -7,8 +7,10 @@ and an entry of ``READERS``; the options that only it has are a base class of ``
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pipelines import storage
@@ -30,6 +32,7 @@ from pipelines.ingestion.label_maps import PanopticOptions
 from pipelines.ingestion.labelmap import LabelMapOptions, LabelMapReader, check_options
 from pipelines.ingestion.labelme import LabelmeReader
 from pipelines.ingestion.mask_folders import MasksOptions, MasksReader
+from pipelines.ingestion.mixtures import MixtureReader, placed, read_entries
 from pipelines.ingestion.orientation import Orientation
 from pipelines.ingestion.osprey import OspreyReader
 from pipelines.ingestion.panoptic import PanopticReader
@@ -58,6 +61,7 @@ ReaderKind = Literal[
     "masks",
     "labelme",
     "yolo",
+    "mixture",
 ]
 
 READERS: dict[str, Any] = {
@@ -74,6 +78,7 @@ READERS: dict[str, Any] = {
     "masks": MasksReader,
     "labelme": LabelmeReader,
     "yolo": YoloReader,
+    "mixture": MixtureReader,
 }
 """Classes of readers. ``options`` of each is the class of the options that only it has."""
 
@@ -89,13 +94,14 @@ class CorpusConfig(CocoOptions, ReferOptions, PanopticOptions, LabelMapOptions, 
     ``osprey`` descriptions of masks and dialogues, ``panoptic`` a panoptic JSON and its PNGs (COCO, COCONut,
     Cityscapes), ``labelmap`` a folder of label maps (ADE20K, Cityscapes, COCO-Stuff), ``parquet`` rows with
     embedded images (the authors' gres and ver files, RefCOCO-M); ``masks`` a folder of PNG masks or label
-    maps of your own, ``labelme`` one of LabelMe's JSON files, ``yolo`` one of YOLO's text files."""
+    maps of your own, ``labelme`` one of LabelMe's JSON files, ``yolo`` one of YOLO's text files; ``mixture``
+    several datasets that a YAML file names."""
     source: Place
     """URI of the annotation file, of the folder of annotation files (labelmap, masks, labelme, yolo), of the
-    folder or archive (sa1b), or of a Parquet file or a folder of them."""
+    folder or archive (sa1b), of a Parquet file or a folder of them, or of the YAML file (mixture)."""
     images: Place | None = None
     """URI of the folder that the names of images are relative to, with labelme often --.source; none for
-    sa1b and parquet."""
+    sa1b, parquet and mixture."""
     link_root: tuple[Place, ...] = ()
     """Folders that links below --.images, and below --.source where that is a folder, may lead into, such as
     the blobs of a Hugging Face cache. By default links must stay below it."""
@@ -150,6 +156,10 @@ class CorpusConfig(CocoOptions, ReferOptions, PanopticOptions, LabelMapOptions, 
             later = self._sets(field) and flag_name(name) not in places
             if name in OPTION_KEYS and (name in _FIRST_OPTIONS or later):
                 found[name] = list(value) if isinstance(value, tuple) else value
+        if self.reader == "mixture":
+            specs = mixed(self)
+            found["corpora"] = [dataclasses.replace(spec, weight=None).text for spec in specs]
+            found["mixture_sources"] = [spec.corpus.source for spec in specs]
         found |= {"link_root": list(self.link_root)} if self.link_root else {}
         return found | ({"orientation": self.orientation} if self.orientation != "stored" else {})
 
@@ -172,7 +182,16 @@ def option_names(reader: str) -> tuple[str, ...]:
 
 
 def reader_of(corpus: CorpusConfig) -> Reader:
-    """Builds the reader of a corpus, without touching the storage."""
+    """Builds the reader of a corpus, without touching the storage but for the file of a mixture."""
+    if corpus.reader == "mixture":
+        specs = mixed(corpus)
+        return MixtureReader(
+            name=corpus.dataset or corpus.reader,
+            split=corpus.split,
+            source=corpus.source,
+            readers=tuple(spec.reader() for spec in specs),
+            limits=tuple(spec.limit for spec in specs),
+        )
     images = {} if corpus.images is None else {"images": corpus.images}
     return READERS[corpus.reader](
         name=corpus.dataset or corpus.reader,
@@ -191,6 +210,10 @@ def require_source(corpus: CorpusConfig) -> None:
     Raises:
         ConfigError: Names the command that makes a synthetic one.
     """
+    if corpus.reader == "mixture":
+        for spec in mixed(corpus):
+            require_source(spec.corpus)
+        return
     layouts = {"osprey": "coco", "parquet": "coco", "labelmap": "ade20k"}  # which make_shapes does not write
     layout = layouts.get(corpus.reader, corpus.reader)
     layout = "cityscapes" if (corpus.encoding or "").startswith("cityscapes") else layout
@@ -198,14 +221,22 @@ def require_source(corpus: CorpusConfig) -> None:
     require(corpus.source, flag=f"source of the corpus {corpus.dataset or corpus.reader}", command=command)
 
 
-def caveat_of(tokenizer_uri: str, architecture: MaskTokenizerConfig, source: str, dataset: str) -> str:
+def caveat_of(
+    tokenizer_uri: str, architecture: MaskTokenizerConfig, sources: Sequence[str], dataset: str
+) -> str:
     """Returns what speaks against using a tokenizer on a corpus; empty if nothing is known to."""
-    if architecture.trained_on != SYNTHETIC or is_of_shapes(source):
+    if architecture.trained_on != SYNTHETIC or all(map(is_of_shapes, sources)):
         return ""
     return (
         f"the tokenizer {tokenizer_uri} was trained on {SYNTHETIC}, which {dataset} has not: its words say "
         "little about these masks. Give --tokenizer one that knows photographs."
     )
+
+
+def sources_of(corpus: CorpusConfig) -> list[str]:
+    """Returns the source of a corpus, of a mixture those of its datasets."""
+    mixture = corpus.reader == "mixture"
+    return [spec.corpus.source for spec in mixed(corpus)] if mixture else [corpus.source]
 
 
 def is_of_shapes(source: str) -> bool:
@@ -226,6 +257,8 @@ OPTION_KEYS = tuple(dict.fromkeys(name for reader in READERS for name in option_
 CORPUS_KEYS = ("reader", "source", "images", "link_root", "orientation", "dataset", "split", *OPTION_KEYS)
 SPEC_KEYS = (*CORPUS_KEYS, "weight", "limit")
 """Keys of a corpus in one flag."""
+MIXTURE_KEYS = ("tasks",)
+"""Further keys of a dataset in a mixture file."""
 
 
 @dataclass(frozen=True)
@@ -257,8 +290,11 @@ class CorpusSpec:
             ConfigError: Names the flag, the bad part, and what would be right.
         """
         flag = flag.removeprefix("--")
-        where = f"--{flag} {text}"
-        parts = parse_pairs(text, flag=flag, keys=SPEC_KEYS)
+        return cls.of_parts(parse_pairs(text, flag=flag, keys=SPEC_KEYS), f"--{flag} {text}", flag)
+
+    @classmethod
+    def of_parts(cls, parts: Mapping[str, str], where: str, flag: str) -> "CorpusSpec":
+        """Reads keys and values; ``where`` they come from is for errors, which are those of ``parse``."""
         if missing := [key for key in ("reader", "source") if key not in parts]:
             raise ConfigError(
                 f"{where}: {' and '.join(missing)} must be given, as in "
@@ -296,9 +332,72 @@ class CorpusSpec:
         """Builds the reader."""
         return reader_of(self.corpus)
 
-    def absolute(self) -> "CorpusSpec":
-        """Makes local paths mean the same in workers, whose working directory is another."""
-        return dataclasses.replace(self, corpus=with_places(self.corpus, storage.absolute))
+    def absolute(self, root: str = "") -> "CorpusSpec":
+        """Makes local paths mean the same in workers, whose working directory is another; relative ones are
+        below ``root``, if it is not empty."""
+        return dataclasses.replace(self, corpus=with_places(self.corpus, partial(placed, root)))
+
+
+def mixed(corpus: CorpusConfig, *, flag: str = "corpus.source") -> tuple[CorpusSpec, ...]:
+    """Returns the datasets of a mixture, with absolute places.
+
+    Raises:
+        ConfigError: If the file is not there, names none, an unknown key, two of one name and split, or
+            another mixture.
+        StorageError: If it cannot be read.
+    """
+    specs = []
+    for place, entry in enumerate(read_entries(corpus.source, flag=f"--{flag}").datasets, start=1):
+        where = f"--{flag} {corpus.source}: datasets[{place}]"
+        parts = dict(entry)
+        root = parts.pop("root")
+        if unknown := sorted(set(parts) - {*SPEC_KEYS, *MIXTURE_KEYS}):
+            raise ConfigError(f"{where} has the key {unknown[0]}, expected {', '.join(SPEC_KEYS)}.")
+        spec = CorpusSpec.of_parts({key: parts[key] for key in SPEC_KEYS if key in parts}, where, flag)
+        if spec.corpus.reader == "mixture":
+            raise ConfigError(f"{where} is a mixture itself; name its datasets instead.")
+        specs.append(spec.absolute(root))
+    names = Counter((spec.name, spec.corpus.split) for spec in specs)
+    if not specs or max(names.values()) > 1:
+        name, split = names.most_common(1)[0][0] if specs else ("", "")
+        fault = f"{name}/{split} twice; give one of them another dataset" if specs else "no dataset"
+        raise ConfigError(f"--{flag} {corpus.source} has {fault}.")
+    return tuple(specs)
+
+
+def tasks_of(uri: str, *, flag: str) -> dict[str, str]:
+    """Returns the ``tasks`` of each dataset in a mixture file, by its name in rows; of those that have any.
+
+    Raises:
+        ConfigError: As ``read_entries``, or if two entries of one dataset have different ones.
+    """
+    found: dict[str, str] = {}
+    for place, entry in enumerate(read_entries(uri, flag=flag).datasets, start=1):
+        name = entry.get("dataset") or entry.get("reader") or ""
+        if "tasks" in entry and found.setdefault(name, entry["tasks"]) != entry["tasks"]:
+            raise ConfigError(f"{flag} {uri}: datasets[{place}] has other tasks than an earlier {name}.")
+    return found
+
+
+def specs_of(texts: Sequence[str], *, flag: str) -> list[CorpusSpec]:
+    """Reads the corpora of a flag; a mixture stands for its datasets, each with its own weight, and with the
+    smaller one of two limits. Raises as ``CorpusSpec.parse`` and ``mixed``."""
+    specs = []
+    for text in texts:
+        spec = CorpusSpec.parse(text, flag=flag)
+        if spec.corpus.reader != "mixture":
+            specs.append(spec)
+            continue
+        if spec.weight is not None:
+            raise ConfigError(f"--{flag} {text}: weights of a mixture stand in its file; drop weight=.")
+        specs += [limited(one, spec.limit) for one in mixed(spec.corpus, flag=flag)]
+    return specs
+
+
+def limited(spec: CorpusSpec, limit: int | None) -> CorpusSpec:
+    """Returns a corpus of which at most so many images are taken."""
+    limits = [one for one in (spec.limit, limit) if one is not None]
+    return dataclasses.replace(spec, limit=min(limits)) if limits else spec
 
 
 def _rewritten(text: str, absolute: Callable[[str], str]) -> str:

@@ -111,6 +111,7 @@ def make_report(
         *caveats([caveat]),
         html.tiles(_tiles(corpus, metrics, usage, shown.agreement())),
         html.section("Counts", _counts(corpus)),
+        *_datasets(corpus),
         html.beside(
             _reconstruction(metrics, pictures.get("iou_histogram.png"), fingerprint),
             codebooks(usage, fingerprint["num_codes"], pictures["code_usage.png"]),
@@ -191,6 +192,28 @@ def _counts(corpus: Corpus) -> html.Block:
     planned = corpus.num_planned if corpus.missing else None
     note = "" if planned is None else f"The plan has {planned:,} images."
     return html.card(html.grid(heads, rows, numbers=range(1, 6), kind="narrow"), note=note)
+
+
+def _datasets(corpus: Corpus) -> list[html.Block]:
+    """Returns a table of the datasets of a mixture; nothing for a corpus of one."""
+    found = corpus.manifest.get("datasets")
+    if not found:
+        return []
+    total = sum(counts["masks"] for counts in found.values())
+    rows = [
+        [
+            name,
+            *(f"{counts[key]:,}" for key in ("rows", "masks")),
+            html.share_of(counts["masks"], total),
+            *(f"{counts[key]:,}" for key in ("masks_rejected", "masks_filtered")),
+            html.decimal(counts["iou_sum"] / counts["iou_count"] if counts["iou_count"] else None),
+        ]
+        for name, counts in found.items()
+    ]
+    heads = ["", "images", "masks", "of all masks", "rejected", "filtered by policy", "mean IoU"]
+    note = "What was rejected when the datasets were listed is in the counts above."
+    table = html.card(html.grid(heads, rows, numbers=range(1, 7), kind="narrow"), note=note)
+    return [html.section("Datasets", table)]
 
 
 def _reconstruction(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pipelines.chats.corpus import load_chat_corpus
 from pipelines.chats.source import ChatSource, check_vocabulary, require_images
-from pipelines.chats.spec import ChatCorpusSpec
+from pipelines.chats.spec import chat_specs_of
 from pipelines.cluster import with_device
 from pipelines.generation.models import read_folder, weights_digest
 from pipelines.inputs import require_tokenizer
@@ -95,8 +95,7 @@ def _sources(
     texts: Sequence[str], flag: str, limit: int | None = None
 ) -> tuple[list[ChatSource], list[float | None]]:
     sources, weights = [], []
-    for text in texts:
-        spec = ChatCorpusSpec.parse(text, flag=flag)
+    for spec in chat_specs_of(texts, flag=flag):
         limits = [one for one in (spec.limit, limit) if one is not None]
         source = ChatSource(load_chat_corpus(spec.uri, flag=f"--{flag}"), min(limits, default=None))
         if len(source) == 0:

@@ -69,6 +69,8 @@ def commit_shard(plan: shards.Plan, shard: Shard) -> dict[str, Any]:
     """Commits a whole shard with what its record says; returns the record that holds."""
     size = {name: plan.fingerprint[name] for name in ("num_codes", "num_levels")}
     summary = summarize(shard.rows, shard.rejects, shard.counts, **size)
+    if plan.fingerprint["reader"] == "mixture":
+        summary["datasets"] = by_dataset(shard.rows, shard.rejects)
     return shards.commit(plan, shard.number, rows=shard.rows, rejects=shard.rejects, summary=summary)
 
 
@@ -93,3 +95,23 @@ def summarize(
         "iou_count": len(iou),
         "reject_reasons": dict(sorted(reasons.items())),
     }
+
+
+def by_dataset(rows: pa.Table, rejects: pa.Table) -> dict[str, dict[str, float]]:
+    """Returns what became of each dataset of a mixture in a shard: ``rows``, ``masks``, ``masks_rejected``,
+    ``masks_filtered``, ``iou_sum`` and ``iou_count``."""
+    found: dict[str, dict[str, float]] = {}
+
+    def add(dataset: str, **numbers: float) -> None:
+        counts = found.setdefault(dataset, dict.fromkeys(shards.OF_DATASET, 0))
+        for name, number in numbers.items():
+            counts[name] += number
+
+    ious = rows["masks"].combine_chunks()
+    for dataset, masks in zip(rows["dataset"].to_pylist(), ious, strict=True):
+        known = [mask["iou"] for mask in masks.as_py() if mask["iou"] is not None]
+        add(dataset, rows=1, masks=len(masks), iou_sum=sum(known), iou_count=len(known))
+    for entry in rejects.select(["dataset", "stage", "num_masks"]).to_pylist():
+        lost = "masks_filtered" if entry["stage"] == "filter" else "masks_rejected"
+        add(entry["dataset"], **{lost: entry["num_masks"]})
+    return dict(sorted(found.items()))

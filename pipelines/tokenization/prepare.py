@@ -10,7 +10,7 @@ from typing import Any
 
 from pipelines import schema, shards, storage
 from pipelines.cluster import with_device
-from pipelines.ingestion.corpora import caveat_of, reader_of, require_source
+from pipelines.ingestion.corpora import caveat_of, reader_of, require_source, sources_of
 from pipelines.ingestion.peek import opened, peek
 from pipelines.ingestion.reader import MAX_NAMES, Input, Reader, Reject
 from pipelines.inputs import require_tokenizer
@@ -89,7 +89,7 @@ class Tokenization:
     def caveat(self) -> str:
         """What speaks against using this tokenizer on this corpus; empty if nothing is known to."""
         config = self.config
-        return caveat_of(config.tokenizer, self.architecture, config.corpus.source, self.reader.name)
+        return caveat_of(config.tokenizer, self.architecture, sources_of(config.corpus), self.reader.name)
 
     def tags(self, plan: Plan) -> dict[str, str]:
         """Returns what an MLflow run is found by."""

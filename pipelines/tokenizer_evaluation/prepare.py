@@ -5,6 +5,7 @@ import re
 from collections import Counter
 
 from pipelines import storage
+from pipelines.ingestion import corpora
 from pipelines.ingestion.corpora import CorpusSpec
 from pipelines.tokenization.config import TokenizationConfig, TokenizeCorpusConfig
 from pipelines.tokenization.prepare import Tokenization, prepare
@@ -30,7 +31,7 @@ def tokenizations_of(config: EvaluateTokenizerConfig) -> dict[str, Tokenization]
 def specs_of(config: EvaluateTokenizerConfig) -> list[CorpusSpec]:
     """Reads ``--corpora``; raises ConfigError if one is malformed, has a name that cannot be a folder's, or
     the name of another one."""
-    specs = [CorpusSpec.parse(text, flag="corpora") for text in config.corpora]
+    specs = corpora.specs_of(config.corpora, flag="corpora")
     for spec in specs:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", spec.name) or spec.name in _TAKEN:
             raise ConfigError(

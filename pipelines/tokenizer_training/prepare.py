@@ -7,7 +7,7 @@ from itertools import islice
 
 from pipelines import shards, storage
 from pipelines.cluster import with_device
-from pipelines.ingestion.corpora import CorpusSpec, require_source
+from pipelines.ingestion.corpora import CorpusSpec, limited, require_source, specs_of
 from pipelines.ingestion.peek import peek
 from pipelines.ingestion.reader import Input
 from pipelines.tokenizer_training.architecture import architecture_of, check_quantize_from, freezes
@@ -139,8 +139,8 @@ def _masks_per_image(config: TrainTokenizerConfig, specs: tuple[CorpusSpec, ...]
 def _specs(config: TrainTokenizerConfig) -> tuple[tuple[CorpusSpec, ...], tuple[CorpusSpec, ...]]:
     """Returns the corpora to train and to measure on; raises ConfigError if one is misspelt or not there,
     only some have weights, or one to measure on has."""
-    specs = tuple(_limited(CorpusSpec.parse(text, flag="corpora"), config.limit) for text in config.corpora)
-    held_out = tuple(CorpusSpec.parse(text, flag="validation.corpora") for text in config.validation.corpora)
+    specs = tuple(limited(spec, config.limit) for spec in specs_of(config.corpora, flag="corpora"))
+    held_out = tuple(specs_of(config.validation.corpora, flag="validation.corpora"))
     check_weights([spec.weight for spec in specs])
     if weighted := [spec.name for spec in held_out if spec.weight is not None]:
         raise ConfigError(
@@ -160,11 +160,6 @@ def _specs(config: TrainTokenizerConfig) -> tuple[tuple[CorpusSpec, ...], tuple[
                 "%s is trained on and measured on; its numbers do not hold for other images", spec.name
             )
     return specs, held_out
-
-
-def _limited(spec: CorpusSpec, limit: int | None) -> CorpusSpec:
-    limits = [one for one in (spec.limit, limit) if one is not None]
-    return dataclasses.replace(spec, limit=min(limits)) if limits else spec
 
 
 def _start(config: TrainTokenizerConfig) -> dict[str, str]:

@@ -53,7 +53,12 @@ def browse(flags: argparse.Namespace) -> int:
     options: dict[str, Any] = {"tokenizer": tokenizer, "max_images": flags.images, "seed": flags.seed}
     made = corpus.fingerprint
     if tokenizer is not None and "source" in made:
-        options["caveat"] = caveat_of(made["tokenizer"], tokenizer.config, made["source"], made["dataset"])
+        options["caveat"] = caveat_of(
+            made["tokenizer"],
+            tokenizer.config,
+            made.get("mixture_sources") or [made["source"]],
+            made["dataset"],
+        )
     if flags.output is None:
         words_page.write_report(corpus.out, **options)
         where = storage.join(corpus.out, words.FOLDER, "index.html")
