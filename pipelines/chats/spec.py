@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
+from pipelines import storage
 from pipelines.config import PlaceMark, format_pairs, number, parse_pairs
-from pipelines.ingestion.mixtures import MIXTURE_SUFFIXES, placed, read_entries
+from pipelines.ingestion.mixtures import MIXTURE_SUFFIXES, below, read_entries
 from samtok.errors import ConfigError
 
 _KEYS = ("uri", "weight", "limit")
@@ -69,7 +70,7 @@ def chat_specs_of(texts: Sequence[str], *, flag: str) -> list[ChatCorpusSpec]:
             if unknown := sorted(set(entry) - {*_KEYS, "root"}):
                 raise ConfigError(f"{where} has the key {unknown[0]}, expected {', '.join(_KEYS)}.")
             spec = ChatCorpusSpec._of_parts(entry, where)
-            specs.append(dataclasses.replace(spec, uri=placed(root, spec.uri)))
+            specs.append(dataclasses.replace(spec, uri=storage.absolute(below(root, spec.uri))))
         if not entries:
             raise ConfigError(f"--{flag} {text} names no chats.")
     return specs

@@ -28,11 +28,12 @@ from pipelines.config import (
 from pipelines.ingestion import config as shapes
 from pipelines.ingestion.coco import CocoOptions, CocoReader
 from pipelines.ingestion.grounded import GroundedReader
+from pipelines.ingestion.known_datasets import parts_of
 from pipelines.ingestion.label_maps import PanopticOptions
 from pipelines.ingestion.labelmap import LabelMapOptions, LabelMapReader, check_options
 from pipelines.ingestion.labelme import LabelmeReader
 from pipelines.ingestion.mask_folders import MasksOptions, MasksReader
-from pipelines.ingestion.mixtures import MixtureReader, placed, read_entries
+from pipelines.ingestion.mixtures import MixtureReader, below, read_entries
 from pipelines.ingestion.orientation import Orientation
 from pipelines.ingestion.osprey import OspreyReader
 from pipelines.ingestion.panoptic import PanopticReader
@@ -335,7 +336,11 @@ class CorpusSpec:
     def absolute(self, root: str = "") -> "CorpusSpec":
         """Makes local paths mean the same in workers, whose working directory is another; relative ones are
         below ``root``, if it is not empty."""
-        return dataclasses.replace(self, corpus=with_places(self.corpus, partial(placed, root)))
+        return dataclasses.replace(self, corpus=with_places(self.below(root).corpus, storage.absolute))
+
+    def below(self, root: str) -> "CorpusSpec":
+        """Puts ``root``, if it is not empty, before places that are relative."""
+        return dataclasses.replace(self, corpus=with_places(self.corpus, partial(below, root)))
 
 
 def mixed(corpus: CorpusConfig, *, flag: str = "corpus.source") -> tuple[CorpusSpec, ...]:
@@ -349,7 +354,7 @@ def mixed(corpus: CorpusConfig, *, flag: str = "corpus.source") -> tuple[CorpusS
     specs = []
     for place, entry in enumerate(read_entries(corpus.source, flag=f"--{flag}").datasets, start=1):
         where = f"--{flag} {corpus.source}: datasets[{place}]"
-        parts = dict(entry)
+        parts = _with_known(entry, where)
         root = parts.pop("root")
         if unknown := sorted(set(parts) - {*SPEC_KEYS, *MIXTURE_KEYS}):
             raise ConfigError(f"{where} has the key {unknown[0]}, expected {', '.join(SPEC_KEYS)}.")
@@ -365,6 +370,18 @@ def mixed(corpus: CorpusConfig, *, flag: str = "corpus.source") -> tuple[CorpusS
     return tuple(specs)
 
 
+def _with_known(entry: Mapping[str, str], where: str) -> dict[str, str]:
+    """Returns an entry whose ``known`` dataset is written out; its other keys come before those of that."""
+    own = dict(entry)
+    name = own.pop("known", None)
+    if name is None:
+        return own
+    try:
+        return {**parts_of(name, own["root"], own.pop("split", None)), **own}
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error.message}") from error
+
+
 def tasks_of(uri: str, *, flag: str) -> dict[str, str]:
     """Returns the ``tasks`` of each dataset in a mixture file, by its name in rows; of those that have any.
 
@@ -373,7 +390,8 @@ def tasks_of(uri: str, *, flag: str) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for place, entry in enumerate(read_entries(uri, flag=flag).datasets, start=1):
-        name = entry.get("dataset") or entry.get("reader") or ""
+        known = _with_known(entry, f"{flag} {uri}: datasets[{place}]")
+        name = known.get("dataset") or known.get("reader") or ""
         if "tasks" in entry and found.setdefault(name, entry["tasks"]) != entry["tasks"]:
             raise ConfigError(f"{flag} {uri}: datasets[{place}] has other tasks than an earlier {name}.")
     return found

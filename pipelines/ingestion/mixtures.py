@@ -108,10 +108,11 @@ def _text(value: Any, where: str) -> str:
     return str(value)
 
 
-def placed(root: str, place: str) -> str:
-    """Returns an absolute place; a relative one is below ``root``, if that is not empty."""
-    relative = root and not storage.is_remote(place) and not place.startswith("/")
-    return storage.absolute(f"{root.rstrip('/')}/{place}" if relative else place)
+def below(root: str, place: str) -> str:
+    """Returns a place; one that is relative is below ``root``, if that is not empty, and ``.`` is it."""
+    if not root or storage.is_remote(place) or place.startswith("/"):
+        return place
+    return f"{root.rstrip('/')}/{place}" if place != "." else root
 
 
 @dataclass(frozen=True, kw_only=True)

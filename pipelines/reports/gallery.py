@@ -48,6 +48,9 @@ def _image(card: Card) -> html.Block:
 
 
 def _masks(lines: Sequence[MaskLine]) -> html.Block:
+    if not any(line.words for line in lines):
+        plain = [[html.chip(line.number, line.colour), _label(line), f"{line.area_px:,}"] for line in lines]
+        return html.grid(["", "label", "pixels"], plain, numbers=[2], kind="masks")
     rows = [
         [html.chip(line.number, line.colour), html.decimal(line.iou, 2), _words(line), _label(line)]
         for line in lines

@@ -314,6 +314,8 @@ def compared(
 
 
 def _caption(line: MaskLine) -> str:
+    if not line.words:
+        return line.label or ""
     iou = "-" if line.iou is None else f"{line.iou:.2f}"
     return f"{iou}  {short_words(line.words)}  {line.label or ''}"
 
