@@ -77,8 +77,8 @@ def check_options(options: VideoOptions) -> None:
     path = options.frame_path
     if path is not None and ("frame" not in _names(path) or set("{}") & set(_FIELD.sub("", path))):
         raise ConfigError(
-            f"--.frame-path must be text with {{frame}} or {{frame:05d}}, {{video}} and {{folder}} in it, and "
-            f"the frame at least, got {path!r}."
+            f"--.frame-path must be text with {{frame}} or {{frame:05d}} in it, and {{video}} or {{folder}} "
+            f"where needed, got {path!r}."
         )
 
 

@@ -1,4 +1,4 @@
-"""Ref-YouTube-VOS: expressions of videos, and a palette PNG for each frame (wjn922/ReferFormer, docs/data.md).
+"""Ref-YouTube-VOS: expressions of videos, a palette PNG for each frame (wjn922/ReferFormer, docs/data.md).
 
 ``obj_id`` names the one object of an expression, which is an index of the palette in
 ``Annotations/VIDEO/FRAME.png``; 0 is the background. ``meta.json`` beside that folder has the classes of
@@ -34,8 +34,8 @@ class YtvosLayout(ExpressionLayout):
         return posixpath.join(posixpath.dirname(self._maps.rstrip("/")), "meta.json")
 
     def witness(self, inputs: Sequence[Input], places: Sequence[Record]) -> dict[str, str]:
-        """Returns ``{file name: "size:sha256"}`` of expressions and ``meta.json``, and the sizes of the PNGs of
-        these inputs, else names and sizes of the first files."""
+        """Returns ``{file name: "size:sha256"}`` of expressions and ``meta.json``, and the sizes of the PNGs
+        of these inputs, else names and sizes of the first files."""
         found = label_maps.sizes_now(
             (place["file"] for place in places), lambda name: self.reader.below(self._maps, name)
         )
