@@ -79,12 +79,17 @@ class MevisLayout(ExpressionLayout):
             for name in sorted(videos):
                 video, told = self._known(name, videos[name], index)
                 yield from told
+                own = [mask_id for mask_id in videos[name].objects if mask_id in index.known]
+                faults = {mask_id: index.faults[mask_id] for mask_id in own if mask_id in index.faults}
                 for number in range(0, len(video.frames), self.reader.stride):
                     at: dict[str, list[int]] = {}
                     if there is not None and there[0] == (name, number):
                         at = {row[2]: [row[3], row[4]] for row in there[1]}
                         there = next(by_frame, None)
-                    yield self._frame(name, video, number, at, index)
+                    at = {mask_id: place for mask_id, place in at.items() if mask_id not in faults}
+                    absent = [mask_id for mask_id in own if mask_id not in at and mask_id not in faults]
+                    where = {"at": at, "absent": absent, "faults": faults}
+                    yield Frame(name, video.frames[number], where, len(own), video.size, video.texts)
 
     def masks_of(self, key: str, where: Record) -> Masks:
         """Reads the RLEs of one frame, each by its place."""
@@ -175,16 +180,6 @@ class MevisLayout(ExpressionLayout):
             height, width = records.commonest_size(index.sizes[name])
             size = {"height": height, "width": width}
         return Video(video.frames, texts, size), told
-
-    def _frame(
-        self, name: str, video: Video, number: int, at: dict[str, list[int]], index: _Indexed
-    ) -> Frame:
-        own = [mask_id for mask_id in video.objects if mask_id in index.known]
-        faults = {mask_id: index.faults[mask_id] for mask_id in own if mask_id in index.faults}
-        at = {mask_id: place for mask_id, place in at.items() if mask_id not in faults}
-        absent = [mask_id for mask_id in own if mask_id not in at and mask_id not in faults]
-        where = {"at": at, "absent": absent, "faults": faults}
-        return Frame(name, video.frames[number], where, len(own), video.size, video.texts)
 
 
 def _is_visible(rle: Any) -> bool:
