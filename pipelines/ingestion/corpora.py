@@ -202,7 +202,7 @@ def require_source(corpus: CorpusConfig) -> None:
         ConfigError: Names the command that makes a synthetic one.
     """
     layouts = {"osprey": "coco", "parquet": "coco", "labelmap": "ade20k"}  # which make_shapes does not write
-    layouts["video"] = "sav" if corpus.video_layout == "sav" else "mevis"
+    layouts["video"] = "sav" if (corpus.video_layout or "").startswith("sav") else "mevis"
     layout = layouts.get(corpus.reader, corpus.reader)
     layout = (
         {"sav": "sav", "sav_masks": "sav"}.get(corpus.video_layout or "", "mevis")

@@ -142,5 +142,5 @@ class VideoReader(VideoFiles):
                 left_out.append(text["id"])
         if not left_out:
             return made, []
-        message = f"{len(left_out)} texts of the video are left out: none of their objects is in the frame"
+        message = f"none of their objects is in the frame: left out are {len(left_out)} of {len(texts)} texts"
         return made, [self.reject(key, "target_absent", message, mask_id="texts")]
