@@ -28,6 +28,8 @@ Format = Literal[
     "masks",
     "labelme",
     "yolo",
+    "sav",
+    "mevis",
 ]
 
 
@@ -66,16 +68,17 @@ class ShapesConfig:
     captions), psg (panoptic maps and relations), dam (a caption for every mask), vqa (chats without masks,
     half of them without an image, for --chats.source of compose_dialogues), panoptic (COCO panoptic JSON and
     PNGs), ade20k (full release: *_seg.png and JSON), cityscapes (*_instanceIds.png, *_labelIds.png), masks
-    (PNGs in a folder), labelme (a JSON beside each image), yolo (a text file for each image)."""
+    (PNGs in a folder), labelme (a JSON beside each image), yolo (a text file for each image), sav (SA-V:
+    masklets of videos), mevis (MeViS: expressions of videos)."""
     world: WorldConfig = field(default_factory=WorldConfig)
     expressions: ExpressionsConfig = field(default_factory=ExpressionsConfig)
-    """refer: expressions of each scene."""
+    """refer: expressions of each scene; mevis: likewise, by attributes whatever the families."""
     seed: AtLeast0 = 0
     """Which family of scenes; splits of one family differ in their index range."""
     first_index: AtLeast0 = 0
     """First scene. Ranges that do not overlap are disjoint splits."""
     num_images: AtLeast1 = 1000
-    """Scenes to write."""
+    """Scenes to write; sav, mevis: videos."""
     split: str = "train"
     """Name of the split, of the image folder and of the annotation file; not for sa1b."""
     segmentation: Literal["rle", "polygon"] = "rle"
@@ -85,15 +88,18 @@ class ShapesConfig:
     """coco, refer, panoptic, cityscapes: share of annotations that are crowds (coco, refer: iscrowd 1,
     uncompressed RLE; cityscapes: a group of its class); labelme: of shapes that have the flag crowd."""
     image_format: Literal["jpg", "png"] = "jpg"
-    """Image files. SA-1B and ADE20K have JPEG only, cityscapes is PNG whatever is said here."""
+    """Image files. SA-1B, ADE20K and videos have JPEG only, cityscapes is PNG whatever is said here."""
     jpeg_quality: Annotated[int, Interval(ge=1, le=95)] = 95
     """JPEG quality."""
     layout: Literal["flat", "nested", "tar"] = "nested"
     """sa1b: one folder, numbered sub-folders, or uncompressed archives as published."""
     images_per_folder: AtLeast1 = 1000
-    """sa1b: images per sub-folder or archive; an archive is held in memory while it is made."""
+    """sa1b: images per sub-folder or archive; an archive is held in memory while it is made. sav: videos per
+    sub-folder."""
     mask_layout: Literal["objects", "labelmap"] = "objects"
     """masks: a PNG for each shape, or one for each image with the kinds of shapes as values."""
+    frames: AtLeast1 = 8
+    """sav, mevis: annotated frames of each video, in which a camera pans over a scene and back."""
     dry_run: bool = False
     """Print the resolved config and what would be written, and write nothing."""
 
@@ -101,7 +107,8 @@ class ShapesConfig:
         """Refuses a split that is no plain name, and PNGs of what has JPEGs only."""
         if not self.split.isidentifier():
             raise ConfigError(f"--.split must be a plain name such as train or val2017, got {self.split!r}.")
-        name = {"sa1b": "SA-1B", "ade20k": "ADE20K"}.get(self.format)
+        published = {"sa1b": "SA-1B", "ade20k": "ADE20K", "sav": "SA-V", "mevis": "MeViS"}
+        name = published.get(self.format)
         if name and self.image_format != "jpg":
             raise ConfigError(f"{name} has JPEG images only; drop --.image-format {self.image_format}.")
 
@@ -109,12 +116,14 @@ class ShapesConfig:
         """Returns all that decides the corpus, as plain JSON values; not where it is."""
         fields = dataclasses.asdict(self)
         del fields["out"], fields["dry_run"]
-        if self.format == "refer":
+        if self.format in ("refer", "mevis"):
             fields["expressions"]["families"] = list(self.expressions.families)
         else:
             del fields["expressions"]
         if self.format != "masks":
             del fields["mask_layout"]
+        if self.format not in ("sav", "mevis"):
+            del fields["frames"]
         fields["world"]["sizes_hw"] = [list(size) for size in self.world.sizes_hw]
         fields["world"] = {k: list(v) if isinstance(v, tuple) else v for k, v in fields["world"].items()}
         return {**fields, "world_version": WORLD_VERSION}

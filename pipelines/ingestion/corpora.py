@@ -43,6 +43,9 @@ from pipelines.ingestion.reader import Reader
 from pipelines.ingestion.refer import ReferOptions, ReferReader
 from pipelines.ingestion.regions import DamReader
 from pipelines.ingestion.sidecar import Sa1bReader
+from pipelines.ingestion.video import VideoReader
+from pipelines.ingestion.video_frames import VideoOptions
+from pipelines.ingestion.video_frames import check_options as check_video_options
 from pipelines.ingestion.yolo import YoloOptions, YoloReader
 from pipelines.inputs import require
 from samtok.config import SYNTHETIC, MaskTokenizerConfig
@@ -62,6 +65,7 @@ ReaderKind = Literal[
     "masks",
     "labelme",
     "yolo",
+    "video",
     "mixture",
 ]
 
@@ -79,13 +83,16 @@ READERS: dict[str, Any] = {
     "masks": MasksReader,
     "labelme": LabelmeReader,
     "yolo": YoloReader,
+    "video": VideoReader,
     "mixture": MixtureReader,
 }
 """Classes of readers. ``options`` of each is the class of the options that only it has."""
 
 
 @config
-class CorpusConfig(CocoOptions, ReferOptions, PanopticOptions, LabelMapOptions, MasksOptions, YoloOptions):
+class CorpusConfig(
+    CocoOptions, ReferOptions, PanopticOptions, LabelMapOptions, MasksOptions, YoloOptions, VideoOptions
+):
     """Which dataset is read."""
 
     reader: ReaderKind
@@ -95,11 +102,13 @@ class CorpusConfig(CocoOptions, ReferOptions, PanopticOptions, LabelMapOptions, 
     ``osprey`` descriptions of masks and dialogues, ``panoptic`` a panoptic JSON and its PNGs (COCO, COCONut,
     Cityscapes), ``labelmap`` a folder of label maps (ADE20K, Cityscapes, COCO-Stuff), ``parquet`` rows with
     embedded images (the authors' gres and ver files, RefCOCO-M); ``masks`` a folder of PNG masks or label
-    maps of your own, ``labelme`` one of LabelMe's JSON files, ``yolo`` one of YOLO's text files; ``mixture``
+    maps of your own, ``labelme`` one of LabelMe's JSON files, ``yolo`` one of YOLO's text files; ``video``
+    videos whose frames become rows (SA-V, MeViS, ReVOS, Ref-YouTube-VOS, VideoRefer-Bench-D); ``mixture``
     several datasets that a YAML file names."""
     source: Place
-    """URI of the annotation file, of the folder of annotation files (labelmap, masks, labelme, yolo), of the
-    folder or archive (sa1b), of a Parquet file or a folder of them, or of the YAML file (mixture)."""
+    """URI of the annotation file, of the folder of annotation files (labelmap, masks, labelme, yolo, video
+    with sav and sav_masks), of the folder or archive (sa1b), of a Parquet file or a folder of them, or of the
+    YAML file (mixture)."""
     images: Place | None = None
     """URI of the folder that the names of images are relative to, with labelme often --.source; none for
     sa1b, parquet and mixture."""
@@ -133,6 +142,8 @@ class CorpusConfig(CocoOptions, ReferOptions, PanopticOptions, LabelMapOptions, 
                 raise ConfigError(f"--.{name} must not be empty.")
         if self.reader == "labelmap":
             check_options(self.encoding, self.part_levels)
+        if self.reader == "video":
+            check_video_options(self)
         has_folder = "images" in {field.name for field in dataclasses.fields(READERS[self.reader])}
         if has_folder and not self.images:
             raise ConfigError(
@@ -216,6 +227,7 @@ def require_source(corpus: CorpusConfig) -> None:
             require_source(spec.corpus)
         return
     layouts = {"osprey": "coco", "parquet": "coco", "labelmap": "ade20k"}  # which make_shapes does not write
+    layouts["video"] = "sav" if (corpus.video_layout or "").startswith("sav") else "mevis"
     layout = layouts.get(corpus.reader, corpus.reader)
     layout = "cityscapes" if (corpus.encoding or "").startswith("cityscapes") else layout
     command = f"python jobs/make_shapes.py --format {layout} --out runs/shapes"

@@ -27,6 +27,10 @@ class Entry(NamedTuple):
     value: Any
     chars: int
     """Length of its JSON."""
+    offset: int = 0
+    """Where its JSON begins in the file, in bytes."""
+    size_bytes: int = 0
+    """Length of its JSON in the file."""
 
 
 class Member(NamedTuple):
@@ -99,7 +103,8 @@ class _Text:
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._json = json.JSONDecoder()
         self._piece = ""
-        self._before_bytes = 0  # of the file, before the piece
+        self._counted = 0  # characters of the piece
+        self._counted_bytes = 0  # of the file, before those that are not counted yet
         self._read_bytes = 0
         self._ended = False
         self.position = 0
@@ -142,13 +147,19 @@ class _Text:
             chars = end - self.position
             if end > len(self._piece) - _CUT_CHARS and self._read():  # a number may go on
                 continue
+            start = self._offset()
             self.position += chars
-            return Entry(value, chars)
+            return Entry(value, chars, start, self._offset() - start)
 
     def fail(self, problem: str) -> Any:
         """Raises DataError for the fault that is here."""
-        position = self._before_bytes + len(self._piece[: self.position].encode())
-        raise json_error(self._where, position, f"is not JSON ({problem})")
+        raise json_error(self._where, self._offset(), f"is not JSON ({problem})")
+
+    def _offset(self) -> int:
+        """Returns how many bytes of the file lie before the position; each is counted once."""
+        self._counted_bytes += len(self._piece[self._counted : self.position].encode())
+        self._counted = self.position
+        return self._counted_bytes
 
     def _read(self) -> bool:
         """Reads on, and forgets what lies before the position; returns whether there was more."""
@@ -156,7 +167,7 @@ class _Text:
             return False
         if len(self._piece) - self.position > MAX_ENTRY_CHARS:
             raise DataError(f"{self._where} has an entry of over {MAX_ENTRY_CHARS} characters", reason="json")
-        self._before_bytes += len(self._piece[: self.position].encode())
+        self._offset()
         rest = self._piece[self.position :]
         raw = self._stream.read(max(PIECE_BYTES, len(rest)))
         pending = len(self._decoder.getstate()[0])
@@ -167,5 +178,5 @@ class _Text:
             position = self._read_bytes - pending + error.start
             raise json_error(self._where, position, f"is not UTF-8 ({error.reason})") from error
         self._read_bytes += len(raw)
-        self.position = 0
+        self.position = self._counted = 0
         return not self._ended

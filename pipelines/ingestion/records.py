@@ -133,17 +133,26 @@ def size_hw(record: Mapping[str, Any], where: str) -> tuple[int, int]:
     return height, width
 
 
+def stated_size(rle: Any) -> tuple[int, int] | None:
+    """Returns the ``size`` that an RLE states, unchecked; None if it states none or is no RLE."""
+    size = rle.get("size") if isinstance(rle, dict) else None
+    if isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size):
+        return size[0], size[1]
+    return None
+
+
+def commonest_size(sizes: Mapping[tuple[int, int], int]) -> tuple[int, int]:
+    """Returns the size that is counted most, of several the largest."""
+    return max(sizes, key=lambda size: (sizes[size], size))
+
+
 def size_hw_of_masks(rles: Iterable[Any], where: str) -> tuple[int, int] | None:
     """Returns height and width of an image whose record states none: the ``size`` of most of its RLEs, of
     several the largest. None if no RLE states one; raises as ``size_hw``."""
-    sizes: Counter[tuple[int, int]] = Counter()
-    for rle in rles:
-        size = rle.get("size") if isinstance(rle, dict) else None
-        if isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size):
-            sizes[size[0], size[1]] += 1
+    sizes = Counter(size for rle in rles if (size := stated_size(rle)) is not None)
     if not sizes:
         return None
-    height, width = max(sizes, key=lambda size: (sizes[size], size))
+    height, width = commonest_size(sizes)
     return size_hw({"height": height, "width": width}, f"{where}, by its masks,")
 
 

@@ -15,6 +15,8 @@
                       OUT/legend.json; images as before
     LabelMe           OUT/train/000000000001.json, beside the images
     YOLO              OUT/labels/train/000000000001.txt, OUT/images/train/000000000001.jpg, OUT/data.yaml
+    SA-V              OUT/sav_train/sav_000/sav_000001_auto.json, OUT/frames/sav_000001/00004.jpg
+    MeViS             OUT/train/meta_expressions.json, mask_dict.json, JPEGImages/000000000001/00000.jpg
 
 Image ids are the scene's index + 1, so corpora of disjoint ranges can share a table. The same config gives
 the same bytes: repeating a killed run finishes it, a finished corpus is left alone, and a folder with
@@ -35,6 +37,7 @@ from pipelines.ingestion.shapes_layouts import dam_files, granf_files, psg_files
 from pipelines.ingestion.shapes_maps import ade20k_files, cityscapes_files, panoptic_files
 from pipelines.ingestion.shapes_sa1b import sa1b_files
 from pipelines.ingestion.shapes_scenes import json_bytes
+from pipelines.ingestion.shapes_video import mevis_files, sav_files
 from pipelines.job import config_json
 from samtok.errors import ConfigError
 
@@ -67,6 +70,8 @@ _WRITERS: dict[Format, Callable[[ShapesConfig], int]] = {
     "panoptic": panoptic_files,
     "ade20k": ade20k_files,
     "cityscapes": cityscapes_files,
+    "sav": sav_files,
+    "mevis": mevis_files,
 }
 
 

@@ -173,12 +173,20 @@ OPTIONS = [
     ("labelmap", "encoding", "ade20k_instances"),
     ("labelmap", "legend", "/data/names.json"),
     ("labelmap", "part_levels", 2),
+    ("video", "video_layout", "ytvos"),
+    ("video", "stride", 10),
+    ("video", "masklets", "manual"),
+    ("video", "video_masks", "/data/masks.json"),
+    ("video", "frame_path", "{folder}/{video}/{frame:05d}.jpg"),
+    ("video", "absent_targets", "no_target"),
 ]
 
 
-def place(reader: str) -> dict[str, Any]:
+def place(reader: str, option: str = "") -> dict[str, Any]:
+    """Returns what a reader cannot do without, of kinds that have the option."""
     more = {} if reader == "sa1b" else {"images": "/data/i"}
     more |= {"encoding": "ade20k"} if reader == "labelmap" else {}
+    more |= {"video_layout": "sav" if option == "masklets" else "mevis"} if reader == "video" else {}
     return {"reader": reader, "source": "/data/a.json", **more}
 
 
@@ -194,18 +202,20 @@ def test_every_option_of_every_reader_is_in_the_list_above():
 
 @pytest.mark.parametrize(("reader", "name", "value"), OPTIONS)
 def test_an_option_reaches_its_reader_from_the_command_line(reader, name, value):
-    given = {**place(reader), name.replace("_", "-"): value}
-    flags = [part for key, text in given.items() for part in (f"--corpus.{key}", *listed(text))]
+    given = {**place(reader, name), name: value}
+    named = {f"--corpus.{key.replace('_', '-')}": text for key, text in given.items()}
+    flags = [part for key, text in named.items() for part in (key, *listed(text))]
     config = cli.parse(TokenizeCorpusConfig, {}, [*flags, "--out", "/out", "--tokenizer", "tiny"], doc="")
     assert getattr(reader_of(config.corpus), name) == value
-    in_fingerprint = {} if name in ("instances", "panoptic", "legend", "class_names") else {name: value}
-    expected = CorpusConfig(**place(reader)).identity() | in_fingerprint
+    places = ("instances", "panoptic", "legend", "class_names", "video_masks")
+    in_fingerprint = {} if name in places else {name: value}
+    expected = CorpusConfig(**place(reader, name)).identity() | in_fingerprint
     assert json.dumps(config.corpus.identity(), sort_keys=True) == json.dumps(expected, sort_keys=True)
 
 
 @pytest.mark.parametrize(("reader", "name", "value"), OPTIONS)
 def test_an_option_reaches_its_reader_in_one_flag_and_is_written_back(reader, name, value):
-    given = {**place(reader), name: f'"{",".join(listed(value))}"'}
+    given = {**place(reader, name), name: f'"{",".join(listed(value))}"'}
     spec = parse(",".join(f"{key}={text}" for key, text in given.items()))
     assert getattr(spec.reader(), name) == value
     assert parse(spec.text) == spec

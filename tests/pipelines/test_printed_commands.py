@@ -31,6 +31,7 @@ from samtok.words import format_words
 from tests import printed
 from tests.printed import JOBS, PAGES, README, ROOT, Command
 from tests.ray_head import BIN, RayHead
+from tests.videos import revos, sav_masks, videorefer, write, ytvos
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -162,8 +163,17 @@ def build(home: Path) -> None:
         "own": {"format": "masks"},
         "coco2017": {"format": "panoptic", "split": "val2017"},
         "cityscapes": {"format": "cityscapes"},
+        "sav": {"format": "sav"},
+        "mevis": {"format": "mevis"},
     }.items():
         assert make_shapes(ShapesConfig(out=str(home / "data" / place), num_images=8, **more)) == 0
+    for place, files in {
+        "sav_val": sav_masks,
+        "ReVOS": revos,
+        "rvos": ytvos,
+        "videorefer": videorefer,
+    }.items():
+        write(home / "data" / place, files())
     (home / "data/own/images").mkdir()
     (home / "data/own/train").rename(home / "data/own/images/train")
     (home / "models/sam2.1_hiera_large.pt").write_bytes(b"")
