@@ -1,38 +1,28 @@
-"""Parquet files with images, masks and texts in their rows, as Hugging Face datasets embed them.
+"""Parquet and Arrow files with images, masks and texts in their rows, as Hugging Face datasets embed them.
 
-Two layouts are recognised by their columns:
-
-- ``images, problem, answer, masks``: EasyR1's, which the authors publish
-  (mix_gres8k_ver4k_train.parquet): one image, a prompt, and compressed RLEs in the order of the answer's
-  words; no RLE is "no target";
-- ``image, samples``: RefCOCO-M's: one image, and of each sample a ``mask`` and its ``sentences``.
-
-A row of the file is a row of the corpus. The source is one file or a folder of them, whose row groups are
-listed apart, without their images; those are read one row group at a time (``parquet_cells``).
+The columns tell which of the layouts of ``embedded_layouts`` a file has. A row of the file is a row of the
+corpus. The source is one file or a folder of them, whose row groups are listed apart, in Parquet without
+their images; those are read one row group at a time (``parquet_cells``).
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pipelines import schema, storage
-from pipelines.ingestion import annotations, image_source, parquet_cells, records
-from pipelines.ingestion.annotations import Annotation
+from pipelines.ingestion import embedded_layouts, parquet_cells, records
 from pipelines.ingestion.file_reader import NoOptions, first_of, witness_of
 from pipelines.ingestion.image_source import below_root
 from pipelines.ingestion.orientation import Orientation
 from pipelines.ingestion.parquet_cells import Cell
 from pipelines.ingestion.reader import MAX_NAMES, STAGE, Head, Input, ReadResult, Reject
-from pipelines.ingestion.records import Record
 from pipelines.storage.threads import map_ahead
 from samtok.errors import DataError
 
 BATCH_ROWS = 256
 """Rows that are listed at a time: RLEs of very many masks are long."""
-
-_SUFFIX = ".parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +35,7 @@ class ParquetReader:
     """
 
     options: ClassVar[type] = NoOptions
+    suffix: ClassVar[str] = ".parquet"
 
     name: str
     split: str
@@ -61,8 +52,8 @@ class ParquetReader:
     def parts(self) -> tuple[str, ...]:
         """Returns ``file#group`` of every row group."""
         files = self._files()
-        found = map_ahead(parquet_cells.metadata, map(self._uri, files))
-        groups = [(name, range(one.num_row_groups)) for name, one in zip(files, found, strict=True)]
+        found = map_ahead(parquet_cells.rows_of_groups, map(self._uri, files))
+        groups = [(name, range(len(rows))) for name, rows in zip(files, found, strict=True)]
         return tuple(f"{name}#{group}" for name, numbers in groups for group in numbers)
 
     def inputs_of(self, part: str) -> Iterator[Input | Reject]:
@@ -83,118 +74,52 @@ class ParquetReader:
         """Reads the masks and texts of a row; of the image at most its size."""
         body = json.loads(item.payload)
         uri = Cell(self._uri(body["file"]), body["row"], body["column"]).uri
-        named = [
-            {"mask_id": str(number), "segmentation": rle} for number, rle in enumerate(body["masks"], start=1)
-        ]
-        try:
-            image_hw = records.size_hw_of_masks(body["masks"], "the image") or image_source.read_size_hw(uri)
-        except DataError as error:
-            return ReadResult.refused(self.name, item.key, error, num_masks=len(named))
-        made: list[Annotation] = []
-        lost: list[Reject] = []
-        for number, entry in enumerate(body["texts"], start=1):
-            try:
-                text = annotations.text_of(entry["text"], "text")
-            except DataError as error:
-                lost.append(annotations.annotation_reject(self.name, item.key, str(number), error))
-                continue
-            ids = [str(one) for one in entry["masks"]]
-            about = {"tags": entry.get("tags", ()), "payload": entry.get("payload")}
-            made.append(annotations.annotation(str(number), "referring", ids, text=text, **about))
-        return annotations.attach(records.make_row(self, item.key, uri, image_hw, named), made, lost)
+        return embedded_layouts.row_of(self, item.key, uri, body)
 
     def _files(self) -> list[str]:
         """Returns the names of the files below the source."""
-        if self.source.endswith(_SUFFIX):
+        if self.source.endswith(self.suffix):
             return [PurePosixPath(self.source).name]
         start = self.source.rstrip("/") + "/"
-        listed = [one.uri.removeprefix(start) for one in storage.list_files(self.source, suffix=_SUFFIX)]
+        listed = [one.uri.removeprefix(start) for one in storage.list_files(self.source, suffix=self.suffix)]
         if not listed:
-            raise DataError(f"there is no {_SUFFIX} file below {self.source}", reason="parquet_layout")
+            raise DataError(f"there is no {self.suffix} file below {self.source}", reason="parquet_layout")
         return sorted(listed, key=_stem)  # so that rows ascend by their keys
 
     def _uri(self, name: str) -> str:
-        if self.source.endswith(_SUFFIX):
+        if self.source.endswith(self.suffix):
             return self.source
         return below_root(self.source, name, link_roots=self.link_root)
 
     def _rows(self, name: str, group: int) -> Iterator[Input | Reject]:
         uri = self._uri(name)
-        metadata = parquet_cells.metadata(uri)
-        column, columns, body_of = _layout(parquet_cells.columns_of(uri), uri)
-        row = sum(metadata.row_group(number).num_rows for number in range(group))
-        for values in parquet_cells.rows_of(uri, group, columns, BATCH_ROWS):
+        found = parquet_cells.columns_of(uri)
+        layout = embedded_layouts.layout_of(found, uri)
+        row = sum(parquet_cells.rows_of_groups(uri)[:group])
+        for values in parquet_cells.rows_of(uri, group, layout.listed(found), BATCH_ROWS):
             key = f"{_stem(name)}{row:08d}"
-            place = {"file": name, "row": row, "column": column}
+            place = {"file": name, "row": row, "column": layout.image}
             row += 1
             try:
-                body = body_of(values)
+                body = layout.body_of(values)
                 payload = records.compact_json({**place, **body})
             except DataError as error:
                 yield schema.reject(STAGE, self.name, key, error.reason, str(error))
+            except TypeError as error:  # bytes or times, where masks and texts are expected
+                yield schema.reject(STAGE, self.name, key, "parquet_value", f"{key} cannot be JSON: {error}")
             else:
                 yield Input(key=key, payload=payload, num_masks=len(body["masks"]))
 
 
 def _stem(name: str) -> str:
-    return f"{name.removesuffix(_SUFFIX)}-"
+    return name.rpartition(".")[0] + "-"
 
 
-BodyOf = Callable[[Record], dict[str, Any]]
-"""Makes ``masks`` and ``texts`` of the values of a row."""
+@dataclass(frozen=True, kw_only=True)
+class GarReader(ParquetReader):
+    """Reads Arrow streams, as the datasets of GAR are published: folders of ``data-*-of-*.arrow``.
 
+    Batches keep all of their columns together, so listing reads the files whole.
+    """
 
-def _layout(found: Sequence[str], uri: str) -> tuple[str, list[str], BodyOf]:
-    """Returns the column with images, those that are listed, and what makes a row of them masks and texts."""
-    if {"images", "problem", "masks"} <= set(found):
-        names = [name for name in ("problem", "answer", "masks", "source") if name in found]
-        return "images", names, _of_problem
-    if {"image", "samples"} <= set(found):
-        return "image", ["samples"], _of_samples
-    raise DataError(
-        f"{uri} has the columns {', '.join(found)}, expected images, problem and masks (EasyR1, the "
-        "authors' files), or image and samples (RefCOCO-M)",
-        reason="parquet_layout",
-    )
-
-
-def _of_problem(values: Record) -> dict[str, Any]:
-    """EasyR1: all masks of a row are the targets of its prompt, a text or a list of one."""
-    problem = values["problem"]
-    text = problem[0] if isinstance(problem, list) and len(problem) == 1 else problem
-    rles = [_rle(one) for one in _listed(values["masks"], "masks")]
-    entry = {"text": text, "masks": list(range(1, len(rles) + 1))}
-    if isinstance(values.get("source"), str):
-        entry["tags"] = [values["source"]]
-    if isinstance(values.get("answer"), str):
-        entry["payload"] = {"answer": values["answer"]}
-    return {"masks": rles, "texts": [entry]}
-
-
-def _of_samples(values: Record) -> dict[str, Any]:
-    """RefCOCO-M: each sample has a mask, and sentences about it."""
-    rles, texts = [], []
-    for number, sample in enumerate(_listed(values["samples"], "samples"), start=1):
-        if not isinstance(sample, dict) or "mask" not in sample or "sentences" not in sample:
-            raise DataError(
-                f"sample {number} is {sample!r:.200}, expected mask and sentences", reason="sample"
-            )
-        rles.append(_rle(sample["mask"]))
-        texts += [{"text": one, "masks": [number]} for one in _listed(sample["sentences"], "sentences")]
-    return {"masks": rles, "texts": texts}
-
-
-def _listed(value: Any, what: str) -> list[Any]:
-    """Returns a list; nothing is an empty one."""
-    if value is not None and not isinstance(value, list):
-        raise DataError(f"{what} is a {type(value).__name__}, expected a list", reason="parquet_value")
-    return value or []
-
-
-def _rle(value: Any) -> Any:
-    """Returns a mask as JSON has it: RLEs may be JSON texts, and their counts bytes."""
-    if isinstance(value, str):
-        value = records.parse_json(value.encode(errors="replace"), "a mask")
-    if isinstance(value, dict) and isinstance(value.get("counts"), bytes):
-        value = {**value, "counts": value["counts"].decode("ascii", errors="replace")}
-    return value
+    suffix: ClassVar[str] = ".arrow"
