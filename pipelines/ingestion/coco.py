@@ -194,7 +194,7 @@ class CocoReader(FileReader, CocoOptions):
                 return
             raise _layout_error(self.source, f'"{member.key}" as a {type(member.value).__name__}', "a list")
         telling = frozenset((self.mask_key, *MASK_KEYS, *_OTHER_KINDS, "bbox"))
-        for index, (entry, chars) in enumerate(member.entries):
+        for index, (entry, chars, *_) in enumerate(member.entries):
             if member.key == "categories":
                 file.categories.append(entry)
             elif member.key == "images":

@@ -24,20 +24,25 @@ from pipelines.config import (
     with_places,
 )
 from pipelines.ingestion import config as shapes
+from pipelines.ingestion import mask_files as files_of_masks
 from pipelines.ingestion.coco import CocoOptions, CocoReader
+from pipelines.ingestion.dam_archives import DamTarReader
+from pipelines.ingestion.dlc_bench import DlcReader
 from pipelines.ingestion.grounded import GroundedReader
 from pipelines.ingestion.label_maps import PanopticOptions
 from pipelines.ingestion.labelmap import LabelMapOptions, LabelMapReader, check_options
 from pipelines.ingestion.labelme import LabelmeReader
+from pipelines.ingestion.mask_files import MaskFilesOptions
 from pipelines.ingestion.mask_folders import MasksOptions, MasksReader
 from pipelines.ingestion.orientation import Orientation
 from pipelines.ingestion.osprey import OspreyReader
 from pipelines.ingestion.panoptic import PanopticReader
-from pipelines.ingestion.parquet_rows import ParquetReader
+from pipelines.ingestion.parquet_rows import GarReader, ParquetReader
 from pipelines.ingestion.psg import PsgReader
 from pipelines.ingestion.reader import Reader
 from pipelines.ingestion.refer import ReferOptions, ReferReader
-from pipelines.ingestion.regions import DamReader
+from pipelines.ingestion.regions import DamReader, RegionsReader
+from pipelines.ingestion.segllm import SegllmReader
 from pipelines.ingestion.sidecar import Sa1bReader
 from pipelines.ingestion.yolo import YoloOptions, YoloReader
 from pipelines.inputs import require
@@ -58,6 +63,11 @@ ReaderKind = Literal[
     "masks",
     "labelme",
     "yolo",
+    "regions",
+    "dlc",
+    "gar",
+    "dam_tar",
+    "segllm",
 ]
 
 READERS: dict[str, Any] = {
@@ -74,12 +84,25 @@ READERS: dict[str, Any] = {
     "masks": MasksReader,
     "labelme": LabelmeReader,
     "yolo": YoloReader,
+    "regions": RegionsReader,
+    "dlc": DlcReader,
+    "gar": GarReader,
+    "dam_tar": DamTarReader,
+    "segllm": SegllmReader,
 }
 """Classes of readers. ``options`` of each is the class of the options that only it has."""
 
 
 @config
-class CorpusConfig(CocoOptions, ReferOptions, PanopticOptions, LabelMapOptions, MasksOptions, YoloOptions):
+class CorpusConfig(
+    CocoOptions,
+    ReferOptions,
+    PanopticOptions,
+    LabelMapOptions,
+    MasksOptions,
+    YoloOptions,
+    MaskFilesOptions,
+):
     """Which dataset is read."""
 
     reader: ReaderKind
@@ -89,13 +112,16 @@ class CorpusConfig(CocoOptions, ReferOptions, PanopticOptions, LabelMapOptions, 
     ``osprey`` descriptions of masks and dialogues, ``panoptic`` a panoptic JSON and its PNGs (COCO, COCONut,
     Cityscapes), ``labelmap`` a folder of label maps (ADE20K, Cityscapes, COCO-Stuff), ``parquet`` rows with
     embedded images (the authors' gres and ver files, RefCOCO-M); ``masks`` a folder of PNG masks or label
-    maps of your own, ``labelme`` one of LabelMe's JSON files, ``yolo`` one of YOLO's text files."""
+    maps of your own, ``labelme`` one of LabelMe's JSON files, ``yolo`` one of YOLO's text files; ``regions``
+    records of masks with texts (GroundingSuite-Eval, MDVP-Bench, DLC-Bench packed anew), ``dlc`` DLC-Bench as
+    published, ``gar`` Arrow streams of GAR, ``dam_tar`` DAM's archives, ``segllm`` conversations of several
+    rounds."""
     source: Place
     """URI of the annotation file, of the folder of annotation files (labelmap, masks, labelme, yolo), of the
-    folder or archive (sa1b), or of a Parquet file or a folder of them."""
+    folder or archive (sa1b, dam_tar), or of a Parquet or Arrow file or a folder of them (parquet, gar)."""
     images: Place | None = None
     """URI of the folder that the names of images are relative to, with labelme often --.source; none for
-    sa1b and parquet."""
+    sa1b, dam_tar, parquet and gar."""
     link_root: tuple[Place, ...] = ()
     """Folders that links below --.images, and below --.source where that is a folder, may lead into, such as
     the blobs of a Hugging Face cache. By default links must stay below it."""
@@ -135,6 +161,8 @@ class CorpusConfig(CocoOptions, ReferOptions, PanopticOptions, LabelMapOptions, 
         if self.images and not has_folder:
             raise ConfigError(f"--.reader {self.reader} finds images in --.source; drop --.images.")
         for flag, places in places_of(self).items():
+            if flag == "mask-files":
+                places = tuple(files_of_masks.parse(places).values())
             for place in places if isinstance(places, tuple) else (places,):
                 _check_place(f"--.{flag}", place)
 
@@ -192,6 +220,7 @@ def require_source(corpus: CorpusConfig) -> None:
         ConfigError: Names the command that makes a synthetic one.
     """
     layouts = {"osprey": "coco", "parquet": "coco", "labelmap": "ade20k"}  # which make_shapes does not write
+    layouts |= dict.fromkeys(("regions", "dlc", "dam_tar"), "dam")
     layout = layouts.get(corpus.reader, corpus.reader)
     layout = "cityscapes" if (corpus.encoding or "").startswith("cityscapes") else layout
     command = f"python jobs/make_shapes.py --format {layout} --out runs/shapes"

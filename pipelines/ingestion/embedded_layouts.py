@@ -12,8 +12,8 @@ The table ``LAYOUTS`` recognises a layout by its columns:
   caption}``.
 
 The form is ``{"masks": [...], "texts": [...]}``: RLEs, and of each annotation either ``conversation`` or
-``text`` with its ``task``, the numbers of its ``masks``, ``tags`` and ``payload``. With ``whole`` the one mask
-is that of the whole image, whose size is known only once it is read.
+``text`` with its ``task``, the numbers of its ``masks``, ``tags`` and ``payload``. With ``whole`` the one
+mask is that of the whole image, whose size is known only once it is read.
 """
 
 import re
@@ -140,9 +140,13 @@ def _of_captions(values: Record) -> dict[str, Any]:
     return captioned(entries, lambda entry: records.picked(entry["ann"], ("segmentation",))["segmentation"])
 
 
-def of_pickle(values: Record) -> dict[str, Any]:
-    """DAM: a pickled list of masks with a caption each; raises as ``safe_pickle.load_plain``."""
-    raw = values["pickle"]
+def _of_pickle(values: Record) -> dict[str, Any]:
+    return of_pickle(values["pickle"])
+
+
+def of_pickle(raw: Any) -> dict[str, Any]:
+    """Returns the body of DAM's pickled list of masks with a caption each; raises DataError as
+    ``safe_pickle.load_plain``, and ``parquet_value`` for what is no such list."""
     if not isinstance(raw, bytes):
         raise DataError(f"pickle is a {type(raw).__name__}, expected bytes", reason="parquet_value")
     return captioned(safe_pickle.load_plain(raw, "the pickle"), lambda entry: entry["mask_rle"])
@@ -184,5 +188,5 @@ LAYOUTS = (
     Layout(frozenset({"image", "samples"}), "image", (), _of_samples),
     Layout(frozenset({"image", "mask_rle", "conversations"}), "image", (), _of_conversations),
     Layout(frozenset({"image", "ann"}), "image", (), _of_captions),
-    Layout(frozenset({"jpg", "pickle"}), "jpg", (), of_pickle),
+    Layout(frozenset({"jpg", "pickle"}), "jpg", (), _of_pickle),
 )

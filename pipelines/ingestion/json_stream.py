@@ -27,6 +27,10 @@ class Entry(NamedTuple):
     value: Any
     chars: int
     """Length of its JSON."""
+    offset: int
+    """Its first byte in the file."""
+    size_bytes: int
+    """Length of its JSON in the file."""
 
 
 class Member(NamedTuple):
@@ -35,7 +39,12 @@ class Member(NamedTuple):
 
     key: str
     entries: Iterator[Entry] | None
-    value: Any = None
+    entry: Entry | None = None
+
+    @property
+    def value(self) -> Any:
+        """The value, where it is no list."""
+        return None if self.entry is None else self.entry.value
 
 
 def members_of(stream: BinaryIO, where: str) -> Iterator[Member] | str:
@@ -72,7 +81,7 @@ def _members(text: "_Text") -> Iterator[Member]:
                 for _ in entries:  # what the caller left
                     pass
             else:
-                yield Member(key, None, text.value().value)
+                yield Member(key, None, text.value())
             if text.take(",}", "Expecting ',' delimiter") == "}":
                 break
     if text.next_char():
@@ -100,6 +109,7 @@ class _Text:
         self._json = json.JSONDecoder()
         self._piece = ""
         self._before_bytes = 0  # of the file, before the piece
+        self._marked, self._marked_bytes = 0, 0  # a place in the piece, and what of the file is before it
         self._read_bytes = 0
         self._ended = False
         self.position = 0
@@ -127,6 +137,7 @@ class _Text:
 
     def value(self) -> Entry:
         """Takes the value that starts here."""
+        offset = self._mark()
         while True:
             try:
                 value, end = self._json.raw_decode(self._piece, self.position)
@@ -143,12 +154,18 @@ class _Text:
             if end > len(self._piece) - _CUT_CHARS and self._read():  # a number may go on
                 continue
             self.position += chars
-            return Entry(value, chars)
+            return Entry(value, chars, offset, self._mark() - offset)
 
     def fail(self, problem: str) -> Any:
         """Raises DataError for the fault that is here."""
         position = self._before_bytes + len(self._piece[: self.position].encode())
         raise json_error(self._where, position, f"is not JSON ({problem})")
+
+    def _mark(self) -> int:
+        """Returns how many bytes of the file are before the position, counted from where it was last done."""
+        self._marked_bytes += len(self._piece[self._marked : self.position].encode())
+        self._marked = self.position
+        return self._marked_bytes
 
     def _read(self) -> bool:
         """Reads on, and forgets what lies before the position; returns whether there was more."""
@@ -156,7 +173,8 @@ class _Text:
             return False
         if len(self._piece) - self.position > MAX_ENTRY_CHARS:
             raise DataError(f"{self._where} has an entry of over {MAX_ENTRY_CHARS} characters", reason="json")
-        self._before_bytes += len(self._piece[: self.position].encode())
+        self._before_bytes = self._mark()
+        self._marked = 0
         rest = self._piece[self.position :]
         raw = self._stream.read(max(PIECE_BYTES, len(rest)))
         pending = len(self._decoder.getstate()[0])

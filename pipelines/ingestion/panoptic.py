@@ -130,7 +130,7 @@ class PanopticReader(FileReader, PanopticReaderOptions):
                 if member.key in found or member.entries is None:
                     raise self._other_layout(f'"{member.key}" twice or as another value than a list')
                 found[member.key] = []
-                for index, (entry, chars) in enumerate(member.entries):
+                for index, (entry, chars, *_) in enumerate(member.entries):
                     if member.key == "categories":
                         found[member.key].append(entry)
                     else:

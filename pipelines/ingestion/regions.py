@@ -151,7 +151,7 @@ class DamReader(_RegionsReader):
                 if member.entries is None:
                     raise self._other_layout(f"dict with a {type(member.value).__name__}")
                 shown = member.key if records.is_utf8(member.key) else repr(member.key)
-                for index, (entry, chars) in enumerate(member.entries):
+                for index, (entry, chars, *_) in enumerate(member.entries):
                     yield f"{shown}#{index}", entry, chars
 
     def _other_layout(self, has: str) -> DataError:
