@@ -28,6 +28,8 @@ Format = Literal[
     "masks",
     "labelme",
     "yolo",
+    "gar",
+    "segllm",
 ]
 
 
@@ -66,7 +68,8 @@ class ShapesConfig:
     captions), psg (panoptic maps and relations), dam (a caption for every mask), vqa (chats without masks,
     half of them without an image, for --jsonl.source of compose_dialogues), panoptic (COCO panoptic JSON and
     PNGs), ade20k (full release: *_seg.png and JSON), cityscapes (*_instanceIds.png, *_labelIds.png), masks
-    (PNGs in a folder), labelme (a JSON beside each image), yolo (a text file for each image)."""
+    (PNGs in a folder), labelme (a JSON beside each image), yolo (a text file for each image), gar (Arrow
+    streams of conversations about regions), segllm (conversations of several rounds)."""
     world: WorldConfig = field(default_factory=WorldConfig)
     expressions: ExpressionsConfig = field(default_factory=ExpressionsConfig)
     """refer: expressions of each scene."""
@@ -79,11 +82,12 @@ class ShapesConfig:
     split: str = "train"
     """Name of the split, of the image folder and of the annotation file; not for sa1b."""
     segmentation: Literal["rle", "polygon"] = "rle"
-    """coco, refer: compressed RLE, or a polygon where one polygon is exactly the mask and RLE elsewhere;
-    labelme: likewise, with shapes of type mask for RLE."""
+    """coco, refer, segllm: compressed RLE, or a polygon where one polygon is exactly the mask and RLE
+    elsewhere; labelme: likewise, with shapes of type mask for RLE."""
     crowd_share: Share = 0.0
-    """coco, refer, panoptic, cityscapes: share of annotations that are crowds (coco, refer: iscrowd 1,
-    uncompressed RLE; cityscapes: a group of its class); labelme: of shapes that have the flag crowd."""
+    """coco, refer, segllm, panoptic, cityscapes: share of annotations that are crowds (the first three:
+    iscrowd 1, uncompressed RLE; cityscapes: a group of its class); labelme: of shapes that have the flag
+    crowd."""
     image_format: Literal["jpg", "png"] = "jpg"
     """Image files. SA-1B and ADE20K have JPEG only, cityscapes is PNG whatever is said here."""
     jpeg_quality: Annotated[int, Interval(ge=1, le=95)] = 95
@@ -91,7 +95,8 @@ class ShapesConfig:
     layout: Literal["flat", "nested", "tar"] = "nested"
     """sa1b: one folder, numbered sub-folders, or uncompressed archives as published."""
     images_per_folder: AtLeast1 = 1000
-    """sa1b: images per sub-folder or archive; an archive is held in memory while it is made."""
+    """sa1b, gar: images per sub-folder, archive or stream; an archive or stream is held in memory while it is
+    made."""
     mask_layout: Literal["objects", "labelmap"] = "objects"
     """masks: a PNG for each shape, or one for each image with the kinds of shapes as values."""
     dry_run: bool = False
