@@ -1,4 +1,4 @@
-"""SA-1B: an image and beside it a JSON file with its masks (family F2).
+"""SA-1B: an image and beside it a JSON file with its masks (family F2), and the base of readers of pairs.
 
 Source: facebookresearch/segment-anything, README. The dataset is a folder, flat or with sub-folders, of
 ``sa_<id>.jpg`` and ``sa_<id>.json``, or the uncompressed ``.tar`` archives as published, which are read in
