@@ -113,7 +113,7 @@ class _RegionsReader(FileReader):
             mask_id = entry["mask_id"]
             seen[mask_id] += 1
             name = f"{mask_id}-{seen[mask_id]}"
-            own = {"task": "region_caption"} | records.picked(entry, _OWN)
+            own: Record = {"task": "region_caption", **records.picked(entry, _OWN)}
             try:
                 if "caption" in entry:
                     own["text"] = annotations.text_of(entry["caption"], "caption")
