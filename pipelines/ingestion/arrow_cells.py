@@ -10,7 +10,7 @@ import functools
 import io
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -75,8 +75,8 @@ def opened(file: str) -> Stream:
                 text = "dictionaries" if kind == _DICTIONARY else f"a message of kind {kind}"
                 raise ValueError(f"it has {text} at byte {position}, expected record batches of plain values")
             position += size
-        if schema is None:
-            raise ValueError("it has no schema")
+        if schema is None or len(set(schema.names)) < len(schema):
+            raise ValueError("it has no schema, or two columns of one name")
     return Stream(schema, tuple(batches))
 
 
@@ -90,6 +90,22 @@ def read_batch(file: str, number: int) -> pa.RecordBatch:
         made = pa.ipc.read_record_batch(pa.ipc.read_message(pa.BufferReader(data)), found.schema)
         made.validate(full=True)  # lengths and offsets of a damaged file would be followed anywhere
     return made
+
+
+def rows_of(file: str, number: int, columns: list[str], at_once: int) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a batch, ``at_once`` as Python values; raises as ``opened``."""
+    batch = read_batch(file, number).select(columns)
+    for start in range(0, batch.num_rows, at_once):
+        with _sound(file):  # names inside of structs may be no UTF-8
+            rows = batch.slice(start, at_once).to_pylist()
+        yield from rows
+
+
+def value(file: str, number: int, column: str, index: int) -> Any:
+    """Returns one value of a batch; raises as ``opened``."""
+    batch = read_batch(file, number)
+    with _sound(file):
+        return batch[column][index].as_py()
 
 
 def _message(header: bytes) -> tuple[int, int, int]:
@@ -122,5 +138,5 @@ def _sound(file: str) -> Iterator[None]:
     """Turns what is wrong with a file into a DataError; the storage's errors stay."""
     try:
         yield
-    except (pa.ArrowException, ValueError, struct.error, OSError) as error:
+    except (pa.ArrowException, ValueError, OverflowError, MemoryError, struct.error, OSError) as error:
         raise DataError(f"{file} is no Arrow stream, or damaged: {error}", reason="arrow_layout") from error

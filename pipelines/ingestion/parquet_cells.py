@@ -53,8 +53,7 @@ def read(cell: Cell) -> bytes:
         DataError: ``image_cell`` if there is no such row or column, or it holds no bytes.
         StorageError: If the file cannot be read.
     """
-    group, first = _group_of(cell)
-    value = _column(cell.file, group, cell.column)[cell.row - first].as_py()
+    value = _value(cell)
     value = value[0] if isinstance(value, list) and value else value
     data = value.get("bytes") if isinstance(value, dict) else value
     if isinstance(data, str):
@@ -137,9 +136,7 @@ def columns_of(file: str) -> list[str]:
 def rows_of(file: str, group: int, columns: list[str], at_once: int) -> Iterator[dict[str, Any]]:
     """Yields the rows of a row group, ``at_once`` in memory; raises as ``rows_of_groups``."""
     if file.endswith(arrow_cells.SUFFIX):
-        batch = arrow_cells.read_batch(file, group).select(columns)
-        for start in range(0, batch.num_rows, at_once):
-            yield from batch.slice(start, at_once).to_pylist()
+        yield from arrow_cells.rows_of(file, group, columns, at_once)
         return
     with storage.open_input(file) as stream:
         found = _opened(stream, file)
@@ -152,10 +149,11 @@ def rows_of(file: str, group: int, columns: list[str], at_once: int) -> Iterator
             yield from batch.to_pylist()
 
 
-def _column(file: str, group: int, column: str) -> pa.Array | pa.ChunkedArray:
-    if file.endswith(arrow_cells.SUFFIX):
-        return arrow_cells.read_batch(file, group)[column]
-    return _values(file, group, column)
+def _value(cell: Cell) -> Any:
+    group, first = _group_of(cell)
+    if cell.file.endswith(arrow_cells.SUFFIX):
+        return arrow_cells.value(cell.file, group, cell.column, cell.row - first)
+    return _values(cell.file, group, cell.column)[cell.row - first].as_py()
 
 
 @functools.lru_cache(maxsize=1)
