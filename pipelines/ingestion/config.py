@@ -30,6 +30,8 @@ Format = Literal[
     "yolo",
     "sav",
     "mevis",
+    "gar",
+    "segllm",
 ]
 
 
@@ -69,7 +71,8 @@ class ShapesConfig:
     half of them without an image, for --chats.source of compose_dialogues), panoptic (COCO panoptic JSON and
     PNGs), ade20k (full release: *_seg.png and JSON), cityscapes (*_instanceIds.png, *_labelIds.png), masks
     (PNGs in a folder), labelme (a JSON beside each image), yolo (a text file for each image), sav (SA-V:
-    masklets of videos), mevis (MeViS: expressions of videos)."""
+    masklets of videos), mevis (MeViS: expressions of videos), gar (Arrow streams of conversations about
+    regions), segllm (conversations of several rounds)."""
     world: WorldConfig = field(default_factory=WorldConfig)
     expressions: ExpressionsConfig = field(default_factory=ExpressionsConfig)
     """refer: expressions of each scene; mevis: likewise, by attributes whatever the families."""
@@ -82,11 +85,12 @@ class ShapesConfig:
     split: str = "train"
     """Name of the split, of the image folder and of the annotation file; not for sa1b."""
     segmentation: Literal["rle", "polygon"] = "rle"
-    """coco, refer: compressed RLE, or a polygon where one polygon is exactly the mask and RLE elsewhere;
-    labelme: likewise, with shapes of type mask for RLE."""
+    """coco, refer, segllm: compressed RLE, or a polygon where one polygon is exactly the mask and RLE
+    elsewhere; labelme: likewise, with shapes of type mask for RLE."""
     crowd_share: Share = 0.0
-    """coco, refer, panoptic, cityscapes: share of annotations that are crowds (coco, refer: iscrowd 1,
-    uncompressed RLE; cityscapes: a group of its class); labelme: of shapes that have the flag crowd."""
+    """coco, refer, segllm, panoptic, cityscapes: share of annotations that are crowds (the first three:
+    iscrowd 1, uncompressed RLE; cityscapes: a group of its class); labelme: of shapes that have the flag
+    crowd."""
     image_format: Literal["jpg", "png"] = "jpg"
     """Image files. SA-1B, ADE20K and videos have JPEG only, cityscapes is PNG whatever is said here."""
     jpeg_quality: Annotated[int, Interval(ge=1, le=95)] = 95
@@ -94,8 +98,8 @@ class ShapesConfig:
     layout: Literal["flat", "nested", "tar"] = "nested"
     """sa1b: one folder, numbered sub-folders, or uncompressed archives as published."""
     images_per_folder: AtLeast1 = 1000
-    """sa1b: images per sub-folder or archive; an archive is held in memory while it is made. sav: videos per
-    sub-folder."""
+    """sa1b, gar: images per sub-folder, archive or stream; an archive or stream is held in memory while it is
+    made. sav: videos per sub-folder."""
     mask_layout: Literal["objects", "labelmap"] = "objects"
     """masks: a PNG for each shape, or one for each image with the kinds of shapes as values."""
     frames: AtLeast1 = 8

@@ -26,22 +26,27 @@ from pipelines.config import (
     with_places,
 )
 from pipelines.ingestion import config as shapes
+from pipelines.ingestion import mask_files as files_of_masks
 from pipelines.ingestion.coco import CocoOptions, CocoReader
+from pipelines.ingestion.dam_archives import DamTarReader
+from pipelines.ingestion.dlc_bench import DlcReader
 from pipelines.ingestion.grounded import GroundedReader
 from pipelines.ingestion.known_datasets import parts_of
 from pipelines.ingestion.label_maps import PanopticOptions
 from pipelines.ingestion.labelmap import LabelMapOptions, LabelMapReader, check_options
 from pipelines.ingestion.labelme import LabelmeReader
+from pipelines.ingestion.mask_files import MaskFilesOptions
 from pipelines.ingestion.mask_folders import MasksOptions, MasksReader
 from pipelines.ingestion.mixtures import MixtureReader, below, read_entries
 from pipelines.ingestion.orientation import Orientation
 from pipelines.ingestion.osprey import OspreyReader
 from pipelines.ingestion.panoptic import PanopticReader
-from pipelines.ingestion.parquet_rows import ParquetReader
+from pipelines.ingestion.parquet_rows import GarReader, ParquetReader
 from pipelines.ingestion.psg import PsgReader
 from pipelines.ingestion.reader import Reader
 from pipelines.ingestion.refer import ReferOptions, ReferReader
-from pipelines.ingestion.regions import DamReader
+from pipelines.ingestion.regions import DamReader, RegionsReader
+from pipelines.ingestion.segllm import SegllmReader
 from pipelines.ingestion.sidecar import Sa1bReader
 from pipelines.ingestion.video import VideoReader
 from pipelines.ingestion.video_frames import VideoOptions
@@ -65,6 +70,11 @@ ReaderKind = Literal[
     "masks",
     "labelme",
     "yolo",
+    "regions",
+    "dlc",
+    "gar",
+    "dam_tar",
+    "segllm",
     "video",
     "mixture",
 ]
@@ -83,6 +93,11 @@ READERS: dict[str, Any] = {
     "masks": MasksReader,
     "labelme": LabelmeReader,
     "yolo": YoloReader,
+    "regions": RegionsReader,
+    "dlc": DlcReader,
+    "gar": GarReader,
+    "dam_tar": DamTarReader,
+    "segllm": SegllmReader,
     "video": VideoReader,
     "mixture": MixtureReader,
 }
@@ -91,7 +106,14 @@ READERS: dict[str, Any] = {
 
 @config
 class CorpusConfig(
-    CocoOptions, ReferOptions, PanopticOptions, LabelMapOptions, MasksOptions, YoloOptions, VideoOptions
+    CocoOptions,
+    ReferOptions,
+    PanopticOptions,
+    LabelMapOptions,
+    MasksOptions,
+    YoloOptions,
+    MaskFilesOptions,
+    VideoOptions,
 ):
     """Which dataset is read."""
 
@@ -102,16 +124,18 @@ class CorpusConfig(
     ``osprey`` descriptions of masks and dialogues, ``panoptic`` a panoptic JSON and its PNGs (COCO, COCONut,
     Cityscapes), ``labelmap`` a folder of label maps (ADE20K, Cityscapes, COCO-Stuff), ``parquet`` rows with
     embedded images (the authors' gres and ver files, RefCOCO-M); ``masks`` a folder of PNG masks or label
-    maps of your own, ``labelme`` one of LabelMe's JSON files, ``yolo`` one of YOLO's text files; ``video``
-    videos whose frames become rows (SA-V, MeViS, ReVOS, Ref-YouTube-VOS, VideoRefer-Bench-D); ``mixture``
-    several datasets that a YAML file names."""
+    maps of your own, ``labelme`` one of LabelMe's JSON files, ``yolo`` one of YOLO's text files; ``regions``
+    records of masks with texts (GroundingSuite-Eval, MDVP-Bench, DLC-Bench packed anew), ``dlc`` DLC-Bench as
+    published, ``gar`` Arrow streams of GAR, ``dam_tar`` DAM's archives, ``segllm`` conversations of several
+    rounds, ``video`` videos whose frames become rows (SA-V, MeViS, ReVOS, Ref-YouTube-VOS,
+    VideoRefer-Bench-D); ``mixture`` several datasets that a YAML file names."""
     source: Place
     """URI of the annotation file, of the folder of annotation files (labelmap, masks, labelme, yolo, video
-    with sav and sav_masks), of the folder or archive (sa1b), of a Parquet file or a folder of them, or of the
-    YAML file (mixture)."""
+    with sav and sav_masks), of the folder or archive (sa1b, dam_tar), of a Parquet or Arrow file or a folder
+    of them (parquet, gar), or of the YAML file (mixture)."""
     images: Place | None = None
     """URI of the folder that the names of images are relative to, with labelme often --.source; none for
-    sa1b, parquet and mixture."""
+    sa1b, dam_tar, parquet, gar and mixture."""
     link_root: tuple[Place, ...] = ()
     """Folders that links below --.images, and below --.source where that is a folder, may lead into, such as
     the blobs of a Hugging Face cache. By default links must stay below it."""
@@ -153,6 +177,8 @@ class CorpusConfig(
         if self.images and not has_folder:
             raise ConfigError(f"--.reader {self.reader} finds images in --.source; drop --.images.")
         for flag, places in places_of(self).items():
+            if flag == "mask-files":
+                places = tuple(files_of_masks.parse(places).values())
             for place in places if isinstance(places, tuple) else (places,):
                 _check_place(f"--.{flag}", place)
 
@@ -228,6 +254,7 @@ def require_source(corpus: CorpusConfig) -> None:
         return
     layouts = {"osprey": "coco", "parquet": "coco", "labelmap": "ade20k"}  # which make_shapes does not write
     layouts["video"] = "sav" if (corpus.video_layout or "").startswith("sav") else "mevis"
+    layouts |= dict.fromkeys(("regions", "dlc", "dam_tar"), "dam")
     layout = layouts.get(corpus.reader, corpus.reader)
     layout = "cityscapes" if (corpus.encoding or "").startswith("cityscapes") else layout
     command = f"python jobs/make_shapes.py --format {layout} --out runs/shapes"

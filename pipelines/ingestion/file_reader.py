@@ -16,7 +16,13 @@ from pipelines.ingestion.reader import MAX_NAMES, STAGE, Head, Input, Reject
 
 _COUNTED_BYTES = 4 * 2**20
 _WITNESS_WINDOWS, _WITNESS_BYTES = 16, 2**16
-_NAMES = (b"file_name", b"coco_url", b"image_id", b"image", b"img_id", b"img_file_name")
+_NAMES = tuple(
+    name.encode()
+    for name in (
+        *("file_name", "coco_url", "image_id", "image", "img_id", "img_file_name"),
+        *("image_path", "image_name"),
+    )
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,12 @@ class Member(NamedTuple):
 
     key: str
     entries: Iterator[Entry] | None
-    value: Any = None
+    entry: Entry | None = None
+
+    @property
+    def value(self) -> Any:
+        """The value, where it is no list."""
+        return None if self.entry is None else self.entry.value
 
 
 def members_of(stream: BinaryIO, where: str) -> Iterator[Member] | str:
@@ -76,7 +81,7 @@ def _members(text: "_Text") -> Iterator[Member]:
                 for _ in entries:  # what the caller left
                     pass
             else:
-                yield Member(key, None, text.value().value)
+                yield Member(key, None, text.value())
             if text.take(",}", "Expecting ',' delimiter") == "}":
                 break
     if text.next_char():

@@ -14,19 +14,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines import storage
-from pipelines.ingestion import annotations, records
+from pipelines.ingestion import annotations, conversations, records
 from pipelines.ingestion.annotations import Annotation
 from pipelines.ingestion.file_reader import FileReader
 from pipelines.ingestion.reader import Input, ReadResult, Reject
 from pipelines.ingestion.records import Record
 from samtok.errors import DataError
 
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 _REGION = re.compile(r"<region(\d{1,6})>")
 _DESCRIPTION = re.compile(r"\s*<region(\d{1,6})>\s*:\s*(.*)", re.DOTALL)
-_IMAGE_MARK = re.compile(r"<image>\s*")  # the image is a part of the dialogue, not a word of its text
 _COCO_NAME = re.compile(r"COCO_[a-z]+\d{4}_\d+\.\w+")
-_TAKEN = re.compile(r"<mask \d+>")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,42 +146,9 @@ def _annotation(number: int, name: str, text: Any, num_regions: int) -> Annotati
         mask_id = f"{number}-{_region(match[1], num_regions)}"
         caption = annotations.text_of(match[2], "description")
         return annotations.annotation(annotation_id, "region_caption", [mask_id], text=caption)
-    used: list[int] = []
-    turns = [_turn(turn, place, used, num_regions) for place, turn in enumerate(_turns(text))]
-    mask_ids = [f"{number}-{region}" for region in used]
-    if len(turns) == 2:
-        payload = {"question": turns[0]["text"], "answer": turns[1]["text"]}
-        return annotations.annotation(annotation_id, "region_qa", mask_ids, payload=payload)
-    return annotations.annotation(annotation_id, "dialogue", mask_ids, payload={"turns": turns})
-
-
-def _turns(text: Any) -> list[Any]:
-    if not isinstance(text, list) or not text or len(text) % 2:
-        got = f"{len(text)} turns" if isinstance(text, list) else f"{text!r:.80}"
-        raise DataError(f"conversations are {got}, expected questions with an answer each", reason="dialogue")
-    return text
-
-
-def _turn(turn: Any, place: int, used: list[int], num_regions: int) -> dict[str, str]:
-    """Returns role and text with masks by index; notes regions in the order in which they are first named."""
-    fields = turn if isinstance(turn, dict) else {}
-    speaker, role = fields.get("from"), ("user", "assistant")[place % 2]
-    if not isinstance(speaker, str) or _ROLES.get(speaker) != role:
-        raise DataError(f"turn {place} is of {speaker!r:.40}, expected the {role}", reason="dialogue")
-    text = fields.get("value")
-    text = annotations.text_of(_IMAGE_MARK.sub("", text) if isinstance(text, str) else text, f"turn {place}")
-    if _TAKEN.search(text):
-        raise DataError(
-            f"turn {place} has {_TAKEN.findall(text)[0]}, which would be a mask", reason="dialogue"
-        )
-
-    def by_index(match: re.Match[str]) -> str:
-        region = _region(match[1], num_regions)
-        if region not in used:
-            used.append(region)
-        return f"<mask {used.index(region)}>"
-
-    return {"role": role, "text": _REGION.sub(by_index, text)}
+    return conversations.annotation(
+        annotation_id, text, _REGION, lambda digits: f"{number}-{_region(digits, num_regions)}"
+    )
 
 
 def _region(digits: str, num_regions: int) -> int:

@@ -1,10 +1,14 @@
-"""Files inside Parquet files, as Hugging Face datasets embed images: a struct of ``bytes`` and ``path``.
+"""Files inside Parquet and Arrow files, as Hugging Face datasets embed images: a struct of ``bytes`` and
+``path``, or a text that is a data URL.
 
 One of them is written ``file.parquet#row:12:images``, row and column, and ``#row:12:images:2`` for an entry
-after the first where a row has a list. A row group is what is read at once, so images are cheap in the order
-of the file and dear at random: the group that was read last is kept.
+after the first where a row has a list. A row group is what is read at once, of Arrow streams
+(``arrow_cells``) a record batch, so images are cheap in the order of the file and dear at random: the group
+that was read last is kept.
 """
 
+import base64
+import binascii
 import contextlib
 import functools
 import re
@@ -16,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import storage
+from pipelines.ingestion import arrow_cells
 from samtok.errors import DataError
 
 MAX_GROUP_BYTES = 2**31
@@ -24,12 +29,13 @@ MAX_GROUP_BYTES = 2**31
 SUFFIX = ".parquet"
 
 _CELL = re.compile(
-    r"(?P<file>.+?\.parquet)#row:(?P<row>\d{1,12}):(?P<column>[^:#]+)(:(?P<entry>\d{1,6}))?", re.DOTALL
+    r"(?P<file>.+?\.(?:parquet|arrow))#row:(?P<row>\d{1,12}):(?P<column>[^:#]+)(:(?P<entry>\d{1,6}))?",
+    re.DOTALL,
 )
 
 
 class Cell(NamedTuple):
-    """A value of a Parquet file."""
+    """A value of a Parquet or Arrow file."""
 
     file: str
     row: int
@@ -72,33 +78,65 @@ class Entry(NamedTuple):
 
 def entries(cell: Cell) -> list[Entry]:
     """Returns all files in the row and column of a cell; raises as ``read``."""
-    group, first = _group_of(cell)
-    value = _values(cell.file, group, cell.column)[cell.row - first].as_py()
+    value = _value(cell)
     return [_entry(one) for one in (value if isinstance(value, list) else [value])]
 
 
 def _entry(value: Any) -> Entry:
     data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+    if isinstance(data, str):
+        data, path = _of_data_url(data), data
     return Entry(data if isinstance(data, bytes) else b"", path if isinstance(path, str) else None)
 
 
 def _group_of(cell: Cell) -> tuple[int, int]:
     """Returns the row group of a cell and the first row of that group."""
-    found, first, names = metadata(cell.file), 0, columns_of(cell.file)
+    first, names = 0, columns_of(cell.file)
     if cell.column not in names:
         raise _fault(cell, f"its columns are {', '.join(names)}")
-    for number in range(found.num_row_groups):
-        group = found.row_group(number)
-        if cell.row < first + group.num_rows:
-            columns = [group.column(i) for i in range(group.num_columns)]
-            own = [one for one in columns if one.path_in_schema.partition(".")[0] == cell.column]
-            size = sum(one.total_uncompressed_size for one in own)
+    for number, rows in enumerate(rows_of_groups(cell.file)):
+        if cell.row < first + rows:
+            size = _size_bytes(cell.file, number, cell.column)
             if size > MAX_GROUP_BYTES:
                 text = f"its row group has {size / 2**30:.1f} GB of this column, expected at most 2"
                 raise _fault(cell, f"{text}; write it anew with smaller ones")
             return number, first
-        first += group.num_rows
+        first += rows
     raise _fault(cell, f"it has {first} rows")
+
+
+def _size_bytes(file: str, number: int, column: str) -> int:
+    """Returns how much of a row group is read for one column."""
+    if file.endswith(arrow_cells.SUFFIX):
+        return arrow_cells.opened(file).batches[number].size_bytes
+    group = metadata(file).row_group(number)
+    columns = [group.column(i) for i in range(group.num_columns)]
+    own = [one for one in columns if one.path_in_schema.partition(".")[0] == column]
+    return sum(one.total_uncompressed_size for one in own)
+
+
+def _of_data_url(text: str) -> bytes | None:
+    """Returns the bytes of ``data:image/png;base64,...``; None for another text."""
+    head, _, data = text.partition(";base64,")
+    if not head.startswith("data:"):
+        return None
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+
+
+def rows_of_groups(file: str) -> list[int]:
+    """Returns the number of rows of each row group, of an Arrow stream of each batch.
+
+    Raises:
+        DataError: ``parquet_layout`` or ``arrow_layout`` if it is no such file.
+        StorageError: If it cannot be read.
+    """
+    if file.endswith(arrow_cells.SUFFIX):
+        return [batch.rows for batch in arrow_cells.opened(file).batches]
+    found = metadata(file)
+    return [found.row_group(number).num_rows for number in range(found.num_row_groups)]
 
 
 @functools.lru_cache(maxsize=64)
@@ -114,12 +152,17 @@ def metadata(file: str) -> pq.FileMetaData:
 
 
 def columns_of(file: str) -> list[str]:
-    """Returns the names of the columns; raises as ``metadata``."""
+    """Returns the names of the columns; raises as ``rows_of_groups``."""
+    if file.endswith(arrow_cells.SUFFIX):
+        return arrow_cells.opened(file).schema.names
     return metadata(file).schema.to_arrow_schema().names
 
 
 def rows_of(file: str, group: int, columns: list[str], at_once: int) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a row group, ``at_once`` in memory; raises as ``metadata``."""
+    """Yields the rows of a row group, ``at_once`` in memory; raises as ``rows_of_groups``."""
+    if file.endswith(arrow_cells.SUFFIX):
+        yield from arrow_cells.rows_of(file, group, columns, at_once)
+        return
     with storage.open_input(file) as stream:
         found = _opened(stream, file)
         batches = found.iter_batches(at_once, row_groups=[group], columns=columns)
@@ -129,6 +172,13 @@ def rows_of(file: str, group: int, columns: list[str], at_once: int) -> Iterator
             if batch is None:
                 return
             yield from batch.to_pylist()
+
+
+def _value(cell: Cell) -> Any:
+    group, first = _group_of(cell)
+    if cell.file.endswith(arrow_cells.SUFFIX):
+        return arrow_cells.value(cell.file, group, cell.column, cell.row - first)
+    return _values(cell.file, group, cell.column)[cell.row - first].as_py()
 
 
 @functools.lru_cache(maxsize=1)
@@ -157,22 +207,22 @@ def _fault(cell: Cell, text: str) -> DataError:
     return DataError(f"{cell.uri}: {text}", reason="image_cell")
 
 
-def files_of(source: str) -> list[str]:
-    """Returns the names of the Parquet files below a folder or prefix, or of the one that is the source.
+def files_of(source: str, suffix: str = SUFFIX) -> list[str]:
+    """Returns the names of the files of one kind below a folder or prefix, or of the one that is the source.
 
     Raises:
         DataError: ``parquet_layout`` if there is none.
         StorageError: If the storage fails.
     """
-    if source.endswith(SUFFIX):
+    if source.endswith(suffix):
         return [PurePosixPath(source).name]
     start = source.rstrip("/") + "/"
-    listed = [one.uri.removeprefix(start) for one in storage.list_files(source, suffix=SUFFIX)]
+    listed = [one.uri.removeprefix(start) for one in storage.list_files(source, suffix=suffix)]
     if not listed:
-        raise DataError(f"there is no {SUFFIX} file below {source}", reason="parquet_layout")
+        raise DataError(f"there is no {suffix} file below {source}", reason="parquet_layout")
     return sorted(listed, key=stem)  # so that rows ascend by their keys
 
 
 def stem(name: str) -> str:
     """Returns what the keys of a file's rows begin with."""
-    return f"{name.removesuffix(SUFFIX)}-"
+    return name.rpartition(".")[0] + "-"

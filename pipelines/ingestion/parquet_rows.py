@@ -1,30 +1,22 @@
-"""Parquet files with images, masks and texts in their rows, as Hugging Face datasets embed them.
+"""Parquet and Arrow files with images, masks and texts in their rows, as Hugging Face datasets embed them.
 
-Two layouts are recognised by their columns:
-
-- ``images, problem, answer, masks``: EasyR1's, which the authors publish
-  (mix_gres8k_ver4k_train.parquet): one image, a prompt, and compressed RLEs in the order of the answer's
-  words; no RLE is "no target";
-- ``image, samples``: RefCOCO-M's: one image, and of each sample a ``mask`` and its ``sentences``.
-
-A row of the file is a row of the corpus. The source is one file or a folder of them, whose row groups are
-listed apart, without their images; those are read one row group at a time (``parquet_cells``).
+The columns tell which of the layouts of ``embedded_layouts`` a file has. A row of the file is a row of the
+corpus. The source is one file or a folder of them, whose row groups are listed apart, in Parquet without
+their images; those are read one row group at a time (``parquet_cells``).
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pipelines import schema
-from pipelines.ingestion import annotations, image_source, parquet_cells, records, rl_rows
-from pipelines.ingestion.annotations import Annotation
+from pipelines.ingestion import embedded_layouts, parquet_cells, records
 from pipelines.ingestion.file_reader import NoOptions, first_of, witness_of
 from pipelines.ingestion.image_source import below_root
 from pipelines.ingestion.orientation import Orientation
 from pipelines.ingestion.parquet_cells import Cell
 from pipelines.ingestion.reader import MAX_NAMES, STAGE, Head, Input, ReadResult, Reject
-from pipelines.ingestion.records import Record
 from pipelines.storage.threads import map_ahead
 from samtok.errors import DataError
 
@@ -42,6 +34,7 @@ class ParquetReader:
     """
 
     options: ClassVar[type] = NoOptions
+    suffix: ClassVar[str] = parquet_cells.SUFFIX
 
     name: str
     split: str
@@ -51,15 +44,15 @@ class ParquetReader:
 
     def witness(self, inputs: Sequence[Input] = ()) -> dict[str, str]:
         """Returns ``{name below the source: "size:sha256"}`` of every file, of large ones by samples."""
-        files = parquet_cells.files_of(self.source)
+        files = parquet_cells.files_of(self.source, self.suffix)
         found = map_ahead(witness_of, map(self._uri, files))
         return {name: text for name, one in zip(files, found, strict=True) for text in one.values()}
 
     def parts(self) -> tuple[str, ...]:
         """Returns ``file#group`` of every row group."""
-        files = parquet_cells.files_of(self.source)
-        found = map_ahead(parquet_cells.metadata, map(self._uri, files))
-        groups = [(name, range(one.num_row_groups)) for name, one in zip(files, found, strict=True)]
+        files = parquet_cells.files_of(self.source, self.suffix)
+        found = map_ahead(parquet_cells.rows_of_groups, map(self._uri, files))
+        groups = [(name, range(len(rows))) for name, rows in zip(files, found, strict=True)]
         return tuple(f"{name}#{group}" for name, numbers in groups for group in numbers)
 
     def inputs_of(self, part: str) -> Iterator[Input | Reject]:
@@ -80,88 +73,38 @@ class ParquetReader:
         """Reads the masks and texts of a row; of the image at most its size."""
         body = json.loads(item.payload)
         uri = Cell(self._uri(body["file"]), body["row"], body["column"]).uri
-        named = [
-            {"mask_id": str(number), "segmentation": rle} for number, rle in enumerate(body["masks"], start=1)
-        ]
-        try:
-            image_hw = records.size_hw_of_masks(body["masks"], "the image") or image_source.read_size_hw(uri)
-        except DataError as error:
-            return ReadResult.refused(self.name, item.key, error, num_masks=len(named))
-        made: list[Annotation] = []
-        lost: list[Reject] = []
-        for number, entry in enumerate(body["texts"], start=1):
-            try:
-                text = annotations.text_of(entry["text"], "text")
-            except DataError as error:
-                lost.append(annotations.annotation_reject(self.name, item.key, str(number), error))
-                continue
-            ids = [str(one) for one in entry["masks"]]
-            about = {"tags": entry.get("tags", ()), "payload": entry.get("payload")}
-            made.append(annotations.annotation(str(number), "referring", ids, text=text, **about))
-        return annotations.attach(records.make_row(self, item.key, uri, image_hw, named), made, lost)
+        return embedded_layouts.row_of(self, item.key, uri, body)
 
     def _uri(self, name: str) -> str:
-        if self.source.endswith(parquet_cells.SUFFIX):
+        if self.source.endswith(self.suffix):
             return self.source
         return below_root(self.source, name, link_roots=self.link_root)
 
     def _rows(self, name: str, group: int) -> Iterator[Input | Reject]:
         uri = self._uri(name)
-        metadata = parquet_cells.metadata(uri)
-        column, columns, body_of = _layout(parquet_cells.columns_of(uri), uri)
-        row = sum(metadata.row_group(number).num_rows for number in range(group))
-        for values in parquet_cells.rows_of(uri, group, columns, BATCH_ROWS):
+        found = parquet_cells.columns_of(uri)
+        layout = embedded_layouts.layout_of(found, uri)
+        row = sum(parquet_cells.rows_of_groups(uri)[:group])
+        for values in parquet_cells.rows_of(uri, group, layout.listed(found), BATCH_ROWS):
             key = f"{parquet_cells.stem(name)}{row:08d}"
-            place = {"file": name, "row": row, "column": column}
+            place = {"file": name, "row": row, "column": layout.image}
             row += 1
             try:
-                body = body_of(values)
+                body = layout.body_of(values)
                 payload = records.compact_json({**place, **body})
             except DataError as error:
                 yield schema.reject(STAGE, self.name, key, error.reason, str(error))
+            except TypeError as error:  # bytes or times, where masks and texts are expected
+                yield schema.reject(STAGE, self.name, key, "parquet_value", f"{key} cannot be JSON: {error}")
             else:
                 yield Input(key=key, payload=payload, num_masks=len(body["masks"]))
 
 
-BodyOf = Callable[[Record], dict[str, Any]]
-"""Makes ``masks`` and ``texts`` of the values of a row."""
+@dataclass(frozen=True, kw_only=True)
+class GarReader(ParquetReader):
+    """Reads Arrow streams, as the datasets of GAR are published: folders of ``data-*-of-*.arrow``.
 
+    Batches keep all of their columns together, so listing reads the files whole.
+    """
 
-def _layout(found: Sequence[str], uri: str) -> tuple[str, list[str], BodyOf]:
-    """Returns the column with images, those that are listed, and what makes a row of them masks and texts."""
-    if {"images", "problem", "masks"} <= set(found):
-        names = [name for name in ("problem", "answer", "masks", "source") if name in found]
-        return "images", names, _of_problem
-    if {"image", "samples"} <= set(found):
-        return "image", ["samples"], _of_samples
-    raise DataError(
-        f"{uri} has the columns {', '.join(found)}, expected images, problem and masks (EasyR1, the "
-        "authors' files), or image and samples (RefCOCO-M)",
-        reason="parquet_layout",
-    )
-
-
-def _of_problem(values: Record) -> dict[str, Any]:
-    """EasyR1: all masks of a row are the targets of its prompt, a text or a list of one."""
-    row = rl_rows.of_easyr1(values)
-    entry = {"text": row.problem, "masks": list(range(1, len(row.masks) + 1))}
-    if row.source is not None:
-        entry["tags"] = [row.source]
-    if row.answer is not None:
-        entry["payload"] = {"answer": row.answer}
-    return {"masks": row.masks, "texts": [entry]}
-
-
-def _of_samples(values: Record) -> dict[str, Any]:
-    """RefCOCO-M: each sample has a mask, and sentences about it."""
-    rles, texts = [], []
-    for number, sample in enumerate(rl_rows.listed(values["samples"], "samples"), start=1):
-        if not isinstance(sample, dict) or "mask" not in sample or "sentences" not in sample:
-            raise DataError(
-                f"sample {number} is {sample!r:.200}, expected mask and sentences", reason="sample"
-            )
-        rles.append(rl_rows.rle_of(sample["mask"]))
-        texts += [
-            {"text": one, "masks": [number]} for one in rl_rows.listed(sample["sentences"], "sentences")
-        ]
-    return {"masks": rles, "texts": texts}
+    suffix: ClassVar[str] = ".arrow"

@@ -14,6 +14,8 @@
     masks             OUT/masks/train/000000000001/star_1.png, or OUT/masks/train/000000000001.png and
                       OUT/legend.json; images as before
     LabelMe           OUT/train/000000000001.json, beside the images
+    GAR               OUT/data-00000-of-00001.arrow, with the images in it
+    SegLLM            OUT/mr_refcoco_train.json + OUT/instances.json, images as before
     YOLO              OUT/labels/train/000000000001.txt, OUT/images/train/000000000001.jpg, OUT/data.yaml
     SA-V              OUT/sav_train/sav_000/sav_000001_auto.json, OUT/frames/sav_000001/00004.jpg
     MeViS             OUT/train/meta_expressions.json, mask_dict.json, JPEGImages/000000000001/00000.jpg
@@ -35,6 +37,7 @@ from pipelines.ingestion.shapes_coco import coco_files
 from pipelines.ingestion.shapes_folders import labelme_files, mask_files, yolo_files
 from pipelines.ingestion.shapes_layouts import dam_files, granf_files, psg_files, refer_files, vqa_files
 from pipelines.ingestion.shapes_maps import ade20k_files, cityscapes_files, panoptic_files
+from pipelines.ingestion.shapes_regions import gar_files, segllm_files
 from pipelines.ingestion.shapes_sa1b import sa1b_files
 from pipelines.ingestion.shapes_scenes import json_bytes
 from pipelines.ingestion.shapes_video import mevis_files, sav_files
@@ -67,6 +70,8 @@ _WRITERS: dict[Format, Callable[[ShapesConfig], int]] = {
     "masks": mask_files,
     "labelme": labelme_files,
     "yolo": yolo_files,
+    "gar": gar_files,
+    "segllm": segllm_files,
     "panoptic": panoptic_files,
     "ade20k": ade20k_files,
     "cityscapes": cityscapes_files,

@@ -1,4 +1,4 @@
-"""SA-1B: an image and beside it a JSON file with its masks (family F2).
+"""SA-1B: an image and beside it a JSON file with its masks (family F2), and the base of readers of pairs.
 
 Source: facebookresearch/segment-anything, README. The dataset is a folder, flat or with sub-folders, of
 ``sa_<id>.jpg`` and ``sa_<id>.json``, or the uncompressed ``.tar`` archives as published, which are read in
@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import posixpath
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby, islice
@@ -37,8 +38,8 @@ MAX_SIDECAR_BYTES = 256 * 2**20
 """Largest side-car that is parsed. SA-1B's have under 1 MB; an upper bound against giant files."""
 
 _ANNOTATION, _IMAGE = ".json", ".jpg"
-_KINDS = {".json": _ANNOTATION, ".jpg": _IMAGE, ".jpeg": _IMAGE}
-"""Suffixes, in whatever case, of the two files of a pair."""
+_IMAGES = (".jpg", ".jpeg")
+"""Suffixes of images, in whatever case."""
 _INCOMPLETE = ("missing_image", "missing_annotation")
 _HEAD_MEMBERS = 64  # names of a head: each costs an object store a request
 _PARTS = 64  # of a large listing, at least
@@ -53,10 +54,12 @@ class _File(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sa1bReader:
-    """Reads SA-1B, whole or in part.
+class PairsReader(ABC):
+    """Base of readers of pairs of an image and a file of annotations, loose or in archives.
 
     Attributes:
+        annotation: Suffix of files of annotations.
+        layout: Reason of the error for a source that has another layout.
         split: Of the rows; SA-1B itself has none.
         source: A folder or prefix with side-cars, a folder or prefix with ``.tar`` archives, or one archive.
         link_root: Folders besides the source that links below it may lead into.
@@ -65,6 +68,8 @@ class Sa1bReader:
     """
 
     options: ClassVar[type] = NoOptions
+    annotation: ClassVar[str] = _ANNOTATION
+    layout: ClassVar[str] = "sa1b_layout"
 
     name: str
     split: str
@@ -157,13 +162,13 @@ class Sa1bReader:
                 if isinstance(file, dict):
                     yield file
                     continue
-                path, suffix = posixpath.splitext(file.name)
+                path = posixpath.splitext(file.name)[0]
                 row = (
                     path.rpartition("/")[2],
                     file.archive or "",
                     path,
                     number,
-                    _KINDS[suffix.lower()],
+                    self._kind_of(file.name),
                     file,
                 )
                 found.add(row, 4 * len(path))
@@ -177,42 +182,33 @@ class Sa1bReader:
                         yield self._row_reject(earlier, "duplicate_member", message)
                     pair[kind] = file
                 if len(pair) < 2:
-                    present, missing = (_IMAGE, _ANNOTATION) if _IMAGE in pair else (_ANNOTATION, _IMAGE)
+                    present, missing = _IMAGE, self.annotation
+                    if _IMAGE not in pair:
+                        present, missing = missing, present
                     reason = "missing_image" if missing == _IMAGE else "missing_annotation"
                     message = f"{place}{present} has no {stem}{missing} beside it"
                     yield self._row_reject(stem, reason, message)
                 else:
-                    located = {"annotation": pair[_ANNOTATION], "image": pair[_IMAGE]}
+                    located = {"annotation": pair[self.annotation], "image": pair[_IMAGE]}
                     payload = records.compact_json(located)
-                    yield Input(key=stem, payload=payload, num_masks=None, place=place)
+                    yield Input(self._key_of(stem, archive), payload, num_masks=None, place=place)
 
+    @abstractmethod
     def read(self, item: Input) -> ReadResult:
-        """Reads one side-car. If it cannot be parsed no masks are counted, else all of its annotations."""
-        located = {key: _File(*values) for key, values in json.loads(item.payload).items()}
-        num_masks = 0
-        try:
-            record = _parse_sidecar(self._sidecar_bytes(located["annotation"]), item.key)
-            num_masks = len(record["annotations"])
-            image_hw = _checked_size(record["image"], item.key)
-            image_uri = self._uri(located["image"])
-        except DataError as error:
-            return ReadResult.refused(self.name, item.key, error, num_masks=num_masks)
-        entries = record["annotations"]
-        annotations, rejects = records.identify(
-            self.name,
-            enumerate(entries),
-            lambda _: item.key,
-            _fields_of,
-            numbered=not any(map(records.has_id, entries)),
-        )
-        return records.make_row(
-            self,
-            item.key,
-            image_uri,
-            image_hw,
-            [{**_fields_of(entry), "mask_id": mask_id} for (_, mask_id), entry in annotations.items()],
-            rejects,
-        )
+        """Reads the annotations of one image."""
+
+    def _located(self, item: Input) -> dict[str, _File]:
+        """Returns where ``annotation`` and ``image`` of an input are."""
+        return {key: _File(*values) for key, values in json.loads(item.payload).items()}
+
+    def _key_of(self, stem: str, archive: str) -> str:
+        """Returns the image id; the archive is empty for loose files."""
+        return stem
+
+    def _kind_of(self, name: str) -> str:
+        """Returns the suffix that stands for the kind of a file; nothing for another one."""
+        suffix = posixpath.splitext(name)[1].lower()
+        return _IMAGE if suffix in _IMAGES else suffix if suffix == self.annotation else ""
 
     @property
     def _is_archive(self) -> bool:
@@ -224,22 +220,23 @@ class Sa1bReader:
         if self._is_archive:
             return [_File(self.source.rpartition("/")[2], size_bytes(self.source))]
         listed = self._below_source(storage.list_files(self.source, limit=limit))
-        undecided = not any(_kind_of(file.name) for file in listed)  # or archives, which are needed whole
+        undecided = not any(self._kind_of(one.name) for one in listed)  # or archives, which are needed whole
         if undecided and len(listed) == limit:
             listed = self._below_source(storage.list_files(self.source))
         for file in listed:
             check_uncompressed(file.name)
         archives = [file for file in listed if file.name.endswith(_TAR)]
-        loose = [file for file in listed if _kind_of(file.name)]
+        loose = [file for file in listed if self._kind_of(file.name)]
         if bool(archives) == bool(loose):
             self._refuse(f"{len(archives)} .tar archives and {len(loose)}", f"among {len(listed)} files")
         return archives or loose
 
     def _refuse(self, has: str, among: str) -> NoReturn:
         raise DataError(
-            f"{self.source} has {has} {_ANNOTATION} and {_IMAGE} files {among}, expected exactly one of the "
-            "two kinds; let --source name the folder of either the archives or what was unpacked from them",
-            reason="sa1b_layout",
+            f"{self.source} has {has} {self.annotation} and {_IMAGE} files {among}, expected exactly one of "
+            "the two kinds; let --source name the folder of either the archives or what was unpacked from "
+            "them",
+            reason=self.layout,
         )
 
     def _below_source(self, files: Iterable[storage.FileInfo]) -> list[_File]:
@@ -249,7 +246,7 @@ class Sa1bReader:
     def _listed(self, part: str) -> Iterator[_File]:
         root = len(self.source.rstrip("/")) + 1
         for uri, size in storage.iter_files(self.source, beginning=part):
-            if _kind_of(uri):
+            if self._kind_of(uri):
                 yield _File(uri[root:], size)
                 continue
             check_uncompressed(uri)
@@ -261,7 +258,7 @@ class Sa1bReader:
         return self._unsafe(file.name, fault) if fault else file
 
     def _members(self, archive: str) -> Iterator[Member]:
-        return list_members(self._archive_uri(archive), tuple(_KINDS))
+        return list_members(self._archive_uri(archive), (self.annotation, *_IMAGES))
 
     def _check_archives(self, parts: list[str], items: Iterable[Input | Reject]) -> None:
         """Says which archives are left out; raises DataError if all are."""
@@ -313,8 +310,37 @@ class Sa1bReader:
         return raw
 
 
-def _kind_of(name: str) -> str:
-    return _KINDS.get(posixpath.splitext(name)[1].lower(), "")
+@dataclass(frozen=True, kw_only=True)
+class Sa1bReader(PairsReader):
+    """Reads SA-1B, whole or in part."""
+
+    def read(self, item: Input) -> ReadResult:
+        """Reads one side-car. If it cannot be parsed no masks are counted, else all of its annotations."""
+        located = self._located(item)
+        num_masks = 0
+        try:
+            record = _parse_sidecar(self._sidecar_bytes(located["annotation"]), item.key)
+            num_masks = len(record["annotations"])
+            image_hw = _checked_size(record["image"], item.key)
+            image_uri = self._uri(located["image"])
+        except DataError as error:
+            return ReadResult.refused(self.name, item.key, error, num_masks=num_masks)
+        entries = record["annotations"]
+        annotations, rejects = records.identify(
+            self.name,
+            enumerate(entries),
+            lambda _: item.key,
+            _fields_of,
+            numbered=not any(map(records.has_id, entries)),
+        )
+        return records.make_row(
+            self,
+            item.key,
+            image_uri,
+            image_hw,
+            [{**_fields_of(entry), "mask_id": mask_id} for (_, mask_id), entry in annotations.items()],
+            rejects,
+        )
 
 
 def _fields_of(annotation: dict[str, Any]) -> dict[str, Any]:
@@ -336,7 +362,8 @@ def _parse_sidecar(raw: bytes, stem: str) -> dict[str, Any]:
 def _checked_size(image: dict[str, Any], stem: str) -> tuple[int, int]:
     """The name in the JSON is compared and never used: a side-car beside the wrong image would go unseen."""
     name = image.get("file_name")
-    if not isinstance(name, str) or posixpath.splitext(name)[0] != stem or _kind_of(name) != _IMAGE:
+    own, suffix = posixpath.splitext(name) if isinstance(name, str) else ("", "")
+    if not isinstance(name, str) or own != stem or suffix.lower() not in _IMAGES:
         raise DataError(
             f"side-car {stem}{_ANNOTATION} names {image.get('file_name')!r:.200}, expected {stem}{_IMAGE}",
             reason="file_name",

@@ -77,7 +77,22 @@ def test_the_keys_of_expressions_reach_their_reader(tmp_path, monkeypatch):
     assert plain.corpus.instances is None and plain.reader().sentence == "sent"
 
 
-@pytest.mark.parametrize("reader", ["granf", "psg", "dam", "osprey", "panoptic", "masks", "labelme", "yolo"])
+WITH_IMAGES = (
+    "granf",
+    "psg",
+    "dam",
+    "osprey",
+    "panoptic",
+    "masks",
+    "labelme",
+    "yolo",
+    "regions",
+    "dlc",
+    "segllm",
+)
+
+
+@pytest.mark.parametrize("reader", WITH_IMAGES)
 def test_readers_of_other_texts_need_a_source_and_images(reader):
     assert parse(f"reader={reader},source=a.json,images=pictures").reader().name == reader
     with pytest.raises(ConfigError, match=f"reader {reader} needs images"):
@@ -89,6 +104,16 @@ def test_the_folder_of_maps_reaches_its_reader(tmp_path, monkeypatch):
     spec = parse("reader=psg,source=a.json,images=s3://b/coco,panoptic=maps").absolute()
     assert spec.corpus.panoptic == str(Path(tmp_path) / "maps")
     assert spec.reader().panoptic == spec.corpus.panoptic
+
+
+def test_files_of_masks_are_made_absolute_behind_the_names_of_their_datasets(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = 'reader=segllm,source=a.json,images=i,mask_files="refcoco=b.json,lvis=s3://c/d.json"'
+    spec = parse(text).absolute()
+    assert spec.corpus.mask_files == (f"refcoco={tmp_path}/b.json", "lvis=s3://c/d.json")
+    assert spec.reader().mask_files == spec.corpus.mask_files
+    with pytest.raises(ConfigError, match="mask_files has 'voc=b', expected DATASET=URI, each of refcoco"):
+        parse("reader=segllm,source=a,images=i,mask_files=voc=b")
 
 
 def test_what_is_left_out_has_the_defaults_of_the_flags():
@@ -179,12 +204,13 @@ OPTIONS = [
     ("video", "video_masks", "/data/masks.json"),
     ("video", "frame_path", "{folder}/{video}/{frame:05d}.jpg"),
     ("video", "absent_targets", "no_target"),
+    ("segllm", "mask_files", ("refcoco=/data/instances.json", "ade20k=/data/maps")),
 ]
 
 
 def place(reader: str, option: str = "") -> dict[str, Any]:
     """Returns what a reader cannot do without, of kinds that have the option."""
-    more = {} if reader == "sa1b" else {"images": "/data/i"}
+    more = {} if reader in ("sa1b", "dam_tar", "gar") else {"images": "/data/i"}
     more |= {"encoding": "ade20k"} if reader == "labelmap" else {}
     more |= {"video_layout": "sav" if option == "masklets" else "mevis"} if reader == "video" else {}
     return {"reader": reader, "source": "/data/a.json", **more}
@@ -207,7 +233,7 @@ def test_an_option_reaches_its_reader_from_the_command_line(reader, name, value)
     flags = [part for key, text in named.items() for part in (key, *listed(text))]
     config = cli.parse(TokenizeCorpusConfig, {}, [*flags, "--out", "/out", "--tokenizer", "tiny"], doc="")
     assert getattr(reader_of(config.corpus), name) == value
-    places = ("instances", "panoptic", "legend", "class_names", "video_masks")
+    places = ("instances", "panoptic", "legend", "class_names", "video_masks", "mask_files")
     in_fingerprint = {} if name in places else {name: value}
     expected = CorpusConfig(**place(reader, name)).identity() | in_fingerprint
     assert json.dumps(config.corpus.identity(), sort_keys=True) == json.dumps(expected, sort_keys=True)

@@ -281,6 +281,8 @@ SHAPES = {  # what the synthetic corpus has in each published format, and where
     "dam": ("annotations.json", "", "region_caption"),
     "masks": ("masks/train", "train", "instances"),
     "labelme": ("train", "train", "instances,region_caption"),
+    "gar": ("", None, "dialogue"),
+    "segllm": ("mr_refcoco_train.json", "", "dialogue"),
 }
 
 
@@ -289,8 +291,9 @@ def test_shapes_in_every_published_format_become_chats_with_the_right_words(kind
     source, images, tasks = SHAPES[kind]
     world = WorldConfig.square(64)
     make_shapes(ShapesConfig(out=str(tmp_path), format=kind, num_images=5, world=world, image_format="png"))
-    root = str(tmp_path / images)
-    reader = build_reader(kind, source=str(tmp_path / source), images=root, split="train", dataset=kind)
+    place = {} if images is None else {"images": str(tmp_path / images)}
+    place |= {"mask_files": (f"refcoco={tmp_path}/instances.json",)} if kind == "segllm" else {}
+    reader = build_reader(kind, source=str(tmp_path / source), split="train", dataset=kind, **place)
     rows = [_with_words(reader.read(item).row) for item in reader.inputs()]
     words = write_words(str(tmp_path / "words"), rows, dataset=kind)
     totals = compose(config_of(tmp_path / "chats", words, tasks=tasks, styles=STYLES))["totals"]

@@ -39,6 +39,8 @@ FILES = {
     "masks": "masks/train",
     "labelme": "train",
     "yolo": "labels/train",
+    "gar": "",
+    "segllm": "mr_refcoco_train.json",
 }
 WITHOUT_COUNTS = ("sa1b", "ade20k", "cityscapes", "labelme", "yolo")
 """Layouts of which only reading shows how many masks there are."""
@@ -52,11 +54,12 @@ def corpus(folder: Path, kind: str, **fields) -> Reader:
     images = dict.fromkeys(("granf", "coco", "refer", "panoptic", "masks", "labelme"), f"{folder}/train")
     images |= {"ade20k": f"{folder}/ADE/training", "cityscapes": f"{folder}/leftImg8bit/train"}
     images["yolo"] = f"{folder}/images/train"
-    place = {} if kind == "sa1b" else {"images": images.get(kind, str(folder))}
+    place = {} if kind in ("sa1b", "gar") else {"images": images.get(kind, str(folder))}
     source = str(folder / FILES[kind]).rstrip("/")
     if kind in ("ade20k", "cityscapes"):
         return build_reader("labelmap", source=source, encoding=kind, **place)
-    return build_reader(kind, source=source, **place)
+    more = {"mask_files": (f"refcoco={folder}/instances.json",)} if kind == "segllm" else {}
+    return build_reader(kind, source=source, **place, **more)
 
 
 @pytest.mark.parametrize("kind", FILES)

@@ -77,10 +77,15 @@ def streamed(path: Path) -> object:
         members = json_stream.members_of(stream, str(path))
         if isinstance(members, str):
             return members
-        return {
-            key: value if entries is None else [entry.value for entry in entries]
-            for key, entries, value in members
-        }
+        found = {}
+        for member in members:
+            entries = [member.entry] if member.entry else list(member.entries or ())
+            for entry in entries:
+                raw = path.read_bytes()[entry.offset : entry.offset + entry.size_bytes]
+                assert json.loads(raw) == entry.value and raw == raw.strip()
+            values = [entry.value for entry in entries]
+            found[member.key] = values[0] if member.entry else values
+        return found
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -113,6 +118,8 @@ def test_a_damaged_object_is_refused_wherever_a_whole_read_refuses_it(tmp_path, 
     try:
         expected = parse_json(bytes(raw), str(path))
     except DataError as fault:
+        if raw[:1] != b"{":  # of what is no object only the beginning is looked at
+            return
         with pytest.raises(DataError) as refused:
             streamed(path)
         assert refused.value.reason == fault.reason == "json"

@@ -5,13 +5,16 @@ and some links to them are then the folders that the other lines name; ``s3://``
 """
 
 import contextlib
+import io
 import json
 import os
+import pickle
 import runpy
 import shutil
 import sqlite3
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -165,6 +168,9 @@ def build(home: Path) -> None:
         "cityscapes": {"format": "cityscapes"},
         "sav": {"format": "sav"},
         "mevis": {"format": "mevis"},
+        "gar/Fine-Grained-Dataset": {"format": "gar"},
+        "segllm": {"format": "segllm"},
+        "regions": {"format": "dam"},
     }.items():
         assert make_shapes(ShapesConfig(out=str(home / "data" / place), num_images=8, **more)) == 0
     for place, files in {
@@ -186,7 +192,48 @@ def build(home: Path) -> None:
         (home / f"data/{name}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     row = {"images": [{"bytes": b"", "path": "1.jpg"}], "problem": ["<image>Which?"], "answer": words}
     pq.write_table(pa.Table.from_pylist([row]), home / "data/mix_gres8k_ver4k_train.parquet")
+    (home / "data/refcoco").mkdir()
+    shutil.copy(home / "data/segllm/instances.json", home / "data/refcoco/instances.json")
+    _regions(home / "data")
     _made_here(home)
+
+
+def _regions(data: Path) -> None:
+    """Makes the layouts of regions with texts out of the captions of DAM's."""
+    images = data / "regions/train"
+    for place in ("coco/unlabeled2017", "mdvp/data/android/images", "dlc/images"):
+        shutil.copytree(images, data / place)
+    found = [
+        one for own in json.loads((data / "regions/annotations.json").read_text()).values() for one in own
+    ]
+    lines, listed, dlc, names = [], [], [], sorted({Path(one["image"]).name for one in found})
+    for index, one in enumerate(found):
+        name, height, width = Path(one["image"]).name, *one["mask_rle"]["size"]
+        place, mask = {"image_path": f"unlabeled2017/{name}"}, one["mask_rle"]
+        lines.append({**place, "idx": index, "segmentation": mask, "caption": one["caption"], "class_id": 4})
+        listed.append({"image_path": f"android/images/{name}", "mask_rle": mask, "caption": one["caption"]})
+        dlc.append({"id": index, "image_id": names.index(name), "segmentation": mask})
+    sizes = {"height": height, "width": width}
+    pictures = [{"id": index, "file_name": name, **sizes} for index, name in enumerate(names)]
+    question = {"question": "Is it there?", "choices": [["yes", 1]], "type": "positive"}
+    files = {
+        "groundingsuite/GroundingSuite-Eval.jsonl": "".join(f"{json.dumps(line)}\n" for line in lines),
+        "mdvp/annotations/mdvp_caption_mask.json": json.dumps(listed),
+        "dlc/annotations.json": json.dumps({"images": pictures, "annotations": dlc, "categories": []}),
+        "dlc/qa.json": json.dumps({str(index): [question] for index in range(len(dlc))}),
+        "dlc/class_names.json": "{}",
+    }
+    for name, text in files.items():
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).write_text(text)
+    (data / "dam/SAM").mkdir(parents=True)
+    with tarfile.open(data / "dam/SAM/000000.tar", "w") as archive:
+        for name in names:
+            own = [one for one in found if Path(one["image"]).name == name]
+            for suffix, content in (("jpg", (images / name).read_bytes()), ("pickle", pickle.dumps(own))):
+                info = tarfile.TarInfo(f"{Path(name).stem}.{suffix}")
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
 
 
 def _made_here(home: Path) -> None:

@@ -194,8 +194,9 @@ def test_a_side_car_has_all_published_fields(tmp_path):
 # --- repeating --------------------------------------------------------------------------------------------
 
 NAMES = ("coco", "refer", "granf", "psg", "dam", "vqa", "panoptic", "ade20k", "cityscapes", "sav", "mevis")
+NAMES += ("segllm",)
 FORMATS = [(name, {}) for name in (*NAMES, "masks", "labelme", "yolo")]
-FORMATS += [("masks", {"mask_layout": "labelmap"})]
+FORMATS += [("masks", {"mask_layout": "labelmap"}), ("gar", {"images_per_folder": 5})]
 FORMATS += [("sa1b", {"layout": layout, "images_per_folder": 5}) for layout in LAYOUTS]
 
 
