@@ -26,7 +26,6 @@ _REGION = re.compile(r"<region(\d{1,6})>")
 _DESCRIPTION = re.compile(r"\s*<region(\d{1,6})>\s*:\s*(.*)", re.DOTALL)
 _IMAGE_MARK = re.compile(r"<image>\s*")  # the image is a part of the dialogue, not a word of its text
 _COCO_NAME = re.compile(r"COCO_[a-z]+\d{4}_\d+\.\w+")
-_TAKEN = re.compile(r"<mask \d+>")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,10 +172,7 @@ def _turn(turn: Any, place: int, used: list[int], num_regions: int) -> dict[str,
         raise DataError(f"turn {place} is of {speaker!r:.40}, expected the {role}", reason="dialogue")
     text = fields.get("value")
     text = annotations.text_of(_IMAGE_MARK.sub("", text) if isinstance(text, str) else text, f"turn {place}")
-    if _TAKEN.search(text):
-        raise DataError(
-            f"turn {place} has {_TAKEN.findall(text)[0]}, which would be a mask", reason="dialogue"
-        )
+    text = annotations.unmarked(text, f"turn {place}")
 
     def by_index(match: re.Match[str]) -> str:
         region = _region(match[1], num_regions)
