@@ -37,8 +37,8 @@ class CityscapesPolygonsOptions:
     """Options of the polygons of Cityscapes."""
 
     overlap: Literal["covered", "whole"] = "covered"
-    """cityscapes_polygons: covered, later objects of a file cover earlier ones, as in the official maps; whole,
-    each mask has all pixels of its polygon."""
+    """cityscapes_polygons: covered, later objects of a file cover earlier ones, as in the official maps; or
+    whole, each mask has all pixels of its polygon."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,18 +24,22 @@ from pipelines.config import (
     with_places,
 )
 from pipelines.ingestion import config as shapes
+from pipelines.ingestion.cityscapes_polygons import CityscapesPolygonsOptions, CityscapesPolygonsReader
 from pipelines.ingestion.coco import CocoOptions, CocoReader
 from pipelines.ingestion.grounded import GroundedReader
 from pipelines.ingestion.label_maps import PanopticOptions
 from pipelines.ingestion.labelmap import LabelMapOptions, LabelMapReader, check_options
 from pipelines.ingestion.labelme import LabelmeReader
+from pipelines.ingestion.lisa import LisaReader
 from pipelines.ingestion.mask_folders import MasksOptions, MasksReader
 from pipelines.ingestion.orientation import Orientation
 from pipelines.ingestion.osprey import OspreyReader
 from pipelines.ingestion.panoptic import PanopticReader
 from pipelines.ingestion.parquet_rows import ParquetReader
+from pipelines.ingestion.pixelweb import PixelWebReader
 from pipelines.ingestion.psg import PsgReader
 from pipelines.ingestion.reader import Reader
+from pipelines.ingestion.reasonseg import ReasonSegReader
 from pipelines.ingestion.refer import ReferOptions, ReferReader
 from pipelines.ingestion.regions import DamReader
 from pipelines.ingestion.sidecar import Sa1bReader
@@ -54,6 +58,10 @@ ReaderKind = Literal[
     "osprey",
     "panoptic",
     "labelmap",
+    "reasonseg",
+    "cityscapes_polygons",
+    "lisa",
+    "pixelweb",
     "parquet",
     "masks",
     "labelme",
@@ -70,6 +78,10 @@ READERS: dict[str, Any] = {
     "osprey": OspreyReader,
     "panoptic": PanopticReader,
     "labelmap": LabelMapReader,
+    "reasonseg": ReasonSegReader,
+    "cityscapes_polygons": CityscapesPolygonsReader,
+    "lisa": LisaReader,
+    "pixelweb": PixelWebReader,
     "parquet": ParquetReader,
     "masks": MasksReader,
     "labelme": LabelmeReader,
@@ -79,7 +91,15 @@ READERS: dict[str, Any] = {
 
 
 @config
-class CorpusConfig(CocoOptions, ReferOptions, PanopticOptions, LabelMapOptions, MasksOptions, YoloOptions):
+class CorpusConfig(
+    CocoOptions,
+    ReferOptions,
+    PanopticOptions,
+    LabelMapOptions,
+    CityscapesPolygonsOptions,
+    MasksOptions,
+    YoloOptions,
+):
     """Which dataset is read."""
 
     reader: ReaderKind
@@ -87,15 +107,18 @@ class CorpusConfig(CocoOptions, ReferOptions, PanopticOptions, LabelMapOptions, 
     refs of RefCOCO, RefCOCO+, RefCOCOg, RefClef (pickle) or gRefCOCO (JSON), ``granf`` grounded captions
     (GranDf, OpenPSG-GCG, RefCOCOg-GCG, Flickr30k-GCG), ``psg`` scene graphs, ``dam`` captions of masks,
     ``osprey`` descriptions of masks and dialogues, ``panoptic`` a panoptic JSON and its PNGs (COCO, COCONut,
-    Cityscapes), ``labelmap`` a folder of label maps (ADE20K, Cityscapes, COCO-Stuff), ``parquet`` rows with
-    embedded images (the authors' gres and ver files, RefCOCO-M); ``masks`` a folder of PNG masks or label
-    maps of your own, ``labelme`` one of LabelMe's JSON files, ``yolo`` one of YOLO's text files."""
+    Cityscapes), ``labelmap`` a folder of label maps (ADE20K, Cityscapes, COCO-Stuff), ``reasonseg`` questions
+    and polygons beside images, ``cityscapes_polygons`` polygons of Cityscapes, ``lisa`` questions about
+    objects of COCO (LISA++), ``pixelweb`` elements of web pages, ``parquet`` rows with embedded images (the
+    authors' gres and ver files, RefCOCO-M); ``masks`` a folder of PNG masks or label maps of your own,
+    ``labelme`` one of LabelMe's JSON files, ``yolo`` one of YOLO's text files."""
     source: Place
-    """URI of the annotation file, of the folder of annotation files (labelmap, masks, labelme, yolo), of the
-    folder or archive (sa1b), or of a Parquet file or a folder of them."""
+    """URI of the annotation file, of the folder of annotation files (labelmap, reasonseg,
+    cityscapes_polygons, pixelweb, masks, labelme, yolo), of the folder or archive (sa1b), or of a Parquet
+    file or a folder of them."""
     images: Place | None = None
-    """URI of the folder that the names of images are relative to, with labelme often --.source; none for
-    sa1b and parquet."""
+    """URI of the folder that the names of images are relative to, with reasonseg, pixelweb and labelme
+    often --.source; none for sa1b and parquet."""
     link_root: tuple[Place, ...] = ()
     """Folders that links below --.images, and below --.source where that is a folder, may lead into, such as
     the blobs of a Hugging Face cache. By default links must stay below it."""
@@ -191,7 +214,10 @@ def require_source(corpus: CorpusConfig) -> None:
     Raises:
         ConfigError: Names the command that makes a synthetic one.
     """
-    layouts = {"osprey": "coco", "parquet": "coco", "labelmap": "ade20k"}  # which make_shapes does not write
+    layouts = {  # of readers whose own make_shapes does not write
+        **{"osprey": "coco", "parquet": "coco", "pixelweb": "coco"},
+        "labelmap": "ade20k",
+    }
     layout = layouts.get(corpus.reader, corpus.reader)
     layout = "cityscapes" if (corpus.encoding or "").startswith("cityscapes") else layout
     command = f"python jobs/make_shapes.py --format {layout} --out runs/shapes"

@@ -34,6 +34,8 @@ CITYSCAPES_CLASSES = (
 """Names of classes 0 to 33 (mcordts/cityscapesScripts, labels.py), which no file of the dataset has."""
 
 CITYSCAPES_VOIDS = range(7)
+"""Classes of pixels that are left out of all evaluations."""
+
 _CITYSCAPES_THINGS = range(24, 34)
 
 
@@ -113,6 +115,7 @@ def _files(end: str) -> re.Pattern[str]:
 
 
 CITYSCAPES_IMAGE = "{}_leftImg8bit"
+"""Name of an image without its suffix, by what its files have in common."""
 
 ENCODINGS: dict[str, Encoding] = {
     # CSAILVision/ADE20K, utils_ade20k.py. 0 is unlabelled.

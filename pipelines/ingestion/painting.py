@@ -20,8 +20,8 @@ from samtok.errors import DataError
 from samtok.labelmaps import split_labels
 
 MAX_CORNERS = 2**18
-"""Most corners of an image's polygons. Filling one takes a step per corner and row; an image of Cityscapes has
-some thousand."""
+"""Most corners of an image's polygons. Filling one takes a step per corner and row; an image of Cityscapes
+has some thousand."""
 
 Points = Sequence[tuple[float, float]]
 """Corners (x, y) in pixels."""

@@ -77,7 +77,7 @@ def test_the_keys_of_expressions_reach_their_reader(tmp_path, monkeypatch):
     assert plain.corpus.instances is None and plain.reader().sentence == "sent"
 
 
-@pytest.mark.parametrize("reader", ["granf", "psg", "dam", "osprey", "panoptic", "masks", "labelme", "yolo"])
+@pytest.mark.parametrize("reader", sorted(READERS.keys() - {"coco", "sa1b", "refer", "labelmap", "parquet"}))
 def test_readers_of_other_texts_need_a_source_and_images(reader):
     assert parse(f"reader={reader},source=a.json,images=pictures").reader().name == reader
     with pytest.raises(ConfigError, match=f"reader {reader} needs images"):
@@ -170,6 +170,8 @@ OPTIONS = [
     ("yolo", "class_names", "/data/data.yaml"),
     ("panoptic", "panoptic", "/data/maps"),
     ("panoptic", "image_folders", ("train2017", "unlabeled2017")),
+    ("lisa", "instances", "/data/instances.json"),
+    ("cityscapes_polygons", "overlap", "whole"),
     ("labelmap", "encoding", "ade20k_instances"),
     ("labelmap", "legend", "/data/names.json"),
     ("labelmap", "part_levels", 2),
