@@ -351,7 +351,12 @@ def test_a_head_has_the_first_images_and_a_witness_their_files(tmp_path, kind):
     head = reader.head(4)
     keys = [item.key for item in head.items if isinstance(item, Input)]
     inputs = inputs_of(reader)
-    assert keys == [item.key for item in inputs][: len(keys)] and len(keys) in (2, 4) and head.more and len(inputs) == config.num_images
+    assert (
+        keys == [item.key for item in inputs][: len(keys)]
+        and len(keys) in (2, 4)
+        and head.more
+        and len(inputs) == config.num_images
+    )
     assert len(reader.witness(inputs[:1])) == (2 if kind == "reasonseg" else 1)
 
 
