@@ -160,8 +160,12 @@ def build(home: Path) -> None:
         "own": {"format": "masks"},
         "coco2017": {"format": "panoptic", "split": "val2017"},
         "cityscapes": {"format": "cityscapes"},
+        "cityscapes-polygons": {"format": "cityscapes_polygons"},
+        "ReasonSeg": {"format": "reasonseg"},
+        "pixelweb_100k": {"format": "pixelweb", "split": "annotated"},
     }.items():
         assert make_shapes(ShapesConfig(out=str(home / "data" / place), num_images=8, **more)) == 0
+    _asked(home)
     (home / "data/own/images").mkdir()
     (home / "data/own/train").rename(home / "data/own/images/train")
     (home / "models/sam2.1_hiera_large.pt").write_bytes(b"")
@@ -173,6 +177,20 @@ def build(home: Path) -> None:
     }.items():
         (home / f"data/{name}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     _made_here(home)
+
+
+def _asked(home: Path) -> None:
+    """Makes questions about the first object of ``data/coco``."""
+    corpus = json.loads((home / "data/coco/annotations/instances_train2017.json").read_bytes())
+    images = {image["id"]: image["file_name"] for image in corpus["images"]}
+    mark = corpus["annotations"][0]
+    asked = {
+        "img_path": images[mark["image_id"]],
+        "ID": [str(mark["id"])],
+        "English Question": "Which is it?",
+    }
+    (home / "data/LISA_Plus_Instance_Seg").mkdir()
+    (home / "data/LISA_Plus_Instance_Seg/data.json").write_text(json.dumps([asked]))
 
 
 def _made_here(home: Path) -> None:
