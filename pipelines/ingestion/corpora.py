@@ -24,6 +24,7 @@ from pipelines.config import (
     with_places,
 )
 from pipelines.ingestion import config as shapes
+from pipelines.ingestion.boxes import InvigReader, Visual7wReader
 from pipelines.ingestion.cityscapes_polygons import CityscapesPolygonsOptions, CityscapesPolygonsReader
 from pipelines.ingestion.coco import CocoOptions, CocoReader
 from pipelines.ingestion.grounded import GroundedReader
@@ -62,6 +63,8 @@ ReaderKind = Literal[
     "cityscapes_polygons",
     "lisa",
     "pixelweb",
+    "visual7w",
+    "invig",
     "parquet",
     "masks",
     "labelme",
@@ -82,6 +85,8 @@ READERS: dict[str, Any] = {
     "cityscapes_polygons": CityscapesPolygonsReader,
     "lisa": LisaReader,
     "pixelweb": PixelWebReader,
+    "visual7w": Visual7wReader,
+    "invig": InvigReader,
     "parquet": ParquetReader,
     "masks": MasksReader,
     "labelme": LabelmeReader,
@@ -109,9 +114,10 @@ class CorpusConfig(
     ``osprey`` descriptions of masks and dialogues, ``panoptic`` a panoptic JSON and its PNGs (COCO, COCONut,
     Cityscapes), ``labelmap`` a folder of label maps (ADE20K, Cityscapes, COCO-Stuff), ``reasonseg`` questions
     and polygons beside images, ``cityscapes_polygons`` polygons of Cityscapes, ``lisa`` questions about
-    objects of COCO (LISA++), ``pixelweb`` elements of web pages, ``parquet`` rows with embedded images (the
-    authors' gres and ver files, RefCOCO-M); ``masks`` a folder of PNG masks or label maps of your own,
-    ``labelme`` one of LabelMe's JSON files, ``yolo`` one of YOLO's text files."""
+    objects of COCO (LISA++), ``pixelweb`` elements of web pages, ``visual7w`` and ``invig`` questions about
+    boxes, ``parquet`` rows with embedded images (the authors' gres and ver files, RefCOCO-M); ``masks`` a
+    folder of PNG masks or label maps of your own, ``labelme`` one of LabelMe's JSON files, ``yolo`` one of
+    YOLO's text files."""
     source: Place
     """URI of the annotation file, of the folder of annotation files (labelmap, reasonseg,
     cityscapes_polygons, pixelweb, masks, labelme, yolo), of the folder or archive (sa1b), or of a Parquet
@@ -130,7 +136,8 @@ class CorpusConfig(
     dataset: str | None = None
     """Name of the dataset in every row; by default the name of the reader."""
     split: str = "train"
-    """Name of the split in every row. refer: also which refs are taken, such as train, val, testA; psg:
+    """Name of the split in every row. refer: also which refs are taken, such as train, val, testA; visual7w:
+    also which images are taken, train, val or test; psg:
     train, or val and test for its test images, or another name for all."""
 
     def check(self) -> None:
@@ -215,7 +222,7 @@ def require_source(corpus: CorpusConfig) -> None:
         ConfigError: Names the command that makes a synthetic one.
     """
     layouts = {  # of readers whose own make_shapes does not write
-        **{"osprey": "coco", "parquet": "coco", "pixelweb": "coco"},
+        **{"osprey": "coco", "parquet": "coco", "visual7w": "coco", "invig": "coco"},
         "labelmap": "ade20k",
     }
     layout = layouts.get(corpus.reader, corpus.reader)

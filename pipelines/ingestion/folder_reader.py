@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Any, ClassVar, NamedTuple
 
 from pipelines import storage
-from pipelines.ingestion import image_source, legends, records
+from pipelines.ingestion import legends, records
 from pipelines.ingestion.archives import name_fault
 from pipelines.ingestion.external_sort import ExternalSort
 from pipelines.ingestion.file_reader import FileReader, first_of, size_bytes, witness_of
@@ -282,19 +282,6 @@ class FolderReader(FileReader):
             fault = f"{name} has over {most} bytes, more than an annotation file can have"
             raise DataError(fault, reason="sidecar_too_large")
         return raw
-
-    def size_of(self, image_uri: str) -> tuple[int, int]:
-        """Returns height and width of an image as it will be read, of which no record states them; raises as
-        ``image_source.stored_frame``."""
-        (height, width), exif = image_source.stored_frame(image_uri)
-        return (width, height) if self.orientation == "upright" and exif >= 5 else (height, width)
-
-    def size_stated(self, height: Any, width: Any, image_uri: str, where: str) -> tuple[int, int]:
-        """Returns the height and width that a record states, of one that states none ``size_of``; raises as
-        ``records.size_hw``."""
-        if height is None and width is None:
-            return self.size_of(image_uri)
-        return records.size_hw({"height": height, "width": width}, where)
 
     def json_record(
         self, name: str, kind: str, most: int, *lists: str, or_encoding: str = "utf-8"

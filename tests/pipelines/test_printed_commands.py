@@ -180,17 +180,33 @@ def build(home: Path) -> None:
 
 
 def _asked(home: Path) -> None:
-    """Makes questions about the first object of ``data/coco``."""
+    """Makes questions about the first object of ``data/coco``, and about a box in its image."""
     corpus = json.loads((home / "data/coco/annotations/instances_train2017.json").read_bytes())
-    images = {image["id"]: image["file_name"] for image in corpus["images"]}
     mark = corpus["annotations"][0]
-    asked = {
-        "img_path": images[mark["image_id"]],
-        "ID": [str(mark["id"])],
-        "English Question": "Which is it?",
-    }
-    (home / "data/LISA_Plus_Instance_Seg").mkdir()
-    (home / "data/LISA_Plus_Instance_Seg/data.json").write_text(json.dumps([asked]))
+    (image,) = (one for one in corpus["images"] if one["id"] == mark["image_id"])
+    name, question = image["file_name"], "Which is it?"
+    about = {"filename": name, "id": 1, "height": image["height"], "width": image["width"]}
+    box = {"box_id": 1, "name": "it", "x": 0, "y": 0, "width": 9, "height": 9}
+    pair = {"qa_id": 1, "question": question, "answer": 1}
+    pointed = {"boxes": [box], "images": [{"filename": name, "split": "train", "qa_pairs": [pair]}]}
+    said = {"ref_exp": "it", "questions": [], "answers": [], "ref_bboxes": [0, 0, 9, 9]}
+    for place, made in {
+        "LISA_Plus_Instance_Seg/data.json": [
+            {"img_path": name, "ID": [str(mark["id"])], "English Question": question}
+        ],
+        "visual7w/dataset_v7w_pointing.json": pointed,
+        "invig/invig21k_train_anns.jsonl": {
+            "filename": name,
+            "id": 1,
+            "height": 64,
+            "width": 64,
+            "ann": said,
+        },
+    }.items():
+        (home / "data" / place).parent.mkdir()
+        (home / "data" / place).write_text(json.dumps(made))
+    for folder in ("visual7w/images", "invig/invig21k_imgs"):
+        shutil.copytree(home / "data/coco/train2017", home / "data" / folder)
 
 
 def _made_here(home: Path) -> None:
