@@ -195,13 +195,7 @@ def _asked(home: Path) -> None:
             {"img_path": name, "ID": [str(mark["id"])], "English Question": question}
         ],
         "visual7w/dataset_v7w_pointing.json": pointed,
-        "invig/invig21k_train_anns.jsonl": {
-            "filename": name,
-            "id": 1,
-            "height": 64,
-            "width": 64,
-            "ann": said,
-        },
+        "invig/invig21k_train_anns.jsonl": about | {"ann": said},
     }.items():
         (home / "data" / place).parent.mkdir()
         (home / "data" / place).write_text(json.dumps(made))
