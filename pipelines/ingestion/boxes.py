@@ -169,7 +169,7 @@ class Visual7wReader(BoxReader):
         labels = {target: label} if isinstance(label, str) and label and records.is_utf8(label) else {}
         made = annotations.annotation(number, "referring", [target], text=text)
         x, y, width, height = (box.get(key) for key in ("x", "y", "width", "height"))
-        return Asked(name, made, {target: _from_xywh([x, y, width, height])}, labels)
+        return Asked(name, made, {target: from_xywh([x, y, width, height])}, labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +227,7 @@ def _listed(value: Any, key: str) -> list[Any]:
     return value
 
 
-def _from_xywh(box: Box) -> Box:
+def from_xywh(box: Box) -> Box:
     """Returns x0, y0, x1, y1; whatever is no box stays as it is, to be refused with its image."""
     if not all(map(records.is_coordinate, box)):
         return box

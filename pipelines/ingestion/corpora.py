@@ -27,6 +27,7 @@ from pipelines.ingestion import config as shapes
 from pipelines.ingestion.boxes import InvigReader, Visual7wReader
 from pipelines.ingestion.cityscapes_polygons import CityscapesPolygonsOptions, CityscapesPolygonsReader
 from pipelines.ingestion.coco import CocoOptions, CocoReader
+from pipelines.ingestion.copsref import CopsrefOptions, CopsrefReader
 from pipelines.ingestion.grounded import GroundedReader
 from pipelines.ingestion.label_maps import PanopticOptions
 from pipelines.ingestion.labelmap import LabelMapOptions, LabelMapReader, check_options
@@ -65,6 +66,7 @@ ReaderKind = Literal[
     "pixelweb",
     "visual7w",
     "invig",
+    "copsref",
     "parquet",
     "masks",
     "labelme",
@@ -87,6 +89,7 @@ READERS: dict[str, Any] = {
     "pixelweb": PixelWebReader,
     "visual7w": Visual7wReader,
     "invig": InvigReader,
+    "copsref": CopsrefReader,
     "parquet": ParquetReader,
     "masks": MasksReader,
     "labelme": LabelmeReader,
@@ -102,6 +105,7 @@ class CorpusConfig(
     PanopticOptions,
     LabelMapOptions,
     CityscapesPolygonsOptions,
+    CopsrefOptions,
     MasksOptions,
     YoloOptions,
 ):
@@ -114,10 +118,10 @@ class CorpusConfig(
     ``osprey`` descriptions of masks and dialogues, ``panoptic`` a panoptic JSON and its PNGs (COCO, COCONut,
     Cityscapes), ``labelmap`` a folder of label maps (ADE20K, Cityscapes, COCO-Stuff), ``reasonseg`` questions
     and polygons beside images, ``cityscapes_polygons`` polygons of Cityscapes, ``lisa`` questions about
-    objects of COCO (LISA++), ``pixelweb`` elements of web pages, ``visual7w`` and ``invig`` questions about
-    boxes, ``parquet`` rows with embedded images (the authors' gres and ver files, RefCOCO-M); ``masks`` a
-    folder of PNG masks or label maps of your own, ``labelme`` one of LabelMe's JSON files, ``yolo`` one of
-    YOLO's text files."""
+    objects of COCO (LISA++), ``pixelweb`` elements of web pages, ``visual7w``, ``invig`` and ``copsref``
+    texts about boxes, ``parquet`` rows with embedded images (the authors' gres and ver files, RefCOCO-M);
+    ``masks`` a folder of PNG masks or label maps of your own, ``labelme`` one of LabelMe's JSON files,
+    ``yolo`` one of YOLO's text files."""
     source: Place
     """URI of the annotation file, of the folder of annotation files (labelmap, reasonseg,
     cityscapes_polygons, pixelweb, masks, labelme, yolo), of the folder or archive (sa1b), or of a Parquet
@@ -136,8 +140,8 @@ class CorpusConfig(
     dataset: str | None = None
     """Name of the dataset in every row; by default the name of the reader."""
     split: str = "train"
-    """Name of the split in every row. refer: also which refs are taken, such as train, val, testA; visual7w:
-    also which images are taken, train, val or test; psg:
+    """Name of the split in every row. refer: also which refs are taken, such as train, val, testA; visual7w,
+    copsref: also which questions are taken, train, val or test; psg:
     train, or val and test for its test images, or another name for all."""
 
     def check(self) -> None:
@@ -222,7 +226,7 @@ def require_source(corpus: CorpusConfig) -> None:
         ConfigError: Names the command that makes a synthetic one.
     """
     layouts = {  # of readers whose own make_shapes does not write
-        **{"osprey": "coco", "parquet": "coco", "visual7w": "coco", "invig": "coco"},
+        **{"osprey": "coco", "parquet": "coco", "visual7w": "coco", "invig": "coco", "copsref": "coco"},
         "labelmap": "ade20k",
     }
     layout = layouts.get(corpus.reader, corpus.reader)

@@ -172,6 +172,7 @@ OPTIONS = [
     ("panoptic", "image_folders", ("train2017", "unlabeled2017")),
     ("lisa", "instances", "/data/instances.json"),
     ("cityscapes_polygons", "overlap", "whole"),
+    ("copsref", "box_order", "xyhw"),
     ("labelmap", "encoding", "ade20k_instances"),
     ("labelmap", "legend", "/data/names.json"),
     ("labelmap", "part_levels", 2),

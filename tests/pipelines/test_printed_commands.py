@@ -195,12 +195,16 @@ def _asked(home: Path) -> None:
             {"img_path": name, "ID": [str(mark["id"])], "English Question": question}
         ],
         "visual7w/dataset_v7w_pointing.json": pointed,
+        "copsref/data.json": {
+            "refs": [{"image_id": 1, "box": [0, 0, 9, 9], "expression": "it", "split": "train"}]
+        },
         "invig/invig21k_train_anns.jsonl": about | {"ann": said},
     }.items():
         (home / "data" / place).parent.mkdir()
         (home / "data" / place).write_text(json.dumps(made))
-    for folder in ("visual7w/images", "invig/invig21k_imgs"):
+    for folder in ("visual7w/images", "invig/invig21k_imgs", "copsref/images"):
         shutil.copytree(home / "data/coco/train2017", home / "data" / folder)
+    shutil.copy(home / "data/coco/train2017" / name, home / "data/copsref/images/1.jpg")
 
 
 def _made_here(home: Path) -> None:

@@ -1,4 +1,4 @@
-"""Boxes without masks: V3Det, Visual7W and InViG keep them with a flag, and nothing is lost."""
+"""Boxes without masks: V3Det, Visual7W, InViG and Cops-Ref keep them with a flag, and nothing is lost."""
 
 import json
 from pathlib import Path
@@ -199,7 +199,67 @@ def test_ids_that_repeat_and_sizes_that_differ_are_rejected(tmp_path):
     ]
 
 
-# ---------------------------------------------------------------- both
+# ---------------------------------------------------------------- Cops-Ref
+
+
+def cops(box: Any = (1, 2, 20, 6), image_id: Any = 5, **fields: Any) -> dict[str, Any]:
+    kept = {"image_id": image_id, "box": box, "expression": "the cup", "split": "val", "logic": "and"}
+    return {**kept, **fields}
+
+
+def copsref(folder: Path, *refs: Any, **options: Any) -> Reader:
+    put(folder, {"vg/5.jpg": PICTURE, "data.json": json.dumps({"refs": refs, "more": {}}).encode()})
+    place = {"source": f"{folder}/data.json", "images": f"{folder}/vg", "dataset": "c", "split": "val"}
+    return build_reader("copsref", **{**place, **options})
+
+
+def test_refs_name_their_box_in_the_order_that_is_said(tmp_path):
+    refs = [
+        None,
+        cops(),
+        cops(None),
+        cops(split="train"),
+        cops([0, 0, 99, 4]),
+        cops([1, 2, 3]),
+        cops(image_id=6),
+    ]
+    refs += [cops(expression=None), cops(image_id=None), cops(split=None), cops(["1", 2, 3, 4])]
+    (row,), rejects = read_all(copsref(tmp_path, *refs, *[cops([1, 1, 9, 8])] * 60))
+    found = boxes_of(row)
+    assert found["2"] == ([1, 2, 21, 8], None, ["box_only"]) and len(found) == 62
+    assert found["5"] == ([0, 0, WIDTH, 4], None, ["box_only"])
+    assert said(row)["2"] == ("the cup", ["2"])
+    assert reasons(rejects) == [
+        ("annotation_record", "5.jpg", "annotation 10", 0),
+        ("annotation_record", "?", "annotation 1", 0),
+        ("annotation_record", "?", "annotation 9", 0),
+        ("annotation_targets", "5.jpg", "annotation 3", 0),
+        ("annotation_targets", "5.jpg", "annotation 6", 0),
+        ("annotation_text", "5.jpg", "annotation 8", 0),
+        ("bbox", "5.jpg", "11", 1),
+        ("image_missing", "6.jpg", "", 1),
+    ]
+
+
+def test_the_wrong_order_of_boxes_is_refused_with_the_right_one(tmp_path):
+    refs = [cops([1, 2, 6, 25]), cops([1, 2, 3, 4])]
+    with pytest.raises(ConfigError, match="of 2 boxes .* 1 leave .* is xywh, and 0 .* set box_order to xyhw"):
+        list(copsref(tmp_path, *refs).inputs())
+    (row,), _ = read_all(copsref(tmp_path, *refs, box_order="xyhw"))
+    assert boxes_of(row)["1"][0] == [1, 2, 26, 8]
+
+
+def test_a_file_without_refs_or_of_other_splits_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"no refs of the split 'test'; it has val \(1\)"):
+        list(copsref(tmp_path, cops(), split="test").inputs())
+    for raw in (b"", b"[]", b'{"refs": 5}', b'{"refs": [{"box"'):
+        reader = copsref(tmp_path)
+        put(tmp_path, {"data.json": raw})
+        with pytest.raises(DataError):
+            list(reader.inputs())
+
+
+# ---------------------------------------------------------------- all of them
 
 
 VALUES = st.sampled_from([None, True, 0, -1, 2.5, 1e300, float("nan"), 2**80, "", "x", "\ud800", [], {}, 1])
@@ -247,6 +307,16 @@ def test_any_entries_of_visual7w_are_read_or_rejected(tmp_path, boxes, pairs, ot
     rows, rejects = read_all(visual7w(tmp_path, [*boxes, box("last")], images))
     lost = [one for one in rejects if (one["mask_id"] or "").startswith("annotation ")]
     assert sum(len(row["annotations"]) for row in rows) + len(lost) == len(pairs) + 1
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.one_of(VALUES, st.builds(cops, BOX, VALUES, split=VALUES, expression=VALUES)), max_size=5))
+def test_any_refs_of_copsref_are_read_or_rejected(tmp_path, refs):
+    rows, rejects = read_all(copsref(tmp_path, *refs, cops([1, 1, 2, 2])))
+    (row,) = (row for row in rows if row["image_id"] == "5.jpg")
+    assert [made["annotation_id"] for made in row["annotations"]] == [str(len(refs) + 1)]
+    others = [ref for ref in refs if isinstance(ref, dict) and isinstance(ref.get("split"), str)]
+    assert len(rejects) == len(refs) - len(others)
 
 
 def test_a_head_and_a_witness_are_those_of_the_file(tmp_path):
