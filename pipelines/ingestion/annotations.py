@@ -6,6 +6,7 @@ text, no id) is a reject of no mask: ``num_masks`` is 0, and the annotation's na
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ MAX_TEXT_CHARS = 100_000
 """Longest text of an annotation; the longest published captions have some thousand characters."""
 
 Annotation = dict[str, Any]
+
+_MARK = re.compile(r"<mask \d+>")
 
 
 def annotation(
@@ -99,3 +102,11 @@ def tags_of(value: object, what: str) -> list[str]:
     if not isinstance(tags, list) or not all(isinstance(t, str) and t and records.is_utf8(t) for t in tags):
         raise DataError(f"{what} are {value!r:.80}, expected a list of texts", reason="annotation_tags")
     return tags
+
+
+def unmarked(text: str, what: str) -> str:
+    """Returns a text of a dialogue before masks are named in it; DataError ``dialogue`` if it has a mark of
+    its own, as ``<mask 0>``, which would be taken for one."""
+    if found := _MARK.search(text):
+        raise DataError(f"{what} has {found[0]}, which would be a mask", reason="dialogue")
+    return text

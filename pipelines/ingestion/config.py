@@ -25,6 +25,10 @@ Format = Literal[
     "panoptic",
     "ade20k",
     "cityscapes",
+    "cityscapes_polygons",
+    "reasonseg",
+    "lisa",
+    "pixelweb",
     "masks",
     "labelme",
     "yolo",
@@ -69,10 +73,12 @@ class ShapesConfig:
     """Layout: COCO instances, SA-1B side-cars, refer (gRefCOCO: referring expressions), granf (grounded
     captions), psg (panoptic maps and relations), dam (a caption for every mask), vqa (chats without masks,
     half of them without an image, for --chats.source of compose_dialogues), panoptic (COCO panoptic JSON and
-    PNGs), ade20k (full release: *_seg.png and JSON), cityscapes (*_instanceIds.png, *_labelIds.png), masks
-    (PNGs in a folder), labelme (a JSON beside each image), yolo (a text file for each image), sav (SA-V:
-    masklets of videos), mevis (MeViS: expressions of videos), gar (Arrow streams of conversations about
-    regions), segllm (conversations of several rounds)."""
+    PNGs), ade20k (full release: *_seg.png and JSON), cityscapes (*_instanceIds.png, *_labelIds.png),
+    cityscapes_polygons (*_gtFine_polygons.json), reasonseg (questions and polygons in a JSON beside each
+    image), lisa (LISA++: questions, and objects as in COCO), pixelweb (a matrix and classes beside each
+    image), masks (PNGs in a folder), labelme (a JSON beside each image), yolo (a text file for each image),
+    sav (SA-V: masklets of videos), mevis (MeViS: expressions of videos), gar (Arrow streams of conversations
+    about regions), segllm (conversations of several rounds)."""
     world: WorldConfig = field(default_factory=WorldConfig)
     expressions: ExpressionsConfig = field(default_factory=ExpressionsConfig)
     """refer: expressions of each scene; mevis: likewise, by attributes whatever the families."""
@@ -85,14 +91,15 @@ class ShapesConfig:
     split: str = "train"
     """Name of the split, of the image folder and of the annotation file; not for sa1b."""
     segmentation: Literal["rle", "polygon"] = "rle"
-    """coco, refer, segllm: compressed RLE, or a polygon where one polygon is exactly the mask and RLE
+    """coco, refer, lisa, segllm: compressed RLE, or a polygon where one polygon is exactly the mask and RLE
     elsewhere; labelme: likewise, with shapes of type mask for RLE."""
     crowd_share: Share = 0.0
-    """coco, refer, segllm, panoptic, cityscapes: share of annotations that are crowds (the first three:
-    iscrowd 1, uncompressed RLE; cityscapes: a group of its class); labelme: of shapes that have the flag
-    crowd."""
+    """coco, refer, lisa, segllm, panoptic, cityscapes: share of annotations that are crowds (the first four:
+    iscrowd 1, uncompressed RLE; cityscapes, cityscapes_polygons: a group of its class); labelme: of shapes
+    that have the flag crowd; reasonseg: of shapes that are ignored, unless they are meant."""
     image_format: Literal["jpg", "png"] = "jpg"
-    """Image files. SA-1B, ADE20K and videos have JPEG only, cityscapes is PNG whatever is said here."""
+    """Image files. SA-1B, ADE20K and videos have JPEG only; cityscapes, cityscapes_polygons and pixelweb are
+    PNG whatever is said here."""
     jpeg_quality: Annotated[int, Interval(ge=1, le=95)] = 95
     """JPEG quality."""
     layout: Literal["flat", "nested", "tar"] = "nested"

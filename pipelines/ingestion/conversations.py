@@ -15,7 +15,6 @@ from samtok.errors import DataError
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 _IMAGE_MARK = re.compile(r"<image>\s*")  # the image is a part of the dialogue, not a word of its text
-_TAKEN = re.compile(r"<mask \d+>")
 
 
 def annotation(
@@ -71,8 +70,4 @@ def said(turn: Any, place: int) -> tuple[str, str]:
         raise DataError(f"turn {place} is of {speaker!r:.40}, expected the {role}", reason="dialogue")
     text = fields.get("value")
     text = annotations.text_of(_IMAGE_MARK.sub("", text) if isinstance(text, str) else text, f"turn {place}")
-    if _TAKEN.search(text):
-        raise DataError(
-            f"turn {place} has {_TAKEN.findall(text)[0]}, which would be a mask", reason="dialogue"
-        )
-    return role, text
+    return role, annotations.unmarked(text, f"turn {place}")

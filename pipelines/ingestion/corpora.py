@@ -1,8 +1,7 @@
 """Naming a corpus: by flags of its own (``--corpus.reader coco``), or in one flag where there are several.
 
 A corpus in one flag is ``key=value`` parts between commas, such as
-``reader=coco,source=instances_val.json,images=val2017,dataset=coco,weight=2``. A new layout is a reader file
-and an entry of ``READERS``; the options that only it has are a base class of ``CorpusConfig``.
+``reader=coco,source=instances_val.json,images=val2017,dataset=coco,weight=2``.
 """
 
 import dataclasses
@@ -27,94 +26,20 @@ from pipelines.config import (
 )
 from pipelines.ingestion import config as shapes
 from pipelines.ingestion import mask_files as files_of_masks
-from pipelines.ingestion.coco import CocoOptions, CocoReader
-from pipelines.ingestion.dam_archives import DamTarReader
-from pipelines.ingestion.dlc_bench import DlcReader
-from pipelines.ingestion.grounded import GroundedReader
 from pipelines.ingestion.known_datasets import parts_of
-from pipelines.ingestion.label_maps import PanopticOptions
-from pipelines.ingestion.labelmap import LabelMapOptions, LabelMapReader, check_options
-from pipelines.ingestion.labelme import LabelmeReader
-from pipelines.ingestion.mask_files import MaskFilesOptions
-from pipelines.ingestion.mask_folders import MasksOptions, MasksReader
+from pipelines.ingestion.labelmap import check_options
 from pipelines.ingestion.mixtures import MixtureReader, below, read_entries
 from pipelines.ingestion.orientation import Orientation
-from pipelines.ingestion.osprey import OspreyReader
-from pipelines.ingestion.panoptic import PanopticReader
-from pipelines.ingestion.parquet_rows import GarReader, ParquetReader
-from pipelines.ingestion.psg import PsgReader
 from pipelines.ingestion.reader import Reader
-from pipelines.ingestion.refer import ReferOptions, ReferReader
-from pipelines.ingestion.regions import DamReader, RegionsReader
-from pipelines.ingestion.segllm import SegllmReader
-from pipelines.ingestion.sidecar import Sa1bReader
-from pipelines.ingestion.video import VideoReader
-from pipelines.ingestion.video_frames import VideoOptions
+from pipelines.ingestion.readers import READERS, ReaderKind, ReaderOptions, option_names
 from pipelines.ingestion.video_frames import check_options as check_video_options
-from pipelines.ingestion.yolo import YoloOptions, YoloReader
 from pipelines.inputs import require
 from samtok.config import SYNTHETIC, MaskTokenizerConfig
 from samtok.errors import ConfigError
 
-ReaderKind = Literal[
-    "coco",
-    "sa1b",
-    "refer",
-    "granf",
-    "psg",
-    "dam",
-    "osprey",
-    "panoptic",
-    "labelmap",
-    "parquet",
-    "masks",
-    "labelme",
-    "yolo",
-    "regions",
-    "dlc",
-    "gar",
-    "dam_tar",
-    "segllm",
-    "video",
-    "mixture",
-]
-
-READERS: dict[str, Any] = {
-    "coco": CocoReader,
-    "sa1b": Sa1bReader,
-    "refer": ReferReader,
-    "granf": GroundedReader,
-    "psg": PsgReader,
-    "dam": DamReader,
-    "osprey": OspreyReader,
-    "panoptic": PanopticReader,
-    "labelmap": LabelMapReader,
-    "parquet": ParquetReader,
-    "masks": MasksReader,
-    "labelme": LabelmeReader,
-    "yolo": YoloReader,
-    "regions": RegionsReader,
-    "dlc": DlcReader,
-    "gar": GarReader,
-    "dam_tar": DamTarReader,
-    "segllm": SegllmReader,
-    "video": VideoReader,
-    "mixture": MixtureReader,
-}
-"""Classes of readers. ``options`` of each is the class of the options that only it has."""
-
 
 @config
-class CorpusConfig(
-    CocoOptions,
-    ReferOptions,
-    PanopticOptions,
-    LabelMapOptions,
-    MasksOptions,
-    YoloOptions,
-    MaskFilesOptions,
-    VideoOptions,
-):
+class CorpusConfig(ReaderOptions):
     """Which dataset is read."""
 
     reader: ReaderKind
@@ -122,20 +47,24 @@ class CorpusConfig(
     refs of RefCOCO, RefCOCO+, RefCOCOg, RefClef (pickle) or gRefCOCO (JSON), ``granf`` grounded captions
     (GranDf, OpenPSG-GCG, RefCOCOg-GCG, Flickr30k-GCG), ``psg`` scene graphs, ``dam`` captions of masks,
     ``osprey`` descriptions of masks and dialogues, ``panoptic`` a panoptic JSON and its PNGs (COCO, COCONut,
-    Cityscapes), ``labelmap`` a folder of label maps (ADE20K, Cityscapes, COCO-Stuff), ``parquet`` rows with
-    embedded images (the authors' gres and ver files, RefCOCO-M); ``masks`` a folder of PNG masks or label
-    maps of your own, ``labelme`` one of LabelMe's JSON files, ``yolo`` one of YOLO's text files; ``regions``
-    records of masks with texts (GroundingSuite-Eval, MDVP-Bench, DLC-Bench packed anew), ``dlc`` DLC-Bench as
-    published, ``gar`` Arrow streams of GAR, ``dam_tar`` DAM's archives, ``segllm`` conversations of several
-    rounds, ``video`` videos whose frames become rows (SA-V, MeViS, ReVOS, Ref-YouTube-VOS,
-    VideoRefer-Bench-D); ``mixture`` several datasets that a YAML file names."""
+    Cityscapes), ``labelmap`` a folder of label maps (ADE20K, Cityscapes, COCO-Stuff), ``reasonseg`` questions
+    and polygons beside images, ``cityscapes_polygons`` polygons of Cityscapes, ``lisa`` questions about
+    objects of COCO (LISA++), ``pixelweb`` elements of web pages, ``visual7w``, ``invig`` and ``copsref``
+    texts about boxes, ``parquet`` rows with embedded images (the authors' gres and ver files, RefCOCO-M);
+    ``masks`` a folder of PNG masks or label maps of your own, ``labelme`` one of LabelMe's JSON files,
+    ``yolo`` one of YOLO's text files; ``regions`` records of masks with texts (GroundingSuite-Eval,
+    MDVP-Bench, DLC-Bench packed anew), ``dlc`` DLC-Bench as published, ``gar`` Arrow streams of GAR,
+    ``dam_tar`` DAM's archives, ``segllm`` conversations of several rounds, ``video`` videos whose frames
+    become rows (SA-V, MeViS, ReVOS, Ref-YouTube-VOS, VideoRefer-Bench-D); ``mixture`` several datasets that a
+    YAML file names."""
     source: Place
-    """URI of the annotation file, of the folder of annotation files (labelmap, masks, labelme, yolo, video
-    with sav and sav_masks), of the folder or archive (sa1b, dam_tar), of a Parquet or Arrow file or a folder
-    of them (parquet, gar), or of the YAML file (mixture)."""
+    """URI of the annotation file, of the folder of annotation files (labelmap, reasonseg,
+    cityscapes_polygons, pixelweb, masks, labelme, yolo, video with sav and sav_masks), of the folder or
+    archive (sa1b, dam_tar), of a Parquet or Arrow file or a folder of them (parquet, gar), or of the YAML
+    file (mixture)."""
     images: Place | None = None
-    """URI of the folder that the names of images are relative to, with labelme often --.source; none for
-    sa1b, dam_tar, parquet, gar and mixture."""
+    """URI of the folder that the names of images are relative to, with reasonseg, pixelweb and labelme often
+    --.source; none for sa1b, dam_tar, parquet, gar and mixture."""
     link_root: tuple[Place, ...] = ()
     """Folders that links below --.images, and below --.source where that is a folder, may lead into, such as
     the blobs of a Hugging Face cache. By default links must stay below it."""
@@ -147,7 +76,8 @@ class CorpusConfig(
     dataset: str | None = None
     """Name of the dataset in every row; by default the name of the reader."""
     split: str = "train"
-    """Name of the split in every row. refer: also which refs are taken, such as train, val, testA; psg:
+    """Name of the split in every row. refer: also which refs are taken, such as train, val, testA; visual7w,
+    copsref: also which questions are taken, train, val or test; psg:
     train, or val and test for its test images, or another name for all."""
 
     def check(self) -> None:
@@ -214,11 +144,6 @@ def _check_place(flag: str, place: str) -> None:
         raise ConfigError(f"{flag}: {error.message}") from error
 
 
-def option_names(reader: str) -> tuple[str, ...]:
-    """Returns the options that only this reader has."""
-    return tuple(field.name for field in dataclasses.fields(READERS[reader].options))
-
-
 def reader_of(corpus: CorpusConfig) -> Reader:
     """Builds the reader of a corpus, without touching the storage but for the file of a mixture."""
     if corpus.reader == "mixture":
@@ -252,7 +177,8 @@ def require_source(corpus: CorpusConfig) -> None:
         for spec in mixed(corpus):
             require_source(spec.corpus)
         return
-    layouts = {"osprey": "coco", "parquet": "coco", "labelmap": "ade20k"}  # which make_shapes does not write
+    layouts = {"labelmap": "ade20k"}  # of readers whose own make_shapes does not write
+    layouts |= dict.fromkeys(("osprey", "parquet", "visual7w", "invig", "copsref"), "coco")
     layouts["video"] = "sav" if (corpus.video_layout or "").startswith("sav") else "mevis"
     layouts |= dict.fromkeys(("regions", "dlc", "dam_tar"), "dam")
     layout = layouts.get(corpus.reader, corpus.reader)

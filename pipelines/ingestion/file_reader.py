@@ -7,10 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pipelines import schema, storage
-from pipelines.ingestion import image_source
+from pipelines.ingestion import image_source, records
 from pipelines.ingestion.orientation import Orientation
 from pipelines.ingestion.reader import MAX_NAMES, STAGE, Head, Input, Reject
 
@@ -105,6 +105,19 @@ class FileReader(ABC):
     def below(self, root: str, name: str) -> str:
         """Returns where a file below a folder of the dataset is; raises as ``image_source.below_root``."""
         return image_source.below_root(root, name, link_roots=self.link_root)
+
+    def size_of(self, image_uri: str) -> tuple[int, int]:
+        """Returns height and width of an image as it will be read, of which no record states them; raises as
+        ``image_source.stored_frame``."""
+        (height, width), exif = image_source.stored_frame(image_uri)
+        return (width, height) if self.orientation == "upright" and exif >= 5 else (height, width)
+
+    def size_stated(self, height: Any, width: Any, image_uri: str, where: str) -> tuple[int, int]:
+        """Returns the height and width that a record states, of one that states none ``size_of``; raises as
+        ``records.size_hw``."""
+        if height is None and width is None:
+            return self.size_of(image_uri)
+        return records.size_hw({"height": height, "width": width}, where)
 
 
 def first_of(items: Iterator[Input | Reject], limit: int) -> Head:

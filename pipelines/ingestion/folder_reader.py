@@ -6,6 +6,7 @@ by sorting, so memory does not grow with them (``external_sort``). Names come fr
 those that leave a folder are rejected, and so are links that do, but where ``link_root`` allows it.
 """
 
+import contextlib
 import hashlib
 import json
 import posixpath
@@ -17,7 +18,7 @@ from itertools import islice
 from typing import Any, ClassVar, NamedTuple
 
 from pipelines import storage
-from pipelines.ingestion import image_source, legends, records
+from pipelines.ingestion import legends, records
 from pipelines.ingestion.archives import name_fault
 from pipelines.ingestion.external_sort import ExternalSort
 from pipelines.ingestion.file_reader import FileReader, first_of, size_bytes, witness_of
@@ -56,12 +57,14 @@ class FolderReader(FileReader):
 
     Attributes:
         suffix: Of annotation files, in lower case; any case counts.
+        files_are: How annotation files are named, if the suffix does not say it all; for errors.
         lists_images: Images are found by stem; otherwise annotation files say where they are.
         parse_names: Reads the names of classes, where there can be any.
         source: Folder or prefix of the annotation files.
     """
 
     suffix: ClassVar[str]
+    files_are: ClassVar[str] = ""
     lists_images: ClassVar[bool] = True
     parse_names: ClassVar[ParseNames]
 
@@ -140,9 +143,14 @@ class FolderReader(FileReader):
         """Yields the names of all images below their folder as they come."""
         return self._kept(storage.iter_files(self.images), self.images, PICTURES)
 
+    def is_annotation(self, name: str) -> bool:
+        """Returns whether a file of the suffix is an annotation file."""
+        return True
+
     def files(self) -> Iterator[str]:
         """Yields the names of all annotation files below their folder as they come."""
-        return self._kept(storage.iter_files(self.source), self.source, (self.suffix,))
+        found = self._kept(storage.iter_files(self.source), self.source, (self.suffix,))
+        return filter(self.is_annotation, found)
 
     def first_pictures(self, limit: int) -> tuple[list[str], bool]:
         """Returns the images among the first so many files, and whether there are more files."""
@@ -150,7 +158,8 @@ class FolderReader(FileReader):
 
     def first_files(self, limit: int) -> tuple[list[str], bool]:
         """Returns the annotation files among the first so many files, and whether there are more files."""
-        return self._beginning(self.source, (self.suffix,), limit)
+        names, more = self._beginning(self.source, (self.suffix,), limit)
+        return list(filter(self.is_annotation, names)), more
 
     def _beginning(self, root: str, suffixes: tuple[str, ...], limit: int) -> tuple[list[str], bool]:
         listed = list(islice(storage.iter_files(root, limit=limit + 1), limit + 1))
@@ -173,10 +182,10 @@ class FolderReader(FileReader):
             empty = False
             yield name
         if empty:
-            kinds = f"a {self.suffix} file" if root == self.source else "an image"
+            kinds = f"a {self.files_are or self.suffix} file" if root == self.source else "an image"
             raise DataError(
                 f"there is not {kinds} below {root}; --source is the folder of the annotation files "
-                f"({self.suffix}), --images that of the images",
+                f"({self.files_are or self.suffix}), --images that of the images",
                 reason="folder_layout",
             )
 
@@ -255,6 +264,11 @@ class FolderReader(FileReader):
         shown = name.encode(errors="backslashreplace").decode()
         return self.reject(shown, "unsafe_path", f"{shown!r} {fault} ({self.source})")
 
+    def ambiguous_annotation(self, group: Group) -> Reject:
+        """Returns the reject of an image with several files where one belongs."""
+        message = f"{' and '.join(sorted(group.files))} are annotations of one image"
+        return self.reject(group.stem, "ambiguous_annotation", message)
+
     def input_of(self, group: Group, **more: Any) -> Input:
         """Returns the input of an image with its files."""
         image, files = (group.images or [None])[0], sorted(group.files)
@@ -269,11 +283,34 @@ class FolderReader(FileReader):
             raise DataError(fault, reason="sidecar_too_large")
         return raw
 
-    def size_of(self, image_uri: str) -> tuple[int, int]:
-        """Returns height and width of an image as it will be read, of which no record states them; raises as
-        ``image_source.stored_frame``."""
-        (height, width), exif = image_source.stored_frame(image_uri)
-        return (width, height) if self.orientation == "upright" and exif >= 5 else (height, width)
+    def json_record(
+        self, name: str, kind: str, most: int, *lists: str, or_encoding: str = "utf-8"
+    ) -> dict[str, Any]:
+        """Returns the object of a JSON file.
+
+        Args:
+            name: Of the file, below the source.
+            kind: What such files are called; for errors.
+            most: Largest file that is read, in bytes.
+            lists: Keys that must hold a list.
+            or_encoding: Of files that are no UTF-8.
+
+        Raises:
+            DataError: ``sidecar_layout`` if it is none or a list is missing; as ``content`` and
+                ``records.parse_json``.
+        """
+        raw = self.content(name, most)
+        try:
+            raw.decode()
+        except UnicodeDecodeError:
+            with contextlib.suppress(UnicodeDecodeError):  # which names the fault in UTF-8
+                raw = raw.decode(or_encoding).encode()
+        record = records.parse_json(raw, name)
+        if not isinstance(record, dict) or not all(isinstance(record.get(key), list) for key in lists):
+            needed = " and ".join(f"the list {key!r}" for key in lists)
+            fault = f"{name} is {record!r:.80}, expected an object with {needed} ({kind})"
+            raise DataError(fault, reason="sidecar_layout")
+        return record
 
 
 def _digest(root: str) -> str:

@@ -33,7 +33,9 @@ CITYSCAPES_CLASSES = (
 )
 """Names of classes 0 to 33 (mcordts/cityscapesScripts, labels.py), which no file of the dataset has."""
 
-_CITYSCAPES_VOIDS = range(7)
+CITYSCAPES_VOIDS = range(7)
+"""Classes of pixels that are left out of all evaluations."""
+
 _CITYSCAPES_THINGS = range(24, 34)
 
 
@@ -99,20 +101,21 @@ def _train_id(value: int) -> Named:
 
 
 def _cityscapes_label(value: int) -> Named:
-    return Named(str(value), value, void=value in _CITYSCAPES_VOIDS)
+    return Named(str(value), value, void=value in CITYSCAPES_VOIDS)
 
 
 def _cityscapes_instance(value: int) -> Named:
     label = value // 1000 if value >= 1000 else value
     crowd = value < 1000 and label in _CITYSCAPES_THINGS
-    return Named(str(value), label, void=label in _CITYSCAPES_VOIDS, crowd=crowd)
+    return Named(str(value), label, void=label in CITYSCAPES_VOIDS, crowd=crowd)
 
 
 def _files(end: str) -> re.Pattern[str]:
     return re.compile(rf"(?P<key>.*[^/]){end}\.png", re.IGNORECASE | re.DOTALL)
 
 
-_CITYSCAPES_IMAGE = "{}_leftImg8bit"
+CITYSCAPES_IMAGE = "{}_leftImg8bit"
+"""Name of an image without its suffix, by what its files have in common."""
 
 ENCODINGS: dict[str, Encoding] = {
     # CSAILVision/ADE20K, utils_ade20k.py. 0 is unlabelled.
@@ -126,11 +129,11 @@ ENCODINGS: dict[str, Encoding] = {
     # mcordts/cityscapesScripts, json2instanceImg.py and labels.py. Classes 0 to 6 are void; of things below
     # 1000, several objects as one.
     "cityscapes": Encoding(
-        *(_files("_gt(?:Fine|Coarse)_instanceIds"), _CITYSCAPES_IMAGE, _cityscapes_instance),
+        *(_files("_gt(?:Fine|Coarse)_instanceIds"), CITYSCAPES_IMAGE, _cityscapes_instance),
         classes=CITYSCAPES_CLASSES,
     ),
     "cityscapes_labels": Encoding(
-        *(_files("_gt(?:Fine|Coarse)_labelIds"), _CITYSCAPES_IMAGE, _cityscapes_label),
+        *(_files("_gt(?:Fine|Coarse)_labelIds"), CITYSCAPES_IMAGE, _cityscapes_label),
         classes=CITYSCAPES_CLASSES,
     ),
     # nightrome/cocostuff, README: labels of labels.txt, less 1; 255 is unlabelled.
@@ -145,4 +148,4 @@ def image_stem(encoding: Encoding, key: str) -> str:
     """Returns the name of the image of a map without its suffix: of maps of training ids, as of the dataset
     that they were made from."""
     stem = re.sub("_gt(?:Fine|Coarse)$", "", key)
-    return _CITYSCAPES_IMAGE.format(stem) if stem != key else encoding.image.format(key)
+    return CITYSCAPES_IMAGE.format(stem) if stem != key else encoding.image.format(key)

@@ -25,6 +25,7 @@ from jaxtyping import Bool
 from pipelines.ingestion import annotations, image_source, records
 from pipelines.ingestion.annotations import Annotation
 from pipelines.ingestion.folder_reader import FolderReader, Group
+from pipelines.ingestion.painting import placed, points_of
 from pipelines.ingestion.reader import Input, ReadResult, Reject
 from pipelines.ingestion.records import Record
 from pipelines.ingestion.sidecar import MAX_SIDECAR_BYTES
@@ -64,11 +65,11 @@ class LabelmeReader(FolderReader):
         (name,) = json.loads(item.payload)["files"]
         num_masks = 0
         try:
-            record = self._record(name)
+            record = self.json_record(name, "LabelMe", self.max_sidecar_bytes, "shapes")
             objects, rejects = self._objects(item.key, record["shapes"])
             num_masks = len(objects) + len(rejects)
             image_uri = self._image_uri(posixpath.dirname(item.key), record.get("imagePath"))
-            image_hw = self._size_hw(record, image_uri, name)
+            image_hw = self.size_stated(record.get("imageHeight"), record.get("imageWidth"), image_uri, name)
         except DataError as error:
             return ReadResult.refused(self.name, item.key, error, num_masks=num_masks)
         made: list[Record] = []
@@ -86,16 +87,6 @@ class LabelmeReader(FolderReader):
                     told.append(annotations.annotation_reject(self.name, item.key, str(number), error))
         result = records.make_row(self, item.key, image_uri, image_hw, made, rejects)
         return annotations.attach(result, captions, told)
-
-    def _record(self, name: str) -> Record:
-        record = records.parse_json(self.content(name, self.max_sidecar_bytes), name)
-        if not isinstance(record, dict) or not isinstance(record.get("shapes"), list):
-            raise DataError(
-                f"{name} is {record!r:.80}, expected an object with the list 'shapes' and 'imagePath' "
-                "(LabelMe)",
-                reason="sidecar_layout",
-            )
-        return record
 
     def _objects(self, key: str, shapes: list[Any]) -> tuple[dict[str, list[Shape]], list[Reject]]:
         """Returns the shapes of each object by its id, and a reject of each shape that has no area."""
@@ -130,12 +121,6 @@ class LabelmeReader(FolderReader):
         exact = posixpath.join(folder, tails[0])
         others = [tail for tail in tails if tail != exact]
         return image_source.find_image(self.images, exact, others, link_roots=self.link_root)
-
-    def _size_hw(self, record: Record, image_uri: str, name: str) -> tuple[int, int]:
-        height, width = record.get("imageHeight"), record.get("imageWidth")
-        if height is None and width is None:  # before version 4
-            return self.size_of(image_uri)
-        return records.size_hw({"height": height, "width": width}, name)
 
 
 def _group(shape: Any) -> tuple[str, str] | None:
@@ -182,7 +167,7 @@ def _as_rle(polygon: list[float], height: int, width: int) -> Record:
 
 def _drawn(shape: Record, height: int, width: int) -> list[float] | Record:
     """Returns a shape as one polygon, or as RLE if it is a mask."""
-    kind, points = shape.get("shape_type") or "polygon", _points(shape.get("points"))
+    kind, points = shape.get("shape_type") or "polygon", points_of(shape.get("points"))
     if kind == "polygon":
         return [number for point in points for number in point]
     if len(points) != 2:
@@ -195,17 +180,7 @@ def _drawn(shape: Record, height: int, width: int) -> list[float] | Record:
         corners = max(16, math.ceil(math.pi / math.acos(1 - min(1, _SAGITTA_PX / radius))))
         angles = [2 * math.pi * corner / corners for corner in range(corners)]
         return [n for a in angles for n in (x0 + radius * math.cos(a), y0 + radius * math.sin(a))]
-    return _placed(_mask_of(shape.get("mask"), points), int(x0), int(y0), height, width)
-
-
-def _points(value: object) -> list[tuple[float, float]]:
-    points = value if isinstance(value, list) else []
-    usable = all(
-        isinstance(one, list) and len(one) == 2 and all(map(records.is_coordinate, one)) for one in points
-    )
-    if not points or not usable:
-        raise DataError(f"points are {value!r:.80}, expected pairs of finite pixels", reason="points")
-    return [(float(x), float(y)) for x, y in points]
+    return placed(_mask_of(shape.get("mask"), points), int(x0), int(y0), height, width)
 
 
 def _mask_of(text: object, points: list[tuple[float, float]]) -> Bool[np.ndarray, "height width"]:
@@ -224,21 +199,6 @@ def _mask_of(text: object, points: list[tuple[float, float]]) -> Bool[np.ndarray
         return read_label_map(data, where="its mask") != 0
     except DataError as error:
         raise DataError(str(error), reason=error.reason.replace("image", "mask_file", 1)) from error
-
-
-def _placed(
-    part: Bool[np.ndarray, "part_height part_width"], x0: int, y0: int, height: int, width: int
-) -> Record:
-    """Returns a part of a mask in the frame of its image, as RLE; raises ``mask_box`` if it leaves that."""
-    if x0 < 0 or y0 < 0 or y0 + part.shape[0] > height or x0 + part.shape[1] > width:
-        fault = f"its mask of {part.shape} pixels at x {x0}, y {y0} leaves the image of {height}x{width}"
-        raise DataError(fault, reason="mask_box")
-    columns, tops, bottoms = masks.RunMask.of_dense(part).segments()
-    firsts = (columns + x0) * height + y0
-    edges = np.stack((firsts + tops, firsts + bottoms), axis=1).ravel()
-    joined = np.flatnonzero(edges[1:] == edges[:-1])  # a column that is full goes on in the next
-    edges = np.delete(edges, np.concatenate((joined, joined + 1)))
-    return {"size": [height, width], "counts": masks.from_edges(edges, height=height, width=width)}
 
 
 def _captions(number: int, mask_id: str, shape: Record) -> list[Annotation]:

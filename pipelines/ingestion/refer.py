@@ -9,20 +9,16 @@ that nobody refers to. A ref's own ``file_name`` ends in the number of an object
 rejected of other images is not reported. Splits are chosen by the official rule (``selects``).
 """
 
-import json
-import posixpath
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pipelines import storage
-from pipelines.config import Place
 from pipelines.ingestion import annotations, records, safe_pickle
 from pipelines.ingestion.annotations import Annotation
-from pipelines.ingestion.coco import CocoReader
-from pipelines.ingestion.file_reader import FileReader, first_of, size_bytes
-from pipelines.ingestion.reader import MAX_NAMES, Head, Input, ReadResult, Reject
+from pipelines.ingestion.expressions import NO_IMAGE, ExpressionReader, InstancesOption
+from pipelines.ingestion.reader import Reject
 from pipelines.ingestion.records import Record
 from samtok.errors import ConfigError, DataError
 
@@ -30,21 +26,18 @@ MAX_REFS_BYTES = 2**29
 """Largest file of refs that is read. The largest published one has under 100 MB."""
 
 _REF_FIELDS = ("ref_id", "sent_id", "image_id", "ann_id", "no_target", "tags", "split")
-_NO_IMAGE = "?"  # row id of refs that do not say whose they are
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReferOptions:
+class ReferOptions(InstancesOption):
     """Options of the REFER family."""
 
-    instances: Place | None = None
-    """refer: URI of the objects, in COCO layout; by default instances.json beside the refs."""
     sentence: Literal["sent", "raw"] = "sent"
     """refer: expressions in lower case and clean (sent), or as they were typed (raw)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReferReader(FileReader, ReferOptions):
+class ReferReader(ExpressionReader, ReferOptions):
     """Reads the expressions of one split; ``source`` holds the refs, a pickle or JSON.
 
     Attributes:
@@ -55,51 +48,13 @@ class ReferReader(FileReader, ReferOptions):
 
     max_refs_bytes: int = MAX_REFS_BYTES
 
-    def witness(self, inputs: Sequence[Input] = ()) -> dict[str, str]:
-        """Returns ``{file name: "size:sha256"}`` of refs and objects."""
-        return {**self._objects().witness(), **super().witness(inputs)}
-
-    def inputs(self) -> Iterator[Input | Reject]:
-        """Yields rejects, then one input per image with expressions by ascending key.
+    def expressions(self) -> tuple[dict[str, list[Annotation]], list[Reject]]:
+        """Returns expressions of the split by image, in the order of their ids, and what cannot be one.
 
         Raises:
-            DataError: If a file has another layout, or a pickle holds more than plain data.
+            DataError: If the file has another layout, or a pickle holds more than plain data.
             ConfigError: If no ref is of the split; names those that are there.
         """
-        by_image, rejects = self._expressions()
-        listed = list(self._objects().listing(by_image))
-        objects = [found for found in listed if not isinstance(found, dict)]
-        rejects += [found for found in listed if isinstance(found, dict)]
-        for image_id in by_image.keys() - {found.image_id for found in objects}:
-            error = DataError(f"image {image_id} has no record, or differing ones", reason="unknown_image")
-            rejects += [self._reject(image_id, made["annotation_id"], error) for made in by_image[image_id]]
-        yield from sorted(rejects, key=records.compact_json)
-        for found in objects:
-            payload = {**found.record, "expressions": by_image[found.image_id]}
-            num_masks = len(found.record["annotations"])
-            yield Input(key=found.image_id, payload=records.compact_json(payload), num_masks=num_masks)
-
-    def head(self, limit: int = MAX_NAMES) -> Head:
-        """Lists the first images; where the file of objects is large, counts those that have expressions."""
-        if size_bytes(self._objects().source) <= self.max_head_bytes:
-            return first_of(self.inputs(), limit)
-        by_image, rejects = self._expressions()
-        return Head(list(rejects), more=True, unlisted=min(limit, len(by_image)))
-
-    def read(self, item: Input) -> ReadResult:
-        """Reads one image's record; a target that is missing is a reject and the expression stays."""
-        record = json.loads(item.payload)
-        return annotations.attach(self._objects().row_of(item.key, record), record["expressions"])
-
-    def _objects(self) -> CocoReader:
-        beside = posixpath.join(posixpath.dirname(self.source), "instances.json")
-        own = {
-            field: getattr(self, field) for field in ("name", "split", "images", "link_root", "orientation")
-        }
-        return CocoReader(**own, source=self.instances or beside)
-
-    def _expressions(self) -> tuple[dict[str, list[Annotation]], list[Reject]]:
-        """Returns expressions of the split by image, in the order of their ids, and what cannot be one."""
         refs, rejects = self._refs()
         by_image: dict[str, list[Annotation]] = defaultdict(list)
         for ref_id in sorted(refs, key=records.id_order):
@@ -107,10 +62,10 @@ class ReferReader(FileReader, ReferOptions):
             try:
                 made, lost = self._of_ref(ref_id, refs[ref_id], image_id)
             except DataError as error:
-                rejects.append(self._reject(image_id, f"of ref {ref_id}", error))
+                rejects.append(self.lost(image_id, f"of ref {ref_id}", error))
             else:
                 rejects += lost
-                by_image[image_id or _NO_IMAGE] += made
+                by_image[image_id or NO_IMAGE] += made
         return {image_id: made for image_id, made in by_image.items() if made}, rejects
 
     def _of_ref(
@@ -129,7 +84,7 @@ class ReferReader(FileReader, ReferOptions):
             try:
                 text = annotations.text_of(sentences[sent_id].get(self.sentence), f'"{self.sentence}"')
             except DataError as error:
-                lost.append(self._reject(image_id, name, error))
+                lost.append(self.lost(image_id, name, error))
             else:
                 made.append(annotations.annotation(name, "referring", targets, text=text, tags=tags))
         return made, lost
@@ -150,7 +105,7 @@ class ReferReader(FileReader, ReferOptions):
             error = DataError(
                 f"split is {ref.get('split')!r:.80}, expected a text", reason="annotation_split"
             )
-            rejects.append(self._reject(_image_of(ref), f"of ref {ref_id}", error))
+            rejects.append(self.lost(_image_of(ref), f"of ref {ref_id}", error))
         return found, rejects
 
     def _load(self) -> list[Any]:
@@ -178,10 +133,10 @@ class ReferReader(FileReader, ReferOptions):
         rejects: list[Reject] = []
         for index, entry in found.nameless:
             error = DataError(f"it is {entry!r:.200}, expected a {key}", reason="annotation_id")
-            rejects.append(self._reject(image_of(entry), f"{prefix}#{index}", error))
+            rejects.append(self.lost(image_of(entry), f"{prefix}#{index}", error))
         for identity, entry, end in found.repeated:
             error = DataError(f"{key} {identity} {end}", reason="duplicate_annotation_id")
-            rejects.append(self._reject(image_of(entry), f"{prefix}{identity}", error))
+            rejects.append(self.lost(image_of(entry), f"{prefix}{identity}", error))
         return found.kept, rejects
 
     def _read_of(self, entry: Record) -> Record:
@@ -190,9 +145,6 @@ class ReferReader(FileReader, ReferOptions):
         listed = entry.get("sentences")
         parts = [self._read_of(one) if isinstance(one, dict) else one for one in listed or []]
         return {**read, "sentences": parts} if isinstance(listed, list) else read
-
-    def _reject(self, image_id: str | None, name: str, error: DataError) -> Reject:
-        return annotations.annotation_reject(self.name, image_id or _NO_IMAGE, name, error)
 
 
 def selects(wanted: str, split: str) -> bool:
@@ -231,4 +183,4 @@ def _split_of(ref: object) -> str | None:
 
 
 def _image_of(ref: object) -> str:
-    return records.id_of(ref, "image_id") or _NO_IMAGE
+    return records.id_of(ref, "image_id") or NO_IMAGE

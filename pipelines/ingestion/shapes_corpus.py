@@ -10,7 +10,11 @@
     ADE20K            OUT/ADE/training/shapes/ADE_train_00000001.jpg, _seg.png and .json
     Cityscapes        OUT/gtFine/train/shapes/shapes_000000_000001_gtFine_instanceIds.png, _labelIds.png,
                       OUT/leftImg8bit/train/shapes/shapes_000000_000001_leftImg8bit.png, OUT/legend.json
-    chats             OUT/vqa.jsonl, images as before
+    Cityscapes, drawn OUT/gtFine/train/shapes/shapes_000000_000001_gtFine_polygons.json, images as before
+    ReasonSeg         OUT/train/000000000001.json, beside the images
+    LISA++            OUT/data.json + OUT/instances_train2017.json, OUT/train/000000000001.jpg
+    PixelWeb          OUT/train/000000000001-screenshot.png, -mask.json and -class.json
+    chats             OUT/vqa.jsonl, OUT/train/000000000001.jpg
     masks             OUT/masks/train/000000000001/star_1.png, or OUT/masks/train/000000000001.png and
                       OUT/legend.json; images as before
     LabelMe           OUT/train/000000000001.json, beside the images
@@ -37,6 +41,12 @@ from pipelines.ingestion.shapes_coco import coco_files
 from pipelines.ingestion.shapes_folders import labelme_files, mask_files, yolo_files
 from pipelines.ingestion.shapes_layouts import dam_files, granf_files, psg_files, refer_files, vqa_files
 from pipelines.ingestion.shapes_maps import ade20k_files, cityscapes_files, panoptic_files
+from pipelines.ingestion.shapes_polygons import (
+    cityscapes_polygon_files,
+    lisa_files,
+    pixelweb_files,
+    reasonseg_files,
+)
 from pipelines.ingestion.shapes_regions import gar_files, segllm_files
 from pipelines.ingestion.shapes_sa1b import sa1b_files
 from pipelines.ingestion.shapes_scenes import json_bytes
@@ -77,6 +87,10 @@ _WRITERS: dict[Format, Callable[[ShapesConfig], int]] = {
     "cityscapes": cityscapes_files,
     "sav": sav_files,
     "mevis": mevis_files,
+    "cityscapes_polygons": cityscapes_polygon_files,
+    "reasonseg": reasonseg_files,
+    "lisa": lisa_files,
+    "pixelweb": pixelweb_files,
 }
 
 

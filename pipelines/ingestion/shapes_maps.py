@@ -85,7 +85,6 @@ def cityscapes_files(config: ShapesConfig) -> int:
     likewise, and ``legend.json``."""
     num_masks = 0
     for scene in common.scenes(config):
-        stem = f"shapes_000000_{common.image_id(scene):06d}"
         kinds = [_CITYSCAPES_THING + KINDS.index(shape.kind) for shape in scene.objects]
         numbers = [
             label if crowd else 1000 * label + number
@@ -93,23 +92,29 @@ def cityscapes_files(config: ShapesConfig) -> int:
                 zip(kinds, common.crowds(scene, config.crowd_share), strict=True)
             )
         ]
-        made = {
-            f"leftImg8bit/{config.split}/shapes/{stem}_leftImg8bit.png": lambda scene=scene: (
-                common.image_bytes(scene, "png", config.jpeg_quality)
-            ),
-            f"gtFine/{config.split}/shapes/{stem}_gtFine_instanceIds.png": lambda scene=scene, ids=numbers: (
-                _png(_painted(scene, ids, np.uint16))
-            ),
-            f"gtFine/{config.split}/shapes/{stem}_gtFine_labelIds.png": lambda scene=scene, ids=kinds: _png(
-                _painted(scene, ids, np.uint8)
-            ),
-        }
-        for name, make in made.items():
-            common.put_new(storage.join(config.out, name), make)
+        write_cityscapes_image(scene, config)
+        for end, ids, dtype in (("instanceIds", numbers, np.uint16), ("labelIds", kinds, np.uint8)):
+            common.put_new(
+                cityscapes_uri(scene, config, "gtFine", f"{end}.png"),
+                lambda scene=scene, ids=ids, dtype=dtype: _png(_painted(scene, ids, dtype)),
+            )
         num_masks += len(scene.objects)
     legend = {"0": "unlabeled"} | {str(_CITYSCAPES_THING + i): kind for i, kind in enumerate(KINDS)}
     storage.write_bytes(storage.join(config.out, "legend.json"), common.json_bytes(legend))
     return num_masks
+
+
+def cityscapes_uri(scene: Scene, config: ShapesConfig, kind: str, end: str) -> str:
+    """Returns where a file of Cityscapes is: ``gtFine/train/shapes/shapes_000000_000001_gtFine_`` and its
+    end."""
+    stem = f"shapes_000000_{common.image_id(scene):06d}"
+    return storage.join(config.out, kind, config.split, "shapes", "_".join(filter(None, (stem, kind, end))))
+
+
+def write_cityscapes_image(scene: Scene, config: ShapesConfig) -> None:
+    """Writes ``leftImg8bit/<split>/shapes/shapes_000000_000001_leftImg8bit.png``."""
+    uri = cityscapes_uri(scene, config, "leftImg8bit", "") + ".png"
+    common.put_new(uri, lambda: common.image_bytes(scene, "png", config.jpeg_quality))
 
 
 def _segments(scene: Scene, config: ShapesConfig) -> list[dict[str, Any]]:

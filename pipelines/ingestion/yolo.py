@@ -12,7 +12,6 @@ an image is, so its header is read. Ultralytics turns images by their EXIF orien
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -79,14 +78,9 @@ class YoloReader(FolderReader, YoloOptions):
         beside = self.below(self.source, CLASSES)
         return beside if storage.exists(beside) else None
 
-    def files(self) -> Iterator[str]:
-        """Yields the names of all text files but that of the classes."""
-        return (name for name in super().files() if name != CLASSES)
-
-    def first_files(self, limit: int) -> tuple[list[str], bool]:
-        """Returns the text files among the first so many files, and whether there are more files."""
-        names, more = super().first_files(limit)
-        return [name for name in names if name != CLASSES], more
+    def is_annotation(self, name: str) -> bool:
+        """Returns whether a text file is not that of the classes."""
+        return name != CLASSES
 
     def resolved(self) -> "YoloReader":
         """Returns the reader with the place of the names."""
@@ -95,8 +89,7 @@ class YoloReader(FolderReader, YoloOptions):
     def item_of(self, group: Group, names: dict[str, str]) -> Input | Reject:
         """Returns the input of an image, which may have no text file."""
         if len(group.files) > 1:
-            message = f"{' and '.join(sorted(group.files))} are labels of one image"
-            return self.reject(group.stem, "ambiguous_annotation", message)
+            return self.ambiguous_annotation(group)
         return self.input_of(group, **names)
 
     def alone(self, stem: str, name: str) -> Reject:

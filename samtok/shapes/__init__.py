@@ -9,7 +9,7 @@ from samtok.shapes.language import (
     text_question,
     visual_question,
 )
-from samtok.shapes.outline import trace_outline
+from samtok.shapes.outline import trace_contours, trace_outline
 from samtok.shapes.referring import FAMILIES, Expression, Family, referring_expressions
 from samtok.shapes.world import TOUR_WORLD, WORLD_VERSION, Scene, ShapeObject, WorldConfig, make_scene
 
@@ -31,6 +31,7 @@ __all__ = [
     "referring_expressions",
     "relations",
     "text_question",
+    "trace_contours",
     "trace_outline",
     "visual_question",
 ]

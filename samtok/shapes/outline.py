@@ -1,8 +1,10 @@
-"""A mask as one polygon along its pixel borders, where one polygon is exact.
+"""A mask as one polygon along its pixel borders, where one polygon is exact, and as several in any case.
 
 COCO's polygons have neither holes nor, per polygon, several parts. So only a mask that is one 4-connected
-part without holes has an outline here; the others stay run lengths.
+part without holes has an outline here; the others stay run lengths, or are cut into such parts.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Bool
@@ -32,6 +34,48 @@ def trace_outline(mask: Bool[np.ndarray, "height width"]) -> list[int] | None:
         if corner == start:
             break
     return outline if not following else None  # what is left over is another part, or a hole
+
+
+def trace_contours(mask: Bool[np.ndarray, "height width"]) -> list[list[Corner]]:
+    """Returns polygons through the pixels of any mask's border, which together are exactly the mask.
+
+    Each is ``[(x, y), ...]`` in pixels, of at least three corners, to be filled together with its sides
+    (Cityscapes, ReasonSeg, OpenCV); COCO would lose half a pixel of it. A mask with holes or of several parts
+    is cut into pieces without, a polygon each; an empty mask has none.
+    """
+    return [_through_pixels(outline) for outline in _outlines(mask)]
+
+
+def _outlines(mask: Bool[np.ndarray, "height width"]) -> Iterator[list[int]]:
+    outline = trace_outline(mask)
+    if outline or not mask.any():
+        yield from [outline] if outline else []
+        return
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    halves = np.zeros_like(mask), np.zeros_like(mask)
+    if rows[-1] - rows[0] > columns[-1] - columns[0]:
+        middle = (rows[0] + rows[-1] + 1) // 2
+        halves[0][:middle], halves[1][middle:] = mask[:middle], mask[middle:]
+    else:
+        middle = (columns[0] + columns[-1] + 1) // 2
+        halves[0][:, :middle], halves[1][:, middle:] = mask[:, :middle], mask[:, middle:]
+    for half in halves:
+        yield from _outlines(half)
+
+
+def _through_pixels(outline: list[int]) -> list[Corner]:
+    """Returns the pixels inside of each straight side's ends in turn; the inside is on the right."""
+    corners = list(zip(outline[::2], outline[1::2], strict=True))
+    found: list[Corner] = []
+    for (x, y), (to_x, to_y) in zip(corners, corners[1:] + corners[:1], strict=True):
+        step_x, step_y = np.sign(to_x - x), np.sign(to_y - y)
+        left, up = int(step_y > 0 or step_x < 0), int(step_x < 0 or step_y < 0)
+        for end in ((x - left, y - up), (to_x - int(step_x) - left, to_y - int(step_y) - up)):
+            if not found or found[-1] != end:
+                found.append(end)
+    if len(found) > 1 and found[0] == found[-1]:
+        found.pop()
+    return found + found[-1:] * (3 - len(found))
 
 
 def _border_steps(mask: Bool[np.ndarray, "height width"]) -> dict[Corner, Corner] | None:

@@ -13,8 +13,9 @@ from PIL import Image
 
 from pipelines import cli, schema, storage
 from pipelines.ingestion.coco import CocoReader
-from pipelines.ingestion.corpora import READERS, CorpusConfig, CorpusSpec, ReaderKind, option_names, reader_of
+from pipelines.ingestion.corpora import CorpusConfig, CorpusSpec, reader_of
 from pipelines.ingestion.reader import Input
+from pipelines.ingestion.readers import READERS, ReaderKind, option_names
 from pipelines.ingestion.refer import ReferReader
 from pipelines.ingestion.sidecar import Sa1bReader
 from pipelines.tokenization.config import TokenizeCorpusConfig
@@ -77,22 +78,12 @@ def test_the_keys_of_expressions_reach_their_reader(tmp_path, monkeypatch):
     assert plain.corpus.instances is None and plain.reader().sentence == "sent"
 
 
-WITH_IMAGES = (
-    "granf",
-    "psg",
-    "dam",
-    "osprey",
-    "panoptic",
-    "masks",
-    "labelme",
-    "yolo",
-    "regions",
-    "dlc",
-    "segllm",
+WITHOUT_IMAGES = ("sa1b", "parquet", "dam_tar", "gar", "mixture")
+
+
+@pytest.mark.parametrize(
+    "reader", sorted(READERS.keys() - {"coco", "refer", "labelmap", "video", *WITHOUT_IMAGES})
 )
-
-
-@pytest.mark.parametrize("reader", WITH_IMAGES)
 def test_readers_of_other_texts_need_a_source_and_images(reader):
     assert parse(f"reader={reader},source=a.json,images=pictures").reader().name == reader
     with pytest.raises(ConfigError, match=f"reader {reader} needs images"):
@@ -195,6 +186,9 @@ OPTIONS = [
     ("yolo", "class_names", "/data/data.yaml"),
     ("panoptic", "panoptic", "/data/maps"),
     ("panoptic", "image_folders", ("train2017", "unlabeled2017")),
+    ("lisa", "instances", "/data/instances.json"),
+    ("cityscapes_polygons", "overlap", "whole"),
+    ("copsref", "box_order", "xyhw"),
     ("labelmap", "encoding", "ade20k_instances"),
     ("labelmap", "legend", "/data/names.json"),
     ("labelmap", "part_levels", 2),

@@ -166,6 +166,9 @@ def build(home: Path) -> None:
         "own": {"format": "masks"},
         "coco2017": {"format": "panoptic", "split": "val2017"},
         "cityscapes": {"format": "cityscapes"},
+        "cityscapes-polygons": {"format": "cityscapes_polygons"},
+        "ReasonSeg": {"format": "reasonseg"},
+        "pixelweb_100k": {"format": "pixelweb", "split": "annotated"},
         "sav": {"format": "sav"},
         "mevis": {"format": "mevis"},
         "gar/Fine-Grained-Dataset": {"format": "gar"},
@@ -180,6 +183,7 @@ def build(home: Path) -> None:
         "videorefer": videorefer,
     }.items():
         write(home / "data" / place, files())
+    _asked(home)
     (home / "data/own/images").mkdir()
     (home / "data/own/train").rename(home / "data/own/images/train")
     (home / "models/sam2.1_hiera_large.pt").write_bytes(b"")
@@ -234,6 +238,34 @@ def _regions(data: Path) -> None:
                 info = tarfile.TarInfo(f"{Path(name).stem}.{suffix}")
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
+
+
+def _asked(home: Path) -> None:
+    """Makes questions about the first object of ``data/coco``, and about a box in its image."""
+    corpus = json.loads((home / "data/coco/annotations/instances_train2017.json").read_bytes())
+    mark = corpus["annotations"][0]
+    (image,) = (one for one in corpus["images"] if one["id"] == mark["image_id"])
+    name, question = image["file_name"], "Which is it?"
+    about = {"filename": name, "id": 1, "height": image["height"], "width": image["width"]}
+    box = {"box_id": 1, "name": "it", "x": 0, "y": 0, "width": 9, "height": 9}
+    pair = {"qa_id": 1, "question": question, "answer": 1}
+    pointed = {"boxes": [box], "images": [{"filename": name, "split": "train", "qa_pairs": [pair]}]}
+    said = {"ref_exp": "it", "questions": [], "answers": [], "ref_bboxes": [0, 0, 9, 9]}
+    for place, made in {
+        "LISA_Plus_Instance_Seg/data.json": [
+            {"img_path": name, "ID": [str(mark["id"])], "English Question": question}
+        ],
+        "visual7w/dataset_v7w_pointing.json": pointed,
+        "copsref/data.json": {
+            "refs": [{"image_id": 1, "box": [0, 0, 9, 9], "expression": "it", "split": "train"}]
+        },
+        "invig/invig21k_train_anns.jsonl": about | {"ann": said},
+    }.items():
+        (home / "data" / place).parent.mkdir()
+        (home / "data" / place).write_text(json.dumps(made))
+    for folder in ("visual7w/images", "invig/invig21k_imgs", "copsref/images"):
+        shutil.copytree(home / "data/coco/train2017", home / "data" / folder)
+    shutil.copy(home / "data/coco/train2017" / name, home / "data/copsref/images/1.jpg")
 
 
 def _made_here(home: Path) -> None:

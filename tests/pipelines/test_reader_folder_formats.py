@@ -174,7 +174,7 @@ def test_a_circle_is_round(tmp_path):
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_a_mask_shape_lies_where_its_points_say(data):
-    from pipelines.ingestion.labelme import _placed
+    from pipelines.ingestion.painting import placed
 
     height, width = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
     x0, y0 = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
@@ -184,7 +184,7 @@ def test_a_mask_shape_lies_where_its_points_say(data):
     )
     whole = np.zeros((height, width), bool)
     whole[y0 : y0 + size[0], x0 : x0 + size[1]] = part.reshape(size)
-    assert _placed(part.reshape(size), x0, y0, height, width)["counts"] == masks.encode(whole)
+    assert placed(part.reshape(size), x0, y0, height, width)["counts"] == masks.encode(whole)
 
 
 def test_shapes_of_a_group_and_label_are_one_object(tmp_path):

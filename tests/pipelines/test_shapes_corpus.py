@@ -195,6 +195,7 @@ def test_a_side_car_has_all_published_fields(tmp_path):
 
 NAMES = ("coco", "refer", "granf", "psg", "dam", "vqa", "panoptic", "ade20k", "cityscapes", "sav", "mevis")
 NAMES += ("segllm",)
+NAMES += ("cityscapes_polygons", "reasonseg", "lisa", "pixelweb")
 FORMATS = [(name, {}) for name in (*NAMES, "masks", "labelme", "yolo")]
 FORMATS += [("masks", {"mask_layout": "labelmap"}), ("gar", {"images_per_folder": 5})]
 FORMATS += [("sa1b", {"layout": layout, "images_per_folder": 5}) for layout in LAYOUTS]
