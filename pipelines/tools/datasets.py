@@ -25,7 +25,7 @@ from pipelines import job as runs
 from pipelines import rejects, storage
 from pipelines.config import parse_pairs, places_of
 from pipelines.ingestion.corpora import CorpusSpec, mixed
-from pipelines.ingestion.known_datasets import KNOWN, PAPER, KnownDataset, parts_of
+from pipelines.ingestion.known_datasets import KNOWN, USES, KnownDataset, parts_of
 from pipelines.ingestion.mixtures import below
 from pipelines.ingestion.peek import Peek, peek
 from pipelines.ingestion.reader import MAX_NAMES, Input, Reader, read_record
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     listing = commands.add_parser("list", help="a table of all known datasets")
-    listing.add_argument("--use", choices=PAPER, help="only those that the paper uses so")
+    listing.add_argument("--use", choices=USES, help="only those that the paper uses so")
     listing.add_argument("--markdown", action="store_true", help="the table of docs/datasets.md")
     describing = commands.add_parser("describe", help="a dataset's files, terms and commands")
     describing.add_argument("name", metavar="NAME", choices=sorted(KNOWN))

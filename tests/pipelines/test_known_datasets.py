@@ -9,7 +9,7 @@ import tyro
 from jobs.make_shapes import main as make_shapes
 from pipelines.config import parse_pairs
 from pipelines.ingestion.corpora import CorpusSpec, mixed
-from pipelines.ingestion.known_datasets import KNOWN, PAPER, parts_of
+from pipelines.ingestion.known_datasets import KNOWN, USES, parts_of
 from pipelines.tokenization.config import TokenizeCorpusConfig
 from pipelines.tools.datasets import command_of, main, markdown
 from samtok.errors import ConfigError
@@ -34,7 +34,7 @@ def test_each_split_is_a_corpus_and_its_command_says_the_same(name, split):
 def test_each_dataset_says_where_it_is_from_and_under_which_terms():
     for known in KNOWN.values():
         assert known.get and known.licence and known.gives and known.title
-        assert set(known.use) <= set(PAPER)
+        assert set(known.use) <= set(USES)
         assert len(set(known.splits)) == len(known.splits)
 
 
