@@ -33,6 +33,23 @@ def require_model(uri: str, *, flag: str = "--model", owner: object = None) -> N
     _require_folder(uri, "mllm", flag=flag, command=command, owner=owner)
 
 
+def require_sam2(uri: str, *, owner: object, other: str = "or leave it out") -> str:
+    """Refuses a SAM2.1 that is not there, by ``--.sam2`` of its owner, with what else may be done; returns
+    the file with its weights."""
+    try:
+        weights = folders.sam2_weights(uri)
+    except CheckpointError as error:
+        raise ConfigError(f"--.sam2: {error}", owner=owner) from error
+    if not storage.exists(weights):
+        raise ConfigError(
+            f"--.sam2: there is no {weights}. Download sam2.1_hiera_*.pt as facebookresearch/sam2 says; "
+            "or give a folder with transformers' model.safetensors or its hub id, "
+            f"facebook/sam2.1-hiera-large; {other}.",
+            owner=owner,
+        )
+    return weights
+
+
 def _require_folder(
     uri: str, kind: Literal["tokenizer", "mllm"], *, flag: str, command: str, owner: object
 ) -> None:

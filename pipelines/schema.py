@@ -13,8 +13,12 @@ import pyarrow as pa
 SCHEMA_VERSION = 3
 _METADATA = {"samtok_schema_version": str(SCHEMA_VERSION)}
 
-MASK_FLAGS = ("crowd", "void", "empty", "box_only")
-"""Flags a reader may set. A reader flags, the pipeline filters and counts."""
+MASK_FLAGS = ("crowd", "void", "empty", "box_only", "point_only")
+"""Flags a reader may set. A reader flags, the pipeline filters and counts. The box of ``point_only`` is the
+point, without width and height."""
+
+FROM_PROMPT = "from_prompt"
+"""Flag of a mask that SAM2 has predicted from a box or a point."""
 
 _MASK_FIELDS = [
     pa.field("mask_id", pa.string(), nullable=False),  # unique inside the image

@@ -44,3 +44,37 @@ def sam2_state() -> dict[str, dict[str, torch.Tensor]]:
         (n, s) for n, s in published_keys().items() if n.startswith(PREFIX) and "sam_mask_encoder" not in n
     ]
     return {"model": {n.removeprefix(PREFIX): formula(n, s) for n, s in names}}
+
+
+def tiny_sam2(seed: int = 0) -> torch.nn.Module:
+    """Returns transformers' SAM2 of 256 px and random weights, in which no parameter is 0."""
+    from transformers import Sam2Config, Sam2Model
+
+    trunk = {
+        **{"model_type": "sam2_hiera_det_model", "hidden_size": 16, "num_attention_heads": 1},
+        "image_size": [256, 256],
+        **{"blocks_per_stage": [1, 2, 2, 1], "embed_dim_per_stage": [16, 32, 64, 128]},
+        **{"num_attention_heads_per_stage": [1, 2, 4, 8], "global_attention_blocks": [4]},
+        **{"window_size_per_stage": [8, 4, 8, 4], "window_positional_embedding_background_size": [4, 4]},
+    }
+    config = Sam2Config(
+        vision_config={
+            **{"backbone_config": trunk, "backbone_channel_list": [128, 64, 32, 16], "fpn_hidden_size": 32},
+            "backbone_feature_sizes": [[64, 64], [32, 32], [16, 16]],
+        },
+        prompt_encoder_config={"hidden_size": 32, "image_size": 256},
+        mask_decoder_config={
+            "hidden_size": 32,
+            "mlp_dim": 64,
+            "num_attention_heads": 4,
+            "iou_head_hidden_dim": 32,
+        },
+    )
+    torch.manual_seed(seed)
+    model = Sam2Model(config).eval().requires_grad_(False)
+    for parameter in model.parameters():  # some begin at zero, where a wrong name would go unnoticed
+        parameter += 0.05 * torch.randn_like(parameter)
+    model.prompt_encoder.shared_embedding.positional_embedding.copy_(
+        model.shared_image_embedding.positional_embedding
+    )
+    return model

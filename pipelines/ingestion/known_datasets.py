@@ -1,7 +1,7 @@
 """Datasets whose files are known: what each is for, who publishes it, and how it is read below a folder.
 
-They are the rows of ``known_datasets.yaml``. ``python -m pipelines.tools.datasets`` lists and checks them, and
-a mixture file names them with ``known``.
+They are the rows of ``known_datasets.yaml``. ``python -m pipelines.tools.datasets`` lists and checks them,
+and a mixture file names them with ``known``.
 """
 
 from collections.abc import Mapping

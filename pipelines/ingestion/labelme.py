@@ -35,6 +35,7 @@ from samtok.images import read_header
 from samtok.labelmaps import read_label_map
 
 _AREAS = ("polygon", "rectangle", "circle", "mask")
+_POINT = "point"
 _VOID = "__ignore__"  # as in LabelMe's examples of labels
 _TAILS = 3  # parts of imagePath that are tried at most
 _SAGITTA_PX = 0.02  # between a circle and the polygon that is drawn for it
@@ -128,8 +129,8 @@ def _group(shape: Any) -> tuple[str, str] | None:
     if not isinstance(shape, dict):
         raise DataError(f"it is {shape!r:.80}, expected an object", reason="annotation_type")
     kind = shape.get("shape_type") or "polygon"  # before version 3.2 all were
-    if kind not in _AREAS:
-        fault = f"shape_type is {kind!r:.40}, expected one with an area: {', '.join(_AREAS)}"
+    if kind not in (*_AREAS, _POINT):
+        fault = f"shape_type is {kind!r:.40}, expected {_POINT} or one with an area: {', '.join(_AREAS)}"
         raise DataError(fault, reason="shape_type")
     label = shape.get("label")
     if label is not None and (not isinstance(label, str) or not records.is_utf8(label)):
@@ -145,15 +146,20 @@ def _group(shape: Any) -> tuple[str, str] | None:
 def _object(shapes: list[Shape], height: int, width: int) -> Record:
     """Returns the mask of shapes in the common shape of ``records``, without its id; one that cannot be drawn
     spoils all."""
+    label = shapes[0][1].get("label") or None
+    flags = {name for _, shape in shapes for name in _flags(shape)}
+    about = {"label": label, "iscrowd": int("crowd" in flags), "ignore": label == _VOID or "void" in flags}
+    if len(shapes) == 1 and shapes[0][1].get("shape_type") == _POINT:
+        points = points_of(shapes[0][1].get("points"))
+        if len(points) != 1:
+            raise DataError(f"a point has {len(points)} points, expected 1", reason="points")
+        return {**about, "point": list(points[0])}
     drawn = [_drawn(shape, height, width) for _, shape in shapes]
     if all(isinstance(one, list) for one in drawn):
         segmentation: Any = drawn
     else:
         segmentation = [one if isinstance(one, dict) else _as_rle(one, height, width) for one in drawn]
-    label = shapes[0][1].get("label") or None
-    flags = {name for _, shape in shapes for name in _flags(shape)}
-    mask = {"label": label, "segmentation": segmentation, "iscrowd": int("crowd" in flags)}
-    return {**mask, "ignore": label == _VOID or "void" in flags}
+    return {**about, "segmentation": segmentation}
 
 
 def _flags(shape: Record) -> Iterable[str]:
@@ -170,6 +176,8 @@ def _drawn(shape: Record, height: int, width: int) -> list[float] | Record:
     kind, points = shape.get("shape_type") or "polygon", points_of(shape.get("points"))
     if kind == "polygon":
         return [number for point in points for number in point]
+    if kind == _POINT:
+        raise DataError("a point is no part of an object with an area", reason="shape_type")
     if len(points) != 2:
         raise DataError(f"a {kind} has {len(points)} points, expected 2", reason="points")
     (x0, y0), (x1, y1) = points

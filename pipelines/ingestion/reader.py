@@ -30,7 +30,10 @@ STAGE = "read"
 MAX_NAMES = 1000
 """Names of images that a dry run lists."""
 
-WITHOUT_PIXELS = ("empty", "box_only")
+PROMPTS = ("box_only", "point_only")
+"""Flags of entries that SAM2 can make masks of."""
+
+WITHOUT_PIXELS = ("empty", *PROMPTS)
 """Flags of entries that no network can read as masks."""
 
 Reject = dict[str, Any]

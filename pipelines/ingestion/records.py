@@ -2,7 +2,7 @@
 
 ``make_row`` builds a row from annotations in one common shape, a dict with ``mask_id`` and, where the dataset
 has them, ``label`` or ``unknown_category``, ``iscrowd``, ``ignore`` (a void), ``bbox`` (x, y, width, height
-in pixels) and ``segmentation`` in any form that ``samtok.masks.to_counts`` reads.
+in pixels), ``point`` (x, y) and ``segmentation`` in any form that ``samtok.masks.to_counts`` reads.
 """
 
 import json
@@ -318,6 +318,8 @@ def _mask(annotation: Record, height: int, width: int) -> Record:
         counts = counts if area_px else None
     has_box_only = "segmentation" not in annotation and annotation.get("bbox") is not None
     box_xyxy = _box_xyxy(annotation["bbox"]) if has_box_only else None
+    if has_point_only := "point" in annotation:
+        box_xyxy = _point_xyxy(annotation["point"], height, width)
     crowd = annotation.get("iscrowd")
     if crowd not in (None, 0, 1):
         raise DataError(f"iscrowd is {crowd!r:.40}, expected 0, 1 or nothing", reason="iscrowd")
@@ -326,6 +328,7 @@ def _mask(annotation: Record, height: int, width: int) -> Record:
         "void": annotation.get("ignore") in (True, 1),
         "empty": counts is None and box_xyxy is None,
         "box_only": has_box_only,
+        "point_only": has_point_only,
     }
     return {
         "mask_id": annotation["mask_id"],
@@ -345,6 +348,16 @@ def _box_xyxy(bbox: object) -> list[float] | None:
         )
     x, y, width, height = bbox
     return [float(x), float(y), float(x + width), float(y + height)] if width > 0 and height > 0 else None
+
+
+def _point_xyxy(point: object, height: int, width: int) -> list[float]:
+    """Returns a point, x and y in pixels, as a box without width and height."""
+    if not isinstance(point, list) or len(point) != 2 or not all(map(is_coordinate, point)):
+        raise DataError(f"point is {point!r:.80}, expected two finite numbers in pixels", reason="point")
+    x, y = map(float, point)
+    if not (0 <= x <= width and 0 <= y <= height):
+        raise DataError(f"the point {point!r:.80} is outside the image of {height} x {width}", reason="point")
+    return [x, y, x, y]
 
 
 def is_coordinate(value: object) -> bool:

@@ -15,6 +15,7 @@ from pipelines.config import (
     config,
 )
 from pipelines.ingestion.corpora import CorpusConfig
+from samtok import folders
 from samtok.errors import ConfigError
 
 
@@ -34,6 +35,32 @@ class TokenizerOptions:
     """Prompt the mask encoder with each mask's box besides the mask, as tokenizers are trained."""
     threshold: float = 0.0
     """On logits, for reconstructions. 0 is probability one half; the authors' evaluators use 0.5."""
+
+
+@config
+class BoxMasksConfig:
+    """Masks for entries that have only a box (V3Det, Visual7W, InViG, Cops-Ref) or a point (LabelMe)."""
+
+    sam2: ShippedPlace | None = None
+    """SAM2.1 that predicts them: sam2.1_hiera_*.pt, or transformers' folder of it, local or s3://, or a hub
+    id such as facebook/sam2.1-hiera-large. By default such entries get no words, and are counted."""
+    preset: Literal["sam2.1-tiny", "sam2.1-small", "sam2.1-base-plus", "sam2.1-large"] | None = None
+    """Size of a .pt file; a folder states its own."""
+    min_score: Share = 0.7
+    """Least IoU that SAM2 has to predict for a mask; the others are filtered."""
+    workers: AtLeast1 = 1
+    """Actors that hold SAM2, each with --worker.gpus and --worker.cpus."""
+
+    def check(self) -> None:
+        """Refuses a .pt file whose size is not said."""
+        if self.sam2 is not None and self.sam2.endswith(".pt") and self.preset is None:
+            raise ConfigError("--.sam2 is a .pt file, which does not state its size; give --.preset.")
+
+    @property
+    def weights(self) -> str:
+        """The file with its weights."""
+        assert self.sam2 is not None
+        return folders.sam2_weights(self.sam2)
 
 
 @config
@@ -98,6 +125,7 @@ class TokenizeCorpusConfig(TokenizationConfig):
     )
 
     corpus: CorpusConfig
+    boxes: BoxMasksConfig = BoxMasksConfig()
     reconstruct: Share = 0.0
     """Share of images whose masks are decoded again and compared."""
     full_size_scores: bool = False

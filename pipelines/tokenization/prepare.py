@@ -13,7 +13,7 @@ from pipelines.cluster import with_device
 from pipelines.ingestion.corpora import caveat_of, reader_of, require_source, sources_of
 from pipelines.ingestion.peek import opened, peek
 from pipelines.ingestion.reader import MAX_NAMES, Input, Reader, Reject
-from pipelines.inputs import require_tokenizer
+from pipelines.inputs import require_sam2, require_tokenizer
 from pipelines.planning import listing
 from pipelines.planning.listing import Workers
 from pipelines.planning.plans import inputs_digest, left_of, open_plan
@@ -81,9 +81,19 @@ class Tokenization:
             "reduced_jpeg": config.reduced_jpeg,
             "limit": config.limit,
             "seed": config.seed,
+            **self._boxes,
             "schema_version": schema.SCHEMA_VERSION,
             "code_version": CODE_VERSION,
         }
+
+    @property
+    def _boxes(self) -> dict[str, Any]:
+        """Settings of masks that are predicted; none where they are not, as before there were any."""
+        boxes = self.config.boxes
+        if boxes.sam2 is None:
+            return {}
+        sha256 = storage.file_sha256(boxes.weights)
+        return {"sam2_sha256": sha256, "sam2_preset": boxes.preset, "min_score": boxes.min_score}
 
     @property
     def caveat(self) -> str:
@@ -167,6 +177,8 @@ def prepare(config: TokenizeCorpusConfig) -> Tokenization:
     """
     require_tokenizer(config.tokenizer)
     require_source(config.corpus)
+    if config.boxes.sam2 is not None:
+        require_sam2(config.boxes.sam2, owner=config.boxes)
     architecture = folders.read_config(config.tokenizer, read=storage.read_bytes)
     pixels = 3 * architecture.image_size**2
     rows = config.chunk_rows or max(1, min(MAX_CHUNK_ROWS, CHUNK_BYTES // pixels))

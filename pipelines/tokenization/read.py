@@ -17,7 +17,7 @@ from pipelines.ingestion import orientation
 from pipelines.ingestion.image_source import read_picture
 from pipelines.ingestion.reader import WITHOUT_PIXELS, Reader, read_record
 from pipelines.rejects import FILTER
-from pipelines.tokenization import chunks
+from pipelines.tokenization import boxes, chunks
 from pipelines.tokenization.config import TokenizeCorpusConfig
 from samtok import images
 from samtok.config import MaskTokenizerConfig
@@ -30,7 +30,8 @@ WHY_FILTERED = {
     " --skip",
     "void": "is marked as ignored; tokenize_corpus gives it words without void in --skip",
     "empty": "has no pixels",
-    "box_only": "is a box without a mask",
+    "box_only": "is a box without a mask; tokenize_corpus makes one with --boxes.sam2",
+    "point_only": "is a point without a mask; tokenize_corpus makes one with --boxes.sam2",
     "min_area": "has fewer pixels than --min-area-px of tokenize_corpus",
 }
 
@@ -61,14 +62,18 @@ class ReadImages:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Adds to a chunk its images as ``chunks.unpack`` reads them, its rejects, and the time it took."""
-        started, chunk = time.perf_counter(), shards.Chunk(**batch.to_pylist()[0])
+        started = time.perf_counter()
+        chunk = shards.Chunk(**batch.select(shards.Chunk._fields).to_pylist()[0])
         rows, pixels, prompts, rejects, counts = [], [], [], [], dict.fromkeys(COUNTS, 0)
+        made = boxes.masks_in(batch)
         for item in shards.read_inputs(self.plan, chunk):
             result = read_record(self.reader, item)
             rejects += result.rejects
             counts["rows_in"] += 1
             counts["masks_in"] += result.num_masks_in
             row = result.row
+            if row is not None and item.key in made:
+                row = boxes.with_masks(row, made[item.key], rejects, self.config.boxes.min_score)
             picture = None if row is None else self._picture(row, rejects)
             if row is not None and picture is not None:
                 masks = self._usable(row, rejects)

@@ -27,7 +27,8 @@ from pipelines.shard_pool import careful, through_tasks
 from pipelines.shards import Plan
 from pipelines.storage.threads import map_ahead
 from pipelines.tokenization.assemble import Assembler, Shard, commit_shard
-from pipelines.tokenization.config import TokenizationConfig
+from pipelines.tokenization.box_masks import MasksOfBoxes
+from pipelines.tokenization.config import TokenizationConfig, TokenizeCorpusConfig
 from pipelines.tokenization.gpus import Gpus
 from pipelines.tokenization.job import IMAGES, MASKS
 from pipelines.tokenization.prepare import Tokenization
@@ -83,18 +84,18 @@ def make_words(
         MaskTokenizer.from_pretrained(config.tokenizer, read=storage.read_bytes)  # a broken one fails here
         read = ReadImages(plan, job.reader, job.architecture, config)
         if not config.workers:
-            yield from _commit_all(plan, _here(job, read, _blocks(plan, todo)), gpus, times)
+            yield from _commit_all(plan, _here(job, plan, read, _blocks(plan, todo)), gpus, times)
             return
         with ray_for(config) as cluster:
             cluster.require(
                 cpus=_cpus(config),
-                gpus=config.least_workers * (config.worker.gpus or 0),
+                gpus=(config.least_workers + _predictors(config)) * (config.worker.gpus or 0),
                 memory_bytes=_least_decoders(config) * _decoder_memory(job),
             )
             most = _most_decoders(job, cluster)
             measured = config.decoders == "auto" and most > 1
             parts = _blocks(plan, todo, first=FIRST_CHUNKS * config.workers if measured else 0)
-            yield from _commit_all(plan, _through_ray(job, read, parts, most, times), gpus, times)
+            yield from _commit_all(plan, _through_ray(job, plan, read, parts, most, times), gpus, times)
 
     manifest, work = do_shards(
         plan, stream, units=(MASKS, IMAGES), max_reject_rate=config.max_reject_rate, tracker=tracker
@@ -163,18 +164,40 @@ def listing_workers(config: TokenizationConfig) -> Iterator[Workers]:
 
 
 def _cpus(config: TokenizationConfig) -> float:
-    return config.least_workers * config.worker.cpus + _least_decoders(config)
+    actors = config.least_workers + _predictors(config)
+    return actors * config.worker.cpus + _least_decoders(config)
 
 
-def _here(job: Tokenization, read: ReadImages, parts: Iterable[list[pa.Table]]) -> Iterator[dict[str, Any]]:
+def _predictors(config: TokenizationConfig) -> int:
+    """Returns how many actors predict masks of boxes."""
+    if not isinstance(config, TokenizeCorpusConfig) or config.boxes.sam2 is None:
+        return 0
+    return config.boxes.workers
+
+
+def _here(
+    job: Tokenization, plan: Plan, read: ReadImages, parts: Iterable[list[pa.Table]]
+) -> Iterator[dict[str, Any]]:
     tokenize = TokenizeMasks(job.config, job.settings["weights_sha256"])
+    predict = MasksOfBoxes(*_predicting(job, plan)) if job.config.boxes.sam2 is not None else None
     for block in chain.from_iterable(parts):
         for row in range(block.num_rows):
-            yield from tokenize(read(block.slice(row, 1))).to_pylist()
+            chunk = block.slice(row, 1)
+            yield from tokenize(read(chunk if predict is None else predict(chunk))).to_pylist()
+
+
+def _predicting(job: Tokenization, plan: Plan) -> tuple[Any, ...]:
+    """Returns the arguments of ``MasksOfBoxes``."""
+    return plan, job.reader, job.config, job.settings["sam2_sha256"]
 
 
 def _through_ray(
-    job: Tokenization, read: ReadImages, parts: Iterable[list[pa.Table]], most: int, times: StageTimes
+    job: Tokenization,
+    plan: Plan,
+    read: ReadImages,
+    parts: Iterable[list[pa.Table]],
+    most: int,
+    times: StageTimes,
 ) -> Iterator[dict[str, Any]]:
     """Sends chunks through at most so many decoding tasks, and tokenizer actors; yields them in any order."""
     import ray.data
@@ -194,7 +217,19 @@ def _through_ray(
             return read(chunk)
 
     def words_of(blocks: list[pa.Table]) -> ray.data.Dataset:
-        chunks = ray.data.from_arrow(blocks).map_batches(
+        given = ray.data.from_arrow(blocks)
+        if config.boxes.sam2 is not None:
+            given = given.map_batches(
+                PredictCarefully,
+                fn_constructor_args=_predicting(job, plan),
+                batch_size=1,
+                batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(size=config.boxes.workers),
+                ray_remote_args_fn=lambda: {"max_task_retries": MAX_RETRIES},
+                num_cpus=config.worker.cpus,
+                num_gpus=config.worker.gpus or None,
+            )
+        chunks = given.map_batches(
             read_carefully,
             batch_size=1,
             batch_format="pyarrow",
@@ -235,6 +270,14 @@ def _through_ray(
 
 class TokenizeCarefully(TokenizeMasks):
     """As ``TokenizeMasks``, in a process apart if the chunk killed its actors before."""
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        with careful():
+            return super().__call__(batch)
+
+
+class PredictCarefully(MasksOfBoxes):
+    """As ``MasksOfBoxes``, likewise."""
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         with careful():

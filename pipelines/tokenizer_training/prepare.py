@@ -10,6 +10,7 @@ from pipelines.cluster import with_device
 from pipelines.ingestion.corpora import CorpusSpec, limited, require_source, specs_of
 from pipelines.ingestion.peek import peek
 from pipelines.ingestion.reader import Input
+from pipelines.inputs import require_sam2
 from pipelines.tokenizer_training.architecture import architecture_of, check_quantize_from, freezes
 from pipelines.tokenizer_training.config import TrainTokenizerConfig
 from pipelines.tokenizer_training.corpus import Index, digest_of
@@ -19,7 +20,7 @@ from pipelines.training.prepare import Prepared, lineage_of, settings_of
 from pipelines.training.resume import has_begun
 from samtok import folders
 from samtok.config import QuantizerConfig
-from samtok.errors import CheckpointError, ConfigError
+from samtok.errors import ConfigError
 from samtok.shapes import make_scene
 
 log = logging.getLogger(__name__)
@@ -169,17 +170,7 @@ def _start(config: TrainTokenizerConfig) -> dict[str, str]:
         digest = folders.weights_sha256(start.tokenizer, read=storage.read_bytes)
         return {"tokenizer": start.tokenizer, "sha256": digest}
     if start.sam2:
-        try:
-            weights = folders.sam2_weights(start.sam2)
-        except CheckpointError as error:
-            raise ConfigError(f"--.sam2: {error}", owner=start) from error
-        if not storage.exists(weights):
-            raise ConfigError(
-                f"--.sam2: there is no {weights}. Download sam2.1_hiera_*.pt as facebookresearch/sam2 says; "
-                "or give a folder with transformers' model.safetensors or its hub id, "
-                "facebook/sam2.1-hiera-large; or start from none: "
-                "`python jobs/train_tokenizer.py --preset micro` does.",
-                owner=start,
-            )
+        other = "or start from none: `python jobs/train_tokenizer.py --preset micro` does"
+        weights = require_sam2(start.sam2, owner=start, other=other)
         return {"sam2": start.sam2, "sha256": storage.file_sha256(weights)}
     return {"random": f"seed {config.seed}"}

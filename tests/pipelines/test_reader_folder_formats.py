@@ -330,7 +330,7 @@ def test_an_image_on_its_side_is_read_as_ultralytics_does_where_that_is_asked_fo
     ("entry", "reason"),
     [
         (7, "annotation_type"),
-        (shape(kind="point", points=[[1, 2]]), "shape_type"),
+        (shape(kind="line", points=[[1, 2], [3, 4]]), "shape_type"),
         (shape(kind="line"), "shape_type"),
         (shape(kind=["polygon"]), "shape_type"),
         (shape(label=["a"]), "label"),

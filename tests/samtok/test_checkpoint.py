@@ -15,6 +15,7 @@ from samtok.checkpoint import from_authors, from_sam2
 from samtok.config import PRESETS
 from samtok.errors import CheckpointError
 from samtok.model.tokenizer import MaskTokenizer
+from tests.published import tiny_sam2
 
 
 @pytest.fixture
@@ -172,33 +173,7 @@ def test_codes_are_equal_after_a_round_trip(saved: Path):
 @pytest.fixture(scope="module")
 def transformers_sam2(tmp_path_factory) -> tuple[Sam2Model, str]:
     """A tiny SAM2.1 of transformers with random weights, and its folder."""
-    trunk = {
-        **{"model_type": "sam2_hiera_det_model", "hidden_size": 16, "num_attention_heads": 1},
-        "image_size": [256, 256],
-        **{"blocks_per_stage": [1, 2, 2, 1], "embed_dim_per_stage": [16, 32, 64, 128]},
-        **{"num_attention_heads_per_stage": [1, 2, 4, 8], "global_attention_blocks": [4]},
-        **{"window_size_per_stage": [8, 4, 8, 4], "window_positional_embedding_background_size": [4, 4]},
-    }
-    config = Sam2Config(
-        vision_config={
-            **{"backbone_config": trunk, "backbone_channel_list": [128, 64, 32, 16], "fpn_hidden_size": 32},
-            "backbone_feature_sizes": [[64, 64], [32, 32], [16, 16]],
-        },
-        prompt_encoder_config={"hidden_size": 32, "image_size": 256},
-        mask_decoder_config={
-            "hidden_size": 32,
-            "mlp_dim": 64,
-            "num_attention_heads": 4,
-            "iou_head_hidden_dim": 32,
-        },
-    )
-    torch.manual_seed(0)
-    model = Sam2Model(config).eval().requires_grad_(False)
-    for parameter in model.parameters():  # some begin at zero, where a wrong name would go unnoticed
-        parameter += 0.05 * torch.randn_like(parameter)
-    model.prompt_encoder.shared_embedding.positional_embedding.copy_(
-        model.shared_image_embedding.positional_embedding
-    )
+    model = tiny_sam2()
     folder = str(tmp_path_factory.mktemp("sam2") / "hf")
     model.save_pretrained(folder)
     return model, folder
