@@ -8,18 +8,21 @@ The table ``LAYOUTS`` recognises a layout by its columns:
 - GAR's (Haochen-Wang409/Grasp-Any-Region): ``mask_rle`` is an RLE, a list of them, or nothing, which means
   the whole image; ``<Prompt0>`` in ``conversations`` names the first one;
 - the authors' ``sam_obj_cap_gar``: ``ann``, a JSON list of ``{ann: {segmentation}, caption}``;
+- ours (``pipelines.tools.export_words``): ``masks`` and ``annotations`` as in ``pipelines.schema``;
 - DAM's as published (nvidia/describe-anything-dataset): ``pickle``, a pickled list of ``{mask_rle,
   caption}``.
 
 The form is ``{"masks": [...], "texts": [...]}``: RLEs, and of each annotation either ``conversation`` or
 ``text`` with its ``task``, the numbers of its ``masks``, ``tags`` and ``payload``. With ``whole`` the one
-mask is that of the whole image, whose size is known only once it is read.
+mask is that of the whole image, whose size is known only once it is read. Of ours the body has ``named``
+masks, in the common shape of ``records``, and ``annotations`` of rows instead.
 """
 
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from pipelines import schema
 from pipelines.ingestion import annotations, conversations, image_source, records, rl_rows, safe_pickle
 from pipelines.ingestion.annotations import Annotation
 from pipelines.ingestion.reader import Reader, ReadResult, Reject
@@ -54,7 +57,8 @@ def layout_of(found: Sequence[str], uri: str) -> Layout:
             return layout
     raise DataError(
         f"{uri} has the columns {', '.join(found)}, expected images, problem and masks (EasyR1, the "
-        "authors' files), image and samples (RefCOCO-M), image, mask_rle and conversations (GAR), image and "
+        "authors' files), image and samples (RefCOCO-M), image, mask_rle and conversations (GAR), image, "
+        "masks and annotations (pipelines.tools.export_words), image and "
         "ann (sam_obj_cap_gar), or jpg and pickle (DAM)",
         reason="parquet_layout",
     )
@@ -70,6 +74,9 @@ def row_of(reader: Reader, key: str, uri: str, body: dict[str, Any]) -> ReadResu
         return ReadResult.refused(reader.name, key, error, num_masks=len(rles))
     if body.get("whole"):
         rles = [{"size": list(image_hw), "counts": [0, image_hw[0] * image_hw[1]]}]
+    if "named" in body:
+        named = [{**about, "segmentation": rle} for about, rle in zip(body["named"], rles, strict=True)]
+        return annotations.attach(records.make_row(reader, key, uri, image_hw, named), body["annotations"])
     named = [{"mask_id": str(number), "segmentation": one} for number, one in enumerate(rles, start=1)]
     made: list[Annotation] = []
     lost: list[Reject] = []
@@ -131,6 +138,22 @@ def _of_conversations(values: Record) -> dict[str, Any]:
     return body | ({"whole": True} if found is None else {})
 
 
+def _of_words(values: Record) -> dict[str, Any]:
+    """A corpus of words as ``pipelines.tools.export_words`` writes it; its words are not read."""
+    size = [values["height"], values["width"]]
+    rles, named = [], []
+    for mask in rl_rows.listed(values["masks"], "masks"):
+        fields = mask if isinstance(mask, dict) else {}
+        flags, counts = rl_rows.listed(fields.get("flags"), "flags"), fields.get("rle")
+        rles.append(None if counts is None else {"size": size, "counts": counts})
+        about = {"mask_id": records.id_text(fields.get("mask_id")) or "", "label": fields.get("label")}
+        named.append({**about, "iscrowd": int("crowd" in flags), "ignore": "void" in flags})
+    told = rl_rows.listed(values["annotations"], "annotations")
+    if not all(isinstance(one, dict) and one.get("task") in schema.ANNOTATION_TASKS for one in told):
+        raise DataError(f"annotations are {told!r:.200}, expected those of a row", reason="parquet_value")
+    return {"masks": rles, "named": named, "annotations": told, "texts": []}
+
+
 def _of_captions(values: Record) -> dict[str, Any]:
     """sam_obj_cap_gar: a JSON list of masks with a caption each."""
     entries = values["ann"]
@@ -170,6 +193,7 @@ LAYOUTS = (
     Layout(frozenset({"images", "problem", "masks"}), "images", ("answer", "source"), _of_problem),
     Layout(frozenset({"image", "samples"}), "image", (), _of_samples),
     Layout(frozenset({"image", "mask_rle", "conversations"}), "image", (), _of_conversations),
+    Layout(frozenset({"image", "masks", "annotations", "height", "width"}), "image", (), _of_words),
     Layout(frozenset({"image", "ann"}), "image", (), _of_captions),
     Layout(frozenset({"jpg", "pickle"}), "jpg", (), _of_pickle),
 )

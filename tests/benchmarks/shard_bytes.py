@@ -63,7 +63,7 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     (
         "imported",
         "compose_dialogues",
-        "--jsonl.source chats/export/ms-swift/shard-00000.jsonl --jsonl.num-codes 8 --report-samples 0 "
+        "--chats.source chats/export/ms-swift/shard-00000.jsonl --chats.num-codes 8 --report-samples 0 "
         "--tracking off",
     ),
     (
@@ -109,6 +109,8 @@ def main() -> int:
 def run(root: Path, work: Path, name: str, job: str, flags: str) -> None:
     """Runs a job of a checkout; ends the program if it fails."""
     env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    if "jsonl: " in (root / "pipelines/dialogues/config.py").read_text():  # as the flags were called before
+        flags = flags.replace("--chats.source", "--jsonl.source").replace("--chats.num", "--jsonl.num")
     command = [sys.executable, str(root / "jobs" / f"{job}.py"), *shlex.split(flags), "--out", name]
     done = subprocess.run(command, cwd=work, env=env, capture_output=True, text=True, check=False)
     print(f"{name}: exit {done.returncode}", flush=True)

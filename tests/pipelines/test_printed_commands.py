@@ -42,8 +42,11 @@ PRINTED = [command for page in PAGES for command in printed.commands(page)]
 BARE = [command for command in printed.commands(README) if command.job in JOBS and not command.flags]
 SUBMITTED = {command.job for command in BARE if command.is_submitted}
 """Jobs that the README prints with ``ray job submit`` and no flags; test_submit.py submits them."""
-DRY = [command for command in PRINTED if command.job in JOBS and command not in BARE]
-OTHERS = [command for command in PRINTED if not command.job]
+OWN = [command for command in PRINTED if command.where.startswith("docs/guide/own-data.md")]
+"""Lines of which each needs what the ones before have made, so they are run, in order."""
+REST = [command for command in PRINTED if command not in OWN]
+DRY = [command for command in REST if command.job in JOBS and command not in BARE]
+OTHERS = [command for command in REST if not command.job]
 
 NOT_RUN = {"make", "source", "mlflow", "ray", "git"}
 """Targets are run by CI, ``ray start`` by this test's head; the server of MLflow does not end by itself."""
@@ -164,6 +167,7 @@ def build(home: Path) -> None:
     for place, more in {
         "sa1b": {"format": "sa1b"},
         "own": {"format": "masks"},
+        "own-val": {"format": "masks", "first_index": 100},
         "coco2017": {"format": "panoptic", "split": "val2017"},
         "cityscapes": {"format": "cityscapes"},
         "cityscapes-polygons": {"format": "cityscapes_polygons"},
@@ -184,8 +188,9 @@ def build(home: Path) -> None:
     }.items():
         write(home / "data" / place, files())
     _asked(home)
-    (home / "data/own/images").mkdir()
-    (home / "data/own/train").rename(home / "data/own/images/train")
+    for own in (home / "data/own", home / "data/own-val"):
+        (own / "images").mkdir()
+        (own / "train").rename(own / "images/train")
     (home / "models/sam2.1_hiera_large.pt").write_bytes(b"")
     words = format_words((1, 2), num_codes=256)
     for name, lines in {
@@ -302,6 +307,30 @@ def test_a_printed_job_line_as_a_dry_run(world, command: Command, monkeypatch, c
     code = main([*flags, "--dry-run"])
     output = capsys.readouterr()
     assert code == 0, output.err[-2000:]
+
+
+SMALL = {
+    "train_tokenizer": ["--steps", "4", "--model", "tiny", "--sampling.images-per-step", "2"],
+    "compose_dialogues": ["--min-iou", "0"],
+}
+"""Flags that make a line of the page about data of one's own short."""
+
+
+def test_the_page_of_ones_own_data_is_run_in_order(head, world):
+    for command in OWN:
+        words = [str(ROOT / word) if word.startswith("jobs/") else word for word in command.words[1:]]
+        small = SMALL.get(command.job, [])
+        done = subprocess.run(
+            [sys.executable, *words, *small, *(["--tracking", "off"] if command.job else [])],
+            cwd=world,
+            env=head.env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, (command, (done.stdout + done.stderr)[-3000:])
+    found = {path.name for path in (world / "runs/own").iterdir()}
+    assert found >= {"index.html", "before", "tokenizer", "after", "words", "chats", "coco", "dataset"}
 
 
 @pytest.mark.parametrize("command", OTHERS, ids=str)
