@@ -310,7 +310,7 @@ def test_a_printed_job_line_as_a_dry_run(world, command: Command, monkeypatch, c
 
 
 SMALL = {
-    "train_tokenizer": ["--steps", "4", "--model", "tiny", "--sampling.images-per-step", "2"],
+    "train_tokenizer": ["--steps", "4", "--model", "tiny", "--quantizer.num-codes", "8"],
     "compose_dialogues": ["--min-iou", "0"],
 }
 """Flags that make a line of the page about data of one's own short."""
