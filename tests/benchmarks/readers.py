@@ -5,7 +5,7 @@
 
 A corpus is written to a temporary folder; a process of its own lists it, and then reads every record, so its
 peak memory is that of the reader. MB are those of all files but the images. Of ``coco`` the time of
-``json.load`` of the same file is beside it, and reading by several processes, which is how a job reads. Corpora
+``json.load`` of the same file is beside it, and reading by several processes, as a job reads. Corpora
 of 20,000 images take about an hour.
 """
 
@@ -139,7 +139,7 @@ def main() -> None:
                 rows[name] |= {"json_load": loaded, "shared": shared}
                 ratio = first["list_s"] / loaded["seconds"]
                 print(
-                    f"coco: listing takes {ratio:.2f} times as long as json.load ({loaded['seconds']:.1f} s); "
+                    f"coco: listing takes {ratio:.2f} times as long as json.load, {loaded['seconds']:.1f} s; "
                     f"listed and read by {args.workers} processes in {shared['seconds']:.1f} s",
                     flush=True,
                 )
