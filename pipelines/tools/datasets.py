@@ -133,7 +133,7 @@ def command_of(name: str, root: str, split: str) -> str:
         for key, value in given.items()
         if value != defaults[key]
     ]
-    return f"python jobs/tokenize_corpus.py {' '.join(flags)} --tokenizer TOKENIZER --out OUT"
+    return " ".join(["python", "jobs/tokenize_corpus.py", *flags, "--tokenizer TOKENIZER --out OUT"])
 
 
 def _quoted(value: Any) -> str:

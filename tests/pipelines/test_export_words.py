@@ -44,6 +44,8 @@ def rows_of(home: Path) -> list[dict[str, Any]]:
     return rows_at(str(home / "words"), records, np.arange(6), columns=None)
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
 def test_coco_reads_the_results_and_the_truth(home, tmp_path):
     assert main([str(home / "words"), "--format", "coco", "--out", str(tmp_path)]) == 0

@@ -120,6 +120,8 @@ def test_a_mixture_in_a_flag_stands_for_its_datasets(home):
         specs_of([f"reader=mixture,source={uri},weight=2"], flag="corpora")
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_words_of_a_mixture_are_those_of_its_datasets_and_the_report_tells_them_apart(home, tmp_path):
     uri = write(home, {"root": str(home), "datasets": entries()})
     corpus = ("--corpus.reader", "mixture", "--corpus.source", uri, "--corpus.dataset", "four")

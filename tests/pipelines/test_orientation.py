@@ -237,7 +237,7 @@ def test_words_and_whatever_reads_their_images_later_see_them_upright(tmp_path, 
         image = {"uri": row["image_uri"], "height": row["height"], "width": row["width"]}
         (pixels,) = load_images({"images": [image]})
         np.testing.assert_array_equal(pixels, np.asarray(PICTURE))
-        assert _image("", row["image_uri"]) == image  # of an exported chat that is imported
+        assert _image(row["image_uri"]) == image  # of an exported chat that is imported
 
 
 def test_training_counts_turned_images(tmp_path):

@@ -33,6 +33,8 @@ def test_a_polygon_is_filled_as_pillow_fills_it_on_a_canvas_that_has_room(corner
     assert whole == {"size": [height, width], "counts": masks.encode(expected)}
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_the_contours_of_any_mask_are_filled_to_that_mask(data):

@@ -284,6 +284,8 @@ LINE = st.one_of(
 )
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(LINE, max_size=4))
 def test_any_lines_of_invig_are_read_or_rejected(tmp_path, lines):
@@ -296,6 +298,8 @@ def test_any_lines_of_invig_are_read_or_rejected(tmp_path, lines):
     assert images or kept + len(lost) == len(lines) + 1
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.one_of(VALUES, st.builds(box, VALUES, VALUES, VALUES, VALUES, VALUES)), max_size=4),
@@ -309,6 +313,8 @@ def test_any_entries_of_visual7w_are_read_or_rejected(tmp_path, boxes, pairs, ot
     assert sum(len(row["annotations"]) for row in rows) + len(lost) == len(pairs) + 1
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.one_of(VALUES, st.builds(cops, BOX, VALUES, split=VALUES, expression=VALUES)), max_size=5))
 def test_any_refs_of_copsref_are_read_or_rejected(tmp_path, refs):

@@ -214,6 +214,8 @@ ENTRY = st.one_of(
 )
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(entries=st.lists(ENTRY, max_size=5), order=st.randoms(use_true_random=False))
 def test_each_entry_is_an_annotation_or_a_reject_whatever_it_holds(tmp_path, entries, order: random.Random):

@@ -150,6 +150,8 @@ def test_any_json_is_the_matrix_that_python_reads_or_none(value):
         assert not is_matrix
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_files_of_any_bytes_are_read_or_rejected(tmp_path, data):

@@ -453,6 +453,8 @@ RECORD = st.one_of(
 )
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(record=RECORD)
@@ -465,6 +467,8 @@ def test_any_record_is_read_or_rejected(tmp_path, kind, record):
         assert not same_size or not drawn or np.sum(drawn, axis=0).max() == 1
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())

@@ -337,6 +337,8 @@ def test_the_file_format_of_arrow_is_read_as_a_stream(tmp_path):
     assert len(read_all(build_reader("gar", source=f"{tmp_path}/a.arrow"))[0]) == 2
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @settings(ANY, max_examples=200)
 @given(data=st.data())
 def test_damaged_arrow_streams_never_crash(tmp_path, data):

@@ -442,6 +442,8 @@ def change(value: Any, data: st.DataObject) -> None:
         container[key] = copy.deepcopy(data.draw(st.sampled_from(ODD)))
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.parametrize("layout", PUBLISHED)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
