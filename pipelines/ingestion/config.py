@@ -137,8 +137,8 @@ class ShapesConfig:
     layout: Literal["flat", "nested", "tar"] = "nested"
     """sa1b: one folder, numbered sub-folders, or uncompressed archives as published."""
     images_per_folder: AtLeast1 = 1000
-    """sa1b, gar, dam_tar, easyr1: images per sub-folder, archive, stream or Parquet file; such a file is held in
-    memory while it is made. sav: videos per sub-folder."""
+    """sa1b, gar, dam_tar, easyr1: images per sub-folder, archive, stream or Parquet file; such a file is held
+    in memory while it is made. sav: videos per sub-folder."""
     mask_layout: Literal["objects", "labelmap"] = "objects"
     """masks: a PNG for each shape, or one for each image with the kinds of shapes as values."""
     frames: AtLeast1 = 8
@@ -157,8 +157,8 @@ class ShapesConfig:
         wanted = self.expressions
         if self.format in _ONE_TARGET and not wanted.single:
             raise ConfigError(
-                f"--.format {self.format} has only expressions that mean one shape; --.expressions.single must "
-                "be >= 1, got 0."
+                f"--.format {self.format} has only expressions that mean one shape; "
+                "--.expressions.single must be >= 1, got 0."
             )
         if self.format == "groundingsuite" and not wanted.single + wanted.multi:
             raise ConfigError(
