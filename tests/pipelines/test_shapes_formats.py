@@ -4,18 +4,20 @@ as the registry names their files."""
 import json
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pytest
 
-from pipelines.ingestion.config import ExpressionsConfig, ShapesConfig
-from pipelines.ingestion.corpora import CorpusSpec
+from pipelines.ingestion.config import ExpressionsConfig, Format, ShapesConfig
+from pipelines.ingestion.corpora import CorpusConfig, CorpusSpec, require_source
 from pipelines.ingestion.image_source import read_image
 from pipelines.ingestion.known_datasets import parts_of
+from pipelines.ingestion.readers import READERS
 from pipelines.ingestion.shapes_corpus import write_shapes
 from pipelines.ingestion.shapes_scenes import LANGUAGE_STREAM, crowds
 from samtok import masks
+from samtok.errors import ConfigError
 from samtok.shapes import (
     Expression,
     Scene,
@@ -79,6 +81,40 @@ def said_of(scene: Scene, **counts: int) -> list[Expression]:
 
 def singles(scene: Scene) -> list[tuple[str, ShapeObject]]:
     return [(one.text, scene.objects[one.targets[0]]) for one in said_of(scene, multi=0, none=0)]
+
+
+# ---------------------------------------------------------------- the command for what is not there
+
+OTHER_NAMES = {
+    ("parquet", ""): "easyr1",
+    ("regions", ""): "groundingsuite",
+    ("labelmap", "ade20k_instances"): "ade20k",
+    ("labelmap", "sceneparsing"): "ade20k",
+    ("labelmap", "cityscapes"): "cityscapes",
+    ("video", "sav"): "sav",
+    ("video", "sav_masks"): "sav",
+    ("video", "mevis"): "mevis",
+    ("video", "revos"): "revos",
+    ("video", "ytvos"): "ytvos",
+    ("video", "videorefer"): "mevis",
+}
+"""Formats of readers that have another name, or several, by the kind that is read."""
+OWN_NAMES = {
+    (reader, ""): reader for reader in READERS.keys() - {"mixture"} - {one for one, _ in OTHER_NAMES}
+}
+
+
+@pytest.mark.parametrize(("reader", "kind"), sorted(OWN_NAMES | OTHER_NAMES))
+def test_the_command_names_the_format_of_the_reader(tmp_path, reader: Any, kind):
+    form = (OWN_NAMES | OTHER_NAMES)[reader, kind]
+    option = {"labelmap": "encoding", "video": "video_layout"}.get(reader)
+    more: dict[str, Any] = {} if option is None else {option: kind}
+    if reader not in ("sa1b", "dam_tar", "parquet", "gar"):
+        more["images"] = str(tmp_path)
+    config = CorpusConfig(reader=reader, source=str(tmp_path / "none"), **more)
+    with pytest.raises(ConfigError, match=rf"python jobs/make_shapes\.py --format {form} --out"):
+        require_source(config)
+    assert form in get_args(Format)
 
 
 # ---------------------------------------------------------------- what each layout is to hold
