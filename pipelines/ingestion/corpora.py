@@ -214,8 +214,8 @@ def sources_of(corpus: CorpusConfig) -> list[str]:
 
 def is_of_shapes(source: str) -> bool:
     """Returns whether ``jobs/make_shapes.py`` wrote a corpus: it leaves a mark in its folder, which is the
-    source or at most two levels above."""
-    above = [source.rstrip("/").rsplit("/", levels)[0] for levels in range(3)]
+    source or at most three levels above."""
+    above = [source.rstrip("/").rsplit("/", levels)[0] for levels in range(4)]
     folders = [folder for folder in above if folder and not folder.endswith((":", "/"))]
     return any(storage.exists(storage.join(folder, shapes.COMPLETE)) for folder in folders)
 

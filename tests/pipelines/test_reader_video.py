@@ -11,12 +11,12 @@ import pytest
 from pipelines import storage
 from pipelines.ingestion import external_sort, json_stream
 from pipelines.ingestion.config import ShapesConfig
+from pipelines.ingestion.corpora import is_of_shapes
 from pipelines.ingestion.image_source import read_size_hw
 from pipelines.ingestion.reader import Input, Reader
 from pipelines.ingestion.shapes_corpus import write_shapes
 from pipelines.ingestion.shapes_scenes import LANGUAGE_STREAM, mask_id
 from pipelines.ingestion.shapes_video import views
-from pipelines.ingestion.video_frames import VideoLayout
 from samtok import masks
 from samtok.errors import ConfigError, DataError
 from samtok.shapes import WorldConfig, make_scene, referring_expressions
@@ -351,7 +351,7 @@ def test_options_that_do_not_go_together_are_refused(what):
 # ---------------------------------------------------------------- synthetic videos
 
 
-def synthetic(root: str, layout: VideoLayout) -> tuple[ShapesConfig, Reader]:
+def synthetic(root: str, layout: Any) -> tuple[ShapesConfig, Reader]:
     config = ShapesConfig(
         out=f"{root}/{layout}", format=layout, num_images=5, seed=4, frames=7, world=WorldConfig.square(48)
     )
@@ -417,6 +417,7 @@ def check_synthetic(config: ShapesConfig, rows: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize("layout", ["sav", "mevis", "revos", "ytvos"])
 def test_synthetic_videos_are_read_back_as_they_were_written(tmp_path, layout):
     config, reader = synthetic(str(tmp_path), layout)
+    assert is_of_shapes(reader.source)
     rows, rejects = read_all(reader)
     check_synthetic(config, rows)
     assert {one["reason"] for one in rejects} <= {"target_absent", "targets_nowhere"}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipelines.ingestion.config import ExpressionsConfig, Format, ShapesConfig
-from pipelines.ingestion.corpora import CorpusConfig, CorpusSpec, require_source
+from pipelines.ingestion.corpora import CorpusConfig, CorpusSpec, is_of_shapes, require_source
 from pipelines.ingestion.image_source import read_image
 from pipelines.ingestion.known_datasets import parts_of
 from pipelines.ingestion.readers import READERS
@@ -74,7 +74,7 @@ def in_turns(texts: list[str]) -> dict[str, Any]:
     return {"turns": [{"role": roles[place % 2], "text": text} for place, text in enumerate(texts)]}
 
 
-def said_of(scene: Scene, **counts: int) -> list[Expression]:
+def said_of(scene: Scene, **counts: Any) -> list[Expression]:
     rng = np.random.default_rng([scene.seed, scene.index, LANGUAGE_STREAM])
     return referring_expressions(scene, rng, **vars(ExpressionsConfig(**counts)))
 
@@ -291,7 +291,9 @@ def rows_read(root: str, case: str) -> list[dict[str, Any]]:
     num_masks = write_shapes(config)
     parts = {**parts_of(about.known, root, about.split), **about.changed}
     del parts["root"]
-    rows, rejects = read_all(CorpusSpec.of_parts(parts, case, "corpora").below(root).reader())
+    spec = CorpusSpec.of_parts(parts, case, "corpora").below(root)
+    assert is_of_shapes(spec.corpus.source)
+    rows, rejects = read_all(spec.reader())
     assert not rejects
     if layout != "visual7w":  # where only boxes that are asked for are read
         assert num_masks == sum(len(row["masks"]) for row in rows)
