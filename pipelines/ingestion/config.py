@@ -36,7 +36,33 @@ Format = Literal[
     "mevis",
     "gar",
     "segllm",
+    "osprey",
+    "groundingsuite",
+    "mdvp",
+    "dlc",
+    "dam_tar",
+    "easyr1",
+    "revos",
+    "ytvos",
+    "visual7w",
+    "invig",
+    "copsref",
+    "v3det",
 ]
+
+_WITH_EXPRESSIONS = ("refer", "mevis", "revos", "ytvos", "groundingsuite", "easyr1", "visual7w", "copsref")
+_WITH_FRAMES = ("sav", "mevis", "revos", "ytvos")
+_ONE_TARGET = ("ytvos", "visual7w", "copsref")
+_JPEG_ONLY = {
+    "sa1b": "SA-1B",
+    "ade20k": "ADE20K",
+    "sav": "SA-V",
+    "mevis": "MeViS",
+    "revos": "ReVOS",
+    "ytvos": "Ref-YouTube-VOS",
+    "dam_tar": "DAM",
+    "copsref": "Cops-Ref",
+}
 
 
 @config
@@ -78,62 +104,79 @@ class ShapesConfig:
     image), lisa (LISA++: questions, and objects as in COCO), pixelweb (a matrix and classes beside each
     image), masks (PNGs in a folder), labelme (a JSON beside each image), yolo (a text file for each image),
     sav (SA-V: masklets of videos), mevis (MeViS: expressions of videos), gar (Arrow streams of conversations
-    about regions), segllm (conversations of several rounds)."""
+    about regions), segllm (conversations of several rounds), osprey (descriptions of regions, and
+    conversations), groundingsuite (a line for each expression), mdvp (questions and captions of regions), dlc
+    (DLC-Bench: questions that judge descriptions), dam_tar (DAM's archives), easyr1 (Parquet of prompts with
+    embedded images), revos, ytvos (ReVOS, Ref-YouTube-VOS: expressions of videos), visual7w, invig, copsref
+    and v3det (boxes without masks: questions, dialogues, expressions, labels)."""
     world: WorldConfig = field(default_factory=WorldConfig)
     expressions: ExpressionsConfig = field(default_factory=ExpressionsConfig)
-    """refer: expressions of each scene; mevis: likewise, by attributes whatever the families."""
+    """refer, easyr1: expressions of each scene; groundingsuite: those that mean something; visual7w, copsref:
+    those that mean one shape; mevis, revos, and with one shape ytvos: by attributes whatever the families."""
     seed: AtLeast0 = 0
     """Which family of scenes; splits of one family differ in their index range."""
     first_index: AtLeast0 = 0
     """First scene. Ranges that do not overlap are disjoint splits."""
     num_images: AtLeast1 = 1000
-    """Scenes to write; sav, mevis: videos."""
+    """Scenes to write; sav, mevis, revos, ytvos: videos."""
     split: str = "train"
-    """Name of the split, of the image folder and of the annotation file; not for sa1b."""
+    """Name of the split, and in most layouts of the image folder and of the annotation file; not for sa1b."""
     segmentation: Literal["rle", "polygon"] = "rle"
-    """coco, refer, lisa, segllm: compressed RLE, or a polygon where one polygon is exactly the mask and RLE
-    elsewhere; labelme: likewise, with shapes of type mask for RLE."""
+    """coco, refer, lisa, segllm, osprey: compressed RLE, or a polygon where one polygon is exactly the mask
+    and RLE elsewhere; labelme: likewise, with shapes of type mask for RLE."""
     crowd_share: Share = 0.0
     """coco, refer, lisa, segllm, panoptic, cityscapes: share of annotations that are crowds (the first four:
     iscrowd 1, uncompressed RLE; cityscapes, cityscapes_polygons: a group of its class); labelme: of shapes
-    that have the flag crowd; reasonseg: of shapes that are ignored, unless they are meant."""
+    that have the flag crowd; v3det: of boxes that have iscrowd 1; reasonseg: of shapes that are ignored,
+    unless they are meant."""
     image_format: Literal["jpg", "png"] = "jpg"
-    """Image files. SA-1B, ADE20K and videos have JPEG only; cityscapes, cityscapes_polygons and pixelweb are
-    PNG whatever is said here."""
+    """Image files. SA-1B, ADE20K, DAM's archives, Cops-Ref and videos have JPEG only; cityscapes,
+    cityscapes_polygons and pixelweb are PNG whatever is said here."""
     jpeg_quality: Annotated[int, Interval(ge=1, le=95)] = 95
     """JPEG quality."""
     layout: Literal["flat", "nested", "tar"] = "nested"
     """sa1b: one folder, numbered sub-folders, or uncompressed archives as published."""
     images_per_folder: AtLeast1 = 1000
-    """sa1b, gar: images per sub-folder, archive or stream; an archive or stream is held in memory while it is
-    made. sav: videos per sub-folder."""
+    """sa1b, gar, dam_tar, easyr1: images per sub-folder, archive, stream or Parquet file; such a file is held
+    in memory while it is made. sav: videos per sub-folder."""
     mask_layout: Literal["objects", "labelmap"] = "objects"
     """masks: a PNG for each shape, or one for each image with the kinds of shapes as values."""
     frames: AtLeast1 = 8
-    """sav, mevis: annotated frames of each video, in which a camera pans over a scene and back."""
+    """sav, mevis, revos, ytvos: annotated frames of each video, in which a camera pans over a scene and
+    back."""
     dry_run: bool = False
     """Print the resolved config and what would be written, and write nothing."""
 
     def check(self) -> None:
-        """Refuses a split that is no plain name, and PNGs of what has JPEGs only."""
+        """Refuses a split that is no plain name, PNGs of what has JPEGs only, and texts about nothing."""
         if not self.split.isidentifier():
             raise ConfigError(f"--.split must be a plain name such as train or val2017, got {self.split!r}.")
-        published = {"sa1b": "SA-1B", "ade20k": "ADE20K", "sav": "SA-V", "mevis": "MeViS"}
-        name = published.get(self.format)
+        name = _JPEG_ONLY.get(self.format)
         if name and self.image_format != "jpg":
             raise ConfigError(f"{name} has JPEG images only; drop --.image-format {self.image_format}.")
+        wanted = self.expressions
+        if self.format in _ONE_TARGET and not wanted.single:
+            raise ConfigError(
+                f"--.format {self.format} has only expressions that mean one shape; "
+                "--.expressions.single must be >= 1, got 0."
+            )
+        if self.format == "groundingsuite" and not wanted.single + wanted.multi:
+            raise ConfigError(
+                "--.format groundingsuite has only expressions that mean something; --.expressions.single or "
+                "--.expressions.multi must be >= 1, got 0."
+            )
 
     def identity(self) -> dict[str, Any]:
         """Returns all that decides the corpus, as plain JSON values; not where it is."""
         fields = dataclasses.asdict(self)
         del fields["out"], fields["dry_run"]
-        if self.format in ("refer", "mevis"):
+        if self.format in _WITH_EXPRESSIONS:
             fields["expressions"]["families"] = list(self.expressions.families)
         else:
             del fields["expressions"]
         if self.format != "masks":
             del fields["mask_layout"]
-        if self.format not in ("sav", "mevis"):
+        if self.format not in _WITH_FRAMES:
             del fields["frames"]
         fields["world"]["sizes_hw"] = [list(size) for size in self.world.sizes_hw]
         fields["world"] = {k: list(v) if isinstance(v, tuple) else v for k, v in fields["world"].items()}

@@ -167,6 +167,16 @@ def reader_of(corpus: CorpusConfig) -> Reader:
     )
 
 
+_FORMATS = {
+    "labelmap": "ade20k",
+    "parquet": "easyr1",
+    "regions": "groundingsuite",
+    "sav_masks": "sav",
+    "videorefer": "mevis",
+}
+"""Formats of ``jobs/make_shapes.py`` that readers and layouts of videos read, where names differ."""
+
+
 def require_source(corpus: CorpusConfig) -> None:
     """Refuses a corpus whose source is not there.
 
@@ -177,11 +187,8 @@ def require_source(corpus: CorpusConfig) -> None:
         for spec in mixed(corpus):
             require_source(spec.corpus)
         return
-    layouts = {"labelmap": "ade20k"}  # of readers whose own make_shapes does not write
-    layouts |= dict.fromkeys(("osprey", "parquet", "visual7w", "invig", "copsref"), "coco")
-    layouts["video"] = "sav" if (corpus.video_layout or "").startswith("sav") else "mevis"
-    layouts |= dict.fromkeys(("regions", "dlc", "dam_tar"), "dam")
-    layout = layouts.get(corpus.reader, corpus.reader)
+    layout = corpus.video_layout if corpus.reader == "video" else corpus.reader
+    layout = _FORMATS.get(layout or "", layout)
     layout = "cityscapes" if (corpus.encoding or "").startswith("cityscapes") else layout
     command = f"python jobs/make_shapes.py --format {layout} --out runs/shapes"
     require(corpus.source, flag=f"source of the corpus {corpus.dataset or corpus.reader}", command=command)
@@ -207,8 +214,8 @@ def sources_of(corpus: CorpusConfig) -> list[str]:
 
 def is_of_shapes(source: str) -> bool:
     """Returns whether ``jobs/make_shapes.py`` wrote a corpus: it leaves a mark in its folder, which is the
-    source or at most two levels above."""
-    above = [source.rstrip("/").rsplit("/", levels)[0] for levels in range(3)]
+    source or at most three levels above."""
+    above = [source.rstrip("/").rsplit("/", levels)[0] for levels in range(4)]
     folders = [folder for folder in above if folder and not folder.endswith((":", "/"))]
     return any(storage.exists(storage.join(folder, shapes.COMPLETE)) for folder in folders)
 

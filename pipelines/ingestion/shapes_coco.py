@@ -1,6 +1,6 @@
 """Synthetic scenes as COCO instances (cocodataset/cocoapi, annotation format)."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from pipelines import storage
@@ -16,14 +16,29 @@ def coco_files(config: ShapesConfig) -> int:
     return write_instances(name, common.pictured(config), config)
 
 
-def write_instances(name: str, scenes: Iterable[Scene], config: ShapesConfig) -> int:
-    """Writes scenes as they come to an instances file of that name; returns the number of masks."""
+def write_instances(
+    name: str,
+    scenes: Iterable[Scene],
+    config: ShapesConfig,
+    *,
+    folder: str = "",
+    change: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> int:
+    """Writes scenes as they come to an instances file of that name; returns the number of masks.
+
+    Args:
+        name: Of the file, below the corpus.
+        scenes: All of them.
+        config: Of the corpus.
+        folder: Of the images in their names, with a slash at its end.
+        change: Makes of an annotation of COCO that of another dataset.
+    """
     images, annotations = [], []
     for scene in scenes:
         height, width = scene.size_hw
-        image = {"id": common.image_id(scene), "file_name": common.image_name(scene, config)}
+        image = {"id": common.image_id(scene), "file_name": folder + common.image_name(scene, config)}
         images.append(common.json_bytes({**image, "height": height, "width": width}))
-        annotations += map(common.json_bytes, _annotations(scene, config))
+        annotations += [common.json_bytes(change(one)) for one in _annotations(scene, config)]
     categories = [{"id": i, "name": kind, "supercategory": "shape"} for i, kind in enumerate(KINDS, start=1)]
     parts = [
         *(b'{"info":{"description":"synthetic shapes"},"licenses":[],"images":', common.json_list(images)),
@@ -41,7 +56,7 @@ def _annotations(scene: Scene, config: ShapesConfig) -> list[dict[str, Any]]:
             "id": common.mask_id(scene, number),
             "image_id": common.image_id(scene),
             "category_id": KINDS.index(shape.kind) + 1,
-            "segmentation": _coco_segmentation(shape, config.segmentation, crowd=crowd),
+            "segmentation": segmentation_of(shape, config.segmentation, crowd=crowd),
             "area": int(shape.mask.sum()),
             "bbox": common.bbox_xywh(shape),
             "iscrowd": int(crowd),
@@ -53,7 +68,10 @@ def _annotations(scene: Scene, config: ShapesConfig) -> list[dict[str, Any]]:
     ]
 
 
-def _coco_segmentation(shape: ShapeObject, form: str, *, crowd: bool) -> dict[str, Any] | list[list[int]]:
+def segmentation_of(
+    shape: ShapeObject, form: str, *, crowd: bool = False
+) -> dict[str, Any] | list[list[int]]:
+    """Returns the visible part: of a crowd as uncompressed RLE, else in a form of ``--segmentation``."""
     if crowd:
         height, width = shape.mask.shape
         runs = masks.parse_counts(masks.encode(shape.mask), height=height, width=width)

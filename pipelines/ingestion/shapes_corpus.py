@@ -23,6 +23,22 @@
     YOLO              OUT/labels/train/000000000001.txt, OUT/images/train/000000000001.jpg, OUT/data.yaml
     SA-V              OUT/sav_train/sav_000/sav_000001_auto.json, OUT/frames/sav_000001/00004.jpg
     MeViS             OUT/train/meta_expressions.json, mask_dict.json, JPEGImages/000000000001/00000.jpg
+    ReVOS             OUT/meta_expressions_train_.json, OUT/mask_dict.json,
+                      OUT/JPEGImages/shapes/train/000000000001/00000.jpg
+    Ref-YouTube-VOS   OUT/meta_expressions/train/meta_expressions.json, OUT/train/meta.json,
+                      OUT/train/JPEGImages/000000000001/00000.jpg,
+                      OUT/train/Annotations/000000000001/00000.png
+    Osprey            OUT/osprey_detail_description.json, OUT/osprey_conversation.json,
+                      OUT/train2014/000000000001.jpg
+    GroundingSuite    OUT/GroundingSuite-Eval.jsonl, OUT/train/000000000001.jpg
+    MDVP-Bench        OUT/annotations/mdvp_caption_mask.json, OUT/data/shapes/images/000000000001.jpg
+    DLC-Bench         OUT/annotations.json, OUT/qa.json, OUT/class_names.json, OUT/images/000000000001.jpg
+    DAM, archives     OUT/train/dam_000000.tar
+    EasyR1            OUT/train-00000-of-00001.parquet, with the images in it
+    Visual7W          OUT/dataset_v7w_pointing.json, OUT/images/v7w_1.jpg
+    InViG             OUT/invig21k_train_anns.jsonl, OUT/invig21k_imgs/000000000001.jpg
+    Cops-Ref          OUT/data.json, OUT/images/1.jpg
+    V3Det             OUT/annotations/v3det_2023_v1_train.json, OUT/images/shapes/000000000001.jpg
 
 Image ids are the scene's index + 1, so corpora of disjoint ranges can share a table. The same config gives
 the same bytes: repeating a killed run finishes it, a finished corpus is left alone, and a folder with
@@ -37,6 +53,7 @@ from typing import Any
 
 from pipelines import storage
 from pipelines.ingestion.config import COMPLETE, STARTED, Format, ShapesConfig
+from pipelines.ingestion.shapes_boxes import copsref_files, invig_files, v3det_files, visual7w_files
 from pipelines.ingestion.shapes_coco import coco_files
 from pipelines.ingestion.shapes_folders import labelme_files, mask_files, yolo_files
 from pipelines.ingestion.shapes_layouts import dam_files, granf_files, psg_files, refer_files, vqa_files
@@ -50,7 +67,15 @@ from pipelines.ingestion.shapes_polygons import (
 from pipelines.ingestion.shapes_regions import gar_files, segllm_files
 from pipelines.ingestion.shapes_sa1b import sa1b_files
 from pipelines.ingestion.shapes_scenes import json_bytes
-from pipelines.ingestion.shapes_video import mevis_files, sav_files
+from pipelines.ingestion.shapes_texts import (
+    dam_tar_files,
+    dlc_files,
+    easyr1_files,
+    groundingsuite_files,
+    mdvp_files,
+    osprey_files,
+)
+from pipelines.ingestion.shapes_video import mevis_files, revos_files, sav_files, ytvos_files
 from pipelines.job import config_json
 from samtok.errors import ConfigError
 
@@ -91,6 +116,18 @@ _WRITERS: dict[Format, Callable[[ShapesConfig], int]] = {
     "reasonseg": reasonseg_files,
     "lisa": lisa_files,
     "pixelweb": pixelweb_files,
+    "osprey": osprey_files,
+    "groundingsuite": groundingsuite_files,
+    "mdvp": mdvp_files,
+    "dlc": dlc_files,
+    "dam_tar": dam_tar_files,
+    "easyr1": easyr1_files,
+    "revos": revos_files,
+    "ytvos": ytvos_files,
+    "visual7w": visual7w_files,
+    "invig": invig_files,
+    "copsref": copsref_files,
+    "v3det": v3det_files,
 }
 
 

@@ -14,8 +14,6 @@ Each writer returns the number of masks.
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from pipelines import storage
 from pipelines.ingestion import shapes_scenes as common
 from pipelines.ingestion.config import ShapesConfig
@@ -28,7 +26,6 @@ from samtok.shapes import (
     Scene,
     description,
     grounded_caption,
-    referring_expressions,
     relations,
     text_question,
     visual_question,
@@ -87,8 +84,7 @@ def dam_files(config: ShapesConfig) -> int:
 
 
 def _captioned(scene: Scene, config: ShapesConfig) -> dict[str, Any]:
-    rng = np.random.default_rng([scene.seed, scene.index, common.LANGUAGE_STREAM])
-    caption, spans = grounded_caption(scene, rng)
+    caption, spans = grounded_caption(scene, common.language_rng(scene))
     height, width = scene.size_hw
     return {
         "file_name": common.image_name(scene, config),
@@ -133,7 +129,7 @@ def vqa_files(config: ShapesConfig) -> int:
     """Writes ``vqa.jsonl`` and the images; returns the number of masks, which is 0."""
     lines = []
     for scene in common.pictured(config):
-        rng = np.random.default_rng([scene.seed, scene.index, common.LANGUAGE_STREAM])
+        rng = common.language_rng(scene)
         image = f"{config.split}/{common.image_name(scene, config)}"
         for images, said in (([image], visual_question(scene, rng)), ([], text_question(rng))):
             asked, answer = said
@@ -149,12 +145,10 @@ def vqa_files(config: ShapesConfig) -> int:
 def refer_files(config: ShapesConfig) -> int:
     """Writes refs, instances and images; returns the number of masks."""
     refs: list[bytes] = []
-    wanted: dict[str, Any] = vars(config.expressions)
 
     def noted() -> Iterator[Scene]:
         for scene in common.pictured(config):
-            rng = np.random.default_rng([scene.seed, scene.index, common.LANGUAGE_STREAM])
-            made = referring_expressions(scene, rng, **wanted)
+            made = common.expressions(scene, config)
             refs.extend(common.json_bytes(_ref(scene, i, one, config)) for i, one in enumerate(made, start=1))
             yield scene
 

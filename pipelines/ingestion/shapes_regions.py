@@ -9,8 +9,7 @@ Each writer returns the number of masks.
 """
 
 import io
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -24,11 +23,11 @@ from samtok.shapes import Scene, description, relations
 GAR_BATCH_ROWS = 100
 """Rows of a record batch, as ``datasets`` writes tables with images."""
 
-_RLE = pa.struct([("size", pa.list_(pa.int64())), ("counts", pa.string())])
+RLE = pa.struct([("size", pa.list_(pa.int64())), ("counts", pa.string())])
 GAR_SCHEMA = pa.schema(
     [
         ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-        ("mask_rle", pa.list_(_RLE)),
+        ("mask_rle", pa.list_(RLE)),
         ("conversations", pa.list_(pa.struct([("from", pa.string()), ("value", pa.string())]))),
     ]
 )
@@ -36,15 +35,13 @@ GAR_SCHEMA = pa.schema(
 
 def gar_files(config: ShapesConfig) -> int:
     """Writes ``data-00000-of-00001.arrow`` and so on, ``images_per_folder`` scenes to a file."""
-    count = -(-config.num_images // config.images_per_folder)
-    scenes, num_masks = common.scenes(config), 0
-    for number in range(count):
+    num_masks = 0
+    for uri, scenes in common.scenes_of_files(config, "data-{:05d}-of-{:05d}.arrow"):
         rows = []
-        for scene in islice(scenes, config.images_per_folder):
+        for scene in scenes:
             rows.append(_described(scene, config))
             num_masks += len(scene.objects)
-        name = f"data-{number:05d}-of-{count:05d}.arrow"
-        common.put_new(storage.join(config.out, name), lambda rows=rows: _stream(rows))
+        common.put_new(uri, lambda rows=rows: _stream(rows))
     return num_masks
 
 
@@ -57,15 +54,28 @@ def _stream(rows: list[dict[str, Any]]) -> bytes:
 
 
 def _described(scene: Scene, config: ShapesConfig) -> dict[str, Any]:
-    said = [(f"What is <Prompt{i}>?", description(shape)) for i, shape in enumerate(scene.objects)]
-    for i, word, j in relations(scene):
-        said.append((f"Where is <Prompt{i}>, seen from <Prompt{j}>?", f"<Prompt{i}> is {word} <Prompt{j}>."))
     image = common.image_bytes(scene, config.image_format, config.jpeg_quality)
     return {
         "image": {"bytes": image, "path": common.image_name(scene, config)},
         "mask_rle": [common.rle(shape) for shape in scene.objects],
-        "conversations": _conversation(said),
+        "conversations": about_regions(scene, "<Prompt{}>".format),
     }
+
+
+def about_regions(scene: Scene, name_of: Callable[[int], str]) -> list[dict[str, str]]:
+    """Returns a conversation that describes every shape and says how shapes relate.
+
+    Args:
+        scene: Of the shapes.
+        name_of: Returns how the dataset names a shape by its index in the scene.
+    """
+    names = [name_of(i) for i in range(len(scene.objects))]
+    said = [
+        (f"What is {name}?", description(shape)) for name, shape in zip(names, scene.objects, strict=True)
+    ]
+    for i, word, j in relations(scene):
+        said.append((f"Where is {names[i]}, seen from {names[j]}?", f"{names[i]} is {word} {names[j]}."))
+    return _conversation(said)
 
 
 def segllm_files(config: ShapesConfig) -> int:

@@ -3,7 +3,6 @@
 import io
 import tarfile
 from collections.abc import Callable
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,14 @@ from pipelines.ingestion import shapes_scenes as common
 from pipelines.ingestion.config import ShapesConfig
 from samtok.shapes import Scene
 
+Members = list[tuple[str, Callable[[], bytes]]]
+"""Names of files, and what makes each."""
+
 
 def sa1b_files(config: ShapesConfig) -> int:
     """Writes pairs of files, flat, nested or in archives; returns the number of masks."""
     if config.layout == "tar":
-        return _archives(config)
+        return write_archives(config, "sa_{:06d}.tar", _sa1b_pair)
     num_masks = 0
     for position, scene in enumerate(common.scenes(config)):
         folder = f"sa_{position // config.images_per_folder:06d}"
@@ -28,23 +30,30 @@ def sa1b_files(config: ShapesConfig) -> int:
     return num_masks
 
 
-def _archives(config: ShapesConfig) -> int:
+def write_archives(
+    config: ShapesConfig, name: str, members_of: Callable[[Scene, ShapesConfig], Members]
+) -> int:
+    """Writes archives of ``images_per_folder`` scenes; returns the number of masks.
+
+    Args:
+        config: Of the corpus.
+        name: Of an archive, as ``shapes_scenes.scenes_of_files`` takes it.
+        members_of: Returns the files of a scene.
+    """
     num_masks = 0
-    made = common.scenes(config)
-    for number in range(-(-config.num_images // config.images_per_folder)):
-        uri = storage.join(config.out, f"sa_{number:06d}.tar")
+    for uri, made in common.scenes_of_files(config, name):
         wanted = not storage.exists(uri)
         members: list[tuple[str, bytes]] = []  # as bytes: scenes are a multiple of their files
-        for scene in islice(made, config.images_per_folder):
+        for scene in made:
             num_masks += len(scene.objects)
             if wanted:
-                members += [(name, make()) for name, make in _sa1b_pair(scene, config)]
+                members += [(name, make()) for name, make in members_of(scene, config)]
         if wanted:
             storage.write_bytes(uri, _tar_bytes(members))
     return num_masks
 
 
-def _sa1b_pair(scene: Scene, config: ShapesConfig) -> list[tuple[str, Callable[[], bytes]]]:
+def _sa1b_pair(scene: Scene, config: ShapesConfig) -> Members:
     stem = f"sa_{common.image_id(scene)}"
     return [
         (f"{stem}.jpg", lambda: common.image_bytes(scene, "jpg", config.jpeg_quality)),

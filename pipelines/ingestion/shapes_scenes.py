@@ -4,6 +4,7 @@ import io
 import json
 import logging
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from pipelines import storage
 from pipelines.ingestion.config import ShapesConfig
 from samtok import masks
-from samtok.shapes import Scene, ShapeObject, make_scene
+from samtok.shapes import Expression, Scene, ShapeObject, make_scene, referring_expressions
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,19 @@ def scenes(config: ShapesConfig) -> Iterator[Scene]:
         yield make_scene(config.seed, config.first_index + done, config.world)
 
 
+def scenes_of_files(config: ShapesConfig, name: str) -> Iterator[tuple[str, Iterator[Scene]]]:
+    """Yields the URI of each file of ``images_per_folder`` scenes, and these, to be taken before the next.
+
+    Args:
+        name: Below the corpus, with places for the number of the file and how many there are:
+            ``data-{:05d}-of-{:05d}.arrow``.
+    """
+    count = -(-config.num_images // config.images_per_folder)
+    made = scenes(config)
+    for number in range(count):
+        yield storage.join(config.out, name.format(number, count)), islice(made, config.images_per_folder)
+
+
 def put_new(uri: str, make: Callable[[], bytes]) -> None:
     """Writes an object unless it is there, which is then the same: writes are whole and bytes repeat."""
     if not storage.exists(uri):
@@ -44,11 +58,32 @@ def image_name(scene: Scene, config: ShapesConfig) -> str:
 def pictured(config: ShapesConfig, folder: str = "") -> Iterator[Scene]:
     """Makes the scenes of a corpus; writes each image to the folder of the split unless it is there, below a
     folder of the corpus."""
-    place = storage.join(config.out, folder) if folder else config.out
+    place = f"{folder}/{config.split}" if folder else config.split
+    return pictured_as(config, lambda scene: f"{place}/{image_name(scene, config)}")
+
+
+def pictured_as(config: ShapesConfig, name_of: Callable[[Scene], str]) -> Iterator[Scene]:
+    """Makes the scenes of a corpus; writes each image under its name below the corpus unless it is there."""
     for scene in scenes(config):
-        uri = storage.join(place, config.split, image_name(scene, config))
+        uri = storage.join(config.out, name_of(scene))
         put_new(uri, lambda scene=scene: image_bytes(scene, config.image_format, config.jpeg_quality))
         yield scene
+
+
+def language_rng(scene: Scene) -> np.random.Generator:
+    """Returns the random stream of a scene's texts."""
+    return np.random.default_rng([scene.seed, scene.index, LANGUAGE_STREAM])
+
+
+def expressions(scene: Scene, config: ShapesConfig, **changed: Any) -> list[Expression]:
+    """Draws the referring expressions of a scene that ``--expressions`` asks for, but for what is changed."""
+    wanted: dict[str, Any] = {**vars(config.expressions), **changed}
+    return referring_expressions(scene, language_rng(scene), **wanted)
+
+
+def single_expressions(scene: Scene, config: ShapesConfig, **changed: Any) -> list[Expression]:
+    """Draws those of ``expressions`` that mean one shape."""
+    return expressions(scene, config, multi=0, none=0, **changed)
 
 
 def image_bytes(scene: Scene, image_format: str, jpeg_quality: int) -> bytes:
@@ -97,3 +132,11 @@ def bbox_xywh(shape: ShapeObject) -> list[float]:
 def rle(shape: ShapeObject) -> dict[str, Any]:
     """Returns the visible part as compressed RLE."""
     return {"size": list(shape.mask.shape), "counts": masks.encode(shape.mask)}
+
+
+def box_xyxy(mask: np.ndarray) -> list[float]:
+    """Returns left, top, right and bottom edge in pixels of a mask with a pixel."""
+    box = masks.box_of(mask)
+    assert box is not None
+    left, top, right, bottom = box
+    return [float(left), float(top), float(right + 1), float(bottom + 1)]

@@ -1,30 +1,36 @@
 """Synthetic videos with exact masks: a camera pans over a scene and back, so objects vanish and return.
 
 - sav: masklets in SA-V's JSON (facebookresearch/sam2, sav_dataset/README.md), every fourth frame annotated;
-- mevis: expressions and ``mask_dict.json`` (henghuiding/MeViS).
+- mevis: expressions and ``mask_dict.json`` (henghuiding/MeViS);
+- revos: the same with sizes, kinds of expressions and names of videos that are paths (cilinyan/ReVOS-api);
+- ytvos: expressions of one object and palette PNGs (Ref-YouTube-VOS; wjn922/ReferFormer, docs/data.md).
 
 A video has the scene's index + 1 as its number. Only frames with masks are written. Expressions name kinds,
 colours and sizes alone, which the camera does not change, of all shapes of the scene; so there may be one
-whose shapes no frame shows. Each writer returns the number of masks that have a pixel.
+whose shapes no frame shows, except in ytvos. Each writer returns the number of masks that have a pixel.
 """
 
 import dataclasses
+import io
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
+from PIL import Image
 
 from pipelines import storage
 from pipelines.ingestion import shapes_scenes as common
 from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.video_sav import FRAMES_APART
 from samtok import masks
-from samtok.shapes import Scene, referring_expressions
+from samtok.shapes import Scene
 
 _VIEW = 0.55  # sides of the view as shares of the scene's: little enough for most objects to leave it
 _FRAMES_PER_S = 24
+_PALETTE = [number * step % 256 for number in range(256) for step in (67, 101, 151)]
+_REFERRING, _NO_TARGET = 0, 2  # type_id of ReVOS
 
 
 class View(NamedTuple):
@@ -92,14 +98,26 @@ def _masklets(name: str, masklet: list[list[dict[str, Any]]], config: ShapesConf
 
 def mevis_files(config: ShapesConfig) -> int:
     """Writes ``meta_expressions.json``, ``mask_dict.json`` and ``JPEGImages`` to the folder of the split."""
+    return _mask_dict_files(config, storage.join(config.out, config.split), "meta_expressions.json")
+
+
+def revos_files(config: ShapesConfig) -> int:
+    """Writes ``meta_expressions_SPLIT_.json``, ``mask_dict.json`` and ``JPEGImages/shapes/SPLIT``."""
+    name = f"meta_expressions_{config.split}_.json"
+    return _mask_dict_files(config, config.out, name, folder=f"shapes/{config.split}/")
+
+
+def _mask_dict_files(config: ShapesConfig, root: str, meta: str, *, folder: str = "") -> int:
+    """Writes videos with a file of all masks; ``folder`` comes before their names."""
     videos: list[bytes] = []
     mask_dict: list[bytes] = []
     num_masks = 0
-    root = storage.join(config.out, config.split)
     for scene in common.scenes(config):
-        name = f"{common.image_id(scene):012d}"
+        name = f"{folder}{common.image_id(scene):012d}"
         frames, by_object = [], [[] for _ in scene.objects]
+        size_hw = (0, 0)
         for view in views(scene, config.frames):
+            size_hw = view.scene.size_hw
             frames.append(f"{view.number:05d}")
             _put_frame(storage.join(root, "JPEGImages", name, f"{frames[-1]}.jpg"), view, config)
             for listed, mask in zip(by_object, view.visible, strict=True):
@@ -112,25 +130,76 @@ def mevis_files(config: ShapesConfig) -> int:
             "frames": frames,
             "expressions": _expressions(scene, config),
         }
+        if config.format == "revos":
+            video |= {"height": size_hw[0], "width": size_hw[1]}
         videos.append(b'"%b":' % name.encode() + common.json_bytes(video))
     body = b'{"videos":{\n' + b",\n".join(videos) + b"\n}}\n"
-    storage.write_bytes(storage.join(root, "meta_expressions.json"), body)
+    storage.write_bytes(storage.join(root, meta), body)
     storage.write_bytes(storage.join(root, "mask_dict.json"), b"{\n" + b",\n".join(mask_dict) + b"\n}\n")
     return num_masks
 
 
 def _expressions(scene: Scene, config: ShapesConfig) -> dict[str, Any]:
-    rng = np.random.default_rng([scene.seed, scene.index, common.LANGUAGE_STREAM])
-    wanted = {name: getattr(config.expressions, name) for name in ("single", "multi", "none")}
-    made = referring_expressions(scene, rng, families=("attributes",), **wanted)
-    return {
-        str(number): {
+    found: dict[str, dict[str, Any]] = {}
+    for number, one in enumerate(common.expressions(scene, config, families=("attributes",))):
+        found[str(number)] = {
             "exp": one.text,
             "obj_id": list(one.targets),
             "anno_id": [common.mask_id(scene, target + 1) for target in one.targets],
         }
-        for number, one in enumerate(made)
-    }
+        if config.format == "revos":
+            found[str(number)]["type_id"] = _REFERRING if one.targets else _NO_TARGET
+    return found
+
+
+def ytvos_files(config: ShapesConfig) -> int:
+    """Writes ``meta_expressions/SPLIT/meta_expressions.json``, and to the folder of the split ``meta.json``,
+    ``JPEGImages`` and ``Annotations``."""
+    videos: list[bytes] = []
+    objects: list[bytes] = []
+    num_masks = 0
+    root = storage.join(config.out, config.split)
+    for scene in common.scenes(config):
+        name = f"{common.image_id(scene):012d}"
+        frames, shown = [], [[] for _ in scene.objects]
+        for view in views(scene, config.frames):
+            frames.append(f"{view.number:05d}")
+            _put_frame(storage.join(root, "JPEGImages", name, f"{frames[-1]}.jpg"), view, config)
+            uri = storage.join(root, "Annotations", name, f"{frames[-1]}.png")
+            common.put_new(uri, lambda view=view: _palette_png(view))
+            for listed, mask in zip(shown, view.visible, strict=True):
+                listed += [frames[-1]] * bool(mask.any())
+        num_masks += sum(map(len, shown))
+        made = common.single_expressions(scene, config, families=("attributes",))
+        said = {
+            str(number): {"exp": one.text, "obj_id": str(one.targets[0] + 1)}
+            for number, one in enumerate(made)
+            if shown[one.targets[0]]
+        }
+        there = {
+            str(number): {"category": shape.kind, "frames": listed}
+            for number, (shape, listed) in enumerate(zip(scene.objects, shown, strict=True), start=1)
+            if listed
+        }
+        key = b'"%b":' % name.encode()
+        videos.append(key + common.json_bytes({"frames": frames, "expressions": said}))
+        objects.append(key + common.json_bytes({"objects": there}))
+    texts = f"meta_expressions/{config.split}/meta_expressions.json"
+    for path, entries in ((texts, videos), (f"{config.split}/meta.json", objects)):
+        body = b'{"videos":{\n' + b",\n".join(entries) + b"\n}}\n"
+        storage.write_bytes(storage.join(config.out, path), body)
+    return num_masks
+
+
+def _palette_png(view: View) -> bytes:
+    numbers = np.zeros(view.scene.size_hw, np.uint8)
+    for number, mask in enumerate(view.visible, start=1):
+        numbers[mask] = number
+    image = Image.fromarray(numbers)
+    image.putpalette(_PALETTE)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _put_frame(uri: str, view: View, config: ShapesConfig) -> None:

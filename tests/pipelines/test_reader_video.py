@@ -11,12 +11,12 @@ import pytest
 from pipelines import storage
 from pipelines.ingestion import external_sort, json_stream
 from pipelines.ingestion.config import ShapesConfig
+from pipelines.ingestion.corpora import is_of_shapes
 from pipelines.ingestion.image_source import read_size_hw
 from pipelines.ingestion.reader import Input, Reader
 from pipelines.ingestion.shapes_corpus import write_shapes
 from pipelines.ingestion.shapes_scenes import LANGUAGE_STREAM, mask_id
 from pipelines.ingestion.shapes_video import views
-from pipelines.ingestion.video_frames import VideoLayout
 from samtok import masks
 from samtok.errors import ConfigError, DataError
 from samtok.shapes import WorldConfig, make_scene, referring_expressions
@@ -351,7 +351,7 @@ def test_options_that_do_not_go_together_are_refused(what):
 # ---------------------------------------------------------------- synthetic videos
 
 
-def synthetic(root: str, layout: VideoLayout) -> tuple[ShapesConfig, Reader]:
+def synthetic(root: str, layout: Any) -> tuple[ShapesConfig, Reader]:
     config = ShapesConfig(
         out=f"{root}/{layout}", format=layout, num_images=5, seed=4, frames=7, world=WorldConfig.square(48)
     )
@@ -362,6 +362,11 @@ def synthetic(root: str, layout: VideoLayout) -> tuple[ShapesConfig, Reader]:
             "source": f"{config.out}/train/meta_expressions.json",
             "images": f"{config.out}/train/JPEGImages",
         },
+        "revos": {"source": f"{config.out}/meta_expressions_train_.json", "images": config.out},
+        "ytvos": {
+            "source": f"{config.out}/meta_expressions/train/meta_expressions.json",
+            "images": f"{config.out}/train/JPEGImages",
+        },
     }[layout]
     return config, build_reader("video", video_layout=layout, dataset="s", **place)
 
@@ -370,22 +375,26 @@ def check_synthetic(config: ShapesConfig, rows: list[dict[str, Any]]) -> None:
     """What was written is read back: frames, masks bit for bit under the ids of their objects, and texts."""
     found = {row["image_id"]: row for row in rows}
     assert len(rows) == len(found) == config.num_images * config.frames
-    vanished = 0
+    form, vanished = config.format, 0
+    counts = {"single": 2, "multi": 1, "none": 1} if form != "ytvos" else {"single": 2, "multi": 0, "none": 0}
     for index in range(config.num_images):
         scene = make_scene(config.seed, index, config.world)
         rng = np.random.default_rng([scene.seed, scene.index, LANGUAGE_STREAM])
-        wanted = {"single": 2, "multi": 1, "none": 1, "families": ("attributes",)}
-        said = [] if config.format == "sav" else referring_expressions(scene, rng, **wanted)
+        said = [] if form == "sav" else referring_expressions(scene, rng, families=("attributes",), **counts)
         named = sorted({target for one in said for target in one.targets})
-        chosen = range(len(scene.objects)) if config.format == "sav" else named
+        chosen = named if form in ("mevis", "revos") else range(len(scene.objects))
         shown = list(views(scene, config.frames))
         ever = {i for i in chosen if any(view.visible[i].any() for view in shown)}
+        if form == "ytvos":  # what no frame shows is in no file
+            chosen, said = sorted(ever), [one for one in said if one.targets[0] in ever]
+        first = {"sav": 0, "ytvos": 1}.get(form, mask_id(scene, 1))
+        ids = {i: str(first + i) for i in chosen}
         for view in shown:
             name = f"sav_{index + 1:06d}/{4 * view.number:05d}"
-            if config.format == "mevis":
-                name = f"{index + 1:012d}/{view.number:05d}"
+            if form != "sav":
+                folder = "shapes/train/" if form == "revos" else ""
+                name = f"{folder}{index + 1:012d}/{view.number:05d}"
             row = found[name]
-            ids = {i: str(i if config.format == "sav" else mask_id(scene, i + 1)) for i in chosen}
             there = {i: masks.encode(view.visible[i]) if view.visible[i].any() else None for i in chosen}
             assert masks_in(row) == {ids[i]: there[i] for i in chosen}
             vanished += sum(there[i] is None for i in ever)
@@ -395,13 +404,20 @@ def check_synthetic(config: ShapesConfig, rows: list[dict[str, Any]]) -> None:
                 if present or not set(one.targets) & ever:
                     expected[one.text] = present
             assert {made["text"]: made["mask_ids"] for made in row["annotations"]} == expected
+            if form == "revos":
+                kinds = {one.text: ["referring" if one.targets else "nan"] for one in said}
+                assert all(made["tags"] == kinds[made["text"]] for made in row["annotations"])
+            if form == "ytvos":
+                labels = {mask["mask_id"]: mask["label"] for mask in row["masks"]}
+                assert labels == {ids[i]: scene.objects[i].kind for i in chosen}
             assert read_size_hw(row["image_uri"]) == (row["height"], row["width"]) == view.scene.size_hw
     assert vanished
 
 
-@pytest.mark.parametrize("layout", ["sav", "mevis"])
+@pytest.mark.parametrize("layout", ["sav", "mevis", "revos", "ytvos"])
 def test_synthetic_videos_are_read_back_as_they_were_written(tmp_path, layout):
     config, reader = synthetic(str(tmp_path), layout)
+    assert is_of_shapes(reader.source)
     rows, rejects = read_all(reader)
     check_synthetic(config, rows)
     assert {one["reason"] for one in rejects} <= {"target_absent", "targets_nowhere"}
@@ -421,7 +437,7 @@ def test_videos_on_s3_are_read_as_on_a_disk(tmp_path, bucket, layout):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["sav", "mevis"])
+@pytest.mark.parametrize("layout", ["sav", "mevis", "revos", "ytvos"])
 def test_synthetic_videos_on_s3_are_read_back_as_they_were_written(bucket, layout):
     config, reader = synthetic(bucket, layout)
     check_synthetic(config, read_all(reader)[0])

@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from pycocotools.coco import COCO
 
 from jobs import make_shapes
 from pipelines import job as run
-from pipelines.ingestion.config import HELD_OUT_INDEX, PRESETS, ExpressionsConfig, ShapesConfig
+from pipelines.ingestion.config import HELD_OUT_INDEX, PRESETS, ExpressionsConfig, Format, ShapesConfig
 from pipelines.ingestion.shapes_corpus import write_shapes
 from samtok import masks
 from samtok.errors import ConfigError
@@ -196,9 +197,26 @@ def test_a_side_car_has_all_published_fields(tmp_path):
 NAMES = ("coco", "refer", "granf", "psg", "dam", "vqa", "panoptic", "ade20k", "cityscapes", "sav", "mevis")
 NAMES += ("segllm",)
 NAMES += ("cityscapes_polygons", "reasonseg", "lisa", "pixelweb")
+NAMES += (
+    "osprey",
+    "groundingsuite",
+    "mdvp",
+    "dlc",
+    "revos",
+    "ytvos",
+    "visual7w",
+    "invig",
+    "copsref",
+    "v3det",
+)
 FORMATS = [(name, {}) for name in (*NAMES, "masks", "labelme", "yolo")]
-FORMATS += [("masks", {"mask_layout": "labelmap"}), ("gar", {"images_per_folder": 5})]
+FORMATS += [("masks", {"mask_layout": "labelmap"})]
+FORMATS += [(name, {"images_per_folder": 5}) for name in ("gar", "dam_tar", "easyr1")]
 FORMATS += [("sa1b", {"layout": layout, "images_per_folder": 5}) for layout in LAYOUTS]
+
+
+def test_every_format_is_in_the_list_above():
+    assert {name for name, _ in FORMATS} == set(get_args(Format))
 
 
 @pytest.mark.slow
@@ -287,6 +305,12 @@ def test_disjoint_ranges_share_no_id_and_the_same_scene_is_the_same_anywhere(tmp
         ({"split": "../train"}, "--split must be a plain name"),
         ({"format": "sa1b", "image_format": "png"}, "SA-1B has JPEG images only"),
         ({"format": "ade20k", "image_format": "png"}, "ADE20K has JPEG images only"),
+        ({"format": "copsref", "image_format": "png"}, "Cops-Ref has JPEG images only"),
+        ({"format": "ytvos", "expressions": ExpressionsConfig(single=0)}, "expressions.single must be >= 1"),
+        (
+            {"format": "groundingsuite", "expressions": ExpressionsConfig(single=0, multi=0)},
+            "expressions.single or --.*multi must be >= 1",
+        ),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(fields, message):
