@@ -9,13 +9,13 @@ Needs neither Ray nor a download. The same flags give the same bytes; repeating 
 
 from pipelines import cli
 from pipelines.config import with_places
-from pipelines.ingestion.config import PRESETS, ShapesConfig
+from pipelines.ingestion.synthetic.config import PRESETS, ShapesConfig
 
 
 def main(argv: list[str] | None = None) -> int:
     config = cli.parse(ShapesConfig, PRESETS, argv, doc=__doc__)
     from pipelines import job
-    from pipelines.ingestion.shapes_corpus import make_shapes
+    from pipelines.ingestion.synthetic.corpus import make_shapes
 
     return job.guard(lambda: make_shapes(with_places(config, job.absolute)), config)
 

@@ -8,9 +8,9 @@ import torch
 
 from pipelines import shards
 from pipelines.ingestion.coco import CocoReader
-from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.corpora import CorpusConfig
-from pipelines.ingestion.shapes_corpus import write_shapes as write_corpus
+from pipelines.ingestion.synthetic.config import ShapesConfig
+from pipelines.ingestion.synthetic.corpus import write_shapes as write_corpus
 from pipelines.planning import plans
 from pipelines.tokenization.assemble import Assembler, commit_shard
 from pipelines.tokenization.config import TokenizeCorpusConfig

@@ -9,9 +9,15 @@ from pipelines import storage
 from pipelines.chats.corpus import load_chat_corpus, rows_of
 from pipelines.dialogues.config import ComposeDialoguesConfig, ImportConfig
 from pipelines.dialogues.job import compose_dialogues
-from pipelines.ingestion import shapes_corpus
-from pipelines.ingestion.config import HELD_OUT_INDEX, PRESETS, ExpressionsConfig, Format, ShapesConfig
 from pipelines.ingestion.corpora import CorpusConfig
+from pipelines.ingestion.synthetic import corpus as shapes_corpus
+from pipelines.ingestion.synthetic.config import (
+    HELD_OUT_INDEX,
+    PRESETS,
+    ExpressionsConfig,
+    Format,
+    ShapesConfig,
+)
 from pipelines.tokenization.config import TokenizeCorpusConfig
 from pipelines.tokenization.job import tokenize_corpus
 from samtok import folders

@@ -24,7 +24,6 @@ from pipelines.config import (
     places_of,
     with_places,
 )
-from pipelines.ingestion import config as shapes
 from pipelines.ingestion import mask_files as files_of_masks
 from pipelines.ingestion.known_datasets import parts_of
 from pipelines.ingestion.labelmap import check_options
@@ -32,6 +31,7 @@ from pipelines.ingestion.mixtures import MixtureReader, below, read_entries
 from pipelines.ingestion.orientation import Orientation
 from pipelines.ingestion.reader import Reader
 from pipelines.ingestion.readers import READERS, ReaderKind, ReaderOptions, option_names
+from pipelines.ingestion.synthetic import config as shapes
 from pipelines.ingestion.video_frames import check_options as check_video_options
 from pipelines.inputs import require
 from samtok.config import SYNTHETIC, MaskTokenizerConfig

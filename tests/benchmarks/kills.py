@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 
 from pipelines import storage
-from pipelines.ingestion.config import ShapesConfig
-from pipelines.ingestion.shapes_corpus import make_shapes
+from pipelines.ingestion.synthetic.config import ShapesConfig
+from pipelines.ingestion.synthetic.corpus import make_shapes
 from samtok.shapes import WorldConfig
 from tests.corpora import save_micro_tokenizer
 from tests.jobs import Job, commits, data_digests, job, read_manifest, run_job

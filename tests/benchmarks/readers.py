@@ -19,10 +19,10 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.corpora import CorpusSpec
 from pipelines.ingestion.reader import Input, read_record
-from pipelines.ingestion.shapes_corpus import make_shapes
+from pipelines.ingestion.synthetic.config import ShapesConfig
+from pipelines.ingestion.synthetic.corpus import make_shapes
 from samtok.shapes import WorldConfig
 from tests.benchmarks.measuring import machine
 from tests.benchmarks.planning import measured

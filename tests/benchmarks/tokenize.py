@@ -22,8 +22,8 @@ import numpy as np
 import psutil
 import torch
 
-from pipelines.ingestion.config import HELD_OUT_INDEX, ShapesConfig
-from pipelines.ingestion.shapes_corpus import make_shapes
+from pipelines.ingestion.synthetic.config import HELD_OUT_INDEX, ShapesConfig
+from pipelines.ingestion.synthetic.corpus import make_shapes
 from samtok import images, masks
 from samtok.model.tokenizer import MaskTokenizer
 from samtok.shapes import WorldConfig

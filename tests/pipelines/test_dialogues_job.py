@@ -19,8 +19,8 @@ from pipelines.dialogues.job import compose_dialogues
 from pipelines.dialogues.prepare import Composition, prepare, slices
 from pipelines.dialogues.run import make_chats
 from pipelines.dialogues.style import STYLES
-from pipelines.ingestion.config import ShapesConfig
-from pipelines.ingestion.shapes_corpus import make_shapes
+from pipelines.ingestion.synthetic.config import ShapesConfig
+from pipelines.ingestion.synthetic.corpus import make_shapes
 from pipelines.reports import chats as report
 from samtok import masks
 from samtok.errors import ConfigError, DataError

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipelines import cli
-from pipelines.ingestion.shapes_corpus import make_shapes
+from pipelines.ingestion.synthetic.corpus import make_shapes
 from tests.printed import JOBS, ROOT, parsed_by
 
 pytestmark = [pytest.mark.slow, pytest.mark.numerics]

@@ -15,11 +15,11 @@ from jobs.train_mllm import main as train_mllm
 from jobs.train_tokenizer import main as train_tokenizer
 from pipelines import storage
 from pipelines.ingestion.coco import CocoReader
-from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.peek import peek
 from pipelines.ingestion.reader import Input, Reader
 from pipelines.ingestion.refer import ReferReader
-from pipelines.ingestion.shapes_corpus import make_shapes
+from pipelines.ingestion.synthetic.config import ShapesConfig
+from pipelines.ingestion.synthetic.corpus import make_shapes
 from samtok.shapes import WorldConfig
 from tests.mllm_evaluations import World, write_chats
 from tests.readers import build_reader

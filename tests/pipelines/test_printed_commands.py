@@ -27,8 +27,8 @@ import pytest
 from jobs.compose_dialogues import main as compose_dialogues
 from jobs.evaluate_mllm import main as evaluate_mllm
 from jobs.tokenize_corpus import main as tokenize_corpus
-from pipelines.ingestion.config import ShapesConfig
-from pipelines.ingestion.shapes_corpus import make_shapes
+from pipelines.ingestion.synthetic.config import ShapesConfig
+from pipelines.ingestion.synthetic.corpus import make_shapes
 from samtok.shapes import WorldConfig, make_scene
 from samtok.words import format_words
 from tests import printed

@@ -16,10 +16,10 @@ from PIL import Image
 from jobs.tokenize_corpus import main as tokenize_corpus
 from pipelines import storage
 from pipelines.ingestion import external_sort, folder_reader
-from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.peek import peek
 from pipelines.ingestion.reader import Input, read_record
-from pipelines.ingestion.shapes_corpus import write_shapes
+from pipelines.ingestion.synthetic.config import ShapesConfig
+from pipelines.ingestion.synthetic.corpus import write_shapes
 from pipelines.shards import load_manifest
 from samtok import masks
 from samtok.errors import DataError

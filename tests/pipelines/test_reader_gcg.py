@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipelines.ingestion import spans
-from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.image_source import read_size_hw
-from pipelines.ingestion.shapes_corpus import write_shapes
 from pipelines.ingestion.spans import Span
+from pipelines.ingestion.synthetic.config import ShapesConfig
+from pipelines.ingestion.synthetic.corpus import write_shapes
 from samtok import masks
 from samtok.errors import DataError
 from samtok.shapes import WorldConfig, make_scene

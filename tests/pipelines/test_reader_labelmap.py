@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipelines import storage
-from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.corpora import CorpusSpec
 from pipelines.ingestion.image_source import read_size_hw
 from pipelines.ingestion.label_encodings import ENCODINGS
 from pipelines.ingestion.reader import Input, Reader
-from pipelines.ingestion.shapes_corpus import write_shapes
-from pipelines.ingestion.shapes_scenes import crowds
+from pipelines.ingestion.synthetic.config import ShapesConfig
+from pipelines.ingestion.synthetic.corpus import write_shapes
+from pipelines.ingestion.synthetic.scenes import crowds
 from samtok import masks
 from samtok.errors import ConfigError, DataError
 from samtok.shapes import KINDS, Scene, WorldConfig, make_scene

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines import storage
-from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.image_source import read_size_hw
 from pipelines.ingestion.reader import Input, Reader
-from pipelines.ingestion.shapes_corpus import write_shapes
+from pipelines.ingestion.synthetic.config import ShapesConfig
+from pipelines.ingestion.synthetic.corpus import write_shapes
 from samtok import masks
 from samtok.errors import ConfigError, DataError
 from samtok.shapes import WorldConfig, make_scene

@@ -15,11 +15,11 @@ from PIL import Image
 
 from pipelines import storage
 from pipelines.ingestion import external_sort, label_maps
-from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.image_source import read_size_hw
 from pipelines.ingestion.reader import Input, Reader
-from pipelines.ingestion.shapes_corpus import write_shapes
-from pipelines.ingestion.shapes_scenes import crowds
+from pipelines.ingestion.synthetic.config import ShapesConfig
+from pipelines.ingestion.synthetic.corpus import write_shapes
+from pipelines.ingestion.synthetic.scenes import crowds
 from samtok import masks
 from samtok.errors import DataError
 from samtok.shapes import WorldConfig, make_scene

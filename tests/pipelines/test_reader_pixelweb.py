@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from pipelines import storage
 from pipelines.ingestion import label_maps
-from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.image_source import read_size_hw
 from pipelines.ingestion.pixelweb import matrix_of
 from pipelines.ingestion.reader import Reader
-from pipelines.ingestion.shapes_corpus import write_shapes
+from pipelines.ingestion.synthetic.config import ShapesConfig
+from pipelines.ingestion.synthetic.corpus import write_shapes
 from samtok import masks
 from samtok.errors import DataError
 from samtok.shapes import WorldConfig, make_scene

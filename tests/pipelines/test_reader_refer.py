@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.ingestion import safe_pickle
-from pipelines.ingestion.config import ExpressionsConfig, ShapesConfig
 from pipelines.ingestion.refer import ReferReader, selects
-from pipelines.ingestion.shapes_corpus import write_shapes
+from pipelines.ingestion.synthetic.config import ExpressionsConfig, ShapesConfig
+from pipelines.ingestion.synthetic.corpus import write_shapes
 from samtok import masks
 from samtok.errors import ConfigError, DataError
 from samtok.shapes import WorldConfig, make_scene

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipelines.ingestion import arrow_cells, image_source, parquet_cells
-from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.reader import Input, Reader
-from pipelines.ingestion.shapes_corpus import write_shapes
+from pipelines.ingestion.synthetic.config import ShapesConfig
+from pipelines.ingestion.synthetic.corpus import write_shapes
 from samtok import masks
 from samtok.errors import ConfigError, DataError
 from samtok.shapes import WorldConfig, description, make_scene

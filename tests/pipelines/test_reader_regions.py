@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines.ingestion.config import ShapesConfig
-from pipelines.ingestion.shapes_corpus import write_shapes
+from pipelines.ingestion.synthetic.config import ShapesConfig
+from pipelines.ingestion.synthetic.corpus import write_shapes
 from samtok import masks
 from samtok.errors import DataError
 from samtok.shapes import WorldConfig, description, make_scene

@@ -15,12 +15,12 @@ from PIL import Image
 
 from pipelines import storage
 from pipelines.ingestion import mask_files
-from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.reader import Reader
 from pipelines.ingestion.segllm import SegllmReader
 from pipelines.ingestion.segllm_rounds import NO_TARGET, rounds_of
-from pipelines.ingestion.shapes_corpus import write_shapes
-from pipelines.ingestion.shapes_scenes import crowds
+from pipelines.ingestion.synthetic.config import ShapesConfig
+from pipelines.ingestion.synthetic.corpus import write_shapes
+from pipelines.ingestion.synthetic.scenes import crowds
 from samtok import masks
 from samtok.errors import ConfigError, DataError
 from samtok.shapes import WorldConfig, make_scene, relations

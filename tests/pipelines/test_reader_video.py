@@ -10,13 +10,13 @@ import pytest
 
 from pipelines import storage
 from pipelines.ingestion import external_sort, json_stream
-from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.corpora import is_of_shapes
 from pipelines.ingestion.image_source import read_size_hw
 from pipelines.ingestion.reader import Input, Reader
-from pipelines.ingestion.shapes_corpus import write_shapes
-from pipelines.ingestion.shapes_scenes import LANGUAGE_STREAM, mask_id
-from pipelines.ingestion.shapes_video import views
+from pipelines.ingestion.synthetic.config import ShapesConfig
+from pipelines.ingestion.synthetic.corpus import write_shapes
+from pipelines.ingestion.synthetic.scenes import LANGUAGE_STREAM, mask_id
+from pipelines.ingestion.synthetic.video import views
 from samtok import masks
 from samtok.errors import ConfigError, DataError
 from samtok.shapes import WorldConfig, make_scene, referring_expressions

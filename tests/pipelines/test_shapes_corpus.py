@@ -14,8 +14,14 @@ from pycocotools.coco import COCO
 
 from jobs import make_shapes
 from pipelines import job as run
-from pipelines.ingestion.config import HELD_OUT_INDEX, PRESETS, ExpressionsConfig, Format, ShapesConfig
-from pipelines.ingestion.shapes_corpus import write_shapes
+from pipelines.ingestion.synthetic.config import (
+    HELD_OUT_INDEX,
+    PRESETS,
+    ExpressionsConfig,
+    Format,
+    ShapesConfig,
+)
+from pipelines.ingestion.synthetic.corpus import write_shapes
 from samtok import masks
 from samtok.errors import ConfigError
 from samtok.shapes import KINDS, WorldConfig, make_scene

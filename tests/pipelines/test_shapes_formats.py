@@ -9,13 +9,13 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import pytest
 
-from pipelines.ingestion.config import ExpressionsConfig, Format, ShapesConfig
 from pipelines.ingestion.corpora import CorpusConfig, CorpusSpec, is_of_shapes, require_source
 from pipelines.ingestion.image_source import read_image
 from pipelines.ingestion.known_datasets import parts_of
 from pipelines.ingestion.readers import READERS
-from pipelines.ingestion.shapes_corpus import write_shapes
-from pipelines.ingestion.shapes_scenes import LANGUAGE_STREAM, crowds
+from pipelines.ingestion.synthetic.config import ExpressionsConfig, Format, ShapesConfig
+from pipelines.ingestion.synthetic.corpus import write_shapes
+from pipelines.ingestion.synthetic.scenes import LANGUAGE_STREAM, crowds
 from samtok import masks
 from samtok.errors import ConfigError
 from samtok.shapes import (

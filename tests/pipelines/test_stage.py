@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from pipelines import shards
-from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.reader import Input
-from pipelines.ingestion.shapes_corpus import make_shapes
+from pipelines.ingestion.synthetic.config import ShapesConfig
+from pipelines.ingestion.synthetic.corpus import make_shapes
 from pipelines.planning import plans
 from pipelines.tokenization import chunks
 from pipelines.tokenization.assemble import Assembler, summarize

@@ -15,9 +15,9 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines import storage
-from pipelines.ingestion import shapes_scenes as common
-from pipelines.ingestion.config import ShapesConfig
-from pipelines.ingestion.shapes_coco import write_instances
+from pipelines.ingestion.synthetic import scenes as common
+from pipelines.ingestion.synthetic.coco import write_instances
+from pipelines.ingestion.synthetic.config import ShapesConfig
 from samtok.shapes import Scene, description, relations
 
 GAR_BATCH_ROWS = 100

@@ -52,22 +52,22 @@ from collections.abc import Callable
 from typing import Any
 
 from pipelines import storage
-from pipelines.ingestion.config import COMPLETE, STARTED, Format, ShapesConfig
-from pipelines.ingestion.shapes_boxes import copsref_files, invig_files, v3det_files, visual7w_files
-from pipelines.ingestion.shapes_coco import coco_files
-from pipelines.ingestion.shapes_folders import labelme_files, mask_files, yolo_files
-from pipelines.ingestion.shapes_layouts import dam_files, granf_files, psg_files, refer_files, vqa_files
-from pipelines.ingestion.shapes_maps import ade20k_files, cityscapes_files, panoptic_files
-from pipelines.ingestion.shapes_polygons import (
+from pipelines.ingestion.synthetic.boxes import copsref_files, invig_files, v3det_files, visual7w_files
+from pipelines.ingestion.synthetic.coco import coco_files
+from pipelines.ingestion.synthetic.config import COMPLETE, STARTED, Format, ShapesConfig
+from pipelines.ingestion.synthetic.folders import labelme_files, mask_files, yolo_files
+from pipelines.ingestion.synthetic.layouts import dam_files, granf_files, psg_files, refer_files, vqa_files
+from pipelines.ingestion.synthetic.maps import ade20k_files, cityscapes_files, panoptic_files
+from pipelines.ingestion.synthetic.polygons import (
     cityscapes_polygon_files,
     lisa_files,
     pixelweb_files,
     reasonseg_files,
 )
-from pipelines.ingestion.shapes_regions import gar_files, segllm_files
-from pipelines.ingestion.shapes_sa1b import sa1b_files
-from pipelines.ingestion.shapes_scenes import json_bytes
-from pipelines.ingestion.shapes_texts import (
+from pipelines.ingestion.synthetic.regions import gar_files, segllm_files
+from pipelines.ingestion.synthetic.sa1b import sa1b_files
+from pipelines.ingestion.synthetic.scenes import json_bytes
+from pipelines.ingestion.synthetic.texts import (
     dam_tar_files,
     dlc_files,
     easyr1_files,
@@ -75,7 +75,7 @@ from pipelines.ingestion.shapes_texts import (
     mdvp_files,
     osprey_files,
 )
-from pipelines.ingestion.shapes_video import mevis_files, revos_files, sav_files, ytvos_files
+from pipelines.ingestion.synthetic.video import mevis_files, revos_files, sav_files, ytvos_files
 from pipelines.job import config_json
 from samtok.errors import ConfigError
 

@@ -22,13 +22,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import storage
-from pipelines.ingestion import shapes_scenes as common
-from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.dlc_bench import NAMES, QUESTIONS
 from pipelines.ingestion.rl_rows import PLACEHOLDER
-from pipelines.ingestion.shapes_coco import segmentation_of, write_instances
-from pipelines.ingestion.shapes_regions import RLE, about_regions
-from pipelines.ingestion.shapes_sa1b import Members, write_archives
+from pipelines.ingestion.synthetic import scenes as common
+from pipelines.ingestion.synthetic.coco import segmentation_of, write_instances
+from pipelines.ingestion.synthetic.config import ShapesConfig
+from pipelines.ingestion.synthetic.regions import RLE, about_regions
+from pipelines.ingestion.synthetic.sa1b import Members, write_archives
 from samtok import masks
 from samtok.shapes import KINDS, PALETTE, Expression, Scene, ShapeObject, description
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from pipelines import storage
-from pipelines.ingestion import shapes_scenes as common
-from pipelines.ingestion.config import ShapesConfig
+from pipelines.ingestion.synthetic import scenes as common
+from pipelines.ingestion.synthetic.config import ShapesConfig
 from samtok import masks
 from samtok.shapes import KINDS, Scene, ShapeObject, trace_outline
 

@@ -21,8 +21,8 @@ from jaxtyping import Bool
 from PIL import Image
 
 from pipelines import storage
-from pipelines.ingestion import shapes_scenes as common
-from pipelines.ingestion.config import ShapesConfig
+from pipelines.ingestion.synthetic import scenes as common
+from pipelines.ingestion.synthetic.config import ShapesConfig
 from pipelines.ingestion.video_sav import FRAMES_APART
 from samtok import masks
 from samtok.shapes import Scene

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipelines import storage
-from pipelines.ingestion import shapes_scenes as common
-from pipelines.ingestion.config import ShapesConfig
-from pipelines.ingestion.shapes_coco import write_instances
-from pipelines.ingestion.shapes_maps import panoptic_map, segment_id
+from pipelines.ingestion.synthetic import scenes as common
+from pipelines.ingestion.synthetic.coco import write_instances
+from pipelines.ingestion.synthetic.config import ShapesConfig
+from pipelines.ingestion.synthetic.maps import panoptic_map, segment_id
 from samtok.shapes import (
     KINDS,
     PREDICATES,

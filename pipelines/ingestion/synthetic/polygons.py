@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from pipelines import storage
-from pipelines.ingestion import shapes_scenes as common
-from pipelines.ingestion.config import ShapesConfig
-from pipelines.ingestion.shapes_coco import write_instances
-from pipelines.ingestion.shapes_maps import cityscapes_uri, write_cityscapes_image
+from pipelines.ingestion.synthetic import scenes as common
+from pipelines.ingestion.synthetic.coco import write_instances
+from pipelines.ingestion.synthetic.config import ShapesConfig
+from pipelines.ingestion.synthetic.maps import cityscapes_uri, write_cityscapes_image
 from samtok.shapes import Expression, Scene, referring_expressions, trace_contours
 
 

@@ -17,8 +17,8 @@ from jaxtyping import Shaped
 from PIL import Image
 
 from pipelines import storage
-from pipelines.ingestion import shapes_scenes as common
-from pipelines.ingestion.config import ShapesConfig
+from pipelines.ingestion.synthetic import scenes as common
+from pipelines.ingestion.synthetic.config import ShapesConfig
 from samtok.shapes import KINDS, Scene
 
 _ADE_CLASS = 312  # of the first kind: in R and G

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from pipelines import storage
-from pipelines.ingestion import shapes_scenes as common
-from pipelines.ingestion.config import ShapesConfig
+from pipelines.ingestion.synthetic import scenes as common
+from pipelines.ingestion.synthetic.config import ShapesConfig
 from samtok.shapes import Scene
 
 Members = list[tuple[str, Callable[[], bytes]]]
@@ -37,7 +37,7 @@ def write_archives(
 
     Args:
         config: Of the corpus.
-        name: Of an archive, as ``shapes_scenes.scenes_of_files`` takes it.
+        name: Of an archive, as ``scenes.scenes_of_files`` takes it.
         members_of: Returns the files of a scene.
     """
     num_masks = 0

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from pipelines import storage
-from pipelines.ingestion import shapes_scenes as common
-from pipelines.ingestion.config import ShapesConfig
+from pipelines.ingestion.synthetic import scenes as common
+from pipelines.ingestion.synthetic.config import ShapesConfig
 from samtok.shapes import KINDS, Scene, ShapeObject, description, trace_outline
 
 

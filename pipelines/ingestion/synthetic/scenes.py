@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines import storage
-from pipelines.ingestion.config import ShapesConfig
+from pipelines.ingestion.synthetic.config import ShapesConfig
 from samtok import masks
 from samtok.shapes import Expression, Scene, ShapeObject, make_scene, referring_expressions
 

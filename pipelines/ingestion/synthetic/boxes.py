@@ -11,10 +11,10 @@ Boxes are those of the visible parts. Each writer returns the number of boxes.
 from typing import Any
 
 from pipelines import storage
-from pipelines.ingestion import shapes_scenes as common
-from pipelines.ingestion.config import ShapesConfig
 from pipelines.ingestion.records import picked
-from pipelines.ingestion.shapes_coco import write_instances
+from pipelines.ingestion.synthetic import scenes as common
+from pipelines.ingestion.synthetic.coco import write_instances
+from pipelines.ingestion.synthetic.config import ShapesConfig
 from samtok.shapes import Scene, description
 
 _WRONG_CHOICES = 3  # of a question of Visual7W, where there are as many
