@@ -59,7 +59,8 @@ def layout_of(found: Sequence[str], uri: str) -> Layout:
         f"{uri} has the columns {', '.join(found)}, expected images, problem and masks (EasyR1, the "
         "authors' files), image and samples (RefCOCO-M), image, mask_rle and conversations (GAR), image, "
         "masks and annotations (pipelines.tools.export_words), image and "
-        "ann (sam_obj_cap_gar), or jpg and pickle (DAM)",
+        "ann (sam_obj_cap_gar), or jpg and pickle (DAM); mask, segments_info and image_info (COCONut) are "
+        "of the reader coconut_parquet",
         reason="parquet_layout",
     )
 

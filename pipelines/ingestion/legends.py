@@ -23,9 +23,10 @@ class LegendOption:
     """For datasets whose classes are numbers."""
 
     legend: Place | None = None
-    """masks, labelmap: URI of the names of classes. JSON: an object by number, a list from 0, or a list of
-    objects with id and name; text: a number and a name per line, as objectInfo150.txt and COCO-Stuff's
-    labels.txt. cocostuff: by the numbers of labels.txt, which are those of the maps + 1."""
+    """masks, labelmap, coconut_parquet: URI of the names of classes. JSON: an object by number, a list from
+    0, or a list of objects with id and name; text: a number and a name per line, as objectInfo150.txt and
+    COCO-Stuff's labels.txt. cocostuff: by the numbers of labels.txt, which are those of the maps + 1.
+    coconut_parquet: by default COCO's panoptic categories."""
 
 
 _LINE = re.compile(r"\s*(\d{1,9})\s*[:\t ](.*)")
