@@ -20,8 +20,8 @@ _NAMES = """
 168 towel, 171 wall-brick, 175 wall-stone, 176 wall-tile, 177 wall-wood, 178 water-other, 180 window-blind,
 181 window-other, 184 tree-merged, 185 fence-merged, 186 ceiling-merged, 187 sky-other-merged,
 188 cabinet-merged, 189 table-merged, 190 floor-other-merged, 191 pavement-merged, 192 mountain-merged,
-193 grass-merged, 194 dirt-merged, 195 paper-merged, 196 food-other-merged, 197 building-other-merged, 198 rock-merged,
-199 wall-other-merged, 200 rug-merged
+193 grass-merged, 194 dirt-merged, 195 paper-merged, 196 food-other-merged, 197 building-other-merged,
+198 rock-merged, 199 wall-other-merged, 200 rug-merged
 """
 
 _PAIRS = (entry.split(maxsplit=1) for entry in _NAMES.split(","))
