@@ -148,6 +148,7 @@ def _of_words(values: Record) -> dict[str, Any]:
         flags, counts = rl_rows.listed(fields.get("flags"), "flags"), fields.get("rle")
         rles.append(None if counts is None else {"size": size, "counts": counts})
         about = {"mask_id": records.id_text(fields.get("mask_id")) or "", "label": fields.get("label")}
+        about["occluded"] = "occluded" in flags
         named.append({**about, "iscrowd": int("crowd" in flags), "ignore": "void" in flags})
     told = rl_rows.listed(values["annotations"], "annotations")
     if not all(isinstance(one, dict) and one.get("task") in schema.ANNOTATION_TASKS for one in told):

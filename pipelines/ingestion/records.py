@@ -1,8 +1,9 @@
 """Checks of dataset records that all readers share. Records are untrusted JSON.
 
 ``make_row`` builds a row from annotations in one common shape, a dict with ``mask_id`` and, where the dataset
-has them, ``label`` or ``unknown_category``, ``iscrowd``, ``ignore`` (a void), ``bbox`` (x, y, width, height
-in pixels), ``point`` (x, y) and ``segmentation`` in any form that ``samtok.masks.to_counts`` reads.
+has them, ``label`` or ``unknown_category``, ``iscrowd``, ``ignore`` (a void), ``occluded`` (True), ``bbox``
+(x, y, width, height in pixels), ``point`` (x, y) and ``segmentation`` in any form that
+``samtok.masks.to_counts`` reads.
 """
 
 import json
@@ -329,6 +330,7 @@ def _mask(annotation: Record, height: int, width: int) -> Record:
         "empty": counts is None and box_xyxy is None,
         "box_only": has_box_only,
         "point_only": has_point_only,
+        "occluded": annotation.get("occluded") is True,
     }
     return {
         "mask_id": annotation["mask_id"],
