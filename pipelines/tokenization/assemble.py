@@ -69,7 +69,7 @@ def commit_shard(plan: shards.Plan, shard: Shard) -> dict[str, Any]:
     """Commits a whole shard with what its record says; returns the record that holds."""
     size = {name: plan.fingerprint[name] for name in ("num_codes", "num_levels")}
     summary = summarize(shard.rows, shard.rejects, shard.counts, **size)
-    if plan.fingerprint["reader"] == "mixture":
+    if plan.fingerprint.get("reader") == "mixture":
         summary["datasets"] = by_dataset(shard.rows, shard.rejects)
     return shards.commit(plan, shard.number, rows=shard.rows, rejects=shard.rejects, summary=summary)
 
