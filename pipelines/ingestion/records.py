@@ -6,6 +6,7 @@ has them, ``label`` or ``unknown_category``, ``iscrowd``, ``ignore`` (a void), `
 ``samtok.masks.to_counts`` reads.
 """
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -42,6 +43,32 @@ def parse_json(raw: bytes, where: str) -> Any:
         raise json_error(where, position, f"is not JSON ({error.msg})") from error
     except (RecursionError, ValueError) as error:  # an integer of thousands of digits
         raise unreadable_json(where, error) from error
+
+
+def parse_object(raw: bytes, name: str, kind: str, *lists: str, or_encoding: str = "utf-8") -> Record:
+    """Returns the object of a JSON file.
+
+    Args:
+        raw: Its bytes.
+        name: Of the file.
+        kind: What such files are called; for errors.
+        lists: Keys that must hold a list.
+        or_encoding: Of files that are no UTF-8.
+
+    Raises:
+        DataError: ``sidecar_layout`` if it is none or a list is missing; as ``parse_json``.
+    """
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        with contextlib.suppress(UnicodeDecodeError):  # which names the fault in UTF-8
+            raw = raw.decode(or_encoding).encode()
+    record = parse_json(raw, name)
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), list) for key in lists):
+        needed = " and ".join(f"the list {key!r}" for key in lists)
+        fault = f"{name} is {record!r:.80}, expected an object with {needed} ({kind})"
+        raise DataError(fault, reason="sidecar_layout")
+    return record
 
 
 def json_error(where: str, position: int, problem: str) -> DataError:
