@@ -113,9 +113,8 @@ def is_occluded(candidates: Sequence[Described], level: int, counts: str, image_
 
 
 def _box_of(polygon: Any) -> _Box | None:
-    sides = [polygon.get(axis) for axis in ("x", "y")] if isinstance(polygon, dict) else [None]
-    for side in sides:
-        if not isinstance(side, list) or not side or not all(map(records.is_coordinate, side)):
-            return None
+    sides: list[Any] = [polygon.get(axis) for axis in ("x", "y")] if isinstance(polygon, dict) else []
+    if not sides or not all(isinstance(side, list) and side for side in sides):
+        return None
     x, y = sides
-    return min(x), min(y), max(x), max(y)
+    return (min(x), min(y), max(x), max(y)) if all(map(records.is_coordinate, [*x, *y])) else None
