@@ -13,9 +13,9 @@ import pyarrow as pa
 SCHEMA_VERSION = 3
 _METADATA = {"samtok_schema_version": str(SCHEMA_VERSION)}
 
-MASK_FLAGS = ("crowd", "void", "empty", "box_only", "point_only")
+MASK_FLAGS = ("crowd", "void", "empty", "box_only", "point_only", "occluded")
 """Flags a reader may set. A reader flags, the pipeline filters and counts. The box of ``point_only`` is the
-point, without width and height."""
+point, without width and height. ``occluded``, of an object that others hide in part, is told and no more."""
 
 FROM_PROMPT = "from_prompt"
 """Flag of a mask that SAM2 has predicted from a box or a point."""

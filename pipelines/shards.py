@@ -44,7 +44,7 @@ INPUT_ROW = pa.schema(
         pa.field("num_masks", pa.int32()),
     ]
 )
-SUMMED = ("code_histogram", "iou_histogram", "iou_sum", "iou_count", "datasets")
+SUMMED = ("code_histogram", "iou_histogram", "iou_sum", "iou_count", "datasets", "flags")
 """Entries of a commit record that the manifest holds as sums over all shards."""
 
 OF_DATASET = ("rows", "masks", "masks_rejected", "masks_filtered", "iou_sum", "iou_count")
@@ -315,12 +315,14 @@ def manifest_of(plan: Plan) -> dict[str, Any]:
         codes = np.zeros((plan.fingerprint["num_levels"], plan.fingerprint["num_codes"]), np.int64)
     shards: dict[int, dict[str, Any]] = {}
     datasets: dict[str, dict[str, float]] = {}
+    flags: Counter[str] = Counter()
     for record in records_of(plan):
         shards[record["shard"]] = slim(record)
         for name, counts in record.get("datasets", {}).items():
             summed = datasets.setdefault(name, dict.fromkeys(OF_DATASET, 0))
             for key, count in counts.items():
                 summed[key] += count
+        flags.update(record.get("flags", {}))
         if codes is not None:
             add_sums(codes, iou, record)
     ordered = [shards[shard] for shard in sorted(shards)]
@@ -331,6 +333,7 @@ def manifest_of(plan: Plan) -> dict[str, Any]:
         "totals": totals(plan, ordered),
         **({} if codes is None else {"code_histogram": codes.tolist(), "iou": iou}),
         **({"datasets": dict(sorted(datasets.items()))} if datasets else {}),
+        **({"flags": dict(sorted(flags.items()))} if flags else {}),
         "shards": ordered,
     }
 

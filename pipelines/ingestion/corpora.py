@@ -50,7 +50,8 @@ class CorpusConfig(ReaderOptions):
     Cityscapes), ``labelmap`` a folder of label maps (ADE20K, Cityscapes, COCO-Stuff), ``reasonseg`` questions
     and polygons beside images, ``cityscapes_polygons`` polygons of Cityscapes, ``lisa`` questions about
     objects of COCO (LISA++), ``pixelweb`` elements of web pages, ``visual7w``, ``invig`` and ``copsref``
-    texts about boxes, ``parquet`` rows with embedded images (the authors' gres and ver files, RefCOCO-M);
+    texts about boxes, ``parquet`` rows with embedded images (the authors' gres and ver files, RefCOCO-M),
+    ``coconut_parquet`` rows with embedded panoptic maps and images beside them (COCONut);
     ``masks`` a folder of PNG masks or label maps of your own, ``labelme`` one of LabelMe's JSON files,
     ``yolo`` one of YOLO's text files; ``regions`` records of masks with texts (GroundingSuite-Eval,
     MDVP-Bench, DLC-Bench packed anew), ``dlc`` DLC-Bench as published, ``gar`` Arrow streams of GAR,
@@ -60,8 +61,8 @@ class CorpusConfig(ReaderOptions):
     source: Place
     """URI of the annotation file, of the folder of annotation files (labelmap, reasonseg,
     cityscapes_polygons, pixelweb, masks, labelme, yolo, video with sav and sav_masks), of the folder or
-    archive (sa1b, dam_tar), of a Parquet or Arrow file or a folder of them (parquet, gar), or of the YAML
-    file (mixture)."""
+    archive (sa1b, dam_tar), of a Parquet or Arrow file or a folder of them (parquet, coconut_parquet, gar),
+    or of the YAML file (mixture)."""
     images: Place | None = None
     """URI of the folder that the names of images are relative to, with reasonseg, pixelweb and labelme often
     --.source; none for sa1b, dam_tar, parquet, gar and mixture."""
@@ -169,6 +170,7 @@ def reader_of(corpus: CorpusConfig) -> Reader:
 
 _FORMATS = {
     "labelmap": "ade20k",
+    "coconut_parquet": "panoptic",
     "parquet": "easyr1",
     "regions": "groundingsuite",
     "sav_masks": "sav",

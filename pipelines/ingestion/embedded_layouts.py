@@ -59,7 +59,8 @@ def layout_of(found: Sequence[str], uri: str) -> Layout:
         f"{uri} has the columns {', '.join(found)}, expected images, problem and masks (EasyR1, the "
         "authors' files), image and samples (RefCOCO-M), image, mask_rle and conversations (GAR), image, "
         "masks and annotations (pipelines.tools.export_words), image and "
-        "ann (sam_obj_cap_gar), or jpg and pickle (DAM)",
+        "ann (sam_obj_cap_gar), or jpg and pickle (DAM); mask, segments_info and image_info (COCONut) are "
+        "of the reader coconut_parquet",
         reason="parquet_layout",
     )
 
@@ -147,6 +148,7 @@ def _of_words(values: Record) -> dict[str, Any]:
         flags, counts = rl_rows.listed(fields.get("flags"), "flags"), fields.get("rle")
         rles.append(None if counts is None else {"size": size, "counts": counts})
         about = {"mask_id": records.id_text(fields.get("mask_id")) or "", "label": fields.get("label")}
+        about["occluded"] = "occluded" in flags
         named.append({**about, "iscrowd": int("crowd" in flags), "ignore": "void" in flags})
     told = rl_rows.listed(values["annotations"], "annotations")
     if not all(isinstance(one, dict) and one.get("task") in schema.ANNOTATION_TASKS for one in told):

@@ -35,9 +35,9 @@ class ImageFolders:
     """For datasets whose names of images may lack their folder."""
 
     image_folders: tuple[str, ...] = ()
-    """coco, granf, panoptic: folders below the images to search for names that are not found as they are, as
-    entity_01_11580 entity_02_11598 (EntitySeg), train2017 val2017 (OpenPSG-GCG) or train2017 unlabeled2017
-    (COCONut-B). Without any, names are used as they are."""
+    """coco, granf, panoptic, coconut_parquet: folders below the images to search for names that are not found
+    as they are, as entity_01_11580 entity_02_11598 (EntitySeg), train2017 val2017 (OpenPSG-GCG) or train2017
+    unlabeled2017 (COCONut-B). Without any, names are used as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)

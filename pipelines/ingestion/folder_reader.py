@@ -6,7 +6,6 @@ by sorting, so memory does not grow with them (``external_sort``). Names come fr
 those that leave a folder are rejected, and so are links that do, but where ``link_root`` allows it.
 """
 
-import contextlib
 import hashlib
 import json
 import posixpath
@@ -283,34 +282,10 @@ class FolderReader(FileReader):
             raise DataError(fault, reason="sidecar_too_large")
         return raw
 
-    def json_record(
-        self, name: str, kind: str, most: int, *lists: str, or_encoding: str = "utf-8"
-    ) -> dict[str, Any]:
-        """Returns the object of a JSON file.
-
-        Args:
-            name: Of the file, below the source.
-            kind: What such files are called; for errors.
-            most: Largest file that is read, in bytes.
-            lists: Keys that must hold a list.
-            or_encoding: Of files that are no UTF-8.
-
-        Raises:
-            DataError: ``sidecar_layout`` if it is none or a list is missing; as ``content`` and
-                ``records.parse_json``.
-        """
-        raw = self.content(name, most)
-        try:
-            raw.decode()
-        except UnicodeDecodeError:
-            with contextlib.suppress(UnicodeDecodeError):  # which names the fault in UTF-8
-                raw = raw.decode(or_encoding).encode()
-        record = records.parse_json(raw, name)
-        if not isinstance(record, dict) or not all(isinstance(record.get(key), list) for key in lists):
-            needed = " and ".join(f"the list {key!r}" for key in lists)
-            fault = f"{name} is {record!r:.80}, expected an object with {needed} ({kind})"
-            raise DataError(fault, reason="sidecar_layout")
-        return record
+    def json_record(self, name: str, kind: str, most: int, *lists: str) -> dict[str, Any]:
+        """Returns the object of a JSON file of at most so many bytes below the source; raises as ``content``
+        and ``records.parse_object``."""
+        return records.parse_object(self.content(name, most), name, kind, *lists)
 
 
 def _digest(root: str) -> str:

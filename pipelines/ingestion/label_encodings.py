@@ -47,6 +47,10 @@ class Named(NamedTuple):
     """Number of its class in the legend."""
     void: bool = False
     crowd: bool = False
+    instance: int = 0
+    """Which one of its class, from 1; 0 where the map does not tell one from another."""
+    level: int = 0
+    """0 for whole objects, from 1 for parts (ADE20K)."""
 
 
 class Encoding(NamedTuple):
@@ -89,7 +93,8 @@ def _class(value: int) -> Named:
 
 
 def _instance(value: int) -> Named:
-    return Named(f"{value >> 8}-{value & 255}" if value else "0", value >> 8, void=value == 0)
+    label, instance = value >> 8, value & 255
+    return Named(f"{label}-{instance}" if value else "0", label, void=value == 0, instance=instance)
 
 
 def _counted_from_1(value: int) -> Named:

@@ -68,9 +68,10 @@ def counts_of(labels: Int[np.ndarray, "height width"], uri: str) -> dict[int, st
 
 
 def read_counts(
-    uri: str, image_hw: tuple[int, int], orientation: Orientation
+    uri: str, image_hw: tuple[int, int] | None, orientation: Orientation
 ) -> tuple[dict[int, str], tuple[int, int]]:
-    """Returns the masks of a map by their numbers, and its size, which the image may have upright.
+    """Returns the masks of a map by their numbers, and its size, which the image may have upright; None
+    stands for an image of that size.
 
     Raises:
         DataError: ``label_map_size`` for another size than that of the image, else as ``read_map`` and
@@ -78,10 +79,11 @@ def read_counts(
     """
     labels = read_map(uri)
     height, width = labels.shape
-    turned_hw = image_hw if orientation == "stored" else image_hw[::-1]
-    if (height, width) not in (image_hw, turned_hw):
+    stated_hw = image_hw or (height, width)
+    turned_hw = stated_hw if orientation == "stored" else stated_hw[::-1]
+    if (height, width) not in (stated_hw, turned_hw):
         raise DataError(
-            f"{uri} has (height, width) {labels.shape}, its image {image_hw}: is it of another image?",
+            f"{uri} has (height, width) {labels.shape}, its image {stated_hw}: is it of another image?",
             reason="label_map_size",
         )
     return counts_of(labels, uri), (height, width)

@@ -7,20 +7,22 @@ the flag ``void``, several objects as one have ``crowd``. Only the map tells how
 map that cannot be read loses an unknown number, which counts as 0.
 
 Names of classes come from a legend, of the full ADE20K also from the JSON beside the map. A class that it
-lacks is told as ``unknown_category``; the mask stays, without a label.
+lacks is told as ``unknown_category``; the mask stays, without a label. That JSON also says which instances
+have the flag ``occluded`` (``ade20k_objects``).
 
 Listing takes names only, each part of the names on its own, as ``sidecar`` does.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pipelines import storage
 from pipelines.config import AtLeast0
-from pipelines.ingestion import annotations, label_maps, records
+from pipelines.ingestion import ade20k_objects, annotations, label_maps, records
+from pipelines.ingestion.ade20k_objects import Described
 from pipelines.ingestion.archives import name_fault
 from pipelines.ingestion.external_sort import ExternalSort
 from pipelines.ingestion.file_reader import FileReader, witness_of
@@ -32,7 +34,7 @@ from pipelines.ingestion.label_encodings import (
     Pixels,
     image_stem,
 )
-from pipelines.ingestion.legends import Legend, LegendOption, legend_of, names_beside
+from pipelines.ingestion.legends import Legend, LegendOption, legend_of
 from pipelines.ingestion.reader import MAX_NAMES, Head, Input, ReadResult, Reject, in_order
 from pipelines.ingestion.records import Record
 from samtok.errors import ConfigError, DataError
@@ -154,8 +156,10 @@ class LabelMapReader(FileReader, LabelMapOptions):
                 if error.reason == "label_map_missing":
                     break
                 told.append(self.reject(item.key, error.reason, str(error), mask_id=f"parts {level}"))
-        legend = self._legend(item.key, told)
-        made = [_annotation(named, counts, legend, image_hw) for named, counts in found]
+        objects = self._objects(item.key, told)
+        legend = self._legend(objects)
+        described = ade20k_objects.described(objects)
+        made = [_annotation(named, counts, legend, described, image_hw) for named, counts in found]
         return annotations.attach(records.make_row(self, item.key, image_uri, image_hw, made), [], told)
 
     def _image(self, key: str, map_uri: str) -> str:
@@ -182,25 +186,36 @@ class LabelMapReader(FileReader, LabelMapOptions):
             raise DataError(message, reason="label_map_size")
         found = self._masks(labels, uri)
         return [
-            (named._replace(mask_id=f"part{level}-{named.mask_id}"), counts)
+            (named._replace(mask_id=f"part{level}-{named.mask_id}", level=level), counts)
             for named, counts in found
             if not named.void
         ]
 
-    def _legend(self, key: str, told: list[Reject]) -> Legend:
-        """Returns the names of classes; tells of those beside a map that cannot be read."""
-        if self.legend is not None:
-            return legend_of(self.legend)
-        if not self._encoding.rgb or self.encoding == "ade_instances":
-            return dict(enumerate(self._encoding.classes))
+    def _objects(self, key: str, told: list[Reject]) -> list[Any]:
+        """Returns what the full ADE20K says of objects beside a map; tells of what cannot be read."""
+        is_named = self.encoding == "ade20k" and self.legend is None
+        if self.encoding != "ade20k_instances" and not is_named:
+            return []
         try:
-            return names_beside(self.below(self.source, f"{key}.json"))
+            return ade20k_objects.objects_beside(self.below(self.source, f"{key}.json"))
         except DataError as error:
             told.append(self.reject(key, error.reason, str(error), mask_id="labels"))
-            return {}
+            return []
+
+    def _legend(self, objects: list[Any]) -> Legend:
+        """Returns the names of classes."""
+        if self.legend is not None:
+            return legend_of(self.legend)
+        return ade20k_objects.names_of(objects) or dict(enumerate(self._encoding.classes))
 
 
-def _annotation(named: Named, counts: str, legend: Legend, image_hw: tuple[int, int]) -> Record:
+def _annotation(
+    named: Named,
+    counts: str,
+    legend: Legend,
+    objects: Mapping[int, Sequence[Described]],
+    image_hw: tuple[int, int],
+) -> Record:
     """Returns a mask in the shape of ``records.make_row``."""
     found: Record = {
         "mask_id": named.mask_id,
@@ -212,4 +227,7 @@ def _annotation(named: Named, counts: str, legend: Legend, image_hw: tuple[int, 
         found["label"] = legend[named.label]
     elif legend and not named.void:
         found["unknown_category"] = str(named.label)
+    if named.instance:
+        candidates = objects.get(named.label, ())
+        found["occluded"] = ade20k_objects.is_occluded(candidates, named.level, counts, image_hw)
     return found

@@ -1,4 +1,4 @@
-"""Names of the classes of label maps: from a file of the user's, or from the JSON beside a map of ADE20K."""
+"""Names of the classes of label maps, from a file of the user's."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -23,9 +23,10 @@ class LegendOption:
     """For datasets whose classes are numbers."""
 
     legend: Place | None = None
-    """masks, labelmap: URI of the names of classes. JSON: an object by number, a list from 0, or a list of
-    objects with id and name; text: a number and a name per line, as objectInfo150.txt and COCO-Stuff's
-    labels.txt. cocostuff: by the numbers of labels.txt, which are those of the maps + 1."""
+    """masks, labelmap, coconut_parquet: URI of the names of classes. JSON: an object by number, a list from
+    0, or a list of objects with id and name; text: a number and a name per line, as objectInfo150.txt and
+    COCO-Stuff's labels.txt. cocostuff: by the numbers of labels.txt, which are those of the maps + 1.
+    coconut_parquet: by default COCO's panoptic categories."""
 
 
 _LINE = re.compile(r"\s*(\d{1,9})\s*[:\t ](.*)")
@@ -79,39 +80,6 @@ def _checked(pairs: Iterable[tuple[int, Any]], uri: str) -> Legend:
             raise _fault(uri, f"two names of the class {number}")
     if not legend:
         raise _fault(uri, "no class")
-    return legend
-
-
-def names_beside(uri: str) -> Legend:
-    """Returns the names in the JSON of an image of the full ADE20K, by ``name_ndx``; none without one.
-
-    Its text may be latin1, and stand where something else was meant: what names no class is left out.
-
-    Raises:
-        DataError: ``json`` or ``legend`` if the file is there and cannot be parsed, ``legend_refused`` and so
-            on if it cannot be read.
-        StorageError: If the storage fails.
-    """
-    try:
-        raw = file_bytes(uri)
-    except DataError as error:
-        if error.reason == "legend_missing":
-            return {}
-        raise
-    try:
-        raw.decode()
-    except UnicodeDecodeError:
-        raw = raw.decode("latin1").encode()
-    record = records.parse_json(raw, uri)
-    marked = record.get("annotation") if isinstance(record, dict) else None
-    objects = marked.get("object") if isinstance(marked, dict) else None
-    if not isinstance(objects, list | dict):
-        raise _fault(uri, "no list annotation.object (ADE20K)")
-    legend: Legend = {}
-    for one in objects if isinstance(objects, list) else [objects]:  # MATLAB writes a list of one as its item
-        number, name = (one.get("name_ndx"), one.get("name")) if isinstance(one, dict) else (None, None)
-        if type(number) is int and isinstance(name, str) and name and records.is_utf8(name):
-            legend.setdefault(number, name)
     return legend
 
 

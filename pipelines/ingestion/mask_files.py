@@ -6,7 +6,8 @@ A dataset's word, as SegLLM's conversations have it, says of what kind its file 
 - COCO layout by the id of the annotation: refcoco, refcoco+, refcocog, grefcoco, coco, lvis, paco_lvis;
 - an object by id of RLEs, or of objects with ``segmentation``: visual_genome, pascal,
   description_based_coco;
-- a folder of PNGs by class: ade20k, where the value of pixels is the id + 1, and cocostuff.
+- a folder of PNGs by class: ade20k, where the value of pixels is the id + 1, and cocostuff;
+- a folder of JSON files with polygons: reason_seg, whose only mask of an image has the id ``target``.
 
 Of a file only the places of wanted entries are kept in memory. Of an id that is there twice equal entries
 count as one, and of differing ones none can be used.
@@ -20,25 +21,30 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pipelines import storage
 from pipelines.config import PlaceMark
-from pipelines.ingestion import coco, image_source, json_stream, label_maps, records
+from pipelines.ingestion import coco, image_source, json_stream, label_maps, reasonseg_shapes, records
 from pipelines.ingestion.records import Record
+from pipelines.ingestion.sidecar import MAX_SIDECAR_BYTES
 from samtok import masks
 from samtok.errors import ConfigError, DataError
 
-Kind = Literal["coco", "by_id", "maps"]
+Kind = Literal["coco", "by_id", "maps", "polygons"]
 
 KINDS: dict[str, Kind] = {
     **dict.fromkeys(("refcoco", "refcoco+", "refcocog", "grefcoco", "coco", "lvis", "paco_lvis"), "coco"),
     **dict.fromkeys(("visual_genome", "pascal", "description_based_coco"), "by_id"),
     **dict.fromkeys(("ade20k", "cocostuff"), "maps"),
+    "reason_seg": "polygons",
 }
 """What the masks of a dataset are in, by its word."""
+
+FOLDERS = ("maps", "polygons")
+"""Kinds of which each image has a file."""
 
 _FIRST_VALUES = {"ade20k": 1, "cocostuff": 0}  # of pixels of class 0
 
 Place: TypeAlias = dict[str, Any]
 """Where a mask is, as JSON: ``at`` [offset, size] in its file and what else is known of it; ``class`` of a
-map; or ``fault`` [reason, message]."""
+map; ``polygons``, which of them; or ``fault`` [reason, message]."""
 
 
 def _rewritten(text: str, absolute: Callable[[str], str]) -> str:
@@ -57,7 +63,7 @@ class MaskFilesOptions:
     mask_files: tuple[MaskFile, ...] = ()
     """segllm: files with the masks, as DATASET=URI: COCO layout of refcoco, refcoco+, refcocog, grefcoco,
     coco, lvis and paco_lvis; JSON by id of visual_genome, pascal and description_based_coco; folders of PNGs
-    of ade20k and cocostuff."""
+    of ade20k and cocostuff; a folder of JSON files of reason_seg."""
 
 
 def parse(texts: Collection[str]) -> dict[str, str]:
@@ -82,6 +88,8 @@ def places(word: str, uri: str, wanted: Collection[str]) -> dict[str, Place]:
     """
     if KINDS[word] == "maps":
         return {one: {"class": one} for one in wanted}
+    if KINDS[word] == "polygons":
+        return {one: {"polygons": one} for one in wanted}
     found = _Places(uri, wanted)
     with storage.open_input(uri) as stream:
         members = json_stream.members_of(stream, uri)
@@ -112,7 +120,9 @@ class _Places:
             self.places[mask_id] = {"at": [entry.offset, entry.size_bytes], **more}
 
 
-def read(word: str, uri: str, mask_id: str, place: Place, image: str) -> Record:
+def read(
+    word: str, uri: str, mask_id: str, place: Place, image: str, size_of: Callable[[], tuple[int, int]]
+) -> Record:
     """Returns a mask in the shape of ``records.make_row``.
 
     Args:
@@ -120,17 +130,20 @@ def read(word: str, uri: str, mask_id: str, place: Place, image: str) -> Record:
         uri: The file or folder of the dataset.
         mask_id: Its id there.
         place: As ``places`` has it.
-        image: Name of its image, by which maps are found.
+        image: Name of its image, by which maps and polygons are found.
+        size_of: Returns height and width of the image in pixels, for polygons.
 
     Raises:
         DataError: ``mask_file_changed`` if it is no longer there, the fault of its place, or as
-            ``label_maps.read_map`` and ``image_source.find_image``.
+            ``label_maps.read_map``, ``image_source.find_image`` and ``reasonseg_shapes.target_of``.
         StorageError: If the storage fails.
     """
     if "fault" in place:
         raise DataError(place["fault"][1], reason=place["fault"][0])
     if "class" in place:
         return {"segmentation": _of_map(word, uri, place["class"], image)}
+    if "polygons" in place:
+        return {"segmentation": _of_polygons(uri, image, size_of)}
     offset, size = place["at"]
     where = f"mask {mask_id} of {uri}"
     entry = records.parse_json(storage.read_bytes(uri, offset=offset, size=size), where)
@@ -178,16 +191,31 @@ def _of_map(word: str, uri: str, number: str, image: str) -> Record:
     """Returns the mask of a class in the PNG of an image, which may lie in a folder of the image's folder."""
     if not number.isascii() or not number.isdigit() or len(number) > 6:
         raise DataError(f"the id of a class of {word} is {number!r:.40}, expected a number", reason="mask_id")
-    stem = posixpath.splitext(posixpath.basename(image))[0] + ".png"
-    folder = posixpath.basename(posixpath.dirname(image))
-    try:
-        map_uri = image_source.find_image(uri, stem, [posixpath.join(folder, stem)] if folder else [])
-    except DataError as error:
-        reason = error.reason.replace("missing_image", "label_map_missing")
-        raise DataError(str(error), reason=reason) from error
+    map_uri = _file_of(uri, image, ".png", missing="label_map_missing")
     labels = label_maps.read_map(map_uri)
     inside = labels == int(number) + _FIRST_VALUES[word]
     return {"size": list(labels.shape), "counts": masks.encode(inside)}
+
+
+def _of_polygons(uri: str, image: str, size_of: Callable[[], tuple[int, int]]) -> Record | None:
+    """Returns the mask that the polygons of an image make; None if it has no pixel."""
+    where = _file_of(uri, image, ".json", missing="unknown_mask")
+    raw = storage.read_bytes(where, size=MAX_SIDECAR_BYTES + 1)
+    if len(raw) > MAX_SIDECAR_BYTES:
+        fault = f"{where} has over {MAX_SIDECAR_BYTES} bytes, more than an annotation file can have"
+        raise DataError(fault, reason="sidecar_too_large")
+    return reasonseg_shapes.target_of(reasonseg_shapes.record_of(raw, where), size_of(), image)
+
+
+def _file_of(uri: str, image: str, suffix: str, *, missing: str) -> str:
+    """Returns the file of an image in a folder, or in a folder there with the name of the image's folder;
+    DataError for the reason ``missing`` if there is none."""
+    name = posixpath.splitext(posixpath.basename(image))[0] + suffix
+    folder = posixpath.basename(posixpath.dirname(image))
+    try:
+        return image_source.find_image(uri, name, [posixpath.join(folder, name)] if folder else [])
+    except DataError as error:
+        raise DataError(str(error), reason=error.reason.replace("missing_image", missing)) from error
 
 
 def _layout_error(uri: str, has: str, word: str) -> DataError:

@@ -23,6 +23,8 @@ MAX_CORNERS = 2**18
 """Most corners of an image's polygons. Filling one takes a step per corner and row; an image of Cityscapes
 has some thousand."""
 
+_ROOM_PX = 64
+
 Points = Sequence[tuple[float, float]]
 """Corners (x, y) in pixels."""
 
@@ -66,13 +68,15 @@ class Canvas:
             raise DataError(fault, reason="too_large")
         corners = [(int(x), int(y)) for x, y in points]
         across, down = [x for x, _ in corners], [y for _, y in corners]
-        x0, y0 = max(min(across), 0), max(min(down), 0)
-        width, height = min(max(across), self.width - 1) - x0 + 1, min(max(down), self.height - 1) - y0 + 1
-        if width < 1 or height < 1:
+        x0, x1 = _span(across, self.width)
+        y0, y1 = _span(down, self.height)
+        left, top = max(x0, 0), max(y0, 0)
+        if min(x1, self.width) <= left or min(y1, self.height) <= top:
             return Filled(np.zeros((0, 0), bool), 0, 0)
-        image = Image.new("1", (width, height))
+        image = Image.new("1", (x1 - x0, y1 - y0))
         ImageDraw.Draw(image).polygon([(x - x0, y - y0) for x, y in corners], fill=1)
-        return Filled(np.asarray(image), x0, y0)
+        pixels = np.asarray(image)[top - y0 : self.height - y0, left - x0 : self.width - x0]
+        return Filled(pixels, left, top)
 
     def paint(self, number: int, filled: Filled) -> None:
         """Gives the pixels of a polygon a number above 0, in place of what they had."""
@@ -83,6 +87,12 @@ class Canvas:
         """Returns the mask of each number that is still to be seen, as RLE."""
         size = [self.height, self.width]
         return {number: {"size": size, "counts": counts} for number, counts in split_labels(self._labels)}
+
+
+def _span(places: Sequence[int], size: int) -> tuple[int, int]:
+    """Returns first place and end of what is drawn: of a line that leaves its canvas Pillow draws other pixels
+    at the border, so there is room beyond the image."""
+    return max(min(places), -_ROOM_PX), min(max(places) + 1, size + _ROOM_PX)
 
 
 def placed(

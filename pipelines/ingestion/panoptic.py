@@ -23,13 +23,13 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, ClassVar, TypeAlias
 
-from pipelines import storage
+from pipelines import schema, storage
 from pipelines.ingestion import annotations, json_stream, label_maps, records
 from pipelines.ingestion.coco import labels_of
 from pipelines.ingestion.external_sort import ExternalSort
 from pipelines.ingestion.file_reader import FileReader, ImageFolders
 from pipelines.ingestion.label_maps import SEGMENT_FIELDS, PanopticOptions
-from pipelines.ingestion.reader import Input, ReadResult, Reject
+from pipelines.ingestion.reader import STAGE, Input, Reader, ReadResult, Reject
 from pipelines.ingestion.records import Record
 from samtok.errors import DataError
 
@@ -94,19 +94,7 @@ class PanopticReader(FileReader, PanopticReaderOptions):
             counts, masks_hw = label_maps.read_counts(map_uri, image_hw, self.orientation)
         except DataError as error:
             return ReadResult.refused(self.name, item.key, error, num_masks=len(segments))
-        usable, rejects = list[Record](), list[Reject]()
-        for mask_id, segment in zip(label_maps.mask_ids_of(segments), segments, strict=True):
-            try:
-                usable.append(_annotation(mask_id, segment, counts, masks_hw))
-            except DataError as error:
-                rejects.append(records.mask_reject(self.name, item.key, mask_id, error.reason, str(error)))
-        result = records.make_row(self, item.key, image_uri, image_hw, usable, rejects)
-        message = f"pixels of image {item.key} have this id, which no segment has"
-        told = [
-            self.reject(item.key, "unknown_segment", message, mask_id=str(number))
-            for number in label_maps.unlisted(segments, counts)
-        ]
-        return annotations.attach(result, [], told)
+        return row_of(self, item.key, image_uri, image_hw, segments, counts, masks_hw)
 
     def _image(self, image: Record, image_id: str) -> str:
         name = records.image_name(image.get("file_name"), f"file_name of image {image_id}")
@@ -163,7 +151,7 @@ class PanopticReader(FileReader, PanopticReaderOptions):
             message, lost = f"the annotation of image {owner} {end}", len(entry["segments"])
             yield self.reject(owner, "duplicate_annotation", message, num_masks=lost)
         image, annotation = images.kept.get(owner), marked.kept.get(owner)
-        segments = [_labelled(segment, labels) for segment in annotation["segments"]] if annotation else []
+        segments = [labelled(segment, labels) for segment in annotation["segments"]] if annotation else []
         if image is not None:
             if annotation is not None:
                 annotation = {**annotation, "segments": segments}
@@ -206,8 +194,48 @@ def _segments(entry: Any) -> list[Any] | None:
     return segments if isinstance(segments, list) else None
 
 
-def _labelled(segment: Record, labels: dict[str, str]) -> Record:
-    """Puts the name in the place of the category; without any categories there is nothing to tell."""
+def row_of(
+    reader: Reader,
+    key: str,
+    image_uri: str,
+    image_hw: tuple[int, int],
+    segments: Sequence[Record],
+    counts: dict[int, str],
+    masks_hw: tuple[int, int],
+) -> ReadResult:
+    """Returns the row of an image, with a mask or a reject for each of its segments.
+
+    Args:
+        reader: Names the dataset.
+        key: Image id.
+        image_uri: The image.
+        image_hw: Its height and width in pixels.
+        segments: What was read of them, as ``labelled`` gives it.
+        counts: Masks by number, as in ``label_maps.read_counts``.
+        masks_hw: Height and width of the map.
+    """
+    usable, rejects = list[Record](), list[Reject]()
+    for mask_id, segment in zip(label_maps.mask_ids_of(segments), segments, strict=True):
+        try:
+            usable.append(_annotation(mask_id, segment, counts, masks_hw))
+        except DataError as error:
+            rejects.append(records.mask_reject(reader.name, key, mask_id, error.reason, str(error)))
+    result = records.make_row(reader, key, image_uri, image_hw, usable, rejects)
+    message = f"pixels of image {key} have this id, which no segment has"
+    told = [
+        schema.reject(STAGE, reader.name, key, "unknown_segment", message, mask_id=str(number))
+        for number in label_maps.unlisted(segments, counts)
+    ]
+    return annotations.attach(result, [], told)
+
+
+def labelled(segment: Record, labels: dict[str, str]) -> Record:
+    """Puts the name in the place of the category; without any categories there is nothing to tell.
+
+    Args:
+        segment: Its ``SEGMENT_FIELDS``; the category is taken out of it.
+        labels: Names of categories by their ids, as ``coco.labels_of`` gives them.
+    """
     category = segment.pop("category_id", None)
     known = records.id_text(category)
     if known in labels:

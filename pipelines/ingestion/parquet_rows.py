@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from pipelines import schema
 from pipelines.ingestion import embedded_layouts, parquet_cells, records
+from pipelines.ingestion.embedded_layouts import Layout
 from pipelines.ingestion.file_reader import NoOptions, first_of, witness_of
 from pipelines.ingestion.image_source import below_root
 from pipelines.ingestion.orientation import Orientation
@@ -75,6 +76,10 @@ class ParquetReader:
         uri = Cell(self._uri(body["file"]), body["row"], body["column"]).uri
         return embedded_layouts.row_of(self, item.key, uri, body)
 
+    def layout_of(self, found: Sequence[str], uri: str) -> Layout:
+        """Returns how a file with these columns is read; raises as ``embedded_layouts.layout_of``."""
+        return embedded_layouts.layout_of(found, uri)
+
     def _uri(self, name: str) -> str:
         if self.source.endswith(self.suffix):
             return self.source
@@ -83,7 +88,7 @@ class ParquetReader:
     def _rows(self, name: str, group: int) -> Iterator[Input | Reject]:
         uri = self._uri(name)
         found = parquet_cells.columns_of(uri)
-        layout = embedded_layouts.layout_of(found, uri)
+        layout = self.layout_of(found, uri)
         row = sum(parquet_cells.rows_of_groups(uri)[:group])
         for values in parquet_cells.rows_of(uri, group, layout.listed(found), BATCH_ROWS):
             key = f"{parquet_cells.stem(name)}{row:08d}"

@@ -10,6 +10,7 @@ from pipelines.config import config
 from pipelines.ingestion.boxes import InvigReader, Visual7wReader
 from pipelines.ingestion.cityscapes_polygons import CityscapesPolygonsOptions, CityscapesPolygonsReader
 from pipelines.ingestion.coco import CocoOptions, CocoReader
+from pipelines.ingestion.coconut_parquet import CoconutParquetReader
 from pipelines.ingestion.copsref import CopsrefOptions, CopsrefReader
 from pipelines.ingestion.dam_archives import DamTarReader
 from pipelines.ingestion.dlc_bench import DlcReader
@@ -53,6 +54,7 @@ ReaderKind = Literal[
     "invig",
     "copsref",
     "parquet",
+    "coconut_parquet",
     "masks",
     "labelme",
     "yolo",
@@ -83,6 +85,7 @@ READERS: dict[str, Any] = {
     "invig": InvigReader,
     "copsref": CopsrefReader,
     "parquet": ParquetReader,
+    "coconut_parquet": CoconutParquetReader,
     "masks": MasksReader,
     "labelme": LabelmeReader,
     "yolo": YoloReader,

@@ -1,10 +1,9 @@
 """ReasonSeg: an image with a JSON of polygons and of questions beside it (dvlab-research/LISA).
 
 A file is ``{text: [str], is_sentence: bool, shapes: [{label, points: [[x, y]]}]}``. All shapes of an image
-are two masks, made as LISA makes them (utils/data_processing.py): polygons are painted one over the other by
-descending area, so a small one stays on top. Those whose label holds ``ignore`` are the void ``ignore``,
-which metrics leave out; all others are the one mask ``target``. A shape with the label ``flag`` means
-nothing, and is told as ``shape_flag``.
+are two masks (``reasonseg_shapes``). Those whose label holds ``ignore`` are the void ``ignore``, which
+metrics leave out; all others are the one mask ``target``. A shape with the label ``flag`` means nothing, and
+is told as ``shape_flag``.
 
 Each text is a ``referring`` annotation of the target, with the tag ``sentence`` (a question) or ``phrase``.
 A shape that cannot be painted costs its image, since the others lie over it or below.
@@ -12,22 +11,16 @@ A shape that cannot be painted costs its image, since the others lie over it or 
 
 import json
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from pipelines.ingestion import annotations, records
+from pipelines.ingestion import annotations, reasonseg_shapes, records
 from pipelines.ingestion.annotations import Annotation
 from pipelines.ingestion.folder_reader import FolderReader, Group
-from pipelines.ingestion.painting import Canvas, points_of
 from pipelines.ingestion.reader import Input, ReadResult, Reject
+from pipelines.ingestion.reasonseg_shapes import IGNORE, TARGET, kind_of
 from pipelines.ingestion.records import Record
 from pipelines.ingestion.sidecar import MAX_SIDECAR_BYTES
 from samtok.errors import DataError
-
-TARGET, IGNORE = "target", "ignore"
-"""Ids of the two masks, and labels of their shapes as published."""
-
-_FLAG = "flag"  # an annotation of the annotators' own, deprecated
-_NUMBERS = {TARGET: 1, IGNORE: 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,49 +47,24 @@ class ReasonSegReader(FolderReader):
         (name,) = place["files"]
         num_masks = 0
         try:
-            record = self.json_record(
-                name, "ReasonSeg", self.max_sidecar_bytes, "shapes", or_encoding="cp1252"
-            )
+            record = reasonseg_shapes.record_of(self.content(name, self.max_sidecar_bytes), name)
             shapes = record["shapes"]
-            kinds = [_kind(shape) for shape in shapes]
+            kinds = [kind_of(shape) for shape in shapes]
             num_masks = 1 + (IGNORE in kinds)
             image_uri = self.below(self.images, place["image"])
             height, width = record.get("imageHeight"), record.get("imageWidth")
             image_hw = self.size_stated(height, width, image_uri, name)
-            seen, told = self._painted(item.key, list(zip(kinds, shapes, strict=True)), image_hw)
+            shown = list(zip(kinds, shapes, strict=True))
+            seen, notes = reasonseg_shapes.painted(shown, image_hw, item.key)
         except DataError as error:
             return ReadResult.refused(self.name, item.key, error, num_masks=num_masks)
         made: list[Record] = [{"mask_id": TARGET, "segmentation": seen.get(TARGET)}]
         if IGNORE in kinds:
             made.append({"mask_id": IGNORE, "segmentation": seen.get(IGNORE), "ignore": True})
+        told = [self.reject(item.key, reason, message, mask_id=name) for reason, message, name in notes]
         texts, lost = self._texts(item.key, record)
         result = records.make_row(self, item.key, image_uri, image_hw, made)
         return annotations.attach(result, texts, [*told, *lost])
-
-    def _painted(
-        self, key: str, shapes: list[tuple[str, Any]], image_hw: tuple[int, int]
-    ) -> tuple[dict[str, Record], list[Reject]]:
-        """Returns the masks by their ids, without those that have no pixel, and what is no polygon."""
-        canvas, told, areas = Canvas(*image_hw), list[Reject](), []
-        for number, (kind, shape) in enumerate(shapes, start=1):
-            if kind == _FLAG:
-                message = f"shape {number} of {key} has the label {shape['label']!r:.40} and is no mask"
-                told.append(self.reject(key, "shape_flag", message, mask_id=f"shape {number}"))
-                continue
-            try:
-                points = points_of(shape.get("points"))
-                if len(points) < 3:
-                    message = f"shape {number} of {key} adds nothing: it has {len(points)} corners"
-                    told.append(self.reject(key, "polygon_part", message, mask_id=f"shape {number}"))
-                    continue
-                filled = canvas.filled(points)
-            except DataError as error:
-                raise DataError(f"shape {number} of {key}: {error}", reason=error.reason) from error
-            areas.append((int(filled.pixels.sum()), number, kind, filled))
-        for _, _, kind, filled in sorted(areas, key=lambda one: one[:2], reverse=True):
-            canvas.paint(_NUMBERS[kind], filled)
-        seen = canvas.painted()
-        return {kind: seen[number] for kind, number in _NUMBERS.items() if number in seen}, told
 
     def _texts(self, key: str, record: Record) -> tuple[list[Annotation], list[Reject]]:
         made, lost, tags = list[Annotation](), list[Reject](), list[str]()
@@ -117,13 +85,3 @@ class ReasonSegReader(FolderReader):
             else:
                 made.append(annotations.annotation(name, "referring", [TARGET], text=text, tags=tags))
         return made, lost
-
-
-def _kind(shape: Any) -> str:
-    """Returns which mask a shape belongs to, or ``flag``."""
-    label = shape.get("label") if isinstance(shape, dict) else None
-    if not isinstance(label, str):
-        raise DataError(f"a shape is {shape!r:.80}, expected an object with a label", reason="label")
-    if label.lower() == _FLAG:
-        return _FLAG
-    return IGNORE if IGNORE in label.lower() else TARGET

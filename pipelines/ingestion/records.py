@@ -1,10 +1,12 @@
 """Checks of dataset records that all readers share. Records are untrusted JSON.
 
 ``make_row`` builds a row from annotations in one common shape, a dict with ``mask_id`` and, where the dataset
-has them, ``label`` or ``unknown_category``, ``iscrowd``, ``ignore`` (a void), ``bbox`` (x, y, width, height
-in pixels), ``point`` (x, y) and ``segmentation`` in any form that ``samtok.masks.to_counts`` reads.
+has them, ``label`` or ``unknown_category``, ``iscrowd``, ``ignore`` (a void), ``occluded`` (True), ``bbox``
+(x, y, width, height in pixels), ``point`` (x, y) and ``segmentation`` in any form that
+``samtok.masks.to_counts`` reads.
 """
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -41,6 +43,32 @@ def parse_json(raw: bytes, where: str) -> Any:
         raise json_error(where, position, f"is not JSON ({error.msg})") from error
     except (RecursionError, ValueError) as error:  # an integer of thousands of digits
         raise unreadable_json(where, error) from error
+
+
+def parse_object(raw: bytes, name: str, kind: str, *lists: str, or_encoding: str = "utf-8") -> Record:
+    """Returns the object of a JSON file.
+
+    Args:
+        raw: Its bytes.
+        name: Of the file.
+        kind: What such files are called; for errors.
+        lists: Keys that must hold a list.
+        or_encoding: Of files that are no UTF-8.
+
+    Raises:
+        DataError: ``sidecar_layout`` if it is none or a list is missing; as ``parse_json``.
+    """
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        with contextlib.suppress(UnicodeDecodeError):  # which names the fault in UTF-8
+            raw = raw.decode(or_encoding).encode()
+    record = parse_json(raw, name)
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), list) for key in lists):
+        needed = " and ".join(f"the list {key!r}" for key in lists)
+        fault = f"{name} is {record!r:.80}, expected an object with {needed} ({kind})"
+        raise DataError(fault, reason="sidecar_layout")
+    return record
 
 
 def json_error(where: str, position: int, problem: str) -> DataError:
@@ -329,6 +357,7 @@ def _mask(annotation: Record, height: int, width: int) -> Record:
         "empty": counts is None and box_xyxy is None,
         "box_only": has_box_only,
         "point_only": has_point_only,
+        "occluded": annotation.get("occluded") is True,
     }
     return {
         "mask_id": annotation["mask_id"],

@@ -14,6 +14,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby, islice
 from typing import Any, ClassVar, TypeAlias
 
@@ -49,10 +50,10 @@ class SegllmReader(FileReader, MaskFilesOptions):
 
     def witness(self, inputs: Sequence[Input] = ()) -> dict[str, str]:
         """Returns ``{name: "size:sha256"}`` of the conversations and of each file of masks, by its dataset;
-        of a folder of maps what ``label_maps.first_files`` tells."""
+        of a folder what ``label_maps.first_files`` tells."""
         found = super().witness(inputs)
         for word, uri in self._files().items():
-            is_folder = mask_files.KINDS[word] == "maps"
+            is_folder = mask_files.KINDS[word] in mask_files.FOLDERS
             told = label_maps.first_files(uri) if is_folder else next(iter(witness_of(uri).values()))
             found[f"masks of {word}"] = told
         return found
@@ -84,7 +85,9 @@ class SegllmReader(FileReader, MaskFilesOptions):
 
     def head(self, limit: int = MAX_NAMES) -> Head:
         """Lists the first images; where a file is large, counts those of the first conversations."""
-        files = [uri for word, uri in self._files().items() if mask_files.KINDS[word] != "maps"]
+        files = [
+            uri for word, uri in self._files().items() if mask_files.KINDS[word] not in mask_files.FOLDERS
+        ]
         if all(size_bytes(uri) <= self.max_head_bytes for uri in (self.source, *files)):
             return first_of(self.inputs(), limit)
         found = list(islice(self._conversations(), limit))
@@ -98,7 +101,7 @@ class SegllmReader(FileReader, MaskFilesOptions):
         num_masks = len(body["masks"])
         try:
             image_uri = self.image_uri(item.key, *_repaired(item.key))
-            usable, rejects = self._masks(body["masks"], item.key)
+            usable, rejects = self._masks(body["masks"], item.key, image_uri)
             stated = (entry["segmentation"] for entry in usable if "segmentation" in entry)
             hw = _size_hw([place for *_, place in body["masks"]], item.key)
             hw = hw or records.size_hw_of_masks(stated, "the image") or image_source.read_size_hw(image_uri)
@@ -148,10 +151,10 @@ class SegllmReader(FileReader, MaskFilesOptions):
         payload = records.compact_json({"conversations": conversations, "masks": masks})
         yield Input(key=image, payload=payload, num_masks=len(masks))
 
-    def _masks(self, listed: list[Any], image: str) -> tuple[list[Record], list[Reject]]:
+    def _masks(self, listed: list[Any], image: str, image_uri: str) -> tuple[list[Record], list[Reject]]:
         """Reads the masks of an image, and rejects what cannot be read of them."""
         usable, rejects = [], []
-        files = self._files()
+        files, size_of = self._files(), cache(lambda: self.size_of(image_uri))
         for dataset, own_id, place in listed:
             mask_id = MaskKey(dataset, own_id).text
             try:
@@ -159,7 +162,7 @@ class SegllmReader(FileReader, MaskFilesOptions):
                     fault = f"{files[dataset]} has no mask of the id {own_id}"
                     raise DataError(fault, reason="unknown_mask")
                 _check_image(place, image)
-                mask = mask_files.read(dataset, files[dataset], own_id, place, image)
+                mask = mask_files.read(dataset, files[dataset], own_id, place, image, size_of)
             except DataError as error:
                 message = f"mask {mask_id} of image {image}: {error}"
                 rejects.append(records.mask_reject(self.name, image, mask_id, error.reason, message))

@@ -3,7 +3,9 @@
 - The user's text has ``[IMAGE256:PATH]``, and ``[MASK-ENCODE:PATH|DATASET|ID]`` or ``[BOX-ENCODE:...]`` for a
   mask that it refers to, mostly one that was answered before;
 - an answer has ``[MASK-DECODE:PATH|DATASET|ID]``, or ``[MASK-DECODE:TASK:REFERENCE:ID:PATH:DATASET]`` with
-  one reference or two. An id that is empty, ``'`` or ``none`` is no mask.
+  one reference or two. An id that is empty, ``'`` or ``none`` is no mask;
+- ``reason_seg`` has one mask for each image, which is meant by any id, and by none, but where a mask is
+  referred to between colons.
 
 The published files were never parsed by us, so anything else in brackets of this kind is refused.
 """
@@ -25,6 +27,8 @@ _LIKE = re.compile(r"\[[A-Z][A-Z0-9]*(?:-[A-Z0-9]+)*:")
 _TWICE = re.compile(r"(<mask \d+>)(?:\s*\1)+")
 _SPACES = re.compile(r"[ \t]{2,}")
 _NO_IDS = ("", "'", "none")
+_OF_IMAGE = {"reason_seg": "target"}
+"""Datasets with one mask for each image, whatever id is given, and the id that it gets."""
 _FORMS = {"MASK-ENCODE": "mask", "BOX-ENCODE": "box"}
 
 
@@ -156,14 +160,15 @@ def _answer_part(found: Rounds, kind: str, body: str) -> str:
     task, *references, mask_id, image, dataset = parts
     key = _key(found, [image, dataset, mask_id], body)
     for reference in references:
-        if (referred := _key(found, [image, dataset, reference], body)) is not None:
+        is_none = reference.strip() in _NO_IDS
+        if not is_none and (referred := _key(found, [image, dataset, reference], body)) is not None:
             found.refer(referred, "answer")
     found.rounds[-1]["task"] = task
     return "" if key is None else f"<mask {found.answer(key)}>"
 
 
 def _key(found: Rounds, parts: list[str], body: str) -> MaskKey | None:
-    """Returns the mask of path, dataset and id; None for the id of no mask.
+    """Returns the mask of path, dataset and id; None for the id of no mask, where the dataset has several.
 
     Raises:
         DataError: ``bracket`` for another number of parts or an empty one, ``mask_id`` for an id that is
@@ -173,6 +178,8 @@ def _key(found: Rounds, parts: list[str], body: str) -> MaskKey | None:
         raise _fault(f"[...:{body}]", "has other parts than path, dataset and id")
     image, dataset, mask_id = (part.strip() for part in parts)
     found.see(image)
+    if dataset in _OF_IMAGE:
+        return MaskKey(dataset, _OF_IMAGE[dataset])
     if mask_id in _NO_IDS:
         return None
     if "_" in mask_id or "-" in mask_id:

@@ -84,9 +84,9 @@ def summary(manifest: Mapping[str, Any]) -> dict[str, float]:
     """Returns the flat metrics of a corpus, for tracking.
 
     ``counts/*`` (rows and masks), ``corpus/shards`` and ``corpus/size_bytes``, per level
-    ``codes/level0_used``, ``_dead`` and ``_perplexity``, ``rejects/<stage>/<reason>`` (entries), and if
-    reconstructions were compared ``iou/count``, ``iou/mean``, ``iou/median`` (interpolated in a histogram)
-    and ``iou/share_below_half``.
+    ``codes/level0_used``, ``_dead`` and ``_perplexity``, ``flags/<flag>`` (masks with words that have it),
+    ``rejects/<stage>/<reason>`` (entries), and if reconstructions were compared ``iou/count``, ``iou/mean``,
+    ``iou/median`` (interpolated in a histogram) and ``iou/share_below_half``.
     """
     records = manifest["shards"]
     metrics: dict[str, float] = {f"counts/{name}": count for name, count in manifest["totals"].items()}
@@ -94,6 +94,7 @@ def summary(manifest: Mapping[str, Any]) -> dict[str, float]:
     metrics["corpus/size_bytes"] = sum(record["data"]["bytes"] for record in records)
     for level, use in enumerate(codebook.usage(code_counts(manifest))):
         metrics |= {f"codes/level{level}_{name}": value for name, value in dataclasses.asdict(use).items()}
+    metrics |= {f"flags/{flag}": count for flag, count in manifest.get("flags", {}).items()}
     metrics |= {f"rejects/{reason}": count for reason, count in rejects.counts_of(records).items()}
     if manifest["plan_rejects"]:
         metrics["rejects/plan"] = manifest["plan_rejects"]["entries"]

@@ -112,6 +112,7 @@ def make_report(
         html.tiles(_tiles(corpus, metrics, usage, shown.agreement())),
         html.section("Counts", _counts(corpus)),
         *_datasets(corpus),
+        *_flags(corpus),
         html.beside(
             _reconstruction(metrics, pictures.get("iou_histogram.png"), fingerprint),
             codebooks(usage, fingerprint["num_codes"], pictures["code_usage.png"]),
@@ -214,6 +215,17 @@ def _datasets(corpus: Corpus) -> list[html.Block]:
     note = "What was rejected when the datasets were listed is in the counts above."
     table = html.card(html.grid(heads, rows, numbers=range(1, 7), kind="narrow"), note=note)
     return [html.section("Datasets", table)]
+
+
+def _flags(corpus: Corpus) -> list[html.Block]:
+    """Returns a table of the flags of masks with words; nothing if none has any."""
+    found = corpus.manifest.get("flags")
+    if not found:
+        return []
+    total = corpus.manifest["totals"]["masks_out"]
+    rows = [[html.code(flag), f"{count:,}", html.share_of(count, total)] for flag, count in found.items()]
+    table = html.card(html.grid(["flag", "masks", "of all masks"], rows, numbers=(1, 2), kind="narrow"))
+    return [html.section("Flags of masks", table)]
 
 
 def _reconstruction(

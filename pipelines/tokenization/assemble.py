@@ -80,13 +80,15 @@ def summarize(
     """Returns what a commit record says about its shard besides its files.
 
     ``code_histogram`` has, per level, the pairs [code, count] of the codes that occur; ``iou_histogram``
-    counts reconstruction IoUs in ``IOU_BINS`` equal bins over [0, 1].
+    counts reconstruction IoUs in ``IOU_BINS`` equal bins over [0, 1]; ``flags`` counts masks with words by
+    their flags, and is there if one has any.
     """
     masks = rows["masks"].combine_chunks().flatten()
     codes = masks.field("codes").flatten().to_numpy(zero_copy_only=False).reshape(-1, num_levels)
     iou = masks.field("iou").drop_null().to_numpy(zero_copy_only=False).astype(np.float64)
     histogram = codebook.histogram(codes.astype(np.int64), num_codes)
     reasons = Counter(f"{r['stage']}/{r['reason']}" for r in rejects.select(["stage", "reason"]).to_pylist())
+    flags = Counter(masks.field("flags").flatten().to_pylist())
     return {
         "counts": dict(counts),
         "code_histogram": [[[int(c), int(row[c])] for c in np.flatnonzero(row)] for row in histogram],
@@ -94,6 +96,7 @@ def summarize(
         "iou_sum": float(iou.sum()),
         "iou_count": len(iou),
         "reject_reasons": dict(sorted(reasons.items())),
+        **({"flags": dict(sorted(flags.items()))} if flags else {}),
     }
 
 

@@ -186,6 +186,8 @@ OPTIONS = [
     ("yolo", "class_names", "/data/data.yaml"),
     ("panoptic", "panoptic", "/data/maps"),
     ("panoptic", "image_folders", ("train2017", "unlabeled2017")),
+    ("coconut_parquet", "image_folders", ("train2017", "unlabeled2017")),
+    ("coconut_parquet", "legend", "/data/names.json"),
     ("lisa", "instances", "/data/instances.json"),
     ("cityscapes_polygons", "overlap", "whole"),
     ("copsref", "box_order", "xyhw"),

@@ -101,6 +101,63 @@ def test_full_ade20k_has_instances_by_the_rank_of_blue(tmp_path):
     }
 
 
+def car(occluded: Any, x: Any = (), y: Any = (), level: Any = 0, number: Any = 312) -> dict[str, Any]:
+    polygon = {"x": list(x), "y": list(y)}
+    return {"name_ndx": number, "occluded": occluded, "polygon": polygon, "parts": {"part_level": level}}
+
+
+LEFT, RIGHT = ((1, 9), (1, 20)), ((31, 39), (1, 20))  # polygons around the two instances below, with room
+OCCLUDED = {
+    "all objects of the class": ([car("yes"), car("yes")], {"312-1", "312-2"}),
+    "the one around it": ([car("yes", *LEFT), car("no", *RIGHT)], {"312-1"}),
+    "several around it": ([car("yes", *LEFT), car("yes", *LEFT), car([], *RIGHT)], {"312-1"}),
+    "one of two around it": ([car("yes", *LEFT), car("no", *LEFT)], set()),
+    "one whose place is unknown": ([car("yes", *LEFT), car("no")], set()),
+    "an unknown place of an occluded one": ([car("yes"), car([], *RIGHT)], {"312-1"}),
+    "elsewhere": ([car("yes", (20, 25), (1, 20))], set()),
+    "too small": ([car("yes", (1, 9), (1, 2))], set()),
+    "a part of it": ([car("yes", *LEFT, level=1), car("no", *LEFT)], set()),
+    "a part only": ([car("yes", *LEFT, level=1)], set()),
+    "of no level": ([car("yes", *LEFT) | {"parts": []}], {"312-1"}),
+    "another class": ([car("yes", number=3), car("no")], {"3-3"}),
+    "another answer": ([car("YES"), car(True), car(1)], set()),
+    "none": ([], set()),
+    "odd polygons": ([car("yes", ("a",), (1,)), car("yes", (1e30,), (2,))], {"312-1", "312-2"}),
+    "odd objects": ([7, None, {"name_ndx": "312"}, car("yes") | {"polygon": 5}], {"312-1", "312-2"}),
+}
+
+
+@pytest.mark.parametrize("kind", OCCLUDED)
+def test_instances_of_full_ade20k_are_occluded_where_their_object_is_for_certain(tmp_path, kind):
+    objects, expected = OCCLUDED[kind]
+    values = np.zeros((20, 40, 3), np.int64)
+    values[4:16, 2:7] = [10, 56, 35]
+    values[4:16, 32:37] = [10, 56, 120]
+    values[0, 20] = [10, 56, 0]  # of no instance: several objects may be in it
+    values[18, 12:20] = [0, 3, 200]
+    save(tmp_path / "maps" / "b_seg.png", values)
+    Image.new("RGB", (40, 20)).save(tmp_path / "maps" / "b.jpg")
+    describe_ade(tmp_path, "b", objects)
+    (row,), rejects = read_all(ade_reader(tmp_path, "ade20k_instances"))
+    flagged = {mask["mask_id"] for mask in row["masks"] if "occluded" in mask["flags"]}
+    assert not rejects and flagged == expected
+    (tmp_path / "names.json").write_text(json.dumps({"312": "car", "3": "door"}))
+    (again,), _ = read_all(ade_reader(tmp_path, "ade20k_instances", legend=f"{tmp_path}/names.json"))
+    assert [mask["flags"] for mask in again["masks"]] == [mask["flags"] for mask in row["masks"]]
+    (classes,), _ = read_all(ade_reader(tmp_path, "ade20k"))
+    assert not any("occluded" in mask["flags"] for mask in classes["masks"])
+
+
+def test_parts_are_occluded_as_the_objects_of_their_level_say(tmp_path):
+    write_ade(tmp_path, "b")
+    save(tmp_path / "maps" / "b_parts_1.png", regions([10, 57, 9]))
+    save(tmp_path / "maps" / "b_parts_2.png", regions([10, 57, 9]))
+    describe_ade(tmp_path, "b", [car("yes", level=1, number=313), car("no", level=2, number=313)])
+    (row,), _ = read_all(ade_reader(tmp_path, "ade20k_instances", part_levels=2))
+    flagged = {mask["mask_id"] for mask in row["masks"] if mask["flags"] == ["occluded"]}
+    assert flagged == {"part1-313-1"}
+
+
 def test_parts_are_read_by_option_only_as_far_as_an_image_has_them(tmp_path):
     write_ade(tmp_path)
     write_ade(tmp_path, "b")

@@ -250,7 +250,7 @@ def test_conversations_that_cannot_be_used_are_rejected_with_their_place(tmp_pat
         tmp_path,
         TWO_ROUNDS,
         TWO_ROUNDS,
-        talk(ASK, decode(1, "reason_seg")),
+        talk(ASK, decode(1, "reason")),
         talk(ASK, decode(1, "lvis")),
         talk(ASK, "[SEG-DECODE:1]"),
         {"conversations": None},

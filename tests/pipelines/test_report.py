@@ -18,6 +18,7 @@ from pipelines.tools import browse
 from samtok.errors import ConfigError, DataError
 from samtok.model.tokenizer import MaskTokenizer
 from tests import corpora
+from tests.code_rows import code_mask, code_row, write_words
 from tests.pages import Page
 
 pytestmark = [pytest.mark.slow, pytest.mark.numerics]
@@ -225,6 +226,27 @@ def test_rejects_are_counted_by_reason_with_an_example(finished):
     assert "000000000003.png" in lines["decode/image_format"].example
     assert lines["read/bad_json"].example.startswith("broken side-car")
     assert lines["filter/crowd"].count == shards.load_manifest(finished)["totals"]["masks_filtered"]
+
+
+def test_flags_of_masks_are_counted_over_all_shards_and_have_a_table(tmp_path):
+    given = [["occluded"], ["occluded", "crowd"], [], ["from_prompt"], ["occluded"]]
+    rows = [
+        code_row([code_mask("m", (0, 1), flags=flags), code_mask("n", (1, 1))], [], image_id=str(number))
+        for number, flags in enumerate(given)
+    ]
+    corpus = report.load_corpus(write_words(str(tmp_path / "a"), rows, shard_rows=2))
+    assert corpus.manifest["flags"] == {"crowd": 1, "from_prompt": 1, "occluded": 3}
+    assert all("flags" not in record for record in corpus.records)
+    assert report.summary(corpus.manifest)["flags/occluded"] == 3
+    page = words_page.make_report(corpus, tokenizer=None, max_images=0).page
+    assert re.search(r"Flags of masks.*occluded.*>3<.*>30\.", page, re.DOTALL)
+    for row in rows:
+        row["masks"] = row["masks"][1:]
+    plain = report.load_corpus(write_words(str(tmp_path / "b"), rows))
+    assert "flags" not in plain.manifest and not any(
+        "flags/" in name for name in report.summary(plain.manifest)
+    )
+    assert "Flags of masks" not in words_page.make_report(plain, tokenizer=None, max_images=0).page
 
 
 def test_the_same_seed_gives_the_same_page_and_another_one_other_images(finished, tokenizer):
