@@ -90,8 +90,8 @@ class Canvas:
 
 
 def _span(places: Sequence[int], size: int) -> tuple[int, int]:
-    """Returns first place and end of what is drawn: of a line that leaves its canvas Pillow draws other pixels
-    at the border, so there is room beyond the image."""
+    """Returns first place and end of what is drawn. Of a line that leaves its canvas Pillow draws other
+    pixels at the border, so there is room beyond the image."""
     return max(min(places), -_ROOM_PX), min(max(places) + 1, size + _ROOM_PX)
 
 
