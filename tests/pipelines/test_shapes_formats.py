@@ -97,6 +97,7 @@ OTHER_NAMES = {
     ("video", "revos"): "revos",
     ("video", "ytvos"): "ytvos",
     ("video", "videorefer"): "mevis",
+    ("coconut_parquet", ""): "panoptic",
 }
 """Formats of readers that have another name, or several, by the kind that is read."""
 OWN_NAMES = {
