@@ -13,6 +13,10 @@ ENDS = ("in", "out", "rejected", "filtered", "thinned", "unused")
 """What is counted of items, such as questions; in is the sum of the others."""
 
 
+OF_DATASET = "samples_out of "
+"""Before the name of a dataset, where chats of a mixture are counted by dataset."""
+
+
 @dataclass
 class Composed:
     """What became of one input, or of many: rows of ``schema.CHAT_ROW`` and ``REJECT_ROW``, and counts.

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipelines import schema, storage
-from pipelines.chats.commit import Composed
+from pipelines.chats.commit import OF_DATASET, Composed
 from pipelines.dialogues import captions, referring, regions
 from pipelines.dialogues.pieces import Message, Ref
 from pipelines.dialogues.scene import Item, Scene
@@ -129,6 +129,8 @@ def compose_row(row: Mapping[str, Any], settings: Settings) -> Composed:
     tasks = settings.tasks_of.get(row["dataset"], settings.tasks)
     for name, share in tasks.items():
         _Composer(name, share, scene, settings, done).compose()
+    if settings.tasks_of:
+        done.counts[OF_DATASET + row["dataset"]] += len(done.samples)
     used = {kind for name in tasks for kind in TASKS[name].annotation_tasks}
     kinds = [annotation["task"] for annotation in row["annotations"]]
     done.counts["rows_in"] += 1

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipelines import rejects, storage
-from pipelines.chats.commit import ENDS
+from pipelines.chats.commit import ENDS, OF_DATASET
 from pipelines.chats.corpus import ChatCorpus
 from pipelines.chats.source import ChatSource
 from pipelines.reports import html, words_page
@@ -38,6 +38,7 @@ def make_page(corpus: ChatCorpus, *, max_samples: int, seed: int) -> str:
         corpus.uri,
         html.tiles(tiles),
         html.section("Tasks", html.card(tasks)),
+        *_datasets(totals),
         html.section("Rejected and filtered", lost),
         html.section("Chats", html.beside(*map(_card, drawn_at_random(corpus, max_samples, seed)))),
         html.section("Settings", html.card(html.settings(corpus.manifest["fingerprint"].items()))),
@@ -51,7 +52,18 @@ def by_task(totals: Mapping[str, int]) -> list[list[str]]:
 
 
 def _tasks(counts: Mapping[str, int]) -> list[str]:
-    return sorted({name.partition("/")[0] for name in counts if "/" in name})
+    names = {name for name in counts if "/" in name and not name.startswith(OF_DATASET)}
+    return sorted({name.partition("/")[0] for name in names})
+
+
+def _datasets(totals: Mapping[str, int]) -> list[html.Block]:
+    """Returns a table of the datasets of a mixture; nothing where chats are not counted by dataset."""
+    found = {name.removeprefix(OF_DATASET): n for name, n in totals.items() if name.startswith(OF_DATASET)}
+    if not found:
+        return []
+    rows = [[name, f"{n:,}", html.share_of(n, totals["samples_out"])] for name, n in sorted(found.items())]
+    table = html.grid(["", "chats", "of all chats"], rows, numbers=range(1, 3), kind="narrow")
+    return [html.section("Datasets", html.card(table))]
 
 
 def drawn_at_random(corpus: ChatCorpus, most: int, seed: int) -> list[dict[str, Any]]:

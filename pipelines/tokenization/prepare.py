@@ -11,6 +11,7 @@ from typing import Any
 from pipelines import schema, shards, storage
 from pipelines.cluster import with_device
 from pipelines.ingestion.corpora import caveat_of, reader_of, require_source, sources_of
+from pipelines.ingestion.mixtures import MixtureReader
 from pipelines.ingestion.peek import opened, peek
 from pipelines.ingestion.reader import MAX_NAMES, Input, Reader, Reject
 from pipelines.inputs import require_sam2, require_tokenizer
@@ -107,8 +108,11 @@ class Tokenization:
         return {"fingerprint": shards.digest(plan.fingerprint), **caveat}
 
     def _inputs(self, index: str, workers: Workers) -> Iterator[Input | Reject]:
-        """Yields the rejects of the listing and the first ``limit`` images; a few of them are opened
-        first."""
+        """Yields the rejects of the listing and the first ``limit`` images; a few of them are opened first,
+        of a mixture a few of each dataset."""
+        if isinstance(self.reader, MixtureReader):
+            for one in self.reader.readers:
+                peek(one, careful=self.config.workers > 0, max_pixels=self.config.max_image_pixels)
         listed = self._limited(listing.inputs_of(self.reader, index, workers))
         careful, most = self.config.workers > 0, self.config.max_image_pixels
         yield from opened(self.reader, listed, careful=careful, max_pixels=most)

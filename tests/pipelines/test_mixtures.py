@@ -157,10 +157,24 @@ def test_words_of_a_mixture_are_those_of_its_datasets_and_the_report_tells_them_
     kinds = {(row["dataset"], row["task"]) for row in rows_of(load_chat_corpus(str(chats)))}
     assert kinds >= {("refer", "gres"), ("coco", "instances"), ("panoptic", "instances")}
     assert ("refer", "instances") not in kinds
+    totals = read_manifest(chats)["totals"]
+    of_each = [totals[f"samples_out of {name}"] for name in ("coco", "panoptic", "refer", "sa1b")]
+    assert sum(of_each) == totals["samples_out"] and of_each[3] == 0
+    assert "Datasets" in (chats / "report/index.html").read_text()
     assert read_manifest(chats)["fingerprint"]["tasks_of"] == {
         "refer": {"gres": 1.0},
         "coco": {"instances": 1.0},
     }
+
+
+def test_a_dataset_without_its_images_ends_the_run_before_it_begins(home, tmp_path, capsys):
+    (empty := tmp_path / "images").mkdir()
+    datasets = [*entries()[1:], {**entries()[0], "images": str(empty)}]
+    uri = write(home, {"root": str(home), "datasets": datasets}, "gone.yaml")
+    corpus = ("--corpus.reader", "mixture", "--corpus.source", uri, "--tokenizer", "tour")
+    assert tokenize_corpus([*corpus, *HERE, "--out", str(tmp_path / "words")]) != 0
+    assert "images of coco that were tried is there" in capsys.readouterr().err
+    assert not (tmp_path / "words/commits").exists()
 
 
 def test_tasks_of_one_dataset_agree(home):
