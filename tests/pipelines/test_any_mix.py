@@ -174,6 +174,8 @@ def verdicts(out: str) -> tuple[Counter[tuple[str, ...]], dict[str, int]]:
     return found, totals
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @EXAMPLES
 @given(mix=st.lists(record, min_size=1, max_size=5))
 def test_any_mix_of_images_and_annotations_ends_with_exit_0_or_3(tmp_path_factory, tokenizer, mix):

@@ -78,6 +78,8 @@ def predicted(home: Path, sam2: str) -> dict[str, dict[str, tuple[str, float]]]:
     return found
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_boxes_get_the_masks_that_sam2_predicts_and_those_of_low_score_are_filtered(home, sam2, tmp_path):
     expected = predicted(home, sam2)
     scores = sorted(score for of_image in expected.values() for _, score in of_image.values())

@@ -124,6 +124,8 @@ def test_several_images_and_turns_of_verl_are_read(tmp_path):
         assert (read_image(image["uri"], expected_hw=(48, 48)) == scene.image).all()
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_words_are_compared_with_the_masks_that_rows_have(tmp_path):
     tokenizer = MaskTokenizer.from_pretrained("tiny")
     levels, num_codes = tokenizer.num_levels, tokenizer.config.quantizer.num_codes

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from pipelines.generation import models
@@ -14,6 +15,8 @@ from samtok.mllm.vocab import MaskVocabulary
 TINY = TinyConfig(image_size=28, dim=32, num_heads=2, hidden_dim=48, vocab_size=280)
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_a_model_of_bfloat16_is_exported_as_such_unless_float32_is_asked_for(tmp_path: Path):
     start, rounded = tmp_path / "start", tmp_path / "rounded"
     texts = ["Segment it.", "It is here."]

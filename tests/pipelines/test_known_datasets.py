@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[2]
 SPLITS = [(known.name, split) for known in KNOWN.values() for split in known.splits]
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.parametrize(("name", "split"), SPLITS)
 def test_each_split_is_a_corpus_and_its_command_says_the_same(name, split):
     parts = parts_of(name, "data", split)

@@ -242,6 +242,8 @@ def test_an_interrupted_corpus_is_finished_to_the_same_bytes(tmp_path, format, f
     assert kept == {path: path.stat().st_mtime_ns for path in kept}  # only what was missing is written
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.parametrize(("format", "fields"), FORMATS)
 def test_a_complete_corpus_is_left_alone(tmp_path, format, fields):
     num_masks = write(tmp_path, change(**fields), format)

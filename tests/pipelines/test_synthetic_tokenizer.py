@@ -73,6 +73,8 @@ def test_words_of_photographs_by_a_synthetic_tokenizer_carry_a_warning(places, d
     assert "synthetic shapes" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_so_does_its_evaluation(places, tmp_path):
     texts = [",".join(f"{k}={v}" for k, v in corpus(places[name]).items()) for name in ("shapes", "photos")]
     flags = ["--tokenizer", str(places["tokenizer"]), "--out", str(tmp_path), "--tracking", "off"]

@@ -42,6 +42,8 @@ def sampled(processor: SuppressTokens, ids: WordIds, *, count: int, length: int)
     return [text[: text.index(STOP) + 1] if STOP in text else text for text in found]
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.parametrize("num_levels", [1, 2, 4])
 def test_it_allows_what_the_machine_allows_on_ten_thousand_prefixes(num_levels: int):
     grammar, length = grammar_of(num_levels), 14

@@ -36,6 +36,8 @@ def full(dense: list[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.stack(dense)).float()[:, None]
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.parametrize(("height", "width", "size"), SIZES + LARGE)
 def test_all_ways_equal_pytorch(height, width, size):
     dense = shapes(height, width)

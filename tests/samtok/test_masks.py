@@ -269,6 +269,8 @@ def test_iou_counts_pixels_and_two_empty_masks_agree():
     assert masks.iou(empty, empty) == 1.0
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @given(st.text(max_size=40) | st.binary(max_size=40).map(lambda raw: raw.decode("latin1")))
 @example("0" * 71)
 def test_any_string_decodes_to_a_mask_of_the_right_size_or_is_refused(text):

@@ -195,6 +195,8 @@ pairs = st.lists(
 )
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @given(pairs)
 def test_modes_agree_where_nothing_is_skipped_and_shares_are_shares(masks):
     samples = Samples.of_masks(masks)

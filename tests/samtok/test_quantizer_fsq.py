@@ -76,6 +76,8 @@ def test_every_code_is_found_again_from_an_embedding_at_its_grid_point(grid, lea
     torch.testing.assert_close(quantizer(z).embeddings, quantizer.decode(codes))
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @given(st.lists(st.floats(-100, 100), min_size=12, max_size=12))
 def test_any_embedding_has_codes_in_range_and_decodes_to_what_forward_gives(values):
     quantizer = build(learned=True)
