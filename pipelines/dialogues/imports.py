@@ -20,7 +20,7 @@ from pipelines.ingestion.image_source import below_root, read_size_hw
 from pipelines.ingestion.json_lines import MAX_LINE_BYTES, entries_of, parse_line, read_lines
 from pipelines.ingestion.parquet_cells import Cell
 from pipelines.ingestion.reader import Input
-from pipelines.ingestion.records import image_name
+from pipelines.ingestion.records import Record, image_name
 from samtok import masks
 from samtok.errors import ConfigError, DataError
 
@@ -167,10 +167,22 @@ def _take_rows(settings: Settings, source: str, part: Rows, done: Composed) -> N
     assert layout is not None  # when it was listed
     wanted = [name for name in rl_rows.COLUMNS[layout] if name in columns]
     rows = parquet_cells.rows_of(uri, part.group, wanted, _BATCH_ROWS)
-    for number, values in enumerate(islice(rows, part.skip, part.skip + part.count), start=part.first):
+    values = _or_fault(islice(rows, part.skip, part.skip + part.count))
+    for number in range(part.first, part.first + part.count):
         row_id = f"{parquet_cells.stem(part.file)}{number:08d}"
-        read = functools.partial(_of_row, values, Cell(uri, number, _IMAGES), settings.chats.images)
-        _take(settings, row_id, read, done)
+        cell = Cell(uri, number, _IMAGES)
+        _take(settings, row_id, functools.partial(_of_row, next(values), cell, settings.chats.images), done)
+
+
+def _or_fault(rows: Iterator[Record]) -> Iterator[Record | DataError]:
+    """Yields rows, and from where a row group is damaged on what is wrong with it, without end."""
+    try:
+        yield from rows
+        fault = DataError("the file has fewer rows than when it was listed", reason="parquet_layout")
+    except DataError as error:
+        fault = error
+    while True:
+        yield fault
 
 
 class _Found(NamedTuple):
@@ -183,8 +195,10 @@ def _of_line(line: bytes, folder: str) -> _Found:
     return _Found(parse_line(line, "the line"), functools.partial(_uri, folder))
 
 
-def _of_row(values: Mapping[str, Any], cell: Cell, folder: str) -> _Found:
+def _of_row(values: Record | DataError, cell: Cell, folder: str) -> _Found:
     """Reads a row; images that no text shows stand before its first question."""
+    if isinstance(values, DataError):
+        raise values
     record, rles = rl_rows.record_of(values)
     images = []
     for number, entry in enumerate(parquet_cells.entries(cell)):

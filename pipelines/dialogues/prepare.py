@@ -106,7 +106,9 @@ def _import(config: ComposeDialoguesConfig) -> Composition:
     if config.min_iou is not None and chats.tokenizer is None:
         raise ConfigError("--min-iou needs --chats.tokenizer, which the words of the chats are decoded with.")
     options = dataclasses.asdict(chats)
-    added = {"min_iou": config.min_iou, "keep_rle": config.keep_rle} if imports.is_parquet(source) else {}
+    added: dict[str, Any] = {} if config.min_iou is None else {"min_iou": config.min_iou}
+    if imports.is_parquet(source):  # JSON has no outlines to keep
+        added["keep_rle"] = config.keep_rle
     fingerprint = {
         "kind": "chat",
         "weights_sha256": None,

@@ -4,6 +4,7 @@ It holds SAM2 and gives a chunk what SAM2 predicts for its entries (``boxes``). 
 """
 
 import dataclasses
+import hashlib
 import json
 
 import pyarrow as pa
@@ -39,14 +40,21 @@ class MasksOfBoxes:
         self.reader, self.config = reader, config
         options = config.boxes
         assert options.sam2 is not None
-        if sha256 not in (None, storage.file_sha256(options.weights)):
+        digests: dict[str, str] = {}
+
+        def read(uri: str) -> bytes:
+            data = storage.read_bytes(uri)
+            digests[uri] = hashlib.sha256(data).hexdigest()
+            return data
+
+        self.segmenter = PromptedSegmenter.from_pretrained(
+            options.sam2, options.preset, device=config.worker.device, read=read
+        )
+        if sha256 not in (None, digests[options.weights]):
             raise CheckpointError(
                 f"{options.sam2} is no longer the SAM2 that the corpus was planned with. Put it back, or "
                 "choose another --out."
             )
-        self.segmenter = PromptedSegmenter.from_pretrained(
-            options.sam2, options.preset, device=config.worker.device, read=storage.read_bytes
-        )
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Adds to a chunk what is predicted for its images; an image that cannot be read is left to the next

@@ -224,3 +224,21 @@ def test_rows_on_s3_are_read_as_on_a_disk(tmp_path, bucket):
     for one, other in zip(here, there, strict=True):
         assert other["images"][0]["uri"] == one["images"][0]["uri"].replace(source, remote)
         assert {**one, "images": [], "image_id": ""} == {**other, "images": [], "image_id": ""}
+
+
+def test_a_damaged_row_group_costs_its_rows_and_no_others(tmp_path):
+    scene = make_scene(0, 0, WorldConfig.square(48))
+    rows = [mixed(scene, "No target.", [], problem=[f"<image>Segment {number}."]) for number in range(6)]
+    source = Path(write(tmp_path / "mix.parquet", rows, row_group_size=3))
+    group = pq.ParquetFile(source).metadata.row_group(1)
+    (column,) = [
+        group.column(n) for n in range(group.num_columns) if "problem" in group.column(n).path_in_schema
+    ]
+    data = bytearray(source.read_bytes())
+    start = column.dictionary_page_offset or column.data_page_offset
+    data[start : start + 12] = b"\xff" * 12
+    source.write_bytes(data)
+    out = tmp_path / "chats"
+    assert run(source, out) == 0
+    assert [row["sample_id"][-1] for row in rows_in(out)] == ["0", "1", "2"]
+    assert reasons_in(out) == ["parquet_layout"] * 3
