@@ -166,23 +166,11 @@ def _take_rows(settings: Settings, source: str, part: Rows, done: Composed) -> N
     layout = rl_rows.layout_of(columns)
     assert layout is not None  # when it was listed
     wanted = [name for name in rl_rows.COLUMNS[layout] if name in columns]
-    rows = parquet_cells.rows_of(uri, part.group, wanted, _BATCH_ROWS)
-    values = _or_fault(islice(rows, part.skip, part.skip + part.count))
-    for number in range(part.first, part.first + part.count):
+    rows = parquet_cells.each_row(uri, part.group, wanted, _BATCH_ROWS)
+    for number, values in enumerate(islice(rows, part.skip, part.skip + part.count), start=part.first):
         row_id = f"{parquet_cells.stem(part.file)}{number:08d}"
         cell = Cell(uri, number, _IMAGES)
-        _take(settings, row_id, functools.partial(_of_row, next(values), cell, settings.chats.images), done)
-
-
-def _or_fault(rows: Iterator[Record]) -> Iterator[Record | DataError]:
-    """Yields rows, and from where a row group is damaged on what is wrong with it, without end."""
-    try:
-        yield from rows
-        fault = DataError("the file has fewer rows than when it was listed", reason="parquet_layout")
-    except DataError as error:
-        fault = error
-    while True:
-        yield fault
+        _take(settings, row_id, functools.partial(_of_row, values, cell, settings.chats.images), done)
 
 
 class _Found(NamedTuple):

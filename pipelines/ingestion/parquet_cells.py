@@ -13,6 +13,7 @@ import contextlib
 import functools
 import re
 from collections.abc import Iterator
+from itertools import repeat
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
@@ -172,6 +173,18 @@ def rows_of(file: str, group: int, columns: list[str], at_once: int) -> Iterator
             if batch is None:
                 return
             yield from batch.to_pylist()
+
+
+def each_row(file: str, group: int, columns: list[str], at_once: int) -> Iterator[dict[str, Any] | DataError]:
+    """Yields as many as a row group has: its rows as ``rows_of``, and from where it is damaged on, in the place
+    of each row, what is wrong; raises as ``rows_of_groups``."""
+    """Yields as many as a row group has: its rows as ``rows_of``, and from where it is damaged on what is wrong,
+    once for each row; raises as ``rows_of_groups``."""
+        for values in rows_of(file, group, columns, at_once):
+            yield values
+            count -= 1
+    except DataError as error:
+        yield from repeat(error, count)
 
 
 def _value(cell: Cell) -> Any:

@@ -90,11 +90,13 @@ class ParquetReader:
         found = parquet_cells.columns_of(uri)
         layout = self.layout_of(found, uri)
         row = sum(parquet_cells.rows_of_groups(uri)[:group])
-        for values in parquet_cells.rows_of(uri, group, layout.listed(found), BATCH_ROWS):
+        for values in parquet_cells.each_row(uri, group, layout.listed(found), BATCH_ROWS):
             key = f"{parquet_cells.stem(name)}{row:08d}"
             place = {"file": name, "row": row, "column": layout.image}
             row += 1
             try:
+                if isinstance(values, DataError):
+                    raise values
                 body = layout.body_of(values)
                 payload = records.compact_json({**place, **body})
             except DataError as error:

@@ -19,6 +19,7 @@ from samtok.shapes import WorldConfig, make_scene
 from samtok.words import format_words
 from tests.jobs import read_manifest
 from tests.pipelines.test_reader_parquet import png, rle, write
+from tests.readers import build_reader, read_all
 
 SIZE = ("--chats.num-codes", "256")
 WORDS = [format_words(codes, num_codes=256) for codes in ((1, 2), (3, 4))]
@@ -242,3 +243,8 @@ def test_a_damaged_row_group_costs_its_rows_and_no_others(tmp_path):
     assert run(source, out) == 0
     assert [row["sample_id"][-1] for row in rows_in(out)] == ["0", "1", "2"]
     assert reasons_in(out) == ["parquet_layout"] * 3
+    listed, rejects = read_all(build_reader("parquet", source=str(source)))
+    assert [row["image_id"][-1] for row in listed] == ["0", "1", "2"]
+    assert [(entry["row_id"][-1], entry["reason"]) for entry in rejects] == [
+        (number, "parquet_layout") for number in "345"
+    ]
