@@ -176,10 +176,10 @@ def rows_of(file: str, group: int, columns: list[str], at_once: int) -> Iterator
 
 
 def each_row(file: str, group: int, columns: list[str], at_once: int) -> Iterator[dict[str, Any] | DataError]:
-    """Yields as many as a row group has: its rows as ``rows_of``, and from where it is damaged on, in the place
-    of each row, what is wrong; raises as ``rows_of_groups``."""
-    """Yields as many as a row group has: its rows as ``rows_of``, and from where it is damaged on what is wrong,
-    once for each row; raises as ``rows_of_groups``."""
+    """Yields as many as a row group has: its rows as ``rows_of``, and from where it is damaged on what is
+    wrong, once for each row; raises as ``rows_of_groups``."""
+    count = rows_of_groups(file)[group]
+    try:
         for values in rows_of(file, group, columns, at_once):
             yield values
             count -= 1
