@@ -134,11 +134,11 @@ def _source_files(source: str) -> dict[str, str]:
     if storage.exists(source):
         return {"": storage.file_sha256(source)}
     try:
-        names = parquet_cells.files_of(source)
-    except DataError as error:
-        raise ConfigError(
-            f"--chats.source {source} does not exist, or has no Parquet file below it."
-        ) from error
+        names = [] if source.endswith(parquet_cells.SUFFIX) else parquet_cells.files_of(source)
+    except DataError:
+        names = []
+    if not names:
+        raise ConfigError(f"--chats.source {source} does not exist, or has no Parquet file below it.")
     return {name: storage.file_sha256(storage.join(source, name)) for name in names}
 
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from pipelines import storage
 from pipelines.ingestion import annotations, json_lines, json_stream, records
 from pipelines.ingestion.annotations import Annotation
-from pipelines.ingestion.file_reader import FileReader
+from pipelines.ingestion.file_reader import FileReader, no_split
 from pipelines.ingestion.reader import Input, ReadResult, Reject
 from pipelines.ingestion.records import Record
 from samtok.errors import ConfigError, DataError
@@ -136,14 +136,15 @@ class Visual7wReader(BoxReader):
         if not all(found.values()):
             raise DataError(
                 f"{self.source} has {len(found['boxes'])} boxes and {len(found['images'])} images, expected "
-                "an object with both lists (Visual7W pointing). Check that --source names the right file.",
+                "an object with both lists (Visual7W pointing). Check that --corpus.source names the "
+                "right file.",
                 reason="visual7w_layout",
             )
         boxes = records.by_id((records.id_of(box, "box_id"), box) for box in found["boxes"]).kept
-        splits = Counter(str(image.get("split")) for image in found["images"] if isinstance(image, dict))
+        named = (image.get("split") for image in found["images"] if isinstance(image, dict))
+        splits = Counter(split for split in named if isinstance(split, str))
         if self.split not in splits:
-            there = ", ".join(f"{split} ({count})" for split, count in sorted(splits.items()))
-            raise ConfigError(f"{self.source} has no image of the split {self.split!r}; it has {there}.")
+            raise ConfigError(no_split(self.source, "image", self.split, splits))
         for number, image in enumerate(found["images"], start=1):
             pairs = image.get("qa_pairs") if isinstance(image, dict) else None
             if not isinstance(pairs, list):
@@ -182,7 +183,7 @@ class InvigReader(BoxReader):
         Raises:
             ConfigError: If the file is neither JSON lines nor a JSON list.
         """
-        for line in json_lines.read_lines(self.source, flag="--source"):
+        for line in json_lines.read_lines(self.source, flag="--corpus.source"):
             name, number = None, f"#{line.number}"
             try:
                 entry = json_lines.parse_line(line.raw, f"line {line.number} of {self.source}")

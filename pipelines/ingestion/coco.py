@@ -282,7 +282,8 @@ def _reject_order(entry: Reject) -> tuple[str, str, str, str]:
 
 def _layout_error(where: str, got: str, expected: str) -> DataError:
     return DataError(
-        f"{where} holds {got}, expected {expected} (COCO layout). Check that --source names the right file; "
+        f"{where} holds {got}, expected {expected} (COCO layout). Check that --corpus.source names the "
+        "right file; "
         "a bare list of annotations must be wrapped together with its images.",
         reason="coco_layout",
     )

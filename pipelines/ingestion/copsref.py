@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 from pipelines import storage
 from pipelines.ingestion import annotations, json_stream, records
 from pipelines.ingestion.boxes import Asked, BoxReader, from_xywh
+from pipelines.ingestion.file_reader import no_split
 from pipelines.ingestion.reader import Reject
 from samtok.errors import ConfigError, DataError
 
@@ -50,8 +51,7 @@ class CopsrefReader(BoxReader, CopsrefOptions):
         refs = self._refs()
         splits = Counter(split for ref in refs if (split := _split_of(ref)) is not None)
         if self.split not in splits:
-            there = ", ".join(sorted(f"{split} ({count})" for split, count in splits.items()))
-            raise ConfigError(f"{self.source} has no refs of the split {self.split!r}; it has {there}.")
+            raise ConfigError(no_split(self.source, "refs", self.split, splits))
         made = [
             self._asked(str(number), ref)
             for number, ref in enumerate(refs, start=1)
@@ -66,7 +66,9 @@ class CopsrefReader(BoxReader, CopsrefOptions):
             for member in () if isinstance(members, str) else members:
                 if member.key == "refs" and member.entries is not None:
                     return [_reduced(entry.value) for entry in member.entries]
-        fault = f'{self.source} has no list "refs" (Cops-Ref). Check that --source names its data.json.'
+        fault = (
+            f'{self.source} has no list "refs" (Cops-Ref). Check that --corpus.source names its data.json.'
+        )
         raise DataError(fault, reason="copsref_layout")
 
     def _asked(self, number: str, ref: Any) -> Asked | Reject:
@@ -107,7 +109,7 @@ class CopsrefReader(BoxReader, CopsrefOptions):
             other = "xyhw" if self.box_order == "xywh" else "xywh"
             raise ConfigError(
                 f"of {checked} boxes of {self.source} {outside} leave their image if their order is "
-                f"{self.box_order}, and {outside_other} if it is {other}: set box_order to {other}."
+                f"{self.box_order}, and {outside_other} if it is {other}: set --corpus.box-order to {other}."
             )
 
 

@@ -24,13 +24,14 @@ class DamTarReader(PairsReader):
 
     def read(self, item: Input) -> ReadResult:
         """Reads one pickle. If it cannot be loaded no masks are counted, else all of its entries."""
-        located = self._located(item)
+        located, num_masks = self._located(item), 0
         try:
             body = embedded_layouts.of_pickle(self._sidecar_bytes(located["annotation"]))
+            num_masks = len(body["masks"])
             image_uri = self._uri(located["image"])
         except DataError as error:
-            return ReadResult.refused(self.name, item.key, error)
+            return ReadResult.refused(self.name, item.key, error, num_masks=num_masks)
         return embedded_layouts.row_of(self, item.key, image_uri, body)
 
-    def _key_of(self, stem: str, archive: str) -> str:
-        return f"{archive.rpartition('.')[0]}/{stem}" if archive else stem
+    def _key_of(self, path: str, archive: str) -> str:
+        return f"{archive.rpartition('.')[0]}/{path.rpartition('/')[2]}" if archive else path

@@ -4,7 +4,7 @@ import hashlib
 import io
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, ClassVar
@@ -131,6 +131,12 @@ def first_of(items: Iterator[Input | Reject], limit: int) -> Head:
             images += 1
         taken.append(item)
     return Head(taken, more=False)
+
+
+def no_split(source: str, what: str, split: str, splits: Mapping[str, int]) -> str:
+    """Returns the message that a file has nothing of a split, with the splits that there are."""
+    there = ", ".join(f"{one} ({count})" for one, count in sorted(splits.items())) or "none at all"
+    return f"{source} has no {what} of the split {split!r}; it has {there}."
 
 
 def witness_of(uri: str) -> dict[str, str]:

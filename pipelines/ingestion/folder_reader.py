@@ -183,8 +183,8 @@ class FolderReader(FileReader):
         if empty:
             kinds = f"a {self.files_are or self.suffix} file" if root == self.source else "an image"
             raise DataError(
-                f"there is not {kinds} below {root}; --source is the folder of the annotation files "
-                f"({self.files_are or self.suffix}), --images that of the images",
+                f"there is not {kinds} below {root}; --corpus.source is the folder of the annotation files "
+                f"({self.files_are or self.suffix}), --corpus.images that of the images",
                 reason="folder_layout",
             )
 

@@ -98,7 +98,8 @@ class LabelMapReader(FileReader, LabelMapOptions):
         if not any(self._keys(storage.iter_files(self.source))):
             raise DataError(
                 f"{self.source} has no file {self._encoding.files.pattern} of the encoding {self.encoding}. "
-                "Check that --source names the folder of the label maps, and --encoding their kind.",
+                "Check that --corpus.source names the folder of the label maps, and --corpus.encoding "
+                "their kind.",
                 reason="labelmap_layout",
             )
         return tuple(storage.beginnings(self.source, _PARTS))

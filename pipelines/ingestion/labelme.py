@@ -140,7 +140,7 @@ def _group(shape: Any) -> tuple[str, str] | None:
     group = records.id_text(shape["group_id"])
     if group is None:
         raise DataError(f"group_id is {shape['group_id']!r:.80}, expected a number", reason="group_id")
-    return group, label or ""
+    return None if kind == _POINT else (group, label or "")  # a point is an object of its own
 
 
 def _object(shapes: list[Shape], height: int, width: int) -> Record:
@@ -149,7 +149,7 @@ def _object(shapes: list[Shape], height: int, width: int) -> Record:
     label = shapes[0][1].get("label") or None
     flags = {name for _, shape in shapes for name in _flags(shape)}
     about = {"label": label, "iscrowd": int("crowd" in flags), "ignore": label == _VOID or "void" in flags}
-    if len(shapes) == 1 and shapes[0][1].get("shape_type") == _POINT:
+    if shapes[0][1].get("shape_type") == _POINT:
         points = points_of(shapes[0][1].get("points"))
         if len(points) != 1:
             raise DataError(f"a point has {len(points)} points, expected 1", reason="points")
@@ -176,8 +176,6 @@ def _drawn(shape: Record, height: int, width: int) -> list[float] | Record:
     kind, points = shape.get("shape_type") or "polygon", points_of(shape.get("points"))
     if kind == "polygon":
         return [number for point in points for number in point]
-    if kind == _POINT:
-        raise DataError("a point is no part of an object with an area", reason="shape_type")
     if len(points) != 2:
         raise DataError(f"a {kind} has {len(points)} points, expected 2", reason="points")
     (x0, y0), (x1, y1) = points

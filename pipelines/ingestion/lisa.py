@@ -52,7 +52,7 @@ class LisaReader(ExpressionReader):
         by_image: dict[str, list[Annotation]] = defaultdict(list)
         rejects: list[Reject] = []
         images = entries = 0
-        for entries, line in enumerate(json_lines.read_lines(self.source, flag="--source"), start=1):
+        for entries, line in enumerate(json_lines.read_lines(self.source, flag="--corpus.source"), start=1):
             image_id = None
             try:
                 entry = json_lines.parse_line(line.raw, f"entry {entries} of {self.source}")
@@ -65,8 +65,8 @@ class LisaReader(ExpressionReader):
         if not images:
             raise DataError(
                 f"{self.source} has {entries} entries, none of which names an image under "
-                f"{' or '.join(_IMAGE_KEYS)} (LISA++). Check that --source names the questions and "
-                "--instances the objects.",
+                f"{' or '.join(_IMAGE_KEYS)} (LISA++). Check that --corpus.source names the questions and "
+                "--corpus.instances the objects.",
                 reason="lisa_layout",
             )
         return {image_id: made for image_id, made in by_image.items() if made}, rejects

@@ -130,7 +130,8 @@ class PanopticReader(FileReader, PanopticReaderOptions):
     def _other_layout(self, has: str) -> DataError:
         return DataError(
             f"{self.source} holds {has}, expected an object with the lists images, annotations and "
-            "categories, of which annotations have segments_info (COCO panoptic). Check that --source names "
+            "categories, of which annotations have segments_info (COCO panoptic). Check that "
+            "--corpus.source names "
             "the right file.",
             reason="panoptic_layout",
         )

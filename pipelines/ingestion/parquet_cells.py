@@ -168,11 +168,12 @@ def rows_of(file: str, group: int, columns: list[str], at_once: int) -> Iterator
         found = _opened(stream, file)
         batches = found.iter_batches(at_once, row_groups=[group], columns=columns)
         while True:
-            with _sound(file):
+            with _sound(file):  # texts may be no UTF-8
                 batch = next(batches, None)
-            if batch is None:
+                rows = None if batch is None else batch.to_pylist()
+            if rows is None:
                 return
-            yield from batch.to_pylist()
+            yield from rows
 
 
 def each_row(file: str, group: int, columns: list[str], at_once: int) -> Iterator[dict[str, Any] | DataError]:
@@ -191,7 +192,9 @@ def _value(cell: Cell) -> Any:
     group, first = _group_of(cell)
     if cell.file.endswith(arrow_cells.SUFFIX):
         return arrow_cells.value(cell.file, group, cell.column, cell.row - first)
-    return _values(cell.file, group, cell.column)[cell.row - first].as_py()
+    values = _values(cell.file, group, cell.column)
+    with _sound(cell.file):
+        return values[cell.row - first].as_py()
 
 
 @functools.lru_cache(maxsize=1)
@@ -212,7 +215,9 @@ def _sound(file: str) -> Iterator[None]:
     """Turns what Arrow says of a broken file into a DataError; the storage's errors stay."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except DataError:
+        raise
+    except (pa.ArrowException, ValueError, OverflowError, OSError) as error:
         raise DataError(f"{file} is no Parquet file, or damaged: {error}", reason="parquet_layout") from error
 
 

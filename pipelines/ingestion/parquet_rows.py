@@ -101,7 +101,7 @@ class ParquetReader:
                 payload = records.compact_json({**place, **body})
             except DataError as error:
                 yield schema.reject(STAGE, self.name, key, error.reason, str(error))
-            except TypeError as error:  # bytes or times, where masks and texts are expected
+            except (TypeError, ValueError) as error:  # bytes, times or endless numbers in the place of masks
                 yield schema.reject(STAGE, self.name, key, "parquet_value", f"{key} cannot be JSON: {error}")
             else:
                 yield Input(key=key, payload=payload, num_masks=len(body["masks"]))

@@ -30,6 +30,9 @@ _MASK, _CLASS, _IMAGE = "-mask.json", "-class.json", "-screenshot.png"
 _PAGE, _NONE = 1, "none"
 _SPACE, _DIGITS = b" \t\r\n", b"0123456789"
 _MOST_DIGITS = 9  # of a number that fits 32 bits
+_AS_ZERO = bytes.maketrans(b"123456789", b"0" * 9)
+_MISPLACED = (b"[,", b",,", b",]", b"[]", b"0[", b"]0", b"0" * (_MOST_DIGITS + 1))
+"""What no matrix has, all digits being 0: empty cells, numbers outside of rows, and too long ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +115,9 @@ def matrix_of(raw: bytes, where: str) -> Int[np.ndarray, "height width"]:
         and len(marks) == (width + 2) * height + 1
         and marks == b"[" + b",".join([b"[" + b"," * (width - 1) + b"]"] * height) + b"]"
     )
-    empty_cell = any(pair in compact for pair in (b"[,", b",,", b",]", b"[]"))
+    zeros = compact.translate(_AS_ZERO)
     split_number = re.search(rb"[0-9]\s+[0-9]", raw) is not None
-    if not whole or empty_cell or split_number or re.search(rb"[0-9]{%d}" % (_MOST_DIGITS + 1), compact):
+    if not whole or split_number or any(one in zeros for one in _MISPLACED):
         raise DataError(
             f"{where} is {raw[:40]!r}, expected a list of rows of as many numbers from 0 to "
             f"{10**_MOST_DIGITS - 1} (PixelWeb); the file may be cut off",

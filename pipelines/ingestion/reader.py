@@ -161,7 +161,8 @@ def unique(dataset: str, items: Iterable[Input | Reject]) -> Iterator[Input | Re
         if isinstance(item, Input):
             if item.key == previous:
                 message = f"{item.place} is a further image named {item.key}"
-                yield schema.reject(STAGE, dataset, item.key, "duplicate_image_id", message)
+                lost = item.num_masks or 0
+                yield schema.reject(STAGE, dataset, item.key, "duplicate_image_id", message, num_masks=lost)
                 continue
             previous = item.key
         yield item

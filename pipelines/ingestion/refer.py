@@ -18,6 +18,7 @@ from pipelines import storage
 from pipelines.ingestion import annotations, records, safe_pickle
 from pipelines.ingestion.annotations import Annotation
 from pipelines.ingestion.expressions import NO_IMAGE, ExpressionReader, InstancesOption
+from pipelines.ingestion.file_reader import no_split
 from pipelines.ingestion.reader import Reject
 from pipelines.ingestion.records import Record
 from samtok.errors import ConfigError, DataError
@@ -94,11 +95,8 @@ class ReferReader(ExpressionReader, ReferOptions):
         splits = Counter(split for ref in refs if (split := _split_of(ref)) is not None)
         chosen = [ref for ref in refs if (split := _split_of(ref)) is None or selects(self.split, split)]
         if not any(selects(self.split, split) for split in splits):
-            there = ", ".join(f"{split} ({count})" for split, count in sorted(splits.items()))
-            raise ConfigError(
-                f"{self.source} has no refs of the split {self.split!r}; it has {there or 'none at all'}. "
-                "The reader takes split=test for all splits with test in their name"
-            )
+            more = " The reader takes split=test for all splits with test in their name"
+            raise ConfigError(no_split(self.source, "refs", self.split, splits) + more)
         found, rejects = self._identified("ref_id", chosen, _image_of, "of ref ")
         for ref_id in [ref_id for ref_id, ref in found.items() if _split_of(ref) is None]:
             ref = found.pop(ref_id)
@@ -121,7 +119,7 @@ class ReferReader(ExpressionReader, ReferOptions):
         if not isinstance(refs, list):
             raise DataError(
                 f"{self.source} holds a {type(refs).__name__}, expected a list of refs (REFER). Check that "
-                "--source names the refs and not the instances",
+                "--corpus.source names the refs and not the instances",
                 reason="refer_layout",
             )
         return refs

@@ -86,8 +86,8 @@ def _mdvp(entry: Record) -> Regions:
 
 def _dlc(entry: Record) -> Regions:
     samples = entry["mask_samples"]
-    if not isinstance(samples, list):
-        raise DataError(f"mask_samples are {samples!r:.80}, expected a list", reason="region_record")
+    if not isinstance(samples, list) or not samples:
+        raise DataError(f"mask_samples are {samples!r:.80}, expected a list of masks", reason="region_record")
     found = []
     for sample in samples:
         fields = sample if isinstance(sample, dict) else {"segmentation": repr(sample)[:80]}

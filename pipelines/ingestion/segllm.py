@@ -191,6 +191,7 @@ def _check_image(place: Place, image: str) -> None:
 def _size_hw(places: list[Place | None], image: str) -> tuple[int, int] | None:
     """Returns the size that the files of masks state for the image; None without one, or with several."""
     stated = [place["hw"] for place in places if place and isinstance(place.get("hw"), list)]
+    stated = [hw for hw in stated if hw != [None, None]]  # its record has none, or several differ
     if not stated or len(stated[0]) != 2 or stated.count(stated[0]) < len(stated):
         return None
     height, width = stated[0]

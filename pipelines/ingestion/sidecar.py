@@ -163,16 +163,10 @@ class PairsReader(ABC):
                     yield file
                     continue
                 path = posixpath.splitext(file.name)[0]
-                row = (
-                    path.rpartition("/")[2],
-                    file.archive or "",
-                    path,
-                    number,
-                    self._kind_of(file.name),
-                    file,
-                )
+                archive = file.archive or ""
+                row = (self._key_of(path, archive), archive, path, number, self._kind_of(file.name), file)
                 found.add(row, 4 * len(path))
-            for (stem, archive, path), rows in groupby(found, lambda row: row[:3]):
+            for (key, archive, path), rows in groupby(found, lambda row: row[:3]):
                 place = f"{archive}: {path}" if archive else path
                 pair: dict[str, _File] = {}
                 for *_, kind, file in rows:
@@ -186,12 +180,13 @@ class PairsReader(ABC):
                     if _IMAGE not in pair:
                         present, missing = missing, present
                     reason = "missing_image" if missing == _IMAGE else "missing_annotation"
+                    stem = path.rpartition("/")[2]
                     message = f"{place}{present} has no {stem}{missing} beside it"
-                    yield self._row_reject(stem, reason, message)
+                    yield self._row_reject(key, reason, message)
                 else:
                     located = {"annotation": pair[self.annotation], "image": pair[_IMAGE]}
                     payload = records.compact_json(located)
-                    yield Input(self._key_of(stem, archive), payload, num_masks=None, place=place)
+                    yield Input(key, payload, num_masks=None, place=place)
 
     @abstractmethod
     def read(self, item: Input) -> ReadResult:
@@ -201,9 +196,9 @@ class PairsReader(ABC):
         """Returns where ``annotation`` and ``image`` of an input are."""
         return {key: _File(*values) for key, values in json.loads(item.payload).items()}
 
-    def _key_of(self, stem: str, archive: str) -> str:
-        """Returns the image id; the archive is empty for loose files."""
-        return stem
+    def _key_of(self, path: str, archive: str) -> str:
+        """Returns the image id of a path without its suffix; the archive is empty for loose files."""
+        return path.rpartition("/")[2]
 
     def _kind_of(self, name: str) -> str:
         """Returns the suffix that stands for the kind of a file; nothing for another one."""
@@ -234,7 +229,8 @@ class PairsReader(ABC):
     def _refuse(self, has: str, among: str) -> NoReturn:
         raise DataError(
             f"{self.source} has {has} {self.annotation} and {_IMAGE} files {among}, expected exactly one of "
-            "the two kinds; let --source name the folder of either the archives or what was unpacked from "
+            "the two kinds; let --corpus.source name the folder of either the archives or what was "
+            "unpacked from "
             "them",
             reason=self.layout,
         )

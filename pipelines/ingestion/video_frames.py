@@ -25,7 +25,7 @@ VideoLayout = Literal["sav", "sav_masks", "mevis", "revos", "ytvos", "videorefer
 EXTRACT = (
     "Videos are not decoded here: extract every frame of each first, numbered from 0, as in "
     "`mkdir -p FRAMES/sav_000001 && ffmpeg -i sav_000001.mp4 -fps_mode passthrough -q:v 2 -start_number 0 "
-    "FRAMES/sav_000001/%05d.jpg`, and name FRAMES as --images"
+    "FRAMES/sav_000001/%05d.jpg`, and name FRAMES as --corpus.images"
 )
 """What to do where there are no frames. With ``passthrough`` none is doubled or dropped."""
 
@@ -46,10 +46,10 @@ class VideoOptions:
     masklets: Literal["auto", "manual"] = "auto"
     """video, sav: which files are read, *_auto.json (as SAMTok) or *_manual.json."""
     video_masks: Place | None = None
-    """video: URI of the masks; by default mask_dict.json beside --source (mevis, revos), or the folder
-    Annotations beside --images (ytvos)."""
+    """video: URI of the masks; by default mask_dict.json beside --corpus.source (mevis, revos), or the folder
+    Annotations beside --corpus.images (ytvos)."""
     frame_path: str | None = None
-    """video: name of a frame below --images, made of {video}, {folder} (of the file of masklets, sav) and
+    """video: name of a frame below --corpus.images, made of {video}, {folder} (of the masklets, sav) and
     {frame}; {frame:05d} is its number in five digits. By default the published one: {video}/{frame:05d}.jpg
     (sav, videorefer), else {video}/{frame}.jpg."""
     absent_targets: Literal["skip", "no_target"] = "skip"

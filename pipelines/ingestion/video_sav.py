@@ -59,8 +59,9 @@ class SavLayout(Layout):
         and as ``require_frames``."""
         if not any(self._names()):
             raise DataError(
-                f"there is no file *{self._suffix} below {self.reader.source}; --source is the folder of "
-                "SA-V's JSON files, and --masklets says which of them are read",
+                f"there is no file *{self._suffix} below {self.reader.source}; --corpus.source is the "
+                "folder of "
+                "SA-V's JSON files, and --corpus.masklets says which of them are read",
                 reason="video_layout",
             )
         require_frames(self.reader)
@@ -188,10 +189,18 @@ class SavMasksLayout(Layout):
                 name = file.uri[len(root) :]
                 if match := _PNG.fullmatch(name):
                     found = True
+                    if fault := name_fault(match["object"]):
+                        key, one = (
+                            text.encode(errors="backslashreplace").decode()
+                            for text in (f"{match['video']}/{match['frame']}", match["object"])
+                        )
+                        message = f"{name!r:.200} {fault} ({root})"
+                        yield records.mask_reject(self.reader.name, key, one, "unsafe_path", message)
+                        continue
                     rows.add((match["video"], match["frame"], match["object"], name), 3 * len(name))
             if not found:
                 raise DataError(
-                    f"there is no VIDEO/OBJECT/FRAME.png below {root}; --source is the folder "
+                    f"there is no VIDEO/OBJECT/FRAME.png below {root}; --corpus.source is the folder "
                     "Annotations_6fps of SA-V's val or test",
                     reason="video_layout",
                 )

@@ -243,7 +243,9 @@ def test_refs_name_their_box_in_the_order_that_is_said(tmp_path):
 
 def test_the_wrong_order_of_boxes_is_refused_with_the_right_one(tmp_path):
     refs = [cops([1, 2, 6, 25]), cops([1, 2, 3, 4])]
-    with pytest.raises(ConfigError, match="of 2 boxes .* 1 leave .* is xywh, and 0 .* set box_order to xyhw"):
+    with pytest.raises(
+        ConfigError, match="of 2 boxes .* 1 leave .* is xywh, and 0 .* set --corpus.box-order to xyhw"
+    ):
         list(copsref(tmp_path, *refs).inputs())
     (row,), _ = read_all(copsref(tmp_path, *refs, box_order="xyhw"))
     assert boxes_of(row)["1"][0] == [1, 2, 26, 8]

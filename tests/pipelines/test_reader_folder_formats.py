@@ -326,6 +326,16 @@ def test_an_image_on_its_side_is_read_as_ultralytics_does_where_that_is_asked_fo
     assert upright["image_uri"].endswith("#upright") and upright["masks"][0]["rle"] == SQUARE_RLE
 
 
+def test_a_point_of_a_group_is_an_object_of_its_own(tmp_path):
+    point = shape([[3, 4]], "point", group_id=1)
+    put(tmp_path, {**A, "json/a.json": labelme(shape(group_id=1), point)})
+    (row,), rejects = read_all(reader_of("labelme", tmp_path))
+    assert not rejects and [(mask["rle"], mask["flags"]) for mask in row["masks"]] == [
+        (SQUARE_RLE, []),
+        (None, ["point_only"]),
+    ]
+
+
 @pytest.mark.parametrize(
     ("entry", "reason"),
     [

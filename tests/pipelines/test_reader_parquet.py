@@ -183,3 +183,21 @@ def test_a_store_gives_the_same_rows_as_a_disk(tmp_path, bucket):
         np.testing.assert_array_equal(first, second)
         assert {**row, "image_uri": ""} == {**other, "image_uri": ""}
     assert here[1] == there[1]
+
+
+def test_texts_that_are_no_utf_8_cost_their_rows(tmp_path):
+    """The damaged text is the path of an image; that of another row is a problem."""
+    image = pa.array([{"bytes": png(scenes(1)[0].image), "path": "a\u00e9"}] * 2)
+    table = pa.Table.from_pylist(easyr1(2))
+    path = tmp_path / "mix.parquet"
+    pq.write_table(table, path, compression="none", use_dictionary=False)
+    data = path.read_bytes()
+    assert data.count(b"Segment number 1.") >= 1
+    path.write_bytes(data.replace(b"Segment number 1.", b"Segment n\xffmber 1."))
+    rows, rejects = read(str(path))
+    assert not rows and [one["reason"] for one in rejects] == ["parquet_layout"] * 2
+    broken = tmp_path / "image.parquet"
+    pq.write_table(pa.table({"image": image}), broken, compression="none", use_dictionary=False)
+    broken.write_bytes(broken.read_bytes().replace("a\u00e9".encode(), b"a\xff\xff"))
+    with pytest.raises(DataError, match="no Parquet file, or damaged"):
+        parquet_cells.read(Cell(str(broken), 0, "image"))

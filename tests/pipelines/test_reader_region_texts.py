@@ -466,13 +466,13 @@ def test_pickles_that_cannot_be_used_are_rejected_and_run_nothing(tmp_path, caps
     assert [(row["image_id"], len(row["masks"])) for row in rows] == [("a/4", 1)]
     whole = [(one["row_id"], one["reason"]) for one in rejects if one["mask_id"] is None]
     assert sorted(whole) == [
-        ("6", "missing_annotation"),
-        ("8", "missing_image"),
         ("a.tar: ../7.jpg", "unsafe_path"),
         ("a/1", "pickle_global"),
         ("a/2", "pickle"),
         ("a/3", "parquet_value"),
         ("a/5", "pickle_global"),
+        ("a/6", "missing_annotation"),
+        ("a/8", "missing_image"),
     ]
     assert sum(one["num_masks"] for one in rejects) == 3
     assert "ran" not in capsys.readouterr().out
@@ -490,3 +490,21 @@ def test_damaged_pickles_never_crash(tmp_path, data):
     )
     rows, rejects = read_all(dam_tar(tmp_path))
     assert len(rows) + sum(one["mask_id"] is None for one in rejects) == 1
+
+
+def test_samples_of_unpacked_archives_keep_apart(tmp_path):
+    for name in ("a/1", "b/1"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / f"{name}.jpg").write_bytes(picture())
+        (tmp_path / f"{name}.pickle").write_bytes(sample(entry()))
+    rows, rejects = read_all(dam_tar(tmp_path))
+    assert [row["image_id"] for row in rows] == ["a/1", "b/1"] and not rejects
+
+
+def test_masks_of_an_image_that_may_not_be_read_are_counted(tmp_path):
+    (folder := tmp_path / "in").mkdir()
+    (tmp_path / "out.jpg").write_bytes(picture())
+    (folder / "1.jpg").symlink_to(tmp_path / "out.jpg")
+    (folder / "1.pickle").write_bytes(sample(entry(), entry(1)))
+    rows, rejects = read_all(dam_tar(folder))
+    assert not rows and [one["num_masks"] for one in rejects] == [2]

@@ -210,7 +210,7 @@ def test_no_mask_is_in_a_plan_of_masklets_or_of_mevis(tmp_path):
 
 def test_manual_masklets_are_read_by_an_option(tmp_path):
     write(tmp_path, sav())
-    with pytest.raises(DataError, match=r"no file \*_manual.json below .*--masklets says which"):
+    with pytest.raises(DataError, match=r"no file \*_manual.json below .*--corpus.masklets says which"):
         inputs_of(reader_of("sav", tmp_path, masklets="manual"))
     write(tmp_path, {SAV.replace("auto", "manual"): masklets(masklet=[[rle(B)]], masklet_id=[5])})
     rows, _ = read_all(reader_of("sav", tmp_path, masklets="manual"))

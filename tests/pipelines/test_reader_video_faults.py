@@ -150,7 +150,7 @@ FAULTS: dict[str, tuple[str, dict[str, Any], int, list[tuple[str, str, str, int]
         "sav",
         {**sav(), "sav_train/sav_009/sav_000001_auto.json": masklets()},
         6,
-        [("duplicate_image_id", f"sav_000001/{frame}", "", 0) for frame in ("00000", "00004", "00008")],
+        [("duplicate_image_id", f"sav_000001/{frame}", "", 2) for frame in ("00000", "00004", "00008")],
     ),
     "sav_masks: a PNG that is none": (
         "sav_masks",
