@@ -39,7 +39,7 @@ ANNOTATION_TASKS = (
 )
 """What an annotation can be. A mask's own name is its label, not an annotation."""
 
-_ANNOTATION_FIELDS = [
+ANNOTATION_FIELDS = [
     pa.field("annotation_id", pa.string(), nullable=False),  # unique in the image; refs: "ref_id-sent_id"
     pa.field("task", pa.string(), nullable=False),  # one of ANNOTATION_TASKS
     pa.field("mask_ids", pa.list_(pa.string()), nullable=False),  # an empty list is a no-target
@@ -71,7 +71,7 @@ def _rows(mask_fields: list[pa.Field]) -> pa.Schema:
     fields = [
         *_IMAGE_FIELDS,
         pa.field("masks", pa.list_(pa.struct(mask_fields)), nullable=False),
-        pa.field("annotations", pa.list_(pa.struct(_ANNOTATION_FIELDS)), nullable=False),
+        pa.field("annotations", pa.list_(pa.struct(ANNOTATION_FIELDS)), nullable=False),
     ]
     return pa.schema(fields, metadata=_METADATA)
 

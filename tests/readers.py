@@ -2,11 +2,20 @@
 
 from typing import Any
 
+from hypothesis import HealthCheck, settings
+
 from pipelines import schema
 from pipelines.ingestion.corpora import CorpusConfig, reader_of
 from pipelines.ingestion.reader import Input, Reader
 
 Row = dict[str, Any]
+
+ANY = settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+"""For properties that hold of any file: each example writes one and reads it."""
 
 
 def build_reader(kind: Any, **fields: Any) -> Reader:

@@ -67,7 +67,7 @@ class BoxReader(FileReader):
                 by_image[found.image].append(found)
             else:
                 rejects.append(found)
-        inputs = [self._input(image, by_image[image], rejects) for image in sorted(by_image)]
+        inputs = [self._input(image, by_image.pop(image), rejects) for image in sorted(by_image)]
         yield from sorted(rejects, key=records.compact_json)
         yield from inputs
 

@@ -19,6 +19,7 @@ from pipelines.ingestion import annotations, json_stream, records
 from pipelines.ingestion.boxes import Asked, BoxReader, from_xywh
 from pipelines.ingestion.file_reader import no_split
 from pipelines.ingestion.reader import Reject
+from pipelines.storage.threads import map_ahead
 from samtok.errors import ConfigError, DataError
 
 _CHECKED_IMAGES = 200
@@ -88,6 +89,12 @@ class CopsrefReader(BoxReader, CopsrefOptions):
         made = annotations.annotation(number, "referring", [number], text=text)
         return Asked(name, made, {number: from_xywh(_as_xywh(box, self.box_order))}, {})
 
+    def _size_or_none(self, image: str) -> tuple[int, int] | None:
+        try:
+            return self.size_of(self.image_uri(image))
+        except DataError:
+            return None  # its own reject says so
+
     def _check_order(self, found: list[Asked]) -> None:
         """Counts boxes of the first images that leave them, in either order."""
         boxes: dict[str, list[list[Any]]] = {}
@@ -95,11 +102,10 @@ class CopsrefReader(BoxReader, CopsrefOptions):
             if one.image in boxes or len(boxes) < _CHECKED_IMAGES:
                 boxes.setdefault(one.image, []).extend(one.boxes.values())
         outside = checked = outside_other = 0
-        for image, own in boxes.items():
-            try:
-                height, width = self.size_of(self.image_uri(image))
-            except DataError:
-                continue  # its own reject says so
+        for own, size in zip(boxes.values(), map_ahead(self._size_or_none, boxes), strict=True):
+            if size is None:
+                continue
+            height, width = size
             for x0, y0, x1, y1 in own:
                 if all(map(records.is_coordinate, (x0, y0, x1, y1))):
                     checked += 1

@@ -29,6 +29,8 @@ from pipelines.ingestion.reader import Reader, ReadResult, Reject
 from pipelines.ingestion.records import Record
 from samtok.errors import DataError
 
+_ANNOTATION = {field.name for field in schema.ANNOTATION_FIELDS}
+
 _PROMPT = re.compile(r"<Prompt(\d{1,6})>")
 
 
@@ -70,7 +72,11 @@ def row_of(reader: Reader, key: str, uri: str, body: dict[str, Any]) -> ReadResu
     read."""
     rles = body["masks"]
     try:
-        image_hw = records.size_hw_of_masks(rles, "the image") or image_source.read_size_hw(uri)
+        image_hw = (
+            records.size_hw(body, "the image")
+            if "named" in body
+            else records.size_hw_of_masks(rles, "the image") or image_source.read_size_hw(uri)
+        )
     except DataError as error:
         return ReadResult.refused(reader.name, key, error, num_masks=len(rles))
     if body.get("whole"):
@@ -151,9 +157,18 @@ def _of_words(values: Record) -> dict[str, Any]:
         about["occluded"] = "occluded" in flags
         named.append({**about, "iscrowd": int("crowd" in flags), "ignore": "void" in flags})
     told = rl_rows.listed(values["annotations"], "annotations")
-    if not all(isinstance(one, dict) and one.get("task") in schema.ANNOTATION_TASKS for one in told):
+    if not all(map(_is_annotation, told)):
         raise DataError(f"annotations are {told!r:.200}, expected those of a row", reason="parquet_value")
-    return {"masks": rles, "named": named, "annotations": told, "texts": []}
+    size_hw = {"height": values["height"], "width": values["width"]}
+    return {"masks": rles, "named": named, "annotations": told, "texts": [], **size_hw}
+
+
+def _is_annotation(value: Any) -> bool:
+    """Whether a value has what ``pipelines.schema`` says of an annotation."""
+    if not isinstance(value, dict) or set(value) != _ANNOTATION:
+        return False
+    texts = (value["annotation_id"], *rl_rows.listed(value["mask_ids"], "mask_ids"))
+    return value["task"] in schema.ANNOTATION_TASKS and all(isinstance(text, str) for text in texts)
 
 
 def _of_captions(values: Record) -> dict[str, Any]:
@@ -161,7 +176,7 @@ def _of_captions(values: Record) -> dict[str, Any]:
     entries = values["ann"]
     if isinstance(entries, str):
         entries = records.parse_json(entries.encode(errors="replace"), "ann")
-    return captioned(entries, lambda entry: records.picked(entry["ann"], ("segmentation",))["segmentation"])
+    return captioned(entries, lambda entry: entry["ann"]["segmentation"])
 
 
 def _of_pickle(values: Record) -> dict[str, Any]:
@@ -181,12 +196,10 @@ def captioned(entries: Any, mask_of: Callable[[Record], Any]) -> dict[str, Any]:
     rles, texts = [], []
     for number, entry in enumerate(rl_rows.listed(entries, "regions"), start=1):
         try:
-            rles.append(rl_rows.rle_of(mask_of(entry)))
-            caption = entry.get("caption")
+            rle, caption = rl_rows.rle_of(mask_of(entry)), entry.get("caption")
         except (TypeError, KeyError, AttributeError, DataError):
-            del rles[number - 1 :]
-            rles.append(repr(entry)[:80])
-            caption = None
+            rle, caption = repr(entry)[:80], None
+        rles.append(rle)
         texts.append({"text": caption, "masks": [number], "task": "region_caption"})
     return {"masks": rles, "texts": texts}
 

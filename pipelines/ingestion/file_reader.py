@@ -13,6 +13,7 @@ from pipelines import schema, storage
 from pipelines.ingestion import image_source, records
 from pipelines.ingestion.orientation import Orientation
 from pipelines.ingestion.reader import MAX_NAMES, STAGE, Head, Input, Reject
+from samtok.errors import DataError
 
 _COUNTED_BYTES = 4 * 2**20
 _WITNESS_WINDOWS, _WITNESS_BYTES = 16, 2**16
@@ -131,6 +132,15 @@ def first_of(items: Iterator[Input | Reject], limit: int) -> Head:
             images += 1
         taken.append(item)
     return Head(taken, more=False)
+
+
+def limited_bytes(uri: str, name: str, most: int) -> bytes:
+    """Returns the bytes of an annotation file; DataError ``sidecar_too_large`` beyond so many."""
+    raw = storage.read_bytes(uri, size=most + 1)
+    if len(raw) > most:
+        fault = f"{name} has over {most} bytes, more than an annotation file can have"
+        raise DataError(fault, reason="sidecar_too_large")
+    return raw
 
 
 def no_split(source: str, what: str, split: str, splits: Mapping[str, int]) -> str:

@@ -20,8 +20,8 @@ from pipelines import storage
 from pipelines.ingestion import legends, records
 from pipelines.ingestion.archives import name_fault
 from pipelines.ingestion.external_sort import ExternalSort
-from pipelines.ingestion.file_reader import FileReader, first_of, size_bytes, witness_of
-from pipelines.ingestion.reader import MAX_NAMES, Head, Input, Reject, unique
+from pipelines.ingestion.file_reader import FileReader, first_of, limited_bytes, size_bytes, witness_of
+from pipelines.ingestion.reader import MAX_NAMES, Head, Input, Reject, in_order
 from pipelines.storage.threads import map_ahead
 from samtok.errors import DataError
 
@@ -190,14 +190,9 @@ class FolderReader(FileReader):
 
     def _items(self, pictures: Iterable[str], files: Iterable[str]) -> Iterator[Input | Reject]:
         names = self._names()
-        with ExternalSort[tuple[Any, ...]]() as found:
-            for one in self.groups(pictures, files, self.belongs()):
-                made = one if isinstance(one, dict) else self._made(one, names)
-                if isinstance(made, Input):
-                    found.add((made.key, made.place, made), len(made.payload))
-                else:
-                    yield made
-            yield from unique(self.name, (made for *_, made in found))
+        groups = self.groups(pictures, files, self.belongs())
+        made = (one if isinstance(one, dict) else self._made(one, names) for one in groups)
+        yield from in_order(self.name, made)
 
     def _names(self) -> dict[str, str]:
         """Returns the digest of the names, having read them; raises as ``names_of``."""
@@ -276,11 +271,7 @@ class FolderReader(FileReader):
 
     def content(self, name: str, most: int) -> bytes:
         """Returns the bytes of an annotation file; DataError ``sidecar_too_large`` beyond so many."""
-        raw = storage.read_bytes(self.below(self.source, name), size=most + 1)
-        if len(raw) > most:
-            fault = f"{name} has over {most} bytes, more than an annotation file can have"
-            raise DataError(fault, reason="sidecar_too_large")
-        return raw
+        return limited_bytes(self.below(self.source, name), name, most)
 
     def json_record(self, name: str, kind: str, most: int, *lists: str) -> dict[str, Any]:
         """Returns the object of a JSON file of at most so many bytes below the source; raises as ``content``

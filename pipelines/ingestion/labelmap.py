@@ -159,7 +159,7 @@ class LabelMapReader(FileReader, LabelMapOptions):
                 told.append(self.reject(item.key, error.reason, str(error), mask_id=f"parts {level}"))
         objects = self._objects(item.key, told)
         legend = self._legend(objects)
-        described = ade20k_objects.described(objects)
+        described = ade20k_objects.described(objects) if self.encoding == "ade20k_instances" else {}
         made = [_annotation(named, counts, legend, described, image_hw) for named, counts in found]
         return annotations.attach(records.make_row(self, item.key, image_uri, image_hw, made), [], told)
 

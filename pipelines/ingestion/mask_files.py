@@ -13,15 +13,19 @@ Of a file only the places of wanted entries are kept in memory. Of an id that is
 count as one, and of differing ones none can be used.
 """
 
+import functools
 import hashlib
 import posixpath
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
+import numpy as np
+
 from pipelines import storage
 from pipelines.config import PlaceMark
 from pipelines.ingestion import coco, image_source, json_stream, label_maps, reasonseg_shapes, records
+from pipelines.ingestion.file_reader import limited_bytes
 from pipelines.ingestion.records import Record
 from pipelines.ingestion.sidecar import MAX_SIDECAR_BYTES
 from samtok import masks
@@ -147,9 +151,7 @@ def read(
     offset, size = place["at"]
     where = f"mask {mask_id} of {uri}"
     entry = records.parse_json(storage.read_bytes(uri, offset=offset, size=size), where)
-    if KINDS[word] == "coco" and records.id_of(entry) != mask_id:
-        raise DataError(f"{where} is not where it was when it was listed", reason="mask_file_changed")
-    if not isinstance(entry, dict):
+    if not isinstance(entry, dict) or (KINDS[word] == "coco" and records.id_of(entry) != mask_id):
         raise DataError(f"{where} is not where it was when it was listed", reason="mask_file_changed")
     if KINDS[word] == "by_id" and "segmentation" not in entry:
         return {"segmentation": entry}
@@ -191,19 +193,20 @@ def _of_map(word: str, uri: str, number: str, image: str) -> Record:
     """Returns the mask of a class in the PNG of an image, which may lie in a folder of the image's folder."""
     if not number.isascii() or not number.isdigit() or len(number) > 6:
         raise DataError(f"the id of a class of {word} is {number!r:.40}, expected a number", reason="mask_id")
-    map_uri = _file_of(uri, image, ".png", missing="label_map_missing")
-    labels = label_maps.read_map(map_uri)
+    labels = _map_of(uri, image)
     inside = labels == int(number) + _FIRST_VALUES[word]
     return {"size": list(labels.shape), "counts": masks.encode(inside)}
+
+
+@functools.lru_cache(maxsize=1)  # the masks of several classes lie in one, and come one after the other
+def _map_of(uri: str, image: str) -> np.ndarray:
+    return label_maps.read_map(_file_of(uri, image, ".png", missing="label_map_missing"))
 
 
 def _of_polygons(uri: str, image: str, size_of: Callable[[], tuple[int, int]]) -> Record | None:
     """Returns the mask that the polygons of an image make; None if it has no pixel."""
     where = _file_of(uri, image, ".json", missing="unknown_mask")
-    raw = storage.read_bytes(where, size=MAX_SIDECAR_BYTES + 1)
-    if len(raw) > MAX_SIDECAR_BYTES:
-        fault = f"{where} has over {MAX_SIDECAR_BYTES} bytes, more than an annotation file can have"
-        raise DataError(fault, reason="sidecar_too_large")
+    raw = limited_bytes(where, where, MAX_SIDECAR_BYTES)
     return reasonseg_shapes.target_of(reasonseg_shapes.record_of(raw, where), size_of(), image)
 
 

@@ -80,9 +80,16 @@ def note(stage: str, row: Mapping[str, Any], picture: Picture) -> list[dict[str,
 def _sizes(segmentation: Any) -> Iterator[tuple[int, int]]:
     """Yields the sizes that RLEs state."""
     for part in segmentation if isinstance(segmentation, list) else [segmentation]:
-        size = part.get("size") if isinstance(part, dict) else None
-        if isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size):
-            yield size[0], size[1]
+        if (size := stated_size(part)) is not None:
+            yield size
+
+
+def stated_size(rle: Any) -> tuple[int, int] | None:
+    """Returns the ``size`` that an RLE states, unchecked; None if it states none or is no RLE."""
+    size = rle.get("size") if isinstance(rle, dict) else None
+    if isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size):
+        return size[0], size[1]
+    return None
 
 
 def _fit_other(segmentations: Sequence[Any], size_hw: tuple[int, int]) -> bool:

@@ -127,7 +127,8 @@ def _of_data_url(text: str) -> bytes | None:
         return None
 
 
-def rows_of_groups(file: str) -> list[int]:
+@functools.lru_cache(maxsize=64)
+def rows_of_groups(file: str) -> tuple[int, ...]:
     """Returns the number of rows of each row group, of an Arrow stream of each batch.
 
     Raises:
@@ -135,9 +136,9 @@ def rows_of_groups(file: str) -> list[int]:
         StorageError: If it cannot be read.
     """
     if file.endswith(arrow_cells.SUFFIX):
-        return [batch.rows for batch in arrow_cells.opened(file).batches]
+        return tuple(batch.rows for batch in arrow_cells.opened(file).batches)
     found = metadata(file)
-    return [found.row_group(number).num_rows for number in range(found.num_row_groups)]
+    return tuple(found.row_group(number).num_rows for number in range(found.num_row_groups))
 
 
 @functools.lru_cache(maxsize=64)

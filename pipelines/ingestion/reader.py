@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pipelines import schema, storage
 from pipelines.ingestion import apart
+from pipelines.ingestion.external_sort import ExternalSort
 from pipelines.ingestion.orientation import Orientation
 from samtok.errors import DataError
 
@@ -142,15 +143,15 @@ class Reader(Protocol):
 
 
 def in_order(dataset: str, items: Iterable[Input | Reject]) -> Iterator[Input | Reject]:
-    """Yields the rejects among items of any order, then the inputs as ``unique``."""
-    inputs: list[Input] = []
-    for item in items:
-        if isinstance(item, Input):
-            inputs.append(item)
-        else:
-            yield item
-    inputs.sort(key=lambda item: (item.key, item.place))
-    yield from unique(dataset, inputs)
+    """Yields the rejects among items of any order, then the inputs as ``unique``; sorted on the local disk if
+    they do not fit into memory."""
+    with ExternalSort[tuple[Any, ...]]() as found:
+        for number, item in enumerate(items):
+            if isinstance(item, Input):
+                found.add((item.key, item.place, number, item), len(item.payload))
+            else:
+                yield item
+        yield from unique(dataset, (item for *_, item in found))
 
 
 def unique(dataset: str, items: Iterable[Input | Reject]) -> Iterator[Input | Reject]:

@@ -1,6 +1,7 @@
 """The polygons of ReasonSeg's JSON files as masks, painted as LISA does (dvlab-research/LISA,
 utils/data_processing.py): one over the other by descending area, so that a small one stays on top."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,12 @@ Note = tuple[str, str, str]
 
 def record_of(raw: bytes, name: str) -> Record:
     """Returns the object of a file, in UTF-8 or cp1252; raises as ``records.parse_object``."""
-    return records.parse_object(raw, name, "ReasonSeg", "shapes", or_encoding="cp1252")
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        with contextlib.suppress(UnicodeDecodeError):  # parse_object names the fault in UTF-8
+            raw = raw.decode("cp1252").encode()
+    return records.parse_object(raw, name, "ReasonSeg", "shapes")
 
 
 def kind_of(shape: Any) -> str:

@@ -6,7 +6,6 @@ has them, ``label`` or ``unknown_category``, ``iscrowd``, ``ignore`` (a void), `
 ``samtok.masks.to_counts`` reads.
 """
 
-import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from pipelines import schema
 from pipelines.ingestion import polygons
-from pipelines.ingestion.orientation import TURNED, frame_of
+from pipelines.ingestion.orientation import TURNED, frame_of, stated_size
 from pipelines.ingestion.reader import STAGE, Reader, ReadResult, Reject
 from samtok import masks
 from samtok.errors import DataError
@@ -45,7 +44,7 @@ def parse_json(raw: bytes, where: str) -> Any:
         raise unreadable_json(where, error) from error
 
 
-def parse_object(raw: bytes, name: str, kind: str, *lists: str, or_encoding: str = "utf-8") -> Record:
+def parse_object(raw: bytes, name: str, kind: str, *lists: str) -> Record:
     """Returns the object of a JSON file.
 
     Args:
@@ -53,16 +52,10 @@ def parse_object(raw: bytes, name: str, kind: str, *lists: str, or_encoding: str
         name: Of the file.
         kind: What such files are called; for errors.
         lists: Keys that must hold a list.
-        or_encoding: Of files that are no UTF-8.
 
     Raises:
         DataError: ``sidecar_layout`` if it is none or a list is missing; as ``parse_json``.
     """
-    try:
-        raw.decode()
-    except UnicodeDecodeError:
-        with contextlib.suppress(UnicodeDecodeError):  # which names the fault in UTF-8
-            raw = raw.decode(or_encoding).encode()
     record = parse_json(raw, name)
     if not isinstance(record, dict) or not all(isinstance(record.get(key), list) for key in lists):
         needed = " and ".join(f"the list {key!r}" for key in lists)
@@ -159,14 +152,6 @@ def size_hw(record: Mapping[str, Any], where: str) -> tuple[int, int]:
             reason="image_size",
         )
     return height, width
-
-
-def stated_size(rle: Any) -> tuple[int, int] | None:
-    """Returns the ``size`` that an RLE states, unchecked; None if it states none or is no RLE."""
-    size = rle.get("size") if isinstance(rle, dict) else None
-    if isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size):
-        return size[0], size[1]
-    return None
 
 
 def commonest_size(sizes: Mapping[tuple[int, int], int]) -> tuple[int, int]:

@@ -141,7 +141,7 @@ class SegllmReader(FileReader, MaskFilesOptions):
 
     def _of_image(self, image: str, texts: list[str], places: _Index) -> Iterator[Input | Reject]:
         """Yields the input of an image, and rejects of conversations that it has twice."""
-        distinct = sorted(set(texts))
+        distinct = list(dict.fromkeys(texts))  # which come sorted
         for _ in range(len(texts) - len(distinct)):
             message = f"a conversation about image {image} is repeated; one is kept"
             yield self.reject(image, "duplicate_conversation", message, mask_id="annotation")

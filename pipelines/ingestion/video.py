@@ -21,9 +21,8 @@ from typing import Any
 from pipelines.ingestion import annotations, image_source, records, video_frames
 from pipelines.ingestion.annotations import Annotation
 from pipelines.ingestion.archives import name_fault
-from pipelines.ingestion.external_sort import ExternalSort
 from pipelines.ingestion.file_reader import first_of
-from pipelines.ingestion.reader import MAX_NAMES, Head, Input, ReadResult, Reject, in_order, unique
+from pipelines.ingestion.reader import MAX_NAMES, Head, Input, ReadResult, Reject, in_order
 from pipelines.ingestion.records import Record
 from pipelines.ingestion.video_frames import Frame, Layout, VideoFiles
 from pipelines.ingestion.video_mevis import MevisLayout, RevosLayout
@@ -83,14 +82,8 @@ class VideoReader(VideoFiles):
         return first_of(self.inputs() if begun is None else self._sorted(begun), limit)
 
     def _sorted(self, frames: Iterable[Frame | Reject]) -> Iterator[Input | Reject]:
-        with ExternalSort[tuple[Any, ...]]() as found:
-            for frame in frames:
-                made = self._input(frame) if isinstance(frame, Frame) else frame
-                if isinstance(made, Input):
-                    found.add((made.key, made.place, made), len(made.payload))
-                else:
-                    yield made
-            yield from unique(self.name, (made for *_, made in found))
+        made = (self._input(frame) if isinstance(frame, Frame) else frame for frame in frames)
+        return in_order(self.name, made)
 
     def _input(self, frame: Frame) -> Input | Reject:
         key = f"{frame.video}/{frame.frame}"

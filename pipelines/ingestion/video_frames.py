@@ -16,7 +16,7 @@ from pipelines.config import AtLeast1, Place
 from pipelines.ingestion import image_source
 from pipelines.ingestion.file_reader import FileReader
 from pipelines.ingestion.folder_reader import PICTURES
-from pipelines.ingestion.reader import Input, Reject
+from pipelines.ingestion.reader import MAX_NAMES, Input, Reject
 from pipelines.ingestion.records import Record
 from samtok.errors import ConfigError, DataError
 
@@ -163,9 +163,10 @@ class Layout(ABC):
 
 def require_frames(reader: VideoFiles) -> None:
     """Raises DataError ``frames_missing`` if there is no image below ``images``."""
-    for found in storage.iter_files(reader.images):
-        if posixpath.splitext(found.uri)[1].lower() in PICTURES:
-            return
+    for limit in (MAX_NAMES, None):  # a disk is listed whole unless a limit says how far
+        for found in storage.iter_files(reader.images, limit=limit):
+            if posixpath.splitext(found.uri)[1].lower() in PICTURES:
+                return
     raise DataError(f"there is no frame below {reader.images}. {EXTRACT}.", reason="frames_missing")
 
 

@@ -84,9 +84,8 @@ class MevisLayout(ExpressionLayout):
                 for number in range(0, len(video.frames), self.reader.stride):
                     at: dict[str, list[int]] = {}
                     if there is not None and there[0] == (name, number):
-                        at = {row[2]: [row[3], row[4]] for row in there[1]}
+                        at = {row[2]: [row[3], row[4]] for row in there[1] if row[2] not in faults}
                         there = next(by_frame, None)
-                    at = {mask_id: place for mask_id, place in at.items() if mask_id not in faults}
                     absent = [mask_id for mask_id in own if mask_id not in at and mask_id not in faults]
                     where = {"at": at, "absent": absent, "faults": faults}
                     yield Frame(name, video.frames[number], where, len(own), video.size, video.texts)
@@ -169,7 +168,8 @@ class MevisLayout(ExpressionLayout):
         texts, told = [], []
         for text in video.texts:
             named = set(text["masks"])
-            if named and named <= index.known and not named & (index.visible | index.faults.keys()):
+            seen = not named.isdisjoint(index.visible) or not named.isdisjoint(index.faults)
+            if named and named <= index.known and not seen:
                 message = f"no frame of video {name} has an object of expression {text['id']}: no target"
                 label = f"annotation {text['id']}"
                 told.append(self.reader.reject(name, "targets_nowhere", message, mask_id=label))

@@ -57,6 +57,10 @@ class SavLayout(Layout):
     def parts(self) -> tuple[str, ...]:
         """Returns beginnings of the names of files; DataError ``video_layout`` if there are none of the kind,
         and as ``require_frames``."""
+        self._check()
+        return tuple(storage.beginnings(self.reader.source, _PARTS))
+
+    def _check(self) -> None:
         if not any(self._names()):
             raise DataError(
                 f"there is no file *{self._suffix} below {self.reader.source}; --corpus.source is the "
@@ -65,7 +69,6 @@ class SavLayout(Layout):
                 reason="video_layout",
             )
         require_frames(self.reader)
-        return tuple(storage.beginnings(self.reader.source, _PARTS))
 
     def frames_of(self, part: str) -> Iterator[Frame | Reject]:
         """Yields the frames of all files whose names begin so."""
@@ -74,7 +77,7 @@ class SavLayout(Layout):
 
     def beginning(self, limit: int) -> Iterator[Frame | Reject]:
         """Yields the frames of the first files."""
-        self.parts()
+        self._check()
         taken = 0
         for name in self._names():
             for frame in self._of_file(name):

@@ -94,8 +94,7 @@ def _objects(scene: Scene, config: ShapesConfig) -> list[dict[str, Any]]:
 
 def _expressions(scene: Scene) -> list[Expression]:
     """Returns the expressions of a scene that mean something."""
-    rng = np.random.default_rng([scene.seed, scene.index, common.LANGUAGE_STREAM])
-    return referring_expressions(scene, rng, single=2, multi=1, none=0)
+    return referring_expressions(scene, common.language_rng(scene), single=2, multi=1, none=0)
 
 
 def _reasoned(scene: Scene, config: ShapesConfig) -> dict[str, Any]:
