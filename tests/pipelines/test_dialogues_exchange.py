@@ -179,6 +179,8 @@ def test_images_may_have_either_name_and_a_system_stands_first():
     assert from_record(record, **READ)["images"] == ["a.png"]
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_an_answer_without_a_loss_is_read_and_not_learnt(tmp_path):
     said = [("user", "One?"), ("assistant", "A draft."), ("user", "Two?"), ("assistant", "Good.")]
     record = swift(*said, images=[], system="Be brief.")

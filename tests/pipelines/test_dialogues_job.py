@@ -286,6 +286,8 @@ SHAPES = {  # what the synthetic corpus has in each published format, and where
 }
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.parametrize("kind", SHAPES)
 def test_shapes_in_every_published_format_become_chats_with_the_right_words(kind, tmp_path):
     source, images, tasks = SHAPES[kind]

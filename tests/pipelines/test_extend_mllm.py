@@ -261,6 +261,8 @@ def test_words_of_another_tokenizer_are_refused(tmp_path, capfd):
     assert "has the words of another mask tokenizer than --tokenizer" in capfd.readouterr().err
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.parametrize("family", QWEN[:2])  # the third has the image processor of the second
 def test_image_sizes_are_written_into_the_processor(tmp_path, family):
     flags = ["--tokenizer", "tiny", "--image.min-pixels", "5000", "--image.max-pixels", "20000"]

@@ -199,6 +199,8 @@ def test_chats_of_a_mixture_are_read_where_chats_are_named(home):
             chat_specs_of([write(home, body)], flag="chats")
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_a_plain_corpus_has_no_table_of_datasets(home, tmp_path):
     corpus = ("--corpus.reader", "sa1b", "--corpus.source", str(home / "sa1b"), "--tokenizer", "tour")
     assert tokenize_corpus([*corpus, *HERE, "--out", str(tmp_path / "words")]) == 0

@@ -192,6 +192,8 @@ def test_the_masks_of_a_batch_belong_to_its_images():
         assert any(np.array_equal(target, one) for one in of_image)
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.parametrize(("workers", "micro"), [(1, 4), (1, 2), (1, 1), (2, None), (2, 1), (4, None), (4, 1)])
 def test_any_workers_and_micro_batches_give_the_same_steps(workers, micro):
     split = config_of(workers=workers, micro=micro, steps=2)

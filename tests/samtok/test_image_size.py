@@ -18,6 +18,8 @@ CELL = 14 * 14
 """Pixels that become one token of a tiny model."""
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.parametrize("family", QWEN)
 def test_a_photograph_is_reduced_and_not_rejected_and_an_export_keeps_the_limits(family: str, tmp_path: Path):
     adapter = loaded(build(tmp_path / "before", family))

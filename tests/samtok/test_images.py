@@ -48,6 +48,8 @@ def _png_header(height: int, width: int) -> bytes:
     )
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.parametrize(
     ("format", "size", "decoded"),
     [

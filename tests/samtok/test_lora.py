@@ -56,6 +56,8 @@ def logits_of(model: nn.Module, adapter: Adapter) -> torch.Tensor:
     return answer_logits(model.eval(), adapter.collate(samples(adapter)))[0]
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_a_merged_model_answers_as_with_adapters_and_old_rows_stay_bit_for_bit(folder, tmp_path):
     adapter, plain, model = fitted(folder)
     state, before = model.state_dict(), plain.state_dict()

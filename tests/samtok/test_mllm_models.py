@@ -81,6 +81,8 @@ def test_a_padded_batch_has_the_loss_of_its_dialogues_one_by_one(pair, side):
     assert per_token(together, three) == pytest.approx(per_token(one_by_one(pair, three), three), abs=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @torch.no_grad()
 def test_a_packed_row_has_the_loss_of_its_dialogues_one_by_one(qwen):
     adapter, model = qwen
@@ -162,6 +164,8 @@ def test_a_dialogue_begins_where_positions_do_not_follow_on():
 LEAKS = ("cache", "attention mask", "three rows", "no positions")
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @torch.no_grad()
 @pytest.mark.parametrize("leak", [None, *LEAKS])
 def test_every_other_way_to_pack_leaks_and_is_refused(qwen, leak):
@@ -351,6 +355,8 @@ def prompts(adapter: Adapter) -> list[Encoded]:
     return [*asked, adapter.encode_prompt([Turn("user", ("Be brief.",))], [])]
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_a_batch_is_answered_like_its_prompts_one_by_one(pair):
     adapter, model = pair
     asked = prompts(adapter)
@@ -375,6 +381,8 @@ def test_greedy_answers_follow_the_logits_that_training_sees(pair):
     assert logits.argmax(-1).tolist() == targets.tolist() == answer
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_samples_are_the_same_for_a_seed_and_leave_the_generator_and_the_mode_alone(pair):
     adapter, model = pair
     model.train()

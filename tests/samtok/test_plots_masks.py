@@ -15,6 +15,8 @@ def drawn(count: int) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.parametrize("count", [0, 1, 200, MAX_DOTS + 1])
 def test_any_number_of_masks_is_drawn(count):
     picture = drawn(count)

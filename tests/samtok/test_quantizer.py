@@ -360,6 +360,8 @@ def test_an_unknown_kind_in_a_config_file_is_refused():
     assert "CheckpointError: config.json: quantizer: kind must be rq, vq or fsq" in done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.parametrize(
     "config",
     [

@@ -180,6 +180,8 @@ def test_images_take_the_sizes_of_the_world_height_first():
     assert shape.mask[top].any() and shape.mask[bottom].any()
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_the_default_world_has_about_three_masks_an_image_and_all_words():
     shapes = [shape for index in range(250) for shape in make_scene(0, index, WorldConfig()).objects]
     assert 3.0 < len(shapes) / 250 < 3.6
