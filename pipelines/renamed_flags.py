@@ -32,6 +32,7 @@ RENAMED: tuple[tuple[str, str], ...] = (
     ("watch.said-none-rise", "alarms.no-mask-rise"),
     ("watch.*", "alarms.*"),
     ("prompts.limit", "limit"),
+    ("scored-part", "thinking"),
     ("workers.count", "workers"),
     ("workers.num-cpus", "num-cpus"),
     ("workers.*", "worker.*"),

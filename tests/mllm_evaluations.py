@@ -11,7 +11,11 @@ from PIL import Image
 
 from pipelines import schema, shards
 from pipelines.chats.corpus import turns_of
+from pipelines.config import WorkerConfig
 from pipelines.ingestion.reader import Input
+from pipelines.mllm_evaluation.config import AnswerConfig, EvaluateMllmConfig
+from pipelines.mllm_evaluation.prepare import Evaluation
+from pipelines.mllm_evaluation.stage import AnswerQuestions
 from pipelines.planning import plans
 from samtok import masks
 from samtok.mllm.adapters import load_adapter, save_pretrained
@@ -219,3 +223,24 @@ class World:
             optimizer.step()
         save_pretrained(model, adapter, folder)
         return str(folder)
+
+
+def config_of(world: "World", **changed: Any) -> EvaluateMllmConfig:
+    """Returns options for an evaluation of a world in this process."""
+    values = {
+        "benchmark": "gres",
+        "model": world.model,
+        "chats": world.chat,
+        "out": str(world.home / "out"),
+        "tokenizer": world.tokenizer_uri,
+        "tracking": "off",
+        "generation": AnswerConfig(max_new_tokens=16, batch_size=3),
+        "worker": WorkerConfig(gpus=0.0),
+    }
+    return EvaluateMllmConfig(**{**values, **changed})
+
+
+def stage_of(job: Evaluation, **changed: Any) -> AnswerQuestions:
+    """Returns the stage of a prepared evaluation."""
+    expected = {name: job.fingerprint[name] for name in ("model_sha256", "tokenizer_sha256")}
+    return AnswerQuestions(job.config, job.asked, job.readings, **{**expected, **changed})

@@ -57,6 +57,11 @@ class ChatCorpus:
         return self.manifest["fingerprint"]["weights_sha256"]
 
     @property
+    def thinking(self) -> bool:
+        """Whether its answers have thoughts before them (jobs/cold_start.py)."""
+        return bool(self.manifest["fingerprint"].get("thinking"))
+
+    @property
     def digest(self) -> str:
         """Hash of the contents, wherever the corpus lies: of its settings and its data files."""
         files = [record["data"]["sha256"] for record in self.manifest["shards"]]

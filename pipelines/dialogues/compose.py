@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipelines import schema, storage
+from pipelines.chats import lost
 from pipelines.chats.commit import OF_DATASET, Composed
 from pipelines.dialogues import captions, referring, regions
 from pipelines.dialogues.pieces import Message, Ref
@@ -249,6 +250,9 @@ class _Composer:
         message = f"{self.name} {item.item_id!r}: {error}"
         self.done.rejects.append(schema.reject(stage, row["dataset"], row["image_id"], error.reason, message))
         self._count("items_filtered" if stage == "filter" else "items_rejected", 1)
+        areas = {mask_id: mask["area_px"] for mask_id, mask in self.scene.masks.items()}
+        for name, number in lost.count(item.targets, areas).items():
+            self._count(name, number)
 
     def _count(self, name: str, number: int) -> None:
         self.done.counts[name] += number

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipelines import schema, shards, storage
 from pipelines.chats.commit import Composed
+from pipelines.chats.lost import UNREAD
 from pipelines.dialogues import imports
 from pipelines.dialogues.compose import Settings, Slice, take_slice
 from pipelines.dialogues.config import ComposeDialoguesConfig, ImportConfig, shares_of
@@ -256,10 +257,7 @@ def _fingerprint(
         "kind": "chat",
         **{name: prints[0][name] for name in AGREED},
         "tokenizer": prints[0].get("tokenizer"),
-        "words": [
-            {"dataset": one["dataset"], "split": one["split"], "manifest": shards.digest(manifest)}
-            for one, manifest in zip(prints, manifests, strict=True)
-        ],
+        "words": [_corpus(manifest) for manifest in manifests],
         **{name: value for name, value in options.items() if name not in _OF_WORDS_AND_LISTS},
         "styles": list(settings.styles),
         **({"tasks_of": options["tasks_of"]} if settings.tasks_of else {}),
@@ -269,6 +267,13 @@ def _fingerprint(
         "schema_version": schema.SCHEMA_VERSION,
         "code_version": CODE_VERSION,
     }
+
+
+def _corpus(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what tells a corpus of words from others, and how many of its images were lost."""
+    named = {name: manifest["fingerprint"][name] for name in ("dataset", "split")}
+    unread = manifest["totals"]["rows_rejected"]
+    return {**named, "manifest": shards.digest(manifest), **({UNREAD: unread} if unread else {})}
 
 
 def _inputs(manifests: Sequence[Mapping[str, Any]], config: ComposeDialoguesConfig) -> Iterator[Input]:

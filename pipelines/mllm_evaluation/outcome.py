@@ -6,8 +6,9 @@ from typing import Any
 
 from pipelines import provenance, shards, storage
 from pipelines.mllm_evaluation import report
+from pipelines.mllm_evaluation.answers import read_answers
 from pipelines.mllm_evaluation.prepare import METRICS, Evaluation, questions_digest
-from pipelines.mllm_evaluation.scores import metrics_of, read_answers
+from pipelines.mllm_evaluation.scores import metrics_of
 from pipelines.shard_job import Work
 from pipelines.tracking import Tracker
 
@@ -22,9 +23,7 @@ def publish(job: Evaluation, manifest: Mapping[str, Any], done: Work, tracker: T
     """
     config = job.config
     rows = read_answers(config.out, manifest)
-    numbers = metrics_of(
-        rows, benchmark=config.benchmark, readings=job.readings, min_pixels=config.min_pixels
-    )
+    numbers = metrics_of(rows, benchmark=config.benchmark, readings=job.readings, scoring=job.scoring)
     metrics = {"measured_with": measured_with(job), **numbers}
     lineage = lineage_of(job)
     for name, value in ((LINEAGE, lineage), (METRICS, metrics)):

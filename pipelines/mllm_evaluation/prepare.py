@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from pipelines import schema, shards, storage
 from pipelines.chats.corpus import ChatCorpus, Words, load_chat_corpus, require_same_words, rows_of
+from pipelines.chats.lost import NOTHING_LOST, LostQuestions
 from pipelines.chats.source import ChatSource, require_images
 from pipelines.cluster import with_device
 from pipelines.generation import models
@@ -15,8 +16,10 @@ from pipelines.generation.config import WHERE
 from pipelines.generation.environment import check_engine
 from pipelines.ingestion.reader import Input
 from pipelines.inputs import require_tokenizer
+from pipelines.mllm_evaluation.answers import Scoring
+from pipelines.mllm_evaluation.benchmarks import BENCHMARKS
 from pipelines.mllm_evaluation.config import EvaluateMllmConfig
-from pipelines.mllm_evaluation.rows import inputs_of
+from pipelines.mllm_evaluation.rows import Turns, inputs_of
 from pipelines.planning.plans import left_of, open_plan
 from samtok import folders
 from samtok.config import MaskTokenizerConfig
@@ -24,7 +27,7 @@ from samtok.errors import ConfigError, DataError
 from samtok.metrics.referring import MODES, Mode
 from samtok.metrics.text_masks import Reading
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 """Raised with every change of the code that changes answers or scores (test_fingerprints.py)."""
 
 METRICS = "metrics.json"
@@ -36,12 +39,23 @@ Beside = Mapping[str, Mapping[str, Any]]
 """The metrics of other runs by the names that they are shown with."""
 
 
+class Asked(NamedTuple):
+    """What is asked, and how answers are read."""
+
+    tasks: tuple[str, ...]
+    turns: Turns
+    thinking: bool
+    masks: Literal["several", "first", "none"]
+    keeps_masks: bool
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """An evaluation that was checked: everything it needs is there and fits."""
 
-    config: EvaluateMllmConfig  # with absolute places, and the device chosen
+    config: EvaluateMllmConfig  # with absolute places, and all chosen that was left to the benchmark
     corpus: ChatCorpus
+    asked: Asked
     fingerprint: Mapping[str, Any]  # all that decides the rows; a run with another one is refused
     readings: Mapping[Mode, Reading]  # how texts become masks in each mode of scoring
     beside: Beside
@@ -58,15 +72,27 @@ class Evaluation:
 
     def _inputs(self) -> Iterator[Input]:
         config = self.config
-        found = inputs_of(rows_of(self.corpus), tasks=config.asked_tasks, turns=config.turns)
+        found = self._found(rows_of(self.corpus))
         if not found:
             there = sorted({row["task"] for row in rows_of(self.corpus)})
             raise DataError(
-                f"{config.chats} has no questions of the tasks {', '.join(config.asked_tasks)}; it has "
+                f"{config.chats} has no questions of the tasks {', '.join(self.asked.tasks)}; it has "
                 f"{', '.join(there) or 'none at all'}. Choose --tasks, or compose chats for "
                 f"{config.benchmark}."
             )
         yield from found[: config.limit]
+
+    def _found(self, rows: Iterator[dict[str, Any]]) -> list[Input]:
+        asked = self.asked
+        return inputs_of(rows, tasks=asked.tasks, turns=asked.turns, keeps_masks=asked.keeps_masks)
+
+    @property
+    def scoring(self) -> Scoring:
+        """What decides the numbers besides the answers; of a part of the corpus nothing is called lost."""
+        lost = LostQuestions.of(self.corpus.manifest, self.asked.tasks)
+        if self.config.limit is not None:
+            lost = NOTHING_LOST
+        return Scoring(min_pixels=self.config.min_pixels, lost=lost)
 
     def size(self) -> str:
         """Returns how much there is to do, in one line; reads at most ``MAX_PEEKED`` chats.
@@ -79,7 +105,7 @@ class Evaluation:
         if left is not None:
             return left
         rows = islice(rows_of(self.corpus), MAX_PEEKED)
-        found = inputs_of(rows, tasks=config.asked_tasks, turns=config.turns)
+        found = self._found(rows)
         whole = self.corpus.num_samples <= MAX_PEEKED or len(found) > (config.limit or len(found))
         images = found[: config.limit]
         questions, count = sum(item.num_masks or 0 for item in images), -(-len(images) // config.shard_rows)
@@ -108,21 +134,44 @@ def prepare(config: EvaluateMllmConfig) -> Evaluation:
         Words.of_chats(f"--chats {config.chats}", corpus),
         remedy="Give the tokenizer that the words were made with.",
     )
+    asked = asked_of(config, model_thinks=model.thinking)
+    config = _with_room(config, asked)
     check_engine(config.generation, workers=config.workers)
-    fingerprint = _fingerprint(config, corpus, architecture, tokenizer_sha256, model.family)
-    readings = readings_of(config, quantizer.num_levels)
-    return Evaluation(config, corpus, fingerprint, readings, _read_beside(config, fingerprint))
+    fingerprint = _fingerprint(config, asked, corpus, architecture, tokenizer_sha256, model.family)
+    readings = readings_of(config, asked, quantizer.num_levels)
+    return Evaluation(config, corpus, asked, fingerprint, readings, _read_beside(config, fingerprint))
 
 
-def readings_of(config: EvaluateMllmConfig, num_levels: int) -> dict[Mode, Reading]:
+def asked_of(config: EvaluateMllmConfig, *, model_thinks: bool) -> Asked:
+    """Chooses what the flags leave to the benchmark and to the model."""
+    benchmark = BENCHMARKS[config.benchmark]
+    thinking = model_thinks if config.thinking == "auto" else config.thinking == "on"
+    return Asked(
+        config.tasks or benchmark.tasks,
+        config.turns or benchmark.turns,
+        thinking,
+        benchmark.masks,
+        benchmark.keeps_masks,
+    )
+
+
+def _with_room(config: EvaluateMllmConfig, asked: Asked) -> EvaluateMllmConfig:
+    """Gives answers as many tokens as the benchmark does, unless a flag says how many."""
+    room = config.generation.max_new_tokens or BENCHMARKS[config.benchmark].room(thinking=asked.thinking)
+    return dataclasses.replace(config, generation=dataclasses.replace(config.generation, max_new_tokens=room))
+
+
+def readings_of(config: EvaluateMllmConfig, asked: Asked, num_levels: int) -> dict[Mode, Reading]:
     """Returns the modes of scoring: the authors' scripts know words of two levels only."""
-    found: dict[Mode, Reading] = {mode: Reading.of(config.benchmark, mode) for mode in MODES}
+    several = asked.masks == "several"
+    found: dict[Mode, Reading] = {mode: Reading.of(mode, several=several) for mode in MODES}
     found["strict"] = dataclasses.replace(found["strict"], malformed=config.broken_words)
     return found if num_levels == 2 else {"strict": found["strict"]}
 
 
 def _fingerprint(
     config: EvaluateMllmConfig,
+    asked: Asked,
     corpus: ChatCorpus,
     architecture: MaskTokenizerConfig,
     tokenizer_sha256: str,
@@ -133,8 +182,9 @@ def _fingerprint(
         "kind": "predictions",
         "benchmark": config.benchmark,
         "chat": corpus.digest,
-        "tasks": sorted(config.asked_tasks),
-        "turns": config.turns,
+        "tasks": sorted(asked.tasks),
+        "turns": asked.turns,
+        "history": config.history,
         "limit": config.limit,
         "family": family,
         "model_sha256": models.sha256_of(config.model),
@@ -144,7 +194,7 @@ def _fingerprint(
         "grammar": config.grammar,
         "broken_words": config.broken_words,
         "max_image_pixels": config.max_image_pixels,
-        "scored_part": config.scored_part,
+        "thinking": asked.thinking,
         "device": config.worker.device,
         "threads_per_actor": config.worker.threads,
         "shard_rows": config.shard_rows,

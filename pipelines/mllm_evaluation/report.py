@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from pipelines import rejects
+from pipelines.mllm_evaluation.benchmarks import headlines
 from pipelines.mllm_evaluation.config import BASELINE
 from pipelines.mllm_evaluation.prepare import Beside, Evaluation
-from pipelines.mllm_evaluation.scores import headlines, percent, table_of, tag_table
+from pipelines.mllm_evaluation.scores import percent, table_of, tag_table
 from pipelines.rejects import Reason
 from pipelines.reports import html, training, words_page
 from pipelines.reports import pictures as report_pictures
@@ -54,7 +55,7 @@ def write_report(
     Args:
         job: What was evaluated.
         manifest: Of the answers.
-        rows: From ``scores.read_answers``, in their order.
+        rows: From ``answers.read_answers``, in their order.
         metrics: As ``metrics.json`` has them.
     """
     out, count = job.config.out, job.config.report_pictures

@@ -15,6 +15,7 @@ from pipelines.chats.corpus import text_of, unlearnt_of
 from pipelines.ingestion.reader import Input
 from samtok import masks
 from samtok.errors import DataError
+from samtok.mllm.thinking import split_thinking
 
 Turns = Literal["last", "first", "all"]
 
@@ -26,6 +27,17 @@ COUNTS = shards.COUNTS["predictions"]
 
 _CODES = pa.list_(pa.list_(pa.int32()))
 
+_WORD_FIELDS = [
+    pa.field("codes", pa.list_(pa.int32()), nullable=False),
+    pa.field("rle", pa.string(), nullable=False),
+]
+
+_TRUE_FIELDS = [
+    pa.field("mask_id", pa.string(), nullable=False),
+    *_WORD_FIELDS,
+    pa.field("label", pa.string()),
+]
+
 _PREDICTION = pa.struct(  # of one mode of scoring
     [
         pa.field("codes", _CODES, nullable=False),  # as that mode reads the text
@@ -33,6 +45,7 @@ _PREDICTION = pa.struct(  # of one mode of scoring
         pa.field("intersection_px", pa.int64(), nullable=False),
         pa.field("predicted_px", pa.int64(), nullable=False),  # 0: no target is predicted
         pa.field("box_xyxy", pa.list_(pa.int32())),  # far side included; null if the mask is empty
+        pa.field("masks", pa.list_(pa.struct(_WORD_FIELDS)), nullable=False),  # of each different word
     ]
 )
 
@@ -43,6 +56,7 @@ ANSWER_ROW = pa.schema(
         pa.field("image_id", pa.string(), nullable=False),
         pa.field("sample_id", pa.string(), nullable=False),
         pa.field("turn", pa.int32(), nullable=False),  # index of the message that is the true answer
+        pa.field("round", pa.int32(), nullable=False),  # which question of its chat it is, from 1 on
         pa.field("task", pa.string(), nullable=False),
         pa.field("tags", pa.list_(pa.string()), nullable=False),
         pa.field("image_uri", pa.string(), nullable=False),
@@ -53,30 +67,46 @@ ANSWER_ROW = pa.schema(
         pa.field("truth", pa.string(), nullable=False),  # text of the true answer
         pa.field("truth_codes", _CODES, nullable=False),
         pa.field("truth_rle", pa.string()),  # union of the true masks; null where there is no target
+        pa.field("truth_masks", pa.list_(pa.struct(_TRUE_FIELDS)), nullable=False),  # of each of its words
         pa.field("target_px", pa.int64(), nullable=False),
         pa.field("target_box_xyxy", pa.list_(pa.int32())),  # far side included; null where there is none
         pa.field("generated", pa.string()),  # null: the question could not be asked
         pa.field("num_tokens", pa.int32()),
         pa.field("cut", pa.bool_()),  # the answer did not end before the limit of tokens
         pa.field("num_malformed", pa.int32()),  # broken words in the text that is scored
+        pa.field("thought_tokens", pa.int32()),  # null: there is none, or it has no end
+        pa.field("unfinished", pa.bool_(), nullable=False),  # a thought was asked for, and no answer came
         pa.field("strict", _PREDICTION),
         pa.field("official", _PREDICTION),  # null also for words of other than two levels
         pa.field("problem", pa.string()),  # why the question could not be asked
     ],
     metadata={"samtok_schema_version": str(schema.SCHEMA_VERSION)},
 )
-"""One question with its answer and scores. Every question of the plan has a row, asked or not."""
+"""One question with its answer and scores. Every question of the plan has a row, asked or not. Masks one
+by one are kept for benchmarks that score them so (``Benchmark.keeps_masks``); else the lists are empty."""
 
 
-def inputs_of(rows: Iterable[Mapping[str, Any]], *, tasks: Iterable[str], turns: Turns) -> list[Input]:
-    """Returns the questions of chat rows by image, in the order in which images first appear; raises
-    DataError ``no_rle`` if a true mask has no RLE, so nothing can be scored against it."""
+def inputs_of(
+    rows: Iterable[Mapping[str, Any]], *, tasks: Iterable[str], turns: Turns, keeps_masks: bool = False
+) -> list[Input]:
+    """Returns the questions of chat rows by image, in the order in which images first appear.
+
+    Args:
+        rows: Of a chat corpus.
+        tasks: Of rows that are asked.
+        turns: Which questions of a chat.
+        keeps_masks: Keep each true mask beside their union.
+
+    Raises:
+        DataError: ``no_rle`` if a true mask has no RLE, so nothing can be scored against it; ``no_image``
+            for a chat without one; ``thought`` if the true answer has one.
+    """
     wanted = frozenset(tasks)
     groups: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
     for row in rows:
         if row["task"] not in wanted:
             continue
-        for question in _questions_of(row, turns):
+        for question in _questions_of(row, turns, keeps_masks):
             home = (row["dataset"], row["split"], row["image_id"], question["image"]["uri"])
             groups.setdefault(home, []).append(question)
     return [_input(number, key, found) for number, (key, found) in enumerate(groups.items())]
@@ -88,7 +118,7 @@ def _input(number: int, key: tuple[str, ...], questions: list[dict[str, Any]]) -
     return Input(f"{number:08d}/{'/'.join(key[:3])}", payload, len(questions))
 
 
-def _questions_of(row: Mapping[str, Any], turns: Turns) -> Iterator[dict[str, Any]]:
+def _questions_of(row: Mapping[str, Any], turns: Turns, keeps_masks: bool) -> Iterator[dict[str, Any]]:
     answers = [n for n, message in enumerate(row["messages"]) if message["role"] == "assistant" and n]
     places = [n for n in answers if n not in unlearnt_of(row)]
     chosen = {"last": places[-1:], "first": places[:1], "all": places}[turns]
@@ -96,22 +126,33 @@ def _questions_of(row: Mapping[str, Any], turns: Turns) -> Iterator[dict[str, An
     for number, place in enumerate(places):
         if place not in chosen:
             continue
+        _require_no_thought(row, place)
         question = text_of(row["messages"][place - 1]).strip()
         phrase = expressions[number] if len(expressions) == len(places) else None
         yield {
             "sample_id": row["sample_id"],
             "turn": place,
+            "round": number + 1,
             "task": row["task"],
             "tags": list(row["tags"]),
             "images": [dict(image) for image in row["images"]],
             "messages": [dict(message) for message in row["messages"][:place]],
             "question": question,
             "key": f"{row['image_id']}_{phrase or question}",
-            **_truth(row, place),
+            **_truth(row, place, keeps_masks),
         }
 
 
-def _truth(row: Mapping[str, Any], place: int) -> dict[str, Any]:
+def _require_no_thought(row: Mapping[str, Any], place: int) -> None:
+    if split_thinking(text_of(row["messages"][place])).answer is not None:
+        raise DataError(
+            f"the answer of sample {row['sample_id']!r} has a thought in it, whose words would count as true "
+            "ones. Ask the corpus that the thoughts were written for, with --thinking on.",
+            reason="thought",
+        )
+
+
+def _truth(row: Mapping[str, Any], place: int, keeps_masks: bool) -> dict[str, Any]:
     """Returns what the true answer names: codes, and the union of the masks on their image."""
     message, known = row["messages"][place], {mask["mask_id"]: mask for mask in row["masks"]}
     where = f"sample {row['sample_id']!r}"
@@ -130,14 +171,21 @@ def _truth(row: Mapping[str, Any], place: int) -> dict[str, Any]:
             "chats with --keep-rle, from words that were made with it.",
             reason="no_rle",
         )
+    if not row["images"]:
+        raise DataError(f"{where} has no image. Choose --tasks whose chats have one.", reason="no_image")
     image = dict(row["images"][homes[0]])
     size = {"height": image["height"], "width": image["width"]}
     return {
         "image": image,
         "truth": text_of(message),
         "truth_codes": [list(known[mask_id]["codes"]) for mask_id in message["mask_ids"]],
+        "truth_masks": [_true_mask(known[one]) for one in message["mask_ids"]] if keeps_masks else [],
         "truth_rle": masks.union([mask["rle"] for mask in named], **size) if named else None,
     }
+
+
+def _true_mask(mask: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: mask[name] for name in ("mask_id", "codes", "rle", "label")}
 
 
 def start_of_row(group: Mapping[str, Any], question: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,7 +194,10 @@ def start_of_row(group: Mapping[str, Any], question: Mapping[str, Any]) -> dict[
     rle = question["truth_rle"]
     size = {"height": height, "width": width}
     box = masks.box_xyxy(rle, **size) if rle is not None else None
-    same = ("sample_id", "turn", "task", "tags", "question", "key", "truth", "truth_codes", "truth_rle")
+    same = (
+        *("sample_id", "turn", "round", "task", "tags", "question", "key"),
+        *("truth", "truth_codes", "truth_rle", "truth_masks"),
+    )
     return {
         **{name: group[name] for name in ("dataset", "split", "image_id")},
         **{name: question[name] for name in same},
@@ -154,4 +205,5 @@ def start_of_row(group: Mapping[str, Any], question: Mapping[str, Any]) -> dict[
         **size,
         "target_px": masks.area(rle, **size) if rle is not None else 0,
         "target_box_xyxy": list(box) if box is not None else None,
+        "unfinished": False,
     }

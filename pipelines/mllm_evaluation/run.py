@@ -27,7 +27,7 @@ def answer_all(job: Evaluation, plan: Plan, tracker: Tracker | None = None) -> t
     def stream(todo: Sequence[int]) -> Iterator[dict[str, Any]]:
         hashes = {name: job.fingerprint[name] for name in ("model_sha256", "tokenizer_sha256")}
         return through_actors(
-            functools.partial(AnswerQuestions, config, job.readings, **hashes),
+            functools.partial(AnswerQuestions, config, job.asked, job.readings, **hashes),
             plan,
             todo,
             workers=config.workers,

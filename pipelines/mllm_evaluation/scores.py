@@ -5,179 +5,86 @@ gives the same bytes. Beside each number stands the baseline that answers "No ta
 and N-acc alone can look good where nothing was found.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from pipelines import storage
+from pipelines.chats.lost import NOTHING_LOST, LostQuestions
+from pipelines.mllm_evaluation.answers import PLAIN, Row, Scoring, is_answered
+from pipelines.mllm_evaluation.benchmarks import BENCHMARKS, headlines
 from pipelines.mllm_evaluation.config import BASELINE, THIS_RUN
 from pipelines.mllm_evaluation.prepare import Beside
-from pipelines.mllm_evaluation.rows import ANSWER_ROW
-from samtok.metrics import referring
-from samtok.metrics.referring import Mode, Samples
-from samtok.metrics.text_masks import Codes, Reading, describe, word_scores
-
-_LEFT_OUT = ("truth_rle", "image_uri", "question", "truth")
-
-
-def read_answers(out: str, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Reads the answers of a finished evaluation, without masks and texts; raises RuntimeError if questions
-    are unaccounted for, which is a defect of ours."""
-    columns = [name for name in ANSWER_ROW.names if name not in (*_LEFT_OUT, "strict", "official")]
-    fields: pa.StructType = ANSWER_ROW.field("strict").type
-    of_prediction = [name for name in (field.name for field in fields) if name != "rle"]
-    columns += [f"{mode}.{name}" for mode in referring.MODES for name in of_prediction]
-    rows: list[dict[str, Any]] = []
-    for record in manifest["shards"]:
-        with storage.open_input(storage.join(out, record["data"]["file"])) as file:
-            rows += pq.ParquetFile(file).read(columns=columns).to_pylist()
-    totals = manifest["totals"]
-    if not len(rows) == totals["samples_in"] == totals["samples_out"] + totals["samples_rejected"]:
-        raise RuntimeError(f"{len(rows)} answers for {totals}; this is a defect of samtok")
-    return rows
-
-
-def samples_of(rows: Sequence[Mapping[str, Any]], mode: Mode) -> Samples:
-    """Returns answers as the metrics take them; questions that could not be asked are skipped samples."""
-    nothing = {"intersection_px": 0, "predicted_px": 0, "box_xyxy": None}
-    predicted = [row[mode] or nothing for row in rows]
-    return Samples(
-        intersection_px=np.array([one["intersection_px"] for one in predicted], np.int64),
-        predicted_px=np.array([one["predicted_px"] for one in predicted], np.int64),
-        target_px=np.array([row["target_px"] for row in rows], np.int64),
-        predicted_box=_boxes([one["box_xyxy"] for one in predicted]),
-        target_box=_boxes([row["target_box_xyxy"] for row in rows]),
-        skipped=np.array([row["problem"] is not None for row in rows], bool),
-        keys=tuple(row["key"] for row in rows),
-    )
-
-
-def _boxes(boxes: Sequence[Sequence[int] | None]) -> np.ndarray:
-    return np.array([box or (0, 0, 0, 0) for box in boxes], np.int64).reshape(len(boxes), 4)
+from samtok.metrics.referring import Mode
+from samtok.metrics.text_masks import Reading, describe
 
 
 def metrics_of(
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    benchmark: str,
-    readings: Mapping[Mode, Reading],
-    min_pixels: int = 0,
+    rows: Sequence[Row], *, benchmark: str, readings: Mapping[Mode, Reading], scoring: Scoring = PLAIN
 ) -> dict[str, Any]:
     """Returns all numbers of an evaluation as ``metrics.json`` has them, shares in [0, 1].
 
     Args:
-        rows: From ``read_answers``.
-        benchmark: ``gres``, ``res`` or ``rec``.
+        rows: From ``answers.read_answers``.
+        benchmark: One of ``BENCHMARKS``.
         readings: The modes that were scored.
-        min_pixels: As ``referring.gres`` takes it.
+        scoring: What else decides the numbers.
 
     Returns:
-        ``counts``; then per mode ``model`` and ``no_target``, the baseline: each with the benchmark's
-        metrics, ``targets``, ``words``, and the same ``by_tag``; and how the mode reads texts.
+        ``counts``; then per mode ``model`` and ``no_target``, the baseline: each with the sections of the
+        benchmark and the same ``by_tag``; and how the mode reads texts. Lost questions are in no tag.
     """
     described = describe({str(mode): reading for mode, reading in readings.items()})
     modes = {}
     for mode in readings:
-        score = _Scorer(benchmark, mode, min_pixels)
+        silent = [_without_prediction(row, mode) for row in rows]
         modes[mode] = {
-            "read": {**described[mode], "min_pixels": min_pixels},
-            "model": score.with_tags(rows),
-            "no_target": score.with_tags([_without_prediction(row, mode) for row in rows]),
+            "read": {**described[mode], "min_pixels": scoring.min_pixels},
+            "model": _with_tags(rows, benchmark, mode, scoring),
+            "no_target": _with_tags(silent, benchmark, mode, scoring),
         }
-    return {"benchmark": benchmark, "counts": counts_of(rows), "modes": modes}
+    return {"benchmark": benchmark, "counts": counts_of(rows, scoring.lost), "modes": modes}
 
 
-def counts_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def counts_of(rows: Sequence[Row], lost: LostQuestions = NOTHING_LOST) -> dict[str, int]:
     """Counts questions, what could not be asked, broken words, and answers that were cut."""
     asked = [row for row in rows if row["problem"] is None]
     return {
         "expected": len(rows),
         "scored": len(asked),
         "skipped": len(rows) - len(asked),
+        "lost": len(lost),
+        "images_lost": lost.images,
         "no_target": sum(row["target_px"] == 0 for row in rows),
         "malformed_words": sum(row["num_malformed"] for row in asked),
         "answers_with_malformed": sum(row["num_malformed"] > 0 for row in asked),
         "answers_cut": sum(bool(row["cut"]) for row in asked),
+        "thoughts_unfinished": sum(row["unfinished"] for row in asked),
         "tokens": sum(row["num_tokens"] for row in asked),
     }
 
 
-class _Scorer:
-    """Scores rows in one mode."""
-
-    def __init__(self, benchmark: str, mode: Mode, min_pixels: int) -> None:
-        self.benchmark, self.min_pixels = benchmark, min_pixels
-        self.mode: Mode = mode
-
-    def with_tags(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        tags = sorted({tag for row in rows for tag in row["tags"]})
-        of_tags = {tag: self.section([row for row in rows if tag in row["tags"]]) for tag in tags}
-        return {**self.section(rows), "by_tag": of_tags}
-
-    def section(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        samples = samples_of(rows, self.mode)
-        return {
-            "counts": referring.counts(samples),
-            self.benchmark: self._benchmark(samples),
-            "targets": referring.targets(samples, mode=self.mode),
-            "words": self._words(rows),
-        }
-
-    def _benchmark(self, samples: Samples) -> dict[str, Any]:
-        if self.benchmark == "gres":
-            return referring.gres(samples, mode=self.mode, min_pixels=self.min_pixels)
-        return {"res": referring.res, "rec": referring.rec}[self.benchmark](samples, mode=self.mode)
-
-    def _words(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        used = [row for row in rows if self.mode == "strict" or row["problem"] is None]
-        predicted = [None if row["problem"] is not None else _codes(row[self.mode]["codes"]) for row in used]
-        return word_scores([_codes(row["truth_codes"]) for row in used], predicted)
+def _with_tags(rows: Sequence[Row], benchmark: str, mode: Mode, scoring: Scoring) -> dict[str, Any]:
+    tags = sorted({tag for row in rows for tag in row["tags"]})
+    kept = dataclasses.replace(scoring, lost=NOTHING_LOST)
+    of_tags = {
+        tag: _section([row for row in rows if tag in row["tags"]], benchmark, mode, kept) for tag in tags
+    }
+    return {**_section(rows, benchmark, mode, scoring), "by_tag": of_tags}
 
 
-def _codes(codes: Sequence[Sequence[int]]) -> list[Codes]:
-    return [tuple(word) for word in codes]
+def _section(rows: Sequence[Row], benchmark: str, mode: Mode, scoring: Scoring) -> dict[str, Any]:
+    """Returns the numbers of some rows; lost questions count in "strict" only."""
+    if mode == "official":
+        scoring = dataclasses.replace(scoring, lost=NOTHING_LOST)
+    expected, scored = len(rows) + len(scoring.lost), sum(is_answered(row, mode) for row in rows)
+    counts = {"expected": expected, "scored": scored, "skipped": expected - scored}
+    return {"counts": counts, **BENCHMARKS[benchmark].numbers(rows, mode, scoring)}
 
 
-def _without_prediction(row: Mapping[str, Any], mode: Mode) -> dict[str, Any]:
+def _without_prediction(row: Row, mode: Mode) -> dict[str, Any]:
     """Returns a row as if it had been answered with "No target."."""
-    nothing = {"codes": [], "intersection_px": 0, "predicted_px": 0, "box_xyxy": None}
-    return {**row, mode: nothing, "problem": None}
-
-
-HEADLINES: dict[str, tuple[tuple[str, str, str], ...]] = {
-    "gres": (
-        ("gIoU", "gres", "giou"),
-        ("cIoU", "gres", "ciou"),
-        ("N-acc", "gres", "n_acc"),
-        ("T-acc", "gres", "t_acc"),
-    ),
-    "res": (
-        ("cIoU", "res", "ciou_cumulative"),
-        ("mIoU", "res", "miou"),
-        ("mIoU by key (PaDT)", "res", "padt_dedup_miou"),
-    ),
-    "rec": (
-        ("Acc@0.5", "rec", "accuracy"),
-        ("Acc@0.5 by key (PaDT)", "rec", "padt_dedup_accuracy"),
-    ),
-}
-"""Names in tables, and where their numbers are in a section of the metrics."""
-
-_ALWAYS = (
-    ("IoU of targets", "targets", "mean_iou"),
-    ("exact words", "words", "exact_match"),
-    ("exact words of targets", "words", "target_exact_match"),
-    ("first code of targets", "words", "target_first_code"),
-)
-
-
-def headlines(benchmark: str, section: Mapping[str, Any]) -> dict[str, float | None]:
-    """Returns the numbers that tables show, by their names."""
-    places = (*_ALWAYS[:1], *HEADLINES[benchmark], *_ALWAYS[1:])
-    return {name: section[part][key] for name, part, key in places}
+    nothing = {"codes": [], "intersection_px": 0, "predicted_px": 0, "box_xyxy": None, "masks": []}
+    return {**row, mode: nothing, "problem": None, "unfinished": False, "generated": "No target."}
 
 
 def percent(share: float | None) -> str:

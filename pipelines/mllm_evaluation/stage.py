@@ -4,10 +4,12 @@ An image is read once for all its questions, and encoded once for all words that
 questions share a batch follows from the plan alone, so answers do not depend on scheduling.
 """
 
+import functools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -16,18 +18,20 @@ import torch
 
 from pipelines import schema, shards, storage
 from pipelines.chats.corpus import turns_of
+from pipelines.chats.prompts import ask_to_think
 from pipelines.generation import models
 from pipelines.generation.engine import Engine, asked_of, in_order, open_engine
 from pipelines.ingestion.image_source import read_image
 from pipelines.ingestion.reader import Input
 from pipelines.mllm_evaluation.config import EvaluateMllmConfig
+from pipelines.mllm_evaluation.prepare import Asked
 from pipelines.mllm_evaluation.rows import ANSWER_ROW, COUNTS, STAGE, start_of_row
 from samtok import images, masks
 from samtok.errors import DataError
 from samtok.metrics.referring import Mode
-from samtok.metrics.text_masks import Reading, decode_unions, read_text
+from samtok.metrics.text_masks import Codes, Reading, decode_unions, read_text
 from samtok.mllm.chat import Encoded
-from samtok.mllm.thinking import answer_of
+from samtok.mllm.thinking import answer_of, split_thinking
 from samtok.model.tokenizer import MaskTokenizer
 
 WINDOW_BATCHES = 4
@@ -51,13 +55,15 @@ class _Group:
     row: Mapping[str, Any]
     questions: list[_Question]
     square: np.ndarray | None = None
+    known: dict[str, np.ndarray] = field(default_factory=dict)  # images that are still needed
 
 
 class AnswerQuestions:
     """Holds an MLLM and a mask tokenizer.
 
     Args:
-        config: The models, and how questions are asked.
+        config: The models.
+        asked: How questions are asked.
         readings: How answers become masks.
         model_sha256: What the plan says of the model; None takes any.
         tokenizer_sha256: The same of the tokenizer's weights.
@@ -70,13 +76,14 @@ class AnswerQuestions:
     def __init__(
         self,
         config: EvaluateMllmConfig,
+        asked: Asked,
         readings: Mapping[Mode, Reading],
         *,
         model_sha256: str | None = None,
         tokenizer_sha256: str | None = None,
     ) -> None:
         torch.set_num_threads(config.worker.threads)
-        self.config, self.generation, self.readings = config, config.generation, readings
+        self.config, self.generation, self.asked, self.readings = config, config.generation, asked, readings
         device = config.worker.device
         self.tokenizer = MaskTokenizer.from_pretrained(
             config.tokenizer, device=device, read=storage.read_bytes
@@ -114,7 +121,8 @@ class AnswerQuestions:
         for window in _windows(groups, WINDOW_BATCHES * self.generation.batch_size):
             for group in window:
                 self._read(group, rejects)
-            self._generate(window, rejects)
+            for _ in self._rounds(window, rejects):
+                self._generate(window, rejects)
             for group in window:
                 self._score(group)
                 rows += [question.row for question in group.questions]
@@ -125,11 +133,11 @@ class AnswerQuestions:
     # ------------------------------------------------------------ before: images and prompts
 
     def _read(self, group: _Group, rejects: list[dict[str, Any]]) -> None:
-        """Reads the image and encodes the prompts of its questions; what cannot be asked is rejected."""
-        known: dict[str, np.ndarray] = {}
+        """Reads the image and, if no other answer comes before them, encodes the prompts of its questions;
+        what cannot be asked is rejected."""
         dataset, image_id = group.row["dataset"], group.row["image_id"]
         try:
-            image = self._image(group.row["image"], known)
+            image = self._image(group.row["image"], group.known)
         except DataError as error:
             lost = len(group.questions)
             rejects.append(schema.reject(STAGE, dataset, image_id, error.reason, str(error), num_masks=lost))
@@ -137,14 +145,21 @@ class AnswerQuestions:
                 question.row["problem"] = error.reason
             return
         group.square = images.resize_square(image, self.tokenizer.config.image_size)
-        for question in group.questions:
-            try:
-                seen = [self._image(one, known) for one in question.body["images"]]
-                turns = turns_of(question.body)
-                encoded = self.adapter.encode_prompt(turns, seen)
-                question.prompt = asked_of(self.engine, encoded, turns, seen)
-            except DataError as error:
-                rejects.append(_refused(group, question, error))
+        if self.config.history == "true":
+            for question in group.questions:
+                self._encode(group, question, rejects)
+            group.known = {}
+
+    def _encode(self, group: _Group, question: _Question, rejects: list[dict[str, Any]]) -> None:
+        body = question.body
+        messages = ask_to_think(body["messages"]) if self.asked.thinking else body["messages"]
+        try:
+            seen = [self._image(one, group.known) for one in body["images"]]
+            turns = turns_of({"messages": messages})
+            encoded = self.adapter.encode_prompt(turns, seen)
+            question.prompt = asked_of(self.engine, encoded, turns, seen)
+        except DataError as error:
+            rejects.append(_refused(group, question, error))
 
     def _image(self, image: Mapping[str, Any], known: dict[str, np.ndarray]) -> np.ndarray:
         """Reads an image that is not known yet."""
@@ -154,6 +169,36 @@ class AnswerQuestions:
         return known[uri]
 
     # ------------------------------------------------------------ asking
+
+    def _rounds(self, window: Sequence[_Group], rejects: list[dict[str, Any]]) -> Iterator[None]:
+        """Makes prompts of what is asked at once: all, or a round of each chat behind the model's own answers
+        to those before."""
+        if self.config.history == "true":
+            yield
+            return
+        for number in sorted({question.row["round"] for group in window for question in group.questions}):
+            for group in window:
+                for question in group.questions:
+                    if question.row["round"] == number and question.row["problem"] is None:
+                        question.body = self._with_answers(group, question)
+                        self._encode(group, question, rejects)
+            yield
+        for group in window:
+            group.known = {}
+
+    def _with_answers(self, group: _Group, question: _Question) -> Mapping[str, Any]:
+        """Returns a question with the model's answers in the place of true ones; where there was none, the
+        place is empty."""
+        said = {
+            one.row["turn"]: one.ids
+            for one in group.questions
+            if one.row["sample_id"] == question.row["sample_id"] and one.row["turn"] < question.row["turn"]
+        }
+        messages = [
+            _said(message, self.adapter.text_of(said[turn])) if turn in said else message
+            for turn, message in enumerate(question.body["messages"])
+        ]
+        return {**question.body, "messages": messages}
 
     def _generate(self, window: Sequence[_Group], rejects: list[dict[str, Any]]) -> None:
         """Asks; prompts are let go of at once, they hold pixels. What an engine refuses is rejected."""
@@ -179,13 +224,31 @@ class AnswerQuestions:
             return
         for question in asked:
             self._read_answer(question)
-        features = self.tokenizer.features_of([group.square])
         size = group.row["image"]["height"], group.row["image"]["width"]
+        if self.asked.masks == "none":
+            for question, mode in product(asked, self.readings):
+                question.row[mode] |= {**_compare(np.zeros(size, bool), None), "masks": []}
+            return
+        features = self.tokenizer.features_of([group.square])
         for mode, reading in self.readings.items():
             answers = [[tuple(codes) for codes in question.row[mode]["codes"]] for question in asked]
-            unions = decode_unions(self.tokenizer, features, answers, size, threshold=reading.threshold)
-            for question, union in zip(asked, unions, strict=True):
-                question.row[mode] |= _compare(union, question.row["truth_rle"])
+            rles: dict[Codes, str] = {}
+            unions = decode_unions(
+                self.tokenizer,
+                features,
+                answers,
+                size,
+                threshold=reading.threshold,
+                each=functools.partial(_keep, rles) if self.asked.keeps_masks else None,
+            )
+            for question, union, codes in zip(asked, unions, answers, strict=True):
+                kept = [{"codes": list(one), "rle": rles[one]} for one in dict.fromkeys(codes) if one in rles]
+                question.row[mode] |= {**_compare(union, question.row["truth_rle"]), "masks": kept}
+
+    def _thought_tokens(self, think: str | None) -> int | None:
+        if think is None:
+            return None
+        return len(self.adapter.tokenizer.encode(think, add_special_tokens=False))
 
     def _read_answer(self, question: _Question) -> None:
         text, vocabulary = self.adapter.text_of(question.ids), self.adapter.vocabulary
@@ -196,13 +259,25 @@ class AnswerQuestions:
             "num_tokens": len(question.ids),
             "cut": len(question.ids) >= limit and not ended,
         }
-        scored = answer_of(text) if self.config.scored_part == "answer" else text
+        scored, thought = (answer_of(text), split_thinking(text)) if self.asked.thinking else (text, None)
+        if thought is not None:
+            question.row["unfinished"] = thought.answer is None
+            question.row["thought_tokens"] = self._thought_tokens(thought.think)
         for mode, reading in self.readings.items():
             found = read_text(
                 scored, reading, num_codes=vocabulary.num_codes, num_levels=vocabulary.num_levels
             )
             question.row[mode] = {"codes": [list(codes) for codes in found.codes]}
             question.row["num_malformed"] = found.num_malformed
+
+
+def _keep(rles: dict[Codes, str], codes: Codes, mask: np.ndarray) -> None:
+    rles[codes] = masks.encode(mask)
+
+
+def _said(message: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """Returns an answer with another text."""
+    return {**message, "content": [{"text": text, "image": None}], "mask_ids": []}
 
 
 def _refused(group: _Group, question: _Question, error: DataError) -> dict[str, Any]:

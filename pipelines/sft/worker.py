@@ -44,6 +44,7 @@ class MllmWorker(TrainWorker[TrainMllmConfig, PreparedChat]):
 
     def __init__(self, task: PreparedMllm, notify: Notify, model: Any, adapter: Adapter) -> None:
         self.model, self.adapter, config = model, adapter, task.config
+        adapter.thinking = any(source.corpus.thinking for source in task.corpora)
         self.loop = build_trainer(model, adapter, task)
         super().__init__(task, notify, self.loop, config.validation if task.held_out else None)
         self.sources, self.weights = task.corpora, task.weights

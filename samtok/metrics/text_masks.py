@@ -1,6 +1,6 @@
 """From what a model wrote to the masks that it means: read words, decode them, join them.
 
-Two readings are known, by benchmark. "strict" takes well-formed words only, all of them where an answer may
+Two readings are known. "strict" takes well-formed words only, all of them where an answer may
 have several masks (GRES) and the first one where it has one (RES, REC), and cuts logits at 0. "official"
 reproduces the authors' scripts: their repairs of broken words, one slot per level where there is one mask,
 and logits cut at 0.5. Where those scripts stop, on words that no decoder takes, this gives no mask.
@@ -9,7 +9,7 @@ Loads torch only through the tokenizer that it is given.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from samtok.model.backbone import ImageFeatures
     from samtok.model.tokenizer import MaskTokenizer
 
-Benchmark = Literal["gres", "res", "rec"]
 Codes = tuple[int, ...]
 
 
@@ -45,11 +44,11 @@ class Reading:
     threshold: float = 0.0
 
     @classmethod
-    def of(cls, benchmark: Benchmark, mode: Mode) -> "Reading":
-        """Returns how a benchmark is read."""
+    def of(cls, mode: Mode, *, several: bool) -> "Reading":
+        """Returns how answers are read that may have several masks (GRES, GCG) or one (RES, REC)."""
         if mode == "official":
-            return cls("reference", "union" if benchmark == "gres" else "single_slot", 0.5)
-        return cls("drop", "union" if benchmark == "gres" else "first", 0.0)
+            return cls("reference", "union" if several else "single_slot", 0.5)
+        return cls("drop", "union" if several else "first", 0.0)
 
 
 def read_text(text: str, reading: Reading, *, num_codes: int, num_levels: int) -> words.LenientParse:
@@ -80,26 +79,49 @@ def decode_unions(
     size_hw: tuple[int, int],
     *,
     threshold: float,
+    each: Callable[[Codes, Bool[np.ndarray, "height width"]], None] | None = None,
 ) -> list[Bool[np.ndarray, "height width"]]:
     """Returns for each answer about one image the union of its masks, at the image's size.
 
-    Every different word is decoded once, whatever the number of answers that have it. A code less than the
-    tokenizer's levels gives a coarser mask; ``samtok.words.INVALID_CODE`` means code 0, as in the authors'
-    decoder. No masks give an empty union. ``features`` are those of the one image.
+    Every different word is decoded once, whatever the number of answers that have it, as ``decode_words``
+    does, and ``each`` gets it. No masks give an empty union. ``features`` are those of the one image.
     """
     owners: dict[Codes, list[int]] = {}
     for number, answer in enumerate(answers):
         for codes in answer:
-            owners.setdefault(tuple(max(code, 0) for code in codes), []).append(number)
+            owners.setdefault(codes, []).append(number)
     unions = [np.zeros(size_hw, bool) for _ in answers]
-    for length in sorted({len(codes) for codes in owners}):
-        same = [codes for codes in owners if len(codes) == length]
-        chunks = tokenizer.logits_of(features, np.array(same, np.int64), [0] * len(same))
-        for codes, logits in zip(same, chain.from_iterable(chunks), strict=True):
-            (mask,) = tokenizer.masks_from_logits(logits[None], size_hw, threshold)
-            for number in owners[codes]:
-                unions[number] |= mask
+    for codes, mask in decode_words(tokenizer, features, owners, size_hw, threshold=threshold):
+        for number in owners[codes]:
+            unions[number] |= mask
+        if each is not None:
+            each(codes, mask)
     return unions
+
+
+def decode_words(
+    tokenizer: "MaskTokenizer",
+    features: "ImageFeatures",
+    wanted: Iterable[Codes],
+    size_hw: tuple[int, int],
+    *,
+    threshold: float,
+) -> Iterator[tuple[Codes, Bool[np.ndarray, "height width"]]]:
+    """Yields the mask of each word about one image at the image's size; the words must be distinct.
+
+    A code less than the tokenizer's levels gives a coarser mask; ``samtok.words.INVALID_CODE`` means code 0,
+    as in the authors' decoder. ``features`` are those of the one image.
+    """
+    spelt: dict[Codes, list[Codes]] = {}
+    for codes in wanted:
+        spelt.setdefault(tuple(max(code, 0) for code in codes), []).append(codes)
+    for length in sorted({len(codes) for codes in spelt}):
+        same = [codes for codes in spelt if len(codes) == length]
+        chunks = tokenizer.logits_of(features, np.array(same, np.int64), [0] * len(same))
+        for valid, logits in zip(same, chain.from_iterable(chunks), strict=True):
+            (mask,) = tokenizer.masks_from_logits(logits[None], size_hw, threshold)
+            for codes in spelt[valid]:
+                yield codes, mask
 
 
 def word_scores(

@@ -33,7 +33,11 @@ def load_adapter(folder: str | Path) -> Adapter:
     """
     stated = read_folder(folder)
     processor = load_processor(folder)
-    return adapter_for(stated.family, processor, stated.vocabulary, tokenizer_sha256=stated.tokenizer_sha256)
+    adapter = adapter_for(
+        stated.family, processor, stated.vocabulary, tokenizer_sha256=stated.tokenizer_sha256
+    )
+    adapter.thinking = stated.thinking
+    return adapter
 
 
 def adapter_for(
@@ -63,7 +67,7 @@ def save_pretrained(
         _state_precision(Path(folder) / "config.json", next(iter(state.values())).dtype)
     if family_of(adapter.family).older:
         make_readable(folder)
-    write_vocabulary(folder, adapter.vocabulary, adapter.tokenizer_sha256)
+    write_vocabulary(folder, adapter.vocabulary, adapter.tokenizer_sha256, thinking=adapter.thinking)
 
 
 def _state_precision(file: Path, dtype: torch.dtype) -> None:

@@ -51,6 +51,7 @@ class Adapter(ABC):
         object_tokens: ``OBJECT_TOKENS``, or none where the text tokenizer has no such tokens.
         stop_ids: Tokens that end an answer; the first is the one that training teaches.
         tokenizer_sha256: Of the mask tokenizer that the words belong to; None where it is not known.
+        thinking: Whether the model was trained to think before it answers; saved with it.
     """
 
     family: ClassVar[str]
@@ -70,6 +71,7 @@ class Adapter(ABC):
         self.processor = processor
         self.vocabulary = vocabulary
         self.tokenizer_sha256 = tokenizer_sha256
+        self.thinking = False
         self.word_ids = vocabulary.check(self.tokenizer)
         known = self.tokenizer.get_vocab()  # built anew by each call
         self.object_tokens = OBJECT_TOKENS if known.keys() >= set(OBJECT_TOKENS) else ()

@@ -20,11 +20,13 @@ FORMAT, FORMAT_VERSION = "samtok.mllm", 1
 
 @dataclass(frozen=True)
 class MllmFolder:
-    """What a folder states; the SHA-256 is of the mask tokenizer's weights, None where it is not known."""
+    """What a folder states; the SHA-256 is of the mask tokenizer's weights, None where it is not known.
+    ``thinking``: the model was trained to think before it answers (``samtok.mllm.thinking``)."""
 
     family: str
     vocabulary: MaskVocabulary
     tokenizer_sha256: str | None
+    thinking: bool = False
 
 
 def read_folder(folder: str | Path, *, read: Read | None = None) -> MllmFolder:
@@ -53,7 +55,7 @@ def read_folder(folder: str | Path, *, read: Read | None = None) -> MllmFolder:
         vocabulary = MaskVocabulary(int(body["num_codes"]), int(body["num_levels"]))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{where} does not state a vocabulary ({error!r}). Restore it.") from error
-    return MllmFolder(family, vocabulary, body.get("tokenizer_sha256"))
+    return MllmFolder(family, vocabulary, body.get("tokenizer_sha256"), bool(body.get("thinking")))
 
 
 def read_family(folder: str | Path, *, read: Read | None = None) -> str:
@@ -64,14 +66,17 @@ def read_family(folder: str | Path, *, read: Read | None = None) -> str:
     return str(body.get("model_type"))
 
 
-def write_vocabulary(folder: str | Path, vocabulary: MaskVocabulary, tokenizer_sha256: str | None) -> None:
-    """Writes what the words of a local folder are."""
+def write_vocabulary(
+    folder: str | Path, vocabulary: MaskVocabulary, tokenizer_sha256: str | None, *, thinking: bool = False
+) -> None:
+    """Writes what the words of a local folder are, and that its model thinks if it does."""
     body = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "num_codes": vocabulary.num_codes,
         "num_levels": vocabulary.num_levels,
         "tokenizer_sha256": tokenizer_sha256,
+        **({"thinking": True} if thinking else {}),
     }
     (Path(folder) / SAMTOK_FILE).write_text(json.dumps(body, indent=2) + "\n")
 

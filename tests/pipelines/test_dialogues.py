@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import schema
+from pipelines.chats import lost
 from pipelines.chats.commit import Composed, check
 from pipelines.chats.corpus import answer_words, text_of, turns_of
 from pipelines.dialogues.compose import TASKS, Settings, compose_row
@@ -246,6 +247,13 @@ def test_a_low_iou_and_too_many_masks_are_filtered_by_policy():
     assert refused("gres", both, masks=masks, min_iou=0.5) == {("filter", "low_iou"): 1}
     assert refused("gres", both, masks=masks, max_masks=1) == {("filter", "max_masks"): 1}
     assert compose(code_row(masks, [both]), "gres", min_iou=0.4).samples
+    counts = compose(
+        code_row(masks, [both, annotation("b", "referring", [], text=" ")]), "gres", max_masks=1
+    ).counts
+    area = sum(mask["area_px"] for mask in masks)
+    assert {name: counts[f"gres/{name}"] for name in lost.COUNTS} == {
+        "lost_targets": 1, "lost_none": 1, "lost_px": area,
+    }  # fmt: skip
     assert refused("gres", both, min_iou=0.4) == {("compose", "no_iou"): 1}
 
 

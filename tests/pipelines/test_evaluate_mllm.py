@@ -10,19 +10,19 @@ import pytest
 from PIL import Image
 
 from pipelines import schema
-from pipelines.config import WorkerConfig
-from pipelines.generation import models
-from pipelines.generation.config import GenerationConfig
-from pipelines.mllm_evaluation import outcome, scores
-from pipelines.mllm_evaluation.config import EvaluateMllmConfig
-from pipelines.mllm_evaluation.prepare import Evaluation, prepare, readings_of
+from pipelines.chats.corpus import text_of
+from pipelines.chats.lost import NOTHING_LOST, LostQuestions
+from pipelines.chats.prompts import THINKING_SUFFIX
+from pipelines.mllm_evaluation import of_masks, outcome, scores
+from pipelines.mllm_evaluation.answers import Scoring
+from pipelines.mllm_evaluation.config import AnswerConfig
+from pipelines.mllm_evaluation.prepare import Evaluation, prepare
 from pipelines.mllm_evaluation.rows import ANSWER_ROW, inputs_of
 from pipelines.mllm_evaluation.stage import AnswerQuestions
-from pipelines.shard_pool import ShardWorker
 from samtok import masks
-from samtok.errors import CheckpointError, ConfigError, DataError
+from samtok.errors import ConfigError, DataError
 from samtok.metrics.text_masks import Reading
-from tests.mllm_evaluations import SIDE, World, strip_row, write_chats
+from tests.mllm_evaluations import SIDE, World, config_of, stage_of, strip_row, write_chats
 
 
 @pytest.fixture(scope="module")
@@ -36,33 +36,14 @@ def taught(world) -> str:
     return world.train(world.home / "taught", steps=40)
 
 
-def _config(world: World, **changed) -> EvaluateMllmConfig:
-    values = {
-        "benchmark": "gres",
-        "model": world.model,
-        "chats": world.chat,
-        "out": str(world.home / "out"),
-        "tokenizer": world.tokenizer_uri,
-        "tracking": "off",
-        "generation": GenerationConfig(max_new_tokens=16, batch_size=3),
-        "worker": WorkerConfig(gpus=0.0),
-    }
-    return EvaluateMllmConfig(**{**values, **changed})
-
-
-def _stage(job: Evaluation, **changed) -> AnswerQuestions:
-    expected = {name: job.fingerprint[name] for name in ("model_sha256", "tokenizer_sha256")}
-    return AnswerQuestions(job.config, job.readings, **{**expected, **changed})
-
-
 @pytest.fixture(scope="module")
 def job(world, taught) -> Evaluation:
-    return prepare(_config(world, model=taught))
+    return prepare(config_of(world, model=taught))
 
 
 @pytest.fixture(scope="module")
 def stage(job) -> AnswerQuestions:
-    return _stage(job)
+    return stage_of(job)
 
 
 @pytest.fixture(scope="module")
@@ -158,22 +139,23 @@ def test_a_question_that_cannot_be_asked_does_not_take_the_others_along(world, s
 
 
 def _metrics(rows, benchmark="gres", **options):
-    readings = {mode: Reading.of(benchmark, mode) for mode in ("strict", "official")}
+    readings = {mode: Reading.of(mode, several=benchmark == "gres") for mode in ("strict", "official")}
     return scores.metrics_of(rows, benchmark=benchmark, readings=readings, **options)
 
 
 def test_numbers_of_a_taught_model_stand_beside_the_answer_no_target(answered):
     found = _metrics(answered)
     assert found["counts"] == {
-        "expected": 10, "scored": 10, "skipped": 0, "no_target": 2, "malformed_words": 0,
-        "answers_with_malformed": 0, "answers_cut": 0, "tokens": sum(r["num_tokens"] for r in answered),
+        "expected": 10, "scored": 10, "skipped": 0, "lost": 0, "images_lost": 0, "no_target": 2,
+        "malformed_words": 0, "answers_with_malformed": 0, "answers_cut": 0, "thoughts_unfinished": 0,
+        "tokens": sum(row["num_tokens"] for row in answered),
     }  # fmt: skip
     own, nothing = (found["modes"]["strict"][who] for who in ("model", "no_target"))
     assert own["words"] == {"exact_match": 1, "target_exact_match": 1, "target_first_code": 1}
     assert own["gres"]["n_acc"] == own["gres"]["t_acc"] == 1
     assert (nothing["gres"]["giou"], nothing["words"]["exact_match"]) == (0.2, 0.2)
     assert nothing["targets"]["mean_iou"] == nothing["gres"]["t_acc"] == 0
-    single = [scores.samples_of([row], "strict") for row in answered if row["target_px"]]
+    single = [of_masks.samples_of([row], "strict") for row in answered if row["target_px"]]
     ious = [float(one.intersection_px[0] / one.union_px[0]) for one in single]
     assert own["targets"]["mean_iou"] == pytest.approx(np.mean(ious)) and min(ious) > 0
     assert own["by_tag"]["none"]["gres"] == nothing["by_tag"]["none"]["gres"]
@@ -198,9 +180,9 @@ def test_other_benchmarks_read_one_mask_per_answer(world, taught, benchmark):
     rows = [_of_benchmark(row, benchmark) for row in world.rows if row["tags"] != ["none"]]
     chat = write_chats(world.home / f"chat-{benchmark}", rows, weights_sha256=world.sha256)
     job = prepare(
-        _config(world, benchmark=benchmark, model=taught, chats=chat, out=str(world.home / benchmark))
+        config_of(world, benchmark=benchmark, model=taught, chats=chat, out=str(world.home / benchmark))
     )
-    table, _, _ = _stage(job).answer(inputs_of(rows, tasks=job.config.asked_tasks, turns="last"))
+    table, _, _ = stage_of(job).answer(inputs_of(rows, tasks=job.asked.tasks, turns="last"))
     answers = table.to_pylist()
     both = next(row for row in answers if row["tags"] == ["both"])
     assert len(both["truth_codes"]) == 2
@@ -215,110 +197,15 @@ def _of_benchmark(row: dict, benchmark: str) -> dict:
 
 
 def test_min_pixels_empties_small_predictions(answered):
-    assert _metrics(answered, min_pixels=10**9)["modes"]["strict"]["model"]["gres"]["t_acc"] == 0.0
+    assert (
+        _metrics(answered, scoring=Scoring(min_pixels=10**9))["modes"]["strict"]["model"]["gres"]["t_acc"]
+        == 0.0
+    )
 
 
 def test_the_same_questions_get_the_same_answers(world, stage, answered):
     again, _, _ = stage.answer(inputs_of(world.rows, tasks=["gres"], turns="all"))
     assert again.to_pylist() == answered
-
-
-def test_words_that_mean_other_masks_are_refused(world, tmp_path):
-    other = write_chats(tmp_path / "other", world.rows, weights_sha256="0" * 64)
-    with pytest.raises(ConfigError, match=r"--chats .* different mask tokenizers \(000000000000 and"):
-        prepare(_config(world, chats=other))
-    small = write_chats(tmp_path / "small", world.rows, weights_sha256=None, num_codes=32)
-    with pytest.raises(ConfigError, match=r"--chats .* words of 2 x 32 codes, --tokenizer .* of 2 x 64"):
-        prepare(_config(world, chats=small))
-    unknown = write_chats(tmp_path / "unknown", world.rows, weights_sha256=None)
-    assert prepare(_config(world, chats=unknown)).fingerprint["num_codes"] == 64
-    foreign = world.build(tmp_path / "foreign", sha256="f" * 64)
-    with pytest.raises(ConfigError, match=r"--model .*foreign and --tokenizer .* different mask tokenizers"):
-        prepare(_config(world, model=foreign))
-    with pytest.raises(ConfigError, match=r"--model .* words of 2 x 16 codes"):
-        prepare(_config(world, model=world.build(tmp_path / "few", num_codes=16)))
-
-
-def test_chats_that_cannot_be_scored_are_refused_when_they_are_planned(world, tmp_path):
-    bare = json.loads(json.dumps(world.rows))
-    for row in bare:
-        for mask in row["masks"]:
-            mask["rle"] = None
-    chat = write_chats(tmp_path / "bare", bare, weights_sha256=world.sha256)
-    with pytest.raises(DataError, match="--keep-rle") as caught:
-        prepare(_config(world, chats=chat, out=str(tmp_path / "a"))).plan()
-    assert caught.value.reason == "no_rle"
-    with pytest.raises(DataError, match=r"no questions of the tasks grounding, res; it has gres"):
-        prepare(_config(world, benchmark="rec", out=str(tmp_path / "b"))).plan()
-    rows = json.loads(json.dumps(world.rows[:1]))
-    rows[0]["messages"][1]["mask_ids"] = ["green", "no such mask"]
-    with pytest.raises(DataError, match="no such mask"):
-        inputs_of(rows, tasks=["gres"], turns="last")
-
-
-def test_the_plan_holds_the_images_of_the_limit_and_other_settings_are_refused(world, tmp_path):
-    config = _config(world, out=str(tmp_path / "out"), limit=1, shard_rows=1)
-    plan = prepare(config).plan()
-    assert plan.shard_rows == (1,)
-    assert prepare(config).plan() == plan
-    with pytest.raises(ConfigError, match="grammar: planned True, now False"):
-        prepare(dataclasses.replace(config, grammar=False)).plan()
-
-
-def test_official_scripts_know_words_of_two_levels_only(world):
-    config = _config(world, broken_words="depth1")
-    assert set(readings_of(config, 3)) == {"strict"}
-    found = readings_of(config, 2)
-    assert (found["strict"].malformed, found["official"].malformed) == ("depth1", "reference")
-
-
-def test_a_model_that_was_replaced_in_mid_run_is_refused(world, tmp_path):
-    shutil.copytree(world.model, tmp_path / "mllm")
-    job = prepare(_config(world, model=str(tmp_path / "mllm")))
-    config = tmp_path / "mllm" / "generation_config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "seed_of_change": 1}))
-    with pytest.raises(CheckpointError, match="no longer those that the run was planned with"):
-        _stage(job)
-
-
-def test_a_worker_that_cannot_load_its_model_says_so_when_it_is_asked(world, tmp_path):
-    job = prepare(_config(world, out=str(tmp_path / "out")))
-    config = dataclasses.replace(job.config, model=str(tmp_path / "no model"))
-    make = functools.partial(AnswerQuestions, config, job.readings)
-    with pytest.raises(CheckpointError, match=r"no config\.json"):
-        ShardWorker(make).do(job.plan(), 0)
-
-
-def test_the_hash_of_a_model_is_over_what_it_answers_by(world, tmp_path):
-    folder = tmp_path / "mllm"
-    shutil.copytree(world.model, folder)
-    before = models.sha256_of(str(folder))
-    (folder / "lineage.json").write_text("{}")
-    (folder / "history").mkdir()
-    (folder / "history" / "metrics.json").write_text("{}")
-    assert models.sha256_of(str(folder)) == before
-    (folder / "samtok.json").write_text("{}")
-    assert models.sha256_of(str(folder)) != before
-    with pytest.raises(CheckpointError, match=r"no config\.json"):
-        models.sha256_of(str(tmp_path / "nothing"))
-    with pytest.raises(ConfigError, match=r"--model: there is no .*nothing/config.json.*jobs/extend_mllm"):
-        prepare(_config(world, model=str(tmp_path / "nothing")))
-    with pytest.raises(ConfigError, match=r"--chats .*nothing is .*jobs/compose_dialogues.py --preset"):
-        prepare(_config(world, chats=str(tmp_path / "nothing")))
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"min_pixels": -1}, "--min-pixels must be >= 0"),
-        ({"beside": ("folder",)}, "NAME=RUN_FOLDER"),
-        ({"beside": ("a=x", "a=y")}, "names a run twice"),
-        ({"beside": ("this run=x",)}, "have a column of that name"),
-    ],
-)
-def test_settings_that_cannot_work_name_their_flag(world, changed, message):
-    with pytest.raises(ConfigError, match=message):
-        _config(world, **changed)
 
 
 def test_the_table_shows_this_run_the_baseline_and_runs_beside(answered):
@@ -355,8 +242,8 @@ def test_runs_that_answered_other_questions_are_not_put_beside(world, job, tmp_p
 
 
 def test_a_word_that_the_limit_of_tokens_cuts_is_broken_and_counted(world, taught):
-    limited = _config(world, model=taught, generation=GenerationConfig(max_new_tokens=2))
-    table, _, _ = _stage(prepare(limited)).answer(inputs_of(world.rows[:1], tasks=["gres"], turns="last"))
+    limited = config_of(world, model=taught, generation=AnswerConfig(max_new_tokens=2))
+    table, _, _ = stage_of(prepare(limited)).answer(inputs_of(world.rows[:1], tasks=["gres"], turns="last"))
     (row,) = table.to_pylist()
     assert row["generated"].startswith("<|mt_start|><|mt_0") and row["num_tokens"] == 2
     assert (row["cut"], row["num_malformed"], row["strict"]["codes"]) == (True, 1, [])
@@ -368,8 +255,8 @@ def test_a_word_that_the_limit_of_tokens_cuts_is_broken_and_counted(world, taugh
 
 def test_an_answer_that_ends_with_the_last_token_allowed_was_not_cut(world, taught, answered):
     (length,) = {row["num_tokens"] for row in answered[:1]}
-    limited = _config(world, model=taught, generation=GenerationConfig(max_new_tokens=length))
-    table, _, _ = _stage(prepare(limited)).answer(inputs_of(world.rows[:1], tasks=["gres"], turns="last"))
+    limited = config_of(world, model=taught, generation=AnswerConfig(max_new_tokens=length))
+    table, _, _ = stage_of(prepare(limited)).answer(inputs_of(world.rows[:1], tasks=["gres"], turns="last"))
     (row,) = table.to_pylist()
     assert (row["num_tokens"], row["cut"], row["generated"]) == (length, False, row["truth"])
 
@@ -378,3 +265,122 @@ def test_rows_of_answers_fit_their_schema_when_nothing_was_asked():
     assert schema.table([], ANSWER_ROW).num_rows == 0
     metrics = _metrics([])
     assert metrics["counts"]["expected"] == 0 and metrics["modes"]["strict"]["model"]["gres"]["giou"] is None
+
+
+# ---------------------------------------------------------------- lost questions, thoughts, own answers
+
+
+def test_lost_questions_are_wrong_in_strict_mode_and_left_out_of_official(answered):
+    lost = LostQuestions(targets=3, none=2, px=700)
+    plain, found = (_metrics(answered, scoring=Scoring(lost=one)) for one in (NOTHING_LOST, lost))
+    assert found["counts"]["lost"] == 5 and found["modes"]["official"] == plain["modes"]["official"]
+    before, after = (metrics["modes"]["strict"]["model"] for metrics in (plain, found))
+    assert after["counts"] == {"expected": 15, "scored": 10, "skipped": 5}
+    assert after["gres"]["giou"] == pytest.approx(before["gres"]["giou"] * 10 / 15)
+    assert (after["gres"]["n_acc"], after["gres"]["t_acc"]) == (2 / 4, 8 / 11)
+    assert after["words"]["exact_match"] == 10 / 15 and after["words"]["target_exact_match"] == 8 / 11
+    samples = of_masks.samples_of(answered, "strict")
+    hit, union = samples.intersection_px.sum(), samples.union_px.sum()
+    assert after["gres"]["ciou"] == pytest.approx(hit / (union + 700))
+    assert after["by_tag"] == before["by_tag"]
+
+
+def test_lost_questions_are_read_of_the_chats_unless_a_part_of_them_is_asked(world, tmp_path):
+    chat = write_chats(tmp_path / "chat", world.rows, weights_sha256=world.sha256)
+    manifest = tmp_path / "chat" / "_MANIFEST.json"
+    body = json.loads(manifest.read_text())
+    body["totals"] |= {"gres/lost_targets": 2, "gres/lost_px": 9, "gres/lost_none": 1, "res/lost_none": 7}
+    body["fingerprint"]["words"] = [{"images_lost": 4}, {}]
+    manifest.write_text(json.dumps(body))
+    assert prepare(config_of(world, chats=chat)).scoring.lost == LostQuestions(2, 1, 9, 4)
+    assert prepare(config_of(world, chats=chat, limit=1)).scoring.lost == NOTHING_LOST
+
+
+def test_a_thinking_model_is_asked_to_think_and_its_answer_is_scored(world, taught, tmp_path):
+    shutil.copytree(taught, tmp_path / "mllm")
+    stated = tmp_path / "mllm" / "samtok.json"
+    stated.write_text(json.dumps({**json.loads(stated.read_text()), "thinking": True}))
+    job = prepare(config_of(world, model=str(tmp_path / "mllm"), generation=AnswerConfig()))
+    assert job.asked.thinking and job.config.generation.max_new_tokens == 1024
+    off = prepare(config_of(world, model=str(tmp_path / "mllm"), thinking="off", generation=AnswerConfig()))
+    assert not off.asked.thinking and off.config.generation.max_new_tokens == 128
+    thinking = prepare(config_of(world, model=taught, thinking="on"))
+    stage, asked, truth = stage_of(thinking), [], _truth_of(world.rows[:3])
+    stage.engine = _Scripted(
+        stage.engine, asked, lambda text: f"<think>a dog</think><answer>{truth(text)}</answer>"
+    )
+    rows = stage.answer(inputs_of(world.rows[:3], tasks=["gres"], turns="last"))[0].to_pylist()
+    assert all(THINKING_SUFFIX in text for text in asked)
+    assert [row["strict"]["codes"] for row in rows] == [row["truth_codes"] for row in rows]
+    assert {row["thought_tokens"] for row in rows} == {
+        len(stage.adapter.tokenizer.encode("a dog", add_special_tokens=False))
+    }
+    assert not any(row["unfinished"] for row in rows)
+
+
+def test_a_thought_without_an_end_is_a_wrong_answer_in_strict_mode(world, taught):
+    stage = stage_of(prepare(config_of(world, model=taught, thinking="on")))
+    truth = _truth_of(world.rows[:3])
+    stage.engine = _Scripted(stage.engine, [], lambda text: f"<think>{truth(text)}")
+    rows = stage.answer(inputs_of(world.rows[:3], tasks=["gres"], turns="last"))[0].to_pylist()
+    assert all(row["unfinished"] and row["thought_tokens"] is None for row in rows)
+    found = _metrics(rows)
+    assert found["counts"]["thoughts_unfinished"] == 3
+    strict, official = (found["modes"][mode]["model"] for mode in ("strict", "official"))
+    assert (strict["gres"]["giou"], strict["counts"]["skipped"]) == (0, 3)
+    assert official["words"]["exact_match"] == 1  # as there, a text without tags is scored whole
+
+
+def test_true_answers_with_thoughts_cannot_be_compared_with(world):
+    row = json.loads(json.dumps(world.rows[0]))
+    row["messages"][1]["content"][0]["text"] = "<think>a</think><answer>b</answer>"
+    with pytest.raises(DataError, match="thoughts were written for, with --thinking on"):
+        inputs_of([row], tasks=["gres"], turns="last")
+
+
+def test_later_rounds_follow_the_models_own_answers_where_that_is_asked_for(world, taught):
+    (row,) = [row for row in world.rows[:4] if len(row["messages"]) == 4]
+    for history, before in (("predicted", "nothing here"), ("true", None)):
+        stage, asked = stage_of(prepare(config_of(world, model=taught, turns="all", history=history))), []
+        stage.engine = _Scripted(stage.engine, asked, lambda _: "nothing here")
+        rows = stage.answer(inputs_of([row], tasks=["gres"], turns="all"))[0].to_pylist()
+        assert [one["round"] for one in rows] == [1, 2]
+        wanted = before or text_of(row["messages"][1])
+        assert wanted not in asked[0] and wanted in asked[1]
+
+
+def test_masks_one_by_one_are_kept_where_a_benchmark_scores_them_so(world, taught):
+    job = prepare(config_of(world, model=taught))
+    stage = AnswerQuestions(job.config, job.asked._replace(keeps_masks=True), job.readings)
+    asked = inputs_of(world.rows[:4], tasks=["gres"], turns="last", keeps_masks=True)
+    for row in stage.answer(asked)[0].to_pylist():
+        assert [one["codes"] for one in row["truth_masks"]] == row["truth_codes"]
+        size = {"height": SIDE, "width": SIDE}
+        for mode in ("strict", "official"):
+            kept = row[mode]["masks"]
+            assert [one["codes"] for one in kept] == [
+                list(c) for c in dict.fromkeys(map(tuple, row[mode]["codes"]))
+            ]
+            assert masks.union([one["rle"] for one in kept], **size) == row[mode]["rle"]
+
+
+class _Scripted:
+    """An engine that answers by a function of the prompt's text, in the place of its model."""
+
+    def __init__(self, engine, asked: list[str], answer) -> None:
+        self.engine, self.adapter, self.asked, self.answer = engine, engine.adapter, asked, answer
+
+    def __getattr__(self, name):
+        return getattr(self.engine, name)
+
+    def replies(self, prompts, *, temperature, seed):
+        texts = [self.adapter.text_of(prompt.input_ids.tolist()) for prompt in prompts]
+        self.asked += texts
+        encode = functools.partial(self.adapter.tokenizer.encode, add_special_tokens=False)
+        return [[*encode(self.answer(text)), self.adapter.stop_ids[0]] for text in texts]
+
+
+def _truth_of(rows):
+    """Returns the true answer to the question of a prompt about the first image."""
+    known = {text_of(row["messages"][-2]): text_of(row["messages"][-1]) for row in rows}
+    return lambda prompt: next(answer for question, answer in known.items() if question in prompt)

@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 
 from pipelines import cli
-from pipelines.generation.config import GenerationConfig
-from pipelines.mllm_evaluation.config import PRESETS, EvaluateMllmConfig
+from pipelines.mllm_evaluation.config import PRESETS, AnswerConfig, EvaluateMllmConfig
 from pipelines.mllm_evaluation.job import evaluate_mllm
+from pipelines.mllm_evaluation.prepare import asked_of, readings_of
 from pipelines.mllm_evaluation.rows import inputs_of
 from pipelines.mllm_evaluation.scores import metrics_of
 from pipelines.mllm_evaluation.stage import AnswerQuestions
-from samtok.metrics.text_masks import Reading
 from tests.jobs import job, run_job
 from tests.mllm_evaluations import World
 
@@ -34,15 +33,16 @@ def _commits(out: Path) -> int:
 
 def _expected(world: World, shard_images: int) -> dict:
     """Returns the numbers of an evaluation in this process, shard by shard as the job cuts them."""
-    readings = {mode: Reading.of("gres", mode) for mode in ("strict", "official")}
     config = EvaluateMllmConfig(
         model=world.model,
         chats=world.chat,
         out="unused",
         tokenizer=world.tokenizer_uri,
-        generation=GenerationConfig(max_new_tokens=MAX_NEW_TOKENS),
+        generation=AnswerConfig(max_new_tokens=MAX_NEW_TOKENS),
     )
-    stage = AnswerQuestions(config, readings)
+    asked = asked_of(config, model_thinks=False)
+    readings = readings_of(config, asked, 2)
+    stage = AnswerQuestions(config, asked, readings)
     inputs, rows = inputs_of(world.rows, tasks=["gres"], turns="last"), []
     for start in range(0, len(inputs), shard_images):
         rows += stage.answer(inputs[start : start + shard_images])[0].to_pylist()

@@ -9,11 +9,11 @@ from PIL import Image
 
 from pipelines import shards
 from pipelines.config import WorkerConfig
-from pipelines.generation.config import GenerationConfig
 from pipelines.mllm_evaluation import report
-from pipelines.mllm_evaluation.config import EvaluateMllmConfig
+from pipelines.mllm_evaluation.answers import read_answers
+from pipelines.mllm_evaluation.config import AnswerConfig, EvaluateMllmConfig
 from pipelines.mllm_evaluation.prepare import prepare
-from pipelines.mllm_evaluation.scores import metrics_of, read_answers
+from pipelines.mllm_evaluation.scores import metrics_of
 from pipelines.mllm_evaluation.stage import AnswerQuestions
 from tests.mllm_evaluations import World
 from tests.pages import Page
@@ -34,12 +34,12 @@ def finished(tmp_path_factory):
         tracking="off",
         shard_rows=2,
         report_pictures=3,
-        generation=GenerationConfig(max_new_tokens=12),
+        generation=AnswerConfig(max_new_tokens=12),
         worker=WorkerConfig(gpus=0.0),
     )
     job = prepare(config)
     plan = job.plan()
-    stage = AnswerQuestions(config, job.readings)
+    stage = AnswerQuestions(job.config, job.asked, job.readings)
     for shard in range(len(plan.shard_rows)):
         shards.commit(plan, **stage(plan, shard))
     manifest = shards.finish(plan)

@@ -68,11 +68,12 @@ def write_evaluation(out: Path, answers: list[dict[str, Any]], *, sha256: str = 
     texts = ("dataset", "split", "image_id", "task", "image_uri", "question", "key", "truth")
     rows = []
     for answer in answers:
-        said = {"codes": answer["said"], "rle": "", "intersection_px": 0, "predicted_px": 0}
+        said = {"codes": answer["said"], "rle": "", "intersection_px": 0, "predicted_px": 0, "masks": []}
         asked = answer.get("problem") is None
         rows.append(
             dict.fromkeys(ANSWER_ROW.names)
             | dict.fromkeys(texts, "")
+            | {"round": 1, "truth_masks": [], "unfinished": False}
             | {"tags": [], "height": 1, "width": 1, "target_px": 0, "problem": answer.get("problem")}
             | {"sample_id": answer["sample_id"], "turn": answer["turn"], "truth_codes": answer["truth"]}
             | {"num_malformed": answer.get("broken", 0), "strict": said if asked else None}

@@ -42,7 +42,7 @@ def test_each_benchmark_reads_a_text_in_its_way(text, first, union, slot, refere
         ("res", "official", slot),
         ("gres", "official", reference),
     ):
-        found = read_text(text, Reading.of(benchmark, mode), **SIZE)
+        found = read_text(text, Reading.of(mode, several=benchmark == "gres"), **SIZE)
         assert (benchmark, mode, found.codes) == (benchmark, mode, expected)
 
 
@@ -53,7 +53,7 @@ def test_broken_words_are_counted_whatever_the_reading():
 
 
 def test_the_record_of_a_reading_says_what_decides_a_number():
-    readings = {mode: Reading.of("res", mode) for mode in ("strict", "official")}
+    readings = {mode: Reading.of(mode, several=False) for mode in ("strict", "official")}
     assert describe(readings) == {
         "strict": {"malformed": "drop", "combine": "first", "mask_threshold": 0.0},
         "official": {"malformed": None, "combine": "single_slot", "mask_threshold": 0.5},

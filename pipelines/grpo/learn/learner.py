@@ -72,6 +72,7 @@ class Learner:
         self.adapter, self.model = models.load(
             config.model, device=device, precision="float32", attention=attention
         )
+        self.adapter.thinking = config.prompts.thinking
         mllm.set_trained(self.model, self.adapter, config)
         use_float32_head(self.model)
         if config.learner.packing:

@@ -1,0 +1,62 @@
+"""Answered questions as scores are made of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import storage
+from pipelines.chats.lost import NOTHING_LOST, LostQuestions
+from pipelines.mllm_evaluation.rows import ANSWER_ROW
+from samtok.metrics.referring import MODES, Mode
+
+Row = Mapping[str, Any]
+"""An answer, in the shape of ``rows.ANSWER_ROW`` without what ``read_answers`` leaves out."""
+
+Numbers = dict[str, dict[str, Any]]
+"""Sections of a benchmark's numbers, such as ``gres``, ``targets`` and ``words``."""
+
+_LEFT_OUT = ("truth_rle", "image_uri", "question")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """What decides the numbers besides the answers."""
+
+    min_pixels: int = 0
+    """GRES: a predicted mask with fewer pixels counts as no target."""
+    lost: LostQuestions = NOTHING_LOST
+    """Questions that never came here; wrong answers in "strict", left out in "official"."""
+
+
+PLAIN = Scoring()
+"""The defaults."""
+
+
+def read_answers(out: str, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Reads the answers of a finished evaluation, without the unions of masks; raises RuntimeError if
+    questions are unaccounted for, which is a defect of ours."""
+    columns = [name for name in ANSWER_ROW.names if name not in (*_LEFT_OUT, *MODES)]
+    fields: pa.StructType = ANSWER_ROW.field("strict").type
+    of_prediction = [name for name in (field.name for field in fields) if name != "rle"]
+    columns += [f"{mode}.{name}" for mode in MODES for name in of_prediction]
+    rows: list[dict[str, Any]] = []
+    for record in manifest["shards"]:
+        with storage.open_input(storage.join(out, record["data"]["file"])) as file:
+            rows += pq.ParquetFile(file).read(columns=columns).to_pylist()
+    totals = manifest["totals"]
+    if not len(rows) == totals["samples_in"] == totals["samples_out"] + totals["samples_rejected"]:
+        raise RuntimeError(f"{len(rows)} answers for {totals}; this is a defect of samtok")
+    return rows
+
+
+def is_answered(row: Row, mode: Mode) -> bool:
+    """Returns whether there is an answer to score: in "official" a thought without an answer is one."""
+    return row["problem"] is None and (mode == "official" or not row["unfinished"])
+
+
+def used(rows: Sequence[Row], mode: Mode) -> list[Row]:
+    """Returns the rows that count: all in "strict", in "official" those with an answer."""
+    return [row for row in rows if mode == "strict" or is_answered(row, mode)]

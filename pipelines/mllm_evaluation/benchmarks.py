@@ -1,0 +1,94 @@
+"""The table of benchmarks: what each asks, how its answers are read, and what they are scored by.
+
+A new benchmark is one line of ``BENCHMARKS`` and, if its answers are of a new kind, one function in a module
+``of_*`` of this package.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pipelines.mllm_evaluation import of_masks
+from pipelines.mllm_evaluation.answers import Numbers, Row, Scoring
+from samtok.metrics.referring import Mode
+
+THINKING_TOKENS = 1024
+"""Room for a thought and its answer in the authors' script of GRES (RL)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """One line of the table.
+
+    Attributes:
+        title: Name for people.
+        paper: Where the paper has its numbers.
+        tasks: Of chat rows that are asked.
+        masks: Masks that an answer may name: all of its words (``several``), the ``first`` one, or ``none``
+            for answers that are text.
+        max_new_tokens: Longest answer of the authors' script.
+        numbers: Of an answered corpus, by the name of their section.
+        headlines: What tables show: a name, a section, a key.
+        turns: Questions of a chat that are asked unless ``--turns`` says others.
+        keeps_masks: Whether rows hold each mask, which ``numbers`` then finds by the words of the text.
+    """
+
+    title: str
+    paper: str
+    tasks: tuple[str, ...]
+    masks: Literal["several", "first", "none"]
+    max_new_tokens: int = 128
+    numbers: Callable[[Sequence[Row], Mode, Scoring], Numbers]
+    headlines: tuple[tuple[str, str, str], ...]
+    turns: Literal["last", "first", "all"] = "last"
+    keeps_masks: bool = False
+
+    def room(self, *, thinking: bool) -> int:
+        """Returns how many tokens an answer may have, a thought included."""
+        return max(self.max_new_tokens, THINKING_TOKENS) if thinking else self.max_new_tokens
+
+
+BENCHMARKS: Mapping[str, Benchmark] = {
+    "gres": Benchmark(
+        title="Generalised referring segmentation",
+        paper="Table 3",
+        tasks=("gres",),
+        masks="several",
+        numbers=of_masks.gres,
+        headlines=of_masks.with_words(
+            ("gIoU", "gres", "giou"),
+            ("cIoU", "gres", "ciou"),
+            ("N-acc", "gres", "n_acc"),
+            ("T-acc", "gres", "t_acc"),
+        ),
+    ),
+    "res": Benchmark(
+        title="Referring segmentation",
+        paper="Table 4",
+        tasks=("res",),
+        masks="first",
+        numbers=of_masks.res,
+        headlines=of_masks.with_words(
+            ("cIoU", "res", "ciou_cumulative"),
+            ("mIoU", "res", "miou"),
+            ("mIoU by key (PaDT)", "res", "padt_dedup_miou"),
+        ),
+    ),
+    "rec": Benchmark(
+        title="Referring comprehension: boxes",
+        paper="Table 6",
+        tasks=("grounding", "res"),
+        masks="first",
+        numbers=of_masks.rec,
+        headlines=of_masks.with_words(
+            ("Acc@0.5", "rec", "accuracy"),
+            ("Acc@0.5 by key (PaDT)", "rec", "padt_dedup_accuracy"),
+        ),
+    ),
+}
+"""By the name of ``--benchmark``."""
+
+
+def headlines(benchmark: str, section: Mapping[str, Any]) -> dict[str, float | None]:
+    """Returns the numbers that tables show, by their names."""
+    return {name: section[part][key] for name, part, key in BENCHMARKS[benchmark].headlines}
