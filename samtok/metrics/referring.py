@@ -88,6 +88,12 @@ class Samples:
         return replace(self, **columns, keys=tuple(compress(self.keys, chosen)))
 
 
+def check_mode(mode: str) -> None:
+    """Raises ValueError for a mode that is none of ``MODES``."""
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}.")
+
+
 def counts(samples: Samples) -> dict[str, int]:
     """Returns how many samples there are, were predicted, and were skipped."""
     skipped = int(samples.skipped.sum())
@@ -218,8 +224,7 @@ def _row(target: _Mask, predicted: _Mask | None) -> tuple[tuple[int, int, int], 
 
 
 def _used(samples: Samples, mode: Mode) -> Samples:
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}.")
+    check_mode(mode)
     return samples.take(~samples.skipped) if mode == "official" else samples
 
 

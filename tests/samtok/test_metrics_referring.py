@@ -217,6 +217,8 @@ def test_large_sums_are_exact():
 def test_metrics_load_no_torch_and_refuse_unknown_modes_also_where_types_are_not_checked():
     script = (
         "import sys, samtok.metrics.text_masks, samtok.metrics.referring as m\n"
+        "import samtok.metrics.averages, samtok.metrics.grounding_suite, samtok.metrics.rounds\n"
+        "import samtok.metrics.scene_graphs, samtok.metrics.scene_graph_text\n"
         "try: m.gres(m.Samples.of_masks([]), mode='sane')\n"
         "except ValueError as error: print(error)\n"
         "print({'torch'} & set(sys.modules))"
