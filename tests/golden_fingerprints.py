@@ -54,6 +54,7 @@ DECIDES_NOTHING = {
     ),
     *("report.py", "report_curves.py", "report_glossary.py", "report_metrics.py", "trajectory_page.py"),
     *("pictures.py", "export.py", "alarms.py", "journal.py", "progress.py"),
+    *("collapse.py", "series.py", "none_edge.py"),
 }
 """Names of files that a pattern finds besides: flags, order of work, what is printed or drawn."""
 

@@ -130,6 +130,9 @@ class ChecksConfig:
     """One of them in bfloat16: mean absolute difference over tokens; above, the run ends."""
     image: bool = True
     """Before the first step: another image has to change the learner's log-probabilities."""
+    none_edge: Literal["warn", "refuse", "off"] = "warn"
+    """If the responses of the first step show that always saying "No target." would earn more than the model
+    does, so that learning goes there: warn, or refuse to learn. The numbers are printed with both."""
 
 
 @config

@@ -24,7 +24,7 @@ from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.groups import Outline, RolloutTask, outline
 from pipelines.grpo.learn.learner_group import LearnerGroup
 from pipelines.grpo.learn.update import Update, plan_update
-from pipelines.grpo.observe.alarms import Alarms
+from pipelines.grpo.observe.alarms import Alarm, Alarms
 from pipelines.grpo.observe.best import BestK
 from pipelines.grpo.observe.checks import Checks
 from pipelines.grpo.observe.metrics import step_measures, validation_measures
@@ -188,6 +188,8 @@ class Loop:
         self._judge_rejects()
         newest = step if self.replay is None else max(one.version for one in batch.outlines)
         measures = step_measures(batch.outlines, batch.scored, version=newest)
+        if step == 0 and self.replay is None:
+            self.checks.masks_pay(batch.outlines, batch.scored, learns=self.changes)
         update, learnt, seconds = self._learn(step, batch)
         self.state.step += 1
         syncing = time.monotonic()
@@ -346,7 +348,23 @@ class Loop:
             self.state.alarms.append({"step": row["step"], "name": alarm.name, "sentence": alarm.sentence})
             fatal += [alarm] if alarm.fatal else []
         if fatal:
-            raise Stopped(f"{fatal[0].sentence} The run ends at step {row['step']} (--alarms.stop-on).")
+            raise self._stopped(fatal[0], row["step"])
+
+    def _stopped(self, alarm: Alarm, step: int) -> Stopped:
+        """Returns what ends the run, with what is kept of it and the ways on."""
+        out = self.config.out
+        with suppress(SamtokError):  # the alarm is what is told
+            self.learners.finish_saving()
+        best = [f"best-{number}" for number, _ in self.best.best]
+        saved = [f"the checkpoint of step {number}" for number in checkpoints.steps(out)[-1:]]
+        kept = f"Kept in {out}: {', '.join([*best, *saved])}" if best or saved else "Nothing was saved yet"
+        model = f" from --model {storage.join(out, best[0])}" if best else ""
+        others = " ".join(name for name in self.config.alarms.stop_on if name != alarm.name)
+        return Stopped(
+            f"{alarm.sentence} The run ends at step {step} by the alarm {alarm.name} (--alarms.stop-on). "
+            f"{kept}. Begin anew{model} in another --out with other settings; the same command with "
+            f"--alarms.stop-on {others or '(and no name)'} goes on all the same."
+        )
 
     def _validate(self) -> None:
         """Has held-out prompts answered, and keeps the model if it is one of the best."""

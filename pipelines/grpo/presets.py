@@ -7,6 +7,7 @@ import tyro
 from pipelines.chats.prompts import PromptsConfig
 from pipelines.config import WorkerConfig
 from pipelines.grpo.config import (
+    ChecksConfig,
     GrpoConfig,
     LearnerConfig,
     PromptValidationConfig,
@@ -14,6 +15,7 @@ from pipelines.grpo.config import (
     RolloutConfig,
 )
 from pipelines.grpo.learn.algorithms import AlgorithmConfig, KlConfig
+from pipelines.grpo.observe.alarms import AlarmsConfig
 from pipelines.training.config import CheckpointsConfig, OptimizerConfig
 
 _REQUIRED = tyro.MISSING
@@ -59,6 +61,8 @@ _PAPER = GrpoConfig(
     optimizer=OptimizerConfig(
         lr=1e-6, warmup_steps=0, final_lr_share=1.0, betas=(0.9, 0.999), weight_decay=1e-2
     ),
+    checks=ChecksConfig(none_edge="refuse"),
+    alarms=AlarmsConfig(stop_on=("mismatch", "collapse")),
     validation=PromptValidationConfig(every=5, prompts=512),
     checkpoints=CheckpointsConfig(every=5, keep=3),
 )
@@ -127,6 +131,7 @@ GRES: dict[str, GrpoConfig] = {
 
 # Section 3.2: captions are answered without a thought.
 _CAPTIONS = PromptsConfig(thinking=False, tasks=("gcg",))
+_CAPTIONS_STOP = AlarmsConfig(stop_on=("mismatch", "collapse", "captions"))
 
 GCG: dict[str, GrpoConfig] = {
     # As that of grpo_gres, with captions.
@@ -138,6 +143,6 @@ GCG: dict[str, GrpoConfig] = {
         rollout=dataclasses.replace(_SMOKE.rollout, max_new_tokens=96),
         validation=dataclasses.replace(_SMOKE.validation, chats=("runs/embedded/gcg-val/chats",)),
     ),
-    "paper": dataclasses.replace(_PAPER, prompts=_CAPTIONS),
-    "modern": dataclasses.replace(_MODERN, prompts=_CAPTIONS),
+    "paper": dataclasses.replace(_PAPER, prompts=_CAPTIONS, alarms=_CAPTIONS_STOP),
+    "modern": dataclasses.replace(_MODERN, prompts=_CAPTIONS, alarms=_CAPTIONS_STOP),
 }

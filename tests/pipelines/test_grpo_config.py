@@ -18,6 +18,7 @@ from pipelines.grpo.config import (
     SyncConfig,
 )
 from pipelines.grpo.learn.algorithms import ALGORITHMS, AlgorithmConfig, KlConfig
+from pipelines.grpo.observe.alarms import AlarmsConfig
 from pipelines.grpo.presets import GCG, GRES
 from samtok.errors import ConfigError
 
@@ -53,6 +54,8 @@ WRONG: list[tuple[type | Any, dict[str, Any], str]] = [
     (SyncConfig, {"bucket_mb": 0}, "--bucket-mb must be >= 1"),
     (ChecksConfig, {"parity_every": -1}, "--parity-every must be >= 0"),
     (ChecksConfig, {"parity_max": 0.0}, "--parity-max must be > 0, got 0"),
+    (AlarmsConfig, {"prompts": 0}, "--prompts must be >= 1"),
+    (AlarmsConfig, {"targets_left": 1.5}, r"--targets-left must be in \[0, 1\]"),
     (PromptValidationConfig, {"every": 0}, "--every must be >= 1"),
     (PromptValidationConfig, {"prompts": 0}, "--prompts must be >= 1"),
     (PromptValidationConfig, {"samples": -1}, "--samples must be >= 0"),
@@ -218,6 +221,9 @@ def test_presets_are_what_they_say():
     assert modern.algorithm.kl.weight == 0 and modern.algorithm.importance_cap == 2
     assert modern.reward.count_malformed and modern.algorithm.mask_zero_variance
     assert paper.prompts.thinking and not GCG["paper"].prompts.thinking
-    for presets in (GRES, GCG):
-        for preset in presets.values():
+    for presets, more in ((GRES, ()), (GCG, ("captions",))):
+        for name, preset in presets.items():
             assert preset.rollout.grammar is False  # broken words are sampled and punished
+            is_long = name in ("paper", "modern")
+            assert preset.alarms.stop_on == (("mismatch", "collapse", *more) if is_long else ("mismatch",))
+            assert preset.checks.none_edge == ("refuse" if is_long else "warn")

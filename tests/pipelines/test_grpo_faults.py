@@ -204,10 +204,11 @@ def test_a_policy_that_learns_to_say_nothing_ends_by_the_alarm(world, tmp_path, 
         reward=paying("wordless", "wordless"),
         rollout=rollout(workers=1),
         optimizer=OptimizerConfig(lr=5e-3, warmup_steps=0, final_lr_share=1.0),
-        alarms=AlarmsConfig(first=2, window=2, stop_on=("collapse",)),
+        alarms=AlarmsConfig(first=2, window=2, prompts=4, stop_on=("collapse",)),
         checks=ChecksConfig(parity_every=0, image=False),
     )
     assert grpo_gres(config) == 1
     said = capsys.readouterr().err
     assert 'have no mask, as "No target." has none' in said and "(--alarms.stop-on)" in said
+    assert f"Kept in {tmp_path / 'out'}: the checkpoint of step {saved(tmp_path / 'out')}." in said
     assert not (tmp_path / "out" / "record.json").exists()

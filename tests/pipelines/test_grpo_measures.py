@@ -52,6 +52,9 @@ def test_a_step_by_hand():
         "reward_none": 1.0,
         "said_none": 1 / 4,
         "zero_std": 1 / 3,
+        "signal_targets": 1.0,
+        "signal_none": 0.0,
+        "none_share": 1 / 3,
         "malformed": 1 / 6,
         "duplicates": 1 / 6,
         "num_pred": 1.0,
@@ -68,6 +71,7 @@ def test_a_step_without_one_kind_of_prompts_has_no_number_for_it():
     outlines = [outline_of(1, (1, 1), (True, True), 0)]
     found = step_measures(outlines, [[scored(0.0), scored(1.0)]], version=0)
     assert found["reward_none"] is None and found["reward_targets"] == 0.5
+    assert found["signal_none"] is None and found["signal_targets"] == 1 and found["none_share"] == 0
     none = step_measures([outline_of(0, (1, 1), (True, True), 0)], [[scored(0.0), scored(1.0)]], version=0)
     assert none["reward_targets"] is None and none["said_none"] is None and none["reward_none"] == 0.5
 

@@ -23,7 +23,7 @@ STEP_METRICS = (
     *("duplicates", "num_pred", "tokens", "cut", "entropy", "kl", "clip_low", "clip_high", "mismatch"),
     *("staleness", "loss", "gradient_norm", "lr", "s_rollout", "s_reward", "s_learn", "s_sync", "s_step"),
     *("samples_per_s", "skipped", "mismatch_max", "off_policy", "off_policy_max", "staleness_max"),
-    *("prompts", "learnt", "learnt_tokens", "kl_reward"),
+    *("prompts", "learnt", "learnt_tokens", "kl_reward", "none_share", "signal_targets", "signal_none"),
 )
 VALIDATION_METRICS = (
     *("reward_sampled", "targets_sampled", "reward_greedy", "targets_greedy", "giou", "ciou", "n_acc"),

@@ -1,9 +1,10 @@
 """Alarms: judges the numbers of a run for the ways in which reinforcement learning fails.
 
 "No target." is a safe answer: it pays the share of questions without a target whatever the image shows, so a
-policy can drift to it while reward, gIoU and N-acc rise. The alarm ``collapse`` is for that; the others are
-for groups without a signal, entropy, lengths, cut responses, skipped steps, and a learner that does not
-compute the probabilities that the rollout sampled from.
+policy can drift to it while reward, gIoU and N-acc rise. The alarm ``collapse`` is for that, and
+``captions`` for captions that fall apart (rules of both in ``collapse``); the others are for groups without a
+signal, entropy, lengths, cut responses, skipped steps, and a learner that does not compute the probabilities
+that the rollout sampled from.
 
 Pure: numbers in, alarms out. Whoever calls logs them, and ends the run on a fatal one.
 """
@@ -18,10 +19,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 from annotated_types import Ge
 
 from pipelines.config import AtLeast1, NotNegative, Share, config
+from pipelines.grpo.observe import collapse
+from pipelines.grpo.observe.series import Series
 from samtok.errors import ConfigError
 
 ALARMS = (
     "collapse",
+    "captions",
     "no_signal",
     "entropy_low",
     "entropy_high",
@@ -32,9 +36,8 @@ ALARMS = (
 )
 """Names of all alarms, for ``stop_on``."""
 
-_MEANS = ("said_none", "entropy", "cut", "tokens")
+_MEANS = ("entropy", "cut", "tokens")
 """Metrics of steps that are judged by their mean over the last ones, and against their mean at the start."""
-_SUPERVISED = "Lower the learning rate, raise the KL weight, or fine-tune longer before"
 
 
 @config
@@ -47,10 +50,30 @@ class AlarmsConfig:
     """Steps whose mean is judged, so that one odd batch raises no alarm."""
     quiet: AtLeast1 = 20
     """Steps in which an alarm is not repeated."""
+    prompts: AtLeast1 = 200
+    """Prompts with targets (of captions: prompts) over which collapse and captions take their means at least,
+    in as many steps as that takes, so that small batches raise no alarm by chance."""
     no_mask: Share = 0.9
-    """Share of responses without a mask, to prompts with targets, above which the policy has collapsed."""
+    """Share of responses without a mask, to prompts with targets, above which the policy has collapsed,
+    whatever it was at the start."""
     no_mask_rise: Share = 0.3
-    """So much higher than at the start that share must be besides."""
+    """Rise of that share over that of the start which is a collapse too, unless the reward of prompts with
+    targets has risen as well."""
+    targets_left: Share = 0.7
+    """Mean reward of prompts with targets below this share of that at the start is a collapse too."""
+    targets_best_left: Share = 0.5
+    """The same against the best mean so far."""
+    signal_left: Share = 0.3
+    """Share of the groups of prompts with targets in which rewards differ, below this share of that at the
+    start: a collapse too if most of their responses have no mask and their reward has not risen."""
+    captions_least: Share = 0.1
+    """Mean caption_length or caption_repetition, where the reward has these components, below which captions
+    have fallen apart, whatever it was at the start."""
+    captions_left: Share = 0.7
+    """Mean of one of these, of caption_overlap or phrase_structure below this share of that at the start
+    raises captions too."""
+    captions_best_left: Share = 0.5
+    """The same against the best mean so far."""
     accuracy_left: Share = 0.5
     """Sampled T-acc of a validation below this share of the first one's is a collapse too."""
     zero_std: Share = 0.95
@@ -105,7 +128,8 @@ class Alarms:
 
     def __init__(self, config: AlarmsConfig, parity: ParityLimit) -> None:
         self.config, self.parity = config, parity
-        self.restore({"early": {}, "late": {}, "raised": {}, "without_signal": 0, "skipped": []})
+        kept = {"early": {}, "late": {}, "raised": {}, "without_signal": 0, "skipped": [], "series": {}}
+        self.restore(kept)
 
     def take(self, metrics: Mapping[str, Any]) -> list[Alarm]:
         """Takes in one step's metrics, or one validation's, and returns the alarms that they raise.
@@ -128,7 +152,8 @@ class Alarms:
     def state(self) -> dict[str, Any]:
         """Returns what a checkpoint keeps; plain JSON."""
         names = ("early", "late", "raised", "without_signal", "skipped")
-        return copy.deepcopy({name: getattr(self, f"_{name}") for name in names})
+        kept = {name: getattr(self, f"_{name}") for name in names}
+        return copy.deepcopy(kept) | {"series": {name: one.state() for name, one in self._series.items()}}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes back to what a checkpoint kept."""
@@ -138,6 +163,12 @@ class Alarms:
         self._raised: dict[str, int] = kept["raised"]
         self._without_signal: int = kept["without_signal"]
         self._skipped: list[int] = kept["skipped"]
+        first, window, prompts = self.config.first, self.config.window, self.config.prompts
+        self._series: defaultdict[str, Series] = defaultdict(
+            lambda: Series(first=first, window=window, prompts=prompts)
+        )
+        for name, one in kept.get("series", {}).items():
+            self._series[name].restore(one)
 
     def _judge(self, step: int, numbers: Mapping[str, float]) -> Iterator[tuple[str, str]]:
         """Yields every alarm as name and sentence, raised before or not."""
@@ -146,8 +177,7 @@ class Alarms:
                 self._remember(name, numbers[name])
         if "t_acc_sampled" in numbers:
             yield from self._validation(numbers["t_acc_sampled"])
-        if "said_none" in numbers:
-            yield from self._no_mask()
+        yield from self._collapse(numbers)
         if "entropy" in numbers:
             yield from self._entropy()
         if "cut" in numbers or "tokens" in numbers:
@@ -180,17 +210,17 @@ class Alarms:
         values = self._early[name]
         return _mean(values) if len(values) == self.config.first else None
 
-    def _no_mask(self) -> Iterator[tuple[str, str]]:
-        config, now, start = self.config, self._now("said_none"), self._start("said_none")
-        if now is None or start is None:
+    def _collapse(self, numbers: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+        watched = [name for name in (*collapse.OF_TARGETS, *collapse.OF_CAPTIONS) if name in numbers]
+        if not watched:
             return
-        if now > config.no_mask and now - start > config.no_mask_rise:
-            yield (
-                "collapse",
-                f'{now:.0%} of the responses to prompts with targets have no mask, as "No target." has none; '
-                f"{start:.0%} did at the start, expected at most {config.no_mask:.0%} "
-                f"(--alarms.no-mask). {_SUPERVISED}; or ask fewer questions without a target.",
-            )
+        prompts, targets = numbers["prompts"], numbers["prompts"] * (1 - numbers["none_share"])
+        for name in watched:
+            self._series[name].add(numbers[name], targets if name in collapse.OF_TARGETS else prompts)
+        for sentence in collapse.collapse(self._series, self.config):
+            yield "collapse", sentence
+        for sentence in collapse.captions(self._series, self.config):
+            yield "captions", sentence
 
     def _validation(self, now: float) -> Iterator[tuple[str, str]]:
         if not self._early["t_acc_sampled"]:
@@ -201,7 +231,8 @@ class Alarms:
             yield (
                 "collapse",
                 f"sampled T-acc on held-out prompts is {now:.3f}, {start:.3f} at the first validation; "
-                f"expected at least {left:.0%} of that (--alarms.accuracy-left). {_SUPERVISED}.",
+                f"expected at least {left:.0%} of that (--alarms.accuracy-left). "
+                f"{collapse.REMEDY}{collapse.FEWER}.",
             )
 
     def _entropy(self) -> Iterator[tuple[str, str]]:

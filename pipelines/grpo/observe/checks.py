@@ -1,15 +1,19 @@
-"""Checks that a run learns from right numbers: equal probabilities on both sides, images that matter."""
+"""Checks that a run learns from right numbers: equal probabilities on both sides, images that matter, masks
+that pay."""
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from pipelines.chats.prompts import PromptSource
 from pipelines.grpo.config import GrpoConfig
-from pipelines.grpo.groups import RolloutTask
+from pipelines.grpo.groups import Outline, RolloutTask
 from pipelines.grpo.learn.learner_group import LearnerGroup
+from pipelines.grpo.observe.none_edge import none_edge
+from pipelines.grpo.reward.components import Scored
 from pipelines.grpo.team import Team
-from samtok.errors import CheckpointError
+from samtok.errors import CheckpointError, ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +45,36 @@ class Checks:
         """Compares both sides' log-probabilities of fresh responses; raises CheckpointError if they are
         further apart than ``GrpoConfig.parity``."""
         self._compare(self._probe(step), step)
+
+    def masks_pay(
+        self, outlines: Sequence[Outline], scored: Sequence[Sequence[Scored]], *, learns: bool
+    ) -> None:
+        """Holds what was sampled for the first step against always saying "No target." (``none_edge``).
+
+        Args:
+            learns: Whether the run learns from them; if not, a warning is all.
+
+        Raises:
+            ConfigError: Saying nothing pays more, and ``--checks.none-edge`` is refuse.
+        """
+        mode = self.config.checks.none_edge
+        if mode == "off":
+            return
+        silence = self.config.reward.weights.get("mask", 0.0)
+        found = none_edge(outlines, scored, share=self._none_share(), silence=silence)
+        if found is None:
+            log.info("whether masks pay is not measured: too few prompts with a target, or without one")
+        elif not found.pays:
+            log.info("%s", found)
+        elif mode == "refuse" and learns:
+            raise ConfigError(f"{found} {found.remedy} --checks.none-edge warn learns all the same.")
+        else:
+            log.warning("%s %s", found, found.remedy)
+
+    def _none_share(self) -> float | None:
+        """Returns the share of prompts without a target that the run draws; None if weights change it."""
+        counts, weights = self.prompts.counts, self.prompts.weights
+        return None if any(weight is not None for weight in weights) else counts["none"] / counts["prompts"]
 
     def _probe(self, step: int) -> list[Any]:
         size = self.config.rollout.prompts_per_task

@@ -23,6 +23,7 @@ def step_measures(outlines: Sequence[Outline], scored: Rows, *, version: int) ->
     """
     totals = np.array([[response.total for response in group] for group in scored])
     wanted = np.array([one.targets > 0 for one in outlines])
+    differ = np.ptp(totals, axis=1) >= 1e-9
     responses = [response for group in scored for response in group]
     lengths = [length for one in outlines for length in one.lengths]
     complete = [done for one in outlines for done in one.complete]
@@ -34,7 +35,9 @@ def step_measures(outlines: Sequence[Outline], scored: Rows, *, version: int) ->
         "reward_targets": _mean(totals[wanted]),
         "reward_none": _mean(totals[~wanted]),
         "said_none": _mean(_component(scored, "says_none")[wanted]),
-        "zero_std": float((np.ptp(totals, axis=1) < 1e-9).mean()),
+        "zero_std": _mean(~differ),
+        "signal_targets": _mean(differ[wanted]),
+        "signal_none": _mean(differ[~wanted]),
         "malformed": _mean(_component(scored, "num_malformed") > 0),
         "duplicates": _mean(_component(scored, "num_duplicates") > 0),
         "num_pred": _mean(_component(scored, "num_words")),
@@ -43,6 +46,7 @@ def step_measures(outlines: Sequence[Outline], scored: Rows, *, version: int) ->
         "staleness": _mean([version - one.version for one in outlines]),
         "staleness_max": max(version - one.version for one in outlines),
         "prompts": len(outlines),
+        "none_share": _mean(~wanted),
     }
 
 

@@ -51,7 +51,9 @@ def step_line(row: Mapping[str, Any], steps: int) -> str:
     parts = [
         f"step {row['step'] + 1}/{steps} reward {_n(row, 'reward')}",
         f"(targets {_n(row, 'reward_targets')}, none {_n(row, 'reward_none')})",
-        f"std {_n(row, 'reward_std')}, equal groups {_n(row, 'zero_std')}, says none {_n(row, 'said_none')}",
+        f"std {_n(row, 'reward_std')}, equal groups {_n(row, 'zero_std')}",
+        f"(signal: targets {_n(row, 'signal_targets')}, none {_n(row, 'signal_none')})",
+        f"says none {_n(row, 'said_none')}",
         f"| {_n(row, 'tokens', 1)} tokens, cut {_n(row, 'cut')}, malformed {_n(row, 'malformed')}",
         f"| entropy {_n(row, 'entropy', 3)} kl {_n(row, 'kl', 4)}",
         f"clip {_n(row, 'clip_low', 3)}/{_n(row, 'clip_high', 3)} {_apart(row)}",
