@@ -1,7 +1,8 @@
 """A small corpus of chats, a tiny model of random weights and the tokenizer of its words, for evaluations."""
 
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from pipelines import schema, shards
-from pipelines.chats.corpus import turns_of
+from pipelines.chats.corpus import text_of, turns_of
 from pipelines.config import WorkerConfig
 from pipelines.ingestion.reader import Input
 from pipelines.mllm_evaluation.config import AnswerConfig, EvaluateMllmConfig
@@ -168,16 +169,26 @@ class World:
     Args:
         home: The folder.
         num_images: Images of the chats; there are four chats of each.
+        decoded: True masks are those that their words decode to, so that a true answer has an IoU of 1.
     """
 
-    def __init__(self, home: Path, num_images: int) -> None:
+    def __init__(self, home: Path, num_images: int, *, decoded: bool = False) -> None:
         self.home = home
         self.tokenizer_uri = save_micro_tokenizer(home / "micro")
         self.tokenizer = MaskTokenizer.from_pretrained(self.tokenizer_uri)
         self.sha256 = self.tokenizer.weights_sha256
         self.rows = toy_rows(home / "images", self.tokenizer, num_images)
+        if decoded:
+            self.rows = [self._decoded(row) for row in self.rows]
         self.chat = write_chats(home / "chat", self.rows, weights_sha256=self.sha256)
         self.model = self.build(home / "mllm")
+
+    def _decoded(self, row: dict[str, Any]) -> dict[str, Any]:
+        image = np.array(Image.open(row["images"][0]["uri"]))
+        codes = np.array([mask["codes"] for mask in row["masks"]], np.int64)
+        found = self.tokenizer.decode(image, codes)
+        made = [{**old, "rle": masks.encode(new)} for old, new in zip(row["masks"], found, strict=True)]
+        return {**row, "masks": made}
 
     def build(
         self,
@@ -244,3 +255,25 @@ def stage_of(job: Evaluation, **changed: Any) -> AnswerQuestions:
     """Returns the stage of a prepared evaluation."""
     expected = {name: job.fingerprint[name] for name in ("model_sha256", "tokenizer_sha256")}
     return AnswerQuestions(job.config, job.asked, job.readings, **{**expected, **changed})
+
+
+class Scripted:
+    """An engine that answers by a function of the prompt's text, in the place of its model."""
+
+    def __init__(self, engine: Any, asked: list[str], answer: Callable[[str], str]) -> None:
+        self.engine, self.adapter, self.asked, self.answer = engine, engine.adapter, asked, answer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+    def replies(self, prompts: Sequence[Any], *, temperature: float, seed: int) -> list[list[int]]:
+        texts = [self.adapter.text_of(prompt.input_ids.tolist()) for prompt in prompts]
+        self.asked += texts
+        encode = functools.partial(self.adapter.tokenizer.encode, add_special_tokens=False)
+        return [[*encode(self.answer(text)), self.adapter.stop_ids[0]] for text in texts]
+
+
+def truth_of(rows: Sequence[dict[str, Any]]) -> Callable[[str], str]:
+    """Returns the true answer to the question of a prompt about the first image."""
+    known = {text_of(row["messages"][-2]): text_of(row["messages"][-1]) for row in rows}
+    return lambda prompt: next(answer for question, answer in known.items() if question in prompt)

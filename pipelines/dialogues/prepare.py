@@ -11,6 +11,7 @@ from typing import Any
 from pipelines import schema, shards, storage
 from pipelines.chats.commit import Composed
 from pipelines.chats.lost import UNREAD
+from pipelines.chats.psg import LISTS, PsgVocabulary
 from pipelines.dialogues import imports
 from pipelines.dialogues.compose import Settings, Slice, take_slice
 from pipelines.dialogues.config import ComposeDialoguesConfig, ImportConfig, shares_of
@@ -23,13 +24,11 @@ from pipelines.shards import ROW_GROUP_ROWS, Plan
 from samtok import folders
 from samtok.errors import ConfigError, DataError
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 """Raised with every change of the code that changes chats (tests/pipelines/test_fingerprints.py)."""
 
 AGREED = ("weights_sha256", "num_codes", "num_levels")
 """Entries of the fingerprints of words that all corpora must have in common."""
-
-PSG_LISTS = ("categories", "predicates")
 
 _OPTIONS = (
     *("styles", "wordings", "turns_per_sample", "max_rounds"),
@@ -90,7 +89,7 @@ def _composition(config: ComposeDialoguesConfig) -> Composition:
         num_levels=prints[0]["num_levels"],
         tasks=shares_of(config.tasks),
         tasks_of=_tasks_of(config),
-        psg=_psg(config.psg_vocabulary),
+        psg=_psg_lists(config),
     )
     return Composition(
         config,
@@ -233,18 +232,10 @@ def _tasks_of(config: ComposeDialoguesConfig) -> dict[str, dict[str, float]]:
         raise ConfigError(f"--mixture {config.mixture}: {error.message}") from error
 
 
-def _psg(uri: str | None) -> dict[str, list[str]]:
-    if uri is None:
-        return {}
-    body = storage.read_json(uri)
-    lists = {name: body.get(name) for name in PSG_LISTS} if isinstance(body, dict) else {"": None}
-    if not all(
-        isinstance(one, list) and one and all(isinstance(t, str) for t in one) for one in lists.values()
-    ):
-        raise ConfigError(
-            f"--psg-vocabulary {uri} must be a JSON object with the lists of texts {' and '.join(PSG_LISTS)}."
-        )
-    return {name: list(one) for name, one in lists.items() if one}
+def _psg_lists(config: ComposeDialoguesConfig) -> dict[str, list[str]]:
+    """Returns the lists that questions name, by their names in the file; none if there is no file."""
+    known = PsgVocabulary.read(config.psg_vocabulary)
+    return {name: list(getattr(known, name)) for name in LISTS if getattr(known, name)}
 
 
 def _fingerprint(

@@ -79,7 +79,8 @@ AUTHORS: dict[str, str] = {
 }
 """Questions of the authors. Tasks that are not here have none, and are asked in our words."""
 
-PSG_CANDIDATES = "CANDIDATE CATEGORIES: \n{categories}\nCANDIDATE PREDICATES: \n{predicates}\n"
+PSG_CANDIDATES = "CANDIDATE CATEGORIES: \n{{{categories}}}\nCANDIDATE PREDICATES: \n{{{predicates}}}\n"
+"""The authors' question has the lists in braces."""
 
 HINTS = {
     "words": "",

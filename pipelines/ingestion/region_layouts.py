@@ -19,9 +19,7 @@ from typing import Any, NamedTuple
 from pipelines.ingestion import annotations, records
 from pipelines.ingestion.records import Record
 from samtok.errors import DataError
-
-KINDS_OF_GROUNDING = {1: "stuff", 2: "part", 3: "multi-object", 4: "single-object"}
-"""Names of ``class_id`` in GroundingSuite-Eval, from the table of its README; the file has numbers only."""
+from samtok.metrics import grounding_suite
 
 _DLC_IDS = ("ann_id", "annotation_id", "id")
 
@@ -68,8 +66,8 @@ def _grounding_suite(entry: Record) -> Regions:
     label, kind, box = entry.get("label"), entry.get("class_id"), entry.get("box")
     if isinstance(label, str) and records.is_utf8(label):
         region["label"] = label
-    if type(kind) is int and kind in KINDS_OF_GROUNDING:
-        region["tags"] = [KINDS_OF_GROUNDING[kind]]
+    if type(kind) is int and kind in grounding_suite.CLASSES:
+        region["tags"] = [grounding_suite.CLASSES[kind]]
     if isinstance(box, list) and len(box) == 4 and all(map(records.is_coordinate, box)):
         region["payload"] = {"box_xyxy": box}  # annotated: not the box of the mask
     return Regions(entry["image_path"], [region])

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import storage
 from pipelines.chats.lost import NOTHING_LOST, LostQuestions
+from pipelines.chats.psg import NO_VOCABULARY, PsgVocabulary
 from pipelines.mllm_evaluation.rows import ANSWER_ROW
 from samtok.metrics.referring import MODES, Mode
 
@@ -25,8 +26,16 @@ _LEFT_OUT = ("truth_rle", "image_uri", "question")
 class Scoring:
     """What decides the numbers besides the answers."""
 
+    num_codes: int = 256
+    num_levels: int = 2
     min_pixels: int = 0
     """GRES: a predicted mask with fewer pixels counts as no target."""
+    thinking: bool = False
+    """Answers have thoughts before them, which are not scored."""
+    history: Literal["true", "predicted"] = "true"
+    """What stood before later questions of a chat."""
+    psg: PsgVocabulary = NO_VOCABULARY
+    """Scene graphs: what is not in the lists is not scored."""
     lost: LostQuestions = NOTHING_LOST
     """Questions that never came here; wrong answers in "strict", left out in "official"."""
 

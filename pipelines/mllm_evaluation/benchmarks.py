@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipelines.mllm_evaluation import of_masks
+from pipelines.mllm_evaluation import of_graphs, of_masks
 from pipelines.mllm_evaluation.answers import Numbers, Row, Scoring
 from samtok.metrics.referring import Mode
 
@@ -28,7 +28,9 @@ class Benchmark:
             for answers that are text.
         max_new_tokens: Longest answer of the authors' script.
         numbers: Of an answered corpus, by the name of their section.
-        headlines: What tables show: a name, a section, a key.
+        headlines: What tables show: a name, a section, a key. Without a name all of the section's numbers
+            are shown, by their keys.
+        pieces: The texts of an answer that each mean one mask; by default the answer is read as a whole.
         turns: Questions of a chat that are asked unless ``--turns`` says others.
         keeps_masks: Whether rows hold each mask, which ``numbers`` then finds by the words of the text.
     """
@@ -39,9 +41,10 @@ class Benchmark:
     masks: Literal["several", "first", "none"]
     max_new_tokens: int = 128
     numbers: Callable[[Sequence[Row], Mode, Scoring], Numbers]
-    headlines: tuple[tuple[str, str, str], ...]
+    headlines: tuple[tuple[str | None, str, str], ...]
     turns: Literal["last", "first", "all"] = "last"
     keeps_masks: bool = False
+    pieces: Callable[[str, Mode], Sequence[str]] | None = None
 
     def room(self, *, thinking: bool) -> int:
         """Returns how many tokens an answer may have, a thought included."""
@@ -85,10 +88,50 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             ("Acc@0.5 by key (PaDT)", "rec", "padt_dedup_accuracy"),
         ),
     ),
+    "rounds": Benchmark(
+        title="Referring segmentation in several rounds",
+        paper="Table 2",
+        tasks=("multi_round", "dialogue"),
+        masks="first",
+        turns="all",
+        numbers=of_masks.rounds,
+        headlines=of_masks.with_words((None, "rounds", ""), ("cIoU, all rounds", "res", "ciou_cumulative")),
+    ),
+    "groundingsuite": Benchmark(
+        title="GroundingSuite-Eval: gIoU by kind of target",
+        paper="Table 5",
+        tasks=("grounding",),
+        masks="several",
+        max_new_tokens=512,
+        numbers=of_masks.grounding_suite,
+        headlines=of_masks.with_words((None, "groundingsuite", "")),
+    ),
+    "psg": Benchmark(
+        title="Panoptic scene graphs",
+        paper="Table 10",
+        tasks=("psg",),
+        masks="first",
+        max_new_tokens=2048,
+        numbers=of_graphs.psg,
+        headlines=(
+            ("R@20", "psg", "recall_20"),
+            ("mR@20", "psg", "mean_recall_20"),
+            ("R@50", "psg", "recall_50"),
+            ("mR@50", "psg", "mean_recall_50"),
+        ),
+        keeps_masks=True,
+        pieces=of_graphs.words,
+    ),
 }
 """By the name of ``--benchmark``."""
 
 
 def headlines(benchmark: str, section: Mapping[str, Any]) -> dict[str, float | None]:
     """Returns the numbers that tables show, by their names."""
-    return {name: section[part][key] for name, part, key in BENCHMARKS[benchmark].headlines}
+    found: dict[str, float | None] = {}
+    for name, part, key in BENCHMARKS[benchmark].headlines:
+        if name is None:
+            found |= section[part]
+        else:
+            found[name] = section[part][key]
+    return found

@@ -20,6 +20,9 @@ from pipelines.config import (
 from pipelines.generation.config import GenerationConfig
 from samtok.errors import ConfigError
 
+BenchmarkName = Literal["gres", "res", "rec", "rounds", "groundingsuite", "psg"]
+"""Keys of ``benchmarks.BENCHMARKS``, which is not loaded to read flags."""
+
 THIS_RUN, BASELINE = TAKEN = ("this run", "always No target.")
 """Columns that every table of numbers has."""
 
@@ -44,8 +47,8 @@ class EvaluateMllmConfig(ImageLimit, RunConfig):
 
     MAIN = ("benchmark", "model", "chats", "tokenizer", "out", "beside", "workers", "limit", "precision")
 
-    benchmark: Literal["gres", "res", "rec"] = "gres"
-    """What is scored: generalised referring segmentation, referring segmentation, or boxes."""
+    benchmark: BenchmarkName = "gres"
+    """What is scored: a line of the table of benchmarks (docs/benchmarks.md)."""
     thinking: Literal["auto", "on", "off"] = "auto"
     """Ask for a thought before the answer, and score the answer alone; auto does it where the model was
     trained so (samtok.json)."""
@@ -68,6 +71,9 @@ class EvaluateMllmConfig(ImageLimit, RunConfig):
     """Let mask words be well-formed only; without it a model may write broken ones, which are counted."""
     broken_words: Literal["drop", "depth1"] = "drop"
     """In strict mode: leave a broken word out, or decode its first code alone. Official mode repairs it."""
+    psg_vocabulary: Place | None = None
+    """psg: JSON file with the lists categories and predicates, outside of which nothing is scored, and stuff,
+    the categories without instances, without which there is no official mode."""
     min_pixels: AtLeast0 = 0
     """GRES: a predicted mask with fewer pixels counts as no target; 0 for the paper's numbers."""
     generation: AnswerConfig = AnswerConfig()

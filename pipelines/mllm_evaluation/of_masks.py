@@ -1,4 +1,4 @@
-"""Numbers of benchmarks whose answers are masks that are joined: GRES, RES, REC.
+"""Numbers of benchmarks whose answers are masks that are joined: GRES, RES, REC, GroundingSuite, rounds.
 
 Beside the benchmark's own section stand ``targets``, the mean IoU of questions with a target, and ``words``,
 which are compared without being decoded.
@@ -12,8 +12,11 @@ import numpy as np
 
 from pipelines.chats.lost import NOTHING_LOST, LostQuestions
 from pipelines.mllm_evaluation.answers import Numbers, Row, Scoring, is_answered, used
+from samtok.errors import DataError
+from samtok.metrics import grounding_suite as suite
 from samtok.metrics import referring
 from samtok.metrics.referring import Mode, Samples
+from samtok.metrics.rounds import multi_round
 from samtok.metrics.text_masks import Codes, word_scores
 
 _NOTHING = {"intersection_px": 0, "predicted_px": 0, "box_xyxy": None}
@@ -36,7 +39,44 @@ def rec(rows: Sequence[Row], mode: Mode, scoring: Scoring) -> Numbers:
     return _sections("rec", lambda s: referring.rec(s, mode=mode))(rows, mode, scoring)
 
 
-def with_words(*own: tuple[str, str, str]) -> tuple[tuple[str, str, str], ...]:
+def grounding_suite(rows: Sequence[Row], mode: Mode, scoring: Scoring) -> Numbers:
+    """Returns gIoU by kind of target; raises DataError ``class_id`` for chats whose tags do not say it."""
+    kinds = [_kind_of(row) for row in rows]
+    found = suite.giou(samples_of(rows, mode), kinds, mode=mode)["giou"]
+    if found[suite.ALL] is not None and mode == "strict":
+        found[suite.ALL] *= len(rows) / (len(rows) + len(scoring.lost))
+    plain = _sections("res", lambda s: referring.res(s, mode=mode))(rows, mode, scoring)
+    return {"groundingsuite": found, **{name: plain[name] for name in ("targets", "words")}}
+
+
+def _kind_of(row: Row) -> str:
+    kind = next((tag for tag in row["tags"] if tag in suite.CLASSES.values()), None)
+    if kind is None:
+        raise DataError(
+            f"sample {row['sample_id']!r} has none of the tags {', '.join(suite.CLASSES.values())}, by which "
+            "--benchmark groundingsuite groups its samples. Give chats of GroundingSuite-Eval.",
+            reason="class_id",
+        )
+    return kind
+
+
+def rounds(rows: Sequence[Row], mode: Mode, scoring: Scoring) -> Numbers:
+    """Returns those of questions in several rounds, by round; lost questions, whose round is not known, are
+    in the numbers of all."""
+    samples = samples_of(rows, mode)
+    found = multi_round(
+        samples,
+        [row["round"] for row in rows],
+        [row["dataset"] for row in rows],
+        history="gt" if scoring.history == "true" else "predicted",
+        mode=mode,
+    )
+    average = {number: one or {} for number, one in found["average"].items()}
+    by_round = {f"cIoU, round {number}": one.get("ciou_cumulative") for number, one in average.items()}
+    return {"rounds": by_round, "multi_round": found, **res(rows, mode, scoring)}
+
+
+def with_words(*own: tuple[str | None, str, str]) -> tuple[tuple[str | None, str, str], ...]:
     """Returns the headlines of a benchmark between those that all of these have."""
     return (
         ("IoU of targets", "targets", "mean_iou"),

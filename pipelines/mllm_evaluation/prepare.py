@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from pipelines import schema, shards, storage
 from pipelines.chats.corpus import ChatCorpus, Words, load_chat_corpus, require_same_words, rows_of
 from pipelines.chats.lost import NOTHING_LOST, LostQuestions
+from pipelines.chats.psg import PsgVocabulary
 from pipelines.chats.source import ChatSource, require_images
 from pipelines.cluster import with_device
 from pipelines.generation import models
@@ -92,7 +93,15 @@ class Evaluation:
         lost = LostQuestions.of(self.corpus.manifest, self.asked.tasks)
         if self.config.limit is not None:
             lost = NOTHING_LOST
-        return Scoring(min_pixels=self.config.min_pixels, lost=lost)
+        return Scoring(
+            num_codes=self.fingerprint["num_codes"],
+            num_levels=self.fingerprint["num_levels"],
+            min_pixels=self.config.min_pixels,
+            thinking=self.asked.thinking,
+            history=self.config.history,
+            psg=PsgVocabulary.read(self.config.psg_vocabulary),
+            lost=lost,
+        )
 
     def size(self) -> str:
         """Returns how much there is to do, in one line; reads at most ``MAX_PEEKED`` chats.
@@ -162,11 +171,14 @@ def _with_room(config: EvaluateMllmConfig, asked: Asked) -> EvaluateMllmConfig:
 
 
 def readings_of(config: EvaluateMllmConfig, asked: Asked, num_levels: int) -> dict[Mode, Reading]:
-    """Returns the modes of scoring: the authors' scripts know words of two levels only."""
+    """Returns the modes of scoring: the authors' scripts know words of two levels only, and of scene graphs
+    they need to know what is stuff."""
     several = asked.masks == "several"
     found: dict[Mode, Reading] = {mode: Reading.of(mode, several=several) for mode in MODES}
     found["strict"] = dataclasses.replace(found["strict"], malformed=config.broken_words)
-    return found if num_levels == 2 else {"strict": found["strict"]}
+    has_stuff = config.benchmark != "psg" or bool(PsgVocabulary.read(config.psg_vocabulary).stuff)
+    official = num_levels == 2 and has_stuff
+    return found if official else {"strict": found["strict"]}
 
 
 def _fingerprint(

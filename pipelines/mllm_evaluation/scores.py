@@ -101,7 +101,7 @@ def table_of(metrics: Mapping[str, Any], beside: Beside, mode: str) -> list[list
     others = {name: found["modes"][mode]["model"] for name, found in beside.items() if mode in found["modes"]}
     columns = {THIS_RUN: own["model"], BASELINE: own["no_target"], **others}
     numbers = [headlines(metrics["benchmark"], section) for section in columns.values()]
-    lines = [[name, *(percent(found[name]) for found in numbers)] for name in numbers[0]]
+    lines = [[name, *(percent(found.get(name)) for found in numbers)] for name in numbers[0]]
     return [[f"{mode}, x 100", *columns], *lines]
 
 
@@ -113,5 +113,7 @@ def tag_table(metrics: Mapping[str, Any], mode: str) -> list[list[str]]:
     lines: list[list[str]] = []
     for tag, section in sections.items():
         numbers = headlines(metrics["benchmark"], section)
-        lines.append([tag, str(section["counts"]["expected"]), *(percent(numbers[name]) for name in names)])
+        lines.append(
+            [tag, str(section["counts"]["expected"]), *(percent(numbers.get(name)) for name in names)]
+        )
     return [["tag", "questions", *names], *lines]

@@ -23,6 +23,7 @@ from pipelines.generation import models
 from pipelines.generation.engine import Engine, asked_of, in_order, open_engine
 from pipelines.ingestion.image_source import read_image
 from pipelines.ingestion.reader import Input
+from pipelines.mllm_evaluation.benchmarks import BENCHMARKS
 from pipelines.mllm_evaluation.config import EvaluateMllmConfig
 from pipelines.mllm_evaluation.prepare import Asked
 from pipelines.mllm_evaluation.rows import ANSWER_ROW, COUNTS, STAGE, start_of_row
@@ -84,6 +85,7 @@ class AnswerQuestions:
     ) -> None:
         torch.set_num_threads(config.worker.threads)
         self.config, self.generation, self.asked, self.readings = config, config.generation, asked, readings
+        self.pieces = BENCHMARKS[config.benchmark].pieces
         device = config.worker.device
         self.tokenizer = MaskTokenizer.from_pretrained(
             config.tokenizer, device=device, read=storage.read_bytes
@@ -263,12 +265,12 @@ class AnswerQuestions:
         if thought is not None:
             question.row["unfinished"] = thought.answer is None
             question.row["thought_tokens"] = self._thought_tokens(thought.think)
+        sizes = {"num_codes": vocabulary.num_codes, "num_levels": vocabulary.num_levels}
         for mode, reading in self.readings.items():
-            found = read_text(
-                scored, reading, num_codes=vocabulary.num_codes, num_levels=vocabulary.num_levels
-            )
-            question.row[mode] = {"codes": [list(codes) for codes in found.codes]}
-            question.row["num_malformed"] = found.num_malformed
+            pieces = [scored] if self.pieces is None else self.pieces(scored, mode)
+            found = [codes for text in pieces for codes in read_text(text, reading, **sizes).codes]
+            question.row[mode] = {"codes": [list(codes) for codes in found]}
+        question.row["num_malformed"] = read_text(scored, Reading(), **sizes).num_malformed
 
 
 def _keep(rles: dict[Codes, str], codes: Codes, mask: np.ndarray) -> None:

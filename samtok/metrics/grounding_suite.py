@@ -21,8 +21,8 @@ from samtok.errors import DataError
 from samtok.metrics import referring
 from samtok.metrics.referring import Mode, Samples
 
-CLASSES = {1: "stuff", 2: "part", 3: "multi", 4: "single"}
-"""Kinds of targets by ``class_id``. The file has numbers only; the names follow from its labels."""
+CLASSES = {1: "stuff", 2: "part", 3: "multi-object", 4: "single-object"}
+"""Kinds of targets by ``class_id``; the file has numbers only, the names are those of its README's table."""
 
 ALL = "all"
 """Name of the result over all samples, beside those of ``CLASSES``."""

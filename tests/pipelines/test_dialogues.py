@@ -136,7 +136,7 @@ def test_a_scene_graph_asks_with_the_vocabulary_and_answers_with_triplets():
     psg = {"categories": ["cat", "dog"], "predicates": ["near", "on"]}
     question, answer, sample = only(row, "psg", styles=("authors",), psg=psg)
     assert question.startswith(
-        "CANDIDATE CATEGORIES: \ncat, dog\nCANDIDATE PREDICATES: \nnear, on\nCreate a scene graph by "
+        "CANDIDATE CATEGORIES: \n{cat, dog}\nCANDIDATE PREDICATES: \n{near, on}\nCreate a scene graph by "
     )
     found = json.loads(answer.removeprefix("```json\n").removesuffix("\n```"))
     assert [entry["predicate"] for entry in found] == ["near", 'on "top" of']

@@ -1,7 +1,6 @@
 """Questions are asked of a model, its answers become masks, and every question is accounted for."""
 
 import dataclasses
-import functools
 import json
 import shutil
 
@@ -22,7 +21,16 @@ from pipelines.mllm_evaluation.stage import AnswerQuestions
 from samtok import masks
 from samtok.errors import ConfigError, DataError
 from samtok.metrics.text_masks import Reading
-from tests.mllm_evaluations import SIDE, World, config_of, stage_of, strip_row, write_chats
+from tests.mllm_evaluations import (
+    SIDE,
+    Scripted,
+    World,
+    config_of,
+    stage_of,
+    strip_row,
+    truth_of,
+    write_chats,
+)
 
 
 @pytest.fixture(scope="module")
@@ -305,8 +313,8 @@ def test_a_thinking_model_is_asked_to_think_and_its_answer_is_scored(world, taug
     off = prepare(config_of(world, model=str(tmp_path / "mllm"), thinking="off", generation=AnswerConfig()))
     assert not off.asked.thinking and off.config.generation.max_new_tokens == 128
     thinking = prepare(config_of(world, model=taught, thinking="on"))
-    stage, asked, truth = stage_of(thinking), [], _truth_of(world.rows[:3])
-    stage.engine = _Scripted(
+    stage, asked, truth = stage_of(thinking), [], truth_of(world.rows[:3])
+    stage.engine = Scripted(
         stage.engine, asked, lambda text: f"<think>a dog</think><answer>{truth(text)}</answer>"
     )
     rows = stage.answer(inputs_of(world.rows[:3], tasks=["gres"], turns="last"))[0].to_pylist()
@@ -320,8 +328,8 @@ def test_a_thinking_model_is_asked_to_think_and_its_answer_is_scored(world, taug
 
 def test_a_thought_without_an_end_is_a_wrong_answer_in_strict_mode(world, taught):
     stage = stage_of(prepare(config_of(world, model=taught, thinking="on")))
-    truth = _truth_of(world.rows[:3])
-    stage.engine = _Scripted(stage.engine, [], lambda text: f"<think>{truth(text)}")
+    truth = truth_of(world.rows[:3])
+    stage.engine = Scripted(stage.engine, [], lambda text: f"<think>{truth(text)}")
     rows = stage.answer(inputs_of(world.rows[:3], tasks=["gres"], turns="last"))[0].to_pylist()
     assert all(row["unfinished"] and row["thought_tokens"] is None for row in rows)
     found = _metrics(rows)
@@ -342,7 +350,7 @@ def test_later_rounds_follow_the_models_own_answers_where_that_is_asked_for(worl
     (row,) = [row for row in world.rows[:4] if len(row["messages"]) == 4]
     for history, before in (("predicted", "nothing here"), ("true", None)):
         stage, asked = stage_of(prepare(config_of(world, model=taught, turns="all", history=history))), []
-        stage.engine = _Scripted(stage.engine, asked, lambda _: "nothing here")
+        stage.engine = Scripted(stage.engine, asked, lambda _: "nothing here")
         rows = stage.answer(inputs_of([row], tasks=["gres"], turns="all"))[0].to_pylist()
         assert [one["round"] for one in rows] == [1, 2]
         wanted = before or text_of(row["messages"][1])
@@ -362,25 +370,3 @@ def test_masks_one_by_one_are_kept_where_a_benchmark_scores_them_so(world, taugh
                 list(c) for c in dict.fromkeys(map(tuple, row[mode]["codes"]))
             ]
             assert masks.union([one["rle"] for one in kept], **size) == row[mode]["rle"]
-
-
-class _Scripted:
-    """An engine that answers by a function of the prompt's text, in the place of its model."""
-
-    def __init__(self, engine, asked: list[str], answer) -> None:
-        self.engine, self.adapter, self.asked, self.answer = engine, engine.adapter, asked, answer
-
-    def __getattr__(self, name):
-        return getattr(self.engine, name)
-
-    def replies(self, prompts, *, temperature, seed):
-        texts = [self.adapter.text_of(prompt.input_ids.tolist()) for prompt in prompts]
-        self.asked += texts
-        encode = functools.partial(self.adapter.tokenizer.encode, add_special_tokens=False)
-        return [[*encode(self.answer(text)), self.adapter.stop_ids[0]] for text in texts]
-
-
-def _truth_of(rows):
-    """Returns the true answer to the question of a prompt about the first image."""
-    known = {text_of(row["messages"][-2]): text_of(row["messages"][-1]) for row in rows}
-    return lambda prompt: next(answer for question, answer in known.items() if question in prompt)

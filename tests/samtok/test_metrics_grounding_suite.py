@@ -52,7 +52,7 @@ def test_the_mean_over_all_is_that_of_the_papers_rows(rows, exact, printed, mode
     found = giou(samples, np.repeat([1, 2, 3, 4], SIZES).tolist(), mode=mode)
     assert f"{100 * found['giou'][ALL]:.2f}" == exact
     assert round(100 * found["giou"][ALL], 1) == printed
-    names = ("stuff", "part", "multi", "single")
+    names = ("stuff", "part", "multi-object", "single-object")
     assert [found["giou"][name] for name in names] == pytest.approx([row / 100 for row in rows])
     assert [found["counts"][name]["expected"] for name in names] == list(SIZES)
 
@@ -64,17 +64,29 @@ MISSING = ((0, 1, 0, 3), "missing")
 def test_a_missing_prediction_is_0_in_strict_mode_and_skipped_in_official():
     samples = _samples(RIGHT, HALF, MISSING, MISSING, WRONG)
     strict, official = (giou(samples, [1, 1, 1, 2, 4], mode=mode) for mode in ("strict", "official"))
-    assert strict["giou"] == {"all": 1.5 / 5, "stuff": 0.5, "part": 0.0, "multi": None, "single": 0.0}
-    assert official["giou"] == {"all": 1.5 / 3, "stuff": 0.75, "part": None, "multi": None, "single": 0.0}
+    assert strict["giou"] == {
+        "all": 1.5 / 5,
+        "stuff": 0.5,
+        "part": 0.0,
+        "multi-object": None,
+        "single-object": 0.0,
+    }
+    assert official["giou"] == {
+        "all": 1.5 / 3,
+        "stuff": 0.75,
+        "part": None,
+        "multi-object": None,
+        "single-object": 0.0,
+    }
     assert strict["counts"] == official["counts"]
     assert strict["counts"]["all"] == {"expected": 5, "scored": 3, "skipped": 2}
     assert strict["counts"]["stuff"] == {"expected": 3, "scored": 2, "skipped": 1}
-    assert strict["counts"]["multi"] == {"expected": 0, "scored": 0, "skipped": 0}
+    assert strict["counts"]["multi-object"] == {"expected": 0, "scored": 0, "skipped": 0}
 
 
 def test_kinds_are_named_by_number_or_name():
     samples = _samples(RIGHT, HALF, WRONG, RIGHT)
-    assert giou(samples, [1, 2, 3, 4]) == giou(samples, ["stuff", "part", "multi", "single"])
+    assert giou(samples, [1, 2, 3, 4]) == giou(samples, ["stuff", "part", "multi-object", "single-object"])
     for unknown in (0, 5, "thing"):
         with pytest.raises(DataError, match="expected 1 \\(stuff\\), 2 \\(part\\)") as error:
             giou(samples, [1, 2, 3, unknown])
@@ -104,8 +116,8 @@ BOXES = [
 @pytest.mark.parametrize(("truth", "predicted", "box", "official", "strict"), BOXES)
 def test_the_box_of_a_mask_is_compared_with_the_annotated_one(truth, predicted, box, official, strict):
     samples = _samples((truth, predicted), boxes=[box])
-    assert box_accuracy(samples, [4], mode="official")["accuracy"]["single"] == float(official)
-    assert box_accuracy(samples, [4], mode="strict")["accuracy"]["single"] == float(strict)
+    assert box_accuracy(samples, [4], mode="official")["accuracy"]["single-object"] == float(official)
+    assert box_accuracy(samples, [4], mode="strict")["accuracy"]["single-object"] == float(strict)
 
 
 @pytest.mark.parametrize("mode", BOTH)

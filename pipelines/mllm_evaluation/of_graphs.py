@@ -1,0 +1,76 @@
+"""Numbers of scene graphs (PSG): triplets of an answer, each with two masks, against those of the truth."""
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from pipelines.mllm_evaluation.answers import Numbers, Row, Scoring, is_answered
+from samtok import masks
+from samtok.metrics.referring import Mode
+from samtok.metrics.scene_graph_text import StatedTriplet, read_answer, words_of
+from samtok.metrics.scene_graphs import ImageMatches, Triplet, match_image, recalls, with_masks
+from samtok.metrics.text_masks import Reading, read_text
+from samtok.mllm.thinking import answer_of
+
+KS = (20, 50, 100)
+
+
+def words(text: str, mode: Mode) -> list[str]:
+    """Returns the texts of an answer that each mean one mask."""
+    return words_of(read_answer(text, mode=mode).triplets)
+
+
+def psg(rows: Sequence[Row], mode: Mode, scoring: Scoring) -> Numbers:
+    """Returns R@K and mR@K; predicates are those of the vocabulary, else those that the truth has."""
+    truths = [_truth(row) for row in rows]
+    predicates = scoring.psg.predicates or tuple(
+        sorted({one.predicate for one in chain.from_iterable(truths)})
+    )
+    if not predicates:
+        return {"psg": {f"{name}_{k}": None for k in KS for name in ("recall", "mean_recall")}}
+    images = [_match(row, truth, mode, scoring) for row, truth in zip(rows, truths, strict=True)]
+    found = recalls(images, predicates=predicates, ks=KS, mode=mode)
+    share = len(rows) / (len(rows) + len(scoring.lost)) if rows else 1.0
+    return {"psg": {name: _scaled(value, share) for name, value in found.items()}}
+
+
+def _scaled(value: Any, share: float) -> Any:
+    """Counts lost questions as answers that find nothing, of each predicate as many as of others."""
+    return value * share if isinstance(value, float) else value
+
+
+def _truth(row: Row) -> list[Triplet]:
+    """Returns the true triplets; masks are in the order of the words."""
+    stated = read_answer(row["truth"]).triplets
+    return with_masks(stated, [_decoded(row, mask["rle"]) for mask in row["truth_masks"]])
+
+
+def _match(row: Row, truth: Sequence[Triplet], mode: Mode, scoring: Scoring) -> ImageMatches:
+    stated = _stated(row, mode, scoring) if is_answered(row, mode) else None
+    predicted = None if stated is None else with_masks(stated, _masks_of(row, stated, mode, scoring))
+    return match_image(truth, predicted, mode=mode, stuff=scoring.psg.stuff)
+
+
+def _stated(row: Row, mode: Mode, scoring: Scoring) -> Sequence[StatedTriplet] | None:
+    text = answer_of(row["generated"]) if scoring.thinking else row["generated"]
+    found = read_answer(
+        text, classes=scoring.psg.categories or None, predicates=scoring.psg.predicates or None, mode=mode
+    )
+    return found.used(mode)
+
+
+def _masks_of(row: Row, stated: Sequence[StatedTriplet], mode: Mode, scoring: Scoring) -> list[np.ndarray]:
+    """Returns the mask of each text; one that means none is empty."""
+    known = {tuple(one["codes"]): one["rle"] for one in row[mode]["masks"]}
+    reading, found = Reading.of(mode, several=False), []
+    for text in words_of(stated):
+        codes = read_text(text, reading, num_codes=scoring.num_codes, num_levels=scoring.num_levels).codes
+        found.append(_decoded(row, known[codes[0]] if codes else None))
+    return found
+
+
+def _decoded(row: Row, rle: str | None) -> np.ndarray:
+    size: dict[str, Any] = {"height": row["height"], "width": row["width"]}
+    return np.zeros((row["height"], row["width"]), bool) if rle is None else masks.decode(rle, **size)

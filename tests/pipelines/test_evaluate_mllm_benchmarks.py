@@ -1,0 +1,176 @@
+"""Each line of the table of benchmarks: true answers score 1, and what is wrong costs what it should."""
+
+import json
+from dataclasses import replace
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+
+from pipelines.chats.lost import LostQuestions
+from pipelines.mllm_evaluation import scores
+from pipelines.mllm_evaluation.answers import Scoring
+from pipelines.mllm_evaluation.benchmarks import BENCHMARKS, headlines
+from pipelines.mllm_evaluation.config import BenchmarkName
+from pipelines.mllm_evaluation.prepare import prepare
+from pipelines.mllm_evaluation.rows import inputs_of
+from samtok.errors import ConfigError, DataError
+from samtok.metrics.grounding_suite import CLASSES
+from tests.mllm_evaluations import Scripted, World, config_of, stage_of, write_chats
+
+VOCABULARY = {"categories": ["red", "green"], "predicates": ["on", "beside", "under"], "stuff": ["green"]}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> World:
+    """Masks of its rows are those that their words decode to, so that a true answer has an IoU of 1."""
+    return World(tmp_path_factory.mktemp("world"), 2, decoded=True)
+
+
+def evaluated(
+    world: World, rows: list[dict[str, Any]], answer: Any, *, lost: int = 0, **config: Any
+) -> dict[str, Any]:
+    """Returns the metrics of a model that answers by a function of the prompt's text. Masks are cut at 0 in
+    both modes, since those of an untrained tokenizer have logits of no other meaning."""
+    chats = write_chats(
+        world.home / f"chats-{np.random.default_rng().integers(2**40)}", rows, weights_sha256=None
+    )
+    job = prepare(config_of(world, chats=chats, **config))
+    job = replace(job, readings={mode: replace(one, threshold=0.0) for mode, one in job.readings.items()})
+    stage = stage_of(job)
+    stage.engine = Scripted(stage.engine, [], answer)
+    asked = inputs_of(rows, tasks=job.asked.tasks, turns=job.asked.turns, keeps_masks=job.asked.keeps_masks)
+    table, rejects, _ = stage.answer(asked)
+    assert not len(rejects)
+    scoring = job.scoring
+    if lost:
+        scoring = Scoring(**{**vars(scoring), "lost": LostQuestions(lost, 0, lost)})
+    return scores.metrics_of(
+        table.to_pylist(), benchmark=job.config.benchmark, readings=job.readings, scoring=scoring
+    )
+
+
+def numbers(metrics: dict[str, Any], mode: str = "strict") -> dict[str, float | None]:
+    return headlines(metrics["benchmark"], metrics["modes"][mode]["model"])
+
+
+def said(
+    row: dict[str, Any], question: str, answer: str, mask_ids: list[str], **fields: Any
+) -> dict[str, Any]:
+    """Returns the row with another question and answer."""
+    image = {"text": None, "image": 0}
+    messages = [
+        {"role": "user", "content": [image, {"text": question, "image": None}], "mask_ids": []},
+        {"role": "assistant", "content": [{"text": answer, "image": None}], "mask_ids": mask_ids},
+    ]
+    return {**row, "messages": messages, "meta": "{}", **fields}
+
+
+def test_flags_and_the_table_name_the_same_benchmarks():
+    assert set(get_args(BenchmarkName)) == set(BENCHMARKS)
+
+
+# ---------------------------------------------------------------- scene graphs
+
+
+def triplet(words: dict[str, str], subject: str, predicate: str, thing: str) -> str:
+    parts = [{"mask_2d": words[name], "label": name} for name in (subject, thing)]
+    return json.dumps({"subject": parts[0], "predicate": predicate, "object": parts[1]})
+
+
+def graph(*triplets: str) -> str:
+    return "```json\n[" + ",\n".join(triplets) + "]\n```"
+
+
+@pytest.fixture(scope="module")
+def graphs(world) -> list[dict[str, Any]]:
+    """A graph of two triplets for each image."""
+    rows = []
+    for number, row in enumerate(world.rows[::4]):
+        words = {mask["mask_id"]: mask["words"] for mask in row["masks"]}
+        answer = graph(triplet(words, "red", "on", "green"), triplet(words, "green", "beside", "red"))
+        names = ["red", "green", "green", "red"]
+        rows.append(said(row, f"List relations {number}.", answer, names, task="psg", tags=[]))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def vocabulary(world) -> str:
+    where = world.home / "psg.json"
+    where.write_text(json.dumps(VOCABULARY))
+    return str(where)
+
+
+def _true(rows: list[dict[str, Any]], change: Any = lambda text: text) -> Any:
+    answers = {
+        row["messages"][0]["content"][1]["text"]: row["messages"][1]["content"][0]["text"] for row in rows
+    }
+    return lambda prompt: next(change(text) for question, text in answers.items() if question in prompt)
+
+
+def test_true_scene_graphs_are_found_by_both_modes(world, graphs, vocabulary):
+    found = evaluated(world, graphs, _true(graphs), benchmark="psg", psg_vocabulary=vocabulary)
+    assert numbers(found) == {"R@20": 1, "mR@20": 2 / 3, "R@50": 1, "mR@50": 2 / 3}
+    assert numbers(found, "official")["R@20"] == 1
+    assert numbers(found, "official")["mR@20"] == 1 / 3  # the first predicate never counts there
+
+
+def test_a_swapped_triplet_a_cut_answer_and_a_lost_graph_cost_their_share(world, graphs, vocabulary):
+    options = {"benchmark": "psg", "psg_vocabulary": vocabulary}
+    swapped = _true(graphs, lambda text: text.replace('"predicate": "on"', '"predicate": "under"'))
+    assert numbers(evaluated(world, graphs, swapped, **options))["R@20"] == 0.5
+    cut = evaluated(world, graphs, _true(graphs, lambda text: text[: text.index(",\n")]), **options)
+    assert numbers(cut)["R@20"] == 0.5 and numbers(cut, "official")["R@20"] is None
+    lost = evaluated(world, graphs, _true(graphs), lost=2, **options)
+    assert numbers(lost)["R@20"] == 0.5 and numbers(lost, "official")["R@20"] == 1
+
+
+def test_without_lists_predicates_are_those_of_the_truth_and_there_is_no_official_mode(world, graphs):
+    found = evaluated(world, graphs, _true(graphs), benchmark="psg")
+    assert set(found["modes"]) == {"strict"} and numbers(found)["mR@20"] == 1
+
+
+def test_a_vocabulary_that_is_none_is_refused(world, graphs, tmp_path):
+    for body in ({"categories": ["a"]}, {**VOCABULARY, "stuff": ["sky"]}, []):
+        (tmp_path / "v.json").write_text(json.dumps(body))
+        with pytest.raises(ConfigError, match=r"--psg-vocabulary .*v\.json"):
+            evaluated(world, graphs, str, benchmark="psg", psg_vocabulary=str(tmp_path / "v.json"))
+
+
+# ---------------------------------------------------------------- rounds and GroundingSuite
+
+
+def test_rounds_are_scored_one_by_one(world):
+    row = next(row for row in world.rows if len(row["messages"]) == 4)
+    rows, words = [{**row, "task": "multi_round"}], row["messages"][3]["content"][0]["text"]
+
+    def answer(prompt: str) -> str:
+        return words if "segment red" in prompt else "no"
+
+    found = evaluated(world, rows, answer, benchmark="rounds")
+    assert numbers(found)["cIoU, round 1"] == 0
+    assert numbers(found)["cIoU, round 2"] == 1
+    assert found["modes"]["strict"]["model"]["multi_round"]["history"] == "gt"
+    predicted = evaluated(world, rows, answer, benchmark="rounds", history="predicted")
+    assert predicted["modes"]["strict"]["model"]["multi_round"]["history"] == "predicted"
+
+
+def test_grounding_suite_has_a_mean_for_each_kind(world):
+    rows = []
+    for number, (row, kind) in enumerate(zip(world.rows, CLASSES.values(), strict=False)):
+        mask = row["masks"][0]
+        rows.append(
+            said(row, f"Find {number}.", mask["words"], [mask["mask_id"]], task="grounding", tags=[kind])
+        )
+    found = evaluated(
+        world,
+        rows,
+        lambda prompt: "none" if "Find 0." in prompt else _true(rows)(prompt),
+        benchmark="groundingsuite",
+    )
+    shown = numbers(found)
+    assert (shown["all"], shown["stuff"], shown["part"], shown["single-object"]) == (0.75, 0, 1, 1)
+    lost = evaluated(world, rows, _true(rows), lost=4, benchmark="groundingsuite")
+    assert numbers(lost)["all"] == 0.5 and numbers(lost, "official")["all"] > 0.9
+    with pytest.raises(DataError, match="none of the tags stuff, part"):
+        evaluated(world, [{**row, "tags": []} for row in rows], str, benchmark="groundingsuite")
