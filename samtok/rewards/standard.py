@@ -17,7 +17,7 @@ COMPONENTS = (
     "format",  # 1: the tags that the prompt asks for
     "no_repeat",  # 1: no mask word or sentence again and again
     "readable",  # 1: there is an answer; 0 only for a thinking response without tags
-    "says_none",  # 1: an answer without mask words, such as "No target."
+    "says_none",  # 1: an answer without mask words or pieces of them, such as "No target."
     "num_words",  # mask words in the answer
     "num_duplicates",  # of those, words that were there before
     "num_malformed",  # pieces of mask words in the answer that are not exactly a word
@@ -42,7 +42,7 @@ class TextReward:
         mask = mask_reward(
             question, answer, tp=self.tp, count_malformed=self.count_malformed, partial=self.partial
         )
-        named = bool(answer.words or answer.num_stray)
+        named = bool(answer.words or answer.num_malformed)
         return {
             "mask": mask,
             "graded": graded_reward(question, answer),
@@ -57,7 +57,7 @@ class TextReward:
 
 
 DEFAULT = TextReward()
-"""Repeated true masks are matched one by one, and broken words cost."""
+"""Repeated true masks are matched one by one, and everything malformed costs."""
 
 PAPER = TextReward(tp="distinct", count_malformed=False)
-"""Eq. 5 as the paper has it."""
+"""Eq. 5 as the paper has it. Most of what is malformed costs nothing: ``pipelines.grpo.reward.policies``."""
