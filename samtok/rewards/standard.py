@@ -1,11 +1,13 @@
 """The default reward of training: named components, of which one has a weight.
 
 ``mask`` is the paper's reward (Eq. 5) and has weight 1. All others are logged and have weight 0 until they
-are given one. The length of a response or of its thought is rewarded by none of them.
+are given one. The length of a response or of its thought is rewarded by none of them, but for that of a
+caption (``samtok.rewards.captions``).
 """
 
 from dataclasses import dataclass
 
+from samtok.rewards import captions
 from samtok.rewards.answer import read
 from samtok.rewards.form import format_reward, no_repeat_reward
 from samtok.rewards.mask_words import TruePositives, check_options, graded_reward, mask_reward
@@ -21,6 +23,7 @@ COMPONENTS = (
     "num_words",  # mask words in the answer
     "num_duplicates",  # of those, words that were there before
     "num_malformed",  # pieces of mask words in the answer that are not exactly a word
+    *captions.COMPONENTS,  # 1 to all questions but those for a grounded caption
 )
 """Names of the components."""
 
@@ -53,6 +56,7 @@ class TextReward:
             "num_words": float(len(answer.words)),
             "num_duplicates": float(len(answer.words) - len(set(answer.words))),
             "num_malformed": float(answer.num_malformed),
+            **captions.caption_components(question, answer),
         }
 
 

@@ -27,7 +27,7 @@ def official(text: str) -> list[tuple[int, ...]]:
     return read_text(text, OFFICIAL, num_codes=256, num_levels=2).codes
 
 
-# What is said, the truth, how many masks the authors' scripts read, what it earns by default and in the paper.
+# What is said, the truth, masks that the authors' scripts read, what it earns by default and in the paper.
 HOLES = [
     (BARE, NONE, 1, 0, 1),
     (BARE * 3, NONE, 3, 0, 1),
