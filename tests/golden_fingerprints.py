@@ -53,7 +53,7 @@ DECIDES_NOTHING = {
         "outcome.py",
     ),
     *("report.py", "report_curves.py", "report_glossary.py", "report_metrics.py", "trajectory_page.py"),
-    *("pictures.py", "export.py", "alarms.py", "journal.py", "progress.py"),
+    *("pictures.py", "export.py", "alarms.py", "journal.py", "progress.py", "policies.py", "earnings.py"),
     *("collapse.py", "series.py", "none_edge.py"),
 }
 """Names of files that a pattern finds besides: flags, order of work, what is printed or drawn."""

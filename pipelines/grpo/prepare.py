@@ -1,8 +1,9 @@
 """What is known of a run before anything runs: checks, fingerprint, lineage, prompts. Loads no torch."""
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,20 +17,25 @@ from pipelines.generation.environment import check_engine
 from pipelines.generation.models import read_folder, weights_digest
 from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.reward.components import check_rewards, rewards_of
+from pipelines.grpo.reward.earnings import holes_of
 from pipelines.training.deepspeed_file import deepspeed_of
 from pipelines.training.prepare import Prepared, check_packing, lineage_of, settings_of
 from pipelines.training.resume import has_begun
 from samtok import folders
-from samtok.errors import ConfigError
+from samtok.errors import ConfigError, DataError
+from samtok.rewards import Question
 from samtok.rewards.iou import NAME as IOU
 
 log = logging.getLogger(__name__)
 
-CODE_VERSION = 3
+CODE_VERSION = 4
 """Raised with every change of the code that changes what is learnt or what this fingerprint holds."""
 
 PEEKED = 1000
 """Samples of each corpus that a dry run reads."""
+
+TRIED = 16
+"""First prompts among which one of each kind is answered by cheap policies, to find holes of the reward."""
 
 _FREE = (
     *("model", "tokenizer", "chats", "prompts", "placement", "sync", "checks", "alarms"),
@@ -161,7 +167,20 @@ def _check_model(config: GrpoConfig, prompts: PromptSource, held_out: PromptSour
 
 
 def _check_reward(config: GrpoConfig, prompts: PromptSource) -> None:
-    """Scores a true answer, so that rewards that fail do so before anything is spent."""
+    """Scores a true answer, so that rewards that fail do so before anything is spent, and cheap ones, so that
+    a reward says which of them it pays as well."""
     reward = config.reward
-    question = prompts.prompt(prompts.draws(0, 1)[0]).question
-    check_rewards(rewards_of(reward), reward.weights, question, elsewhere=(IOU,) if reward.iou else ())
+    rewards, elsewhere = rewards_of(reward), (IOU,) if reward.iou else ()
+    first, *others = prompts.draws(0, min(TRIED, len(prompts)))
+    question = prompts.prompt(first).question
+    check_rewards(rewards, reward.weights, question, elsewhere=elsewhere)
+    asked = [question, *_readable(prompts, others)]
+    for hole in holes_of(asked, rewards=rewards, weights=reward.weights, elsewhere=elsewhere):
+        log.warning("%s", hole)
+
+
+def _readable(prompts: PromptSource, indices: Sequence[int]) -> Iterator[Question]:
+    """Yields the questions that can be asked; the others become rejects when the run draws them."""
+    for index in indices:
+        with contextlib.suppress(DataError):
+            yield prompts.prompt(index).question

@@ -1,34 +1,44 @@
-"""Tries rewards on responses in a file, before anything is trained with them.
+"""Tries rewards before anything is trained with them, on cheap ways to answer or on responses in a file.
 
+    python -m pipelines.tools.reward_check --preset captions
     python -m pipelines.tools.reward_check --responses responses.jsonl --weights mask=1,format=0.1 --thinking
     python -m pipelines.tools.reward_check --responses r.jsonl --chats runs/chats --plug-ins my_rewards:short
 
-Every line of the file is an object: ``{"truth": "the true answer", "response": "what a model wrote"}``, or
-with ``--chats`` ``{"sample_id": "...", "response": "..."}``, a response in place of the sample's last answer.
-A reward of one's own is a function in a file of the working directory:
+Without ``--responses`` it prints what it earns to answer without looking, in a table for each kind of
+question: of made-up ones, or with ``--chats`` of the first of each kind among its first samples. What earns
+as much as the truth is marked as a hole.
+
+Every line of a file is an object: ``{"truth": "the true answer", "response": "what a model wrote"}``, with
+``"task": "gcg"`` for a caption, or with ``--chats`` ``{"sample_id": "...", "response": "..."}``, a response
+in place of the sample's last answer. A reward of one's own is a function in a file of the working directory:
 
     def short(question, response):
         return {"short": float(len(response.text) < 200)}
 
-Prints a row per line with all components and the total, their means, and counts. Token ids are empty here.
+Prints a row per line with all components and the total, their means, and counts. Token ids are empty here,
+and what needs the image (``iou`` of a run) is not computed.
 """
 
+import dataclasses
+import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
-import tyro
-
 from pipelines import cli
 from pipelines import job as runs
 from pipelines.chats.corpus import ChatCorpus, load_chat_corpus, rows_of
-from pipelines.chats.prompts import prompt_of
+from pipelines.chats.prompts import last_answer, prompt_of
 from pipelines.config import AtLeast1, config
-from pipelines.grpo.reward.components import Scored, ScoringConfig, rewards_of, score
+from pipelines.grpo.reward.components import CAPTION_WEIGHTS, Scored, ScoringConfig, rewards_of, score
+from pipelines.grpo.reward.earnings import earnings, examples, first_of_each_kind
+from pipelines.grpo.reward.policies import kind_of
 from pipelines.ingestion import json_lines
+from pipelines.schema import CHAT_TASKS
 from samtok.errors import DataError
-from samtok.rewards import Question, Response
+from samtok.rewards import Question, Response, Reward
+from samtok.rewards.captions import COMPONENTS, is_caption
 from samtok.words import parse_words
 
 
@@ -36,10 +46,11 @@ from samtok.words import parse_words
 class RewardCheckConfig(ScoringConfig):
     """Responses are scored and shown."""
 
-    responses: str
-    """JSONL file of responses, local or s3://."""
+    responses: str | None = None
+    """JSONL file of responses, local or s3://; without one cheap ways to answer are scored."""
     chats: str | None = None
-    """Corpus of chats (jobs/compose_dialogues.py) with the samples that lines name."""
+    """Corpus of chats (jobs/compose_dialogues.py) with the samples that lines name, or to take questions
+    from."""
     thinking: bool = False
     """The prompts asked for a thought: answers stand between <answer> and </answer>."""
     num_codes: AtLeast1 = 256
@@ -49,19 +60,29 @@ class RewardCheckConfig(ScoringConfig):
 
 
 PRESETS = {
-    "modern": RewardCheckConfig(responses=tyro.MISSING),
-    "paper": RewardCheckConfig(responses=tyro.MISSING, true_positives="distinct", count_malformed=False),
+    "modern": RewardCheckConfig(),
+    "captions": RewardCheckConfig(
+        weights=CAPTION_WEIGHTS
+    ),  # what jobs/grpo_gcg.py pays but in its preset paper
+    "paper": RewardCheckConfig(true_positives="distinct", count_malformed=False),
 }
+
+PEEKED = 1000
+"""Samples of ``--chats`` among which one of each kind is looked for."""
 
 
 def reward_check(config: RewardCheckConfig) -> int:
-    """Prints what the responses of a file are worth; returns the exit code.
+    """Prints what cheap answers, or the responses of a file, are worth; returns the exit code.
 
     Raises:
         ConfigError: For a reward or weight that cannot be used.
         DataError: For a line that cannot, with its file and number.
     """
     rewards = rewards_of(config)
+    if config.responses is None:
+        tables = [policy_table(question, config, rewards) for question in _examples(config)]
+        sys.stdout.write("\n\n".join("\n".join(table) for table in tables) + "\n")
+        return 0
     lines = list(responses_of(config.responses))
     if not lines:
         raise DataError(f"{config.responses} has no responses.", reason="empty")
@@ -70,6 +91,40 @@ def reward_check(config: RewardCheckConfig) -> int:
     scored = score(questions, responses, rewards=rewards, weights=config.weights)
     sys.stdout.write("\n".join(table_of([number for number, _ in lines], scored)) + "\n")
     return 0
+
+
+def policy_table(question: Question, config: ScoringConfig, rewards: Mapping[str, Reward]) -> list[str]:
+    """Returns the lines of the table of what policies earn on a question: ``mask``, components with a weight,
+    those of captions for a caption, and the total; the truth comes first."""
+    earned = earnings(question, rewards=rewards, weights=config.weights)
+    shown = ["mask", *(COMPONENTS if is_caption(question) else ())]
+    names = [*dict.fromkeys([*shown, *config.weights]), "total"]
+    wide = max(len(one.policy.name) for one in earned)
+    return [
+        f"{kind_of(question)}: {question.text}",
+        "  ".join([" " * wide, *(name.rjust(7) for name in names)]),
+        *(
+            _row(one.policy.name.ljust(wide), names, {**one.scored.components, "total": one.scored.total})
+            + ("  a hole" if one.is_hole else "")
+            for one in earned
+        ),
+    ]
+
+
+def _examples(config: RewardCheckConfig) -> list[Question]:
+    if config.chats is None:
+        made = examples(config.num_codes, config.num_levels)
+        return [dataclasses.replace(question, thinking=config.thinking) for question in made]
+    corpus = load_chat_corpus(config.chats)
+    sizes = {"num_codes": corpus.num_codes, "num_levels": corpus.num_levels}
+    rows = itertools.islice(rows_of(corpus), PEEKED)
+    asked = (row for row in rows if last_answer(row["messages"]) is not None)
+    found = first_of_each_kind(prompt_of(row, thinking=config.thinking, **sizes).question for row in asked)
+    if not found:
+        raise DataError(
+            f"none of the first {PEEKED} samples of {corpus.uri} asks for an answer.", reason="empty"
+        )
+    return found
 
 
 def responses_of(uri: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -87,8 +142,8 @@ def questions_of(lines: Sequence[tuple[int, dict[str, Any]]], config: RewardChec
     """Returns the question of each line, from its own truth or from the chat that it names.
 
     Raises:
-        DataError: ``truth`` for a line that has neither, or whose words cannot be read; ``sample`` for a
-            sample that the corpus does not have; those of ``prompt_of``.
+        DataError: ``truth`` for a line that has neither, or whose words cannot be read; ``task`` for one that
+            no chat has; ``sample`` for a sample that the corpus does not have; those of ``prompt_of``.
     """
     rows, corpus = {}, None
     if config.chats is not None:
@@ -101,7 +156,7 @@ def questions_of(lines: Sequence[tuple[int, dict[str, Any]]], config: RewardChec
         if corpus is not None and _names_sample(body):
             found.append(_of_sample(body["sample_id"], rows, corpus, config.thinking, where))
         else:
-            found.append(_of_truth(body.get("truth"), config, where))
+            found.append(_of_truth(body, config, where))
     return found
 
 
@@ -152,7 +207,10 @@ def _of_sample(
         raise DataError(f"{where}: {error}", reason=error.reason) from error
 
 
-def _of_truth(truth: Any, config: RewardCheckConfig, where: str) -> Question:
+def _of_truth(body: Mapping[str, Any], config: RewardCheckConfig, where: str) -> Question:
+    truth, task = body.get("truth"), body.get("task")
+    if task is not None and task not in CHAT_TASKS:
+        raise DataError(f"{where}: task must be one of {', '.join(CHAT_TASKS)}, got {task!r}.", reason="task")
     if not isinstance(truth, str):
         raise DataError(
             f'{where}: expected the text "truth" or, with --chats, the text "sample_id".', reason="truth"
@@ -162,7 +220,8 @@ def _of_truth(truth: Any, config: RewardCheckConfig, where: str) -> Question:
         codes = parse_words(truth, **sizes)
     except DataError as error:
         raise DataError(f"{where}: its truth cannot be read: {error}", reason="truth") from error
-    return Question(truth=tuple(codes), text=truth, thinking=config.thinking, **sizes)
+    record = {} if task is None else {"task": task}
+    return Question(truth=tuple(codes), text=truth, thinking=config.thinking, record=record, **sizes)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -57,8 +57,8 @@ class IouReward:
 
         The truth is the union of the original masks in the question's record, found by their codes; where
         the record has none, of the decoded true words. Without a target a response earns 1 if it names no
-        mask, else 0; with one, a response without readable words earns 0. Broken words are left out, but a
-        no-target with one is not right.
+        mask, else 0; with one, a response without readable words earns 0. What is malformed is no mask, so
+        a no-target with it is not right; elsewhere it costs nothing here, and something in ``mask`` only.
 
         Args:
             image: RGB, uint8, at the size of the record's masks.
@@ -108,7 +108,7 @@ class IouReward:
             if answer.text is None:
                 values.append(0.0)
             elif not question.truth:
-                values.append(float(not answer.words and not answer.num_stray))
+                values.append(float(not answer.words and not answer.num_malformed))
             else:
                 values.append(masks.iou(union, truths[id(question)]) if codes else 0.0)
         return values

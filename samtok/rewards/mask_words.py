@@ -25,8 +25,10 @@ def mask_reward(
 ) -> float:
     """Returns N_TP / max(N_pred, N_gt), in [0, 1]: 1 exactly if all masks are named and nothing else.
 
-    N_pred counts every word of the answer, so that naming many or one many times costs. Nothing predicted
-    where nothing is true gives 1. An answer that cannot be found gives 0.
+    N_pred counts every word of the answer, so that naming many or one many times costs, and every stretch of
+    mask tokens that is not exactly a word. So 1 means that every reading of the answer finds the true words,
+    the authors' included, which makes masks of codes without a word around them. Nothing predicted where
+    nothing is true gives 1. An answer that cannot be found gives 0.
 
     With ``partial`` a word earns something for the first codes that it shares with a true one. Equal words
     are matched first, then those that share all codes but the last, and so on; a word is matched once at
@@ -37,15 +39,15 @@ def mask_reward(
         answer: From ``samtok.rewards.answer.read`` with the same question.
         tp: "multiset" matches two equal words with two equal true masks; "distinct" counts equal words once
             in N_TP, as the paper does, so that a perfect copy of a truth with repeats earns less than 1.
-        count_malformed: Add words that are begun and not readable to N_pred. The paper does not, so they
-            are free there.
+        count_malformed: Add what is malformed to N_pred (``Answer.num_broken``). The paper adds words with
+            codes of wrong levels only, so all else is free there.
         partial: Credit for all codes but the last one, in [0, 1]; 0 is the paper's.
 
     Raises:
         ValueError: For an option out of its range.
     """
     check_options(tp, partial)
-    num_broken = answer.num_stray if count_malformed else answer.num_misplaced
+    num_broken = answer.num_broken if count_malformed else answer.num_misplaced
     most = max(len(answer.words) + num_broken, len(question.truth))
     if answer.text is None:
         return 0.0

@@ -235,12 +235,23 @@ def test_the_paper_preset_counts_as_the_paper_does(tmp_path, capsys):
         ({"response": A}, 'line 2: expected the text "truth"'),
         ({"sample_id": "x", "response": A}, 'line 2: expected the text "truth" or, with --chats'),
         ({"truth": A[:-3], "response": A}, "line 2: its truth cannot be read: mask words are malformed"),
+        ({"truth": A, "response": A, "task": "cgc"}, "line 2: task must be one of res, gres, .*, got 'cgc'"),
+        ({"truth": A, "response": A, "task": []}, r"line 2: task must be one of .*, got \[\]"),
     ],
 )
 def test_a_bad_line_is_named_with_its_file(tmp_path, line, message):
     path = write_lines(tmp_path / "responses.jsonl", {"truth": A, "response": A}, line)
     with pytest.raises(DataError, match=message):
         reward_check(RewardCheckConfig(responses=path))
+
+
+def test_captions_are_judged_in_lines_that_say_so(tmp_path, capsys):
+    caption = f"A dog {A} on a mat {B}."
+    line = {"truth": caption, "response": A + B}
+    lines = [line, {**line, "task": "gres"}, {**line, "task": "gcg"}]
+    path = write_lines(tmp_path / "responses.jsonl", *lines)
+    assert main(["--responses", path, "--preset", "captions"]) == 0
+    assert [row["total"] for row in cells(capsys.readouterr().out)[:3]] == ["1.0000", "1.0000", "0.4000"]
 
 
 def test_an_empty_file_ends_with_the_exit_code_of_data(tmp_path):
@@ -268,6 +279,8 @@ def test_truth_can_come_from_a_corpus_of_chats(tmp_path, chats, capsys):
     path = write_lines(tmp_path / "r.jsonl", {"sample_id": "0/green-red", "response": red})
     assert main(["--responses", path, "--chats", chats]) == 0
     assert cells(capsys.readouterr().out)[0]["total"] == "1.0000"
+    assert main(["--chats", chats]) == 0
+    assert capsys.readouterr().out.startswith(f"target: {red}\n")
     path = write_lines(tmp_path / "r.jsonl", {"sample_id": "0/blue", "response": red})
     with pytest.raises(DataError, match=r"r.jsonl, line 1: .*/chats has no sample '0/blue'"):
         reward_check(RewardCheckConfig(responses=path, chats=chats))

@@ -110,7 +110,7 @@ def test_a_thinking_response_without_tags_earns_nothing_even_where_nothing_is_tr
 
 
 @pytest.mark.parametrize(
-    ("broken", "stray", "misplaced"),
+    ("broken", "counted", "misplaced"),
     [
         (HALF, 1, 0),
         (OPEN, 1, 0),
@@ -119,16 +119,20 @@ def test_a_thinking_response_without_tags_earns_nothing_even_where_nothing_is_tr
         (X, 1, 1),
         (f"{START}<|mt_0003|><|mt_0007|>{END}", 1, 1),
         (f"{START}<|mt_0003|><|mt_0512|>{END}", 1, 1),
-        ("<|mt_0003|><|mt_0300|>", 0, 0),
+        ("<|mt_0003|><|mt_0300|>", 1, 0),
+        (" <|mt_0003|> <|mt_0300|>", 2, 0),
+        ("<|mt_0003|>" * 5, 3, 0),
+        (END, 1, 0),
+        ("<|mt_", 1, 0),
         (OPEN + HALF + X, 3, 1),
     ],
 )
-def test_a_broken_word_costs_as_a_wrong_one_once_per_start(broken, stray, misplaced):
+def test_a_broken_word_costs_as_a_wrong_one(broken, counted, misplaced):
     answer = read(asked(A), Response(text=A + broken))
-    assert (answer.num_stray, answer.num_misplaced) == (stray, misplaced)
-    assert worth(A + broken, A)["mask"] == pytest.approx(1 / (1 + stray))
+    assert (answer.num_broken, answer.num_misplaced) == (counted, misplaced)
+    assert worth(A + broken, A)["mask"] == pytest.approx(1 / (1 + counted))
     assert worth(A + broken, A, reward=PAPER)["mask"] == pytest.approx(1 / (1 + misplaced))
-    assert worth(broken, NONE)["mask"] == (stray == 0)
+    assert worth(broken, NONE)["mask"] == 0
 
 
 # What a policy may try instead of looking.
@@ -142,7 +146,7 @@ TRIES = [
     ("half a truncated word", A[:-3], A, 0),
     ("a word cut by text", A.replace("<|mt_0300|>", " <|mt_0300|>"), A, 0),
     ("codes without a word around", "<|mt_0003|><|mt_0300|>" * 9, A, 0),
-    ("a word in another word", START + A + END, A, 1 / 2),
+    ("a word in another word", START + A + END, A, 1 / 3),
     ("all second codes in one word", START + "<|mt_0003|>" + "".join(all_words()[257:513]) + END, A, 0),
 ]
 
@@ -277,7 +281,7 @@ def test_any_text_gets_named_finite_values(text, true, reward, thinking):
     found = reward(question, Response(text=text))
     assert tuple(found) == COMPONENTS and all(math.isfinite(value) for value in found.values())
     assert all(0 <= found[name] <= 1 for name in COMPONENTS if not name.startswith("num_"))
-    assert read(question, Response(text=text)).num_stray >= 0
+    assert read(question, Response(text=text)).num_broken >= 0
 
 
 @pytest.mark.parametrize(
@@ -435,9 +439,10 @@ def test_two_true_masks_of_the_same_word_are_both_true(tokenizer, picture):
 def test_iou_of_a_no_target_is_whether_nothing_is_named(tokenizer, picture):
     question = _sized(tokenizer)
     thinking = _sized(tokenizer, thinking=True)
-    responses = [Response(text=NONE), _response(tokenizer, LEFT), Response(text=START), Response(text=NONE)]
-    found = IouReward(tokenizer).score(picture, [question] * 3 + [thinking], responses)
-    assert found == [1, 0, 0, 0]
+    texts = [NONE, _response(tokenizer, LEFT).text, START, "<|mt_0001|><|mt_0066|>", NONE]
+    responses = [Response(text=text) for text in texts]
+    found = IouReward(tokenizer).score(picture, [question] * 4 + [thinking], responses)
+    assert found == [1, 0, 0, 0, 0]
 
 
 def test_a_response_with_too_many_words_is_not_decoded(tokenizer, picture):
