@@ -23,6 +23,7 @@ from pipelines.chats.commit import OF_DATASET, Composed
 from pipelines.dialogues import captions, referring, regions
 from pipelines.dialogues.pieces import Message, Ref
 from pipelines.dialogues.scene import Item, Scene
+from pipelines.dialogues.slices import slices_of
 from pipelines.dialogues.style import Voice
 from pipelines.shards import ROW_GROUP_ROWS
 from samtok.errors import DataError
@@ -230,11 +231,23 @@ class _Composer:
                 "tags": sorted({tag for item in items for tag in item.tags}),
                 "images": [{"uri": row["image_uri"], "height": row["height"], "width": row["width"]}],
                 **written(messages, self.scene.masks, keep_rle=self.settings.keep_rle),
-                "meta": json.dumps(_meta(items, voice), ensure_ascii=False, sort_keys=True),
+                "meta": json.dumps(self._meta(items, voice), ensure_ascii=False, sort_keys=True),
             }
         )
         self._count("items_out", len(items))
         self._count("samples_out", 1)
+
+    def _meta(self, items: Sequence[Item], voice: Voice) -> dict[str, Any]:
+        referring = "referring" in self.task.annotation_tasks
+        slices = {"slices": [slices_of(item, self.scene) for item in items]} if referring else {}
+        return {
+            "style": voice.style,
+            "templates": voice.used,
+            "items": [item.item_id for item in items],
+            "expressions": [item.text for item in items],
+            "targets": [list(item.targets) for item in items],
+            **slices,
+        }
 
     def _voice(self, item_id: str) -> Voice:
         rng = self._rng("voice", item_id)
@@ -281,13 +294,3 @@ def written(
 def _mask(mask: Mapping[str, Any], keep_rle: bool) -> dict[str, Any]:
     kept = {name: mask[name] for name in ("mask_id", "codes", "words", "label", "iou")}
     return {**kept, "image": FIRST_IMAGE, "rle": mask["rle"] if keep_rle else None}
-
-
-def _meta(items: Sequence[Item], voice: Voice) -> dict[str, Any]:
-    return {
-        "style": voice.style,
-        "templates": voice.used,
-        "items": [item.item_id for item in items],
-        "expressions": [item.text for item in items],
-        "targets": [list(item.targets) for item in items],
-    }

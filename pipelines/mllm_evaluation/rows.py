@@ -22,6 +22,9 @@ Turns = Literal["last", "first", "all"]
 STAGE = "answer"
 """Stage of all rejects made here."""
 
+SLICE = "slice: "
+"""Before the names of slices (``slices`` of a chat's meta) among the tags of a question."""
+
 COUNTS = shards.COUNTS["predictions"]
 """What is counted per shard: images, and questions about them; in = out + rejected, always."""
 
@@ -122,19 +125,21 @@ def _questions_of(row: Mapping[str, Any], turns: Turns, keeps_masks: bool) -> It
     answers = [n for n, message in enumerate(row["messages"]) if message["role"] == "assistant" and n]
     places = [n for n in answers if n not in unlearnt_of(row)]
     chosen = {"last": places[-1:], "first": places[:1], "all": places}[turns]
-    expressions = json.loads(row["meta"] or "{}").get("expressions") or []
+    meta = json.loads(row["meta"] or "{}")
+    expressions, slices = meta.get("expressions") or [], meta.get("slices") or []
     for number, place in enumerate(places):
         if place not in chosen:
             continue
         _require_no_thought(row, place)
         question = text_of(row["messages"][place - 1]).strip()
         phrase = expressions[number] if len(expressions) == len(places) else None
+        of_turn = slices[number] if len(slices) == len(places) else []
         yield {
             "sample_id": row["sample_id"],
             "turn": place,
             "round": number + 1,
             "task": row["task"],
-            "tags": list(row["tags"]),
+            "tags": [*row["tags"], *(f"{SLICE}{name}" for name in of_turn)],
             "images": [dict(image) for image in row["images"]],
             "messages": [dict(message) for message in row["messages"][:place]],
             "question": question,

@@ -1,13 +1,14 @@
 """Referring expressions: sentences that mean one shape, several, or none.
 
 Four families name a target: by attributes alone (``the small red circle``), with a place (``on the
-left``), as an extreme (``the topmost star``), or beside another shape (``everything left of the ring``).
-Where a reader could disagree, no sentence is made (``language``).
+left``), as an extreme (``the topmost star``), or beside another shape (``everything left of the ring``). A
+fifth, which is only used where it is asked for, counts (``the second star from the left``). Where a reader
+could disagree, no sentence is made (``language``).
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -15,13 +16,15 @@ import numpy as np
 from samtok.shapes.language import AHEAD, ANY, Phrase, margin_px, select
 from samtok.shapes.world import Scene
 
-Family = Literal["attributes", "places", "extremes", "beside"]
+Family = Literal["attributes", "places", "extremes", "beside", "ordinals"]
 
-FAMILIES: tuple[Family, ...] = get_args(Family)
-"""Ways to name a target."""
+FAMILIES: tuple[Family, ...] = get_args(Family)[:4]
+"""Ways to name a target that are used by default."""
 
 _COUNTS = ("none", "single", "multi")
 _SIDES = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}
+_NUMBERS = ("second", "third", "fourth")
+_STARTS = {"the left": (0, 1), "the right": (0, -1), "the top": (1, 1), "the bottom": (1, -1)}
 _EXTREMES = {"leftmost": "left of", "rightmost": "right of", "topmost": "above", "bottommost": "below"}
 
 
@@ -34,7 +37,8 @@ class Expression(NamedTuple):
     """Indices into ``scene.objects``, ascending; empty where nothing is meant."""
     tags: tuple[str, ...]
     """``single``, ``multi`` or ``none``. Of a single one also ``shape_only`` if without the word for its kind
-    another shape would be meant as well, or instead; ``colour_only`` likewise. Both can be true."""
+    another shape would be meant as well, or instead; ``colour_only`` likewise. Both can be true. One that
+    counts has ``ordinal`` in their place."""
 
 
 def referring_expressions(
@@ -65,6 +69,7 @@ def referring_expressions(
         "places": lambda: _places(scene, rng),
         "extremes": lambda: _extremes(scene),
         "beside": lambda: _beside(scene, rng),
+        "ordinals": lambda: _ordinals(scene),
     }
     found = [{made.text: made for made in makers[family]()} for family in families]
     drawn = []
@@ -171,6 +176,20 @@ def _extremes(scene: Scene) -> Iterator[Expression]:
             if all(ahead[j] > margin for j in matching if j != i):
                 text = f"the {word} {phrase.text()}"
                 yield _expression(scene, text, phrase, (i,), lambda j, by=ahead: by[j] < -margin)
+
+
+def _ordinals(scene: Scene) -> Iterator[Expression]:
+    """Yields ``the second star from the left`` where there are several stars, each clearly behind the one
+    before; the first and the last have no such sentence, but ``leftmost`` and ``rightmost``."""
+    margin = margin_px(scene)
+    centres = [shape.visible_centre_xy for shape in scene.objects]
+    for (word, (axis, sign)), phrase in product(_STARTS.items(), _subjects(scene)):
+        row = sorted(select(scene, phrase), key=lambda i: sign * centres[i][axis])
+        places = [sign * centres[i][axis] for i in row]
+        if all(after - before > margin for before, after in pairwise(places)):
+            for number, i in list(enumerate(row))[1 : 1 + len(_NUMBERS)]:
+                text = f"the {_NUMBERS[number - 1]} {phrase.text()} from {word}"
+                yield Expression(text, (i,), ("single", "ordinal"))
 
 
 def _anchors(scene: Scene) -> dict[int, Phrase]:

@@ -382,6 +382,23 @@ def test_families_and_numbers_of_expressions_can_be_chosen(family):
             assert [name for name, word in said.items() if word] == [family] * (family != "attributes")
 
 
+def test_the_second_star_from_the_left_is_the_second_of_all_stars():
+    counted = 0
+    numbers = {"second": 1, "third": 2, "fourth": 3}
+    for scene in SCENES:
+        rng = np.random.default_rng(0)
+        for text, (target,), tags in referring_expressions(scene, rng, single=20, families=("ordinals",)):
+            number, phrase, start = re.fullmatch(r"the (\w+) (.+) from the (\w+)", text).groups()
+            axis, sign = {"left": (0, 1), "right": (0, -1), "top": (1, 1), "bottom": (1, -1)}[start]
+            words = set(phrase.split()) - {"shape"}
+            of_kind = [i for i, one in enumerate(scene.objects) if words <= {one.size, one.colour, one.kind}]
+            centres = {i: scene.objects[i].visible_centre_xy[axis] for i in of_kind}
+            assert sorted(of_kind, key=lambda i: sign * centres[i])[numbers[number]] == target, text
+            assert tags == ("single", "ordinal")
+            counted += 1
+    assert counted > 50
+
+
 def test_a_small_world_speaks_of_its_own_words_only():
     world = WorldConfig.square(64, kinds=("circle", "star"), colours=("red", "blue"))
     for index in range(20):

@@ -76,7 +76,10 @@ class ExpressionsConfig:
     none: AtLeast0 = 1
     """Expressions per image that mean no shape that is there."""
     families: Annotated[tuple[Family, ...], NotEmpty] = FAMILIES
-    """How they refer: by attributes, by a place, by an extreme, by another shape beside it."""
+    """How they refer: by attributes, by a place, by an extreme, by another shape beside it; ordinals, which
+    count (the second star from the left), only where they are named."""
+    mark_hidden: bool = False
+    """refer: give expressions the tag occluded if another shape hides a clear piece of what they mean."""
 
     def check(self) -> None:
         """Refuses what leaves no room for ids, and families that are repeated."""
@@ -172,6 +175,8 @@ class ShapesConfig:
         del fields["out"], fields["dry_run"]
         if self.format in _WITH_EXPRESSIONS:
             fields["expressions"]["families"] = list(self.expressions.families)
+            if not self.expressions.mark_hidden:
+                del fields["expressions"]["mark_hidden"]
         else:
             del fields["expressions"]
         if self.format != "masks":

@@ -171,5 +171,10 @@ def _ref(scene: Scene, number: int, made: Expression, config: ShapesConfig) -> d
         "no_target": not made.targets,
         "sent_ids": [ref_id],
         "sentences": [{"sent_id": ref_id, "sent": made.text, "raw": raw, "tokens": made.text.split()}],
-        "tags": list(made.tags),
+        "tags": [*made.tags, *_hidden(scene, made, config)],
     }
+
+
+def _hidden(scene: Scene, made: Expression, config: ShapesConfig) -> list[str]:
+    behind = {j for _, j in scene.in_front}
+    return ["occluded"] if config.expressions.mark_hidden and behind & set(made.targets) else []

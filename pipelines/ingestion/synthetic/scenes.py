@@ -78,6 +78,7 @@ def language_rng(scene: Scene) -> np.random.Generator:
 def expressions(scene: Scene, config: ShapesConfig, **changed: Any) -> list[Expression]:
     """Draws the referring expressions of a scene that ``--expressions`` asks for, but for what is changed."""
     wanted: dict[str, Any] = {**vars(config.expressions), **changed}
+    del wanted["mark_hidden"]  # which says what is written of them
     return referring_expressions(scene, language_rng(scene), **wanted)
 
 
