@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pipelines.mllm_evaluation import of_graphs, of_masks
 from pipelines.mllm_evaluation.answers import Numbers, Row, Scoring
 from samtok.metrics.referring import Mode
+from samtok.metrics.text_masks import Codes
 
 THINKING_TOKENS = 1024
 """Room for a thought and its answer in the authors' script of GRES (RL)."""
@@ -30,7 +31,8 @@ class Benchmark:
         numbers: Of an answered corpus, by the name of their section.
         headlines: What tables show: a name, a section, a key. Without a name all of the section's numbers
             are shown, by their keys.
-        pieces: The texts of an answer that each mean one mask; by default the answer is read as a whole.
+        codes: Those of each mask that an answer names, by its text, the mode, and the numbers of codes and of
+            levels; by default the words of the whole text.
         turns: Questions of a chat that are asked unless ``--turns`` says others.
         keeps_masks: Whether rows hold each mask, which ``numbers`` then finds by the words of the text.
     """
@@ -44,7 +46,7 @@ class Benchmark:
     headlines: tuple[tuple[str | None, str, str], ...]
     turns: Literal["last", "first", "all"] = "last"
     keeps_masks: bool = False
-    pieces: Callable[[str, Mode], Sequence[str]] | None = None
+    codes: Callable[[str, Mode, int, int], Sequence[Codes]] | None = None
 
     def room(self, *, thinking: bool) -> int:
         """Returns how many tokens an answer may have, a thought included."""
@@ -120,7 +122,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             ("mR@50", "psg", "mean_recall_50"),
         ),
         keeps_masks=True,
-        pieces=of_graphs.words,
+        codes=of_graphs.codes,
     ),
 }
 """By the name of ``--benchmark``."""

@@ -11,15 +11,24 @@ from samtok import masks
 from samtok.metrics.referring import Mode
 from samtok.metrics.scene_graph_text import StatedTriplet, read_answer, words_of
 from samtok.metrics.scene_graphs import ImageMatches, Triplet, match_image, recalls, with_masks
-from samtok.metrics.text_masks import Reading, read_text
+from samtok.metrics.text_masks import Codes, Reading, read_text
 from samtok.mllm.thinking import answer_of
 
 KS = (20, 50, 100)
 
 
-def words(text: str, mode: Mode) -> list[str]:
-    """Returns the texts of an answer that each mean one mask."""
-    return words_of(read_answer(text, mode=mode).triplets)
+def codes(text: str, mode: Mode, num_codes: int, num_levels: int) -> list[Codes]:
+    """Returns the codes of each mask that an answer names."""
+    found = [
+        _codes_of(words, mode, num_codes, num_levels)
+        for words in words_of(read_answer(text, mode=mode).triplets)
+    ]
+    return [one for one in found if one is not None]
+
+
+def _codes_of(words: str, mode: Mode, num_codes: int, num_levels: int) -> Codes | None:
+    reading = Reading.of(mode, several=False)
+    return next(iter(read_text(words, reading, num_codes=num_codes, num_levels=num_levels).codes), None)
 
 
 def psg(rows: Sequence[Row], mode: Mode, scoring: Scoring) -> Numbers:
@@ -64,11 +73,9 @@ def _stated(row: Row, mode: Mode, scoring: Scoring) -> Sequence[StatedTriplet] |
 def _masks_of(row: Row, stated: Sequence[StatedTriplet], mode: Mode, scoring: Scoring) -> list[np.ndarray]:
     """Returns the mask of each text; one that means none is empty."""
     known = {tuple(one["codes"]): one["rle"] for one in row[mode]["masks"]}
-    reading, found = Reading.of(mode, several=False), []
-    for text in words_of(stated):
-        codes = read_text(text, reading, num_codes=scoring.num_codes, num_levels=scoring.num_levels).codes
-        found.append(_decoded(row, known[codes[0]] if codes else None))
-    return found
+    sizes = scoring.num_codes, scoring.num_levels
+    found = [_codes_of(words, mode, *sizes) for words in words_of(stated)]
+    return [_decoded(row, None if one is None else known[one]) for one in found]
 
 
 def _decoded(row: Row, rle: str | None) -> np.ndarray:

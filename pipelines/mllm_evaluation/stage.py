@@ -85,7 +85,7 @@ class AnswerQuestions:
     ) -> None:
         torch.set_num_threads(config.worker.threads)
         self.config, self.generation, self.asked, self.readings = config, config.generation, asked, readings
-        self.pieces = BENCHMARKS[config.benchmark].pieces
+        self.codes = BENCHMARKS[config.benchmark].codes
         device = config.worker.device
         self.tokenizer = MaskTokenizer.from_pretrained(
             config.tokenizer, device=device, read=storage.read_bytes
@@ -267,8 +267,10 @@ class AnswerQuestions:
             question.row["thought_tokens"] = self._thought_tokens(thought.think)
         sizes = {"num_codes": vocabulary.num_codes, "num_levels": vocabulary.num_levels}
         for mode, reading in self.readings.items():
-            pieces = [scored] if self.pieces is None else self.pieces(scored, mode)
-            found = [codes for text in pieces for codes in read_text(text, reading, **sizes).codes]
+            if self.codes is None:
+                found = read_text(scored, reading, **sizes).codes
+            else:
+                found = self.codes(scored, mode, vocabulary.num_codes, vocabulary.num_levels)
             question.row[mode] = {"codes": [list(codes) for codes in found]}
         question.row["num_malformed"] = read_text(scored, Reading(), **sizes).num_malformed
 
