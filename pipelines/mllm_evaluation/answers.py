@@ -1,6 +1,6 @@
 """Answered questions as scores are made of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,6 +36,10 @@ class Scoring:
     """What stood before later questions of a chat."""
     psg: PsgVocabulary = NO_VOCABULARY
     """Scene graphs: what is not in the lists is not scored."""
+    similarity: Callable[[str, str], float] | None = None
+    """Grounded captions: of two phrases, in [0, 1]; None where there is no text encoder."""
+    is_whole: bool = False
+    """These are all answers of the model: what is dear is computed, such as METEOR."""
     lost: LostQuestions = NOTHING_LOST
     """Questions that never came here; wrong answers in "strict", left out in "official"."""
 

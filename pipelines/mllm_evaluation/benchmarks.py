@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipelines.mllm_evaluation import of_graphs, of_masks
+from pipelines.mllm_evaluation import of_captions, of_graphs, of_instances, of_masks
 from pipelines.mllm_evaluation.answers import Numbers, Row, Scoring
 from samtok.metrics.referring import Mode
 from samtok.metrics.text_masks import Codes
@@ -23,7 +23,7 @@ class Benchmark:
 
     Attributes:
         title: Name for people.
-        paper: Where the paper has its numbers.
+        paper: Where the paper has its numbers; empty if nowhere.
         tasks: Of chat rows that are asked.
         masks: Masks that an answer may name: all of its words (``several``), the ``first`` one, or ``none``
             for answers that are text.
@@ -54,6 +54,24 @@ class Benchmark:
 
 
 BENCHMARKS: Mapping[str, Benchmark] = {
+    "gcg": Benchmark(
+        title="Grounded captions",
+        paper="Table 1",
+        tasks=("gcg",),
+        masks="several",
+        max_new_tokens=512,
+        numbers=of_captions.gcg,
+        headlines=(
+            ("METEOR", "gcg", "meteor"),
+            ("CIDEr", "gcg", "cider"),
+            ("AP50", "gcg", "ap50"),
+            ("mIoU", "gcg", "miou"),
+            ("recall", "gcg", "recall"),
+            ("recall of equal phrases", "gcg", "recall_exact"),
+        ),
+        keeps_masks=True,
+        codes=of_captions.codes,
+    ),
     "gres": Benchmark(
         title="Generalised referring segmentation",
         paper="Table 3",
@@ -124,16 +142,46 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         keeps_masks=True,
         codes=of_graphs.codes,
     ),
+    "instances": Benchmark(
+        title="All objects of a class: COCO's AP",
+        paper="",
+        tasks=("instances",),
+        masks="several",
+        max_new_tokens=2048,
+        numbers=of_instances.instances,
+        headlines=(
+            ("AP", "instances", "ap"),
+            ("AP50", "instances", "ap50"),
+            ("AP75", "instances", "ap75"),
+            ("IoU of targets", "targets", "mean_iou"),
+        ),
+        keeps_masks=True,
+    ),
+    "region_captions": Benchmark(
+        title="Captions of regions",
+        paper="",
+        tasks=("region_caption",),
+        masks="none",
+        max_new_tokens=1024,
+        numbers=of_captions.regions,
+        headlines=(
+            ("METEOR", "captions", "meteor"),
+            ("CIDEr", "captions", "cider"),
+            ("equal captions", "captions", "exact"),
+        ),
+    ),
 }
 """By the name of ``--benchmark``."""
 
 
-def headlines(benchmark: str, section: Mapping[str, Any]) -> dict[str, float | None]:
-    """Returns the numbers that tables show, by their names."""
-    found: dict[str, float | None] = {}
+def headlines(benchmark: str, section: Mapping[str, Any]) -> dict[str, float | str | None]:
+    """Returns the numbers that tables show, by their names; in the place of one that cannot be computed here
+    what it needs, as ``needs Java``."""
+    found: dict[str, float | str | None] = {}
     for name, part, key in BENCHMARKS[benchmark].headlines:
         if name is None:
             found |= section[part]
         else:
-            found[name] = section[part][key]
+            value = section[part][key]
+            found[name] = section[part].get(f"{key}_missing") if value is None else value
     return found

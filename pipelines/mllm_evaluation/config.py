@@ -20,7 +20,9 @@ from pipelines.config import (
 from pipelines.generation.config import GenerationConfig
 from samtok.errors import ConfigError
 
-BenchmarkName = Literal["gres", "res", "rec", "rounds", "groundingsuite", "psg"]
+BenchmarkName = Literal[
+    "gres", "res", "rec", "gcg", "rounds", "groundingsuite", "psg", "instances", "region_captions"
+]
 """Keys of ``benchmarks.BENCHMARKS``, which is not loaded to read flags."""
 
 THIS_RUN, BASELINE = TAKEN = ("this run", "always No target.")
@@ -71,6 +73,9 @@ class EvaluateMllmConfig(ImageLimit, RunConfig):
     """Let mask words be well-formed only; without it a model may write broken ones, which are counted."""
     broken_words: Literal["drop", "depth1"] = "drop"
     """In strict mode: leave a broken word out, or decode its first code alone. Official mode repairs it."""
+    gcg_similarity: ShippedPlace | None = None
+    """gcg: folder or hub id of bert-base-uncased, by which the recall of phrases compares them; without it
+    there is the recall of equal phrases only."""
     psg_vocabulary: Place | None = None
     """psg: JSON file with the lists categories and predicates, outside of which nothing is scored, and stuff,
     the categories without instances, without which there is no official mode."""

@@ -72,7 +72,7 @@ def rounds(rows: Sequence[Row], mode: Mode, scoring: Scoring) -> Numbers:
         mode=mode,
     )
     average = {number: one or {} for number, one in found["average"].items()}
-    by_round = {f"cIoU, round {number}": one.get("ciou_cumulative") for number, one in average.items()}
+    by_round = {f"cIoU round {number}": one.get("ciou_cumulative") for number, one in average.items()}
     return {"rounds": by_round, "multi_round": found, **res(rows, mode, scoring)}
 
 

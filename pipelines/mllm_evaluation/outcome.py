@@ -40,7 +40,8 @@ def publish(job: Evaluation, manifest: Mapping[str, Any], done: Work, tracker: T
 
 def measured_with(job: Evaluation) -> dict[str, Any]:
     """Returns all that decided the numbers besides code: the fingerprint, and a hash of the questions."""
-    return {**job.fingerprint, "questions": questions_digest(job.fingerprint)}
+    beside = {"gcg_similarity": job.config.gcg_similarity} if job.config.benchmark == "gcg" else {}
+    return {**job.fingerprint, **beside, "questions": questions_digest(job.fingerprint)}
 
 
 def tags_of(job: Evaluation) -> dict[str, str]:

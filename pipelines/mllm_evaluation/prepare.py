@@ -27,6 +27,7 @@ from samtok.config import MaskTokenizerConfig
 from samtok.errors import ConfigError, DataError
 from samtok.metrics.referring import MODES, Mode
 from samtok.metrics.text_masks import Reading
+from samtok.metrics.text_similarity import load_bert
 
 CODE_VERSION = 3
 """Raised with every change of the code that changes answers or scores (test_fingerprints.py)."""
@@ -89,7 +90,8 @@ class Evaluation:
 
     @property
     def scoring(self) -> Scoring:
-        """What decides the numbers besides the answers; of a part of the corpus nothing is called lost."""
+        """What decides the numbers besides the answers; of a part of the corpus nothing is called lost. Loads
+        torch if phrases are compared by a text encoder."""
         lost = LostQuestions.of(self.corpus.manifest, self.asked.tasks)
         if self.config.limit is not None:
             lost = NOTHING_LOST
@@ -100,6 +102,7 @@ class Evaluation:
             thinking=self.asked.thinking,
             history=self.config.history,
             psg=PsgVocabulary.read(self.config.psg_vocabulary),
+            similarity=None if self.config.gcg_similarity is None else load_bert(self.config.gcg_similarity),
             lost=lost,
         )
 
@@ -207,6 +210,7 @@ def _fingerprint(
         "broken_words": config.broken_words,
         "max_image_pixels": config.max_image_pixels,
         "thinking": asked.thinking,
+        **_lists_of(config),
         "device": config.worker.device,
         "threads_per_actor": config.worker.threads,
         "shard_rows": config.shard_rows,
@@ -215,6 +219,14 @@ def _fingerprint(
         "schema_version": schema.SCHEMA_VERSION,
         "code_version": CODE_VERSION,
     }
+
+
+def _lists_of(config: EvaluateMllmConfig) -> dict[str, Any]:
+    """Returns what decides single benchmarks alone."""
+    if config.benchmark == "psg":
+        vocabulary = dataclasses.asdict(PsgVocabulary.read(config.psg_vocabulary))
+        return {"psg_vocabulary": shards.digest(vocabulary)}
+    return {}
 
 
 _QUESTIONS = ("benchmark", "chat", "tasks", "turns", "limit")

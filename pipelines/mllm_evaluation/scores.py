@@ -39,7 +39,7 @@ def metrics_of(
         silent = [_without_prediction(row, mode) for row in rows]
         modes[mode] = {
             "read": {**described[mode], "min_pixels": scoring.min_pixels},
-            "model": _with_tags(rows, benchmark, mode, scoring),
+            "model": _with_tags(rows, benchmark, mode, dataclasses.replace(scoring, is_whole=True)),
             "no_target": _with_tags(silent, benchmark, mode, scoring),
         }
     return {"benchmark": benchmark, "counts": counts_of(rows, scoring.lost), "modes": modes}
@@ -65,7 +65,7 @@ def counts_of(rows: Sequence[Row], lost: LostQuestions = NOTHING_LOST) -> dict[s
 
 def _with_tags(rows: Sequence[Row], benchmark: str, mode: Mode, scoring: Scoring) -> dict[str, Any]:
     tags = sorted({tag for row in rows for tag in row["tags"]})
-    kept = dataclasses.replace(scoring, lost=NOTHING_LOST)
+    kept = dataclasses.replace(scoring, lost=NOTHING_LOST, is_whole=False)
     of_tags = {
         tag: _section([row for row in rows if tag in row["tags"]], benchmark, mode, kept) for tag in tags
     }
@@ -87,8 +87,10 @@ def _without_prediction(row: Row, mode: Mode) -> dict[str, Any]:
     return {**row, mode: nothing, "problem": None, "unfinished": False, "generated": "No target."}
 
 
-def percent(share: float | None) -> str:
-    """Returns a share as papers print it: times 100, two decimals; none is ``-``."""
+def percent(share: float | str | None) -> str:
+    """Returns a share as papers print it: times 100, two decimals; none is ``-``, and a text stays."""
+    if isinstance(share, str):
+        return share
     return "-" if share is None else f"{100 * share:.2f}"
 
 

@@ -148,8 +148,8 @@ def test_rounds_are_scored_one_by_one(world):
         return words if "segment red" in prompt else "no"
 
     found = evaluated(world, rows, answer, benchmark="rounds")
-    assert numbers(found)["cIoU, round 1"] == 0
-    assert numbers(found)["cIoU, round 2"] == 1
+    assert numbers(found)["cIoU round 1"] == 0
+    assert numbers(found)["cIoU round 2"] == 1
     assert found["modes"]["strict"]["model"]["multi_round"]["history"] == "gt"
     predicted = evaluated(world, rows, answer, benchmark="rounds", history="predicted")
     assert predicted["modes"]["strict"]["model"]["multi_round"]["history"] == "predicted"
@@ -174,3 +174,72 @@ def test_grounding_suite_has_a_mean_for_each_kind(world):
     assert numbers(lost)["all"] == 0.5 and numbers(lost, "official")["all"] > 0.9
     with pytest.raises(DataError, match="none of the tags stuff, part"):
         evaluated(world, [{**row, "tags": []} for row in rows], str, benchmark="groundingsuite")
+
+
+# ---------------------------------------------------------------- captions and instances
+
+
+@pytest.fixture(scope="module")
+def captioned(world) -> list[dict[str, Any]]:
+    rows = []
+    for number, row in enumerate(world.rows[::4]):
+        words = {mask["mask_id"]: mask["words"] for mask in row["masks"]}
+        marked = {
+            name: f"<|object_ref_start|> the {name} one <|object_ref_end|> {words[name]}" for name in words
+        }
+        text = f"Here is {marked['red']} beside {marked['green']} in picture {'ab'[number]}."
+        rows.append(said(row, f"Describe {number}.", text, ["red", "green"], task="gcg", tags=[]))
+    return rows
+
+
+def test_a_true_caption_has_all_its_phrases_and_masks(world, captioned):
+    found = evaluated(world, captioned, _true(captioned), benchmark="gcg")
+    shown = numbers(found)
+    assert (shown["AP50"], shown["mIoU"], shown["recall of equal phrases"]) == (1, 1, 1)
+    assert shown["recall"] == "needs --gcg-similarity" and shown["CIDEr"] > 5
+    assert numbers(found, "official")["recall of equal phrases"] == 1
+    assert found["modes"]["strict"]["no_target"]["gcg"]["recall_exact"] == 0
+    _, *lines = scores.table_of(found, {}, "strict")
+    assert ["recall", "needs --gcg-similarity", "needs --gcg-similarity"] in lines
+
+
+def test_a_caption_with_one_phrase_half_of_the_images_or_other_words_scores_less(world, captioned):
+    half = evaluated(
+        world, captioned, _true(captioned, lambda text: text.partition(" beside")[0]), benchmark="gcg"
+    )
+    assert (numbers(half)["recall of equal phrases"], numbers(half)["mIoU"]) == (0.5, 1)
+    lost = evaluated(world, captioned, _true(captioned), lost=2, benchmark="gcg")
+    assert numbers(lost)["recall of equal phrases"] == 0.5
+    assert numbers(lost, "official")["recall of equal phrases"] == 1
+    other = _true(captioned, lambda text: text.replace("the red one", "a thing"))
+    assert numbers(evaluated(world, captioned, other, benchmark="gcg"))["recall of equal phrases"] == 0.5
+
+
+def test_instances_are_scored_by_ap(world):
+    rows = []
+    for number, row in enumerate(world.rows[::4]):
+        answer = ", ".join(mask["words"] for mask in row["masks"])
+        names = [mask["mask_id"] for mask in row["masks"]]
+        rows.append(said(row, f"Segment all {number}.", answer, names, task="instances", tags=[]))
+    assert numbers(evaluated(world, rows, _true(rows), benchmark="instances"))["AP"] == 1
+    first = evaluated(world, rows, _true(rows, lambda text: text.partition(",")[0]), benchmark="instances")
+    assert 0.4 < numbers(first)["AP50"] < 0.6
+    assert numbers(evaluated(world, rows, lambda _: "no", benchmark="instances"))["AP"] == 0
+
+
+def test_captions_of_regions_are_text_alone(world):
+    rows = []
+    for number, row in enumerate(world.rows[::4]):
+        rows.append(
+            said(
+                row,
+                f"What is it {number}?",
+                f"a {['red', 'blue'][number]} thing here",
+                [],
+                task="region_caption",
+            )
+        )
+    true = evaluated(world, rows, _true(rows), benchmark="region_captions")
+    assert numbers(true)["equal captions"] == 1 and numbers(true)["CIDEr"] > 5
+    wrong = evaluated(world, rows, lambda _: "a red thing here", benchmark="region_captions")
+    assert numbers(wrong)["equal captions"] == 0.5
