@@ -1,10 +1,7 @@
 """What judged benchmarks share, and DLC-Bench: its parser, its rules, and the published numbers of DAM-3B."""
 
-import gzip
-import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,9 +22,9 @@ from samtok.metrics.judged_dlc import (
     recognition,
 )
 from samtok.metrics.referring import MODES
+from tests.judgements import published
 
 ANY = settings(max_examples=60, deadline=None)
-FIXTURE = Path(__file__).parent.parent / "fixtures/dlc_dam3b_judgements.json.gz"
 YES_NO = ("Yes", "No")
 COLOURS = ("The colour is mentioned.", "The colour is not mentioned.", "Red", "Red and blue")
 RECOGNITION = Question(text="A dog?", choices=(("Yes", 1.0), ("No", 0.0)), kind="recognition")
@@ -84,25 +81,6 @@ def test_a_reply_in_the_form_of_the_prompt_is_read_as_its_choice(choices, data):
 
 
 # ---------------------------------------------------------------- published numbers
-
-
-def published() -> tuple[dict[str, float], list[DlcMask], dict[str, str | None], dict[str, int]]:
-    """What was printed; masks, replies, and which choices were read."""
-    body = json.loads(gzip.decompress(FIXTURE.read_bytes()))
-    masks, replies, chosen = list[DlcMask](), dict[str, str | None](), dict[str, int]()
-    for mask_id, rows in body["masks"].items():
-        questions = tuple(
-            Question(
-                text=f"Question {number} of {mask_id}?",
-                choices=tuple((text, float(score)) for text, score in row["choices"]),
-                kind=row["kind"],
-            )
-            for number, row in enumerate(rows)
-        )
-        masks.append(DlcMask(mask_id=mask_id, questions=questions, caption=f"Description of {mask_id}."))
-        for name, row in zip(masks[-1].names, rows, strict=True):
-            replies[name], chosen[name] = row["reply"], row["chosen"]
-    return body["expected"], masks, replies, chosen
 
 
 @pytest.mark.parametrize("mode", MODES)
