@@ -71,10 +71,9 @@ class _Handler(BaseHTTPRequestHandler):
             stub.bodies.append(body)
             stub.keys.add(self.headers["Authorization"])
         said = stub.script(prompt, before)
+        with stub.lock:  # before the client goes on
+            stub.answered[prompt] += said.status == 200
         self._say(said)
-        if said.status == 200:
-            with stub.lock:
-                stub.answered[prompt] += 1
 
     def _say(self, said: Said) -> None:
         data = said.body if isinstance(said.body, bytes) else json.dumps(said.body).encode()

@@ -5,12 +5,12 @@ is in ``Judge.summary``, and ``Judge.check`` ends a run in which they are too ma
 ``pipelines.judging.open_judge`` makes a judge of a config.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import logging
+import threading
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from pipelines.judging.config import JudgeConfig
@@ -25,6 +25,9 @@ SERVER = "server"
 """Reason of a judgement that failed because the server did not answer; all others are of what was asked."""
 
 _SHOW_EVERY = 100
+
+Keep = Callable[[int, Judgement], None]
+"""Takes what became of the ask at a place; may be called from several threads."""
 
 
 class Backend(Protocol):
@@ -43,11 +46,11 @@ class Backend(Protocol):
         """How many were made, repeated ones too."""
         ...
 
-    def answers(self, asks: Sequence[Ask]) -> Generator[tuple[int, Judgement], None, None]:
-        """Yields what becomes of each ask, with its place, as soon as it is known.
+    def answer(self, asks: Sequence[Ask], keep: Keep) -> None:
+        """Keeps what becomes of each ask as soon as it is known, before it goes on to the next.
 
         Raises:
-            ClusterError: None would be answered any more.
+            ClusterError: No more would be answered.
             ConfigError: The server refuses whoever asks.
         """
         ...
@@ -82,7 +85,7 @@ class Judge:
         Raises:
             DataError: ``judgement_missing``, in a replay, for an ask that is not on record.
             ClusterError: The server is gone; what it answered before is on record.
-            ConfigError: Images for a judge that sees none; or as ``Backend.answers``.
+            ConfigError: Images for a judge that sees none; or as ``Backend.answer``.
             ValueError: A name is there twice.
         """
         require_unique(ask.name for ask in asks)
@@ -167,15 +170,21 @@ class Judge:
             fault = f"--.kind {self.config.kind} judges texts alone, and this benchmark shows images."
             raise ConfigError(f"{fault} Use --.kind http with a model that sees.", owner=self.config)
         log.info("asking %s for %d judgements, the others are in %s", self.name, len(asks), self.record.uri)
-        with contextlib.closing(self.backend.answers(asks)) as answers:
-            try:
-                for done, (place, judgement) in enumerate(answers, start=1):
-                    asked = {"name": asks[place].name, "judge": self.name, **_told(asks[place])}
-                    self.record.add(keys[place], asked, judgement)
-                    if done % _SHOW_EVERY == 0:
-                        log.info("%d of %d judgements", done, len(asks))
-            finally:
-                self.record.flush()
+        one_at_a_time, done = threading.Lock(), 0
+
+        def keep(place: int, judgement: Judgement) -> None:
+            nonlocal done
+            asked = {"name": asks[place].name, "judge": self.name, **_told(asks[place])}
+            with one_at_a_time:
+                self.record.add(keys[place], asked, judgement)
+                done += 1
+                if done % _SHOW_EVERY == 0:
+                    log.info("%d of %d judgements", done, len(asks))
+
+        try:
+            self.backend.answer(asks, keep)
+        finally:
+            self.record.flush()
 
     def _missing(self, asks: Sequence[Ask], total: int) -> DataError:
         others = f" and of {len(asks) - 1} more of {total}" if len(asks) > 1 else ""

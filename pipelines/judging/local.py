@@ -1,7 +1,7 @@
 """A judge in this process: any language model of transformers with a chat template. It sees no images."""
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from pipelines import storage
 from pipelines.config import Precision
 from pipelines.generation import models
+from pipelines.judging.judge import Keep
 from pipelines.judging.record import Judgement
 from pipelines.shards import digest
 from samtok import folders
@@ -46,13 +47,15 @@ class LocalJudge:
         self.model = model.to(device).eval()
         self.model.generation_config = GenerationConfig()  # nothing of it holds: no filters, no penalties
 
-    def answers(self, asks: Sequence[Ask]) -> Generator[tuple[int, Judgement], None, None]:
-        """As ``Backend.answers``."""
+    def answer(self, asks: Sequence[Ask], keep: Keep) -> None:
+        """As ``Backend.answer``."""
         for sampling, grouped in groupby(range(len(asks)), key=lambda place: asks[place].sampling):
             places = list(grouped)
             for start in range(0, len(places), self.batch_size):
                 batch = places[start : start + self.batch_size]
-                yield from zip(batch, self._batch([asks[place] for place in batch], sampling), strict=True)
+                judged = self._batch([asks[place] for place in batch], sampling)
+                for place, judgement in zip(batch, judged, strict=True):
+                    keep(place, judgement)
 
     @torch.no_grad()
     def _batch(self, asks: Sequence[Ask], sampling: Sampling) -> list[Judgement]:

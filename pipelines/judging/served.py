@@ -1,12 +1,12 @@
 """A judge behind a server of OpenAI's chat interface. Loads no torch."""
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 from pipelines.generation.chat_server import ChatServer, image_part
-from pipelines.judging.judge import SERVER
+from pipelines.judging.judge import SERVER, Keep
 from pipelines.judging.record import Judgement
 from samtok.errors import ClusterError, ConfigError, DataError
 from samtok.metrics.judged import Ask
@@ -36,14 +36,17 @@ class ServedJudge:
         """How many were sent, repeated ones too."""
         return self.server.requests
 
-    def answers(self, asks: Sequence[Ask]) -> Generator[tuple[int, Judgement], None, None]:
-        """As ``Backend.answers``. A judgement fails if the server refuses its prompt, answers without a text,
+    def answer(self, asks: Sequence[Ask], keep: Keep) -> None:
+        """As ``Backend.answer``. A judgement fails if the server refuses its prompt, answers without a text,
         or does not answer while it answers others."""
+
+        def judge(place: int) -> None:
+            keep(place, self._judged(asks[place]))
+
         pool = ThreadPoolExecutor(self.concurrency)
         try:
-            places = {pool.submit(self._answer, ask): place for place, ask in enumerate(asks)}
-            for done in as_completed(places):
-                yield places[done], done.result()
+            for done in as_completed([pool.submit(judge, place) for place in range(len(asks))]):
+                done.result()
         except BaseException:
             self.server.stop()  # else threads that wait for it would hold this process
             raise
@@ -57,7 +60,7 @@ class ServedJudge:
             raise ConfigError(f"the server at {self.server.url} has {names}; name one with --.model.")
         return served[0]
 
-    def _answer(self, ask: Ask) -> Judgement:
+    def _judged(self, ask: Ask) -> Judgement:
         began = time.monotonic()
         try:
             said = self.server.call("POST", "/v1/chat/completions", self._body(ask))

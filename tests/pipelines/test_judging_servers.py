@@ -90,7 +90,7 @@ def test_options_of_the_config_take_the_place_of_the_protocol(tmp_path: Path):
 
 
 BUSY = {
-    "busy": Said({"error": "slow down"}, 429, {"Retry-After": "0.1"}),
+    "busy": Said({"error": "slow down"}, 429, {"Retry-After": "0"}),
     "busy until a date": Said({"error": "slow down"}, 429, {"Retry-After": "Sun, 06 Nov 1994 08:49:37 GMT"}),
     "broken": Said(b"Internal Server Error", 500),
     "a page in place of JSON": Said(b"<html>gateway</html>"),
@@ -106,6 +106,36 @@ def test_a_fault_of_a_server_that_passes_costs_no_judgement(fault: str, tmp_path
     with chat_server(script) as server, opened(server, tmp_path, answer_s=0.5) as judge:
         assert judge.ask(asks(2))["s1"] == "reply to prompt of s1"
         assert judge.summary()["requests"] == 5 and judge.summary()["failed"] == 0
+
+
+def test_a_server_gets_the_pause_that_it_asks_for(tmp_path: Path):
+    asked = list[float]()
+
+    def script(prompt: str, before: int) -> Said:
+        asked.append(time.monotonic())
+        return Said(None, 429, {"Retry-After": "0.7"}) if before == 0 else echo(prompt)
+
+    with chat_server(script) as server, opened(server, tmp_path) as judge:
+        judge.ask(asks(1))
+    assert asked[1] - asked[0] >= 0.7
+
+
+def test_a_refusal_of_whoever_asks_ends_what_waits(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv(env.STORAGE_RETRY_S, "60")
+    waits = threading.Event()
+
+    def script(prompt: str, _: int) -> Said:
+        if prompt.endswith("s0"):
+            waits.set()
+            return Said(None, 503, {"Retry-After": "50"})
+        waits.wait(10)
+        return Said(None, 401)
+
+    began = time.monotonic()
+    with chat_server(script) as server, opened(server, tmp_path, concurrency=2) as judge:  # noqa: SIM117
+        with pytest.raises(ConfigError, match="refuses /v1/chat/completions: 401"):
+            judge.ask(asks(2))
+    assert time.monotonic() - began < 30
 
 
 FAILED = {
