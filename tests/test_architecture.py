@@ -30,7 +30,7 @@ KERNEL = (
     ),
     *("rejects", "shard_job", "shard_pool", "shards", "tracking"),
 )
-SHARED = ("storage", "chats", "ingestion", "planning", "training", "reports", "generation")
+SHARED = ("storage", "chats", "ingestion", "planning", "training", "reports", "generation", "judging")
 ABOVE = ("embedded", "tools")
 """Rooms that may import stages."""
 ALLOWED = {

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Interval
 
+from pipelines import env
 from pipelines.config import AtLeast1, Place, config
 from samtok.errors import ConfigError
 
@@ -36,10 +37,8 @@ class EngineConfig:
         """Refuses flags of another engine."""
         if (self.engine == "http") != (self.url is not None):
             raise ConfigError("--.engine http and --.url go together; give both or neither.")
-        if self.url is not None and not self.url.startswith(("http://", "https://")):
-            raise ConfigError(f"--.url must begin with http:// or https://, got {self.url}.")
-        if "@" in (self.url or "").partition("://")[2].partition("/")[0]:
-            raise ConfigError("--.url must not hold a user or password; set OPENAI_API_KEY instead.")
+        if self.url is not None:
+            require_url(self.url, "--.url")
         if self.python is not None and self.engine != "vllm":
             raise ConfigError("--.python is for --.engine vllm; leave it out.")
 
@@ -57,3 +56,17 @@ class GenerationConfig(EngineConfig):
     since low bits may depend on it."""
     batch_tokens: AtLeast1 | None = None
     """hf: tokens of the prompts of a pass at most, padding included, in place of --.batch-size."""
+
+
+def require_url(url: str, flag: str, *, owner: object = None) -> None:
+    """Refuses an address that is none, or has a secret in it, since configs are written beside results.
+
+    Raises:
+        ConfigError: With ``flag`` and ``owner`` as it has them.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"{flag} must begin with http:// or https://, got {url}.", owner=owner)
+    if "@" in url.partition("://")[2].partition("/")[0]:
+        raise ConfigError(
+            f"{flag} must not hold a user or password; set {env.OPENAI_API_KEY} instead.", owner=owner
+        )

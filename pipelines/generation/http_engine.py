@@ -7,44 +7,28 @@ beside OpenAI's own fields, those of vLLM and SGLang that keep special tokens in
 the same words.
 """
 
-import base64
-import io
 import json
-import logging
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import requests
-from PIL import Image
 
-from pipelines import env, storage
+from pipelines import storage
 from pipelines.generation import models
+from pipelines.generation.chat_server import ChatServer, image_part
 from pipelines.generation.config import EngineConfig
 from pipelines.generation.engine import Engine, Shown, check_prompt
 from samtok import folders
-from samtok.errors import ClusterError, ConfigError, DataError
+from samtok.errors import DataError
 from samtok.mllm.adapters import load_adapter
 from samtok.mllm.chat import Encoded
 from samtok.mllm.sampling import Sampled
 from samtok.mllm.structural_tag import mask_word_tag
 
-log = logging.getLogger(__name__)
-
-ANSWER_S = 600.0
-"""Longest wait for one answer."""
-
 AT_ONCE = 16
 """Requests under way, which the server batches."""
-
-_AGAIN = {408, 425, 429, 500, 502, 503, 504}
-_OF_PROMPT = {400, 413, 422}
-"""What a server says to a prompt that it cannot take."""
-
-_PAUSE_S = 1.0
 
 
 class HttpEngine(Engine):
@@ -66,13 +50,8 @@ class HttpEngine(Engine):
         assert config.url is not None
         models.files_of(folders.resolve(model))  # refuses what is no checkpoint
         self.adapter = load_adapter(storage.node_folder(folders.resolve(model)))
-        self.url, self.max_images = config.url.rstrip("/").removesuffix("/v1"), config.max_images
-        self.session = requests.Session()
-        if key := env.get(env.OPENAI_API_KEY):
-            self.session.headers["Authorization"] = f"Bearer {key}"
-        served = self._call("GET", "/v1/models", None).get("data") or []
-        if not served:
-            raise ConfigError(f"the server at {self.url} serves no model.")
+        self.server, self.max_images = ChatServer(config.url), config.max_images
+        served = self.server.models()
         limit = served[0].get("max_model_len")  # vLLM says it
         self.max_prompt_tokens = limit - config.max_new_tokens if limit else sys.maxsize
         self.shared: dict[str, Any] = {
@@ -127,9 +106,7 @@ class HttpEngine(Engine):
             {
                 "role": turn.role,
                 "content": [
-                    {"type": "text", "text": part}
-                    if isinstance(part, str)
-                    else {"type": "image_url", "image_url": {"url": _data_uri(next(images))}}
+                    {"type": "text", "text": part} if isinstance(part, str) else image_part(next(images))
                     for part in turn.parts
                 ],
             }
@@ -138,7 +115,7 @@ class HttpEngine(Engine):
         return {**self.shared, "messages": messages, **own}
 
     def _choices(self, prompt: Encoded, body: Mapping[str, Any]) -> list[Any]:
-        answer = self._call("POST", "/v1/chat/completions", body)
+        answer = self.server.call("POST", "/v1/chat/completions", body)
         if answer.get("prompt_token_ids") is not None:
             check_prompt(prompt, answer["prompt_token_ids"])
         return sorted(answer["choices"], key=lambda choice: choice["index"])
@@ -146,29 +123,6 @@ class HttpEngine(Engine):
     def _ask(self, prompts: Sequence[Encoded], bodies: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
         with ThreadPoolExecutor(AT_ONCE) as threads:
             return list(threads.map(self._choices, prompts, bodies))
-
-    def _call(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
-        """Asks once, and again while the server is away or busy."""
-        began = time.monotonic()
-        while True:
-            try:
-                said = self.session.request(method, self.url + path, json=body, timeout=ANSWER_S)
-                if said.ok:
-                    return said.json()
-                why = f"{said.status_code} {said.text[:300]}"
-                if body is not None and said.status_code in _OF_PROMPT:
-                    raise DataError(f"the server at {self.url} refuses the prompt: {why}", reason="refused")
-                if said.status_code not in _AGAIN:
-                    raise ConfigError(f"the server at {self.url} refuses {path}: {why}")
-            except requests.RequestException as error:  # no JSON is one too
-                why = f"{type(error).__name__}: {error}"
-            if time.monotonic() - began > env.storage_retry_s():
-                raise ClusterError(
-                    f"the server at {self.url} did not answer {path} for {env.storage_retry_s():g} s: "
-                    f"{why}. Start it; the same command goes on. {env.STORAGE_RETRY_S} is how long it is "
-                    "waited for."
-                )
-            time.sleep(_PAUSE_S)
 
     def _ids(self, choice: Mapping[str, Any]) -> list[int]:
         if choice.get("token_ids") is not None:
@@ -184,9 +138,3 @@ class HttpEngine(Engine):
         log_probs[: len(told)] = [one["logprob"] for one in told[: len(ids)]]
         complete = bool(set(ids[-1:]) & set(self.adapter.stop_ids))
         return Sampled(np.array(ids, np.int32), log_probs, complete)
-
-
-def _data_uri(image: np.ndarray) -> str:
-    data = io.BytesIO()
-    Image.fromarray(image).save(data, "PNG", compress_level=1)
-    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"

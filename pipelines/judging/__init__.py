@@ -1,0 +1,1 @@
+"""Language models that judge texts for benchmarks, with a record of every judgement."""
