@@ -157,4 +157,11 @@ PRESETS: dict[str, EvaluateMllmConfig] = {
     "paper-gres": _paper("gres"),
     # The same with well-formed words only, which the paper's models are not held to.
     "paper-gres-grammar": _paper("gres", grammar=True),
+    # Tables 1, 2, 4, 5, 6 and 10 in the same way (docs/benchmarks.md). Not run yet.
+    "paper-gcg": _paper("gcg"),
+    "paper-rounds": _paper("rounds"),
+    "paper-res": _paper("res"),
+    "paper-groundingsuite": _paper("groundingsuite"),
+    "paper-rec": _paper("rec"),
+    "paper-psg": _paper("psg"),
 }

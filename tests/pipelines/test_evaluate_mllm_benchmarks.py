@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -243,3 +244,11 @@ def test_captions_of_regions_are_text_alone(world):
     assert numbers(true)["equal captions"] == 1 and numbers(true)["CIDEr"] > 5
     wrong = evaluated(world, rows, lambda _: "a red thing here", benchmark="region_captions")
     assert numbers(wrong)["equal captions"] == 0.5
+
+
+def test_the_page_of_tables_has_a_line_for_each_benchmark():
+    page = (Path(__file__).parents[2] / "docs/benchmarks.md").read_text()
+    for name, benchmark in BENCHMARKS.items():
+        assert f"`{name}`" in page
+        number = benchmark.paper.removeprefix("Table ")
+        assert not number or (f"| {number} |" in page and f"--preset paper-{name} " in page)
