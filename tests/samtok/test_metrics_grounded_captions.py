@@ -1,6 +1,7 @@
 """Numbers of grounded captions equal those of the public evaluator; strict ones have none of its quirks."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -123,6 +124,20 @@ def test_an_iou_of_one_half_is_a_hit(bottom, found, mode):
     assert recall(truth, given, similarity=exact_match, mode=mode) == found
     assert recall(truth, given, similarity=lambda *_: 0.5, mode=mode) == found
     assert recall(truth, given, similarity=lambda *_: 0.49, mode=mode) == 0
+
+
+def test_of_equal_ious_the_first_is_taken_in_official_and_always_the_same_in_strict():
+    """The first mask overlaps both true ones alike; which it gets decides what is left for the second."""
+    left, right = ("x", (0, 0), (0, 5)), ("x", (0, 0), (2, 7))
+    given = [caption("a", ("x", (0, 0), (1, 6)), ("x", (0, 0), (0, 3)))]
+    orders = [[caption("a", left, right)], [caption("a", right, left)]]
+    ious = [(5 / 7 + 1 / 4) / 2, (5 / 7 + 2 / 3) / 2]
+    assert [miou(truth, given, mode="official") for truth in orders] == pytest.approx(ious)
+    shares = [recall(truth, given, similarity=alike, mode="official") for truth in orders]
+    assert shares == [0.5, 1.0]
+    for metric in (miou, partial(recall, similarity=alike)):
+        first, second = (metric(truth, given) for truth in orders)
+        assert first == second
 
 
 def test_an_empty_phrase_is_like_no_other_in_strict():
