@@ -228,7 +228,7 @@ def mixed_up(of_image: GroundedCaption, random) -> GroundedCaption:
 IMAGES = st.lists(st.tuples(REGIONS, REGIONS), min_size=1, max_size=3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(IMAGES, st.randoms())
 def test_strict_numbers_do_not_depend_on_the_order_of_masks_and_images(images, random):
     truth, given = captions_of(images)
@@ -239,7 +239,7 @@ def test_strict_numbers_do_not_depend_on_the_order_of_masks_and_images(images, r
     assert miou(truth, given) == pytest.approx(miou(*mixed), abs=1e-12)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(IMAGES)
 def test_numbers_lie_between_0_and_1_and_no_mask_is_found_twice(images):
     truth, given = captions_of(images)
@@ -251,7 +251,7 @@ def test_numbers_lie_between_0_and_1_and_no_mask_is_found_twice(images):
     assert strict["ap50"] == official["ap50"]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.lists(REGIONS.filter(bool), min_size=1, max_size=3))
 def test_a_perfect_prediction_scores_1(images):
     truth = [caption(str(n), *regions) for n, regions in enumerate(images)]
