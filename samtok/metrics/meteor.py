@@ -22,15 +22,14 @@ LIMIT_S = 1800.0
 _JAR = Path("meteor/meteor-1.5.jar")
 _HEAP = "-Xmx2G"  # as pycocoevalcap gives it
 
+_Words = Sequence[str]
+
 
 def missing() -> str | None:
     """Returns what METEOR needs and this machine does not have; None if it can run."""
     if shutil.which("java") is None:
         return "needs Java"
     return None if _jar() else "needs pycocoevalcap: pip install samtok[captions]"
-
-
-_Words = Sequence[str]
 
 
 def scores(
@@ -46,16 +45,15 @@ def scores(
     Raises:
         SamtokError: What it needs is missing, or it fails, does not end in time, or writes something else.
     """
-    jar = _jar()
-    if lacks := missing():
-        raise SamtokError(f"METEOR {lacks}.")
-    assert jar
+    java, jar = shutil.which("java"), _jar()
+    if java is None or jar is None:
+        raise SamtokError(f"METEOR {missing()}.")
     most = max(map(len, references))  # the program takes as many for each caption; the best one counts
     lines = [line for of_one in references for line in (*of_one, *[of_one[0]] * (most - len(of_one)))]
     with TemporaryDirectory(prefix="samtok-meteor-") as folder:
         files = [_write(Path(folder, "predicted"), predicted), _write(Path(folder, "references"), lines)]
         options = ["-Dfile.encoding=UTF-8", _HEAP, "-jar", jar.name]
-        command = ["java", *options, *files, "-l", "en", "-norm", "-r", str(most)]
+        command = [java, *options, *files, "-l", "en", "-norm", "-r", str(most)]
         written = _run(command, jar.parent, Path(folder), limit_s)
     return _read(written, len(predicted))
 
@@ -67,7 +65,8 @@ def _jar() -> Path | None:
 
 
 def _write(path: Path, lines: Sequence[_Words]) -> str:
-    path.write_text("".join(" ".join(words) + "\n" for words in lines), encoding="utf-8", newline="\n")
+    text = "".join(" ".join(words) + "\n" for words in lines)
+    path.write_bytes(text.encode(errors="replace"))  # half a character, as JSON's escapes can write it
     return str(path)
 
 
@@ -75,9 +74,11 @@ def _run(command: Sequence[str], cwd: Path, folder: Path, limit_s: float) -> str
     """Runs a program in a group of its own, which is ended as a whole; returns what it writes."""
     out, err = folder / "out", folder / "err"
     with out.open("wb") as to_out, err.open("wb") as to_err:  # files: a full pipe would hold it up
-        process = subprocess.Popen(
-            command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=to_out, stderr=to_err, start_new_session=True
-        )
+        try:
+            streams = {"stdin": subprocess.DEVNULL, "stdout": to_out, "stderr": to_err}
+            process = subprocess.Popen(command, cwd=cwd, start_new_session=True, **streams)
+        except OSError as error:
+            raise SamtokError(f"METEOR's Java program cannot be started: {error}.") from error
         try:
             code = process.wait(limit_s)
         except BaseException as error:

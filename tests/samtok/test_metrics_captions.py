@@ -108,7 +108,7 @@ TEXTS = st.lists(WORDS, max_size=7).map(" ".join)
 ROWS = st.lists(st.tuples(TEXTS, TEXTS, TEXTS), min_size=1, max_size=5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(ROWS, st.randoms())
 def test_cider_lies_between_0_and_10_whatever_the_order(rows, random):
     found = cider(samples(*rows))
@@ -119,7 +119,7 @@ def test_cider_lies_between_0_and_10_whatever_the_order(rows, random):
     assert cider(turned).segments == pytest.approx(found.segments, abs=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(ROWS)
 def test_no_caption_scores_more_than_its_only_reference(rows):
     first = cider(samples(*((caption, reference) for caption, reference, _ in rows))).segments
@@ -130,7 +130,7 @@ def test_no_caption_scores_more_than_its_only_reference(rows):
 @pytest.mark.skipif(
     importlib.util.find_spec("pycocoevalcap") is None, reason="needs pycocoevalcap: samtok[captions]"
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(ROWS)
 def test_cider_equals_that_of_pycocoevalcap(rows):
     from pycocoevalcap.cider.cider import Cider  # pyright: ignore[reportMissingImports]

@@ -188,7 +188,7 @@ SAMPLES = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(SAMPLES)
 def test_ap_lies_between_0_and_1_and_falls_with_the_iou(rows):
     samples = [image(tuple(truth), tuple(given), n) for n, (truth, given) in enumerate(rows)]

@@ -113,7 +113,7 @@ CODES = st.tuples(st.integers(0, 255), st.integers(0, 255))
 PHRASES = st.lists(st.tuples(SAID, st.lists(CODES, min_size=1, max_size=3)), max_size=4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(PHRASES, SAID)
 def test_marked_phrases_come_back_each_with_all_its_masks(phrases, between):
     """As dialogues in the authors' style are composed."""
@@ -127,7 +127,7 @@ def test_marked_phrases_come_back_each_with_all_its_masks(phrases, between):
     assert official.codes == found.codes
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(PHRASES)
 def test_phrases_without_marks_come_back_where_punctuation_parts_them(phrases):
     parts = [f"{phrase} {', '.join(map(format_words, codes))}" for phrase, codes in phrases]
@@ -148,7 +148,7 @@ PIECES = st.lists(
 ).map("".join)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(PIECES | st.text(max_size=20))
 def test_any_text_is_read_with_a_phrase_for_each_mask_and_no_token_left(text):
     found = read_answer(text)

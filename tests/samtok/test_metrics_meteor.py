@@ -65,9 +65,9 @@ ANSWER = r"printf 'Segment 1 score:\t0.25\nSegment 2 score:\t0.5\n\nFinal score:
 
 def test_the_program_gets_one_caption_per_line_and_as_many_references_for_each(java, tmp_path, package):
     java(f'cp "$5" "$6" {tmp_path}; pwd > {tmp_path}/place; echo "$@" > {tmp_path}/arguments; {ANSWER}')
-    rows = samples(("A café, seen.", "One.", "Two\ncats!"), (None, "Three ||| dogs"))
+    rows = samples(("A café, seen \ud800.", "One.", "Two\ncats!"), (None, "Three ||| dogs"))
     assert score(rows) == CaptionScores(score=0.375, segments=(0.25, 0.5))
-    assert (tmp_path / "predicted").read_text(encoding="utf-8") == "a café seen\n\n"
+    assert (tmp_path / "predicted").read_text(encoding="utf-8") == "a café seen ?\n\n"
     lines = (tmp_path / "references").read_text(encoding="utf-8").split("\n")
     assert lines == ["one", "two cats", "three | | | dogs", "three | | | dogs", ""]
     assert Path((tmp_path / "place").read_text().strip()) == package.parent
@@ -99,6 +99,13 @@ def test_official_leaves_out_what_has_no_prediction(java, tmp_path):
 def test_a_program_that_fails_is_an_error(java, script, message):
     java(script)
     with pytest.raises(SamtokError, match=message):
+        score(FIXTURE)
+
+
+def test_a_java_that_cannot_be_started_is_an_error(java, tmp_path):
+    java("")
+    (tmp_path / "bin/java").write_bytes(b"#!/no/such/shell\n")
+    with pytest.raises(SamtokError, match="METEOR's Java program cannot be started: .*No such file"):
         score(FIXTURE)
 
 
