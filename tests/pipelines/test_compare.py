@@ -155,6 +155,8 @@ def test_counts_and_settings_that_differ_are_told(home, tmp_path, capsys):
     change_json(tmp_path / "a", "metrics.json", lost={"no_rle": 2, "broken": 3})
     _, text = printed(capsys, tmp_path / "a")
     assert row(text, "Counts", "a").split() == ["a", "24", "21", "3", "5"] and "lost" in text
+    change_json(tmp_path / "a", "metrics.json", counts={"expected": 29, "scored": 21, "skipped": 8})
+    assert row(printed(capsys, tmp_path / "a")[1], "Counts", "a").split() == ["a", "29", "21", "8", "5"]
     change_json(tmp_path / "a", "metrics.json", counts={"expected": 24, "scored": 20, "skipped": 3})
     assert "The counts of a do not add up." in printed(capsys, tmp_path / "a")[1]
 
@@ -198,6 +200,12 @@ def test_columns_are_those_of_the_benchmark_and_then_all_others():
         ("words/exact_match", "exact words", False),
     ]
     assert [column.headline for column in columns_of("other", [{"words": {"exact_match": 0.1}}])] == [True]
+
+
+def test_intervals_of_few_images_come_with_a_warning(tmp_path, home, capsys):
+    assert "Intervals of only 8 images are too narrow" in printed(capsys, home / "weak")[1]
+    write_evaluation(tmp_path / "a", Asked(num_images=30))
+    assert "too narrow" not in printed(capsys, tmp_path / "a")[1]
 
 
 # ---------------------------------------------------------------- what stands in one table

@@ -85,17 +85,12 @@ def _cell(cell: Cell) -> str:
 
 def _lineage(run: Run) -> html.Block:
     found: list[tuple[str, Any]] = [("run", run.uri)]
-    for what in ("model", "tokenizer", "chat"):
-        found += [
-            (f"{what} {key}", value) for key, value in _flat(run.lineage.get(what)) if key != "fingerprint"
-        ]
-    versions = ", ".join(f"{name} {value}" for name, value in _flat(run.lineage.get("versions")))
+    named = {what: run.lineage.get(what) or {} for what in ("model", "tokenizer")} | {"chats": run.chats}
+    for what, parts in named.items():
+        found += [(f"{what}, {key}", value) for key, value in parts.items() if key != "fingerprint"]
+    versions = ", ".join(f"{name} {value}" for name, value in run.lineage.get("versions", {}).items())
     found += [("versions", versions)] if versions else []
     return html.folded(run.name, html.settings(found))
-
-
-def _flat(found: Any) -> list[tuple[str, Any]]:
-    return list(found.items()) if isinstance(found, Mapping) else []
 
 
 def _answers(found: Beside, mode: str) -> html.Block:

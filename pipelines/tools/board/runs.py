@@ -42,6 +42,14 @@ class Run:
         """Questions that were expected, scored and skipped, and what else was counted."""
         return self.metrics.get("counts", {})
 
+    @property
+    def lost(self) -> int | None:
+        """How many questions were lost before they could be asked; None where that is not counted."""
+        lost = self.metrics.get("lost")
+        if isinstance(lost, Mapping):  # by reason
+            return sum(count for count in lost.values() if isinstance(count, int))
+        return lost if isinstance(lost, int) else None
+
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """The list of its data files; raises DataError if there is none."""
@@ -52,6 +60,11 @@ class Run:
         """Where it came from, as ``lineage.json`` says; empty if that is not there."""
         where = storage.join(self.uri, LINEAGE)
         return storage.read_json(where) if storage.exists(where) else {}
+
+    @property
+    def chats(self) -> Mapping[str, Any]:
+        """What the lineage says of the chats that were asked."""
+        return self.lineage.get("chat") or self.lineage.get("chats") or {}
 
     def scored(self, mode: str) -> Mapping[str, Any]:
         """Returns the numbers of a mode; raises ConfigError if it was not scored in it."""

@@ -12,6 +12,9 @@ from samtok.metrics.published import Published, catalogue
 NOTHING = "-"
 NO_TARGET = "always No target."
 """The row of what saying so to every question scores."""
+FEW_IMAGES = 30
+"""Below so many, intervals are too narrow: in simulations those of 95 % held the truth in 85 % of cases with
+5 images, in 92 % with 10 to 30, and in 95 % with 60."""
 _DIGEST_CHARS = 12
 
 
@@ -147,7 +150,7 @@ def on_same_data(measured: Measured) -> list[Published]:
 def counts(group: Group) -> Table:
     """Returns what became of the questions of each run."""
     names = list(dict.fromkeys(name for run in group.runs for name in run.counts))
-    lost = {run.name: lost_of(run) for run in group.runs}
+    lost = {run.name: run.lost for run in group.runs}
     head = ["model", *(name.replace("_", " ") for name in names)]
     head += ["lost"] if any(count is not None for count in lost.values()) else []
     rows = []
@@ -156,14 +159,6 @@ def counts(group: Group) -> Table:
         cells += [_count(lost[run.name])] if "lost" in head[-1:] else []
         rows.append([Cell(run.name), *cells])
     return Table("Counts", head, rows)
-
-
-def lost_of(run: Run) -> int | None:
-    """Returns how many questions were lost before they could be asked; None where that is not counted."""
-    lost = run.metrics.get("lost")
-    if isinstance(lost, Mapping):
-        return sum(count for count in lost.values() if isinstance(count, int))
-    return lost if isinstance(lost, int) else None
 
 
 def settings(group: Group) -> Table | None:
@@ -182,6 +177,11 @@ def settings(group: Group) -> Table | None:
 def notes_of(measured: Measured, groups: Sequence[Group]) -> Iterator[str]:
     """Yields what to know of a group: which numbers have no interval, which runs stand elsewhere."""
     group, wanted = measured.group, measured.options.baseline
+    if measured.num_images < FEW_IMAGES:
+        yield (
+            f"Intervals of only {measured.num_images} images are too narrow; one without width says that all "
+            "images agree, not that the number is certain."
+        )
     if measured.unsure:
         names = ", ".join(measured.unsure)
         yield f"Without intervals, since rows of answers do not say what each adds: {names}."

@@ -46,6 +46,5 @@ def _track_run(uri: str, out: str, measured: Measured, run: Run, parent: str | N
     child.tags({"benchmark": benchmark, "questions": run.questions})
     child.metrics(flat(measured, run))
     names = ", ".join(f"{dataset} {split}" for dataset, split in sorted(measured.homes)) or benchmark
-    source = (run.lineage.get("chat") or {}).get("uri") or run.uri
-    child.dataset(names, digest=run.questions, source=source)
+    child.dataset(names, digest=run.questions, source=run.chats.get("uri") or run.uri)
     child.end()
