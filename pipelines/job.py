@@ -271,10 +271,15 @@ def tracking_of(config: RunConfig) -> str:
                 f"--out {config.out} is on object storage, where no database can be. Give --tracking, a "
                 f"server's URI or off, or set {env.MLFLOW_TRACKING_URI}.",
             )
-        wanted = "sqlite:///" + storage.join(config.out.rstrip("/").rpartition("/")[0] or "/", "mlflow.db")
+        wanted = database_beside(config.out)
     if wanted.startswith("sqlite:///"):
         return "sqlite:///" + absolute(wanted.removeprefix("sqlite:///"))
     return wanted
+
+
+def database_beside(out: str) -> str:
+    """Returns the URI of the database of MLflow that results in a local folder are tracked in."""
+    return "sqlite:///" + storage.join(out.rstrip("/").rpartition("/")[0] or "/", "mlflow.db")
 
 
 # ---------------------------------------------------------------- errors

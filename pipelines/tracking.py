@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 RUN_FILE = "mlflow_run.json"
-_MAX_PARAM, _MAX_TAG, _MAX_NAME = 500, 5000, 250
+_MAX_PARAM, _MAX_TAG, _MAX_NAME, _MAX_DIGEST = 500, 5000, 250, 36
 _MAX_METRICS, _MAX_PARAMS = 1000, 100  # MLflow takes no more in a request
 _OPENING_S = 30.0
 """Runs that begin at the same time make the same database and experiment, which fails for all but one."""
@@ -197,6 +197,20 @@ class Tracker:
     def text(self, text: str, name: str) -> None:
         """Stores text as an artifact file."""
         self.picture(_text(text).encode(), name)
+
+    def dataset(self, name: str, *, digest: str, source: str) -> None:
+        """Notes which data the run was about, by name, digest and the URI of their source."""
+
+        def work() -> None:
+            from mlflow.entities import Dataset, DatasetInput, InputTag
+
+            kind = "s3" if storage.is_remote(source) else "local"
+            where = json.dumps({"uri": _text(source)})
+            data = Dataset(_text(name, _MAX_PARAM), _text(digest, _MAX_DIGEST), kind, where)
+            tags = [InputTag("mlflow.data.context", "evaluation")]
+            self._client.log_inputs(self.run_id, datasets=[DatasetInput(data, tags)])
+
+        self._try(work)
 
     def end(self, status: str = "FINISHED") -> None:
         """Closes the run as FINISHED or FAILED, also where tracking has failed before."""

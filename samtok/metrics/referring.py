@@ -6,7 +6,9 @@ there. "strict" has no quirks, and such a sample counts as wrong. Sources: githu
 projects/samtok/evaluation and projects/sa2va/evaluation; github.com/henghuiding/ReLA; for the keyed mean
 github.com/Gorilla-Lab-SCUT/PaDT. Pixels are counted in int64, where the official GRES script adds float32.
 
-All results are shares in [0, 1], or None where nothing of the kind was there. Loads numpy only.
+All results are shares in [0, 1], or None where nothing of the kind was there. Each is a sum over samples of a
+part over one of a whole; ``gres_terms`` and its like return what each sample adds to both, from which
+``samtok.metrics.intervals`` tells how sure a share is. Loads numpy only.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +17,7 @@ from itertools import compress
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from samtok import masks
 
@@ -94,6 +96,21 @@ def check_mode(mode: str) -> None:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}.")
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What each sample adds to a share: to its part, and to the whole that it is a part of.
+
+    Both are 0 for a sample that does not count.
+    """
+
+    part: Shaped[np.ndarray, " sample"]
+    whole: Shaped[np.ndarray, " sample"]
+
+    def share(self, epsilon: float = 0.0) -> float | None:
+        """Returns the sum of parts over that of wholes and ``epsilon``; None if there is no whole."""
+        return _share(self.part.sum(), self.whole.sum(), epsilon)
+
+
 def counts(samples: Samples) -> dict[str, int]:
     """Returns how many samples there are, were predicted, and were skipped."""
     skipped = int(samples.skipped.sum())
@@ -114,22 +131,30 @@ def gres(samples: Samples, *, mode: Mode = "strict", min_pixels: int = 0) -> dic
         are of.
     """
     used = _used(samples, mode)
-    kept = used.predicted_px >= min_pixels
-    predicted = np.where(kept, used.predicted_px, 0)
-    intersection = np.where(kept, used.intersection_px, 0)
-    union = predicted + used.target_px - intersection
-    wanted, given = used.target_px > 0, predicted > 0
-    right_none = ~wanted & ~given & ~used.skipped
-    found = wanted & given
-    single = np.where(found, _ratio(intersection, union, 1e-8 if mode == "official" else 0.0), right_none)
+    terms = gres_terms(used, mode=mode, min_pixels=min_pixels)
     epsilon = 1e-10 if mode == "official" else 0.0
     return {
-        "giou": _mean(single),
-        "ciou": _share(intersection.sum(), union.sum(), epsilon),
-        "n_acc": _share(right_none.sum(), (~wanted).sum()),
-        "t_acc": _share(found.sum(), wanted.sum()),
-        "no_target": int((~wanted).sum()),
-        "with_target": int(wanted.sum()),
+        **{name: term.share(epsilon if name == "ciou" else 0.0) for name, term in terms.items()},
+        "no_target": int(terms["n_acc"].whole.sum()),
+        "with_target": int(terms["t_acc"].whole.sum()),
+    }
+
+
+def gres_terms(samples: Samples, *, mode: Mode = "strict", min_pixels: int = 0) -> dict[str, Terms]:
+    """Returns the terms of ``giou``, ``ciou``, ``n_acc`` and ``t_acc``; arguments as of ``gres``."""
+    counted, kept = _counted(samples, mode), samples.predicted_px >= min_pixels
+    predicted = np.where(kept, samples.predicted_px, 0)
+    intersection = np.where(kept, samples.intersection_px, 0)
+    union = predicted + samples.target_px - intersection
+    wanted, given = samples.target_px > 0, predicted > 0
+    right_none = ~wanted & ~given & ~samples.skipped
+    found = wanted & given
+    single = np.where(found, _ratio(intersection, union, 1e-8 if mode == "official" else 0.0), right_none)
+    return {
+        "giou": Terms(single * counted, counted),
+        "ciou": Terms(intersection * counted, union * counted),
+        "n_acc": Terms(right_none & counted, ~wanted & counted),
+        "t_acc": Terms(found & counted, wanted & counted),
     }
 
 
@@ -149,13 +174,23 @@ def res(
         script prints as "RES CIoU": the mean over keys of the best IoU of the key.
     """
     used = _used(samples, mode)
-    union = used.union_px
-    both_empty = (union == 0) & ~used.skipped
-    single = _ratio(used.intersection_px, union, 1e-5 if mode == "official" else 0.0) + both_empty
+    terms, single = res_terms(used, mode=mode), _ratio(used.intersection_px, used.union_px)
     return {
-        "ciou_cumulative": _share(used.intersection_px.sum(), union.sum()),
-        "miou": _mean(single),
-        "padt_dedup_miou": _keyed_mean(used.keys, _ratio(used.intersection_px, union), max, wanted_keys),
+        "ciou_cumulative": terms["ciou_cumulative"].share(),
+        "miou": terms["miou"].share(),
+        "padt_dedup_miou": _keyed_mean(used.keys, single, max, wanted_keys),
+    }
+
+
+def res_terms(samples: Samples, *, mode: Mode = "strict") -> dict[str, Terms]:
+    """Returns the terms of the numbers of ``res``; a key's are those of its first sample."""
+    counted, union = _counted(samples, mode), samples.union_px
+    both_empty = (union == 0) & ~samples.skipped
+    single = _ratio(samples.intersection_px, union, 1e-5 if mode == "official" else 0.0) + both_empty
+    return {
+        "ciou_cumulative": Terms(samples.intersection_px * counted, union * counted),
+        "miou": Terms(single * counted, counted),
+        "padt_dedup_miou": _keyed_terms(samples.keys, _ratio(samples.intersection_px, union), max, counted),
     }
 
 
@@ -182,20 +217,43 @@ def rec(
         ValueError: If boxes of annotations are asked for and there are none.
     """
     used = _used(samples, mode)
+    terms = rec_terms(used, mode=mode, gt_box=gt_box, inclusive_plus_one=inclusive_plus_one)
+    return {name: term.share() for name, term in terms.items()}
+
+
+def rec_terms(
+    samples: Samples,
+    *,
+    mode: Mode = "strict",
+    gt_box: Literal["mask", "annotation"] = "mask",
+    inclusive_plus_one: bool | None = None,
+) -> dict[str, Terms]:
+    """Returns the terms of the numbers of ``rec``, whose arguments these are; a key's are those of its first
+    sample."""
+    counted = _counted(samples, mode)
     plus_one = mode == "strict" if inclusive_plus_one is None else inclusive_plus_one
-    target = used.target_box.astype(np.float64) if gt_box == "mask" else _annotated(used, plus_one)
-    iou = box_iou(used.predicted_box.astype(np.float64), target, plus_one=plus_one)
-    there = (used.predicted_px > 0) & ((used.target_px > 0) | (gt_box == "annotation"))
+    target = samples.target_box.astype(np.float64) if gt_box == "mask" else _annotated(samples, plus_one)
+    iou = box_iou(samples.predicted_box.astype(np.float64), target, plus_one=plus_one)
+    there = (samples.predicted_px > 0) & ((samples.target_px > 0) | (gt_box == "annotation"))
     hits = ((iou >= HIT_IOU) & there).astype(np.float64)
     choose = max if mode == "strict" else lambda _, last: last
-    return {"accuracy": _mean(hits), "padt_dedup_accuracy": _keyed_mean(used.keys, hits, choose)}
+    return {
+        "accuracy": Terms(hits * counted, counted),
+        "padt_dedup_accuracy": _keyed_terms(samples.keys, hits, choose, counted),
+    }
 
 
 def targets(samples: Samples, *, mode: Mode = "strict") -> dict[str, Any]:
     """Mean IoU over the samples that have a target: what "No target." as constant answer cannot raise."""
     used = _used(samples, mode)
-    wanted = used.target_px > 0
-    return {"mean_iou": _mean(_ratio(used.intersection_px, used.union_px)[wanted]), "num": int(wanted.sum())}
+    wanted = used.take(used.target_px > 0)
+    return {"mean_iou": targets_terms(wanted, mode=mode)["mean_iou"].share(), "num": len(wanted)}
+
+
+def targets_terms(samples: Samples, *, mode: Mode = "strict") -> dict[str, Terms]:
+    """Returns the terms of ``mean_iou`` of ``targets``."""
+    wanted = (samples.target_px > 0) & _counted(samples, mode)
+    return {"mean_iou": Terms(_ratio(samples.intersection_px, samples.union_px) * wanted, wanted)}
 
 
 def box_iou(
@@ -224,8 +282,12 @@ def _row(target: _Mask, predicted: _Mask | None) -> tuple[tuple[int, int, int], 
 
 
 def _used(samples: Samples, mode: Mode) -> Samples:
+    return samples.take(_counted(samples, mode))
+
+
+def _counted(samples: Samples, mode: Mode) -> Bool[np.ndarray, " sample"]:
     check_mode(mode)
-    return samples.take(~samples.skipped) if mode == "official" else samples
+    return ~samples.skipped if mode == "official" else np.ones(len(samples), bool)
 
 
 def _annotated(samples: Samples, plus_one: bool) -> Float[np.ndarray, "sample 4"]:
@@ -244,18 +306,38 @@ def _share(part: Any, whole: Any, epsilon: float = 0.0) -> float | None:
     return float(part / (whole + epsilon)) if whole else None
 
 
-def _mean(values: np.ndarray) -> float | None:
-    return float(values.mean()) if len(values) else None
-
-
 def _keyed_mean(
     keys: Sequence[str],
     values: Float[np.ndarray, " sample"],
     choose: Callable[[float, float], float],
     wanted: Sequence[str] | None = None,
 ) -> float | None:
+    best = _of_keys(keys, values, choose)
+    chosen = list(best.values()) if wanted is None else [best.get(key, 0.0) for key in wanted]
+    return float(np.mean(chosen)) if chosen else None
+
+
+def _of_keys(
+    keys: Sequence[str], values: Float[np.ndarray, " sample"], choose: Callable[[float, float], float]
+) -> dict[str, float]:
     best: dict[str, float] = {}
     for key, value in zip(keys, values.tolist(), strict=True):
         best[key] = choose(best[key], value) if key in best else value
-    chosen = list(best.values()) if wanted is None else [best.get(key, 0.0) for key in wanted]
-    return _mean(np.array(chosen))
+    return best
+
+
+def _keyed_terms(
+    keys: Sequence[str],
+    values: Float[np.ndarray, " sample"],
+    choose: Callable[[float, float], float],
+    counted: Bool[np.ndarray, " sample"],
+) -> Terms:
+    """Returns terms in which the first counted sample of a key stands for all of them."""
+    first: dict[str, int] = {}
+    for place in np.flatnonzero(counted).tolist():
+        first.setdefault(keys[place], place)
+    best = _of_keys(list(compress(keys, counted)), values[counted], choose)
+    part, whole = np.zeros(len(keys)), np.zeros(len(keys), bool)
+    for key, place in first.items():
+        part[place], whole[place] = best[key], True
+    return Terms(part, whole)

@@ -19,7 +19,7 @@ from jaxtyping import Bool
 
 from samtok import words
 from samtok.errors import DataError
-from samtok.metrics.referring import Mode
+from samtok.metrics.referring import Mode, Terms
 
 if TYPE_CHECKING:
     from samtok.model.backbone import ImageFeatures
@@ -136,13 +136,20 @@ def word_scores(
         ``target_exact_match``: that of samples with a target; ``target_first_code``: the share of those whose
         first codes are right, that is, of which the place is.
     """
-    exact = [_same(a, b, None) for a, b in zip(truth, predicted, strict=True)]
-    first = [_same(a, b, 1) for a, b in zip(truth, predicted, strict=True)]
-    wanted = [number for number, codes in enumerate(truth) if codes]
+    return {name: term.share() for name, term in word_terms(truth, predicted).items()}
+
+
+def word_terms(
+    truth: Sequence[Sequence[Codes]], predicted: Sequence[Sequence[Codes] | None]
+) -> dict[str, Terms]:
+    """Returns the terms of the numbers of ``word_scores``."""
+    pairs = list(zip(truth, predicted, strict=True))
+    exact, first = (np.array([_same(*pair, depth) for pair in pairs], bool) for depth in (None, 1))
+    wanted = np.array([bool(codes) for codes in truth], bool)
     return {
-        "exact_match": _share(exact),
-        "target_exact_match": _share([exact[number] for number in wanted]),
-        "target_first_code": _share([first[number] for number in wanted]),
+        "exact_match": Terms(exact, np.ones(len(pairs), bool)),
+        "target_exact_match": Terms(exact & wanted, wanted),
+        "target_first_code": Terms(first & wanted, wanted),
     }
 
 
@@ -150,10 +157,6 @@ def _same(truth: Sequence[Codes], predicted: Sequence[Codes] | None, depth: int 
     if predicted is None:
         return False
     return Counter(tuple(c[:depth]) for c in truth) == Counter(tuple(c[:depth]) for c in predicted)
-
-
-def _share(values: Sequence[bool]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 def describe(readings: Mapping[str, Reading]) -> dict[str, dict[str, Any]]:

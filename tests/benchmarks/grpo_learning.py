@@ -30,6 +30,7 @@ from pipelines.grpo.presets import GRES
 from pipelines.grpo.reward.scoring import Scorer, ValidationRow
 from pipelines.grpo.rollout.sampler import Sampler
 from pipelines.grpo.transport import WeightTransport
+from samtok.metrics.intervals import paired_difference
 from samtok.plots.curves import Curve, CurvePanel, curves_plot
 
 BOOTSTRAPS = 10_000
@@ -88,11 +89,10 @@ def per_prompt(rows: Sequence[ValidationRow]) -> dict[str, np.ndarray]:
 
 def interval(before: np.ndarray, after: np.ndarray, seed: int) -> tuple[float, float, float]:
     """Returns the mean paired difference and its 95 % bootstrap interval over prompts."""
-    change = (after - before)[np.isfinite(after - before)]
-    rng = np.random.default_rng(seed)
-    means = np.array([change[rng.integers(0, len(change), len(change))].mean() for _ in range(BOOTSTRAPS)])
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(change.mean()), float(low), float(high)
+    there = np.isfinite(after - before)
+    first, second = (np.stack([values, there], axis=1)[there] for values in (after, before))
+    found = paired_difference(first, second, resamples=BOOTSTRAPS, seed=seed)
+    return found.value or 0.0, found.low or 0.0, found.high or 0.0
 
 
 def learn(seed: int, flags: argparse.Namespace) -> Path:

@@ -275,7 +275,8 @@ def _asked(home: Path) -> None:
 
 
 def _made_here(home: Path) -> None:
-    """Makes corpora of words with an IoU of every mask, and an evaluation with answers that are wrong."""
+    """Makes corpora of words with an IoU of every mask, an evaluation with answers that are wrong, and one
+    beside that of ``smoke``."""
     here = ["--workers", "0", "--tracking", "off", "--out"]
     for name, reader, file in (("gres-train", "refer", "grefs.json"), ("gcg-train", "granf", "granf.json")):
         shapes = home / f"runs/embedded/{name}/shapes"
@@ -285,6 +286,7 @@ def _made_here(home: Path) -> None:
         assert tokenize_corpus([*words, *here, str(out)]) == 0
     asked = ["--preset", "smoke", "--chats", str(home / "chats/grefcoco"), "--limit", "32"]
     assert evaluate_mllm([*asked, *here, str(home / "runs/gres")]) == 0
+    shutil.copytree(home / "runs/evaluation", home / "runs/free")
 
 
 def _embedded(home: Path) -> None:

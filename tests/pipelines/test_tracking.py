@@ -65,6 +65,25 @@ def test_a_name_or_value_that_mlflow_refuses_costs_no_other_and_not_the_run(data
     assert sorted(line.split(",")[0] for line in lines) == ["MLflow refuses none", "MLflow refuses text"]
 
 
+def test_data_of_a_run_are_its_input_once_however_often_they_are_told(database):
+    tracker = opened(database)
+    for _ in range(2):
+        tracker.dataset("grefcoco val\0", digest="0123456789" * 7, source="s3://chats/val")
+    tracker.dataset("own", digest="1", source="runs/chats")
+    tracker.end()
+    found = client(database).get_run(tracker.run_id).inputs.dataset_inputs
+    told = {
+        (one.dataset.name, one.dataset.digest, one.dataset.source_type, one.dataset.source) for one in found
+    }
+    assert told == {
+        ("grefcoco val?", ("0123456789" * 4)[:36], "s3", '{"uri": "s3://chats/val"}'),
+        ("own", "1", "local", '{"uri": "runs/chats"}'),
+    }
+    assert {(tag.key, tag.value) for one in found for tag in one.tags} == {
+        ("mlflow.data.context", "evaluation")
+    }
+
+
 @given(st.text(max_size=20) | st.text("./@a", max_size=12) | st.just("a/b" * 100))
 def test_any_name_becomes_one_that_mlflow_takes(name):
     from mlflow.utils.validation import _validate_metric_name, _validate_param_name
