@@ -185,6 +185,7 @@ def _row(
         "image_id": str(number),
         "sample_id": f"{number}/{kind}",
         "turn": 1,
+        "round": 1,
         "task": asked.benchmark,
         "tags": [kind],
         "image_uri": uri,
@@ -195,6 +196,9 @@ def _row(
         "truth": _words(codes),
         "truth_codes": codes,
         "truth_rle": masks.encode(whole) if truth else None,
+        "truth_masks": [],
+        "thought_tokens": None,
+        "unfinished": False,
         "target_px": int(whole.sum()),
         "target_box_xyxy": list(masks.box_of(whole) or ()) or None,
     }
@@ -207,6 +211,7 @@ def _row(
         "intersection_px": int((union & whole).sum()),
         "predicted_px": int(union.sum()),
         "box_xyxy": list(masks.box_of(union) or ()) or None,
+        "masks": [],
     }
     about = {"generated": _words(said), "num_tokens": 8, "cut": False, "num_malformed": 0}
     return {**row, **about, "strict": predicted, "official": predicted, "problem": None}

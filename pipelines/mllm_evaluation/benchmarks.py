@@ -30,7 +30,7 @@ class Benchmark:
         max_new_tokens: Longest answer of the authors' script.
         numbers: Of an answered corpus, by the name of their section.
         headlines: What tables show: a name, a section, a key. Without a name all of the section's numbers
-            are shown, by their keys.
+            are shown, by their keys without underscores.
         codes: Those of each mask that an answer names, by its text, the mode, and the numbers of codes and of
             levels; by default the words of the whole text.
         turns: Questions of a chat that are asked unless ``--turns`` says others.
@@ -180,7 +180,7 @@ def headlines(benchmark: str, section: Mapping[str, Any]) -> dict[str, float | s
     found: dict[str, float | str | None] = {}
     for name, part, key in BENCHMARKS[benchmark].headlines:
         if name is None:
-            found |= section[part]
+            found |= {key.replace("_", " "): value for key, value in section[part].items()}
         else:
             value = section[part][key]
             found[name] = section[part].get(f"{key}_missing") if value is None else value

@@ -42,9 +42,11 @@ def rec(rows: Sequence[Row], mode: Mode, scoring: Scoring) -> Numbers:
 def grounding_suite(rows: Sequence[Row], mode: Mode, scoring: Scoring) -> Numbers:
     """Returns gIoU by kind of target; raises DataError ``class_id`` for chats whose tags do not say it."""
     kinds = [_kind_of(row) for row in rows]
-    found = suite.giou(samples_of(rows, mode), kinds, mode=mode)["giou"]
-    if found[suite.ALL] is not None and mode == "strict":
-        found[suite.ALL] *= len(rows) / (len(rows) + len(scoring.lost))
+    means = suite.giou(samples_of(rows, mode), kinds, mode=mode)["giou"]
+    of_all = means.pop(suite.ALL)
+    share = len(rows) / (len(rows) + len(scoring.lost)) if rows else 1.0
+    found = {"giou": None if of_all is None else of_all * share}
+    found |= {f"giou_{kind.removesuffix('-object')}": value for kind, value in means.items()}
     plain = _sections("res", lambda s: referring.res(s, mode=mode))(rows, mode, scoring)
     return {"groundingsuite": found, **{name: plain[name] for name in ("targets", "words")}}
 
@@ -72,7 +74,7 @@ def rounds(rows: Sequence[Row], mode: Mode, scoring: Scoring) -> Numbers:
         mode=mode,
     )
     average = {number: one or {} for number, one in found["average"].items()}
-    by_round = {f"cIoU round {number}": one.get("ciou_cumulative") for number, one in average.items()}
+    by_round = {f"ciou_round_{number}": one.get("ciou_cumulative") for number, one in average.items()}
     return {"rounds": by_round, "multi_round": found, **res(rows, mode, scoring)}
 
 

@@ -95,7 +95,7 @@ def test_terms_give_what_the_evaluation_itself_computes(tmp_path, benchmark, mod
     asked = Asked(benchmark=benchmark, num_images=6, lost=1)
     rows = rows_of(asked, skill=0.6, seed=3)
     write_evaluation(tmp_path, asked, skill=0.6, seed=3)
-    readings = {one: Reading.of(benchmark, one) for one in MODES}
+    readings = {one: Reading.of(one, several=benchmark == "gres") for one in MODES}
     change_json(tmp_path, "metrics.json", **metrics_of(rows, benchmark=benchmark, readings=readings))
     (found,) = measured(tmp_path, mode=mode, slices=True)
     assert not found.differing and not found.unsure

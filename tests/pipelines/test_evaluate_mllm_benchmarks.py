@@ -149,8 +149,8 @@ def test_rounds_are_scored_one_by_one(world):
         return words if "segment red" in prompt else "no"
 
     found = evaluated(world, rows, answer, benchmark="rounds")
-    assert numbers(found)["cIoU round 1"] == 0
-    assert numbers(found)["cIoU round 2"] == 1
+    assert numbers(found)["ciou round 1"] == 0
+    assert numbers(found)["ciou round 2"] == 1
     assert found["modes"]["strict"]["model"]["multi_round"]["history"] == "gt"
     predicted = evaluated(world, rows, answer, benchmark="rounds", history="predicted")
     assert predicted["modes"]["strict"]["model"]["multi_round"]["history"] == "predicted"
@@ -170,9 +170,9 @@ def test_grounding_suite_has_a_mean_for_each_kind(world):
         benchmark="groundingsuite",
     )
     shown = numbers(found)
-    assert (shown["all"], shown["stuff"], shown["part"], shown["single-object"]) == (0.75, 0, 1, 1)
+    assert (shown["giou"], shown["giou stuff"], shown["giou part"], shown["giou single"]) == (0.75, 0, 1, 1)
     lost = evaluated(world, rows, _true(rows), lost=4, benchmark="groundingsuite")
-    assert numbers(lost)["all"] == 0.5 and numbers(lost, "official")["all"] > 0.9
+    assert numbers(lost)["giou"] == 0.5 and numbers(lost, "official")["giou"] > 0.9
     with pytest.raises(DataError, match="none of the tags stuff, part"):
         evaluated(world, [{**row, "tags": []} for row in rows], str, benchmark="groundingsuite")
 
