@@ -3,9 +3,7 @@
 import re
 
 from samtok.errors import DataError
-
-OBJECT_START, OBJECT_END = "<|object_ref_start|>", "<|object_ref_end|>"
-"""Around a phrase that has masks, as the authors mark it."""
+from samtok.mllm.object_tokens import OBJECT_END, OBJECT_START
 
 _OURS = re.compile(rf"{re.escape(OBJECT_START)}|{re.escape(OBJECT_END)}|<\|mt_(?:start|end|[0-9]{{4,9}})\|>")
 _CONTROL = re.compile(r"<\||</?(?:s|image|video|img|vid)>|<image \d+>", re.IGNORECASE)

@@ -9,6 +9,8 @@ OUT/metrics.json               the numbers, in every mode, beside the baseline
 OUT/report/index.html          tables, and questions with truth and prediction
 """
 
+from collections.abc import Mapping
+
 from pipelines import job, rejects, storage
 from pipelines.job import Closing, Inputs, Job, Run
 from pipelines.mllm_evaluation.config import EvaluateMllmConfig
@@ -44,6 +46,7 @@ class EvaluateMllm(Job[EvaluateMllmConfig]):
         broken = f"{counts['malformed_words']} broken words in {counts['answers_with_malformed']} of them"
         rows = [
             ("targets", targets),
+            *_thoughts(counts, thinking=self.checked.asked.thinking),
             ("answers", f"{broken}, {counts['answers_cut']} cut at {limit} tokens"),
             ("rate", f"{done.rate(QUESTIONS.total):.2f} questions/s over {done.seconds:.0f} s"),
             ("numbers", storage.join(self.config.out, METRICS)),
@@ -53,6 +56,14 @@ class EvaluateMllm(Job[EvaluateMllmConfig]):
         tables = [table_of(metrics, self.checked.beside, mode) for mode in metrics["modes"]]
         reasons = rejects.of_corpus(self.config.out, manifest)
         return Closing(rows, (QUESTIONS.items(manifest["totals"]),), tables, reasons)
+
+
+def _thoughts(counts: Mapping[str, int], *, thinking: bool) -> list[tuple[str, str]]:
+    if not thinking:
+        return []
+    closed = counts["scored"] - counts["thoughts_unfinished"]
+    mean = counts["thought_tokens"] / max(1, closed)
+    return [("thoughts", f"{closed} of {counts['scored']} came to an answer, {mean:.0f} tokens on average")]
 
 
 def evaluate_mllm(config: EvaluateMllmConfig, *, inputs: Inputs | None = None) -> int:

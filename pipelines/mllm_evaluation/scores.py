@@ -59,6 +59,7 @@ def counts_of(rows: Sequence[Row], lost: LostQuestions = NOTHING_LOST) -> dict[s
         "answers_with_malformed": sum(row["num_malformed"] > 0 for row in asked),
         "answers_cut": sum(bool(row["cut"]) for row in asked),
         "thoughts_unfinished": sum(row["unfinished"] for row in asked),
+        "thought_tokens": sum(row["thought_tokens"] or 0 for row in asked),
         "tokens": sum(row["num_tokens"] for row in asked),
     }
 

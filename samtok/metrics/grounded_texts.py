@@ -13,10 +13,9 @@ from typing import Literal
 
 from samtok import words
 from samtok.metrics.referring import MODES, Mode
+from samtok.mllm.object_tokens import OBJECT_END, OBJECT_START
 
 Codes = tuple[int, ...]
-
-OBJECT_START, OBJECT_END = "<|object_ref_start|>", "<|object_ref_end|>"
 
 _MASKS = re.compile(r"((?:<\|mt_(?:(?:start|end|[0-9]{4,9})\|>)?)+)")
 _JOINER = re.compile(r"\s*(?:,|&|(?:,\s*)?and\b)?\s*")

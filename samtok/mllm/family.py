@@ -26,6 +26,7 @@ from samtok import words
 from samtok.errors import CheckpointError, ConfigError, DataError
 from samtok.mllm.chat import IGNORE, Encoded, Turn
 from samtok.mllm.chat_template import rendered
+from samtok.mllm.object_tokens import OBJECT_TOKENS
 from samtok.mllm.pretrained import lacks_memory, read_model
 from samtok.mllm.registry import family_of
 from samtok.mllm.rows import check_rows
@@ -34,9 +35,6 @@ from samtok.mllm.vocab import MaskVocabulary
 E = TypeVar("E", bound=Encoded)
 Picture = Image.Image | np.ndarray
 """An RGB image: of PIL, or H x W x 3 uint8."""
-
-OBJECT_TOKENS = ("<|object_ref_start|>", "<|object_ref_end|>")
-"""Around a phrase that has masks, in Qwen's vocabulary. They are content, like other text."""
 
 _PROBE = "A question."
 _PLAIN = np.full((56, 56, 3), 128, np.uint8)

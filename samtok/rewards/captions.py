@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from samtok import words
+from samtok.mllm.object_tokens import OBJECT_END, OBJECT_START
 from samtok.rewards.answer import Answer
 from samtok.rewards.response import Codes, Question
 
@@ -32,8 +33,6 @@ COMPONENTS = (
 
 REPEATED = 3
 """Tokens that make a repetition: two come again in any text ("of the"), and loops are found by three."""
-
-OBJECT_START, OBJECT_END = "<|object_ref_start|>", "<|object_ref_end|>"
 
 _TAG = re.compile(r"<[^<>]*>")
 _TOKEN = re.compile(r"\w+")

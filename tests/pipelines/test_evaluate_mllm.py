@@ -155,7 +155,8 @@ def test_numbers_of_a_taught_model_stand_beside_the_answer_no_target(answered):
     found = _metrics(answered)
     assert found["counts"] == {
         "expected": 10, "scored": 10, "skipped": 0, "lost": 0, "images_lost": 0, "no_target": 2,
-        "malformed_words": 0, "answers_with_malformed": 0, "answers_cut": 0, "thoughts_unfinished": 0,
+        "malformed_words": 0, "answers_with_malformed": 0, "answers_cut": 0,
+        "thoughts_unfinished": 0, "thought_tokens": 0,
         "tokens": sum(row["num_tokens"] for row in answered),
     }  # fmt: skip
     own, nothing = (found["modes"]["strict"][who] for who in ("model", "no_target"))
@@ -324,6 +325,7 @@ def test_a_thinking_model_is_asked_to_think_and_its_answer_is_scored(world, taug
         len(stage.adapter.tokenizer.encode("a dog", add_special_tokens=False))
     }
     assert not any(row["unfinished"] for row in rows)
+    assert _metrics(rows)["counts"]["thought_tokens"] == sum(row["thought_tokens"] for row in rows) > 0
 
 
 def test_a_thought_without_an_end_is_a_wrong_answer_in_strict_mode(world, taught):
