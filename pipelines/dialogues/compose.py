@@ -231,22 +231,25 @@ class _Composer:
                 "tags": sorted({tag for item in items for tag in item.tags}),
                 "images": [{"uri": row["image_uri"], "height": row["height"], "width": row["width"]}],
                 **written(messages, self.scene.masks, keep_rle=self.settings.keep_rle),
-                "meta": json.dumps(self._meta(items, voice), ensure_ascii=False, sort_keys=True),
+                "meta": json.dumps(self._meta(items, messages, voice), ensure_ascii=False, sort_keys=True),
             }
         )
         self._count("items_out", len(items))
         self._count("samples_out", 1)
 
-    def _meta(self, items: Sequence[Item], voice: Voice) -> dict[str, Any]:
-        referring = "referring" in self.task.annotation_tasks
-        slices = {"slices": [slices_of(item, self.scene) for item in items]} if referring else {}
+    def _meta(self, items: Sequence[Item], messages: Sequence[Message], voice: Voice) -> dict[str, Any]:
+        more: dict[str, Any] = {}
+        if "referring" in self.task.annotation_tasks:
+            more["slices"] = [slices_of(item, self.scene) for item in items]
+        if unknown := [n for n, one in enumerate(messages) if one.role == "assistant" and not one.pieces]:
+            more |= {"unlearnt": unknown, "judged": [item.payload for item in items]}
         return {
             "style": voice.style,
             "templates": voice.used,
             "items": [item.item_id for item in items],
             "expressions": [item.text for item in items],
             "targets": [list(item.targets) for item in items],
-            **slices,
+            **more,
         }
 
     def _voice(self, item_id: str) -> Voice:

@@ -97,10 +97,14 @@ class LocalJudge:
 def _loaded(uri: str, dtype: torch.dtype) -> tuple[Any, Any]:
     """Returns the tokenizer, which pads on the left, and the model."""
     folder = storage.node_folder(folders.resolve(uri, read=storage.read_bytes))
-    kept: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", **kept)
-        return tokenizer, AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **kept)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, padding_side="left", local_files_only=True, trust_remote_code=False
+        )
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, trust_remote_code=False
+        )
+        return tokenizer, model
     except Exception as error:  # each kind of a broken file has its own
         fault = f"{type(error).__name__}: {str(error)[:300]}"
         raise CheckpointError(f"{uri} cannot be loaded as a judge of texts ({fault}).") from error

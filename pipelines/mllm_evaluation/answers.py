@@ -11,6 +11,7 @@ from pipelines import storage
 from pipelines.chats.lost import NOTHING_LOST, LostQuestions
 from pipelines.chats.psg import NO_VOCABULARY, PsgVocabulary
 from pipelines.mllm_evaluation.rows import ANSWER_ROW
+from samtok.metrics.judged import Replies, Wording
 from samtok.metrics.referring import MODES, Mode
 
 Row = Mapping[str, Any]
@@ -38,6 +39,10 @@ class Scoring:
     """Scene graphs: what is not in the lists is not scored."""
     similarity: Callable[[str, str], float] | None = None
     """Grounded captions: of two phrases, in [0, 1]; None where there is no text encoder."""
+    wording: Wording | None = None
+    """Judged benchmarks: of what the judge is asked; None is ours."""
+    replies: Replies | None = None
+    """Judged benchmarks: of the judge, by the names of its asks; None without a judge."""
     is_whole: bool = False
     """These are all answers of the model: what is dear is computed, such as METEOR."""
     lost: LostQuestions = NOTHING_LOST

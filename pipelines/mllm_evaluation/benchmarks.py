@@ -8,8 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipelines.mllm_evaluation import of_captions, of_graphs, of_instances, of_masks
+from pipelines.mllm_evaluation import of_captions, of_graphs, of_instances, of_judged, of_masks
 from pipelines.mllm_evaluation.answers import Numbers, Row, Scoring
+from samtok.metrics.judged import Ask, Wording
+from samtok.metrics.judged_dlc import DlcWording
+from samtok.metrics.judged_videorefer import DIMENSIONS, VideoReferWording
 from samtok.metrics.referring import Mode
 from samtok.metrics.text_masks import Codes
 
@@ -33,6 +36,8 @@ class Benchmark:
             are shown, by their keys without underscores.
         codes: Those of each mask that an answer names, by its text, the mode, and the numbers of codes and of
             levels; by default the words of the whole text.
+        asks: What a judge is asked about the answers, in the texts of ``wording``; its replies are
+            ``Scoring.replies``.
         turns: Questions of a chat that are asked unless ``--turns`` says others.
         keeps_masks: Whether rows hold each mask, which ``numbers`` then finds by the words of the text.
     """
@@ -47,6 +52,8 @@ class Benchmark:
     turns: Literal["last", "first", "all"] = "last"
     keeps_masks: bool = False
     codes: Callable[[str, Mode, int, int], Sequence[Codes]] | None = None
+    asks: Callable[[Sequence[Row], Scoring], list[Ask]] | None = None
+    wording: type[Wording] | None = None
 
     def room(self, *, thinking: bool) -> int:
         """Returns how many tokens an answer may have, a thought included."""
@@ -141,6 +148,31 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         ),
         keeps_masks=True,
         codes=of_graphs.codes,
+    ),
+    "dlc": Benchmark(
+        title="DLC-Bench: descriptions of regions, judged by questions",
+        paper="Table 7",
+        tasks=("region_caption",),
+        masks="none",
+        max_new_tokens=1024,
+        numbers=of_judged.dlc,
+        headlines=(("Avg", "dlc", "avg"), ("Pos", "dlc", "pos"), ("Neg", "dlc", "neg")),
+        asks=of_judged.dlc_asks,
+        wording=DlcWording,
+    ),
+    "videorefer": Benchmark(
+        title="VideoRefer-Bench-D: descriptions of regions, judged from 0 to 5",
+        paper="Table 9",
+        tasks=("region_caption",),
+        masks="none",
+        max_new_tokens=1024,
+        numbers=of_judged.videorefer,
+        headlines=(
+            ("Avg", "videorefer", "avg"),
+            *((name.upper(), "videorefer", name) for name in DIMENSIONS),
+        ),
+        asks=of_judged.videorefer_asks,
+        wording=VideoReferWording,
     ),
     "instances": Benchmark(
         title="All objects of a class: COCO's AP",

@@ -18,12 +18,26 @@ from pipelines.config import (
     config,
 )
 from pipelines.generation.config import GenerationConfig
+from pipelines.judging.config import JudgeConfig
 from samtok.errors import ConfigError
 
 BenchmarkName = Literal[
-    "gres", "res", "rec", "gcg", "rounds", "groundingsuite", "psg", "instances", "region_captions"
+    "gres",
+    "res",
+    "rec",
+    "gcg",
+    "rounds",
+    "groundingsuite",
+    "dlc",
+    "videorefer",
+    "psg",
+    "instances",
+    "region_captions",
 ]
 """Keys of ``benchmarks.BENCHMARKS``, which is not loaded to read flags."""
+
+JUDGED = ("dlc", "videorefer")
+"""Benchmarks whose answers a judge scores."""
 
 THIS_RUN, BASELINE = TAKEN = ("this run", "always No target.")
 """Columns that every table of numbers has."""
@@ -81,6 +95,8 @@ class EvaluateMllmConfig(ImageLimit, RunConfig):
     the categories without instances, without which there is no official mode."""
     min_pixels: AtLeast0 = 0
     """GRES: a predicted mask with fewer pixels counts as no target; 0 for the paper's numbers."""
+    judge: JudgeConfig = JudgeConfig()
+    """dlc, videorefer: who judges the descriptions."""
     generation: AnswerConfig = AnswerConfig()
     workers: AtLeast0 = 1
     """Actors, each with the model and the mask tokenizer; 0 works in this process, without Ray."""
@@ -103,6 +119,8 @@ class EvaluateMllmConfig(ImageLimit, RunConfig):
                 raise ConfigError(f"--.beside must be NAME=RUN_FOLDER, got {text}.")
             if name in TAKEN:
                 raise ConfigError(f"--.beside {name}: the tables have a column of that name; choose another.")
+        if self.judge.kind != "none" and self.benchmark not in JUDGED:
+            raise ConfigError(f"--.judge.kind is for --.benchmark {', '.join(JUDGED)}; leave it out.")
         names = [text.partition("=")[0] for text in self.beside]
         if len(set(names)) < len(names):
             raise ConfigError(f"--.beside names a run twice: {', '.join(names)}.")
@@ -164,4 +182,7 @@ PRESETS: dict[str, EvaluateMllmConfig] = {
     "paper-groundingsuite": _paper("groundingsuite"),
     "paper-rec": _paper("rec"),
     "paper-psg": _paper("psg"),
+    # Tables 7 and 9: with --judge.kind, and the published wording of the questions as --judge.wording.
+    "paper-dlc": _paper("dlc"),
+    "paper-videorefer": _paper("videorefer"),
 }

@@ -1,18 +1,22 @@
 """What came out of an evaluation: files, the report, what MLflow shows."""
 
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines import provenance, shards, storage
+from pipelines.judging.judge import Judge
+from pipelines.judging.open_judge import open_judge, read_wording
 from pipelines.mllm_evaluation import report
-from pipelines.mllm_evaluation.answers import read_answers
+from pipelines.mllm_evaluation.answers import Row, Scoring, read_answers
+from pipelines.mllm_evaluation.benchmarks import BENCHMARKS
 from pipelines.mllm_evaluation.prepare import METRICS, Evaluation, questions_digest
 from pipelines.mllm_evaluation.scores import metrics_of
 from pipelines.shard_job import Work
 from pipelines.tracking import Tracker
 
-LINEAGE, REPORT = "lineage.json", "report"
+LINEAGE, REPORT, JUDGEMENTS = "lineage.json", "report", "judgements.jsonl"
 
 
 def publish(job: Evaluation, manifest: Mapping[str, Any], done: Work, tracker: Tracker) -> dict[str, Any]:
@@ -23,8 +27,11 @@ def publish(job: Evaluation, manifest: Mapping[str, Any], done: Work, tracker: T
     """
     config = job.config
     rows = read_answers(config.out, manifest)
-    numbers = metrics_of(rows, benchmark=config.benchmark, readings=job.readings, scoring=job.scoring)
+    scoring, judge = judged(job, rows)
+    numbers = metrics_of(rows, benchmark=config.benchmark, readings=job.readings, scoring=scoring)
     metrics = {"measured_with": measured_with(job), **numbers}
+    if judge is not None:
+        metrics["judge"] = judge.summary()
     lineage = lineage_of(job)
     for name, value in ((LINEAGE, lineage), (METRICS, metrics)):
         data = (json.dumps(value, indent=1) + "\n").encode()
@@ -35,7 +42,30 @@ def publish(job: Evaluation, manifest: Mapping[str, Any], done: Work, tracker: T
     if config.report_pictures:
         report.write_report(job, manifest, rows, metrics)
         tracker.folder(storage.join(config.out, REPORT), REPORT)
+    if judge is not None:
+        judge.check()
     return metrics
+
+
+def judged(job: Evaluation, rows: Sequence[Row]) -> tuple[Scoring, Judge | None]:
+    """Asks the judge of the config, if the benchmark has one; returns what the answers are scored by, and who
+    judged.
+
+    Raises:
+        ClusterError: The server does not answer.
+        ConfigError, DataError: As ``open_judge`` and ``Judge.ask``.
+    """
+    benchmark, config = BENCHMARKS[job.config.benchmark], job.config
+    if benchmark.asks is None or benchmark.wording is None:
+        return job.scoring, None
+    scoring = dataclasses.replace(job.scoring, wording=read_wording(config.judge, benchmark.wording))
+    record = storage.join(config.out, JUDGEMENTS)
+    judge = open_judge(config.judge, record=record, device=config.worker.device)
+    if judge is None:
+        return scoring, None
+    with judge:
+        replies = judge.ask(benchmark.asks(rows, scoring))
+    return dataclasses.replace(scoring, replies=replies), judge
 
 
 def measured_with(job: Evaluation) -> dict[str, Any]:

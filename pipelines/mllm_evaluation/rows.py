@@ -66,6 +66,7 @@ ANSWER_ROW = pa.schema(
         pa.field("height", pa.int32(), nullable=False),
         pa.field("width", pa.int32(), nullable=False),
         pa.field("question", pa.string(), nullable=False),
+        pa.field("about", pa.string()),  # JSON of what judges are asked, from the dataset
         pa.field("key", pa.string(), nullable=False),  # image id and phrase, for the keyed mean of RES
         pa.field("truth", pa.string(), nullable=False),  # text of the true answer
         pa.field("truth_codes", _CODES, nullable=False),
@@ -123,7 +124,9 @@ def _input(number: int, key: tuple[str, ...], questions: list[dict[str, Any]]) -
 
 def _questions_of(row: Mapping[str, Any], turns: Turns, keeps_masks: bool) -> Iterator[dict[str, Any]]:
     answers = [n for n, message in enumerate(row["messages"]) if message["role"] == "assistant" and n]
-    places = [n for n in answers if n not in unlearnt_of(row)]
+    unlearnt = unlearnt_of(row)
+    judged = json.loads(row["meta"] or "{}").get("judged") or []  # answers that nobody knows are judged
+    places = [n for n in answers if judged or n not in unlearnt]
     chosen = {"last": places[-1:], "first": places[:1], "all": places}[turns]
     meta = json.loads(row["meta"] or "{}")
     expressions, slices = meta.get("expressions") or [], meta.get("slices") or []
@@ -134,6 +137,7 @@ def _questions_of(row: Mapping[str, Any], turns: Turns, keeps_masks: bool) -> It
         question = text_of(row["messages"][place - 1]).strip()
         phrase = expressions[number] if len(expressions) == len(places) else None
         of_turn = slices[number] if len(slices) == len(places) else []
+        about = judged[number] if len(judged) == len(places) else None
         yield {
             "sample_id": row["sample_id"],
             "turn": place,
@@ -143,6 +147,7 @@ def _questions_of(row: Mapping[str, Any], turns: Turns, keeps_masks: bool) -> It
             "images": [dict(image) for image in row["images"]],
             "messages": [dict(message) for message in row["messages"][:place]],
             "question": question,
+            "about": json.dumps(about) if about else None,
             "key": f"{row['image_id']}_{phrase or question}",
             **_truth(row, place, keeps_masks),
         }
@@ -200,7 +205,7 @@ def start_of_row(group: Mapping[str, Any], question: Mapping[str, Any]) -> dict[
     size = {"height": height, "width": width}
     box = masks.box_xyxy(rle, **size) if rle is not None else None
     same = (
-        *("sample_id", "turn", "round", "task", "tags", "question", "key"),
+        *("sample_id", "turn", "round", "task", "tags", "question", "about", "key"),
         *("truth", "truth_codes", "truth_rle", "truth_masks"),
     )
     return {

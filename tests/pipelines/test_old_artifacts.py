@@ -70,6 +70,13 @@ def test_words_are_shown(name: str, old: Path, tmp_path: Path, capsys):
     assert "shapes" in capsys.readouterr().out and page.stat().st_size > 1000
 
 
+def _without_slices(row: dict) -> dict:
+    """Returns a chat without what was not noted then."""
+    meta = json.loads(row["meta"])
+    meta.pop("slices", None)
+    return {**row, "meta": json.dumps(meta, ensure_ascii=False, sort_keys=True)}
+
+
 def test_words_become_the_same_chats(old: Path, tmp_path: Path):
     kind, presets = printed.parsed_by("compose_dialogues")
     flags = ["--words", str(old / "words"), "--out", str(tmp_path / "chats"), "--min-iou", "0"]
@@ -78,8 +85,9 @@ def test_words_become_the_same_chats(old: Path, tmp_path: Path):
     config = cli.parse(kind, presets, flags, doc="")
     assert compose_dialogues(config) == 0
     before, now = read_manifest(old / "chats"), read_manifest(tmp_path / "chats")
-    for kind in ("data", "rejects"):
-        assert rows(tmp_path / "chats", now, kind) == rows(old / "chats", before, kind)
+    made = [_without_slices(row) for row in rows(tmp_path / "chats", now, "data")]
+    assert made == rows(old / "chats", before, "data")
+    assert rows(tmp_path / "chats", now, "rejects") == rows(old / "chats", before, "rejects")
     assert now["fingerprint"] == before["fingerprint"] | {
         name: now["fingerprint"][name] for name in ("words", "code_version") if name in before["fingerprint"]
     }

@@ -76,7 +76,9 @@ def in_turns(texts: list[str]) -> dict[str, Any]:
 
 def said_of(scene: Scene, **counts: Any) -> list[Expression]:
     rng = np.random.default_rng([scene.seed, scene.index, LANGUAGE_STREAM])
-    return referring_expressions(scene, rng, **vars(ExpressionsConfig(**counts)))
+    asked = ExpressionsConfig(**counts)
+    numbers = {"single": asked.single, "multi": asked.multi, "none": asked.none}
+    return referring_expressions(scene, rng, **numbers, families=asked.families)
 
 
 def singles(scene: Scene) -> list[tuple[str, ShapeObject]]:

@@ -1,0 +1,127 @@
+"""Descriptions of regions are judged: by a real server, whose judgements stay beside the answers."""
+
+import json
+from typing import Any
+
+import pytest
+
+from pipelines.dialogues.compose import Settings, compose_row
+from pipelines.judging.config import JudgeConfig
+from pipelines.mllm_evaluation import outcome, scores
+from pipelines.mllm_evaluation.benchmarks import headlines
+from pipelines.mllm_evaluation.prepare import prepare
+from pipelines.mllm_evaluation.rows import inputs_of
+from samtok.errors import ConfigError, DataError
+from tests.chat_servers import ChatStub, Said, chat_server, text
+from tests.code_rows import NUM_CODES, NUM_LEVELS, annotation, code_mask, code_row
+from tests.mllm_evaluations import Scripted, World, config_of, stage_of, write_chats
+
+FOUR = (
+    "1. Subject Correspondence: {0}\n2. Appearance Description: {0}\n3. Temporal Description: {0}\n"
+    "4. Hallucination Detection: {0}"
+)
+QUESTIONS = [
+    {"question": "Is it red?", "choices": [["Yes", 1], ["No", -1]], "type": "positive", "subtype": "x"},
+    {"question": "Is it blue?", "choices": [["No", 1], ["Yes", -1]], "type": "negative", "subtype": "x"},
+]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> World:
+    return World(tmp_path_factory.mktemp("world"), 2)
+
+
+def described(world: World, truths: list[str], **meta: Any) -> list[dict[str, Any]]:
+    """Returns chats that ask for the description of a region, one of each image."""
+    rows = []
+    for number, (row, truth) in enumerate(zip(world.rows[::4], truths, strict=True)):
+        question = {"text": f"Describe {number}.", "image": None}
+        messages = [
+            {"role": "user", "content": [{"text": None, "image": 0}, question], "mask_ids": []},
+            {"role": "assistant", "content": [{"text": truth, "image": None}], "mask_ids": []},
+        ]
+        rows.append(
+            {**row, "task": "region_caption", "tags": [], "messages": messages, "meta": json.dumps(meta)}
+        )
+    return rows
+
+
+def evaluated(
+    world: World, rows: list[dict[str, Any]], server: ChatStub | None, benchmark: str, out: str
+) -> dict[str, Any]:
+    """Returns the metrics of a model that says "a thing", judged by a server or by nobody."""
+    chats = write_chats(world.home / f"chats-{out}", rows, weights_sha256=world.sha256)
+    judge = JudgeConfig() if server is None else JudgeConfig(kind="http", url=server.url)
+    job = prepare(config_of(world, chats=chats, benchmark=benchmark, judge=judge, out=str(world.home / out)))
+    stage = stage_of(job)
+    stage.engine = Scripted(stage.engine, [], lambda _: "a thing")
+    table = stage.answer(inputs_of(rows, tasks=job.asked.tasks, turns=job.asked.turns))[0].to_pylist()
+    scoring, found = outcome.judged(job, table)
+    metrics = scores.metrics_of(table, benchmark=benchmark, readings=job.readings, scoring=scoring)
+    return {**metrics, "judge": None if found is None else found.summary()}
+
+
+def numbers(metrics: dict[str, Any]) -> dict[str, Any]:
+    return headlines(metrics["benchmark"], metrics["modes"]["strict"]["model"])
+
+
+def test_descriptions_are_compared_with_true_ones_by_a_judge(world):
+    rows = described(world, ["a red thing", "a blue thing"])
+
+    def judged(prompt: str, _: int) -> Said:
+        assert "a thing" in prompt
+        return text(FOUR.format("4" if "a red thing" in prompt else "2"))
+
+    with chat_server(judged) as server:
+        found = evaluated(world, rows, server, "videorefer", "video")
+        again = evaluated(world, rows, server, "videorefer", "video")
+    assert numbers(found) == {"Avg": 3, "SC": 3, "AD": 3, "TD": 3, "HD": 3}
+    assert (found["judge"]["answered"], again["judge"]["replayed"], sum(server.answered.values())) == (
+        2,
+        2,
+        2,
+    )
+    assert len((world.home / "video/judgements.jsonl").read_text().splitlines()) == 2
+    assert set(headlines("videorefer", found["modes"]["strict"]["no_target"]).values()) == {
+        "needs --judge.kind"
+    }
+
+
+def test_without_a_judge_there_are_answers_and_no_numbers(world):
+    found = evaluated(world, described(world, ["a", "b"]), None, "videorefer", "none")
+    assert numbers(found)["Avg"] == "needs --judge.kind" and found["counts"]["scored"] == 2
+    with pytest.raises(ConfigError, match=r"--judge\.kind is for --benchmark dlc, videorefer"):
+        config_of(world, benchmark="gres", judge=JudgeConfig(kind="http", url="http://127.0.0.1:9"))
+
+
+def test_regions_without_a_true_caption_are_asked_where_questions_judge_them():
+    payload = {"class_name": "thing", "questions": QUESTIONS}
+    made = annotation("a", "region_caption", ["m"], payload=payload)
+    row = code_row([code_mask("m", (1, 2))], [made, annotation("b", "region_caption", ["m"])])
+    settings = Settings(num_codes=NUM_CODES, num_levels=NUM_LEVELS, tasks={"region_caption": 1.0})
+    done = compose_row(row, settings)
+    (sample,) = done.samples
+    assert [one["reason"] for one in done.rejects] == ["empty_text"]  # b has neither
+    meta = json.loads(sample["meta"])
+    assert (meta["unlearnt"], meta["judged"]) == ([1], [payload])
+    (item,) = inputs_of([sample], tasks=["region_caption"], turns="last")
+    (question,) = json.loads(item.payload)["questions"]
+    assert json.loads(question["about"]) == payload and question["truth"] == ""
+
+
+def test_dlc_bench_is_scored_by_the_judges_answers_to_its_questions(world):
+    pytest.importorskip("inflect")
+    meta = {"unlearnt": [1], "judged": [{"class_name": "dog", "questions": QUESTIONS}]}
+    rows = described(world, ["", ""], **meta)
+    with chat_server(lambda prompt, _: text("Yes" if "blue" not in prompt else "No")) as server:
+        found = evaluated(world, rows, server, "dlc", "dlc")
+    assert numbers(found) == {"Avg": 1, "Pos": 1, "Neg": 1}
+    assert found["judge"]["asked"] == 6
+
+
+def test_chats_of_other_regions_have_nothing_to_be_judged_by(world):
+    with (
+        chat_server(lambda *_: text("Yes")) as server,
+        pytest.raises(DataError, match="questions that judge"),
+    ):
+        evaluated(world, described(world, ["a", "b"]), server, "dlc", "other")
