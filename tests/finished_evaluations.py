@@ -198,6 +198,7 @@ def _row(
         "truth_rle": masks.encode(whole) if truth else None,
         "truth_masks": [],
         "thought_tokens": None,
+        "about": None,
         "unfinished": False,
         "target_px": int(whole.sum()),
         "target_box_xyxy": list(masks.box_of(whole) or ()) or None,

@@ -271,6 +271,8 @@ def pictures(tmp_path: Path) -> list[dict]:
     return rows
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.parametrize("kind", [*FORMATS, "easyr1", "verl"])
 def test_a_corpus_is_exported_and_imported(tmp_path, pictures, kind):
     words, out, back = (str(tmp_path / name) for name in ("words", "chats", "back"))

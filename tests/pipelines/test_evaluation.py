@@ -90,6 +90,8 @@ def test_scores_are_those_of_the_bare_tokenizer_over_masks(measured, tokenizer):
         assert section["codes"]["distinct_tuples"] == len({tuple(codes) for _, _, codes in scores})
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.parametrize(
     "quantizer",
     [
@@ -294,6 +296,8 @@ def test_images_are_drawn_from_all_corpora_alike(measured):
     assert len(report.draw_rows(measured, 99, rng)) == 9
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_an_image_that_is_gone_is_told_where_its_masks_are_missing(home, tokenizer):
     reader = corpora.write_shapes(home / "gone", num_images=2)
     out = str(home / "out" / "gone")

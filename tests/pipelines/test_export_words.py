@@ -116,6 +116,8 @@ def test_an_image_that_is_gone_is_left_out_and_counted(home, tmp_path, capsys):
         kept.rename(gone)
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_an_export_to_s3_is_that_to_a_disk(home, tmp_path, bucket):
     for out in (str(tmp_path), f"{bucket}/set"):
         assert main([str(home / "words"), "--format", "coco", "--out", out]) == 0

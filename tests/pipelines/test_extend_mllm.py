@@ -45,6 +45,8 @@ def test_presets_are_what_they_say():
     assert set(PRESETS) == {"smoke", "paper", "tour"}
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.parametrize("family", EACH_FAMILY)
 def test_a_plain_checkpoint_is_extended_and_can_be_trained(tmp_path, family):
     source = build(tmp_path / "hub", family, words=False, padded_rows=10)

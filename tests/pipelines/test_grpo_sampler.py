@@ -53,6 +53,8 @@ def test_equal_tasks_seeds_and_weights_give_equal_responses(world, sampler):
     assert ids_of(rolled(world.sampler(world.config(seed=1)), number=5)) != ids_of(first)
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_a_task_that_was_read_ahead_gives_the_responses_of_one_that_was_not(world, sampler, monkeypatch):
     tasks = [RolloutTask(number, ((number, number), (9 + number, number + 2))) for number in range(4)]
     expected = [ids_of(sampler.roll(task)[1]) for task in tasks]

@@ -135,6 +135,8 @@ def test_any_list_is_cut_into_its_entries(values, indent, piece):
     assert found == values
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @settings(max_examples=15, deadline=None)
 @given(
     lines=st.lists(

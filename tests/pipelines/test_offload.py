@@ -1,5 +1,6 @@
 """Memory that leaves and comes back: everything reachable, each storage once, views and ties as they were."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -33,6 +34,8 @@ def test_views_ties_moments_and_gradients_leave_once_and_come_back_in_place():
     assert not module.weight.any() and not twin.weight.any()
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_a_learner_that_slept_learns_as_one_that_did_not(tmp_path):
     world = World(tmp_path, images=1)
     config = world.config(algorithm=AlgorithmConfig(kl=KlConfig(weight=0.1)))

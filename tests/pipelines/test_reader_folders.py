@@ -149,6 +149,8 @@ def test_a_reader_is_small_repeats_itself_and_names_no_place(tmp_path, kind):
     assert "missing" in copy.witness(items[:3]).values()
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.parametrize("kind", KINDS_OF_FOLDERS)
 def test_of_a_longer_corpus_the_first_images_are_listed_and_opened(tmp_path, kind):
     write_format(tmp_path, kind, num_images=40)

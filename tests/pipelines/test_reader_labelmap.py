@@ -81,6 +81,8 @@ EXPECTED = [
 ]
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_each_map_at_fault_is_one_reject_and_the_others_stay(tmp_path):
     write_bad(tmp_path)
     rows, rejects = read_all(reader_of(tmp_path, "sceneparsing"))

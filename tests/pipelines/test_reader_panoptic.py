@@ -201,6 +201,8 @@ def write_bad_maps(folder: Path) -> None:
     Image.new("RGB", (WIDTH, HEIGHT)).save(maps / "photo.png", "JPEG")
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.parametrize("fault", RECORD_FAULTS)
 def test_a_record_at_fault_is_lost_with_its_masks_and_no_other(tmp_path, fault):
     write_bad_maps(tmp_path)
@@ -270,6 +272,8 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         list(reader_of(tmp_path).inputs())
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_a_file_larger_than_memory_is_sorted_on_the_disk(tmp_path, monkeypatch):
     ids = [7, 8, 9] * 40
     images = [image(place, file_name="7.jpg") for place in range(len(ids))]

@@ -77,6 +77,8 @@ REASON_FAULTS: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.parametrize("fault", REASON_FAULTS)
 def test_polygons_at_fault_cost_their_mask_and_the_conversation_stays(tmp_path, fault):
     content, reason = REASON_FAULTS[fault]

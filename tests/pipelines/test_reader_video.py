@@ -300,6 +300,8 @@ def test_a_frame_without_any_mask_has_the_size_of_its_video(tmp_path):
     assert [(row["height"], row["width"]) for row in rows] == [(HEIGHT, WIDTH)] * 3
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_a_file_of_masks_larger_than_memory_is_indexed_on_the_disk(tmp_path, monkeypatch):
     videos, mask_dict = {}, {}
     for number in range(40):

@@ -360,6 +360,8 @@ def test_a_dry_run_prints_the_plan_and_finds_what_is_in_the_way(tmp_path, capsys
     assert make_shapes.main([*flags, "--seed", "1", "--dry-run"]) == 2
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.parametrize("form", ["coco", "refer", "psg"])
 def test_a_config_file_repeats_the_corpus(tmp_path, form):
     config = change(out=str(tmp_path / "a"), format=form)

@@ -142,6 +142,8 @@ def test_replaced_weights_are_noticed(tokenizer_uri):
         TokenizeMasks(tokenization(tokenizer_uri), "0" * 64)
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_reconstructions_are_compared_on_the_grid_or_at_full_size(tmp_path, tokenizer_uri):
     source = tmp_path / "scenes"
     config = ShapesConfig(out=str(source), split="val", num_images=6, world=WorldConfig.square(64))

@@ -163,6 +163,8 @@ def train_and_judge(config) -> None:
         items.check(config.max_reject_rate, config.out)
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_masks_are_counted_once_per_image_with_the_reasons(tmp_path):
     """Every image is drawn four times. Annotations of the first are spoilt, one more only listing can see."""
     corpora.write_shapes(tmp_path / "shapes", num_images=8)

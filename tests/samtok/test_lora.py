@@ -99,6 +99,8 @@ def test_peft_reads_the_adapter_and_merges_it_into_the_same_weights(folder, tmp_
     assert len(written) == len(names_of_trained(model))
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_adapters_and_rows_change_nothing_at_first_and_follow_from_the_seed(folder):
     adapter = loaded(folder)
     plain = adapter.load_model(folder)

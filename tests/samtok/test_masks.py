@@ -247,6 +247,8 @@ def test_area_and_box_equal_those_of_the_dense_mask(mask):
     assert masks.box_of(mask) == box
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @given(mask_pairs)
 def test_union_is_the_dense_or_in_any_order(parts):
     size = _size(parts[0])

@@ -62,6 +62,8 @@ def test_ap_equals_cocos_numbers(capfd):
     assert capfd.readouterr() == ("", "")  # pycocotools prints its progress
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_ap_without_classes_equals_cocos_number():
     """As for grounded captions: no crowds, one class, all scores equal."""
     samples = [

@@ -172,6 +172,8 @@ def test_a_cut_answer_keeps_its_whole_entries(end):
     assert found.num_malformed <= 1 and not found.finished
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.parametrize(
     "piece", ['{"subject":', '{"subject": [', '{"subject": "', f"[{GOOD},", "{", A, "```"]
 )

@@ -95,6 +95,8 @@ def test_a_packed_row_has_the_loss_of_its_dialogues_one_by_one(qwen):
         )
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.parametrize("family", QWEN)
 def test_attention_within_dialogues_gives_the_loss_and_gradients_of_one_by_one(folders, family):
     adapter = load_adapter(folders[family])

@@ -88,6 +88,8 @@ def test_words_survive_decoding_without_special_tokens(tokenizer):
     assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.parametrize("family", EACH_FAMILY)
 def test_a_checkpoint_with_words_as_special_tokens_loads_and_is_read(tmp_path, family):
     folder = build(tmp_path / "bare", family, words=False)

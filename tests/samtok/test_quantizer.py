@@ -123,6 +123,8 @@ def test_a_step_counts_the_same_whatever_its_number_of_masks(quantizer):
     torch.testing.assert_close(quantizer.cluster_size, other.cluster_size)
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_codebooks_drift_to_the_mean_of_what_uses_them():
     quantizer = ResidualQuantizer(2, num_codes=2, num_levels=1)
     quantizer.codebooks[0] = torch.tensor([[0.0, 0.0], [10.0, 0.0]])

@@ -31,6 +31,8 @@ def box(top: int, left: int, bottom: int, right: int, size: tuple[int, int] = (1
     return mask
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @settings(deadline=None)
 @given(
     arrays.arrays(bool, (23, 31), elements=st.booleans(), fill=st.just(True)),

@@ -335,6 +335,8 @@ def test_tags_say_how_many_are_meant_and_which_word_tells_them_apart():
     assert min(seen[tag] for tag in ("none", "single", "multi", "shape_only", "colour_only")) > 50
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_a_word_that_only_the_other_shape_lacks_is_the_one_that_tells_them_apart():
     world = WorldConfig.square(64, min_objects=2, max_objects=2, colours=("red", "blue"))
     for scene in (make_scene(9, index, world) for index in range(60)):
@@ -467,6 +469,8 @@ def test_a_mask_that_one_polygon_cannot_say_has_no_outline(text):
     assert trace_outline(picture(text)) is None
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_a_drawn_outline_is_the_same_mask():
     rng, simple = np.random.default_rng(0), 0
     noise = [rng.random(rng.integers(1, 7, 2)) < rng.random() for _ in range(800)]

@@ -71,6 +71,8 @@ def patches_seen(model: Any) -> Iterator[list[int]]:
         handle.remove()
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.parametrize("repeats", REPEATS, ids=str)
 def test_shared_images_give_the_logits_and_gradients_of_repeated_ones(pair, repeats):
     prompts = samples(pair[0])

@@ -84,6 +84,8 @@ def test_the_encoder_that_ships_fits_the_default_sizes_and_knows_kinds():
     assert record["held_out"]["kind"] > 0.8 and record["held_out"]["colour"] > 0.95
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_other_sizes_and_a_missing_folder_are_refused(tmp_path):
     visual, _ = vision_of(SMALL, seed=0)
     with pytest.raises(CheckpointError, match=r"image_size 28, there 56.*--vision random"):

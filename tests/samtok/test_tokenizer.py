@@ -171,6 +171,8 @@ def test_masks_of_other_forms_are_refused_with_the_number_of_their_image(tokeniz
         tokenizer.encode_batch([picture(), picture()], [rectangles(1), [mask]])
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.parametrize(
     "kind", ["int8", "uint8", "int16", "uint16", ">i4", "uint64", "list", "tensor", "column"]
 )
