@@ -201,6 +201,8 @@ def build(home: Path) -> None:
         (home / f"data/{name}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     row = {"images": [{"bytes": b"", "path": "1.jpg"}], "problem": ["<image>Which?"], "answer": words}
     pq.write_table(pa.Table.from_pylist([row]), home / "data/mix_gres8k_ver4k_train.parquet")
+    psg = {"categories": ["circle", "ring"], "predicates": ["above", "below"], "stuff": ["ring"]}
+    (home / "data/psg.json").write_text(json.dumps(psg))
     shutil.copytree(ROOT / "infra/mixtures", home / "infra/mixtures")
     (home / "data/refcoco").mkdir()
     shutil.copy(home / "data/segllm/instances.json", home / "data/refcoco/instances.json")
