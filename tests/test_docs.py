@@ -168,6 +168,8 @@ JOB_LINES = [
 ]
 
 
+@pytest.mark.slow
+@pytest.mark.docs
 @pytest.mark.parametrize("command", JOB_LINES, ids=str)
 def test_every_printed_job_line_is_a_config(command: Command):
     kind, presets = printed.parsed_by(command.job or "")

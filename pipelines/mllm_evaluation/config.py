@@ -140,7 +140,7 @@ def _tour(
     )
 
 
-def _paper(benchmark: Literal["gres", "res", "rec"], *, grammar: bool = False) -> EvaluateMllmConfig:
+def _paper(benchmark: BenchmarkName, *, grammar: bool = False) -> EvaluateMllmConfig:
     return EvaluateMllmConfig(
         benchmark=benchmark,
         model=tyro.MISSING,

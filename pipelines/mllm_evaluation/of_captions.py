@@ -91,8 +91,8 @@ def _truth(row: Row, scoring: Scoring) -> GroundedCaption:
 def _predicted(row: Row, mode: Mode, scoring: Scoring) -> GroundedCaption | None:
     if not is_answered(row, mode):
         return None
-    sizes = {"num_codes": scoring.num_codes, "num_levels": scoring.num_levels}
-    said = read_answer(_text(row, scoring), mode=mode, **sizes)
+    text, levels = _text(row, scoring), scoring.num_levels
+    said = read_answer(text, mode=mode, num_codes=scoring.num_codes, num_levels=levels)
     known = {tuple(one["codes"]): one["rle"] for one in row[mode]["masks"]}
     return _grounded(row, said.caption, said.phrases, [known[one] for one in said.codes])
 

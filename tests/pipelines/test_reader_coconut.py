@@ -225,6 +225,8 @@ ANY_SEGMENT = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), segments=st.lists(st.one_of(st.none(), ANY_SEGMENT), min_size=1, max_size=5))
 def test_whatever_is_in_a_row_each_mask_is_kept_or_rejected(tmp_path, data, segments):

@@ -329,6 +329,8 @@ def in_any_order(found: Sequence[Any]) -> list[str]:
     return sorted(json.dumps(one, default=float, sort_keys=True) for one in found)
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.parametrize("case", CASES)
 def test_scenes_are_read_back_as_they_were_written(tmp_path, case):
     rows, expected = rows_read(str(tmp_path), case), CASES[case].expected()

@@ -330,6 +330,8 @@ def test_a_folder_that_can_be_used_passes_the_check_and_stays_clean(tmp_path: Pa
 # ---------------------------------------------------------------- faults of a store
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.parametrize("fault", ["503", "slow", "reset"])
 def test_a_fault_that_passes_is_waited_out(store: FaultyStore, fault: str):
     store.faults = [fault]

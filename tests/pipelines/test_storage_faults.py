@@ -103,6 +103,8 @@ def test_a_refused_file_or_object_is_its_own_fault_and_not_the_stores(tmp_path: 
         assert caught.value.reason == "refused"
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.parametrize("fault", ["reset", "503", "slow"])
 def test_a_fault_of_the_store_is_retried_and_then_no_fault_of_the_object(store: FaultyStore, fault: str):
     store.objects["/b/a.jpg"] = (b"x", "")

@@ -98,6 +98,8 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_a_corpus_without_usable_masks_is_refused_with_a_remedy(tmp_path):
     corpora.write_shapes(tmp_path / "shapes", num_images=3)
     annotations = tmp_path / "shapes" / "annotations" / "instances_train.json"

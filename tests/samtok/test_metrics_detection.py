@@ -40,6 +40,8 @@ def coco_samples() -> tuple[DetectionSample, ...]:
     )
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 def test_ap_equals_cocos_numbers(capfd):
     """To three digits these are results/val2014_fake_eval_res.txt of cocodataset/cocoapi."""
     found = average_precision(coco_samples())

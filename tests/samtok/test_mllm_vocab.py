@@ -233,6 +233,8 @@ def test_a_mixture_of_experts_is_refused_with_what_is_supported_of_its_family(tm
         load_adapter(tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.numerics
 @pytest.mark.skipif(is_timm_available(), reason="with timm the model is built")
 def test_a_released_perception_lm_without_timm_names_what_to_install(tmp_path):
     folder = build(tmp_path, "perception_lm")
