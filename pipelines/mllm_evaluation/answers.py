@@ -11,8 +11,10 @@ from pipelines import storage
 from pipelines.chats.lost import NOTHING_LOST, LostQuestions
 from pipelines.chats.psg import NO_VOCABULARY, PsgVocabulary
 from pipelines.mllm_evaluation.rows import ANSWER_ROW
+from samtok.errors import DataError
 from samtok.metrics.judged import Replies, Wording
 from samtok.metrics.referring import MODES, Mode
+from samtok.mllm.thinking import answer_of
 
 Row = Mapping[str, Any]
 """An answer, in the shape of ``rows.ANSWER_ROW`` without what ``read_answers`` leaves out."""
@@ -73,6 +75,35 @@ def read_answers(out: str, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
 def is_answered(row: Row, mode: Mode) -> bool:
     """Returns whether there is an answer to score: in "official" a thought without an answer is one."""
     return row["problem"] is None and (mode == "official" or not row["unfinished"])
+
+
+def text_of(row: Row, scoring: Scoring) -> str:
+    """Returns the part of an answer that is scored."""
+    return answer_of(row["generated"]) if scoring.thinking else row["generated"]
+
+
+def name_of(row: Row) -> str:
+    """Returns what no other question of the corpus is called."""
+    return f"{row['sample_id']}#{row['turn']}"
+
+
+def with_lost(found: Mapping[str, Any], scored: int, lost: int) -> dict[str, Any]:
+    """Returns means over so many answers as means over lost ones too, which score 0; counts stay."""
+    share = scored / (scored + lost) if scored else 1.0
+    return {name: value * share if isinstance(value, float) else value for name, value in found.items()}
+
+
+def unusable(rows: Sequence[Row], known: Sequence[Any], mode: Mode, scoring: Scoring, *, what: str) -> int:
+    """Returns how many rows cannot be scored because of their truth, as lost ones: none in "official".
+
+    Raises:
+        DataError: ``truth`` if that is so of all answers.
+    """
+    if scoring.is_whole and rows and not known:
+        raise DataError(
+            f"none of the {len(rows)} questions has {what}, so nothing can be scored.", reason="truth"
+        )
+    return len(rows) - len(known) if mode == "strict" else 0
 
 
 def used(rows: Sequence[Row], mode: Mode) -> list[Row]:

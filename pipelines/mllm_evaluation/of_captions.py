@@ -7,15 +7,23 @@ baseline and single tags. Lost questions count as answers that say nothing.
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.mllm_evaluation.answers import Numbers, Row, Scoring, is_answered, used
-from samtok.errors import DataError
+from pipelines.mllm_evaluation.answers import (
+    Numbers,
+    Row,
+    Scoring,
+    is_answered,
+    name_of,
+    text_of,
+    unusable,
+    used,
+    with_lost,
+)
 from samtok.metrics import captions, grounded_captions
 from samtok.metrics.captions import CaptionSample
 from samtok.metrics.grounded_captions import GroundedCaption, exact_match
 from samtok.metrics.grounded_texts import read_answer
 from samtok.metrics.referring import Mode
 from samtok.metrics.text_masks import Codes
-from samtok.mllm.thinking import answer_of
 
 NEEDS_BERT = "needs --gcg-similarity"
 
@@ -31,8 +39,10 @@ def gcg(rows: Sequence[Row], mode: Mode, scoring: Scoring) -> Numbers:
     ``recall_exact`` takes equal phrases only; ``recall`` is that of the public evaluator, and None without
     its text encoder.
     """
-    truth = [_truth(row, scoring) for row in rows]
-    predicted = [_predicted(row, mode, scoring) for row in rows]
+    known = [(row, true) for row in rows if (true := _truth(row, scoring)) is not None]
+    unread = unusable(rows, known, mode, scoring, what="a true caption with a mask for each of its words")
+    truth = [true for _, true in known]
+    predicted = [_predicted(row, mode, scoring) for row, _ in known]
     exact = grounded_captions.gcg(truth, predicted, similarity=exact_match, mode=mode)
     similar = scoring.similarity and grounded_captions.recall(
         truth, predicted, similarity=scoring.similarity, mode=mode
@@ -42,24 +52,25 @@ def gcg(rows: Sequence[Row], mode: Mode, scoring: Scoring) -> Numbers:
     found |= _of_texts(grounded_captions.caption_samples(truth, predicted), mode, scoring)
     if scoring.similarity is None:
         found["recall_missing"] = NEEDS_BERT
-    return {"gcg": _scaled(found, len(rows), scoring)}
+    found = with_lost(found, len(known), unread + len(scoring.lost))
+    return {"gcg": found | {"unread_truths": len(rows) - len(known)}}
 
 
 def regions(rows: Sequence[Row], mode: Mode, scoring: Scoring) -> Numbers:
     """Returns those of captions of regions: how near they are to the true ones, and how many are equal."""
     samples = [
         CaptionSample(
-            image_id=_name(row),
+            image_id=name_of(row),
             references=(row["truth"],),
-            predicted=_text(row, scoring) if is_answered(row, mode) else None,
+            predicted=text_of(row, scoring) if is_answered(row, mode) else None,
         )
         for row in rows
     ]
     counted = used(rows, mode)
-    equal = [is_answered(row, mode) and _same(_text(row, scoring), row["truth"]) for row in counted]
+    equal = [is_answered(row, mode) and _same(text_of(row, scoring), row["truth"]) for row in counted]
     found = _of_texts(samples, mode, scoring)
     found["exact"] = sum(equal) / len(equal) if equal else None
-    return {"captions": _scaled(found, len(rows), scoring)}
+    return {"captions": with_lost(found, len(rows), len(scoring.lost))}
 
 
 def _of_texts(samples: Sequence[CaptionSample], mode: Mode, scoring: Scoring) -> dict[str, Any]:
@@ -72,26 +83,18 @@ def _of_texts(samples: Sequence[CaptionSample], mode: Mode, scoring: Scoring) ->
     return found
 
 
-def _scaled(found: dict[str, Any], number: int, scoring: Scoring) -> dict[str, Any]:
-    share = number / (number + len(scoring.lost)) if number else 1.0
-    return {name: value * share if isinstance(value, float) else value for name, value in found.items()}
-
-
-def _truth(row: Row, scoring: Scoring) -> GroundedCaption:
+def _truth(row: Row, scoring: Scoring) -> GroundedCaption | None:
+    """Returns the true caption; None for a text that has other words than masks."""
     said = read_answer(row["truth"], num_codes=scoring.num_codes, num_levels=scoring.num_levels)
     if len(said.codes) != len(row["truth_masks"]):
-        raise DataError(
-            f"the true caption of sample {row['sample_id']!r} has {len(said.codes)} words and "
-            f"{len(row['truth_masks'])} masks",
-            reason="missing_mask",
-        )
+        return None
     return _grounded(row, said.caption, said.phrases, [mask["rle"] for mask in row["truth_masks"]])
 
 
 def _predicted(row: Row, mode: Mode, scoring: Scoring) -> GroundedCaption | None:
     if not is_answered(row, mode):
         return None
-    text, levels = _text(row, scoring), scoring.num_levels
+    text, levels = text_of(row, scoring), scoring.num_levels
     said = read_answer(text, mode=mode, num_codes=scoring.num_codes, num_levels=levels)
     known = {tuple(one["codes"]): one["rle"] for one in row[mode]["masks"]}
     return _grounded(row, said.caption, said.phrases, [known[one] for one in said.codes])
@@ -99,21 +102,13 @@ def _predicted(row: Row, mode: Mode, scoring: Scoring) -> GroundedCaption | None
 
 def _grounded(row: Row, caption: str, phrases: Sequence[str], rles: Sequence[str]) -> GroundedCaption:
     return GroundedCaption(
-        image_id=_name(row),
+        image_id=name_of(row),
         height=row["height"],
         width=row["width"],
         caption=caption,
         phrases=tuple(phrases),
         rles=tuple(rles),
     )
-
-
-def _name(row: Row) -> str:
-    return f"{row['sample_id']}#{row['turn']}"
-
-
-def _text(row: Row, scoring: Scoring) -> str:
-    return answer_of(row["generated"]) if scoring.thinking else row["generated"]
 
 
 def _same(first: str, second: str) -> bool:

@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.mllm_evaluation.answers import Numbers, Row, Scoring, is_answered
+from pipelines.mllm_evaluation.answers import Numbers, Row, Scoring, is_answered, text_of, unusable, with_lost
 from samtok import masks
 from samtok.metrics.referring import Mode
 from samtok.metrics.scene_graph_text import StatedTriplet, read_answer, words_of
 from samtok.metrics.scene_graphs import ImageMatches, Triplet, match_image, recalls, with_masks
 from samtok.metrics.text_masks import Codes, Reading, read_text
-from samtok.mllm.thinking import answer_of
 
 KS = (20, 50, 100)
 
@@ -33,26 +32,25 @@ def _codes_of(words: str, mode: Mode, num_codes: int, num_levels: int) -> Codes 
 
 def psg(rows: Sequence[Row], mode: Mode, scoring: Scoring) -> Numbers:
     """Returns R@K and mR@K; predicates are those of the vocabulary, else those that the truth has."""
-    truths = [_truth(row) for row in rows]
+    known = [(row, truth) for row in rows if (truth := _truth(row)) is not None]
+    unread = unusable(rows, known, mode, scoring, what="a true scene graph with a mask for each of its words")
+    truths = [truth for _, truth in known]
     predicates = scoring.psg.predicates or tuple(
         sorted({one.predicate for one in chain.from_iterable(truths)})
     )
     if not predicates:
         return {"psg": {f"{name}_{k}": None for k in KS for name in ("recall", "mean_recall")}}
-    images = [_match(row, truth, mode, scoring) for row, truth in zip(rows, truths, strict=True)]
+    images = [_match(row, truth, mode, scoring) for row, truth in known]
     found = recalls(images, predicates=predicates, ks=KS, mode=mode)
-    share = len(rows) / (len(rows) + len(scoring.lost)) if rows else 1.0
-    return {"psg": {name: _scaled(value, share) for name, value in found.items()}}
+    found = with_lost(found, len(known), unread + len(scoring.lost))
+    return {"psg": found | {"unread_truths": len(rows) - len(known)}}
 
 
-def _scaled(value: Any, share: float) -> Any:
-    """Counts lost questions as answers that find nothing, of each predicate as many as of others."""
-    return value * share if isinstance(value, float) else value
-
-
-def _truth(row: Row) -> list[Triplet]:
-    """Returns the true triplets; masks are in the order of the words."""
+def _truth(row: Row) -> list[Triplet] | None:
+    """Returns the true triplets, whose masks are in the order of the words; None for other words."""
     stated = read_answer(row["truth"]).triplets
+    if len(words_of(stated)) != len(row["truth_masks"]):
+        return None
     return with_masks(stated, [_decoded(row, mask["rle"]) for mask in row["truth_masks"]])
 
 
@@ -63,9 +61,11 @@ def _match(row: Row, truth: Sequence[Triplet], mode: Mode, scoring: Scoring) -> 
 
 
 def _stated(row: Row, mode: Mode, scoring: Scoring) -> Sequence[StatedTriplet] | None:
-    text = answer_of(row["generated"]) if scoring.thinking else row["generated"]
     found = read_answer(
-        text, classes=scoring.psg.categories or None, predicates=scoring.psg.predicates or None, mode=mode
+        text_of(row, scoring),
+        classes=scoring.psg.categories or None,
+        predicates=scoring.psg.predicates or None,
+        mode=mode,
     )
     return found.used(mode)
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.mllm_evaluation.answers import Numbers, Row, Scoring, is_answered
+from pipelines.mllm_evaluation.answers import Numbers, Row, Scoring, is_answered, name_of, with_lost
 from pipelines.mllm_evaluation.of_masks import samples_of
 from samtok.metrics import referring
 from samtok.metrics.detection import DetectionSample, Instance, average_precision
@@ -15,8 +15,7 @@ def instances(rows: Sequence[Row], mode: Mode, scoring: Scoring) -> Numbers:
     the order of questions and of the text. Lost questions count as such without an answer."""
     counted = [row for row in rows if mode == "strict" or is_answered(row, mode)]
     found = average_precision([_sample(row, mode) for row in counted], class_agnostic=True)
-    share = len(rows) / (len(rows) + len(scoring.lost)) if rows else 1.0
-    scaled = {name: value * share if isinstance(value, float) else value for name, value in found.items()}
+    scaled = with_lost(found, len(rows), len(scoring.lost))
     return {
         "instances": scaled,
         "targets": referring.targets(samples_of(rows, mode, scoring.lost), mode=mode),
@@ -28,7 +27,7 @@ def _sample(row: Row, mode: Mode) -> DetectionSample:
     known = {tuple(one["codes"]): one["rle"] for one in row[mode]["masks"]} if is_answered(row, mode) else {}
     said = [tuple(codes) for codes in row[mode]["codes"]] if known else []
     return DetectionSample(
-        image_id=f"{row['sample_id']}#{row['turn']}",
+        image_id=name_of(row),
         **size,
         truth=tuple(Instance(counts=mask["rle"]) for mask in row["truth_masks"]),
         predicted=tuple(Instance(counts=known[codes]) for codes in said),

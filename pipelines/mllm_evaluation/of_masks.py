@@ -4,15 +4,14 @@ Beside the benchmark's own section stand ``targets``, the mean IoU of questions 
 which are compared without being decoded.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from pipelines.chats.lost import NOTHING_LOST, LostQuestions
-from pipelines.mllm_evaluation.answers import Numbers, Row, Scoring, is_answered, used
-from samtok.errors import DataError
+from pipelines.mllm_evaluation.answers import Numbers, Row, Scoring, is_answered, unusable, used, with_lost
 from samtok.metrics import grounding_suite as suite
 from samtok.metrics import referring
 from samtok.metrics.referring import Mode, Samples
@@ -24,42 +23,40 @@ _NOTHING = {"intersection_px": 0, "predicted_px": 0, "box_xyxy": None}
 
 def gres(rows: Sequence[Row], mode: Mode, scoring: Scoring) -> Numbers:
     """Returns those of generalised referring segmentation."""
-    return _sections("gres", lambda s: referring.gres(s, mode=mode, min_pixels=scoring.min_pixels))(
-        rows, mode, scoring
-    )
+    samples = samples_of(rows, mode, scoring.lost)
+    found = referring.gres(samples, mode=mode, min_pixels=scoring.min_pixels)
+    return {"gres": found, **_always(samples, rows, mode, scoring)}
 
 
 def res(rows: Sequence[Row], mode: Mode, scoring: Scoring) -> Numbers:
     """Returns those of referring segmentation."""
-    return _sections("res", lambda s: referring.res(s, mode=mode))(rows, mode, scoring)
+    samples = samples_of(rows, mode, scoring.lost)
+    return {"res": referring.res(samples, mode=mode), **_always(samples, rows, mode, scoring)}
 
 
 def rec(rows: Sequence[Row], mode: Mode, scoring: Scoring) -> Numbers:
     """Returns those of boxes."""
-    return _sections("rec", lambda s: referring.rec(s, mode=mode))(rows, mode, scoring)
+    samples = samples_of(rows, mode, scoring.lost)
+    return {"rec": referring.rec(samples, mode=mode), **_always(samples, rows, mode, scoring)}
 
 
 def grounding_suite(rows: Sequence[Row], mode: Mode, scoring: Scoring) -> Numbers:
-    """Returns gIoU by kind of target; raises DataError ``class_id`` for chats whose tags do not say it."""
-    kinds = [_kind_of(row) for row in rows]
-    means = suite.giou(samples_of(rows, mode), kinds, mode=mode)["giou"]
-    of_all = means.pop(suite.ALL)
-    share = len(rows) / (len(rows) + len(scoring.lost)) if rows else 1.0
-    found = {"giou": None if of_all is None else of_all * share}
+    """Returns gIoU, and that of each kind of target; a sample whose tags do not say its kind counts as one
+    that scores 0, and in ``without_kind``."""
+    kinds = {place: kind for place, row in enumerate(rows) if (kind := _kind_of(row)) is not None}
+    known = [rows[place] for place in kinds]
+    means = suite.giou(samples_of(known, mode), list(kinds.values()), mode=mode)["giou"]
+    tags = f"one of the tags {', '.join(suite.CLASSES.values())} of GroundingSuite-Eval"
+    unknown = unusable(rows, known, mode, scoring, what=tags)
+    found = with_lost({"giou": means.pop(suite.ALL)}, len(known), unknown + len(scoring.lost))
     found |= {f"giou_{kind.removesuffix('-object')}": value for kind, value in means.items()}
-    plain = _sections("res", lambda s: referring.res(s, mode=mode))(rows, mode, scoring)
-    return {"groundingsuite": found, **{name: plain[name] for name in ("targets", "words")}}
+    samples = samples_of(rows, mode, scoring.lost)
+    counts = {"without_kind": len(rows) - len(known)}
+    return {"groundingsuite": found, "kinds": counts, **_always(samples, rows, mode, scoring)}
 
 
-def _kind_of(row: Row) -> str:
-    kind = next((tag for tag in row["tags"] if tag in suite.CLASSES.values()), None)
-    if kind is None:
-        raise DataError(
-            f"sample {row['sample_id']!r} has none of the tags {', '.join(suite.CLASSES.values())}, by which "
-            "--benchmark groundingsuite groups its samples. Give chats of GroundingSuite-Eval.",
-            reason="class_id",
-        )
-    return kind
+def _kind_of(row: Row) -> str | None:
+    return next((tag for tag in row["tags"] if tag in suite.CLASSES.values()), None)
 
 
 def rounds(rows: Sequence[Row], mode: Mode, scoring: Scoring) -> Numbers:
@@ -126,18 +123,10 @@ def _with_lost(samples: Samples, lost: LostQuestions) -> Samples:
     )
 
 
-def _sections(
-    name: str, metric: Callable[[Samples], dict[str, Any]]
-) -> Callable[[Sequence[Row], Mode, Scoring], Numbers]:
-    def numbers(rows: Sequence[Row], mode: Mode, scoring: Scoring) -> Numbers:
-        samples = samples_of(rows, mode, scoring.lost)
-        return {
-            name: metric(samples),
-            "targets": referring.targets(samples, mode=mode),
-            "words": words(rows, mode, scoring.lost),
-        }
-
-    return numbers
+def _always(samples: Samples, rows: Sequence[Row], mode: Mode, scoring: Scoring) -> Numbers:
+    """Returns the sections that all of these benchmarks have; the samples are those of the rows."""
+    targets = referring.targets(samples, mode=mode)
+    return {"targets": targets, "words": words(rows, mode, scoring.lost)}
 
 
 def words(rows: Sequence[Row], mode: Mode, lost: LostQuestions) -> dict[str, Any]:

@@ -173,7 +173,12 @@ def test_grounding_suite_has_a_mean_for_each_kind(world):
     assert (shown["giou"], shown["giou stuff"], shown["giou part"], shown["giou single"]) == (0.75, 0, 1, 1)
     lost = evaluated(world, rows, _true(rows), lost=4, benchmark="groundingsuite")
     assert numbers(lost)["giou"] == 0.5 and numbers(lost, "official")["giou"] > 0.9
-    with pytest.raises(DataError, match="none of the tags stuff, part"):
+    bare = [{**row, "tags": row["tags"] if n else []} for n, row in enumerate(rows)]
+    found = evaluated(world, bare, _true(rows), benchmark="groundingsuite")
+    assert numbers(found)["giou"] == 0.75  # as wrong as if it were not answered
+    assert found["modes"]["strict"]["model"]["kinds"] == {"without_kind": 1}
+    assert numbers(found, "official")["giou"] == 1
+    with pytest.raises(DataError, match=r"none of the 4 questions has one of the tags stuff, part"):
         evaluated(world, [{**row, "tags": []} for row in rows], str, benchmark="groundingsuite")
 
 
@@ -214,6 +219,19 @@ def test_a_caption_with_one_phrase_half_of_the_images_or_other_words_scores_less
     assert numbers(lost, "official")["recall of equal phrases"] == 1
     other = _true(captioned, lambda text: text.replace("the red one", "a thing"))
     assert numbers(evaluated(world, captioned, other, benchmark="gcg"))["recall of equal phrases"] == 0.5
+
+
+def test_a_true_caption_with_other_words_than_masks_is_wrong_and_all_such_are_an_error(
+    world, captioned
+):
+    broken = [{**row, "messages": json.loads(json.dumps(row["messages"]))} for row in captioned]
+    broken[0]["messages"][1]["mask_ids"] = ["red"]
+    found = evaluated(world, broken, _true(captioned), benchmark="gcg")
+    assert found["modes"]["strict"]["model"]["gcg"]["unread_truths"] == 1
+    assert numbers(found)["recall of equal phrases"] == 0.5
+    broken[1]["messages"][1]["mask_ids"] = ["red"]
+    with pytest.raises(DataError, match="none of the 2 questions has a true caption"):
+        evaluated(world, broken, _true(captioned), benchmark="gcg")
 
 
 def test_instances_are_scored_by_ap(world):

@@ -122,6 +122,6 @@ def test_dlc_bench_is_scored_by_the_judges_answers_to_its_questions(world):
 def test_chats_of_other_regions_have_nothing_to_be_judged_by(world):
     with (
         chat_server(lambda *_: text("Yes")) as server,
-        pytest.raises(DataError, match="questions that judge"),
+        pytest.raises(DataError, match="no question of the chats has what judges"),
     ):
         evaluated(world, described(world, ["a", "b"]), server, "dlc", "other")
