@@ -46,6 +46,7 @@ class EvaluateMllm(Job[EvaluateMllmConfig]):
         broken = f"{counts['malformed_words']} broken words in {counts['answers_with_malformed']} of them"
         rows = [
             ("targets", targets),
+            *_lost(counts),
             *_thoughts(counts, thinking=self.checked.asked.thinking),
             ("answers", f"{broken}, {counts['answers_cut']} cut at {limit} tokens"),
             ("rate", f"{done.rate(QUESTIONS.total):.2f} questions/s over {done.seconds:.0f} s"),
@@ -56,6 +57,16 @@ class EvaluateMllm(Job[EvaluateMllmConfig]):
         tables = [table_of(metrics, self.checked.beside, mode) for mode in metrics["modes"]]
         reasons = rejects.of_corpus(self.config.out, manifest)
         return Closing(rows, (QUESTIONS.items(manifest["totals"]),), tables, reasons)
+
+
+def _lost(counts: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Tells what was lost before a question could be asked, in reading, tokenizing and composing."""
+    told = []
+    if counts["lost"]:
+        told.append(f"{counts['lost']} questions, wrong answers in strict mode")
+    if counts["images_lost"]:
+        told.append(f"{counts['images_lost']} images with questions that are not known")
+    return [("lost", "; ".join(told))] if told else []
 
 
 def _thoughts(counts: Mapping[str, int], *, thinking: bool) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from pipelines.mllm_evaluation.answers import Numbers, Row, Scoring, is_answered, text_of, unusable, with_lost
 from samtok import masks
+from samtok.errors import DataError
 from samtok.metrics.referring import Mode
 from samtok.metrics.scene_graph_text import StatedTriplet, read_answer, words_of
 from samtok.metrics.scene_graphs import ImageMatches, Triplet, match_image, recalls, with_masks
@@ -38,6 +39,8 @@ def psg(rows: Sequence[Row], mode: Mode, scoring: Scoring) -> Numbers:
     predicates = scoring.psg.predicates or tuple(
         sorted({one.predicate for one in chain.from_iterable(truths)})
     )
+    if scoring.is_whole and rows and not any(truths):
+        raise DataError(f"none of the {len(rows)} questions has a true relation to score.", reason="truth")
     if not predicates:
         return {"psg": {f"{name}_{k}": None for k in KS for name in ("recall", "mean_recall")}}
     images = [_match(row, truth, mode, scoring) for row, truth in known]

@@ -365,3 +365,17 @@ def test_runs_are_read_from_object_storage_too(home, store, capsys):
             storage.write_bytes(f"s3://bucket/runs/weak/{key}", path.read_bytes())
     code, text = printed(capsys, "s3://bucket/runs/weak", home / "strong")
     assert code == 0 and text == printed(capsys, home / "weak", home / "strong")[1]
+
+
+def test_a_thought_without_an_end_is_no_answer_in_strict_mode(tmp_path):
+    asked = Asked(num_images=4)
+    rows = [{**row, "unfinished": row["image_id"] == "0"} for row in rows_of(asked, skill=1.0, seed=3)]
+    write_evaluation(tmp_path, asked, skill=1.0, seed=3)
+    write_answers(tmp_path, rows, per_shard=6)
+    readings = {one: Reading.of(one, several=True) for one in MODES}
+    change_json(tmp_path, "metrics.json", **metrics_of(rows, benchmark="gres", readings=readings))
+    for mode, right in (("strict", 0.75), ("official", 1.0)):
+        (found,) = measured(tmp_path, mode=mode)
+        assert not found.unsure and found.whole.numbers[tmp_path.name]["gres/giou"].value == pytest.approx(
+            right
+        )

@@ -221,9 +221,7 @@ def test_a_caption_with_one_phrase_half_of_the_images_or_other_words_scores_less
     assert numbers(evaluated(world, captioned, other, benchmark="gcg"))["recall of equal phrases"] == 0.5
 
 
-def test_a_true_caption_with_other_words_than_masks_is_wrong_and_all_such_are_an_error(
-    world, captioned
-):
+def test_a_true_caption_with_other_words_than_masks_is_wrong_and_all_such_are_an_error(world, captioned):
     broken = [{**row, "messages": json.loads(json.dumps(row["messages"]))} for row in captioned]
     broken[0]["messages"][1]["mask_ids"] = ["red"]
     found = evaluated(world, broken, _true(captioned), benchmark="gcg")

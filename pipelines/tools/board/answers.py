@@ -17,6 +17,8 @@ from samtok.metrics.referring import Mode, Samples, Terms
 from samtok.metrics.text_masks import word_terms
 
 WHO = ("dataset", "split", "image_id", "sample_id", "turn")
+UNFINISHED = "unfinished"
+"""Column: a thought was asked for and no answer came; earlier evaluations have none."""
 _PIXELS = (
     *("problem", "key", "target_px", "target_box_xyxy"),
     *(".intersection_px", ".predicted_px", ".box_xyxy"),
@@ -86,21 +88,25 @@ class Answers:
         return self.table["tags"].to_pylist() if there else [[] for _ in self.who]
 
     @cached_property
-    def asked(self) -> list[bool]:
-        """Whether each question could be asked."""
-        return [problem is None for problem in self.table["problem"].to_pylist()]
+    def answered(self) -> list[bool]:
+        """Whether each question has an answer: it could be asked, and in "strict" its thought had an end."""
+        found = [problem is None for problem in self.table["problem"].to_pylist()]
+        if self.mode == "official" or UNFINISHED not in self.table.column_names:
+            return found
+        ended = [not one for one in self.table[UNFINISHED].to_pylist()]
+        return [asked and end for asked, end in zip(found, ended, strict=True)]
 
     @cached_property
     def samples(self) -> Samples:
         """Answers as metrics of pixels take them."""
-        table = self.table
+        table, answered = self.table, np.array(self.answered, bool)
         return Samples(
-            intersection_px=_numbers(self.predicted("intersection_px")),
-            predicted_px=_numbers(self.predicted("predicted_px")),
+            intersection_px=_numbers(self.predicted("intersection_px")) * answered,
+            predicted_px=_numbers(self.predicted("predicted_px")) * answered,
             target_px=_numbers(table["target_px"]),
             predicted_box=_boxes(self.predicted("box_xyxy")),
             target_box=_boxes(table["target_box_xyxy"]),
-            skipped=~np.array(self.asked, bool),
+            skipped=~answered,
             keys=tuple(table["key"].to_pylist()),
         )
 
@@ -125,11 +131,11 @@ class Answers:
         return found
 
     def word_terms(self) -> dict[str, Terms]:
-        """Returns the terms of words; as metrics do, "official" leaves out what could not be asked."""
+        """Returns the terms of words; as metrics do, "official" leaves out what has no answer."""
         truth = [_codes(codes) for codes in self.table["truth_codes"].to_pylist()]
-        answered = zip(self.predicted("codes").to_pylist(), self.asked, strict=True)
-        predicted = [_codes(codes or []) if asked else None for codes, asked in answered]
-        counted = np.array([asked or self.mode == "strict" for asked in self.asked], bool)
+        answered = zip(self.predicted("codes").to_pylist(), self.answered, strict=True)
+        predicted = [_codes(codes or []) if there else None for codes, there in answered]
+        counted = np.array([there or self.mode == "strict" for there in self.answered], bool)
         found = word_terms(truth, predicted).items()
         return {name: Terms(term.part & counted, term.whole & counted) for name, term in found}
 
@@ -146,7 +152,7 @@ def read_answers(run: Run, mode: Mode) -> Answers:
         with storage.open_input(storage.join(run.uri, record["data"]["file"])) as stream:
             file = pq.ParquetFile(stream)
             schema = file.schema_arrow
-            tables.append(file.read(columns=_there(schema, mode, (*WHO, "tags", *wanted))))
+            tables.append(file.read(columns=_there(schema, mode, (*WHO, "tags", UNFINISHED, *wanted))))
             drawable &= _has(schema, mode, _DRAWN)
     table = pa.concat_tables(tables) if tables else pa.table({name: [] for name in WHO})
     if missing := [name for name in WHO if name not in table.column_names]:
