@@ -44,6 +44,15 @@ def open_judge(config: JudgeConfig, *, record: str, device: str = "cpu") -> Judg
     return Judge(config, backend, kept, name=name)
 
 
+def check_judge(config: JudgeConfig) -> None:
+    """Makes sure of what can be known before anything is judged; raises ConfigError if the judgements to be
+    replayed are not there."""
+    if config.kind == "replay" and not storage.exists(config.record or ""):
+        error = ConfigError(f"--.record {config.record} does not exist, so there is nothing to replay.")
+        error.owner = config
+        raise error
+
+
 def read_wording(config: JudgeConfig, kind: type[W]) -> W:
     """Returns the wording of a benchmark: ours, with the texts of ``--.wording`` in their places.
 

@@ -17,6 +17,7 @@ from pipelines.generation.config import WHERE
 from pipelines.generation.environment import check_engine
 from pipelines.ingestion.reader import Input
 from pipelines.inputs import require_tokenizer
+from pipelines.judging.open_judge import check_judge
 from pipelines.mllm_evaluation.answers import Scoring
 from pipelines.mllm_evaluation.benchmarks import BENCHMARKS
 from pipelines.mllm_evaluation.config import EvaluateMllmConfig
@@ -149,6 +150,7 @@ def prepare(config: EvaluateMllmConfig) -> Evaluation:
     asked = asked_of(config, model_thinks=model.thinking)
     config = _with_room(config, asked)
     check_engine(config.generation, workers=config.workers)
+    check_judge(config.judge)
     fingerprint = _fingerprint(config, asked, corpus, architecture, tokenizer_sha256, model.family)
     readings = readings_of(config, asked, quantizer.num_levels)
     return Evaluation(config, corpus, asked, fingerprint, readings, _read_beside(config, fingerprint))

@@ -90,6 +90,9 @@ def test_descriptions_are_compared_with_true_ones_by_a_judge(world):
 def test_without_a_judge_there_are_answers_and_no_numbers(world):
     found = evaluated(world, described(world, ["a", "b"]), None, "videorefer", "none")
     assert numbers(found)["Avg"] == "needs --judge.kind" and found["counts"]["scored"] == 2
+    replay = JudgeConfig(kind="replay", record=str(world.home / "no.jsonl"))
+    with pytest.raises(ConfigError, match=r"record .*no\.jsonl does not exist"):
+        prepare(config_of(world, benchmark="videorefer", tasks=("gres",), judge=replay))
     with pytest.raises(ConfigError, match=r"--judge\.kind is for --benchmark dlc, videorefer"):
         config_of(world, benchmark="gres", judge=JudgeConfig(kind="http", url="http://127.0.0.1:9"))
 
