@@ -14,7 +14,7 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help setup setup-vllm quickstart tour test test-slow test-faults test-cluster test-docs test-compat \
+.PHONY: help setup setup-vllm quickstart tour tour-tasks test test-slow test-faults test-cluster test-docs test-compat \
 	test-py312 test-vllm test-all check gpu-check doctor clean
 
 help:
@@ -66,6 +66,28 @@ tour: setup ## words become a language: a tiny MLLM learns to segment what is as
 	$(BIN)/python jobs/evaluate_mllm.py --preset tour
 	@echo "open runs/tour/evaluation/report/index.html"
 
+TOUR_TASKS := gcg psg regions rounds
+TOUR_BENCHMARKS := gcg psg region_captions rounds
+tour-tasks: setup ## the same for grounded captions, relations, captions of regions and several rounds
+	rm -rf runs/tour-tasks
+	for task in $(TOUR_TASKS); do \
+		$(BIN)/python jobs/make_shapes.py --preset tour-tasks-$$task; \
+		$(BIN)/python jobs/make_shapes.py --preset tour-tasks-$$task-val; \
+	done
+	$(BIN)/python jobs/tokenize_corpus.py --preset tour-tasks
+	$(BIN)/python jobs/tokenize_corpus.py --preset tour-tasks-val
+	$(BIN)/python jobs/compose_dialogues.py --preset tour-tasks
+	$(BIN)/python jobs/compose_dialogues.py --preset tour-tasks-val
+	$(BIN)/python jobs/extend_mllm.py --preset tour-tasks
+	for benchmark in $(TOUR_BENCHMARKS); do \
+		$(BIN)/python jobs/evaluate_mllm.py --preset tour-tasks-$$benchmark-untrained; \
+	done
+	$(BIN)/python jobs/train_mllm.py --preset tour-tasks
+	for benchmark in $(TOUR_BENCHMARKS); do \
+		$(BIN)/python jobs/evaluate_mllm.py --preset tour-tasks-$$benchmark; \
+	done
+	@echo "open runs/tour-tasks/evaluation-gcg/report/index.html"
+
 test: setup ## the fast tests
 	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 --dist loadfile
 
@@ -114,4 +136,4 @@ doctor: setup ## what works on this machine, with a remedy for what does not
 	$(BIN)/python -m pipelines.tools.doctor
 
 clean: ## remove what the targets made; results of your own stay
-	rm -rf .venv .venv-s3 .venv-older .venv-vllm .venv-py312 runs/quickstart runs/tour beside.log .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-s3 .venv-older .venv-vllm .venv-py312 runs/quickstart runs/tour runs/tour-tasks beside.log .pytest_cache .ruff_cache .hypothesis build *.egg-info

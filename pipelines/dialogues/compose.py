@@ -65,6 +65,11 @@ TASKS: dict[str, Task] = {
 }
 
 
+_SCORED_BY_MORE = ("region_caption", "grounding")
+_ABOUT = ("class_name", "questions", "question", "box_xyxy")
+"""What benchmarks need of an item besides its text: DLC-Bench, MDVP-Bench, GroundingSuite-Eval."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What decides the chats besides the rows; see ``config.py`` for what the options mean."""
@@ -242,7 +247,10 @@ class _Composer:
         if "referring" in self.task.annotation_tasks:
             more["slices"] = [slices_of(item, self.scene) for item in items]
         if unknown := [n for n, one in enumerate(messages) if one.role == "assistant" and not one.pieces]:
-            more |= {"unlearnt": unknown, "judged": [item.payload for item in items]}
+            more["unlearnt"] = unknown
+        about = [{name: item.payload[name] for name in _ABOUT if name in item.payload} for item in items]
+        if self.name in _SCORED_BY_MORE and any(about):
+            more["about"] = about
         return {
             "style": voice.style,
             "templates": voice.used,

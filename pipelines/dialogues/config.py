@@ -142,6 +142,15 @@ def _tour(split: str) -> ComposeDialoguesConfig:
     )
 
 
+def _tour_tasks(split: str) -> ComposeDialoguesConfig:
+    return ComposeDialoguesConfig(
+        words=(f"runs/tour-tasks/words-{split}",),
+        out=f"runs/tour-tasks/chats-{split}",
+        mixture=f"infra/mixtures/tour-tasks-{split}.yaml",
+        wordings=1,
+    )
+
+
 PRESETS: dict[str, ComposeDialoguesConfig] = {
     # Referring questions about the synthetic corpus that jobs make for themselves.
     "smoke": ComposeDialoguesConfig(words=("runs/embedded/gres-val/words",), out="runs/chats"),
@@ -151,6 +160,10 @@ PRESETS: dict[str, ComposeDialoguesConfig] = {
     "tour-val": _tour("val"),
     # And once more, for what nothing is chosen by (tests.benchmarks.grpo_learning).
     "tour-test": _tour("test"),
+    # Grounded captions, relations, captions of regions and several rounds, for `make tour-tasks`.
+    "tour-tasks": _tour_tasks("train"),
+    # The same for evaluation.
+    "tour-tasks-val": _tour_tasks("val"),
     # All tasks in the authors' wording, for checkpoints that answer as theirs do. Masks that the tokenizer
     # cannot say are left out. The paper gives no mixture; shares are to be chosen per corpus.
     "authors": ComposeDialoguesConfig(

@@ -105,6 +105,16 @@ PRESETS: dict[str, ExtendMllmConfig] = {
         tokenizer="tour",
         out="runs/tour/untrained",
     ),
+    # The same for the sentences of `make tour-tasks`.
+    "tour-tasks": ExtendMllmConfig(
+        tiny="qwen2_5_vl",
+        vision="tiny",
+        rows="codebooks",
+        chats="runs/tour-tasks/chats-train",
+        numbers=TinyConfig(num_layers=3),
+        tokenizer="tour",
+        out="runs/tour-tasks/untrained",
+    ),
     # Appendix B of the paper: 256 x 2 words, rows drawn from mean and variance of the old ones. Image sizes
     # are EasyR1's (min_pixels and max_pixels of its config), on which the authors' rewards run: at most 5,350
     # tokens in Qwen2.5-VL. PerceptionLM: --image.min-pixels None --image.max-pixels None. Not run yet.

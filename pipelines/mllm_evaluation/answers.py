@@ -22,7 +22,7 @@ Row = Mapping[str, Any]
 Numbers = dict[str, dict[str, Any]]
 """Sections of a benchmark's numbers, such as ``gres``, ``targets`` and ``words``."""
 
-_LEFT_OUT = ("truth_rle", "image_uri", "question")
+_LEFT_OUT = ("truth_rle", "asked_rle", "question")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,9 @@ from pipelines.mllm_evaluation import of_captions, of_graphs, of_instances, of_j
 from pipelines.mllm_evaluation.answers import Numbers, Row, Scoring
 from samtok.metrics.judged import Ask, Wording
 from samtok.metrics.judged_dlc import DlcWording
+from samtok.metrics.judged_mdvp import GROUPS, MdvpWording
 from samtok.metrics.judged_videorefer import DIMENSIONS, VideoReferWording
-from samtok.metrics.referring import Mode
+from samtok.metrics.referring import MODES, Mode
 from samtok.metrics.text_masks import Codes
 
 THINKING_TOKENS = 1024
@@ -39,6 +40,7 @@ class Benchmark:
         asks: What a judge is asked about the answers, in the texts of ``wording``; its replies are
             ``Scoring.replies``.
         turns: Questions of a chat that are asked unless ``--turns`` says others.
+        modes: In which answers can be scored.
         keeps_masks: Whether rows hold each mask, which ``numbers`` then finds by the words of the text.
     """
 
@@ -50,6 +52,7 @@ class Benchmark:
     numbers: Callable[[Sequence[Row], Mode, Scoring], Numbers]
     headlines: tuple[tuple[str | None, str, str], ...]
     turns: Literal["last", "first", "all"] = "last"
+    modes: tuple[Mode, ...] = MODES
     keeps_masks: bool = False
     codes: Callable[[str, Mode, int, int], Sequence[Codes]] | None = None
     asks: Callable[[Sequence[Row], Scoring], list[Ask]] | None = None
@@ -131,7 +134,9 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         masks="several",
         max_new_tokens=512,
         numbers=of_masks.grounding_suite,
-        headlines=of_masks.with_words((None, "groundingsuite", "")),
+        headlines=of_masks.with_words(
+            (None, "groundingsuite", ""), ("Acc@0.5 of boxes", "boxes", "accuracy")
+        ),
     ),
     "psg": Benchmark(
         title="Panoptic scene graphs",
@@ -173,6 +178,18 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         ),
         asks=of_judged.videorefer_asks,
         wording=VideoReferWording,
+    ),
+    "mdvp": Benchmark(
+        title="MDVP-Bench: descriptions of regions, judged beside the true ones",
+        paper="Table 8",
+        tasks=("region_caption",),
+        masks="none",
+        max_new_tokens=1024,
+        numbers=of_judged.mdvp,
+        headlines=tuple((name.replace("_", "-"), "mdvp", name) for name in GROUPS),
+        asks=of_judged.mdvp_asks,
+        wording=MdvpWording,
+        modes=("strict",),
     ),
     "instances": Benchmark(
         title="All objects of a class: COCO's AP",

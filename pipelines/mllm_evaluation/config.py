@@ -1,5 +1,6 @@
 """Options of ``jobs/evaluate_mllm.py``, and its presets."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Annotated, Literal
 
@@ -30,13 +31,14 @@ BenchmarkName = Literal[
     "groundingsuite",
     "dlc",
     "videorefer",
+    "mdvp",
     "psg",
     "instances",
     "region_captions",
 ]
 """Keys of ``benchmarks.BENCHMARKS``, which is not loaded to read flags."""
 
-JUDGED = ("dlc", "videorefer")
+JUDGED = ("dlc", "videorefer", "mdvp")
 """Benchmarks whose answers a judge scores."""
 
 THIS_RUN, BASELINE = TAKEN = ("this run", "always No target.")
@@ -96,7 +98,7 @@ class EvaluateMllmConfig(ImageLimit, RunConfig):
     min_pixels: AtLeast0 = 0
     """GRES: a predicted mask with fewer pixels counts as no target; 0 for the paper's numbers."""
     judge: JudgeConfig = JudgeConfig()
-    """dlc, videorefer: who judges the descriptions."""
+    """dlc, videorefer, mdvp: who judges the descriptions; of mdvp a model that sees."""
     generation: AnswerConfig = AnswerConfig()
     workers: AtLeast0 = 1
     """Actors, each with the model and the mask tokenizer; 0 works in this process, without Ray."""
@@ -127,17 +129,31 @@ class EvaluateMllmConfig(ImageLimit, RunConfig):
 
 
 def _tour(
-    model: str, out: str, *, beside: tuple[str, ...] = (), report_pictures: int = 12
-) -> EvaluateMllmConfig:
-    return EvaluateMllmConfig(
-        model=f"runs/tour/{model}",
-        chats="runs/tour/chats-val",
-        out=f"runs/tour/{out}",
+    tour: str, benchmark: BenchmarkName, max_new_tokens: int, *, name: str = "evaluation"
+) -> tuple[EvaluateMllmConfig, EvaluateMllmConfig]:
+    """Returns how the trained model of a tour is evaluated, and the untrained one that stands beside it."""
+    untrained = EvaluateMllmConfig(
+        benchmark=benchmark,
+        model=f"runs/{tour}/untrained",
+        chats=f"runs/{tour}/chats-val",
+        out=f"runs/{tour}/{name}-untrained",
         tokenizer="tour",
-        generation=AnswerConfig(max_new_tokens=40, batch_size=64),
-        beside=beside,
-        report_pictures=report_pictures,
+        generation=AnswerConfig(max_new_tokens=max_new_tokens, batch_size=64),
+        report_pictures=0,
     )
+    trained = dataclasses.replace(
+        untrained,
+        model=f"runs/{tour}/mllm/final",
+        out=f"runs/{tour}/{name}",
+        beside=(f"untrained={untrained.out}",),
+        report_pictures=12,
+    )
+    return trained, untrained
+
+
+_TOUR, _TOUR_UNTRAINED = _tour("tour", "gres", 40)
+_TOUR_TASKS: dict[BenchmarkName, int] = {"gcg": 96, "psg": 256, "region_captions": 24, "rounds": 64}
+"""Longest answers of ``make tour-tasks``, in tokens."""
 
 
 def _paper(benchmark: BenchmarkName, *, grammar: bool = False) -> EvaluateMllmConfig:
@@ -168,8 +184,16 @@ PRESETS: dict[str, EvaluateMllmConfig] = {
         report_pictures=4,
     ),
     # The trained tiny model of the tour on held-out images, beside the untrained one.
-    "tour": _tour("mllm/final", "evaluation", beside=("untrained=runs/tour/evaluation-untrained",)),
-    "tour-untrained": _tour("untrained", "evaluation-untrained", report_pictures=0),
+    "tour": _TOUR,
+    "tour-untrained": _TOUR_UNTRAINED,
+    # The same for each task of `make tour-tasks`.
+    **{
+        f"tour-tasks-{name}{state}": config
+        for name, most in _TOUR_TASKS.items()
+        for state, config in zip(
+            ("", "-untrained"), _tour("tour-tasks", name, most, name=f"evaluation-{name}"), strict=True
+        )
+    },
     # gRefCOCO as in Table 3 of the paper: greedy, 128 new tokens, no grammar, no least number of pixels. The
     # published numbers are those of the section "official" in metrics.json. Not run yet.
     "paper-gres": _paper("gres"),
@@ -182,7 +206,8 @@ PRESETS: dict[str, EvaluateMllmConfig] = {
     "paper-groundingsuite": _paper("groundingsuite"),
     "paper-rec": _paper("rec"),
     "paper-psg": _paper("psg"),
-    # Tables 7 and 9: with --judge.kind, and the published wording of the questions as --judge.wording.
+    # Tables 7 to 9: with --judge.kind, and the published wording of the questions as --judge.wording.
     "paper-dlc": _paper("dlc"),
+    "paper-mdvp": _paper("mdvp"),
     "paper-videorefer": _paper("videorefer"),
 }

@@ -4,6 +4,7 @@ Beside the benchmark's own section stand ``targets``, the mean IoU of questions 
 which are compared without being decoded.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -42,7 +43,8 @@ def rec(rows: Sequence[Row], mode: Mode, scoring: Scoring) -> Numbers:
 
 def grounding_suite(rows: Sequence[Row], mode: Mode, scoring: Scoring) -> Numbers:
     """Returns gIoU, and that of each kind of target; a sample whose tags do not say its kind counts as one
-    that scores 0, and in ``without_kind``."""
+    that scores 0, and in ``without_kind``. Beside it the accuracy of boxes, over samples with an annotated
+    one."""
     kinds = {place: kind for place, row in enumerate(rows) if (kind := _kind_of(row)) is not None}
     known = [rows[place] for place in kinds]
     means = suite.giou(samples_of(known, mode), list(kinds.values()), mode=mode)["giou"]
@@ -52,7 +54,21 @@ def grounding_suite(rows: Sequence[Row], mode: Mode, scoring: Scoring) -> Number
     found |= {f"giou_{kind.removesuffix('-object')}": value for kind, value in means.items()}
     samples = samples_of(rows, mode, scoring.lost)
     counts = {"without_kind": len(rows) - len(known)}
-    return {"groundingsuite": found, "kinds": counts, **_always(samples, rows, mode, scoring)}
+    boxes = _box_accuracy(known, list(kinds.values()), mode)
+    return {"groundingsuite": found, "boxes": boxes, "kinds": counts, **_always(samples, rows, mode, scoring)}
+
+
+def _box_accuracy(rows: Sequence[Row], kinds: Sequence[str], mode: Mode) -> dict[str, Any]:
+    boxes = [json.loads(row["about"] or "{}").get("box_xyxy") for row in rows]
+    there = [place for place, box in enumerate(boxes) if box is not None]
+    annotated = np.array([boxes[place] for place in there], np.float64).reshape(-1, 4)
+    samples = replace(samples_of([rows[place] for place in there], mode), annotated_box=annotated)
+    found = suite.box_accuracy(samples, [kinds[place] for place in there], mode=mode)["accuracy"]
+    return {
+        "accuracy": found.pop(suite.ALL),
+        **{f"accuracy_{kind.removesuffix('-object')}": value for kind, value in found.items()},
+        "samples": len(there),
+    }
 
 
 def _kind_of(row: Row) -> str | None:

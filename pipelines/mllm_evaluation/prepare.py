@@ -183,7 +183,11 @@ def readings_of(config: EvaluateMllmConfig, asked: Asked, num_levels: int) -> di
     found["strict"] = dataclasses.replace(found["strict"], malformed=config.broken_words)
     has_stuff = config.benchmark != "psg" or bool(PsgVocabulary.read(config.psg_vocabulary).stuff)
     official = num_levels == 2 and has_stuff
-    return found if official else {"strict": found["strict"]}
+    return (
+        found
+        if official and "official" in BENCHMARKS[config.benchmark].modes
+        else {"strict": found["strict"]}
+    )
 
 
 def _fingerprint(

@@ -17,7 +17,7 @@ from pipelines.mllm_evaluation.scores import percent, table_of, tag_table
 from pipelines.rejects import Reason
 from pipelines.reports import html, training, words_page
 from pipelines.reports import pictures as report_pictures
-from pipelines.reports.answers import SIDE, Drawn, draw, iou_of
+from pipelines.reports.answers import SIDE, Drawn, draw, is_text, likeness
 from pipelines.reports.pictures import sheet_of
 from samtok.plots import pictures as viz
 
@@ -120,7 +120,10 @@ def _measured_with(job: Evaluation) -> html.Block:
 
 def _answer(drawn: Drawn) -> html.Block:
     row = drawn.row
-    target = f"IoU {html.decimal(drawn.iou, 2)}" if row["target_px"] else "no target"
+    if row["asked_rle"] is not None and is_text(row):
+        target = f"words in common {html.decimal(likeness(row), 2)}"
+    else:
+        target = f"IoU {html.decimal(drawn.iou, 2)}" if row["target_px"] else "no target"
     broken = f", {row['num_malformed']} broken words" if row["num_malformed"] else ""
     tags = f" [{', '.join(row['tags'])}]" if row["tags"] else ""
     where = f"{row['dataset']} {row['image_id']}, {row['sample_id']}{tags}"
@@ -140,11 +143,13 @@ def _answer(drawn: Drawn) -> html.Block:
 def choose(rows: Sequence[Mapping[str, Any]], count: int, rng: np.random.Generator) -> dict[str, list[int]]:
     """Returns which answers to draw, by their place: the best and the worst of a target, and random ones.
 
-    Best and worst are by IoU in strict mode; ties are broken at random, so they are not all of one image.
+    Best and worst are by IoU in strict mode, and by their words where no answer has a target; ties are broken
+    at random, so they are not all of one image.
     """
     asked = [place for place, row in enumerate(rows) if row["problem"] is None]
-    of_target = [place for place in rng.permutation(asked).tolist() if rows[place]["target_px"]]
-    ranked = sorted(of_target, key=lambda place: iou_of(rows[place]) or 0.0)
+    shuffled = rng.permutation(asked).tolist()
+    of_target = [place for place in shuffled if rows[place]["target_px"]] or shuffled
+    ranked = sorted(of_target, key=lambda place: likeness(rows[place]))
     worst = ranked[: min(count, (len(ranked) + 1) // 2)]
     best = ranked[::-1][: min(count, len(ranked) // 2)]
     drawn = rng.choice(asked, min(count, len(asked)), replace=False).tolist() if asked else []

@@ -5,7 +5,7 @@ names. Questions about one image are one input of the plan, so the image is read
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -66,7 +66,11 @@ ANSWER_ROW = pa.schema(
         pa.field("height", pa.int32(), nullable=False),
         pa.field("width", pa.int32(), nullable=False),
         pa.field("question", pa.string(), nullable=False),
-        pa.field("about", pa.string()),  # JSON of what judges are asked, from the dataset
+        pa.field(
+            "asked_rle", pa.string()
+        ),  # union of the masks that the question names; null if it names none
+        pa.field("asked_box_xyxy", pa.list_(pa.int32())),  # far side included
+        pa.field("about", pa.string()),  # JSON of what scores need besides, from the dataset
         pa.field("key", pa.string(), nullable=False),  # image id and phrase, for the keyed mean of RES
         pa.field("truth", pa.string(), nullable=False),  # text of the true answer
         pa.field("truth_codes", _CODES, nullable=False),
@@ -125,8 +129,8 @@ def _input(number: int, key: tuple[str, ...], questions: list[dict[str, Any]]) -
 def _questions_of(row: Mapping[str, Any], turns: Turns, keeps_masks: bool) -> Iterator[dict[str, Any]]:
     answers = [n for n, message in enumerate(row["messages"]) if message["role"] == "assistant" and n]
     unlearnt = unlearnt_of(row)
-    judged = json.loads(row["meta"] or "{}").get("judged") or []  # answers that nobody knows are judged
-    places = [n for n in answers if judged or n not in unlearnt]
+    of_items = json.loads(row["meta"] or "{}").get("about") or []  # answers that nobody knows are judged
+    places = [n for n in answers if of_items or n not in unlearnt]
     chosen = {"last": places[-1:], "first": places[:1], "all": places}[turns]
     meta = json.loads(row["meta"] or "{}")
     expressions, slices = meta.get("expressions") or [], meta.get("slices") or []
@@ -137,7 +141,7 @@ def _questions_of(row: Mapping[str, Any], turns: Turns, keeps_masks: bool) -> It
         question = text_of(row["messages"][place - 1]).strip()
         phrase = expressions[number] if len(expressions) == len(places) else None
         of_turn = slices[number] if len(slices) == len(places) else []
-        about = judged[number] if len(judged) == len(places) else None
+        about = of_items[number] if len(of_items) == len(places) else None
         yield {
             "sample_id": row["sample_id"],
             "turn": place,
@@ -172,7 +176,8 @@ def _truth(row: Mapping[str, Any], place: int, keeps_masks: bool) -> dict[str, A
             f"{where} names the mask {missing[0]!r}, which it does not have", reason="missing_mask"
         )
     named = [known[mask_id] for mask_id in dict.fromkeys(message["mask_ids"])]
-    homes = sorted({mask["image"] for mask in named}) or [0]
+    asked = [known[mask_id] for mask_id in dict.fromkeys(row["messages"][place - 1]["mask_ids"])]
+    homes = sorted({mask["image"] for mask in named or asked}) or [0]
     if len(homes) > 1:
         raise DataError(f"{where} names masks of several images in one answer", reason="several_images")
     if any(mask["rle"] is None for mask in named):
@@ -191,7 +196,14 @@ def _truth(row: Mapping[str, Any], place: int, keeps_masks: bool) -> dict[str, A
         "truth_codes": [list(known[mask_id]["codes"]) for mask_id in message["mask_ids"]],
         "truth_masks": [_true_mask(known[one]) for one in message["mask_ids"]] if keeps_masks else [],
         "truth_rle": masks.union([mask["rle"] for mask in named], **size) if named else None,
+        "asked_rle": _asked(asked, homes[0], size),
     }
+
+
+def _asked(asked: Sequence[Mapping[str, Any]], home: int, size: Mapping[str, int]) -> str | None:
+    """Returns the union of what a question names on that image, as far as the pixels are known."""
+    rles = [mask["rle"] for mask in asked if mask["image"] == home and mask["rle"] is not None]
+    return masks.union(rles, **size) if rles else None
 
 
 def _true_mask(mask: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,9 +215,8 @@ def start_of_row(group: Mapping[str, Any], question: Mapping[str, Any]) -> dict[
     height, width = group["image"]["height"], group["image"]["width"]
     rle = question["truth_rle"]
     size = {"height": height, "width": width}
-    box = masks.box_xyxy(rle, **size) if rle is not None else None
     same = (
-        *("sample_id", "turn", "round", "task", "tags", "question", "about", "key"),
+        *("sample_id", "turn", "round", "task", "tags", "question", "asked_rle", "about", "key"),
         *("truth", "truth_codes", "truth_rle", "truth_masks"),
     )
     return {
@@ -214,6 +225,12 @@ def start_of_row(group: Mapping[str, Any], question: Mapping[str, Any]) -> dict[
         "image_uri": group["image"]["uri"],
         **size,
         "target_px": masks.area(rle, **size) if rle is not None else 0,
-        "target_box_xyxy": list(box) if box is not None else None,
+        "target_box_xyxy": _box(rle, size),
+        "asked_box_xyxy": _box(question["asked_rle"], size),
         "unfinished": False,
     }
+
+
+def _box(rle: str | None, size: Mapping[str, int]) -> list[int] | None:
+    box = None if rle is None else masks.box_xyxy(rle, **size)
+    return None if box is None else list(box)

@@ -4,6 +4,7 @@ Rows are those of a table of answers: image, question, ``truth_rle`` and, per mo
 with ``rle`` and pixel counts.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,21 @@ def iou_of(row: Row, mode: str = "strict") -> float | None:
     return found["intersection_px"] / union if union else 1.0
 
 
+def is_text(row: Row) -> bool:
+    """Returns whether an answer is text alone: none of its masks counts, true or predicted."""
+    return not row["target_px"] and not (row["strict"] or {}).get("predicted_px")
+
+
+def likeness(row: Row) -> float:
+    """Returns how near an answer is to the truth, in [0, 1]: the IoU of a target; else the share of words
+    that both texts have (F1)."""
+    if row["target_px"]:
+        return iou_of(row) or 0.0
+    truth, answer = (Counter((row[name] or "").lower().split()) for name in ("truth", "generated"))
+    total = truth.total() + answer.total()
+    return 2 * (truth & answer).total() / total if total else 1.0
+
+
 def draw(row: Row) -> Drawn:
     """Makes the pictures of one answer; an image that is gone or broken by now says so."""
     iou = iou_of(row)
@@ -60,8 +76,14 @@ def draw(row: Row) -> Drawn:
         image = _image(row)
     except (DataError, StorageError) as error:
         return Drawn(row, iou, (), problem=str(error))
-    small, truth, predicted = viz.fit(image, SIDE), [_truth(row)], [_predicted(row, "strict")]
-    pictures = compared(small, truth, predicted, viz.mask_colours(1), ("truth", "answer"))
+    small, asked = viz.fit(image, SIDE), row["asked_rle"]
+    region = [] if asked is None else [_mask(row, asked)]
+    pictures = compared(small, region, None, viz.mask_colours(2)[1:], ("asked about", "")) if region else []
+    if region and is_text(row):
+        texts = [f"truth: {row['truth']}", f"answer: {row['generated']}"]
+        return Drawn(row, iou, pictures, viz.Panel(small, region, captions=texts, title=row["key"]))
+    truth, predicted = [_truth(row)], [_predicted(row, "strict")]
+    pictures += compared(small, truth, predicted, viz.mask_colours(1), ("truth", "answer"))
     caption = f"IoU {iou or 0.0:.2f}" if row["target_px"] else "no target"
     return Drawn(row, iou, pictures, viz.Panel(small, truth, predicted, captions=[caption], title=row["key"]))
 

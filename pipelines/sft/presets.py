@@ -29,6 +29,24 @@ _SMOKE = TrainMllmConfig(
     checkpoints=CheckpointsConfig(every=6),
 )
 
+# Its vision encoder and projector know shapes and stay as they are. For a thousand steps the model learns
+# where shapes can be, then, all at once, which of them is meant.
+_TOUR = TrainMllmConfig(
+    out="runs/tour/mllm",
+    model="runs/tour/untrained",
+    chats=("runs/tour/chats-train",),
+    tokenizer="tour",
+    train=TrainedConfig(projector=False),
+    sampling=SamplingConfig(samples_per_step=48, max_tokens=1024),
+    steps=4000,
+    optimizer=OptimizerConfig(lr=3e-3, warmup_steps=20, final_lr_share=0.03),
+    workers=2,
+    validation=ValidationConfig(
+        chats=("runs/tour/chats-val",), every=500, samples=200, generations=8, max_new_tokens=40
+    ),
+    checkpoints=CheckpointsConfig(every=500),
+)
+
 PRESETS: dict[str, TrainMllmConfig] = {
     # A few steps of the shipped tiny model on synthetic questions; the numbers mean nothing.
     "smoke": _SMOKE,
@@ -50,22 +68,18 @@ PRESETS: dict[str, TrainMllmConfig] = {
         ),
         checkpoints=CheckpointsConfig(every=80),
     ),
-    # The tiny model of `make tour`. Its vision encoder and projector know shapes and stay as they are. For a
-    # thousand steps it learns where shapes can be, then, all at once, which of them is meant.
-    "tour": TrainMllmConfig(
-        out="runs/tour/mllm",
-        model="runs/tour/untrained",
-        chats=("runs/tour/chats-train",),
-        tokenizer="tour",
-        train=TrainedConfig(projector=False),
-        sampling=SamplingConfig(samples_per_step=48, max_tokens=1024),
-        steps=4000,
-        optimizer=OptimizerConfig(lr=3e-3, warmup_steps=20, final_lr_share=0.03),
-        workers=2,
-        validation=ValidationConfig(
-            chats=("runs/tour/chats-val",), every=500, samples=200, generations=8, max_new_tokens=40
-        ),
-        checkpoints=CheckpointsConfig(every=500),
+    # The tiny model of `make tour`.
+    "tour": _TOUR,
+    # The tiny model of `make tour-tasks`, in the same way. Relations are ten times as long as captions of
+    # regions, so passes have as many tokens and not as many chats.
+    "tour-tasks": dataclasses.replace(
+        _TOUR,
+        steps=2500,
+        micro_batch_tokens=1024,
+        out="runs/tour-tasks/mllm",
+        model="runs/tour-tasks/untrained",
+        chats=("runs/tour-tasks/chats-train",),
+        validation=dataclasses.replace(_TOUR.validation, chats=("runs/tour-tasks/chats-val",)),
     ),
     # Section 3.2 and appendix B: vision frozen, projector and language model trained, AdamW 2e-5, cosine,
     # global batch 256, one epoch. Warm-up and weight decay are of Qwen's recipe. Not run yet.

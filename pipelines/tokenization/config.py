@@ -163,6 +163,22 @@ def _tour(split: str, chunk_rows: int) -> TokenizeCorpusConfig:
     )
 
 
+def _tour_tasks(split: str, chunk_rows: int) -> TokenizeCorpusConfig:
+    return TokenizeCorpusConfig(
+        corpus=CorpusConfig(
+            reader="mixture",
+            source=f"infra/mixtures/tour-tasks-{split}.yaml",
+            dataset="tour-tasks",
+            split=split,
+        ),
+        out=f"runs/tour-tasks/words-{split}",
+        tokenizer="tour",
+        chunk_rows=chunk_rows,
+        shard_rows=512,
+        report_images=0,
+    )
+
+
 PRESETS: dict[str, TokenizeCorpusConfig] = {
     # The synthetic corpus that jobs make for themselves with the shipped tokenizer, on two CPU cores.
     "smoke": TokenizeCorpusConfig(
@@ -185,6 +201,10 @@ PRESETS: dict[str, TokenizeCorpusConfig] = {
     "tour-val": _tour("val", chunk_rows=32),
     # Held-out ones that nothing is chosen by.
     "tour-test": _tour("test", chunk_rows=32),
+    # The four corpora of `make tour-tasks`, as one.
+    "tour-tasks": _tour_tasks("train", chunk_rows=64),
+    # The held-out ones.
+    "tour-tasks-val": _tour_tasks("val", chunk_rows=32),
     # SA-1B with a SAM2.1-size tokenizer on GPUs; one image in fifty is reconstructed as a check. Not run yet.
     "sa1b": TokenizeCorpusConfig(
         corpus=CorpusConfig(reader="sa1b", source=tyro.MISSING, dataset="sa1b"),

@@ -1,15 +1,21 @@
 """Descriptions of regions are judged: by a real server, whose judgements stay beside the answers."""
 
+import base64
+import dataclasses
+import io
 import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pipelines.dialogues.compose import Settings, compose_row
 from pipelines.judging.config import JudgeConfig
-from pipelines.mllm_evaluation import outcome, scores
+from pipelines.mllm_evaluation import of_judged, outcome, scores
 from pipelines.mllm_evaluation.benchmarks import headlines
-from pipelines.mllm_evaluation.prepare import prepare
+from pipelines.mllm_evaluation.prepare import Evaluation, prepare
 from pipelines.mllm_evaluation.rows import inputs_of
 from samtok.errors import ConfigError, DataError
 from tests.chat_servers import ChatStub, Said, chat_server, text
@@ -46,16 +52,23 @@ def described(world: World, truths: list[str], **meta: Any) -> list[dict[str, An
     return rows
 
 
-def evaluated(
-    world: World, rows: list[dict[str, Any]], server: ChatStub | None, benchmark: str, out: str
-) -> dict[str, Any]:
-    """Returns the metrics of a model that says "a thing", judged by a server or by nobody."""
+def answered(
+    world: World, rows: list[dict[str, Any]], benchmark: str, out: str, server: ChatStub | None = None
+) -> tuple[Evaluation, list[dict[str, Any]]]:
+    """Returns the answers of a model that says "a thing"."""
     chats = write_chats(world.home / f"chats-{out}", rows, weights_sha256=world.sha256)
     judge = JudgeConfig() if server is None else JudgeConfig(kind="http", url=server.url)
     job = prepare(config_of(world, chats=chats, benchmark=benchmark, judge=judge, out=str(world.home / out)))
     stage = stage_of(job)
     stage.engine = Scripted(stage.engine, [], lambda _: "a thing")
-    table = stage.answer(inputs_of(rows, tasks=job.asked.tasks, turns=job.asked.turns))[0].to_pylist()
+    return job, stage.answer(inputs_of(rows, tasks=job.asked.tasks, turns=job.asked.turns))[0].to_pylist()
+
+
+def evaluated(
+    world: World, rows: list[dict[str, Any]], server: ChatStub | None, benchmark: str, out: str
+) -> dict[str, Any]:
+    """Returns the metrics of a model that says "a thing", judged by a server or by nobody."""
+    job, table = answered(world, rows, benchmark, out, server)
     scoring, found = outcome.judged(job, table)
     metrics = scores.metrics_of(table, benchmark=benchmark, readings=job.readings, scoring=scoring)
     return {**metrics, "judge": None if found is None else found.summary()}
@@ -93,7 +106,7 @@ def test_without_a_judge_there_are_answers_and_no_numbers(world):
     replay = JudgeConfig(kind="replay", record=str(world.home / "no.jsonl"))
     with pytest.raises(ConfigError, match=r"record .*no\.jsonl does not exist"):
         prepare(config_of(world, benchmark="videorefer", tasks=("gres",), judge=replay))
-    with pytest.raises(ConfigError, match=r"--judge\.kind is for --benchmark dlc, videorefer"):
+    with pytest.raises(ConfigError, match=r"--judge\.kind is for --benchmark dlc, videorefer, mdvp"):
         config_of(world, benchmark="gres", judge=JudgeConfig(kind="http", url="http://127.0.0.1:9"))
 
 
@@ -106,7 +119,7 @@ def test_regions_without_a_true_caption_are_asked_where_questions_judge_them():
     (sample,) = done.samples
     assert [one["reason"] for one in done.rejects] == ["empty_text"]  # b has neither
     meta = json.loads(sample["meta"])
-    assert (meta["unlearnt"], meta["judged"]) == ([1], [payload])
+    assert (meta["unlearnt"], meta["about"]) == ([1], [payload])
     (item,) = inputs_of([sample], tasks=["region_caption"], turns="last")
     (question,) = json.loads(item.payload)["questions"]
     assert json.loads(question["about"]) == payload and question["truth"] == ""
@@ -114,7 +127,7 @@ def test_regions_without_a_true_caption_are_asked_where_questions_judge_them():
 
 def test_dlc_bench_is_scored_by_the_judges_answers_to_its_questions(world):
     pytest.importorskip("inflect")
-    meta = {"unlearnt": [1], "judged": [{"class_name": "dog", "questions": QUESTIONS}]}
+    meta = {"unlearnt": [1], "about": [{"class_name": "dog", "questions": QUESTIONS}]}
     rows = described(world, ["", ""], **meta)
     with chat_server(lambda prompt, _: text("Yes" if "blue" not in prompt else "No")) as server:
         found = evaluated(world, rows, server, "dlc", "dlc")
@@ -128,3 +141,75 @@ def test_chats_of_other_regions_have_nothing_to_be_judged_by(world):
         pytest.raises(DataError, match="no question of the chats has what judges"),
     ):
         evaluated(world, described(world, ["a", "b"]), server, "dlc", "other")
+
+
+def marked(world: World) -> list[dict[str, Any]]:
+    """Returns chats of MDVP-Bench: two regions of an image of the web, one of a natural image."""
+    rows = []
+    for row, phase, names in (
+        (world.rows[0], "web", ("red", "green")),
+        (world.rows[4], "natural", ("red",)),
+    ):
+        for name in names:
+            chat, _ = described(world, [f"{name} truth", ""], about=[{"question": "What is in the boxes?"}])
+            asked = [{**chat["messages"][0], "mask_ids": [name]}, chat["messages"][1]]
+            place = {key: row[key] for key in ("image_id", "images", "masks")}
+            own = {"sample_id": f"{row['image_id']}/{name}", "tags": [f"{phase}_box"], "messages": asked}
+            rows.append({**chat, **place, **own})
+    return rows
+
+
+def test_mdvp_bench_shows_a_judge_the_image_with_its_boxes(world):
+    def scored(prompt: str, _: int) -> Said:
+        assert "What is in the boxes?" in prompt
+        web = "<Region 1>: red truth\n<Region 2>: green truth" in prompt
+        assert web == ("<Region 2>: a thing" in prompt)
+        return text("8 4\nfor reasons" if web else "5 10")
+
+    with chat_server(scored) as server:
+        found = evaluated(world, marked(world), server, "mdvp", "mdvp")
+        (shown, _) = [body["messages"][-1]["content"][1]["image_url"]["url"] for body in server.bodies]
+    strict = found["modes"]["strict"]["model"]["mdvp"]
+    assert numbers(found) == {"natural": 2, "ocr": None, "multi-panel": None, "screenshot": None}
+    assert strict["phases"]["web"] | {"scored": 1} == {
+        "score": 0.5,
+        "truth_mean": 8,
+        "predicted_mean": 4,
+        "scored": 1,
+    }
+    assert (strict["asked"], strict["without_phase"], list(found["modes"])) == (2, 0, ["strict"])
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown.partition(",")[2]))).convert("RGB"))
+    assert (picture == (0, 255, 0)).all(-1).sum() > 20  # the boxes, which no image has
+
+
+def test_an_image_that_is_gone_before_judging_is_a_failed_judgement(world, tmp_path):
+    rows = marked(world)
+    gone = tmp_path / "gone.png"
+    gone.write_bytes(Path(rows[2]["images"][0]["uri"]).read_bytes())
+    rows[2]["images"] = [{**rows[2]["images"][0], "uri": str(gone)}]
+    job, table = answered(world, rows, "mdvp", "mdvp-gone")
+    gone.unlink()
+    asks = of_judged.mdvp_asks(table, job.scoring)
+    assert [ask.name for ask in asks] == [f"toy/{rows[0]['image_id']}"]
+    scoring = dataclasses.replace(job.scoring, is_whole=True, replies={asks[0].name: "8 4"})
+    found = of_judged.mdvp(table, "strict", scoring)["mdvp"]
+    assert (found["asked"], found["judged"], found["failed"]) == (2, 1, 1)
+
+
+def test_chats_of_other_regions_are_no_mdvp_bench(world):
+    with (
+        chat_server(lambda *_: text("1 1")) as server,
+        pytest.raises(DataError, match="no question of the chats has a tag that begins with one of natural"),
+    ):
+        evaluated(world, described(world, ["a", "b"]), server, "mdvp", "no-mdvp")
+
+
+def test_the_questions_of_a_dataset_come_along_with_its_captions():
+    payload = {"question": "What is marked?", "box_xyxy": [1, 2, 3, 4], "other": 1}
+    made = annotation("a", "region_caption", ["m"], payload=payload, text="a dog")
+    row = code_row([code_mask("m", (1, 2))], [made])
+    settings = Settings(num_codes=NUM_CODES, num_levels=NUM_LEVELS, tasks={"region_caption": 1.0})
+    (sample,) = compose_row(row, settings).samples
+    (item,) = inputs_of([sample], tasks=["region_caption"], turns="last")
+    (question,) = json.loads(item.payload)["questions"]
+    assert json.loads(question["about"]) == {name: payload[name] for name in ("question", "box_xyxy")}

@@ -97,7 +97,7 @@ def test_an_image_that_is_gone_by_now_says_so(finished):
 def test_best_and_worst_are_answers_to_targets_and_share_none(finished):
     *_, rows, _ = finished
     chosen = report.choose(rows, 3, np.random.default_rng(0))
-    best, worst = ([report.iou_of(rows[place]) for place in chosen[kind]] for kind in ("best", "worst"))
+    best, worst = ([report.likeness(rows[place]) for place in chosen[kind]] for kind in ("best", "worst"))
     assert min(best) >= max(worst) and best == sorted(best, reverse=True) and worst == sorted(worst)
     assert not set(chosen["best"]) & set(chosen["worst"])
     assert all(rows[place]["target_px"] for kind in ("best", "worst") for place in chosen[kind])

@@ -204,6 +204,27 @@ def _held_out_tour(split: str, first_index: int, num_images: int) -> ShapesConfi
     )
 
 
+TOUR_TASKS: dict[str, tuple[Format, int]] = {
+    "gcg": ("granf", 4),
+    "psg": ("psg", 3),
+    "regions": ("dam", 6),
+    "rounds": ("segllm", 4),
+}
+"""Corpora of ``make tour-tasks``: the layout of each, and the most shapes of its scenes."""
+
+
+def _tour_tasks(name: str, split: str, *, first_index: int, num_images: int) -> ShapesConfig:
+    layout, most = TOUR_TASKS[name]
+    return ShapesConfig(
+        out=f"runs/tour-tasks/shapes-{split}/{name}",
+        format=layout,
+        num_images=num_images,
+        first_index=first_index,
+        split=split,
+        world=dataclasses.replace(TOUR_WORLD, max_objects=most),
+    )
+
+
 PRESETS: dict[str, ShapesConfig] = {
     # 64 scenes of 64 px in about a second: enough for every job to run.
     "smoke": ShapesConfig(
@@ -225,4 +246,14 @@ PRESETS: dict[str, ShapesConfig] = {
     "tour-val": _held_out_tour("val", HELD_OUT_INDEX, 400),
     # Held-out scenes for the last measurement; nothing is chosen by them.
     "tour-test": _held_out_tour("test", HELD_OUT_INDEX + 1_000_000, 400),
+    # Of each task of `make tour-tasks`: grounded captions, relations, captions of regions, several rounds.
+    **{
+        f"tour-tasks-{name}": _tour_tasks(name, "train", first_index=0, num_images=4000)
+        for name in TOUR_TASKS
+    },
+    # Held-out scenes of the same.
+    **{
+        f"tour-tasks-{name}-val": _tour_tasks(name, "val", first_index=HELD_OUT_INDEX, num_images=200)
+        for name in TOUR_TASKS
+    },
 }
