@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Annotated, Literal
 
 import tyro
+from annotated_types import Interval
 
 from pipelines.config import (
     AtLeast0,
@@ -37,6 +38,9 @@ BenchmarkName = Literal[
     "region_captions",
 ]
 """Keys of ``benchmarks.BENCHMARKS``, which is not loaded to read flags."""
+
+OF_REGIONS = ("dlc", "mdvp", "videorefer", "region_captions")
+"""Benchmarks whose questions name a region."""
 
 JUDGED = ("dlc", "videorefer", "mdvp")
 """Benchmarks whose answers a judge scores."""
@@ -97,6 +101,9 @@ class EvaluateMllmConfig(ImageLimit, RunConfig):
     the categories without instances, without which there is no official mode."""
     min_pixels: AtLeast0 = 0
     """GRES: a predicted mask with fewer pixels counts as no target; 0 for the paper's numbers."""
+    zoom_below: Annotated[float, Interval(gt=0, le=1)] | None = None
+    """dlc, mdvp, videorefer, region_captions: show a region whose box covers less of the image than this a
+    second time, cut out and enlarged, with its word there. The authors take 0.3 for DLC-Bench, else 0.2."""
     judge: JudgeConfig = JudgeConfig()
     """dlc, videorefer, mdvp: who judges the descriptions; of mdvp a model that sees."""
     generation: AnswerConfig = AnswerConfig()
@@ -123,6 +130,8 @@ class EvaluateMllmConfig(ImageLimit, RunConfig):
                 raise ConfigError(f"--.beside {name}: the tables have a column of that name; choose another.")
         if self.judge.kind != "none" and self.benchmark not in JUDGED:
             raise ConfigError(f"--.judge.kind is for --.benchmark {', '.join(JUDGED)}; leave it out.")
+        if self.zoom_below is not None and self.benchmark not in OF_REGIONS:
+            raise ConfigError(f"--.zoom-below is for --.benchmark {', '.join(OF_REGIONS)}; leave it out.")
         names = [text.partition("=")[0] for text in self.beside]
         if len(set(names)) < len(names):
             raise ConfigError(f"--.beside names a run twice: {', '.join(names)}.")
@@ -156,7 +165,9 @@ _TOUR_TASKS: dict[BenchmarkName, int] = {"gcg": 96, "psg": 256, "region_captions
 """Longest answers of ``make tour-tasks``, in tokens."""
 
 
-def _paper(benchmark: BenchmarkName, *, grammar: bool = False) -> EvaluateMllmConfig:
+def _paper(
+    benchmark: BenchmarkName, *, grammar: bool = False, zoom_below: float | None = None
+) -> EvaluateMllmConfig:
     return EvaluateMllmConfig(
         benchmark=benchmark,
         model=tyro.MISSING,
@@ -165,6 +176,7 @@ def _paper(benchmark: BenchmarkName, *, grammar: bool = False) -> EvaluateMllmCo
         tokenizer=tyro.MISSING,
         precision="bfloat16",
         grammar=grammar,
+        zoom_below=zoom_below,
         generation=AnswerConfig(batch_size=32),
         worker=WorkerConfig(gpus=1.0),
         shard_rows=64,
@@ -207,7 +219,7 @@ PRESETS: dict[str, EvaluateMllmConfig] = {
     "paper-rec": _paper("rec"),
     "paper-psg": _paper("psg"),
     # Tables 7 to 9: with --judge.kind, and the published wording of the questions as --judge.wording.
-    "paper-dlc": _paper("dlc"),
-    "paper-mdvp": _paper("mdvp"),
-    "paper-videorefer": _paper("videorefer"),
+    "paper-dlc": _paper("dlc", zoom_below=0.3),
+    "paper-mdvp": _paper("mdvp", zoom_below=0.2),
+    "paper-videorefer": _paper("videorefer", zoom_below=0.2),
 }

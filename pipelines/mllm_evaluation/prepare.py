@@ -216,6 +216,7 @@ def _fingerprint(
         "broken_words": config.broken_words,
         "max_image_pixels": config.max_image_pixels,
         "thinking": asked.thinking,
+        "zoom_below": config.zoom_below,
         **_lists_of(config),
         "device": config.worker.device,
         "threads_per_actor": config.worker.threads,

@@ -31,9 +31,11 @@ from samtok import images, masks
 from samtok.errors import DataError
 from samtok.metrics.referring import Mode
 from samtok.metrics.text_masks import Codes, Reading, decode_unions, read_text
+from samtok.mllm import zoom
 from samtok.mllm.chat import Encoded
 from samtok.mllm.thinking import answer_of, split_thinking
 from samtok.model.tokenizer import MaskTokenizer
+from samtok.words import format_words
 
 WINDOW_BATCHES = 4
 """Batches whose questions are sorted by length together; their images' features are in memory at once."""
@@ -154,14 +156,33 @@ class AnswerQuestions:
 
     def _encode(self, group: _Group, question: _Question, rejects: list[dict[str, Any]]) -> None:
         body = question.body
-        messages = ask_to_think(body["messages"]) if self.asked.thinking else body["messages"]
+        messages = body["messages"]
         try:
             seen = [self._image(one, group.known) for one in body["images"]]
-            turns = turns_of({"messages": messages})
+            if self.config.zoom_below is not None and body["asked_rle"] is not None:
+                whole = self._image(group.row["image"], group.known)
+                messages, seen = self._zoomed(messages, seen, whole, body["asked_rle"])
+            turns = turns_of({"messages": ask_to_think(messages) if self.asked.thinking else messages})
             encoded = self.adapter.encode_prompt(turns, seen)
             question.prompt = asked_of(self.engine, encoded, turns, seen)
         except DataError as error:
             rejects.append(_refused(group, question, error))
+
+    def _zoomed(
+        self, messages: Sequence[Mapping[str, Any]], seen: list[np.ndarray], whole: np.ndarray, rle: str
+    ) -> tuple[list[Mapping[str, Any]], list[np.ndarray]]:
+        """Adds the region that is asked about to the question, cut out of the whole image, if it is small."""
+        height, width = whole.shape[:2]
+        mask, below = masks.decode(rle, height=height, width=width), self.config.zoom_below
+        found = None if below is None else zoom.cut_out(whole, mask, below=below)
+        if found is None:
+            return list(messages), seen
+        (codes,) = self.tokenizer.encode(found.image, [found.mask])
+        words = format_words(codes, num_codes=self.tokenizer.num_codes)
+        parts = [(zoom.BEFORE, None), (None, len(seen)), (zoom.BEHIND.format(words=words), None)]
+        more = [{"text": text, "image": image} for text, image in parts]
+        last = {**messages[-1], "content": [*messages[-1]["content"], *more]}
+        return [*messages[:-1], last], [*seen, found.image]
 
     def _image(self, image: Mapping[str, Any], known: dict[str, np.ndarray]) -> np.ndarray:
         """Reads an image that is not known yet."""

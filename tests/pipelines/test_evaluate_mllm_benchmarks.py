@@ -15,9 +15,10 @@ from pipelines.mllm_evaluation.benchmarks import BENCHMARKS, headlines
 from pipelines.mllm_evaluation.config import BenchmarkName
 from pipelines.mllm_evaluation.prepare import prepare
 from pipelines.mllm_evaluation.rows import inputs_of
+from samtok import masks
 from samtok.errors import ConfigError, DataError
 from samtok.metrics.grounding_suite import CLASSES
-from tests.mllm_evaluations import Scripted, World, config_of, stage_of, write_chats
+from tests.mllm_evaluations import SIDE, Scripted, World, config_of, stage_of, write_chats
 
 VOCABULARY = {"categories": ["red", "green"], "predicates": ["on", "beside", "under"], "stuff": ["green"]}
 
@@ -160,9 +161,11 @@ def test_grounding_suite_has_a_mean_for_each_kind(world):
     rows = []
     for number, (row, kind) in enumerate(zip(world.rows, CLASSES.values(), strict=False)):
         mask = row["masks"][0]
-        rows.append(
-            said(row, f"Find {number}.", mask["words"], [mask["mask_id"]], task="grounding", tags=[kind])
-        )
+        fields: dict[str, Any] = {"task": "grounding", "tags": [kind]}
+        if number < 3:  # the last one has no annotated box
+            x0, y0, x1, y1 = masks.box_xyxy(mask["rle"], height=SIDE, width=SIDE) or (0, 0, 0, 0)
+            fields["meta"] = json.dumps({"about": [{"box_xyxy": [x0, y0, x1 + 1, y1 + 1]}]})
+        rows.append(said(row, f"Find {number}.", mask["words"], [mask["mask_id"]], **fields))
     found = evaluated(
         world,
         rows,
@@ -171,6 +174,9 @@ def test_grounding_suite_has_a_mean_for_each_kind(world):
     )
     shown = numbers(found)
     assert (shown["giou"], shown["giou stuff"], shown["giou part"], shown["giou single"]) == (0.75, 0, 1, 1)
+    boxes = found["modes"]["strict"]["model"]["boxes"]
+    assert (boxes["accuracy"], boxes["accuracy_stuff"], boxes["accuracy_part"]) == (2 / 3, 0, 1)
+    assert (boxes["accuracy_single"], boxes["samples"]) == (None, 3)
     lost = evaluated(world, rows, _true(rows), lost=4, benchmark="groundingsuite")
     assert numbers(lost)["giou"] == 0.5 and numbers(lost, "official")["giou"] > 0.9
     bare = [{**row, "tags": row["tags"] if n else []} for n, row in enumerate(rows)]

@@ -17,7 +17,10 @@ from pipelines.mllm_evaluation import of_judged, outcome, scores
 from pipelines.mllm_evaluation.benchmarks import headlines
 from pipelines.mllm_evaluation.prepare import Evaluation, prepare
 from pipelines.mllm_evaluation.rows import inputs_of
+from samtok import masks
 from samtok.errors import ConfigError, DataError
+from samtok.mllm import zoom
+from samtok.words import format_words
 from tests.chat_servers import ChatStub, Said, chat_server, text
 from tests.code_rows import NUM_CODES, NUM_LEVELS, annotation, code_mask, code_row
 from tests.mllm_evaluations import Scripted, World, config_of, stage_of, write_chats
@@ -213,3 +216,38 @@ def test_the_questions_of_a_dataset_come_along_with_its_captions():
     (item,) = inputs_of([sample], tasks=["region_caption"], turns="last")
     (question,) = json.loads(item.payload)["questions"]
     assert json.loads(question["about"]) == {name: payload[name] for name in ("question", "box_xyxy")}
+
+
+def test_a_small_region_is_shown_a_second_time_with_its_word_there(world):
+    rows = marked(world)
+    chats = write_chats(world.home / "chats-zoom", rows, weights_sha256=world.sha256)
+    job = prepare(
+        config_of(world, chats=chats, benchmark="mdvp", zoom_below=0.05, out=str(world.home / "zoom"))
+    )
+    stage = stage_of(job)
+    seen: list[tuple[Any, Any]] = []
+    encode = stage.adapter.encode_prompt
+
+    def listened(turns: Any, images: Any) -> Any:
+        seen.append((turns[-1].parts, images))
+        return encode(turns, images)
+
+    stage.adapter.encode_prompt = listened
+    stage.engine = Scripted(stage.engine, [], lambda _: "a thing")
+    table = stage.answer(inputs_of(rows, tasks=job.asked.tasks, turns=job.asked.turns))[0].to_pylist()
+    small = []
+    for row, (parts, images) in zip(table, seen, strict=True):
+        x0, y0, x1, y1 = row["asked_box_xyxy"]
+        small.append((x1 - x0) * (y1 - y0) < 0.05 * row["height"] * row["width"])
+        if not small[-1]:
+            assert len(images) == 1 and len(parts) == 2
+            continue
+        mask = masks.decode(row["asked_rle"], height=row["height"], width=row["width"])
+        found = zoom.cut_out(images[0], mask, below=0.05)
+        assert found is not None and (images[1] == found.image).all()
+        codes = stage.tokenizer.encode(found.image, [found.mask])[0]
+        words = format_words(codes, num_codes=stage.tokenizer.num_codes)
+        assert parts[2:] == (" Zoom in with the perspective as ", 1, f", {words}.")
+    assert set(small) == {True, False}
+    with pytest.raises(ConfigError, match=r"--zoom-below is for --benchmark dlc"):
+        config_of(world, benchmark="gres", zoom_below=0.3)
