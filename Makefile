@@ -14,7 +14,7 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help setup setup-vllm quickstart tour tour-tasks test test-slow test-faults test-cluster test-docs test-compat \
+.PHONY: help setup setup-vllm quickstart tour tour-tasks tour-thinking test test-slow test-faults test-cluster test-docs test-compat \
 	test-py312 test-vllm test-all check gpu-check doctor clean
 
 help:
@@ -88,6 +88,26 @@ tour-tasks: setup ## the same for grounded captions, relations, captions of regi
 	done
 	@echo "open runs/tour-tasks/evaluation-gcg/report/index.html"
 
+tour-thinking: setup ## a tiny MLLM thinks before it answers: cold start, fine-tuning, rewards, evaluation
+	rm -rf runs/tour-thinking
+	$(BIN)/python jobs/make_shapes.py --preset tour-thinking
+	$(BIN)/python jobs/make_shapes.py --preset tour-thinking-val
+	$(BIN)/python jobs/tokenize_corpus.py --preset tour-thinking
+	$(BIN)/python jobs/tokenize_corpus.py --preset tour-thinking-val
+	$(BIN)/python jobs/compose_dialogues.py --preset tour-thinking
+	$(BIN)/python jobs/compose_dialogues.py --preset tour-thinking-val
+	$(BIN)/python -m pipelines.embedded.replies --chats runs/tour-thinking/chats-train \
+		--out runs/tour-thinking/replies.jsonl --limit 3000
+	$(BIN)/python jobs/cold_start.py --preset tour-thinking
+	$(BIN)/python jobs/train_mllm.py --preset tour-thinking-start
+	$(BIN)/python jobs/cold_start.py --preset tour-thinking-self
+	$(BIN)/python jobs/train_mllm.py --preset tour-thinking
+	$(BIN)/python jobs/grpo_gres.py --preset tour-thinking
+	$(BIN)/python jobs/evaluate_mllm.py --preset tour-thinking-shipped
+	$(BIN)/python jobs/evaluate_mllm.py --preset tour-thinking-start
+	$(BIN)/python jobs/evaluate_mllm.py --preset tour-thinking
+	@echo "open runs/tour-thinking/evaluation/report/index.html"
+
 test: setup ## the fast tests
 	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 --dist loadfile
 
@@ -136,4 +156,4 @@ doctor: setup ## what works on this machine, with a remedy for what does not
 	$(BIN)/python -m pipelines.tools.doctor
 
 clean: ## remove what the targets made; results of your own stay
-	rm -rf .venv .venv-s3 .venv-older .venv-vllm .venv-py312 runs/quickstart runs/tour runs/tour-tasks beside.log .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-s3 .venv-older .venv-vllm .venv-py312 runs/quickstart runs/tour runs/tour-tasks runs/tour-thinking beside.log .pytest_cache .ruff_cache .hypothesis build *.egg-info

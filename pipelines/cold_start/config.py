@@ -33,6 +33,9 @@ class TeacherConfig(GenerationConfig):
     sees_answer: bool = True
     """The teacher sees the right answer and explains it, and that answer is kept. Otherwise it answers by
     itself after its thought, and that answer is kept if its reward is high enough."""
+    thinks: bool = False
+    """The teacher is a model that thinks already: it is asked as in reinforcement learning, for <think> and
+    <answer>, so that a model teaches itself by what it got right; with --teacher.no-sees-answer."""
     temperature: NotNegative = 0.0
     """Of the sampling; 0 takes the likeliest token."""
     max_new_tokens: AtLeast1 = 512
@@ -72,6 +75,10 @@ class ColdStartConfig(ImageLimit, RunConfig):
     def check(self) -> None:
         """Refuses tasks that chats do not have."""
         super().check()
+        if self.teacher.thinks and self.teacher.sees_answer:
+            raise ConfigError(
+                "--.teacher.thinks has the teacher find the answers; add --.teacher.no-sees-answer."
+            )
         for task in self.tasks:
             if task not in CHAT_TASKS:
                 raise ConfigError(f"--.tasks must be some of {', '.join(CHAT_TASKS)}, got {task}.")
@@ -84,6 +91,27 @@ PRESETS: dict[str, ColdStartConfig] = {
         out="runs/thoughts",
         teacher=TeacherConfig(replies="runs/embedded/gres-train/replies.jsonl"),
         report_samples=4,
+    ),
+    # `make tour-thinking`: thoughts by the template, of a fifth of the images.
+    "tour-thinking": ColdStartConfig(
+        chats="runs/tour-thinking/chats-train",
+        out="runs/tour-thinking/thoughts-file",
+        teacher=TeacherConfig(replies="runs/tour-thinking/replies.jsonl"),
+        report_samples=4,
+    ),
+    # And by the tiny model that was fine-tuned on these, of all images: what it gets right.
+    "tour-thinking-self": ColdStartConfig(
+        chats="runs/tour-thinking/chats-train",
+        out="runs/tour-thinking/thoughts-self",
+        teacher=TeacherConfig(
+            model="runs/tour-thinking/teacher/final",
+            sees_answer=False,
+            thinks=True,
+            temperature=1.0,
+            max_new_tokens=128,
+            batch_size=64,
+            shard_rows=512,
+        ),
     ),
     # Section 3.2: 26k samples, thoughts by Qwen3-VL-235B, which has no mask words of its own, so they come as
     # a file of replies; GRES with its chats without a target, and GCG. The teacher sees the answer, and

@@ -50,6 +50,7 @@ class ColdStart:
             num_levels=corpus.num_levels,
             sees_answer=self.config.teacher.sees_answer,
             min_reward=self.config.min_reward,
+            thinks=self.config.teacher.thinks,
         )
 
     @property
@@ -127,6 +128,7 @@ class ColdStart:
             "replies": digest,
             "teacher_sha256": self.model_sha256,
             "sees_answer": config.teacher.sees_answer,
+            "thinks": config.teacher.thinks,
             "min_reward": config.min_reward,
             "tasks": sorted(config.tasks),
             "limit": config.limit,

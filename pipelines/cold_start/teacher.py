@@ -45,10 +45,14 @@ SOLVE = (
 """Follows the question if the teacher is to find the answer."""
 
 
-def turns_for_teacher(row: Row, *, sees_answer: bool, num_codes: int, num_levels: int) -> list[Turn]:
-    """Returns the dialogue that a teacher is shown: that of the sample, its last question with our request;
-    raises DataError as ``prompt_of``."""
-    prompt = prompt_of(row, thinking=False, num_codes=num_codes, num_levels=num_levels)
+def turns_for_teacher(
+    row: Row, *, sees_answer: bool, num_codes: int, num_levels: int, thinks: bool = False
+) -> list[Turn]:
+    """Returns the dialogue that a teacher is shown: that of the sample, its last question with our request,
+    or with that of reinforcement learning if the teacher ``thinks``; raises DataError as ``prompt_of``."""
+    prompt = prompt_of(row, thinking=thinks, num_codes=num_codes, num_levels=num_levels)
+    if thinks:
+        return list(prompt.turns)
     request = EXPLAIN.format(answer=prompt.question.text) if sees_answer else SOLVE
     *earlier, last = prompt.turns
     return [*earlier, Turn(last.role, (*last.parts, f"\n{request}"))]
@@ -116,6 +120,7 @@ class TeachSamples:
                 sees_answer=self.config.sees_answer,
                 num_codes=corpus.num_codes,
                 num_levels=corpus.num_levels,
+                thinks=self.config.thinks,
             )
             images = load_images(row, self.max_pixels)
             encoded = self.adapter.encode_prompt(turns, images)

@@ -36,6 +36,7 @@ class Rules:
     num_levels: int
     sees_answer: bool
     min_reward: float
+    thinks: bool = False
 
 
 def with_thought(row: Row, reply: str, rules: Rules) -> Row:
@@ -51,7 +52,7 @@ def with_thought(row: Row, reply: str, rules: Rules) -> Row:
             as ``prompt_of``.
     """
     prompt = prompt_of(row, thinking=True, num_codes=rules.num_codes, num_levels=rules.num_levels)
-    thought, rest = _parts(reply)
+    thought, rest = _parts(reply, "think" if rules.thinks else "COT")
     answer = prompt.question.text if rules.sees_answer else answer_of(rest).strip()
     if row["task"] in _THINKS_IN_WORDS and not _codes(thought, rules):
         raise DataError(f"the thought of a {row['task']} names no mask", reason="no_word_in_thought")
@@ -62,8 +63,8 @@ def with_thought(row: Row, reply: str, rules: Rules) -> Row:
     return _assembled(row, text, thought, answer, rules)
 
 
-def _parts(reply: str) -> tuple[str, str]:
-    """Returns the thought, and what follows it."""
+def _parts(reply: str, tag: str) -> tuple[str, str]:
+    """Returns the thought, which is inside of tags, and what follows it."""
     if len(reply) > MAX_REPLY_CHARS:
         raise DataError(
             f"the reply has {len(reply)} characters, expected at most {MAX_REPLY_CHARS}",
@@ -71,9 +72,10 @@ def _parts(reply: str) -> tuple[str, str]:
         )
     if _TOOL_CALL.search(reply):
         raise DataError("the reply calls a tool", reason="tool_call")
-    found = between(reply, "<COT>", "</COT>")
+    found = between(reply, f"<{tag}>", f"</{tag}>")
     if found is None or not found[0].strip():
-        raise DataError(f"the reply has no thought inside <COT> and </COT>: {reply[:80]!r}", reason="no_cot")
+        message = f"the reply has no thought inside <{tag}> and </{tag}>: {reply[:80]!r}"
+        raise DataError(message, reason="no_cot")
     return found[0].strip(), found[1]
 
 

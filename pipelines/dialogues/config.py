@@ -134,11 +134,11 @@ def _share(task: str, text: str) -> float:
     return share
 
 
-def _tour(split: str) -> ComposeDialoguesConfig:
+def _tour(split: str, *, tour: str = "tour") -> ComposeDialoguesConfig:
     """One expression per chat: its answer can only come from the image, while later answers of a longer chat
     could be taken from earlier ones."""
     return ComposeDialoguesConfig(
-        words=(f"runs/tour/words-{split}",), out=f"runs/tour/chats-{split}", tasks="gres", wordings=1
+        words=(f"runs/{tour}/words-{split}",), out=f"runs/{tour}/chats-{split}", tasks="gres", wordings=1
     )
 
 
@@ -160,6 +160,9 @@ PRESETS: dict[str, ComposeDialoguesConfig] = {
     "tour-val": _tour("val"),
     # And once more, for what nothing is chosen by (tests.benchmarks.grpo_learning).
     "tour-test": _tour("test"),
+    # Expressions of the synthetic corpora of `make tour-thinking`.
+    "tour-thinking": _tour("train", tour="tour-thinking"),
+    "tour-thinking-val": _tour("val", tour="tour-thinking"),
     # Grounded captions, relations, captions of regions and several rounds, for `make tour-tasks`.
     "tour-tasks": _tour_tasks("train"),
     # The same for evaluation.

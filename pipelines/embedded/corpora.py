@@ -1,14 +1,13 @@
 """How the embedded corpora are made: by the same code as any others, at a size that takes seconds."""
 
 import dataclasses
-import json
 import logging
 from typing import Any, Literal
 
 from pipelines import storage
-from pipelines.chats.corpus import load_chat_corpus, rows_of
 from pipelines.dialogues.config import ComposeDialoguesConfig, ImportConfig
 from pipelines.dialogues.job import compose_dialogues
+from pipelines.embedded.replies import write_replies
 from pipelines.ingestion.corpora import CorpusConfig
 from pipelines.ingestion.synthetic import corpus as shapes_corpus
 from pipelines.ingestion.synthetic.config import (
@@ -88,7 +87,7 @@ def make_chats(folder: str, task: Task, *, held_out: bool = False) -> None:
         raise _not_made(folder)
     chats = _compose(folder, words=(words,), tasks=task, wordings=1)
     if task == "gres" and not held_out:
-        _write_replies(storage.join(folder, "replies.jsonl"), chats)
+        write_replies(chats, storage.join(folder, "replies.jsonl"))
 
 
 def _make_scenes(folder: str, layout: Format, *, held_out: bool, **more: Any) -> tuple[str, str]:
@@ -118,15 +117,3 @@ def _compose(folder: str, **what: Any) -> str:
 
 def _not_made(folder: str) -> ClusterError:
     return ClusterError(f"the embedded corpus {folder} could not be made; the reason is above.")
-
-
-def _write_replies(file: str, chats: str) -> None:
-    """Writes a thought about each question as a teacher would reply; every twentieth reply has none."""
-    lines = []
-    for number, row in enumerate(rows_of(load_chat_corpus(chats))):
-        (asked,) = json.loads(row["meta"])["expressions"]
-        words = ", ".join(mask["words"] for mask in row["masks"])
-        found = f"It fits {words}." if words else "No shape fits it."
-        thought = f"<COT> I look for {asked}. {found} </COT>" if (number + 1) % 20 else "I cannot tell."
-        lines.append(json.dumps({"sample_id": row["sample_id"], "reply": thought}) + "\n")
-    storage.write_bytes(file, "".join(lines).encode())

@@ -127,6 +127,21 @@ GRES: dict[str, GrpoConfig] = {
     # The tiny model that ships on chats of drawn scenes that are made first; under 90 s on two cores.
     "smoke": _SMOKE,
     "tour": _TOUR,
+    # The tiny model of `make tour-thinking`, which thinks first.
+    "tour-thinking": dataclasses.replace(
+        _TOUR,
+        out="runs/tour-thinking/grpo",
+        model="runs/tour-thinking/mllm/final",
+        chats=("runs/tour-thinking/chats-train",),
+        prompts=PromptsConfig(thinking=True, none_share=0.24),
+        steps=60,
+        rollout=dataclasses.replace(_TOUR.rollout, max_new_tokens=128),
+        validation=dataclasses.replace(
+            _TOUR.validation, chats=("runs/tour-thinking/chats-val",), every=30, prompts=200
+        ),
+        checkpoints=CheckpointsConfig(every=30),
+        trajectories_every=30,
+    ),
     "paper": _PAPER,
     "modern": _MODERN,
 }

@@ -161,6 +161,12 @@ def _tour(
 
 
 _TOUR, _TOUR_UNTRAINED = _tour("tour", "gres", 40)
+_TOUR_THINKING = dataclasses.replace(
+    _TOUR_UNTRAINED,
+    model="tour-mllm",
+    chats="runs/tour-thinking/chats-val",
+    out="runs/tour-thinking/evaluation-shipped",
+)
 _TOUR_TASKS: dict[BenchmarkName, int] = {"gcg": 96, "psg": 256, "region_captions": 24, "rounds": 64}
 """Longest answers of ``make tour-tasks``, in tokens."""
 
@@ -206,6 +212,26 @@ PRESETS: dict[str, EvaluateMllmConfig] = {
             ("", "-untrained"), _tour("tour-tasks", name, most, name=f"evaluation-{name}"), strict=True
         )
     },
+    # `make tour-thinking`: the shipped model, which answers at once, the one that learnt to think, and the
+    # one that learnt from rewards.
+    "tour-thinking-shipped": _TOUR_THINKING,
+    "tour-thinking-start": dataclasses.replace(
+        _TOUR_THINKING,
+        model="runs/tour-thinking/mllm/final",
+        out="runs/tour-thinking/evaluation-start",
+        generation=AnswerConfig(max_new_tokens=128, batch_size=64),
+    ),
+    "tour-thinking": dataclasses.replace(
+        _TOUR_THINKING,
+        model="runs/tour-thinking/grpo/final",
+        out="runs/tour-thinking/evaluation",
+        generation=AnswerConfig(max_new_tokens=128, batch_size=64),
+        beside=(
+            "shipped=runs/tour-thinking/evaluation-shipped",
+            "before rewards=runs/tour-thinking/evaluation-start",
+        ),
+        report_pictures=12,
+    ),
     # gRefCOCO as in Table 3 of the paper: greedy, 128 new tokens, no grammar, no least number of pixels. The
     # published numbers are those of the section "official" in metrics.json. Not run yet.
     "paper-gres": _paper("gres"),

@@ -47,6 +47,17 @@ _TOUR = TrainMllmConfig(
     checkpoints=CheckpointsConfig(every=500),
 )
 
+_TOUR_THINKING = dataclasses.replace(
+    _TOUR,
+    out="runs/tour-thinking/teacher",
+    model="tour-mllm",
+    chats=("runs/tour-thinking/thoughts-file",),
+    steps=300,
+    optimizer=OptimizerConfig(lr=1e-3, warmup_steps=20, final_lr_share=0.1),
+    validation=ValidationConfig(),
+    checkpoints=CheckpointsConfig(every=250),
+)
+
 PRESETS: dict[str, TrainMllmConfig] = {
     # A few steps of the shipped tiny model on synthetic questions; the numbers mean nothing.
     "smoke": _SMOKE,
@@ -80,6 +91,15 @@ PRESETS: dict[str, TrainMllmConfig] = {
         model="runs/tour-tasks/untrained",
         chats=("runs/tour-tasks/chats-train",),
         validation=dataclasses.replace(_TOUR.validation, chats=("runs/tour-tasks/chats-val",)),
+    ),
+    # The shipped model of the tour learns to think, for `make tour-thinking`: first from the template.
+    "tour-thinking-start": _TOUR_THINKING,
+    # Then also from what that model thought and got right.
+    "tour-thinking": dataclasses.replace(
+        _TOUR_THINKING,
+        out="runs/tour-thinking/mllm",
+        chats=("runs/tour-thinking/thoughts-file", "runs/tour-thinking/thoughts-self"),
+        steps=500,
     ),
     # Section 3.2 and appendix B: vision frozen, projector and language model trained, AdamW 2e-5, cosine,
     # global batch 256, one epoch. Warm-up and weight decay are of Qwen's recipe. Not run yet.

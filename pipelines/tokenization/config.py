@@ -146,16 +146,16 @@ class TokenizeCorpusConfig(TokenizationConfig):
         return self.full_size_scores or self.boundary_iou
 
 
-def _tour(split: str, chunk_rows: int) -> TokenizeCorpusConfig:
+def _tour(split: str, chunk_rows: int, *, tour: str = "tour") -> TokenizeCorpusConfig:
     return TokenizeCorpusConfig(
         corpus=CorpusConfig(
             reader="refer",
-            source=f"runs/tour/shapes-{split}/grefs.json",
-            images=f"runs/tour/shapes-{split}/{split}",
+            source=f"runs/{tour}/shapes-{split}/grefs.json",
+            images=f"runs/{tour}/shapes-{split}/{split}",
             dataset="shapes",
             split=split,
         ),
-        out=f"runs/tour/words-{split}",
+        out=f"runs/{tour}/words-{split}",
         tokenizer="tour",
         chunk_rows=chunk_rows,
         shard_rows=512,
@@ -201,6 +201,9 @@ PRESETS: dict[str, TokenizeCorpusConfig] = {
     "tour-val": _tour("val", chunk_rows=32),
     # Held-out ones that nothing is chosen by.
     "tour-test": _tour("test", chunk_rows=32),
+    # The corpora of `make tour-thinking`.
+    "tour-thinking": _tour("train", chunk_rows=64, tour="tour-thinking"),
+    "tour-thinking-val": _tour("val", chunk_rows=32, tour="tour-thinking"),
     # The four corpora of `make tour-tasks`, as one.
     "tour-tasks": _tour_tasks("train", chunk_rows=64),
     # The held-out ones.

@@ -368,6 +368,22 @@ def test_a_teacher_sees_the_image_the_question_and_the_answer_only_if_it_may(wor
     assert answer not in hidden.text and "<answer>" in hidden.text
 
 
+def test_a_teacher_that_thinks_is_asked_as_in_reinforcement_learning(world):
+    row = world.rows[1]
+    asked = {"sees_answer": False, "num_codes": NUM_CODES, "num_levels": NUM_LEVELS, "thinks": True}
+    (turn,) = turns_for_teacher(row, **asked)
+    assert turn.text.endswith(THINKING_SUFFIX) and "<COT>" not in turn.text
+    rules = dataclasses.replace(OWN, thinks=True)
+    reply = f"<think> It is {RED}. </think><answer> {RED} </answer>"
+    found = with_thought(sample("red"), reply, rules)
+    assert text_of(found["messages"][-1]) == reply
+    with pytest.raises(DataError) as error:
+        with_thought(sample("red"), f"<COT>a</COT><answer>{RED}</answer>", rules)
+    assert error.value.reason == "no_cot"
+    with pytest.raises(ConfigError, match=r"--teacher\.thinks has the teacher find the answers"):
+        ColdStartConfig(chats="a", out="b", teacher=TeacherConfig(model="m", thinks=True))
+
+
 def test_a_teacher_writes_what_the_model_generates_and_says_what_it_cannot_see(world, tmp_path):
     gone = tmp_path / "gone.png"
     rows = [dict(row) for row in world.rows[:5]]

@@ -42,7 +42,7 @@ def content(folder: Path) -> dict[str, str]:
 def test_presets_are_what_they_say():
     assert PRESETS["smoke"].tiny == "qwen2_5_vl" and PRESETS["smoke"].rows == "codebooks"
     assert PRESETS["paper"].rows == "noise" and PRESETS["paper"].image.max_pixels == 4_194_304
-    assert set(PRESETS) == {"smoke", "paper", "tour"}
+    assert set(PRESETS) == {"smoke", "paper", "tour", "tour-tasks"}
 
 
 @pytest.mark.slow

@@ -192,9 +192,9 @@ HELD_OUT_INDEX = 10_000_000
 """First scene of held-out splits, beyond training ranges; mask ids (100 per image) still fit 32 bits."""
 
 
-def _held_out_tour(split: str, first_index: int, num_images: int) -> ShapesConfig:
+def _held_out_tour(split: str, first_index: int, num_images: int, *, tour: str = "tour") -> ShapesConfig:
     return ShapesConfig(
-        out=f"runs/tour/shapes-{split}",
+        out=f"runs/{tour}/shapes-{split}",
         format="refer",
         num_images=num_images,
         first_index=first_index,
@@ -202,6 +202,15 @@ def _held_out_tour(split: str, first_index: int, num_images: int) -> ShapesConfi
         world=TOUR_WORLD,
         expressions=ExpressionsConfig(single=2, multi=1, none=1, families=("attributes",)),
     )
+
+
+_TOUR = ShapesConfig(
+    out="runs/tour/shapes-train",
+    format="refer",
+    num_images=8000,
+    world=TOUR_WORLD,
+    expressions=ExpressionsConfig(single=4, multi=1, none=2, families=("attributes",)),
+)
 
 
 TOUR_TASKS: dict[str, tuple[Format, int]] = {
@@ -235,17 +244,14 @@ PRESETS: dict[str, ShapesConfig] = {
     # 500 scenes beyond every training range.
     "heldout": ShapesConfig(num_images=500, first_index=HELD_OUT_INDEX, split="val"),
     # Referring expressions of `make tour` to train on, of which about a quarter mean nothing that is there.
-    "tour": ShapesConfig(
-        out="runs/tour/shapes-train",
-        format="refer",
-        num_images=8000,
-        world=TOUR_WORLD,
-        expressions=ExpressionsConfig(single=4, multi=1, none=2, families=("attributes",)),
-    ),
+    "tour": _TOUR,
     # Held-out scenes for validation in `make tour`.
     "tour-val": _held_out_tour("val", HELD_OUT_INDEX, 400),
     # Held-out scenes for the last measurement; nothing is chosen by them.
     "tour-test": _held_out_tour("test", HELD_OUT_INDEX + 1_000_000, 400),
+    # Scenes of `make tour-thinking`, and held-out ones.
+    "tour-thinking": dataclasses.replace(_TOUR, out="runs/tour-thinking/shapes-train", num_images=2000),
+    "tour-thinking-val": _held_out_tour("val", HELD_OUT_INDEX, 200, tour="tour-thinking"),
     # Of each task of `make tour-tasks`: grounded captions, relations, captions of regions, several rounds.
     **{
         f"tour-tasks-{name}": _tour_tasks(name, "train", first_index=0, num_images=4000)
