@@ -169,9 +169,12 @@ def prepare(config: ColdStartConfig) -> ColdStart:
     teacher = config.teacher
     if (teacher.model is None) == (teacher.replies is None):
         raise ConfigError("give either --teacher.model FOLDER or --teacher.replies FILE.jsonl.")
-    if teacher.replies is not None and not storage.exists(teacher.replies):
-        raise ConfigError(f"--teacher.replies {teacher.replies} does not exist.")
     corpus = load_chat_corpus(config.chats, flag="--chats")
+    if teacher.replies is not None and not storage.exists(teacher.replies):
+        raise ConfigError(
+            f"--teacher.replies {teacher.replies} does not exist. For synthetic chats of single questions "
+            f"`python -m pipelines.embedded.replies --chats {config.chats} --out {teacher.replies}` makes it."
+        )
     if corpus.manifest["fingerprint"].get("thinking"):
         raise ConfigError(
             f"--chats {config.chats} has thoughts already; give the chats they were written for."

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +22,9 @@ LIMIT_S = 5.0
 
 
 def dry_runs(job: str, root: Path) -> dict[str, dict[str, Any]]:
-    """Runs all presets of a job in a folder; see tests/dry_runs.py."""
+    """Runs all presets of a job in a folder with the mixtures of a checkout; see tests/dry_runs.py."""
     (root / "tmp").mkdir(exist_ok=True)
+    shutil.copytree(ROOT / "infra/mixtures", root / "infra/mixtures", dirs_exist_ok=True)
     places = {name: str(root / "tmp") for name in ("HOME", "TMPDIR", "SAMTOK_HOME")}
     env = {**os.environ, **places, "PYTHONPATH": str(ROOT)}
     env.pop("MLFLOW_TRACKING_URI", None)
