@@ -104,6 +104,27 @@ def test_terms_give_what_the_evaluation_itself_computes(tmp_path, benchmark, mod
     assert all(number.low is not None for number in numbers.values()) and len(numbers) >= 6
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_rounds_and_kinds_of_targets_have_intervals(tmp_path, mode):
+    asked = Asked(benchmark="res", num_images=6, lost=1)
+    names = dict(zip(KINDS, ("stuff", "part", "multi-object"), strict=True))
+    rows = [
+        {**one, "round": 1 + KINDS.index(one["tags"][0]), "tags": [names[one["tags"][0]]]}
+        for one in rows_of(asked, skill=0.6, seed=3)
+    ]
+    rows[0]["tags"] = []  # of no kind
+    for benchmark, several in (("rounds", False), ("groundingsuite", True)):
+        folder = write_evaluation(tmp_path / benchmark, asked, skill=0.6, seed=3)
+        write_answers(folder, rows, per_shard=9)
+        readings = {one: Reading.of(one, several=several) for one in MODES}
+        change_json(folder, "metrics.json", **metrics_of(rows, benchmark=benchmark, readings=readings))
+        (found,) = measured(folder, mode=mode)
+        assert not found.differing
+        numbers = found.whole.numbers[benchmark]
+        keys = [key for key in numbers if key.startswith(f"{benchmark}/")]
+        assert len(keys) >= 3 and all(numbers[key].low is not None for key in keys if numbers[key].value)
+
+
 def test_a_difference_is_paired_and_tells_how_often_it_is_above_zero(tmp_path, capsys):
     for name, skill in (("a", 0.5), ("b", 0.5), ("c", 0.95)):
         write_evaluation(tmp_path / name, MANY, skill=skill, seed=1 if name != "c" else 2)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pipelines import storage
 from pipelines.tools.board.runs import Run
 from samtok.errors import DataError
-from samtok.metrics import referring
+from samtok.metrics import grounding_suite, referring
 from samtok.metrics.referring import Mode, Samples, Terms
 from samtok.metrics.text_masks import word_terms
 
@@ -50,8 +50,13 @@ SCORED: Mapping[str, Scored] = {
     ),
     "res": Scored(lambda answers, read: referring.res_terms(answers.samples, mode=answers.mode)),
     "rec": Scored(lambda answers, read: referring.rec_terms(answers.samples, mode=answers.mode)),
+    "rounds": Scored(lambda answers, read: answers.terms_of_rounds(), (*_PIXELS, "round")),
+    "groundingsuite": Scored(lambda answers, read: answers.terms_of_kinds(), (*_PIXELS, "tags")),
 }
-"""By benchmark. Others have numbers without intervals."""
+"""By section, which has the name of its benchmark. Others have numbers without intervals."""
+
+_BESIDE: Mapping[str, tuple[str, ...]] = {"rounds": ("res",)}
+"""Sections of other benchmarks that one has too."""
 
 SHARED: Mapping[str, Scored] = {
     "targets": Scored(lambda answers, read: referring.targets_terms(answers.samples, mode=answers.mode)),
@@ -130,6 +135,31 @@ class Answers:
                 found |= {f"{section}/{name}": term for name, term in scored.terms(self, read).items()}
         return found
 
+    def terms_of_rounds(self) -> dict[str, Terms]:
+        """Returns the terms of each round's cIoU; of several data sets it is a mean that they do not give."""
+        ciou = referring.res_terms(self.samples, mode=self.mode)["ciou_cumulative"]
+        numbers = self.table["round"].to_numpy()
+        there = {number: numbers == number for number in np.unique(numbers).tolist()}
+        return {
+            f"ciou_round_{number}": Terms(ciou.part * inside, ciou.whole * inside)
+            for number, inside in there.items()
+        }
+
+    def terms_of_kinds(self) -> dict[str, Terms]:
+        """Returns the terms of GroundingSuite-Eval's mean IoUs: of all, and of each kind of target."""
+        found: dict[str, Terms] = {}
+        known = np.zeros(len(self.samples), bool)
+        ious = np.nan_to_num(np.where(self.samples.union_px > 0, self.ious, 0.0))
+        counted = np.array([there or self.mode == "strict" for there in self.answered], bool)
+        for kind in grounding_suite.CLASSES.values():
+            inside = np.array([kind in tags for tags in self.tags], bool)
+            known |= inside
+            name = f"giou_{kind.removesuffix('-object')}"
+            found[name] = Terms(ious * inside * counted, inside & counted)
+        # What is of no kind scores 0 in "strict" and is left out in "official".
+        whole = known & counted if self.mode == "official" else counted
+        return {"giou": Terms(ious * known * counted, whole), **found}
+
     def word_terms(self) -> dict[str, Terms]:
         """Returns the terms of words; as metrics do, "official" leaves out what has no answer."""
         truth = [_codes(codes) for codes in self.table["truth_codes"].to_pylist()]
@@ -168,8 +198,8 @@ def read_answers(run: Run, mode: Mode) -> Answers:
 
 
 def _scored(benchmark: str) -> dict[str, Scored]:
-    own = {benchmark: SCORED[benchmark]} if benchmark in SCORED else {}
-    return {**own, **SHARED}
+    sections = (benchmark, *_BESIDE.get(benchmark, ()))
+    return {**{name: SCORED[name] for name in sections if name in SCORED}, **SHARED}
 
 
 def _there(schema: pa.Schema, mode: str, columns: Sequence[str]) -> list[str]:
