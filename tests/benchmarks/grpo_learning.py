@@ -1,16 +1,17 @@
 """Whether reinforcement learning makes a model better, over seeds and on prompts that decide nothing.
 
-    python -m tests.benchmarks.grpo_learning --model tour-mllm --prompts runs/tour/chats-train \
-        --validation runs/tour/chats-val --test runs/tour/chats-test --out runs/tour/grpo-seeds
+    python -m tests.benchmarks.grpo_learning --test runs/tour/chats-test
+    python -m tests.benchmarks.grpo_learning --job grpo_gcg --test runs/tour-tasks/chats-val
 
-The prompts are those of `make tour`; ``--preset tour-test`` of jobs/make_shapes.py, tokenize_corpus.py and
-compose_dialogues.py makes the test corpus.
+The prompts are those of `make tour`, or of `make tour-tasks`; ``--preset tour-test`` of jobs/make_shapes.py,
+tokenize_corpus.py and compose_dialogues.py makes the test corpus of the first.
 
-Each seed is one run of ``jobs/grpo_gres.py``, which validates on ``--validation``. Then the model before and
-after, the last one and not the best, answer ``--test`` greedily and with samples at the temperature of
-training; equal prompts, equal seeds of the sampling. Differences are means over prompts of the paired
-difference, with a 95 % bootstrap interval over prompts. Reward, gIoU and N-acc alone can rise towards what
-always saying "No target." scores while masks are lost, so that baseline stands beside, and targets count.
+Each seed is one run of the job's ``--preset tour``, which validates on ``--validation``. Then the model
+before and after, the last one and not the best, answer ``--test`` greedily and with samples at the
+temperature of training; equal prompts, equal seeds of the sampling. Differences are means over prompts of
+the paired difference, with a 95 % bootstrap interval over prompts. Reward, gIoU and N-acc alone can rise
+towards what always saying "No target." scores while masks are lost, so that baseline stands beside, and
+targets count.
 """
 
 import argparse
@@ -25,8 +26,9 @@ import numpy as np
 import torch
 
 from pipelines.chats.prompt_selection import load_prompts
+from pipelines.grpo.config import GrpoConfig
 from pipelines.grpo.observe.metrics import validation_measures
-from pipelines.grpo.presets import GRES
+from pipelines.grpo.presets import GCG, GRES
 from pipelines.grpo.reward.scoring import Scorer, ValidationRow
 from pipelines.grpo.rollout.sampler import Sampler
 from pipelines.grpo.transport import WeightTransport
@@ -36,6 +38,8 @@ from samtok.plots.curves import Curve, CurvePanel, curves_plot
 BOOTSTRAPS = 10_000
 PARTS = 64
 """Prompts of a batch."""
+
+JOBS = {"grpo_gres": GRES["tour"], "grpo_gcg": GCG["tour"]}
 
 CURVES = {
     "reward_sampled": "sampled reward",
@@ -47,15 +51,16 @@ CURVES = {
 }
 
 
-def answers(model: str, test: str, samples: int, tokenizer: str) -> list[ValidationRow]:
+def answers(model: str, flags: argparse.Namespace) -> list[ValidationRow]:
     """Answers all test prompts with a model, in this process."""
+    preset = JOBS[flags.job]
     config = replace(
-        GRES["tour"],
+        preset,
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=flags.tokenizer or preset.tokenizer,
         tracking="off",
-        chats=(test,),
-        validation=replace(GRES["tour"].validation, samples=samples),
+        chats=(flags.test,),
+        validation=replace(preset.validation, samples=flags.samples),
     )
     prompts = load_prompts(config.chats, config.prompts, seed=config.seed)
     transport = WeightTransport(lambda data: data, lambda data: data, piece_bytes=2**28)
@@ -66,8 +71,23 @@ def answers(model: str, test: str, samples: int, tokenizer: str) -> list[Validat
     return found
 
 
-def per_prompt(rows: Sequence[ValidationRow]) -> dict[str, np.ndarray]:
+def of_captions(rows: Sequence[ValidationRow], preset: GrpoConfig) -> dict[str, np.ndarray]:
+    """Returns numbers per prompt of grounded captions: the reward, and each of its components."""
+    found = {
+        "sampled reward": np.array([np.mean([one.total for one in row.samples]) for row in rows]),
+        "greedy reward": np.array([row.greedy.total for row in rows]),
+    }
+    for name in preset.reward.weights:
+        sampled = [np.mean([one.components[name] for one in row.samples]) for row in rows]
+        found[f"sampled {name}"] = np.array(sampled)
+        found[f"greedy {name}"] = np.array([row.greedy.components[name] for row in rows])
+    return found
+
+
+def per_prompt(rows: Sequence[ValidationRow], job: str) -> dict[str, np.ndarray]:
     """Returns numbers per prompt, NaN where a prompt does not count."""
+    if job == "grpo_gcg":
+        return of_captions(rows, JOBS[job])
     wanted = np.array([row.targets > 0 for row in rows])
     single = np.array([row.targets == 1 for row in rows])
     sampled = np.array([np.mean([one.total for one in row.samples]) for row in rows])
@@ -100,7 +120,7 @@ def learn(seed: int, flags: argparse.Namespace) -> Path:
     out = Path(flags.out) / f"seed-{seed}"
     command = [
         sys.executable,
-        "jobs/grpo_gres.py",
+        f"jobs/{flags.job}.py",
         "--preset",
         "tour",
         "--seed",
@@ -108,8 +128,10 @@ def learn(seed: int, flags: argparse.Namespace) -> Path:
         "--out",
         str(out),
     ]
-    command += ["--model", flags.model, "--chats", flags.prompts, "--validation.chats", flags.validation]
-    command += ["--tokenizer", flags.tokenizer, *flags.flags.split()]
+    given = {"model": flags.model, "chats": flags.prompts, "validation.chats": flags.validation}
+    given["tokenizer"] = flags.tokenizer
+    command += [word for name, value in given.items() if value for word in (f"--{name}", value)]
+    command += flags.flags.split()
     print("$ python", *command[1:], flush=True)
     with (Path(flags.out) / f"seed-{seed}.log").open("w") as log:
         subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
@@ -128,27 +150,29 @@ def curves(outs: Sequence[Path]) -> bytes:
             ],
         )
         for name, title in CURVES.items()
+        if validations[0][0].get(name) is not None
     ]
     return curves_plot(panels, title="Held-out prompts while learning from rewards")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Learning from rewards, over seeds")
-    parser.add_argument("--model", default="tour-mllm")
-    parser.add_argument("--tokenizer", default="tour")
-    parser.add_argument("--prompts", default="runs/tour/chats-train")
-    parser.add_argument("--validation", default="runs/tour/chats-val")
+    parser.add_argument("--job", choices=JOBS, default="grpo_gres")
+    parser.add_argument("--model", help="instead of that of the preset, as are the next three")
+    parser.add_argument("--tokenizer")
+    parser.add_argument("--prompts")
+    parser.add_argument("--validation")
     parser.add_argument("--test", default="runs/tour/chats-test")
-    parser.add_argument("--out", default="runs/tour/grpo-seeds")
+    parser.add_argument("--out", default="runs/benchmarks/grpo-seeds")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--flags", default="", help="further flags of jobs/grpo_gres.py")
+    parser.add_argument("--flags", default="", help="further flags of the job")
     flags = parser.parse_args()
     torch.set_num_threads(1)
     Path(flags.out).mkdir(parents=True, exist_ok=True)
-    before = answers(flags.model, flags.test, flags.samples, flags.tokenizer)
+    before = answers(flags.model or JOBS[flags.job].model, flags)
     outs = [learn(seed, flags) for seed in flags.seeds]
-    rows = [answers(str(out / "final"), flags.test, flags.samples, flags.tokenizer) for out in outs]
+    rows = [answers(str(out / "final"), flags) for out in outs]
     report(before, rows, flags)
     picture = Path(flags.out) / "validations.png"
     picture.write_bytes(curves(outs))
@@ -160,22 +184,24 @@ def report(
     before: Sequence[ValidationRow], after: Sequence[Sequence[ValidationRow]], flags: argparse.Namespace
 ) -> None:
     """Prints the tables."""
-    start, none = per_prompt(before), validation_measures(before)["none_share"]
+    start, none = per_prompt(before, flags.job), validation_measures(before)["none_share"]
     assert none is not None
-    targets = float(np.nanmean(start["sampled reward, targets"]))
-    print(
-        f"{len(before)} test prompts, {none:.3f} of them without a target; sampled reward of targets before: "
-        f"{targets:.3f}, which must be above p / (1 - p) = {none / (1 - none):.3f} for masks to pay"
-    )
+    print(f"{len(before)} test prompts, {none:.3f} of them without a target")
+    if flags.job == "grpo_gres":
+        targets = float(np.nanmean(start["sampled reward, targets"]))
+        edge = none / (1 - none)
+        print(f"sampled reward of targets before: {targets:.3f}, above p / (1 - p) = {edge:.3f} masks pay")
     print("\n| | before |" + "".join(f" seed {seed} | change (95 %) |" for seed in flags.seeds))
     print("|---|---|" + "---|---|" * len(flags.seeds))
     for name, values in start.items():
         cells = [f"{np.nanmean(values):.3f}"]
         for n, rows in enumerate(after):
-            found = per_prompt(rows)[name]
+            found = per_prompt(rows, flags.job)[name]
             mean, low, high = interval(values, found, n)
             cells += [f"{np.nanmean(found):.3f}", f"{mean:+.3f} ({low:+.3f}, {high:+.3f})"]
         print(f"| {name} | {' | '.join(cells)} |")
+    if flags.job == "grpo_gcg":
+        return
     first, later = validation_measures(before), [validation_measures(rows) for rows in after]
     print('\n| greedy | always "No target." | before |' + "".join(f" seed {seed} |" for seed in flags.seeds))
     print("|---|---|---|" + "---|" * len(flags.seeds))
