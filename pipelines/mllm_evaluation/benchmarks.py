@@ -105,6 +105,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             ("cIoU", "res", "ciou_cumulative"),
             ("mIoU", "res", "miou"),
             ("mIoU by key (PaDT)", "res", "padt_dedup_miou"),
+            (None, "averages", ""),
         ),
     ),
     "rec": Benchmark(

@@ -15,6 +15,7 @@ from pipelines.chats.lost import NOTHING_LOST, LostQuestions
 from pipelines.mllm_evaluation.answers import Numbers, Row, Scoring, is_answered, unusable, used, with_lost
 from samtok.metrics import grounding_suite as suite
 from samtok.metrics import referring
+from samtok.metrics.averages import G_ACC_DATASETS, g_acc, mean_ciou
 from samtok.metrics.referring import Mode, Samples
 from samtok.metrics.rounds import multi_round
 from samtok.metrics.text_masks import Codes, word_scores
@@ -30,9 +31,22 @@ def gres(rows: Sequence[Row], mode: Mode, scoring: Scoring) -> Numbers:
 
 
 def res(rows: Sequence[Row], mode: Mode, scoring: Scoring) -> Numbers:
-    """Returns those of referring segmentation."""
+    """Returns those of referring segmentation, and means over data sets if there are several; lost questions,
+    whose data set is not known, are not in these."""
     samples = samples_of(rows, mode, scoring.lost)
-    return {"res": referring.res(samples, mode=mode), **_always(samples, rows, mode, scoring)}
+    found = {"res": referring.res(samples, mode=mode), "averages": _averages(rows, mode)}
+    return {**found, **_always(samples, rows, mode, scoring)}
+
+
+def _averages(rows: Sequence[Row], mode: Mode) -> dict[str, float | None]:
+    by_name: dict[str, list[Row]] = {}
+    for row in rows:
+        by_name.setdefault(row["dataset"], []).append(row)
+    if len(by_name) < 2:
+        return {}
+    found = {name: referring.res(samples_of(some, mode), mode=mode) for name, some in by_name.items()}
+    averages = {"mean_ciou_of_data_sets": mean_ciou(found)}
+    return averages | ({"g_acc": g_acc(found)} if set(found) == set(G_ACC_DATASETS) else {})
 
 
 def rec(rows: Sequence[Row], mode: Mode, scoring: Scoring) -> Numbers:

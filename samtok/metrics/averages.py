@@ -1,5 +1,6 @@
 """Numbers of the paper that are averages over datasets."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,5 +26,15 @@ def g_acc(results: Mapping[str, Mapping[str, Any]]) -> float | None:
     """
     if set(results) != set(G_ACC_DATASETS):
         raise ValueError(f"g-Acc is of {', '.join(G_ACC_DATASETS)}, got {', '.join(results) or 'none'}.")
-    found = [results[name]["ciou_cumulative"] for name in G_ACC_DATASETS]
-    return None if None in found else sum(found) / len(found)
+    return mean_ciou(results)
+
+
+def mean_ciou(results: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """Returns the mean of the cumulative cIoUs of data sets, all of one weight; None if there are none, or
+    one has no samples.
+
+    Args:
+        results: As ``g_acc`` takes them, of any data sets.
+    """
+    found = [result["ciou_cumulative"] for result in results.values()]
+    return None if None in found or not found else math.fsum(found) / len(found)

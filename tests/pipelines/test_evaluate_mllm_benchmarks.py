@@ -157,6 +157,21 @@ def test_rounds_are_scored_one_by_one(world):
     assert predicted["modes"]["strict"]["model"]["multi_round"]["history"] == "predicted"
 
 
+def test_several_data_sets_have_means_and_those_of_table_12_g_acc(world):
+    rows = []
+    for number, row in enumerate(world.rows[:3]):
+        mask, name = row["masks"][0], ("refcoco", "refcoco+", "refcocog")[number]
+        rows.append(said(row, f"Find {number}.", mask["words"], [mask["mask_id"]], task="res", dataset=name))
+    truth = _true(rows)
+    found = evaluated(
+        world, rows, lambda prompt: "none" if "Find 0." in prompt else truth(prompt), benchmark="res"
+    )
+    assert numbers(found)["mean ciou of data sets"] == numbers(found)["g acc"] == 2 / 3
+    two = numbers(evaluated(world, rows[1:], truth, benchmark="res"))
+    assert two["mean ciou of data sets"] == 1 and "g acc" not in two
+    assert "mean ciou of data sets" not in numbers(evaluated(world, rows[:1], truth, benchmark="res"))
+
+
 def test_grounding_suite_has_a_mean_for_each_kind(world):
     rows = []
     for number, (row, kind) in enumerate(zip(world.rows, CLASSES.values(), strict=False)):
