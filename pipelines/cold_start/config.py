@@ -92,14 +92,14 @@ PRESETS: dict[str, ColdStartConfig] = {
         teacher=TeacherConfig(replies="runs/embedded/gres-train/replies.jsonl"),
         report_samples=4,
     ),
-    # `make tour-thinking`: thoughts by the template, of a fifth of the images.
+    # `make tour-thinking`: thoughts by the template.
     "tour-thinking": ColdStartConfig(
         chats="runs/tour-thinking/chats-train",
         out="runs/tour-thinking/thoughts-file",
         teacher=TeacherConfig(replies="runs/tour-thinking/replies.jsonl"),
         report_samples=4,
     ),
-    # And by the tiny model that was fine-tuned on these, of all images: what it gets right.
+    # And by the tiny model that was fine-tuned on these: what it gets right.
     "tour-thinking-self": ColdStartConfig(
         chats="runs/tour-thinking/chats-train",
         out="runs/tour-thinking/thoughts-self",
@@ -112,6 +112,7 @@ PRESETS: dict[str, ColdStartConfig] = {
             batch_size=64,
             shard_rows=512,
         ),
+        limit=2000,
     ),
     # Section 3.2: 26k samples, thoughts by Qwen3-VL-235B, which has no mask words of its own, so they come as
     # a file of replies; GRES with its chats without a target, and GCG. The teacher sees the answer, and

@@ -134,13 +134,14 @@ GRES: dict[str, GrpoConfig] = {
         model="runs/tour-thinking/mllm/final",
         chats=("runs/tour-thinking/chats-train",),
         prompts=PromptsConfig(thinking=True, none_share=0.24),
-        steps=60,
+        prompts_per_step=16,
+        steps=40,
         rollout=dataclasses.replace(_TOUR.rollout, max_new_tokens=128),
         validation=dataclasses.replace(
-            _TOUR.validation, chats=("runs/tour-thinking/chats-val",), every=30, prompts=200
+            _TOUR.validation, chats=("runs/tour-thinking/chats-val",), every=20, prompts=100
         ),
-        checkpoints=CheckpointsConfig(every=30),
-        trajectories_every=30,
+        checkpoints=CheckpointsConfig(every=20),
+        trajectories_every=20,
     ),
     "paper": _PAPER,
     "modern": _MODERN,
