@@ -7,6 +7,8 @@ from pipelines import storage
 from samtok.errors import ConfigError
 
 LISTS = ("categories", "predicates")
+OWN = {"things": "thing_classes", "stuff": "stuff_classes", "predicates": "predicate_classes"}
+"""The lists of OpenPSG's psg.json; its categories are those of things and then those of stuff."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class PsgVocabulary:
 
     @classmethod
     def read(cls, uri: str | None) -> "PsgVocabulary":
-        """Reads the file of ``--psg-vocabulary``.
+        """Reads the file of ``--psg-vocabulary``: lists ``categories``, ``predicates`` and maybe ``stuff``;
+        or the data set's own file.
 
         Raises:
             ConfigError: If it lacks ``categories`` or ``predicates``, lists of texts, or ``stuff`` is no list
@@ -27,11 +30,12 @@ class PsgVocabulary:
         """
         if uri is None:
             return cls()
-        body = storage.read_json(uri)
+        body = _lists_of(storage.read_json(uri))
         lists = {name: body.get(name) for name in LISTS} if isinstance(body, dict) else {"": None}
         if not all(one and _is_texts(one) for one in lists.values()):
             raise ConfigError(
-                f"--psg-vocabulary {uri} must be a JSON object with the lists of texts {' and '.join(LISTS)}."
+                f"--psg-vocabulary {uri} must be a JSON object with the lists of texts {' and '.join(LISTS)};"
+                f" or {', '.join(OWN.values())}, as in OpenPSG's psg.json."
             )
         stuff = body.get("stuff", [])
         if not _is_texts(stuff) or not set(stuff) <= set(body["categories"]):
@@ -41,6 +45,14 @@ class PsgVocabulary:
 
 NO_VOCABULARY = PsgVocabulary()
 """Any label and predicate."""
+
+
+def _lists_of(body: Any) -> Any:
+    """Returns a file's body with our lists, if it is one of OpenPSG's."""
+    if not isinstance(body, dict) or not all(_is_texts(body.get(name)) for name in OWN.values()):
+        return body
+    things, stuff, predicates = (body[name] for name in OWN.values())
+    return {"categories": [*things, *stuff], "predicates": predicates, "stuff": stuff}
 
 
 def _is_texts(value: Any) -> bool:

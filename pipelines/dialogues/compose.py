@@ -87,6 +87,7 @@ class Settings:
     psg: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     tasks_of: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by dataset; else ``tasks``
+    styles_of: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # likewise
 
 
 @dataclass(frozen=True)
@@ -262,7 +263,8 @@ class _Composer:
 
     def _voice(self, item_id: str) -> Voice:
         rng = self._rng("voice", item_id)
-        return Voice(rng.choice(self.settings.styles), rng, self.settings.psg, self.settings.wordings)
+        styles = self.settings.styles_of.get(self.scene.row["dataset"], self.settings.styles)
+        return Voice(rng.choice(styles), rng, self.settings.psg, self.settings.wordings)
 
     def _rng(self, purpose: str, item_id: str = "") -> random.Random:
         row = self.scene.row

@@ -73,7 +73,8 @@ class ComposeDialoguesConfig(RunConfig):
     tasks: str = "gres"
     """Tasks with the share of their items that is taken, as gres=1,instances=0.5; by default 1."""
     mixture: Place | None = None
-    """Mixture file (YAML) whose datasets have tasks of their own; those without have --tasks."""
+    """Mixture file (YAML) whose datasets have tasks, and maybe styles, of their own; those without have
+    --tasks and --styles."""
     styles: Annotated[tuple[Style, ...], NotEmpty] = ("words",)
     """How masks are answered; each chat draws one. authors: the authors' questions and their JSON."""
     wordings: AtLeast1 | None = None
@@ -90,7 +91,8 @@ class ComposeDialoguesConfig(RunConfig):
     keep_rle: bool = True
     """Copy the original masks of a chat into its row, so that answers can be scored against them."""
     psg_vocabulary: Place | None = None
-    """JSON file with the lists categories and predicates, which the authors' PSG question names."""
+    """JSON file with the lists categories and predicates, which the authors' PSG question names; or OpenPSG's
+    psg.json."""
     shard_rows: ShardRows = 256
     """Most images per shard, a multiple of 64: what a killed run repeats at most, per shard in flight."""
     workers: AtLeast0 = 0

@@ -15,8 +15,9 @@ from pipelines.chats.psg import LISTS, PsgVocabulary
 from pipelines.dialogues import imports
 from pipelines.dialogues.compose import Settings, Slice, take_slice
 from pipelines.dialogues.config import ComposeDialoguesConfig, ImportConfig, shares_of
+from pipelines.dialogues.style import STYLES
 from pipelines.ingestion import parquet_cells
-from pipelines.ingestion.corpora import tasks_of
+from pipelines.ingestion.corpora import of_datasets
 from pipelines.ingestion.reader import Input
 from pipelines.inputs import require_tokenizer
 from pipelines.planning.plans import left_of, open_plan
@@ -36,7 +37,7 @@ _OPTIONS = (
 )
 """Options of the job that are settings as they are."""
 
-_OF_WORDS_AND_LISTS = ("num_codes", "num_levels", "psg", "styles", "tasks_of")
+_OF_WORDS_AND_LISTS = ("num_codes", "num_levels", "psg", "styles", "tasks_of", "styles_of")
 """Settings that fingerprints hold in another form."""
 
 MAX_PEEKED = 1000
@@ -89,6 +90,7 @@ def _composition(config: ComposeDialoguesConfig) -> Composition:
         num_levels=prints[0]["num_levels"],
         tasks=shares_of(config.tasks),
         tasks_of=_tasks_of(config),
+        styles_of=_styles_of(config),
         psg=_psg_lists(config),
     )
     return Composition(
@@ -223,13 +225,28 @@ def _tasks_of(config: ComposeDialoguesConfig) -> dict[str, dict[str, float]]:
     """Returns the tasks of each dataset that has its own in the mixture file, with their shares."""
     if config.mixture is None:
         return {}
-    texts = tasks_of(config.mixture, flag="--mixture")
+    texts = of_datasets(config.mixture, "tasks", flag="--mixture")
     if not texts:
         raise ConfigError(f"--mixture {config.mixture} has no dataset with tasks; leave it out.")
     try:
         return {name: shares_of(text) for name, text in texts.items()}
     except ConfigError as error:
         raise ConfigError(f"--mixture {config.mixture}: {error.message}") from error
+
+
+def _styles_of(config: ComposeDialoguesConfig) -> dict[str, tuple[str, ...]]:
+    """Returns the styles of each dataset that has its own in the mixture file."""
+    if config.mixture is None:
+        return {}
+    texts = of_datasets(config.mixture, "styles", flag="--mixture")
+    found = {name: tuple(text.split(",")) for name, text in texts.items()}
+    for name, styles in found.items():
+        if unknown := sorted(set(styles) - set(STYLES)):
+            raise ConfigError(
+                f"--mixture {config.mixture}: {name} has the style {unknown[0]!r}, expected some of "
+                f"{', '.join(STYLES)}."
+            )
+    return found
 
 
 def _psg_lists(config: ComposeDialoguesConfig) -> dict[str, list[str]]:
@@ -252,6 +269,7 @@ def _fingerprint(
         **{name: value for name, value in options.items() if name not in _OF_WORDS_AND_LISTS},
         "styles": list(settings.styles),
         **({"tasks_of": options["tasks_of"]} if settings.tasks_of else {}),
+        **({"styles_of": {k: list(v) for k, v in settings.styles_of.items()}} if settings.styles_of else {}),
         "psg_vocabulary": shards.digest(options["psg"]) if options["psg"] else None,
         "shard_rows": config.shard_rows,
         "limit": config.limit,

@@ -232,7 +232,7 @@ OPTION_KEYS = tuple(dict.fromkeys(name for reader in READERS for name in option_
 CORPUS_KEYS = ("reader", "source", "images", "link_root", "orientation", "dataset", "split", *OPTION_KEYS)
 SPEC_KEYS = (*CORPUS_KEYS, "weight", "limit")
 """Keys of a corpus in one flag."""
-MIXTURE_KEYS = ("tasks",)
+MIXTURE_KEYS = ("tasks", "styles")
 """Further keys of a dataset in a mixture file."""
 
 
@@ -356,8 +356,9 @@ def _with_known(entry: Mapping[str, str], where: str) -> dict[str, str]:
         raise ConfigError(f"{where}: {error.message}") from error
 
 
-def tasks_of(uri: str, *, flag: str) -> dict[str, str]:
-    """Returns the ``tasks`` of each dataset in a mixture file, by its name in rows; of those that have any.
+def of_datasets(uri: str, key: str, *, flag: str) -> dict[str, str]:
+    """Returns a key of each dataset in a mixture file, ``tasks`` or ``styles``, by its name in rows; of those
+    that have it.
 
     Raises:
         ConfigError: As ``read_entries``, or if two entries of one dataset have different ones.
@@ -366,8 +367,8 @@ def tasks_of(uri: str, *, flag: str) -> dict[str, str]:
     for place, entry in enumerate(read_entries(uri, flag=flag).datasets, start=1):
         known = _with_known(entry, f"{flag} {uri}: datasets[{place}]")
         name = known.get("dataset") or known.get("reader") or ""
-        if "tasks" in entry and found.setdefault(name, entry["tasks"]) != entry["tasks"]:
-            raise ConfigError(f"{flag} {uri}: datasets[{place}] has other tasks than an earlier {name}.")
+        if key in entry and found.setdefault(name, entry[key]) != entry[key]:
+            raise ConfigError(f"{flag} {uri}: datasets[{place}] has other {key} than an earlier {name}.")
     return found
 
 

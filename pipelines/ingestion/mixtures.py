@@ -9,6 +9,7 @@ datasets:
     weight: 2                  # how often it is drawn in training, relative to the others
     limit: 100000              # only its first images
     tasks: instances=1         # what dialogues are composed of it
+    styles: authors            # and in which styles
   - known: coconut-s           # a dataset that ``python -m pipelines.tools.datasets list`` names
     root: data/coconut
     split: train

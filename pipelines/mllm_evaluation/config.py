@@ -98,7 +98,7 @@ class EvaluateMllmConfig(ImageLimit, RunConfig):
     there is the recall of equal phrases only."""
     psg_vocabulary: Place | None = None
     """psg: JSON file with the lists categories and predicates, outside of which nothing is scored, and stuff,
-    the categories without instances, without which there is no official mode."""
+    the categories without instances, without which there is no official mode; or OpenPSG's psg.json."""
     min_pixels: AtLeast0 = 0
     """GRES: a predicted mask with fewer pixels counts as no target; 0 for the paper's numbers."""
     zoom_below: Annotated[float, Interval(gt=0, le=1)] | None = None

@@ -1,6 +1,7 @@
 """The job: corpora of words are checked, shards are written once, and a killed run is resumed."""
 
 import dataclasses
+import json
 import random
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from jobs.compose_dialogues import main
 from pipelines import shards
 from pipelines.chats.commit import Composed
 from pipelines.chats.corpus import answer_words, load_chat_corpus, read_group_table, rows_of, text_of
+from pipelines.chats.psg import PsgVocabulary
 from pipelines.dialogues.compose import TASKS
 from pipelines.dialogues.config import PRESETS, ComposeDialoguesConfig
 from pipelines.dialogues.job import compose_dialogues
@@ -202,6 +204,20 @@ def test_nothing_to_ask_is_an_error_and_so_are_too_many_rejects(tmp_path, capsys
 def test_flags_that_cannot_work_are_refused(changed, message):
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(PRESETS["smoke"], **changed)
+
+
+def test_a_style_of_a_mixture_that_is_none_is_refused(words, tmp_path):
+    mixture = tmp_path / "mixture.yaml"
+    mixture.write_text("datasets: [{dataset: a, tasks: gres, styles: proze}]")
+    with pytest.raises(ConfigError, match="a has the style 'proze', expected some of words, sentence, json"):
+        prepare(config_of(tmp_path / "chats", words, mixture=str(mixture)))
+
+
+def test_the_lists_of_openpsgs_own_file_are_a_vocabulary(tmp_path):
+    file = tmp_path / "psg.json"
+    lists = {"thing_classes": ["dog"], "stuff_classes": ["grass"], "predicate_classes": ["on"]}
+    file.write_text(json.dumps({"data": [], **lists}))
+    assert PsgVocabulary.read(str(file)) == PsgVocabulary(("dog", "grass"), ("on",), ("grass",))
 
 
 def test_a_psg_vocabulary_must_have_both_lists(words, tmp_path):

@@ -13,7 +13,7 @@ from jobs.make_shapes import main as make_shapes
 from jobs.tokenize_corpus import main as tokenize_corpus
 from pipelines.chats.corpus import load_chat_corpus, rows_of
 from pipelines.chats.spec import ChatCorpusSpec, chat_specs_of
-from pipelines.ingestion.corpora import CorpusConfig, CorpusSpec, mixed, reader_of, specs_of, tasks_of
+from pipelines.ingestion.corpora import CorpusConfig, CorpusSpec, mixed, of_datasets, reader_of, specs_of
 from pipelines.ingestion.reader import Input, read_record
 from samtok.errors import ConfigError
 from tests.jobs import read_manifest
@@ -149,12 +149,16 @@ def test_words_of_a_mixture_are_those_of_its_datasets_and_the_report_tells_them_
     other = [changed if word == uri else word for word in corpus]
     assert tokenize_corpus([*other, *more, "--out", str(out)]) == 2  # these words are of another mixture
 
-    tasks = [{"dataset": "refer", "tasks": "gres=1"}, {"dataset": "coco", "tasks": ["instances"]}]
+    refer = {"dataset": "refer", "tasks": "gres=1", "styles": ["authors", "json"]}
+    tasks = [refer, {"dataset": "coco", "tasks": ["instances"]}]
     mixture = write(home, {"datasets": tasks}, "tasks.yaml")
     chats = tmp_path / "chats"
     flags = ("--words", str(out), "--tasks", "instances=0.5", "--mixture", mixture, "--tracking", "off")
     assert compose_dialogues([*flags, "--out", str(chats)]) == 0
-    kinds = {(row["dataset"], row["task"]) for row in rows_of(load_chat_corpus(str(chats)))}
+    rows = list(rows_of(load_chat_corpus(str(chats))))
+    kinds = {(row["dataset"], row["task"]) for row in rows}
+    styles = {(row["dataset"] == "refer", json.loads(row["meta"])["style"]) for row in rows}
+    assert styles == {(True, "authors"), (True, "json"), (False, "words")}
     assert kinds >= {("refer", "gres"), ("coco", "instances"), ("panoptic", "instances")}
     assert ("refer", "instances") not in kinds
     totals = read_manifest(chats)["totals"]
@@ -180,7 +184,7 @@ def test_a_dataset_without_its_images_ends_the_run_before_it_begins(home, tmp_pa
 def test_tasks_of_one_dataset_agree(home):
     two = [{"dataset": "a", "split": "x", "tasks": "gres"}, {"dataset": "a", "split": "y", "tasks": "res"}]
     with pytest.raises(ConfigError, match="has other tasks than an earlier a"):
-        tasks_of(write(home, {"datasets": two}), flag="--mixture")
+        of_datasets(write(home, {"datasets": two}), "tasks", flag="--mixture")
 
 
 def test_chats_of_a_mixture_are_read_where_chats_are_named(home):
