@@ -45,7 +45,7 @@ class EvaluateMllm(Job[EvaluateMllmConfig]):
         targets = f"{counts['expected'] - counts['no_target']} questions, {counts['no_target']} without"
         broken = f"{counts['malformed_words']} broken words in {counts['answers_with_malformed']} of them"
         rows = [
-            ("targets", targets),
+            *([("targets", targets)] if self.checked.asked.masks != "none" else []),
             *_lost(counts),
             *_thoughts(counts, thinking=self.checked.asked.thinking),
             ("answers", f"{broken}, {counts['answers_cut']} cut at {limit} tokens"),
