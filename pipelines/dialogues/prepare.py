@@ -25,7 +25,7 @@ from pipelines.shards import ROW_GROUP_ROWS, Plan
 from samtok import folders
 from samtok.errors import ConfigError, DataError
 
-CODE_VERSION = 3
+CODE_VERSION = 4
 """Raised with every change of the code that changes chats (tests/pipelines/test_fingerprints.py)."""
 
 AGREED = ("weights_sha256", "num_codes", "num_levels")

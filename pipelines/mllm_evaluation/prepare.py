@@ -30,7 +30,7 @@ from samtok.metrics.referring import MODES, Mode
 from samtok.metrics.text_masks import Reading
 from samtok.metrics.text_similarity import load_bert
 
-CODE_VERSION = 3
+CODE_VERSION = 4
 """Raised with every change of the code that changes answers or scores (test_fingerprints.py)."""
 
 METRICS = "metrics.json"
