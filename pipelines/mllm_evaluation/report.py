@@ -51,7 +51,8 @@ def write_report(
     pictures = {}
     for kind, answers in drawn.items():
         if panels := [one.panel for one in answers if one.panel is not None]:
-            pictures[f"{kind}.png"] = sheet_of(panels, SIDE, heads=viz.ANSWER)
+            heads = viz.ANSWER if any(panel.decoded is not None for panel in panels) else viz.REGION
+            pictures[f"{kind}.png"] = sheet_of(panels, SIDE, heads=heads)
     reasons = rejects.of_corpus(out, manifest)
     training.write_page(out, render(job, metrics, drawn, reasons), pictures)
 

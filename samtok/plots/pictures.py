@@ -154,13 +154,14 @@ def fit_mask(mask: Bool[np.ndarray, "height width"], side: int) -> Bool[np.ndarr
 
 RECONSTRUCTION = "original, reconstruction, difference"
 ANSWER = "truth, answer, difference"
-"""What the three pictures of a panel are."""
+REGION = "what is asked about"
+"""What the pictures of a panel are: three, or one whose captions are texts and do not name masks."""
 
 
 def contact_sheet(
     items: Sequence[Panel], *, side: int = 256, columns: int = 1, heads: str = RECONSTRUCTION
 ) -> Picture:
-    """Returns one picture of many images: original, reconstruction and difference, captions beside them.
+    """Returns one picture of many images, each with its pictures (``heads``), captions beside them.
 
     The longer side of each picture has ``side`` pixels.
 
@@ -169,13 +170,14 @@ def contact_sheet(
     """
     if columns < 1:
         raise ValueError(f"columns must be >= 1, got {columns}.")
-    drawn = [_draw_panel(item, side) for item in items]
-    cell_width = 3 * (side + _GAP) + _TEXT_WIDTH + 2 * _GAP
+    count = len(heads.split(", "))
+    drawn = [_draw_panel(item, side, count) for item in items]
+    cell_width = count * (side + _GAP) + _TEXT_WIDTH + 2 * _GAP
     rows = [drawn[start : start + columns] for start in range(0, len(drawn), columns)]
     heights = [max(cell.height for cell in row) + 2 * _GAP for row in rows]
     top = 2 * _GAP + _TEXT_PX + 6
     sheet = Image.new("RGB", (columns * cell_width + _GAP, top + sum(heights) + _GAP), _PAPER)
-    _draw_legend(ImageDraw.Draw(sheet), heads)
+    _draw_legend(ImageDraw.Draw(sheet), heads, with_colours=count > 1)
     for row, height in zip(rows, heights, strict=True):
         for column, cell in enumerate(row):
             sheet.paste(cell, (_GAP + column * cell_width, top))
@@ -244,7 +246,7 @@ def _fitted(image: np.ndarray, side: int, smoothing: Image.Resampling) -> np.nda
     return np.array(Image.fromarray(image).resize(size, smoothing))
 
 
-def _draw_panel(item: Panel, side: int) -> Image.Image:
+def _draw_panel(item: Panel, side: int, count: int) -> Image.Image:
     for stack in (item.masks, item.decoded):
         _check_masks(item.image, () if stack is None else stack)
     image = fit(item.image, side)
@@ -252,42 +254,55 @@ def _draw_panel(item: Panel, side: int) -> Image.Image:
     wanted = [fit_mask(mask, side) for mask in item.masks] if item.masks is not None else None
     decoded = [fit_mask(mask, side) for mask in item.decoded] if item.decoded is not None else None
     for stack in (wanted, decoded):
-        shown = image if stack is None else overlay(image, stack, alpha=_ALPHA, numbers=True)
+        shown = image if stack is None else overlay(image, stack, alpha=_ALPHA, numbers=count > 1)
         pictures.append((shown, "not available" if stack is None else None))
     both = wanted is not None and decoded is not None and len(wanted) == len(decoded) > 0
     last = difference(np.stack(wanted), np.stack(decoded), image) if both else image  # type: ignore[arg-type]
     pictures.append((last, None if both else "not available"))
     head = _TEXT_PX + 8
-    cell = Image.new("RGB", (3 * (side + _GAP) + _TEXT_WIDTH, head + image.shape[0]), _PAPER)
+    right = count * (side + _GAP)
+    cell = Image.new("RGB", (right + _TEXT_WIDTH, head + image.shape[0]), _PAPER)
     draw = ImageDraw.Draw(cell)
-    draw.text((0, 0), _trim(item.title, 3 * side, _TEXT_PX), font=ImageFont.load_default(_TEXT_PX), fill=_INK)
-    for place, (picture, note) in enumerate(pictures):
+    title = _trim(item.title, right + _TEXT_WIDTH - side, _TEXT_PX)
+    draw.text((0, 0), title, font=ImageFont.load_default(_TEXT_PX), fill=_INK)
+    for place, (picture, note) in enumerate(pictures[:count]):
         cell.paste(Image.fromarray(picture), (place * (side + _GAP), head))
         if note:
             corner, font = (place * (side + _GAP) + 6, head + 4), ImageFont.load_default(_SMALL_PX)
             draw.text(corner, note, font=font, fill="white", stroke_width=2, stroke_fill=_INK)
-    _draw_captions(draw, item.captions, (3 * (side + _GAP), head), image.shape[0])
+    _draw_captions(draw, item.captions, (right, head), image.shape[0], with_colours=count > 1)
     return cell
 
 
 def _draw_captions(
-    draw: ImageDraw.ImageDraw, captions: Sequence[str], corner: tuple[int, int], height: int
+    draw: ImageDraw.ImageDraw,
+    captions: Sequence[str],
+    corner: tuple[int, int],
+    height: int,
+    *,
+    with_colours: bool,
 ) -> None:
     font, step = ImageFont.load_default(_SMALL_PX), _SMALL_PX + 7
     room = max(1, height // step)
     shown = len(captions) if len(captions) <= room else room - 1
     x, y = corner
     for number, (caption, colour) in enumerate(zip(captions, mask_colours(shown), strict=False), start=1):
-        draw.rounded_rectangle((x, y + 1, x + 24, y + step - 4), 3, fill=colour)
-        draw.text((x + 12, y + step // 2 - 1), str(number), font=font, fill="black", anchor="mm")
-        draw.text((x + 32, y + 1), _trim(caption, _TEXT_WIDTH - 40, _SMALL_PX), font=font, fill=_INK)
+        if with_colours:
+            draw.rounded_rectangle((x, y + 1, x + 24, y + step - 4), 3, fill=colour)
+            draw.text((x + 12, y + step // 2 - 1), str(number), font=font, fill="black", anchor="mm")
+        indent = 32 if with_colours else 0
+        text = _trim(caption, _TEXT_WIDTH - 8 - indent, _SMALL_PX)
+        draw.text((x + indent, y + 1), text, font=font, fill=_INK)
         y += step
     if shown < len(captions):
         draw.text((x, y), f"and {len(captions) - shown} more masks", font=font, fill=_FAINT)
 
 
-def _draw_legend(draw: ImageDraw.ImageDraw, heads: str) -> None:
+def _draw_legend(draw: ImageDraw.ImageDraw, heads: str, *, with_colours: bool) -> None:
     font, x = ImageFont.load_default(_TEXT_PX), _GAP
+    if not with_colours:
+        draw.text((x, _GAP), heads, font=font, fill=_FAINT)
+        return
     draw.text((x, _GAP), f"{heads}:", font=font, fill=_FAINT)
     x += int(draw.textlength(f"{heads}:", font=font)) + 14
     for colour, name in ((AGREED, "agreed"), (MISSED, "missed"), (EXTRA, "extra")):
