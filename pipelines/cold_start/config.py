@@ -113,6 +113,7 @@ PRESETS: dict[str, ColdStartConfig] = {
             shard_rows=512,
         ),
         limit=2000,
+        max_reject_rate=0.9,  # a third is wrong, which is why it is not taken
     ),
     # Section 3.2: 26k samples, thoughts by Qwen3-VL-235B, which has no mask words of its own, so they come as
     # a file of replies; GRES with its chats without a target, and GCG. The teacher sees the answer, and

@@ -135,13 +135,13 @@ GRES: dict[str, GrpoConfig] = {
         chats=("runs/tour-thinking/chats-train",),
         prompts=PromptsConfig(thinking=True, none_share=0.24),
         prompts_per_step=16,
-        steps=40,
+        steps=30,
         rollout=dataclasses.replace(_TOUR.rollout, max_new_tokens=128),
         validation=dataclasses.replace(
-            _TOUR.validation, chats=("runs/tour-thinking/chats-val",), every=20, prompts=100
+            _TOUR.validation, chats=("runs/tour-thinking/chats-val",), every=15, prompts=100
         ),
-        checkpoints=CheckpointsConfig(every=20),
-        trajectories_every=20,
+        checkpoints=CheckpointsConfig(every=15),
+        trajectories_every=15,
     ),
     "paper": _PAPER,
     "modern": _MODERN,

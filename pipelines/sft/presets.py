@@ -56,7 +56,7 @@ _TOUR_THINKING = dataclasses.replace(
     chats=("runs/tour-thinking/thoughts-file",),
     sampling=SamplingConfig(samples_per_step=24, max_tokens=1024),
     micro_batch=12,
-    steps=150,
+    steps=450,
     optimizer=OptimizerConfig(lr=1e-3, warmup_steps=10, final_lr_share=0.1),
     validation=ValidationConfig(),
     checkpoints=CheckpointsConfig(every=150),
@@ -102,8 +102,10 @@ PRESETS: dict[str, TrainMllmConfig] = {
     "tour-thinking": dataclasses.replace(
         _TOUR_THINKING,
         out="runs/tour-thinking/mllm",
+        model="runs/tour-thinking/teacher/final",
         chats=("runs/tour-thinking/thoughts-file", "runs/tour-thinking/thoughts-self"),
-        steps=250,
+        steps=150,
+        optimizer=OptimizerConfig(lr=5e-4, warmup_steps=10, final_lr_share=0.1),
     ),
     # Section 3.2 and appendix B: vision frozen, projector and language model trained, AdamW 2e-5, cosine,
     # global batch 256, one epoch. Warm-up and weight decay are of Qwen's recipe. Not run yet.
