@@ -136,6 +136,7 @@ GRES: dict[str, GrpoConfig] = {
         prompts=PromptsConfig(thinking=True, none_share=0.24),
         prompts_per_step=16,
         steps=30,
+        optimizer=dataclasses.replace(_TOUR.optimizer, lr=2e-4),
         rollout=dataclasses.replace(_TOUR.rollout, max_new_tokens=128),
         validation=dataclasses.replace(
             _TOUR.validation, chats=("runs/tour-thinking/chats-val",), every=15, prompts=100
