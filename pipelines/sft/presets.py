@@ -89,7 +89,7 @@ PRESETS: dict[str, TrainMllmConfig] = {
     # regions, so passes have as many tokens and not as many chats.
     "tour-tasks": dataclasses.replace(
         _TOUR,
-        steps=2500,
+        steps=1500,
         micro_batch_tokens=1024,
         out="runs/tour-tasks/mllm",
         model="runs/tour-tasks/untrained",

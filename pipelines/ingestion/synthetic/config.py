@@ -254,7 +254,7 @@ PRESETS: dict[str, ShapesConfig] = {
     "tour-thinking-val": _held_out_tour("val", HELD_OUT_INDEX, 200, tour="tour-thinking"),
     # Of each task of `make tour-tasks`: grounded captions, relations, captions of regions, several rounds.
     **{
-        f"tour-tasks-{name}": _tour_tasks(name, "train", first_index=0, num_images=4000)
+        f"tour-tasks-{name}": _tour_tasks(name, "train", first_index=0, num_images=3000)
         for name in TOUR_TASKS
     },
     # Held-out scenes of the same.
