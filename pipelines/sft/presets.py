@@ -85,11 +85,11 @@ PRESETS: dict[str, TrainMllmConfig] = {
     ),
     # The tiny model of `make tour`.
     "tour": _TOUR,
-    # The tiny model of `make tour-tasks`, in the same way. Relations are ten times as long as captions of
-    # regions, so passes have as many tokens and not as many chats.
+    # The tiny model of `make tour-tasks`, in the same way; passes have as many tokens and not as many chats,
+    # since some tasks have ten times as many as others.
     "tour-tasks": dataclasses.replace(
         _TOUR,
-        steps=1500,
+        steps=1200,
         micro_batch_tokens=1024,
         out="runs/tour-tasks/mllm",
         model="runs/tour-tasks/untrained",

@@ -213,17 +213,18 @@ _TOUR = ShapesConfig(
 )
 
 
-TOUR_TASKS: dict[str, tuple[Format, int]] = {
-    "gcg": ("granf", 4),
-    "psg": ("psg", 3),
-    "regions": ("dam", 6),
-    "rounds": ("segllm", 4),
+TOUR_TASKS: dict[str, tuple[Format, int, int]] = {
+    "gcg": ("granf", 4, 3000),
+    "psg": ("psg", 3, 1500),
+    "regions": ("dam", 6, 2000),
+    "rounds": ("segllm", 4, 3000),
 }
-"""Corpora of ``make tour-tasks``: the layout of each, and the most shapes of its scenes."""
+"""Corpora of ``make tour-tasks``: the layout of each, the most shapes of its scenes, and how many there are to
+train on. Relations are ten times as long as captions of regions, so there are fewer of them."""
 
 
 def _tour_tasks(name: str, split: str, *, first_index: int, num_images: int) -> ShapesConfig:
-    layout, most = TOUR_TASKS[name]
+    layout, most, _ = TOUR_TASKS[name]
     return ShapesConfig(
         out=f"runs/tour-tasks/shapes-{split}/{name}",
         format=layout,
@@ -254,12 +255,12 @@ PRESETS: dict[str, ShapesConfig] = {
     "tour-thinking-val": _held_out_tour("val", HELD_OUT_INDEX, 200, tour="tour-thinking"),
     # Of each task of `make tour-tasks`: grounded captions, relations, captions of regions, several rounds.
     **{
-        f"tour-tasks-{name}": _tour_tasks(name, "train", first_index=0, num_images=3000)
-        for name in TOUR_TASKS
+        f"tour-tasks-{name}": _tour_tasks(name, "train", first_index=0, num_images=count)
+        for name, (_, _, count) in TOUR_TASKS.items()
     },
     # Held-out scenes of the same.
     **{
-        f"tour-tasks-{name}-val": _tour_tasks(name, "val", first_index=HELD_OUT_INDEX, num_images=200)
+        f"tour-tasks-{name}-val": _tour_tasks(name, "val", first_index=HELD_OUT_INDEX, num_images=100)
         for name in TOUR_TASKS
     },
 }
