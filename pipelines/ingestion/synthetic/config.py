@@ -219,8 +219,8 @@ TOUR_TASKS: dict[str, tuple[Format, int, int]] = {
     "regions": ("dam", 6, 2000),
     "rounds": ("segllm", 4, 3000),
 }
-"""Corpora of ``make tour-tasks``: the layout of each, the most shapes of its scenes, and how many there are to
-train on. Relations are ten times as long as captions of regions, so there are fewer of them."""
+"""Corpora of ``make tour-tasks``: the layout of each, the most shapes of its scenes, and how many there are
+to train on. Relations are ten times as long as captions of regions, so there are fewer of them."""
 
 
 def _tour_tasks(name: str, split: str, *, first_index: int, num_images: int) -> ShapesConfig:
