@@ -30,7 +30,7 @@ from samtok.metrics.referring import MODES, Mode
 from samtok.metrics.text_masks import Reading
 from samtok.metrics.text_similarity import load_bert
 
-CODE_VERSION = 4
+CODE_VERSION = 5
 """Raised with every change of the code that changes answers or scores (test_fingerprints.py)."""
 
 METRICS = "metrics.json"
@@ -178,8 +178,10 @@ def _with_room(config: EvaluateMllmConfig, asked: Asked) -> EvaluateMllmConfig:
 def readings_of(config: EvaluateMllmConfig, asked: Asked, num_levels: int) -> dict[Mode, Reading]:
     """Returns the modes of scoring: the authors' scripts know words of two levels only, and of scene graphs
     they need to know what is stuff."""
-    several = asked.masks == "several"
+    several, benchmark = asked.masks == "several", BENCHMARKS[config.benchmark]
     found: dict[Mode, Reading] = {mode: Reading.of(mode, several=several) for mode in MODES}
+    if benchmark.all_in_strict:
+        found["strict"] = Reading.of("strict", several=True)
     found["strict"] = dataclasses.replace(found["strict"], malformed=config.broken_words)
     has_stuff = config.benchmark != "psg" or bool(PsgVocabulary.read(config.psg_vocabulary).stuff)
     official = num_levels == 2 and has_stuff

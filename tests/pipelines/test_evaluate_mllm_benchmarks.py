@@ -157,6 +157,14 @@ def test_rounds_are_scored_one_by_one(world):
     assert predicted["modes"]["strict"]["model"]["multi_round"]["history"] == "predicted"
 
 
+def test_a_round_that_asks_for_several_objects_counts_all_of_them_in_strict(world):
+    row = world.rows[0]
+    words = {mask["mask_id"]: mask["words"] for mask in row["masks"]}
+    both = said(row, "Find all.", ", ".join(words.values()), list(words), task="multi_round")
+    found = evaluated(world, [both], _true([both]), benchmark="rounds")
+    assert numbers(found)["ciou round 1"] == 1 > numbers(found, "official")["ciou round 1"]
+
+
 def test_several_data_sets_have_means_and_those_of_table_12_g_acc(world):
     rows = []
     for number, row in enumerate(world.rows[:3]):
