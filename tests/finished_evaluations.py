@@ -199,6 +199,8 @@ def _row(
         "truth_masks": [],
         "thought_tokens": None,
         "about": None,
+        "asked_rle": None,
+        "asked_box_xyxy": None,
         "unfinished": False,
         "target_px": int(whole.sum()),
         "target_box_xyxy": list(masks.box_of(whole) or ()) or None,
