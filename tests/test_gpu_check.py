@@ -94,7 +94,7 @@ def test_a_part_that_fails_or_never_ends_is_reported_and_the_others_run(tmp_path
     body = json.loads((tmp_path / "gpu_check.json").read_text())
     assert body["machine"]["commit"] == "abc"
     assert body["parts"]["a"]["error"] == "RuntimeError: no kernel for this device"
-    assert body["parts"]["b"]["error"] == "TimeoutError: took longer than 0.2 s."
+    assert body["parts"]["b"]["error"] == f"TimeoutError: took longer than {0.2 * gpu_check.PATIENCE:g} s."
     text = capsys.readouterr().out
     assert "FAILED: RuntimeError: no kernel for this device" in text
     assert "FAILED: equal_codes is 0.5, expected at least 0.97." in text

@@ -43,6 +43,9 @@ PARTS: dict[str, tuple[float, Callable[[Place], Found]]] = {
 }
 """Each with the seconds that it may take; at half of them it stops repeating, past them it has failed."""
 
+PATIENCE = 4
+"""How many times as long a part may take on a CPU, which may have other work."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs all parts; returns 1 if one failed."""
@@ -75,7 +78,7 @@ def _run(measure: Callable[[Place], Found], place: Place, limit_s: float) -> dic
     place.until = started + limit_s / 2
     error, found = None, Found([], "")
     try:
-        with _ended_after(limit_s):
+        with _ended_after(limit_s if place.device == "cuda" else PATIENCE * limit_s):
             found = measure(place)
     except Exception as problem:  # noqa: BLE001 whatever it is, the other parts run
         traceback.print_exc()
