@@ -11,6 +11,7 @@ from pipelines import cli, storage
 from pipelines import job as runs
 from pipelines.chats.corpus import load_chat_corpus, rows_of
 from pipelines.config import AtLeast1, Place, config
+from samtok.errors import DataError
 
 log = logging.getLogger("pipelines.embedded.replies")  # __name__ is __main__ here
 
@@ -19,20 +20,32 @@ _NONE_EVERY = 20
 
 
 def write_replies(chats: str, file: str, *, limit: int | None = None) -> int:
-    """Writes a reply to each sample of a corpus of single referring questions; returns how many.
+    """Writes a reply to each sample that is one referring question, and logs how many are not; returns how
+    many replies there are.
 
     Args:
         chats: The corpus.
         file: JSONL, local or s3://.
         limit: Only the first so many samples.
+
+    Raises:
+        DataError: If the corpus is none of chats, or has no sample of this kind.
     """
-    lines = []
+    lines: list[str] = []
+    others = 0
     for number, row in enumerate(islice(rows_of(load_chat_corpus(chats)), limit), start=1):
-        (asked,) = json.loads(row["meta"])["expressions"]
+        asked, *more = json.loads(row["meta"] or "{}").get("expressions") or [None]
+        if row["task"] not in ("gres", "res") or asked is None or more:
+            others += 1
+            continue
         words = ", ".join(mask["words"] for mask in row["masks"])
         found = f"It fits {words}." if words else "No shape fits it."
         reply = f"<COT> I look for {asked}. {found} </COT>" if number % _NONE_EVERY else "I cannot tell."
         lines.append(json.dumps({"sample_id": row["sample_id"], "reply": reply}) + "\n")
+    if others:
+        log.warning("%d chats of %s are not one referring question, and have no reply", others, chats)
+    if not lines:
+        raise DataError(f"{chats} has no chat of one referring question.", reason="expression")
     storage.write_bytes(file, "".join(lines).encode())
     return len(lines)
 

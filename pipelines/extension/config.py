@@ -1,5 +1,6 @@
 """Options of ``jobs/extend_mllm.py``, and its presets."""
 
+import dataclasses
 from typing import Literal
 
 import tyro
@@ -90,30 +91,26 @@ class ExtendMllmConfig(RunConfig):
             )
 
 
+_TOUR = ExtendMllmConfig(
+    tiny="qwen2_5_vl",
+    vision="tiny",
+    rows="codebooks",
+    chats="runs/tour/chats-train",
+    numbers=TinyConfig(num_layers=3),
+    tokenizer="tour",
+    out="runs/tour/untrained",
+)
+
 PRESETS: dict[str, ExtendMllmConfig] = {
     # The tiny model that learns shapes with the shipped tokenizer; seconds, 1.4 MB.
     "smoke": ExtendMllmConfig(
         tiny="qwen2_5_vl", vision="tiny", rows="codebooks", tokenizer="tiny", out="runs/mllm"
     ),
     # The same, whose text tokenizer knows the sentences of `make tour`.
-    "tour": ExtendMllmConfig(
-        tiny="qwen2_5_vl",
-        vision="tiny",
-        rows="codebooks",
-        chats="runs/tour/chats-train",
-        numbers=TinyConfig(num_layers=3),
-        tokenizer="tour",
-        out="runs/tour/untrained",
-    ),
+    "tour": _TOUR,
     # The same for the sentences of `make tour-tasks`.
-    "tour-tasks": ExtendMllmConfig(
-        tiny="qwen2_5_vl",
-        vision="tiny",
-        rows="codebooks",
-        chats="runs/tour-tasks/chats-train",
-        numbers=TinyConfig(num_layers=3),
-        tokenizer="tour",
-        out="runs/tour-tasks/untrained",
+    "tour-tasks": dataclasses.replace(
+        _TOUR, chats="runs/tour-tasks/chats-train", out="runs/tour-tasks/untrained"
     ),
     # Appendix B of the paper: 256 x 2 words, rows drawn from mean and variance of the old ones. Image sizes
     # are EasyR1's (min_pixels and max_pixels of its config), on which the authors' rewards run: at most 5,350

@@ -30,7 +30,7 @@ from samtok.metrics.referring import MODES, Mode
 from samtok.metrics.text_masks import Reading
 from samtok.metrics.text_similarity import load_bert
 
-CODE_VERSION = 5
+CODE_VERSION = 6
 """Raised with every change of the code that changes answers or scores (test_fingerprints.py)."""
 
 METRICS = "metrics.json"
@@ -184,12 +184,8 @@ def readings_of(config: EvaluateMllmConfig, asked: Asked, num_levels: int) -> di
         found["strict"] = Reading.of("strict", several=True)
     found["strict"] = dataclasses.replace(found["strict"], malformed=config.broken_words)
     has_stuff = config.benchmark != "psg" or bool(PsgVocabulary.read(config.psg_vocabulary).stuff)
-    official = num_levels == 2 and has_stuff
-    return (
-        found
-        if official and "official" in BENCHMARKS[config.benchmark].modes
-        else {"strict": found["strict"]}
-    )
+    official = "official" in benchmark.modes and num_levels == 2 and has_stuff
+    return found if official else {"strict": found["strict"]}
 
 
 def _fingerprint(

@@ -66,9 +66,7 @@ ANSWER_ROW = pa.schema(
         pa.field("height", pa.int32(), nullable=False),
         pa.field("width", pa.int32(), nullable=False),
         pa.field("question", pa.string(), nullable=False),
-        pa.field(
-            "asked_rle", pa.string()
-        ),  # union of the masks that the question names; null if it names none
+        pa.field("asked_rle", pa.string()),  # union of the masks that the question names; null without any
         pa.field("asked_box_xyxy", pa.list_(pa.int32())),  # far side included
         pa.field("about", pa.string()),  # JSON of what scores need besides, from the dataset
         pa.field("key", pa.string(), nullable=False),  # image id and phrase, for the keyed mean of RES
@@ -176,8 +174,9 @@ def _truth(row: Mapping[str, Any], place: int, keeps_masks: bool) -> dict[str, A
             f"{where} names the mask {missing[0]!r}, which it does not have", reason="missing_mask"
         )
     named = [known[mask_id] for mask_id in dict.fromkeys(message["mask_ids"])]
-    asked = [known[mask_id] for mask_id in dict.fromkeys(row["messages"][place - 1]["mask_ids"])]
-    homes = sorted({mask["image"] for mask in named or asked}) or [0]
+    asked_ids = dict.fromkeys(row["messages"][place - 1]["mask_ids"])
+    asked = [known[mask_id] for mask_id in asked_ids if mask_id in known]
+    homes = sorted({mask["image"] for mask in named})
     if len(homes) > 1:
         raise DataError(f"{where} names masks of several images in one answer", reason="several_images")
     if any(mask["rle"] is None for mask in named):
@@ -188,7 +187,8 @@ def _truth(row: Mapping[str, Any], place: int, keeps_masks: bool) -> dict[str, A
         )
     if not row["images"]:
         raise DataError(f"{where} has no image. Choose --tasks whose chats have one.", reason="no_image")
-    image = dict(row["images"][homes[0]])
+    home = next((mask["image"] for mask in named or asked), 0)
+    image = dict(row["images"][home])
     size = {"height": image["height"], "width": image["width"]}
     return {
         "image": image,
@@ -196,7 +196,7 @@ def _truth(row: Mapping[str, Any], place: int, keeps_masks: bool) -> dict[str, A
         "truth_codes": [list(known[mask_id]["codes"]) for mask_id in message["mask_ids"]],
         "truth_masks": [_true_mask(known[one]) for one in message["mask_ids"]] if keeps_masks else [],
         "truth_rle": masks.union([mask["rle"] for mask in named], **size) if named else None,
-        "asked_rle": _asked(asked, homes[0], size),
+        "asked_rle": _asked(asked, home, size),
     }
 
 

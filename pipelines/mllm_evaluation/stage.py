@@ -159,9 +159,10 @@ class AnswerQuestions:
         messages = body["messages"]
         try:
             seen = [self._image(one, group.known) for one in body["images"]]
-            if self.config.zoom_below is not None and body["asked_rle"] is not None:
+            below, asked = self.config.zoom_below, body["asked_rle"]
+            if below is not None and asked is not None:
                 whole = self._image(group.row["image"], group.known)
-                messages, seen = self._zoomed(messages, seen, whole, body["asked_rle"])
+                messages, seen = self._zoomed(messages, seen, whole, asked, below)
             turns = turns_of({"messages": ask_to_think(messages) if self.asked.thinking else messages})
             encoded = self.adapter.encode_prompt(turns, seen)
             question.prompt = asked_of(self.engine, encoded, turns, seen)
@@ -169,12 +170,16 @@ class AnswerQuestions:
             rejects.append(_refused(group, question, error))
 
     def _zoomed(
-        self, messages: Sequence[Mapping[str, Any]], seen: list[np.ndarray], whole: np.ndarray, rle: str
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        seen: list[np.ndarray],
+        whole: np.ndarray,
+        rle: str,
+        below: float,
     ) -> tuple[list[Mapping[str, Any]], list[np.ndarray]]:
         """Adds the region that is asked about to the question, cut out of the whole image, if it is small."""
         height, width = whole.shape[:2]
-        mask, below = masks.decode(rle, height=height, width=width), self.config.zoom_below
-        found = None if below is None else zoom.cut_out(whole, mask, below=below)
+        found = zoom.cut_out(whole, masks.decode(rle, height=height, width=width), below=below)
         if found is None:
             return list(messages), seen
         (codes,) = self.tokenizer.encode(found.image, [found.mask])

@@ -251,3 +251,14 @@ def test_a_small_region_is_shown_a_second_time_with_its_word_there(world):
     assert set(small) == {True, False}
     with pytest.raises(ConfigError, match=r"--zoom-below is for --benchmark dlc"):
         config_of(world, benchmark="gres", zoom_below=0.3)
+
+
+def test_a_question_may_name_masks_of_several_images_and_some_that_its_row_lacks(world):
+    (row,) = marked(world)[:1]
+    images = [*row["images"], *row["images"]]
+    masks_of_two = [row["masks"][0], {**row["masks"][1], "image": 1}]
+    question = {**row["messages"][0], "mask_ids": ["red", "green", "gone"]}
+    chat = {**row, "images": images, "masks": masks_of_two, "messages": [question, row["messages"][1]]}
+    (item,) = inputs_of([chat], tasks=["region_caption"], turns="last")
+    (found,) = json.loads(item.payload)["questions"]
+    assert found["asked_rle"] == row["masks"][0]["rle"]
