@@ -168,7 +168,7 @@ def groundingsuite() -> dict[str, Row]:
 
 
 def mdvp() -> dict[str, Row]:
-    more = {"tags": ["shapes"], "payload": {"question": "What is in the marked region?"}}
+    more = {"tags": ["natural"], "payload": {"question": "What is in the marked region?"}}
     return {f"shapes/images/{name_of(scene)}": captioned(scene, **more) for scene in SCENES}
 
 

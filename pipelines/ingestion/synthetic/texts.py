@@ -102,7 +102,7 @@ def mdvp_files(config: ShapesConfig) -> int:
                 {
                     "image_path": f"{folder}/{common.image_name(scene, config)}",
                     "mask_rle": common.rle(shape),
-                    "dataset_name": "shapes",
+                    "dataset_name": "natural",  # one of the kinds that the benchmark has numbers of
                     "question": "What is in the marked region?",
                     "caption": description(shape),
                 }
